@@ -1,0 +1,62 @@
+# `make help` lists the commands. Everything lives in .venv and target; nothing else is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One cargo profile for all tests (see Cargo.toml), so that the dependencies are compiled once.
+PROFILE := fast
+MODELS := target/test-models
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python check format lint stubs check-cuda develop models clean
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: ## Build tallow with DSPy, fetch the small model, run examples/quickstart.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[dspy]"
+	$(BIN)/python examples/quickstart.py
+
+# The tools and the test dependencies, pinned to what CI runs.
+$(VENV)/.ready: scripts/requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r scripts/requirements-dev.txt
+	touch $@
+
+develop: $(VENV)/.ready ## Build the module into .venv, quickly
+	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --quiet --profile $(PROFILE)
+
+models: develop ## Fetch the two small models that the tests use (once, into the cache)
+	$(BIN)/python scripts/test_models.py $(MODELS)
+
+test: test-rust test-python ## All tests, in Rust and in Python
+
+test-rust: models
+	TALLOW_TEST_MODELS=$(abspath $(MODELS)) cargo test --profile $(PROFILE) --quiet
+
+test-python: models
+	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python -m pytest
+
+check: format lint stubs check-cuda test ## What CI runs
+
+format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff format`)
+	cargo fmt --check
+	$(BIN)/ruff format --check python tests/python examples scripts
+
+lint: $(VENV)/.ready ## Clippy without warnings, with and without Python; ruff
+	cargo clippy --profile $(PROFILE) --quiet --all-targets -- -D warnings
+	cargo clippy --profile $(PROFILE) --quiet --features python -- -D warnings
+	cargo clippy --profile $(PROFILE) --quiet --no-default-features -- -D warnings
+	$(BIN)/ruff check python tests/python examples scripts
+
+stubs: develop ## The type stubs against the built module
+	$(BIN)/python -m mypy.stubtest tallow._core --ignore-disjoint-bases
+	$(BIN)/python -m mypy python/tallow
+
+check-cuda: ## Type-check the CUDA build with a stand-in compiler
+	PATH=$(abspath scripts/stub-cuda):$$PATH CUDA_COMPUTE_CAP=80 CUDA_HOME=$(abspath target/stub-cuda) \
+		cargo check --profile $(PROFILE) --quiet --features cuda
+
+clean: ## Remove what was built
+	rm -rf target $(VENV)

@@ -1,0 +1,350 @@
+#!/usr/bin/env python3
+"""Make the family goldens: tiny random checkpoints and the logits transformers computes from them.
+
+Each row of VARIANTS becomes one folder `tests/golden/families/<name>/`:
+
+    config.json                 as published checkpoints spell it ("classic"), or as transformers 5 writes it ("v5")
+    model.safetensors           seeded random weights (one variant: two shards and an index)
+    reference.safetensors       tokens (I64 [n]), logits (F32 [n, vocab]); most also tokens_1, logits_1 (a shorter prompt)
+    meta.json                   name, family, context_length to load with (or null), what the variant tests
+
+The logits are float32, eager attention, one forward over the whole prompt. Every rewritten config is loaded back from
+disk with transformers and must give the same logits. `bite` in meta.json says how far the logits move when the feature
+under test is switched off: a reader that ignores it cannot pass.
+
+Made with Python 3.11, torch 2.8.0, transformers 5.23.0, safetensors 0.8.0.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT, SHORT = 40, 13
+BASE = dict(
+    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+)  # fmt: skip
+CLASSES = {
+    "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi": "Phi",
+    "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "gemma3": "Gemma3",
+}  # fmt: skip
+
+
+def rope(kind="default", theta=10000.0, **fields):
+    """The transformers 5 spelling of one RoPE setting."""
+    return dict(rope_type=kind, rope_theta=theta, **fields)
+
+
+LLAMA3 = rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)  # fmt: skip
+YARN = rope("yarn", 1000000.0, factor=4.0, original_max_position_embeddings=32)
+SHORT_FACTOR = [1.0, 1.1, 1.25, 1.4, 1.6, 1.9, 2.3, 2.8]
+LONG_FACTOR = [1.2, 1.7, 2.5, 3.6, 5.1, 7.0, 9.5, 13.0]
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+def longrope(original, dims=8):
+    """Phi-3 LongRope; `original` decides, against the prompt's length, which list is in force."""
+    return rope("longrope", short_factor=SHORT_FACTOR[:dims], long_factor=LONG_FACTOR[:dims],
+                original_max_position_embeddings=original)  # fmt: skip
+
+
+def gemma3_rope(**scaling):
+    """Gemma 3's two bases: one for the global layers (perhaps scaled), one for the local ones."""
+    kind = "linear" if scaling else "default"
+    return {GLOBAL: rope(kind, 1000000.0, **scaling), LOCAL: rope()}
+
+
+def variant(name, family, config, without=None, *, spelling="classic", patch=None, context_length=None, short=True,
+            dtype="float32", shards=1, rope_key="rope_type", gguf=None, notes=""):  # fmt: skip
+    """One row. `without`: the config fields that switch the tested feature off; `patch`: last edits of config.json;
+    `gguf`: the GGUF architecture that carries it, or None."""
+    return dict(locals())
+
+
+# The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
+HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
+VISION = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4)
+HEAD24 = dict(HEAD16, head_dim=24, intermediate_size=32)
+SIX = dict(num_hidden_layers=6, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+
+VARIANTS = [
+    variant("llama-mha", "llama", dict(num_key_value_heads=4), dict(rope_parameters=rope(theta=100.0)), gguf="llama",
+            notes="as many key heads as query heads, untied head"),
+    variant("llama-gqa-tied", "llama", dict(tie_word_embeddings=True, num_key_value_heads=1, rms_norm_eps=1e-5,
+            rope_parameters=rope(theta=100000.0)), dict(rope_parameters=rope()), gguf="llama",
+            notes="four query heads share one key head, tied embeddings, base 100000 (as SmolLM2)"),
+    variant("llama-llama3", "llama", dict(HEAD16, rope_parameters=LLAMA3),
+            dict(rope_parameters=rope(theta=500000.0)), gguf="llama",
+            notes="llama3 scaling: kept, smoothed and divided frequencies all occur"),
+    variant("llama-linear", "llama", dict(HEAD16, rope_parameters=rope("linear", factor=4.0)),
+            dict(rope_parameters=rope()), rope_key="type", gguf="llama",
+            notes="linear scaling in the oldest spelling, rope_scaling.type"),
+    variant("llama-dynamic", "llama", dict(HEAD16, max_position_embeddings=16, intermediate_size=32,
+            rope_parameters=rope("dynamic", factor=4.0)), dict(rope_parameters=rope()), rope_key="type",
+            context_length=PROMPT, short=False,
+            notes="dynamic NTK: the base for a sequence of context_length tokens, longer than max_position_embeddings"),
+    variant("llama-head20", "llama", dict(head_dim=20, intermediate_size=32), dict(rope_parameters=rope(theta=100.0)),
+            gguf="llama", notes="head_dim 20 is not hidden_size / num_attention_heads; o_proj has 80 columns"),
+    variant("llama-bias", "llama", dict(attention_bias=True, mlp_bias=True, num_key_value_heads=1),
+            dict(attention_bias=False, mlp_bias=False), spelling="v5", gguf="llama",
+            notes="biases in every projection; GGUF permutes the q and k biases too"),
+    variant("llama-vocab96", "llama", dict(vocab_size=96, intermediate_size=32, max_position_embeddings=64),
+            dict(rope_parameters=rope(theta=100.0)), spelling="v5", shards=2, gguf="llama",
+            notes="two shards and an index"),
+    variant("smollm3-nope4", "smollm3", dict(HEAD16, num_hidden_layers=5, intermediate_size=32,
+            tie_word_embeddings=True, rope_parameters=rope(theta=2000000.0)), dict(no_rope_layers=[1] * 5),
+            gguf="smollm3", notes="every fourth layer has no RoPE; tied"),
+    variant("smollm3-nope2", "smollm3", dict(HEAD16, num_hidden_layers=3, intermediate_size=32, no_rope_layer_interval=2,
+            tie_word_embeddings=False, rope_parameters=rope(theta=50000.0)), dict(no_rope_layers=[1] * 3),
+            patch=dict(no_rope_layers=None),
+            notes="config.json has only no_rope_layer_interval = 2; the list has to be derived"),
+    variant("mistral-window", "mistral", dict(HEAD16, sliding_window=8, num_hidden_layers=3, head_dim=24,
+            intermediate_size=32),
+            dict(sliding_window=None), gguf="llama",
+            notes="own head_dim; a token sees itself and the 7 before it. llama.cpp ignores this window"),
+    variant("mistral-plain", "mistral", dict(head_dim=12, sliding_window=None, num_key_value_heads=1,
+            rope_parameters=rope(theta=1000000.0)), dict(rope_parameters=rope()), gguf="llama", dtype="float16",
+            notes="no window, float16 weights, reference in float32 from the rounded weights"),
+    variant("qwen2-tied", "qwen2", dict(tie_word_embeddings=True, rope_parameters=rope(theta=1000000.0)),
+            dict(rope_parameters=rope()), patch=dict(sliding_window=8, use_sliding_window=False, max_window_layers=1),
+            gguf="qwen2", notes="q/k/v bias, tied; config.json names a sliding_window that use_sliding_window turns off"),
+    variant("qwen2-yarn", "qwen2", dict(HEAD16, rope_parameters=YARN), dict(rope_parameters=rope(theta=1000000.0)),
+            rope_key="type", gguf="qwen2", notes="YaRN with its attention factor, rope_scaling.type as Qwen2.5 has it"),
+    variant("qwen2-mixed", "qwen2", dict(num_hidden_layers=3, intermediate_size=32, use_sliding_window=True,
+            sliding_window=8, max_window_layers=1), dict(use_sliding_window=False),
+            notes="layer 0 sees everything, layers 1 and 2 (index >= max_window_layers) a window of 8"),
+    variant("qwen2-bf16", "qwen2", dict(num_key_value_heads=1), dict(rope_parameters=rope(theta=100.0)),
+            dtype="bfloat16", spelling="v5", gguf="qwen2",
+            notes="bfloat16 weights, reference in float32 from the rounded weights"),
+    variant("qwen3-tied", "qwen3", dict(head_dim=16, num_key_value_heads=1, tie_word_embeddings=True,
+            rope_parameters=rope(theta=1000000.0)), dict(rope_parameters=rope()), gguf="qwen3",
+            notes="own head_dim, per-head q/k norm, tied"),
+    variant("qwen3-yarn", "qwen3", dict(head_dim=16, num_attention_heads=2, num_key_value_heads=2,
+            rope_parameters=dict(YARN, beta_fast=16.0, beta_slow=2.0)), dict(rope_parameters=rope(theta=1000000.0)),
+            spelling="v5", notes="YaRN with its own beta_fast and beta_slow, untied", gguf="qwen3"),
+    variant("phi-parallel", "phi", dict(num_key_value_heads=4, partial_rotary_factor=0.5), dict(partial_rotary_factor=1.0),
+            gguf="phi2", notes="Phi-2: parallel block, LayerNorm and linear biases everywhere, half of each head rotated"),
+    variant("phi-qk-norm", "phi", dict(HEAD16, qk_layernorm=True, partial_rotary_factor=0.25),
+            dict(qk_layernorm=False), notes="LayerNorm with bias on q and k, grouped heads, a quarter of each head rotated"),
+    variant("phi3-window", "phi3", dict(num_key_value_heads=4, sliding_window=9, intermediate_size=32), dict(sliding_window=None),
+            gguf="phi3", notes="fused qkv and gate_up; window of 9. llama.cpp ignores this window"),
+    variant("phi3-partial", "phi3", dict(HEAD16, tie_word_embeddings=True, partial_rotary_factor=0.75),
+            dict(partial_rotary_factor=1.0), gguf="phi3",
+            notes="three quarters of each head rotated, grouped heads, tied (as Phi-4-mini)"),
+    variant("phi3-longrope-short", "phi3", dict(HEAD16, max_position_embeddings=1024,
+            original_max_position_embeddings=256, rope_parameters=longrope(256)), dict(rope_parameters=rope()),
+            rope_key="type", context_length=256, gguf="phi3",
+            notes="LongRope, short factors: the context does not pass original_max_position_embeddings"),
+    variant("phi3-longrope-long", "phi3", dict(HEAD16, max_position_embeddings=64,
+            original_max_position_embeddings=16, rope_parameters=longrope(16)), dict(rope_parameters=rope()),
+            rope_key="type", context_length=PROMPT, short=False, gguf="phi3",
+            notes="LongRope, long factors: context_length is above original_max_position_embeddings"),
+    variant("phi3-longrope-partial", "phi3", dict(HEAD16, max_position_embeddings=64, partial_rotary_factor=0.75,
+            original_max_position_embeddings=16, tie_word_embeddings=True, rope_parameters=longrope(16, 6)),
+            dict(rope_parameters=rope()), spelling="v5", context_length=PROMPT, short=False, gguf="phi3",
+            notes="LongRope, long factors on three quarters of each head"),
+    variant("gemma-mqa", "gemma", dict(head_dim=16, num_key_value_heads=1), dict(rope_parameters=rope(theta=100.0)),
+            patch=dict(hidden_act="gelu"), gguf="gemma",
+            notes="embeddings times sqrt(hidden), (1 + w) norms, one key head; hidden_act says gelu and means the tanh form"),
+    variant("gemma2-caps", "gemma2", dict(HEAD24, num_hidden_layers=3, query_pre_attn_scalar=24, sliding_window=8,
+            attn_logit_softcapping=5.0, final_logit_softcapping=12.0),
+            dict(attn_logit_softcapping=None, final_logit_softcapping=None), gguf="gemma2",
+            notes="soft-caps, four norms, even layers a window of 8"),
+    variant("gemma2-scalar", "gemma2", dict(HEAD24, num_hidden_layers=4,
+            query_pre_attn_scalar=6, sliding_window=6, attn_logit_softcapping=9.0, final_logit_softcapping=None),
+            dict(query_pre_attn_scalar=24), spelling="v5",
+            notes="query_pre_attn_scalar is not head_dim; no final cap"),
+    variant("gemma3-classic", "gemma3_text", dict(SIX, query_pre_attn_scalar=16, sliding_window=8,
+            sliding_window_pattern=6, rope_parameters=gemma3_rope()), dict(layer_types=[GLOBAL] * 6),
+            patch=dict(sliding_window_pattern=6), gguf="gemma3",
+            notes="q/k norm, four norms, five local layers (window 8, rope_local_base_freq) and a global one"),
+    variant("gemma3-linear", "gemma3_text", dict(SIX, query_pre_attn_scalar=16, sliding_window=8,
+            sliding_window_pattern=6, rope_parameters=gemma3_rope(factor=8.0)), dict(rope_parameters=gemma3_rope()),
+            patch=dict(sliding_window_pattern=6), gguf="gemma3",
+            notes="linear RoPE scaling by 8 on the global layer only (as the 4B)"),
+    variant("gemma3-layers", "gemma3_text", dict(HEAD24, num_hidden_layers=4,
+            query_pre_attn_scalar=8, sliding_window=6, rope_parameters=gemma3_rope(factor=4.0),
+            layer_types=[LOCAL, GLOBAL, LOCAL, GLOBAL]),
+            dict(layer_types=[GLOBAL] * 4), spelling="v5",
+            notes="layer_types and rope_parameters per layer type; query_pre_attn_scalar is not head_dim"),
+    variant("gemma3-nested", "gemma3", dict(SIX, query_pre_attn_scalar=16, sliding_window=8,
+            max_position_embeddings=131072, rope_parameters=gemma3_rope(factor=8.0)),
+            dict(rope_parameters=gemma3_rope()), short=False,
+            notes="the multi-modal model as published: text_config names only what is not a default, tensors lie under "
+                  "language_model., a vision tower is there to be ignored"),
+]  # fmt: skip
+
+
+def build(row):
+    """The variant's real model in float32, seeded by its name, its weights exact in the row's dtype."""
+    config = make_config(row, row["config"])
+    torch.manual_seed(zlib.crc32(row["name"].encode()))
+    task = "ForConditionalGeneration" if row["family"] == "gemma3" else "ForCausalLM"
+    model = getattr(transformers, CLASSES[row["family"]] + task)(config).eval()
+    for name, parameter in model.named_parameters():
+        weight = initial(name, parameter.shape, row["family"])
+        parameter.data = weight.to(getattr(torch, row["dtype"])).float()
+    model.tie_weights()
+    return model
+
+
+def make_config(row, fields):
+    """The family's config class over BASE and `fields`, with eager attention."""
+    fields = copy.deepcopy({**BASE, **fields})
+    if row["family"] == "gemma3":
+        fields = dict(text_config=fields, vision_config=VISION, mm_tokens_per_image=1, image_token_index=63,
+                      boi_token_index=61, eoi_token_index=62)  # fmt: skip
+    kind = "Gemma3Text" if row["family"] == "gemma3_text" else CLASSES[row["family"]]
+    return getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
+
+
+def initial(name, shape, family):
+    """Weights large enough that a mistake anywhere moves the logits."""
+    noise = torch.randn(shape)
+    if "norm" in name and name.endswith("weight"):
+        return 0.2 * noise if family.startswith("gemma") else 1 + 0.2 * noise
+    if name.endswith("bias"):
+        return 0.3 * noise
+    return (0.6 if "embed" in name or "lm_head" in name else 0.3) * noise
+
+
+@torch.no_grad()
+def logits(model, tokens):
+    """Float32 logits of the whole prompt in one forward."""
+    return model(input_ids=tokens[None], use_cache=False).logits[0].float().contiguous()
+
+
+def prompt(row, length, salt):
+    """`length` seeded token ids."""
+    torch.manual_seed(zlib.crc32((row["name"] + salt).encode()))
+    images = 4 if row["family"] == "gemma3" else 0
+    return torch.randint(3, {**BASE, **row["config"]}["vocab_size"] - images, (length,))
+
+
+def bite(row, model, tokens, right):
+    """How far the logits move when the feature under test is off (the same weights)."""
+    config = make_config(row, {**row["config"], **(row["without"] or {})})
+    plain = type(model)(config).eval()
+    state = model.state_dict()
+    plain.load_state_dict({k: v for k, v in state.items() if k in plain.state_dict()}, strict=True)
+    return (logits(plain, tokens) - right).abs().max().item()
+
+
+def classic(config, row):
+    """Respell a transformers 5 config.json the way published checkpoints have it."""
+    config = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types", "dtype")} | classic_rope(
+        copy.deepcopy(config["rope_parameters"]), row["rope_key"]
+    )
+    config.pop("_sliding_window_pattern", None)
+    config["torch_dtype"] = row["dtype"]
+    config["transformers_version"] = "4.51.0"
+    for key, value in (row["patch"] or {}).items():
+        config[key] = value
+        if value is None:
+            del config[key]
+    return dict(sorted(config.items()))
+
+
+def nested(config, row):
+    """A multi-modal config.json whose text_config, as published, leaves out what the class knows."""
+    known = transformers.Gemma3TextConfig().to_dict() | dict(rope_theta=1000000.0, rope_local_base_freq=10000.0)
+    kept = ("model_type", "torch_dtype")
+    text = {k: v for k, v in classic(config["text_config"], row).items() if k in kept or k not in known or v != known[k]}
+    del text["transformers_version"]
+    return {k: v for k, v in config.items() if k != "dtype"} | dict(text_config=text, transformers_version="4.51.0")
+
+
+def classic_rope(rope_parameters, key):
+    """rope_theta, rope_scaling, partial_rotary_factor and, for Gemma 3, rope_local_base_freq."""
+    fields = {}
+    if LOCAL in rope_parameters:
+        fields["rope_local_base_freq"] = rope_parameters[LOCAL]["rope_theta"]
+        rope_parameters = rope_parameters[GLOBAL]
+    fields["rope_theta"] = rope_parameters.pop("rope_theta")
+    if "partial_rotary_factor" in rope_parameters:
+        fields["partial_rotary_factor"] = rope_parameters.pop("partial_rotary_factor")
+    kind = rope_parameters.pop("rope_type")
+    rope_parameters.pop("type", None)
+    if kind == "longrope":
+        fields["original_max_position_embeddings"] = rope_parameters.pop("original_max_position_embeddings")
+    fields["rope_scaling"] = None if kind == "default" else {key: kind, **rope_parameters}
+    return fields
+
+
+def save(row, model, folder):
+    """Weights and config.json, the latter in the row's spelling."""
+    size = "45KB" if row["shards"] > 1 else "1GB"
+    copy.deepcopy(model).to(getattr(torch, row["dtype"])).save_pretrained(folder, max_shard_size=size)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    path = folder / "config.json"
+    text = json.loads(path.read_text())
+    if row["spelling"] == "classic":
+        text = (nested if row["family"] == "gemma3" else classic)(text, row)
+    path.write_text(json.dumps(text, indent=2) + "\n")
+    shards = len(list(folder.glob("*.safetensors")))
+    assert shards == row["shards"], f"{row['name']}: {shards} shards"
+
+
+def load(folder, model):
+    """Read the folder back as transformers reads any checkpoint, in float32."""
+    return type(model).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def make(row, out):
+    """One folder; returns its line for the report."""
+    folder = out / row["name"]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = build(row)
+    save(row, model, folder)
+    prompts = [prompt(row, PROMPT, "")] + ([prompt(row, SHORT, "short")] if row["short"] else [])
+    tensors, back, worst = {}, load(folder, model), 0.0
+    for i, tokens in enumerate(prompts):
+        suffix = f"_{i}" if i else ""
+        tensors["tokens" + suffix] = tokens
+        tensors["logits" + suffix] = logits(model, tokens)
+        worst = max(worst, (logits(back, tokens) - tensors["logits" + suffix]).abs().max().item())
+    assert worst == 0.0, f"{row['name']}: the folder read back differs by {worst}"
+    moved = bite(row, model, prompts[0], tensors["logits"])
+    assert moved > 0.05, f"{row['name']}: the feature moves the logits by {moved} only"
+    save_file(tensors, folder / "reference.safetensors")
+    write_meta(row, folder, moved)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    spread = tensors["logits"].std().item()
+    weights = sum(p.stat().st_size for p in folder.glob("model*.safetensors")) // 1024
+    return f"{row['name']:24} weights {weights:4} KB, logits sd {spread:5.2f}, without the feature {moved:6.2f}"
+
+
+def write_meta(row, folder, moved):
+    """What a test has to know that the checkpoint does not say."""
+    meta = {k: row[k] for k in ("name", "family", "spelling", "dtype", "context_length", "notes")}
+    meta |= dict(gguf_architecture=row["gguf"], switched_off=row["without"], bite=round(moved, 4))
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "tests/golden/families")
+    parser.add_argument("--only", nargs="*", help="names of variants (default: all)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for row in VARIANTS:
+        if not args.only or row["name"] in args.only:
+            print(make(row, args.out), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

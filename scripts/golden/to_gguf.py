@@ -1,0 +1,271 @@
+#!/usr/bin/env python3
+"""Write the family goldens as GGUF too, in llama.cpp's conventions: `tests/golden/families/<name>/model.gguf`.
+
+Reads the checkpoints that families.py left and writes every variant whose meta.json names a GGUF architecture. The
+metadata keys are those llama.cpp's own converter writes for the family, including the ones it leaves out. The
+tokenizer block is a stand-in: byte-level BPE over single characters with one merge.
+
+With --verify, llama.cpp reads each file back (float32 KV cache) and its logits are compared with transformers'; the
+greatest differences go to `llamacpp.json` beside the folders.
+
+Made with Python 3.11, gguf 0.19.0, numpy 2.4.6, torch 2.8.0, transformers 5.23.0, llama-cpp-python 0.3.36.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+# The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
+PERMUTED = ("llama", "smollm3")
+# llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
+IGNORED_WINDOW = ("mistral-window", "phi3-window")
+STOP_WORDS = "<unk> <s> </s>".split()
+
+
+def rope_of(config):
+    """The (global) RoPE settings of a config that transformers has read."""
+    return config.rope_parameters.get(GLOBAL, config.rope_parameters)
+
+
+def head_dim(config):
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def write_shape(w, config, arch):
+    """Sizes; every architecture has them."""
+    w.add_context_length(config.max_position_embeddings)
+    w.add_embedding_length(config.hidden_size)
+    w.add_block_count(config.num_hidden_layers)
+    w.add_feed_forward_length(config.intermediate_size)
+    w.add_head_count(config.num_attention_heads)
+    w.add_head_count_kv(config.num_key_value_heads)
+    if arch == "phi2":
+        w.add_layer_norm_eps(config.layer_norm_eps)
+    else:
+        w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if getattr(config, "head_dim", None):
+        w.add_key_length(config.head_dim)
+        w.add_value_length(config.head_dim)
+
+
+def write_rope(w, config, arch):
+    """RoPE keys. Phi-2, Gemma 1 and Gemma 2 files name no base, Phi-3 files no scaling type."""
+    rope = rope_of(config)
+    rotated = int(head_dim(config) * rope.get("partial_rotary_factor", 1.0))
+    if arch in ("llama", "smollm3", "phi2", "phi3"):
+        w.add_rope_dimension_count(rotated)
+    if arch not in ("phi2", "gemma", "gemma2"):
+        w.add_rope_freq_base(rope["rope_theta"])
+    if arch == "phi3":
+        write_longrope(w, config, rope)
+    elif rope["rope_type"] == "linear":
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        w.add_rope_scaling_factor(rope["factor"])
+    elif rope["rope_type"] == "yarn":
+        write_yarn(w, rope)
+
+
+def write_yarn(w, rope):
+    w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    w.add_rope_scaling_factor(rope["factor"])
+    w.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if "beta_fast" in rope:
+        w.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    if "beta_slow" in rope:
+        w.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+
+
+def write_longrope(w, config, rope):
+    original = config.original_max_position_embeddings
+    w.add_rope_scaling_orig_ctx_len(original)
+    if rope["rope_type"] == "longrope":
+        scale = config.max_position_embeddings / original
+        w.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0)
+
+
+def write_rest(w, config, arch, name):
+    """Windows and soft-caps. A Phi-3 file without a window says 0; older Gemma 3 files name no local base."""
+    if arch == "phi3":
+        w.add_sliding_window(config.sliding_window or 0)
+    if arch in ("gemma2", "gemma3"):
+        w.add_sliding_window(config.sliding_window)
+    if arch == "gemma2":
+        w.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        w.add_final_logit_softcapping(config.final_logit_softcapping)
+    if arch == "gemma3" and name != "gemma3-classic":
+        w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
+    if arch == "llama":
+        w.add_vocab_size(config.vocab_size)
+
+
+def write_tokenizer(w, config):
+    """A stand-in that llama.cpp accepts: characters, one merge."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*STOP_WORDS, "\u010a", "\u0120", "ab", *letters, *letters.upper(), *"0123456789.,:;!?()[]{}<>+-*/=_'\"#$%&@|~"]
+    tokens = tokens[: config.vocab_size]
+    kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.NORMAL] * (len(tokens) - 3)]
+    assert len(tokens) == config.vocab_size == len(set(tokens))
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("gpt-2")
+    w.add_token_list(tokens)
+    w.add_token_types(kinds)
+    w.add_token_merges(["a b"])
+    w.add_unk_token_id(0)
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    w.add_add_bos_token(False)
+
+
+def interleave(weight, heads):
+    """Rows of each head from halves (0..h/2, h/2..h) to neighbouring pairs."""
+    rows = weight.shape[0]
+    return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_tensors(w, config, arch, folder, widen):
+    """The weights under gguf's names: permuted, shifted and typed as llama.cpp wants them."""
+    names = gguf.get_tensor_name_map(ARCH[arch], config.num_hidden_layers)
+    for name, weight in read_weights(folder).items():
+        if arch in PERMUTED and ".q_proj." in name:
+            weight = interleave(weight, config.num_attention_heads)
+        if arch in PERMUTED and ".k_proj." in name:
+            weight = interleave(weight, config.num_key_value_heads)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            weight = weight.float() + 1
+        weight = weight.float() if widen else weight
+        add(w, names.get_name(name, try_suffixes=(".weight", ".bias")) or fail(name), weight)
+    for name, factors in rope_tensors(config, arch):
+        w.add_tensor(name, np.array(list(factors), dtype=np.float32))
+
+
+def read_weights(folder):
+    weights = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        weights |= load_file(path)
+    return weights
+
+
+def fail(name):
+    raise SystemExit(f"no GGUF name for {name}")
+
+
+def add(w, name, weight):
+    """Matrices keep the checkpoint's type, vectors are float32."""
+    kind = weight.dtype if weight.ndim > 1 else torch.float32
+    if kind == torch.bfloat16:
+        w.add_tensor(name, weight.view(torch.int16).numpy().view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    else:
+        w.add_tensor(name, weight.to(kind).numpy())
+
+
+def rope_tensors(config, arch):
+    """llama3 scaling and LongRope travel as tensors: divisors of the frequencies."""
+    rope = rope_of(config)
+    if rope["rope_type"] == "llama3":
+        yield "rope_freqs.weight", llama3_factors(head_dim(config), rope)
+    if rope["rope_type"] == "longrope":
+        yield "rope_factors_long.weight", rope["long_factor"]
+        yield "rope_factors_short.weight", rope["short_factor"]
+
+
+def llama3_factors(dims, rope):
+    """What each frequency is divided by: 1, the factor, or between."""
+    original, low, high = (rope[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+    for i in range(0, dims, 2):
+        length = 2 * math.pi * rope["rope_theta"] ** (i / dims)
+        kept = (original / length - low) / (high - low)
+        kept = min(max(kept, 0.0), 1.0)
+        yield 1 / ((1 - kept) / rope["factor"] + kept)
+
+
+def convert(folder, arch, path, widen=False):
+    """One GGUF file; `widen` stores every tensor in float32."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    w = gguf.GGUFWriter(path, arch)
+    w.add_type(gguf.GGUFType.MODEL)
+    w.add_name("golden")  # llama.cpp looks for words such as phi-3 here and then expects that tokenizer
+    kind = json.loads((folder / "meta.json").read_text())["dtype"]
+    types = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
+    w.add_file_type(gguf.LlamaFileType[types[kind]])
+    write_shape(w, config, arch)
+    write_rope(w, config, arch)
+    write_rest(w, config, arch, folder.name)
+    write_tokenizer(w, config)
+    write_tensors(w, config, arch, folder, widen)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def llama_logits(path, tokens, context):
+    """llama.cpp's logits for every position of one prompt."""
+    from llama_cpp import Llama
+
+    model = Llama(str(path), n_ctx=context, n_batch=512, logits_all=True, type_k=0, type_v=0, n_threads=1,
+                  flash_attn=False, verbose=False)  # fmt: skip
+    model.eval(tokens.tolist())
+    return np.array(model.scores[: len(tokens)])
+
+
+def verify(folder, arch):
+    """The greatest difference between llama.cpp and transformers, and over how many positions.
+
+    llama.cpp rounds activations to the type of 16-bit weights, so those files get a second figure from a float32 copy."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    result = {"positions": compared(folder, config), "max_difference": difference(folder, folder / "model.gguf")}
+    if str(config.dtype) != "torch.float32":
+        with tempfile.TemporaryDirectory() as scratch:
+            convert(folder, arch, Path(scratch) / "wide.gguf", widen=True)
+            result["max_difference_float32"] = difference(folder, Path(scratch) / "wide.gguf")
+    return result
+
+
+def compared(folder, config):
+    """How many positions can agree."""
+    return config.sliding_window if folder.name in IGNORED_WINDOW else len(load_file(folder / "reference.safetensors")["tokens"])
+
+
+def difference(folder, path):
+    """The greatest difference of the logits over the positions that can agree."""
+    reference = load_file(folder / "reference.safetensors")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    ours = llama_logits(path, reference["tokens"], 256)
+    apart = np.abs(ours - reference["logits"].numpy())[: compared(folder, config)].max().item()
+    return float(f"{apart:.2g}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", type=Path, default=ROOT / "tests/golden/families")
+    parser.add_argument("--verify", action="store_true", help="compare with llama.cpp, write llamacpp.json")
+    parser.add_argument("--only", nargs="*", help="names of variants (default: all)")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    results = {}
+    for folder in sorted(p.parent for p in args.families.glob("*/meta.json")):
+        arch = json.loads((folder / "meta.json").read_text())["gguf_architecture"]
+        if not arch or args.only and folder.name not in args.only:
+            continue
+        convert(folder, arch, folder / "model.gguf")
+        if args.verify:
+            results[folder.name] = verify(folder, arch)
+            print(folder.name, results[folder.name], flush=True)
+    if args.verify and not args.only:
+        (args.families / "llamacpp.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

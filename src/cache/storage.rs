@@ -1,0 +1,139 @@
+//! The tensors that hold keys and values, one pair a layer, in pages.
+//!
+//! [`KvCache`] owns `pages * PAGE` rows a layer; row `page * PAGE + slot` is one position of one sequence.
+//! Who owns which page is decided elsewhere with integers alone; here is only memory. It is written in
+//! place by the kernels, so clones of a cache are the same cache.
+//!
+//! On the CPU the pages come zeroed from the operating system and cost nothing until they are touched.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::step::PAGE;
+
+/// How wide the keys (and the values) of one layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Floats of one position: `kv_heads * head_dim`.
+    pub fn width(self) -> usize {
+        self.kv_heads.saturating_mul(self.head_dim)
+    }
+}
+
+/// Keys and values of all layers. A clone shares the memory.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    layers: Vec<LayerKv>,
+    pages: usize,
+    dtype: DType,
+}
+
+/// One layer: keys and values, each `[pages * PAGE, kv_heads * head_dim]`.
+#[derive(Clone, Debug)]
+pub struct LayerKv {
+    pub shape: KvShape,
+    pub keys: Tensor,
+    pub values: Tensor,
+}
+
+impl KvCache {
+    /// Room for `pages` pages in every layer.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when it cannot be had; the message says how much was asked for.
+    pub fn new(layers: &[KvShape], pages: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let need = Self::bytes_for(layers, pages, dtype);
+        let need = need.ok_or_else(|| too_large(usize::MAX, pages))?;
+        let layers = layers.iter().map(|&shape| {
+            let dims = (pages * PAGE, shape.width());
+            if device.is_cpu() {
+                probe(dims.0 * dims.1 * dtype.size_in_bytes()).ok_or_else(|| too_large(need, pages))?;
+            }
+            let zeros =
+                || Tensor::zeros(dims, dtype, device).map_err(|e| too_large(need, pages).with_source(e));
+            Ok(LayerKv { shape, keys: zeros()?, values: zeros()? })
+        });
+        Ok(KvCache { layers: layers.collect::<Result<_>>()?, pages, dtype })
+    }
+
+    /// Bytes of `pages` pages in all layers; `None` if that is more than can be addressed.
+    pub fn bytes_for(layers: &[KvShape], pages: usize, dtype: DType) -> Option<usize> {
+        let position = layers.iter().try_fold(0usize, |sum, shape| {
+            let width = shape.kv_heads.checked_mul(shape.head_dim)?;
+            sum.checked_add(width.checked_mul(2 * dtype.size_in_bytes())?)
+        })?;
+        position.checked_mul(PAGE)?.checked_mul(pages).filter(|&bytes| bytes <= isize::MAX as usize)
+    }
+
+    /// Pages of each layer.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Bytes of all layers together.
+    pub fn bytes(&self) -> usize {
+        let shapes: Vec<_> = self.layers.iter().map(|layer| layer.shape).collect();
+        Self::bytes_for(&shapes, self.pages, self.dtype).unwrap_or(usize::MAX)
+    }
+
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The tensors of one layer.
+    ///
+    /// # Errors
+    /// `Internal` when there is no such layer.
+    pub fn layer(&self, layer: usize) -> Result<&LayerKv> {
+        let missing =
+            || Error::internal(format!("the KV cache has {} layers, not {layer}", self.layers.len()));
+        self.layers.get(layer).ok_or_else(missing)
+    }
+}
+
+/// Asks whether one allocation of this size is possible: the zeroed allocation itself would abort.
+fn probe(bytes: usize) -> Option<()> {
+    Vec::<u8>::new().try_reserve_exact(bytes).ok()
+}
+
+fn too_large(bytes: usize, pages: usize) -> Error {
+    Error::out_of_memory(format!(
+        "the KV cache of {} positions needs {:.1} GiB, which cannot be had; \
+         load the model with a smaller context_length",
+        pages.saturating_mul(PAGE),
+        bytes as f64 / (1u64 << 30) as f64
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const SHAPES: [KvShape; 2] =
+        [KvShape { kv_heads: 3, head_dim: 64 }, KvShape { kv_heads: 1, head_dim: 256 }];
+
+    #[test]
+    fn size_is_known_and_memory_is_zero() {
+        let cache = KvCache::new(&SHAPES, 5, DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(cache.bytes(), (3 * 64 + 256) * 2 * 4 * PAGE * 5);
+        assert_eq!((cache.pages(), cache.layers()), (5, 2));
+        let layer = cache.layer(1).unwrap();
+        assert_eq!(layer.keys.dims(), [5 * PAGE, 256]);
+        assert_eq!(layer.values.sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+        assert_eq!(cache.layer(2).unwrap_err().kind(), ErrorKind::Internal);
+    }
+
+    #[test]
+    fn an_absurd_size_is_an_error_and_not_an_abort() {
+        for pages in [usize::MAX, usize::MAX / 64, 1 << 50] {
+            let error = KvCache::new(&SHAPES, pages, DType::F32, &Device::Cpu).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{pages}: {error}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The blueprint of a decoder: plain data, read once from `config.json` ([`hf`]) or GGUF metadata ([`gguf`]).
+//!
+//! A family is a way to fill in a [`Config`]; the Decoder reads the Config and has never heard of families.
+//! What a checkpoint's tensors tell by themselves (biases, q/k norms, tied embeddings, fused projections,
+//! a gated MLP, norms after a block) does not stand here: the loader believes the tensors.
+
+pub mod generation;
+pub mod gguf;
+pub mod hf;
+pub mod rope;
+
+use crate::error::{Error, Result};
+pub use rope::{Rope, Scaling};
+
+/// Everything the Decoder must know that its tensors do not tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `model_type` or `general.architecture`, for messages and for the eyes.
+    pub family: String,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width inside the MLP.
+    pub intermediate: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Positions that the model was made for.
+    pub context: usize,
+    pub norm: Norm,
+    pub activation: Activation,
+    pub block: Block,
+    /// What the scores are multiplied by, usually `head_dim^-0.5`.
+    pub attention_scale: f32,
+    /// Scores become `cap * tanh(scores / cap)` (Gemma 2).
+    pub attention_cap: Option<f32>,
+    /// The same for the logits.
+    pub logit_cap: Option<f32>,
+    /// What embeddings are multiplied by (Gemma: `sqrt(hidden)`).
+    pub embed_scale: Option<f32>,
+    /// The rotations in use; layers name them by index.
+    pub ropes: Vec<Rope>,
+    /// One entry a layer.
+    pub layers: Vec<Layer>,
+    /// The head is the embedding even if the checkpoint holds another matrix; without one it always is.
+    pub tied: bool,
+    /// q/k rows come in interleaved pairs (GGUF of the Llama family) and go back to halves at the door.
+    pub interleaved_qk: bool,
+}
+
+/// What may differ from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// A position sees this many positions, itself included; `None`: all before it.
+    pub window: Option<usize>,
+    /// Index into [`Config::ropes`]; `None`: no position encoding in this layer (SmolLM3).
+    pub rope: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    pub kind: NormKind,
+    pub eps: f64,
+    /// Added to the stored weight: 1 for Gemma's safetensors, 0 otherwise (GGUF stores `1 + w` already).
+    pub offset: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    Rms,
+    Layer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// Attention, then the MLP, each on its own normed input (norms after them too where the tensors exist).
+    Sequential,
+    /// Both read the same normed input (Phi-1.5, Phi-2).
+    Parallel,
+}
+
+/// The MLP's nonlinearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Phi(x)`, by the error function.
+    Gelu,
+    /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    Relu,
+}
+
+/// Which rows of the last hidden state make an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all rows.
+    Mean,
+    /// The last row, which has seen the whole text.
+    Last,
+    /// The first row ("cls").
+    First,
+}
+
+/// Nothing that a file says may make us allocate or loop beyond these (a largest known model times ten).
+const MAX_LAYERS: usize = 1024;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_VOCAB: usize = 1 << 23;
+const MAX_CONTEXT: usize = 1 << 27;
+
+impl Config {
+    /// Refuses numbers that cannot be a model, naming the field; every constructor ends here.
+    pub fn validate(self) -> Result<Self> {
+        let sizes = [
+            ("hidden size", self.hidden, MAX_WIDTH),
+            ("MLP size", self.intermediate, MAX_WIDTH),
+            ("vocabulary size", self.vocab, MAX_VOCAB),
+            ("number of attention heads", self.heads, MAX_WIDTH),
+            ("number of key/value heads", self.kv_heads, MAX_WIDTH),
+            ("head size", self.head_dim, 4096),
+            ("context length", self.context, MAX_CONTEXT),
+            ("number of layers", self.layers.len(), MAX_LAYERS),
+        ];
+        for (name, value, max) in sizes {
+            if value == 0 || value > max {
+                return Err(Error::model_file(format!("the {name} is {value}; it must be in 1..={max}")));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Error::model_file(format!(
+                "{} attention heads cannot share {} key/value heads evenly",
+                self.heads, self.kv_heads
+            )));
+        }
+        self.validate_numbers()?;
+        Ok(self)
+    }
+
+    fn validate_numbers(&self) -> Result<()> {
+        let numbers = [
+            ("norm epsilon", Some(self.norm.eps)),
+            ("attention scale", Some(self.attention_scale as f64)),
+            ("attention soft-cap", self.attention_cap.map(f64::from)),
+            ("logit soft-cap", self.logit_cap.map(f64::from)),
+            ("embedding scale", self.embed_scale.map(f64::from)),
+        ];
+        for (name, value) in numbers {
+            if let Some(value) = value
+                && !(value.is_finite() && value > 0.0)
+            {
+                return Err(Error::model_file(format!(
+                    "the {name} is {value}; it must be positive and finite"
+                )));
+            }
+        }
+        for layer in &self.layers {
+            if layer.window == Some(0) {
+                return Err(Error::model_file("the sliding window is 0; it must be at least 1"));
+            }
+        }
+        self.ropes.iter().try_for_each(|rope| rope.validate(self.head_dim))
+    }
+}
+
+/// A family's `layer_types`: which layers look through the window.
+pub(crate) fn windowed(
+    pattern: impl Fn(usize) -> bool,
+    layers: usize,
+    window: Option<usize>,
+) -> Vec<Option<usize>> {
+    (0..layers).map(|i| window.filter(|_| pattern(i))).collect()
+}

@@ -1,0 +1,160 @@
+//! Where a model runs, chosen once: "auto", "cpu", "cuda:0", "metal", and in which numbers it computes.
+
+use candle_core::{DType, Device};
+
+use crate::error::{Error, Result};
+use crate::kernels::Ops;
+
+/// The numbers that activations are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ComputeType {
+    F32,
+    F16,
+    BF16,
+}
+
+impl ComputeType {
+    pub fn name(self) -> &'static str {
+        match self {
+            ComputeType::F32 => "float32",
+            ComputeType::F16 => "float16",
+            ComputeType::BF16 => "bfloat16",
+        }
+    }
+
+    fn parse(name: &str) -> Result<Option<Self>> {
+        match name {
+            "auto" => Ok(None),
+            "float32" | "f32" => Ok(Some(ComputeType::F32)),
+            "float16" | "f16" => Ok(Some(ComputeType::F16)),
+            "bfloat16" | "bf16" => Ok(Some(ComputeType::BF16)),
+            _ => Err(Error::invalid(format!(
+                "dtype {name:?} is not known; use \"auto\", \"float32\", \"float16\" or \"bfloat16\""
+            ))),
+        }
+    }
+
+    fn candle(self) -> DType {
+        match self {
+            ComputeType::F32 => DType::F32,
+            ComputeType::F16 => DType::F16,
+            ComputeType::BF16 => DType::BF16,
+        }
+    }
+}
+
+/// A device and a compute type that go together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Placement {
+    device: Place,
+    pub compute: ComputeType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Cpu,
+    Cuda(usize),
+    Metal(usize),
+}
+
+impl Placement {
+    /// Reads the two arguments of `Model`.
+    pub fn parse(device: &str, dtype: &str) -> Result<Self> {
+        let compute = ComputeType::parse(dtype)?;
+        let device = match device {
+            "auto" => automatic(),
+            "cpu" => Place::Cpu,
+            _ => accelerator(device)?,
+        };
+        let compute = match (device, compute) {
+            (Place::Cpu, None | Some(ComputeType::F32)) => ComputeType::F32,
+            (Place::Cpu, Some(other)) => {
+                return Err(Error::invalid(format!(
+                    "dtype {:?} is not available on the CPU, which computes in float32 whatever the weights are \
+                     stored in; use dtype=\"auto\"",
+                    other.name()
+                )));
+            }
+            (_, compute) => compute.unwrap_or(ComputeType::BF16),
+        };
+        Ok(Placement { device, compute })
+    }
+
+    /// As users write it: "cpu", "cuda:0".
+    pub fn name(&self) -> String {
+        match self.device {
+            Place::Cpu => "cpu".into(),
+            Place::Cuda(i) => format!("cuda:{i}"),
+            Place::Metal(i) => format!("metal:{i}"),
+        }
+    }
+
+    /// Opens the device. `threads`: workers on the CPU.
+    pub fn open(&self, threads: usize) -> Result<Ops> {
+        let refused = |e: candle_core::Error| Error::device(format!("cannot open {}: {e}", self.name()));
+        match self.device {
+            Place::Cpu => Ops::native(threads),
+            Place::Cuda(i) => Ok(Ops::plain(Device::new_cuda(i).map_err(refused)?, self.compute.candle())),
+            Place::Metal(i) => Ok(Ops::plain(Device::new_metal(i).map_err(refused)?, self.compute.candle())),
+        }
+    }
+}
+
+fn automatic() -> Place {
+    if cfg!(feature = "cuda") && candle_core::utils::cuda_is_available() && Device::new_cuda(0).is_ok() {
+        Place::Cuda(0)
+    } else if cfg!(feature = "metal") && candle_core::utils::metal_is_available() {
+        Place::Metal(0)
+    } else {
+        Place::Cpu
+    }
+}
+
+fn accelerator(name: &str) -> Result<Place> {
+    let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+    let built = [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))];
+    let known = built.iter().find(|(known, _)| *known == kind);
+    match (known, index.parse::<usize>()) {
+        (Some((_, false)), Ok(_)) => Err(Error::device(format!(
+            "this build of tallow has no {kind}; build it with `--features {kind}`, or use device=\"cpu\""
+        ))),
+        (Some(("cuda", true)), Ok(i)) => Ok(Place::Cuda(i)),
+        (Some(_), Ok(i)) => Ok(Place::Metal(i)),
+        _ => Err(Error::invalid(format!(
+            "device {name:?} is not known; use \"auto\", \"cpu\", \"cuda\", \"cuda:0\" or \"metal\""
+        ))),
+    }
+}
+
+/// Physical cores, or what the process may use of them.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get()).min(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn arguments_are_read_or_named() {
+        let good = [("cpu", "auto", "cpu"), ("auto", "float32", "cpu"), ("cpu", "f32", "cpu")];
+        if !cfg!(any(feature = "cuda", feature = "metal")) {
+            for (device, dtype, name) in good {
+                assert_eq!(Placement::parse(device, dtype).unwrap().name(), name);
+            }
+        }
+        let bad = [
+            ("gpu", "auto", ErrorKind::InvalidRequest),
+            ("cpu", "int3", ErrorKind::InvalidRequest),
+            ("cpu", "bfloat16", ErrorKind::InvalidRequest),
+            ("cuda:x", "auto", ErrorKind::InvalidRequest),
+        ];
+        for (device, dtype, kind) in bad {
+            assert_eq!(Placement::parse(device, dtype).unwrap_err().kind(), kind, "{device} {dtype}");
+        }
+        if !cfg!(feature = "cuda") {
+            assert_eq!(Placement::parse("cuda:0", "auto").unwrap_err().kind(), ErrorKind::Device);
+        }
+    }
+}

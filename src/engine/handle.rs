@@ -1,0 +1,355 @@
+//! The engine as its callers see it: a handle to submit to, and a [`Generation`] to read from.
+//!
+//! Both may be used from any thread. Nothing in here waits for another request: `submit` only puts the
+//! request into the engine's queue, and [`Generation::next`] waits as long as it is told to.
+//!
+//! A forked child has the handle but not the engine's thread, and locks that were held in the parent at that
+//! moment stay locked in it for ever. So every call looks at the process id first and refuses, and every
+//! `drop` in a child leaves things alone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::client::{Client, FilterCall, Message};
+use super::network::Network;
+use super::request::{Bounds, Event, Request};
+use super::schedule::StepLimits;
+use super::sequence::Sequence;
+use super::stats::Stats;
+use super::step_loop::{self, Command, panic_message};
+use crate::error::{Error, Result};
+
+/// Called on the engine thread after events of a request were queued; with `true` if the caller must look now
+/// (the end, or filters to run), with `false` if there are only tokens. It must be quick and must not block
+/// (never wait for an interpreter's lock in it): wake a loop, write to a pipe, set a flag.
+pub type Notify = Arc<dyn Fn(bool) + Send + Sync>;
+
+/// How an engine runs.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Positions of one sequence, prompt and answer together.
+    pub context_length: usize,
+    /// What one step may hold.
+    pub limits: StepLimits,
+    /// Requests that may wait for their turn; one more is refused.
+    pub queue: usize,
+}
+
+impl EngineOptions {
+    /// The defaults for a model with this context.
+    pub fn new(context_length: usize) -> Self {
+        EngineOptions { context_length, limits: StepLimits::default(), queue: 1024 }
+    }
+}
+
+/// A running engine. Clones are handles to the same one; when the last is dropped the engine closes.
+///
+/// That last drop, as [`EngineHandle::close`], waits for the engine's thread to end, which takes as long as
+/// the step that is being computed: do not do it while holding a lock that a [`Notify`] wants.
+#[derive(Clone)]
+pub struct EngineHandle(Arc<Inner>);
+
+struct Inner {
+    commands: Arc<Sender<Command>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    shared: Arc<Shared>,
+    next_id: AtomicU64,
+    queue: usize,
+}
+
+/// What the handles and the thread both know.
+pub(super) struct Shared {
+    process: u32,
+    pub bounds: Bounds,
+    /// Requests submitted and not begun.
+    pub waiting: AtomicUsize,
+    /// Why the engine has stopped, once it has.
+    stopped: OnceLock<Error>,
+    stats: Mutex<Stats>,
+}
+
+impl Shared {
+    /// Notes why the engine stops, unless that is known; returns why.
+    pub fn stop(&self, error: Error) -> Error {
+        self.stopped.get_or_init(|| error).clone()
+    }
+
+    pub fn publish(&self, stats: &Stats) {
+        *self.stats() = stats.clone();
+    }
+
+    fn stats(&self) -> MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forked(&self) -> bool {
+        std::process::id() != self.process
+    }
+
+    fn check_process(&self) -> Result<()> {
+        if self.forked() {
+            return Err(Error::invalid(
+                "this process was forked after the model was loaded, and a fork has no engine of its own; \
+                 load the model in the child, or start children with the method \"spawn\"",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl EngineHandle {
+    /// Starts the thread of an engine that owns `network`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for an option that is 0, `Internal` if no thread can be started.
+    pub fn start(network: Box<dyn Network>, options: EngineOptions) -> Result<EngineHandle> {
+        options.limits.check()?;
+        let bounds = Bounds {
+            vocab_size: network.vocab_size(),
+            context_length: options.context_length,
+            pages: network.pages(),
+        };
+        for (name, value) in [
+            ("context_length", bounds.context_length),
+            ("queue", options.queue),
+            ("number of pages in the KV cache", bounds.pages),
+            ("vocabulary", bounds.vocab_size),
+        ] {
+            if value == 0 {
+                return Err(Error::invalid(format!("the engine's {name} is 0; it must be at least 1")));
+            }
+        }
+        let stats = Stats { pages: bounds.pages, free_pages: bounds.pages, ..Stats::default() };
+        let shared = Arc::new(Shared {
+            process: std::process::id(),
+            bounds,
+            waiting: AtomicUsize::new(0),
+            stopped: OnceLock::new(),
+            stats: Mutex::new(stats),
+        });
+        let (commands, inbox) = channel();
+        let commands = Arc::new(commands);
+        let its_own = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("tallow-engine".into())
+            .spawn(move || step_loop::run(network, options.limits, inbox, its_own))
+            .map_err(|error| Error::internal("the engine's thread cannot be started").with_source(error))?;
+        Ok(EngineHandle(Arc::new(Inner {
+            commands,
+            thread: Mutex::new(Some(thread)),
+            shared,
+            next_id: AtomicU64::new(0),
+            queue: options.queue,
+        })))
+    }
+
+    /// Puts a request into the queue.
+    ///
+    /// # Errors
+    /// What is wrong with the request (see [`Request::check`]); `OutOfMemory` if the queue is full, to be
+    /// tried again later; `Cancelled` if the engine was closed; `Internal` if it has failed;
+    /// `InvalidRequest` in a forked child.
+    pub fn submit(&self, request: Request) -> Result<Generation> {
+        self.submit_with(request, None)
+    }
+
+    /// As [`submit`](Self::submit), with a function to be called when there is something to read.
+    pub fn submit_with(&self, request: Request, notify: Option<Notify>) -> Result<Generation> {
+        let Inner { shared, commands, next_id, queue, .. } = &*self.0;
+        shared.check_process()?;
+        if let Some(error) = shared.stopped.get() {
+            return Err(error.clone());
+        }
+        request.check(&shared.bounds)?;
+        let enter = |waiting| (waiting < *queue).then_some(waiting + 1);
+        if shared.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_err() {
+            return Err(Error::out_of_memory(format!(
+                "the queue is full: {queue} requests are waiting; try again later, or send fewer at once"
+            )));
+        }
+        let (channel, events) = channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let client = Client {
+            id: next_id.fetch_add(1, Ordering::Relaxed),
+            channel,
+            cancelled: cancelled.clone(),
+            deadline: request.deadline,
+            notify,
+            outbox: Vec::new(),
+        };
+        let generation = Generation {
+            id: client.id,
+            events: Some(events),
+            commands: commands.clone(),
+            shared: shared.clone(),
+            cancelled,
+        };
+        let sequence = Box::new(Sequence::new(request, client, &shared.bounds));
+        match commands.send(Command::Submit(sequence)) {
+            Ok(()) => Ok(generation),
+            Err(_) => Err(shared.stop(Error::internal("the engine stopped"))),
+        }
+    }
+
+    /// What the engine has done so far. In a forked child: nothing.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.0.shared;
+        if shared.forked() {
+            return Stats::default();
+        }
+        let mut stats = shared.stats().clone();
+        stats.waiting = shared.waiting.load(Ordering::Relaxed);
+        stats
+    }
+
+    /// Ends all requests with a `Cancelled` error and waits until the engine's thread has ended and its
+    /// memory is free. Closing twice is the same as once.
+    pub fn close(&self) {
+        self.0.close();
+    }
+
+    /// Whether it was closed, or has failed: then [`submit`](Self::submit) tells why.
+    pub fn is_closed(&self) -> bool {
+        self.0.shared.stopped.get().is_some()
+    }
+
+    /// What requests are checked against.
+    pub fn bounds(&self) -> Bounds {
+        self.0.shared.bounds
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        if self.shared.forked() {
+            return;
+        }
+        self.shared.stop(Error::cancelled("the engine was closed"));
+        let _ = self.commands.send(Command::Close);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The last handle may be dropped by a notifier, which runs on the engine's own thread.
+        if let Some(thread) = thread.filter(|it| it.thread().id() != std::thread::current().id()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.shared.forked() {
+            // There is no such thread here: neither join nor detach it, and never drop the last sender.
+            std::mem::forget(self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+            std::mem::forget(self.commands.clone());
+            return;
+        }
+        self.close();
+    }
+}
+
+/// The answer to one request, read as it comes. Dropping it ends the request at the next step.
+///
+/// The engine does not wait for its reader: what is not read yet is kept, and `max_tokens` bounds it.
+pub struct Generation {
+    id: u64,
+    /// None after the last event.
+    events: Option<Receiver<Message>>,
+    commands: Arc<Sender<Command>>,
+    shared: Arc<Shared>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// What [`Generation::next`] found.
+#[derive(Clone, Debug)]
+pub enum Poll {
+    /// The next event.
+    Event(Event),
+    /// Nothing within the time that was given.
+    Pending,
+    /// `Done` or `Error` was already read.
+    Ended,
+}
+
+impl Generation {
+    /// Waits for the next event, at most `timeout` (zero: looks only). Filters that the user wrote run in
+    /// here, on the caller's thread, and are not interrupted when the time is over.
+    pub fn next(&mut self, timeout: Duration) -> Poll {
+        let until = Instant::now().checked_add(timeout);
+        loop {
+            let Some(events) = &self.events else { return Poll::Ended };
+            if let Err(error) = self.shared.check_process() {
+                std::mem::forget(self.events.take());
+                return Poll::Event(Event::Error(error));
+            }
+            match receive(events, until) {
+                Ok(Message::Event(event)) => {
+                    if matches!(event, Event::Done(_) | Event::Error(_)) {
+                        self.events = None;
+                    }
+                    return Poll::Event(event);
+                }
+                Ok(Message::Filter(call)) => self.filter(call),
+                Err(RecvTimeoutError::Timeout) => return Poll::Pending,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.events = None;
+                    let lost = Error::internal("the engine stopped before the request ended");
+                    return Poll::Event(Event::Error(self.shared.stopped.get().cloned().unwrap_or(lost)));
+                }
+            }
+        }
+    }
+
+    /// Waits for the next event as long as it takes; `None` after the last.
+    pub fn wait(&mut self) -> Option<Event> {
+        loop {
+            match self.next(Duration::MAX) {
+                Poll::Event(event) => return Some(event),
+                Poll::Pending => {}
+                Poll::Ended => return None,
+            }
+        }
+    }
+
+    /// Ends the request at the next step with a `Cancelled` error, if it has not ended before.
+    pub fn cancel(&self) {
+        if !self.shared.forked() && !self.cancelled.swap(true, Ordering::Relaxed) {
+            let _ = self.commands.send(Command::Wake);
+        }
+    }
+
+    /// Runs the caller's filters and sends the engine what they made of the logits.
+    fn filter(&self, call: FilterCall) {
+        let logits = catch_unwind(AssertUnwindSafe(|| call.run())).unwrap_or_else(|panic| {
+            Err(Error::internal(format!("a filter panicked: {}", panic_message(&*panic))))
+        });
+        // If the engine has stopped, the channel of events tells why.
+        let _ = self.commands.send(Command::Filtered(self.id, Box::new(logits)));
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.shared.forked() {
+            std::mem::forget(self.events.take());
+            std::mem::forget(self.commands.clone());
+        } else if self.events.is_some() {
+            self.cancel();
+        }
+    }
+}
+
+/// `None`: as long as it takes.
+fn receive(events: &Receiver<Message>, until: Option<Instant>) -> Result<Message, RecvTimeoutError> {
+    let Some(until) = until else { return events.recv().map_err(|_| RecvTimeoutError::Disconnected) };
+    match events.try_recv() {
+        Ok(message) => Ok(message),
+        Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
+        Err(TryRecvError::Empty) => {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() { Err(RecvTimeoutError::Timeout) } else { events.recv_timeout(left) }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The engine: requests of many threads in, one ragged batch after the other through the network, events out.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`handle`] | what callers hold: [`EngineHandle`] to submit to, [`Generation`] to read from |
+//! | [`request`] | what is asked and answered, and what is wrong with a request before any work |
+//! | [`network`] | the seam to the tensors: [`Network`] computes a step |
+//! | [`schedule`] | who gets how many rows of a step: pure integers |
+//! | `sequence` | a request in work: its lanes, its client, its clock |
+//! | `lane` | a row of positions with its pages: what is computed, and how far it lags behind |
+//! | `decode`, `score` | what a sequence does with logits: an answer, or likelihoods of candidates |
+//! | `client` | the engine's side of a request's channel |
+//! | `step_loop` | the thread: listen, reap, admit, step, sweep |
+//! | [`stats`] | what was done so far |
+//!
+//! There are no phases. A lane knows `len` tokens and has computed some of them, and every step spends its
+//! budget of rows so that the rest gets smaller: a prompt, a chunk of one, the next token and a forked
+//! candidate differ only in how far they lag behind. What a request gets depends on nothing but itself: the
+//! network promises that a row's result does not depend on its neighbours, and the randomness is keyed by
+//! (seed, position).
+//!
+//! Pages are reserved when a request begins, all that it can need, so it always runs to its end.
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use tallow::engine::*;
+//! # fn example(network: Box<dyn Network>, prompt: Vec<u32>) -> tallow::error::Result<()> {
+//! let engine = EngineHandle::start(network, EngineOptions::new(4096))?;
+//! let embed = Embed { pooling: Pooling::Mean, normalize: true };
+//! let mut answer = engine.submit(Request::new(prompt, Task::Embed(embed)))?;
+//! while let Some(event) = answer.wait() {
+//!     println!("{event:?}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod handle;
+pub mod network;
+pub mod request;
+mod runner;
+pub mod schedule;
+pub mod stats;
+
+mod client;
+mod decode;
+mod lane;
+mod score;
+mod sequence;
+mod step_loop;
+
+pub use handle::{EngineHandle, EngineOptions, Generation, Notify, Poll};
+pub use network::{Network, StepOutput};
+pub use request::{
+    Bounds, Embed, Event, Finish, FinishReason, Generate, Pooling, Request, Task, Timings, TokenEvent, Usage,
+};
+pub use runner::Runner;
+pub use schedule::StepLimits;
+pub use stats::Stats;

@@ -1,0 +1,38 @@
+//! The seam between the engine and the tensors: one forward pass over a ragged batch.
+
+use crate::error::Result;
+use crate::step::Step;
+
+/// What computes a [`Step`]. The engine thread owns it, so it need not be `Sync`.
+///
+/// Pages are numbers below [`pages`](Network::pages). What is written into a page stays there until it is
+/// written again: the engine alone decides who owns it.
+pub trait Network: Send {
+    /// Tokens that the logits distinguish.
+    fn vocab_size(&self) -> usize;
+
+    /// Width of a hidden state.
+    fn hidden_size(&self) -> usize;
+
+    /// Pages of the KV cache.
+    fn pages(&self) -> usize;
+
+    /// Computes all rows of `step` and writes their keys and values.
+    ///
+    /// # Errors
+    /// The rows of this step are then lost, and the requests that they belong to; pages of other requests
+    /// must be as they were.
+    fn forward(&mut self, step: &Step) -> Result<StepOutput>;
+
+    /// Makes page `to` hold what page `from` holds, in every layer.
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<()>;
+}
+
+/// What was wanted of a [`Step`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutput {
+    /// `[step.logits.len(), vocab]`, row-major, in the order of `step.logits`.
+    pub logits: Vec<f32>,
+    /// `[step.hidden.len(), hidden]`, row-major, in the order of `step.hidden`.
+    pub hidden: Vec<f32>,
+}

@@ -1,0 +1,71 @@
+//! The decoder as the engine sees it: steps in, logits out, pages of one cache.
+
+use std::sync::Arc;
+
+use super::network::{Network, StepOutput};
+use crate::cache::storage::KvCache;
+use crate::error::Result;
+use crate::model::Decoder;
+use crate::step::Step;
+
+/// A decoder with a cache of its own.
+pub struct Runner {
+    decoder: Arc<Decoder>,
+    cache: KvCache,
+    pages: usize,
+}
+
+impl Runner {
+    pub fn new(decoder: Arc<Decoder>, pages: usize) -> Result<Self> {
+        let cache = decoder.new_cache(pages)?;
+        Ok(Runner { decoder, cache, pages })
+    }
+}
+
+impl Network for Runner {
+    fn vocab_size(&self) -> usize {
+        self.decoder.config().vocab
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.decoder.config().hidden
+    }
+
+    fn pages(&self) -> usize {
+        self.pages
+    }
+
+    fn forward(&mut self, step: &Step) -> Result<StepOutput> {
+        let ops = self.decoder.ops();
+        // One pass for both: hidden states first, then those whose logits are wanted.
+        let rows = merged(&step.hidden, &step.logits);
+        let states = self.decoder.forward(step, &self.cache, &rows)?;
+        let pick = |wanted: &[u32]| {
+            if wanted == rows {
+                return Ok(states.clone());
+            }
+            let places: Vec<u32> =
+                wanted.iter().filter_map(|row| rows.binary_search(row).ok()).map(|at| at as u32).collect();
+            ops.select_rows(&states, &places)
+        };
+        let hidden = if step.hidden.is_empty() { vec![] } else { ops.to_vec(&pick(&step.hidden)?)? };
+        let logits = if step.logits.is_empty() {
+            vec![]
+        } else {
+            ops.to_vec(&self.decoder.head(&pick(&step.logits)?)?)?
+        };
+        Ok(StepOutput { logits, hidden })
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
+        self.decoder.ops().copy_page(&self.cache, from, to)
+    }
+}
+
+/// The union of two ascending lists.
+fn merged(a: &[u32], b: &[u32]) -> Vec<u32> {
+    let mut rows: Vec<u32> = a.iter().chain(b).copied().collect();
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}

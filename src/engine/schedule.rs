@@ -1,0 +1,197 @@
+//! Which sequence gets how many rows of the next step: integers in, a plan out.
+//!
+//! There is one rule and there are no phases. Every lane has a gap, the tokens that it knows but has not
+//! computed, and a step spends its budget so that gaps close. A prompt is a wide gap, the next token of an
+//! answer a gap of one; what comes back after a preemption or behind a shared prefix is a gap as well.
+//!
+//! The order in which the budget is spent:
+//! 1. gaps of one, oldest first: answers go on however long the prompts beside them are;
+//! 2. wider gaps, oldest first, each at most three quarters of what is left as long as others stand behind
+//!    it: nobody waits for the whole of a long prompt, and among equals the oldest still ends first;
+//! 3. what the others left goes to the wide gaps again, oldest first.
+//!
+//! Lanes are always given in the order of arrival, so the oldest always moves and none starves. What a lane
+//! computes never depends on the plan (see `model`), only when.
+
+use crate::error::{Error, Result};
+
+/// What one step may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows, over all sequences.
+    pub rows: usize,
+    /// Sequences, in a step and in work.
+    pub sequences: usize,
+    /// Rows of tasks that want the logits of every row (each is a whole vocabulary of floats).
+    pub logits: usize,
+}
+
+impl Default for StepLimits {
+    fn default() -> Self {
+        StepLimits { rows: 512, sequences: 64, logits: 64 }
+    }
+}
+
+impl StepLimits {
+    /// # Errors
+    /// `InvalidRequest` if a limit is 0: nothing would ever move.
+    pub fn check(&self) -> Result<()> {
+        for (name, limit) in [("rows", self.rows), ("sequences", self.sequences), ("logits", self.logits)] {
+            if limit == 0 {
+                return Err(Error::invalid(format!("the step limit `{name}` is 0; it must be at least 1")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the scheduler knows of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Tokens known and not computed; 0 for one that waits for something else.
+    pub tokens: usize,
+    /// Whether the logits of each of these rows are wanted.
+    pub every: bool,
+}
+
+/// The rows that each lane gets, in the order of the gaps.
+pub fn plan(gaps: &[Gap], limits: &StepLimits) -> Vec<usize> {
+    let mut budget = Budget { left: *limits, rows: vec![0; gaps.len()] };
+    let (short, wide): (Vec<_>, Vec<_>) =
+        gaps.iter().enumerate().filter(|(_, gap)| gap.tokens > 0).partition(|(_, gap)| gap.tokens == 1);
+    for (lane, gap) in short {
+        budget.spend(lane, gap, 1);
+    }
+    for (place, &(lane, gap)) in wide.iter().enumerate() {
+        let behind = if place + 1 < wide.len() { budget.left.rows / 4 } else { 0 };
+        budget.spend(lane, gap, budget.left.rows - behind);
+    }
+    for (lane, gap) in wide {
+        budget.spend(lane, gap, budget.left.rows);
+    }
+    budget.rows
+}
+
+struct Budget {
+    left: StepLimits,
+    rows: Vec<usize>,
+}
+
+impl Budget {
+    /// Gives `lane` at most `most` rows more.
+    fn spend(&mut self, lane: usize, gap: &Gap, most: usize) {
+        let already = self.rows[lane];
+        if already == 0 && self.left.sequences == 0 {
+            return;
+        }
+        let mut rows = (gap.tokens - already).min(most).min(self.left.rows);
+        if gap.every {
+            rows = rows.min(self.left.logits);
+            self.left.logits -= rows;
+        }
+        if already == 0 && rows > 0 {
+            self.left.sequences -= 1;
+        }
+        self.left.rows -= rows;
+        self.rows[lane] += rows;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(gap: &str) -> Gap {
+        let every = gap.ends_with('*');
+        Gap { tokens: gap.trim_end_matches('*').parse().unwrap(), every }
+    }
+
+    /// Plans step after step until all gaps are closed: the rows of each step, steps divided by `/`.
+    fn trace(limits: &StepLimits, gaps: &str) -> String {
+        let mut gaps: Vec<Gap> = gaps.split_whitespace().map(read).collect();
+        let mut steps = Vec::new();
+        while gaps.iter().any(|gap| gap.tokens > 0) && steps.len() < 50 {
+            let rows = plan(&gaps, limits);
+            for (gap, rows) in gaps.iter_mut().zip(&rows) {
+                gap.tokens -= rows;
+            }
+            let shown: Vec<String> = rows.iter().map(usize::to_string).collect();
+            steps.push(shown.join(" "));
+        }
+        steps.join(" / ")
+    }
+
+    /// `rows sequences logits | gaps (a * wants the logits of every row) -> rows of each step`
+    const TRACES: &[&str] = &[
+        // Alone: whole, in chunks, the next token, nothing to do.
+        "8 4 4 | 5 -> 5",
+        "8 4 4 | 20 -> 8 / 8 / 4",
+        "8 4 4 | 1 -> 1",
+        "8 4 4 | 0 -> ",
+        // Answers first, wherever they stand; the prompt takes the rest.
+        "8 4 4 | 1 20 1 -> 1 6 1 / 0 8 0 / 0 6 0",
+        "8 4 4 | 20 1 -> 7 1 / 8 0 / 5 0",
+        // Nobody waits for the whole of a long prompt.
+        "8 4 4 | 20 2 -> 6 2 / 8 0 / 6 0",
+        "8 4 4 | 20 20 2 -> 6 2 0 / 6 2 0 / 6 2 0 / 2 5 1 / 0 7 1 / 0 2 0",
+        // What the others leave goes back to the oldest.
+        "16 4 4 | 30 1 2 -> 13 1 2 / 16 0 0 / 1 0 0",
+        // More answers than rows or places: oldest first.
+        "2 4 4 | 1 1 1 -> 1 1 0 / 0 0 1",
+        "8 2 4 | 1 1 1 -> 1 1 0 / 0 0 1",
+        "8 2 4 | 9 1 3 -> 7 1 0 / 2 0 3",
+        // A lane that waits is passed over and takes no place.
+        "8 1 4 | 0 0 5 -> 0 0 5",
+        // Logits of every row have a budget of their own.
+        "8 4 4 | 10* -> 4 / 4 / 2",
+        "8 4 4 | 10* 10 -> 4 4 / 4 4 / 2 2",
+        "8 4 2 | 1* 1* 1* 1 -> 1 1 0 1 / 0 0 1 0",
+        "1 1 1 | 2* 2 -> 1 0 / 1 0 / 0 1 / 0 1",
+    ];
+
+    #[test]
+    fn golden_traces() {
+        let mut failed = Vec::new();
+        for line in TRACES {
+            let (limits, rest) = line.split_once('|').unwrap();
+            let (gaps, expected) = rest.split_once("->").unwrap();
+            let limit: Vec<usize> = limits.split_whitespace().map(|it| it.parse().unwrap()).collect();
+            let limits = StepLimits { rows: limit[0], sequences: limit[1], logits: limit[2] };
+            let found = trace(&limits, gaps);
+            if found != expected.trim() {
+                failed.push(format!("{line}\n    found: {found}"));
+            }
+        }
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+    }
+
+    #[test]
+    fn every_plan_keeps_the_limits_and_moves_the_oldest() {
+        let mut state = 7u64;
+        let mut below = |bound: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % bound
+        };
+        for round in 0..3000 {
+            let limits = StepLimits { rows: 1 + below(9), sequences: 1 + below(4), logits: 1 + below(4) };
+            let gaps: Vec<Gap> =
+                (0..below(7)).map(|_| Gap { tokens: below(12), every: below(3) == 0 }).collect();
+            let rows = plan(&gaps, &limits);
+            let every: usize =
+                gaps.iter().zip(&rows).filter(|(gap, _)| gap.every).map(|(_, rows)| rows).sum();
+            let wanted: usize = gaps.iter().filter(|gap| !gap.every).map(|gap| gap.tokens).sum();
+            assert!(rows.iter().sum::<usize>() <= limits.rows, "{round}");
+            assert!(rows.iter().filter(|&&rows| rows > 0).count() <= limits.sequences, "{round}");
+            assert!(every <= limits.logits, "{round}");
+            assert!(gaps.iter().zip(&rows).all(|(gap, &rows)| rows <= gap.tokens), "{round}");
+            let moved = rows.iter().sum::<usize>();
+            assert!(moved > 0 || wanted == 0 && gaps.iter().all(|gap| gap.tokens == 0), "{round}: stuck");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_zero_is_refused() {
+        assert!(StepLimits::default().check().is_ok());
+        assert!(StepLimits { rows: 0, ..Default::default() }.check().is_err());
+    }
+}

@@ -1,0 +1,51 @@
+//! What an engine has done so far, in numbers that a person reads.
+
+use std::time::Duration;
+
+/// A snapshot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Requests submitted, refused ones not counted.
+    pub requests: u64,
+    /// Requests that ended well.
+    pub completed: u64,
+    /// Requests that ended with an error, cancelled and late ones included.
+    pub failed: u64,
+    /// Requests in work now.
+    pub running: usize,
+    /// Requests in the queue now.
+    pub waiting: usize,
+    /// Prompt tokens of the requests that were begun.
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    pub completion_tokens: u64,
+    /// Prompt tokens whose pages were found, and so not computed.
+    pub cached_tokens: u64,
+    /// Rows computed, of prompts and answers together.
+    pub computed_tokens: u64,
+    /// Forward passes.
+    pub steps: u64,
+    /// Sequences of the largest step.
+    pub largest_batch: usize,
+    /// Sequences over all steps; divided by `steps` it is the mean batch.
+    pub batched: u64,
+    /// Pages of the KV cache.
+    pub pages: usize,
+    /// Those that nobody holds now.
+    pub free_pages: usize,
+    /// Time spent in steps (forward passes and sampling).
+    pub busy: Duration,
+}
+
+impl Stats {
+    /// Sequences in a step, on average.
+    pub fn mean_batch(&self) -> f64 {
+        if self.steps == 0 { 0.0 } else { self.batched as f64 / self.steps as f64 }
+    }
+
+    /// Tokens generated in a second of work, over all requests together.
+    pub fn tokens_per_second(&self) -> f64 {
+        let busy = self.busy.as_secs_f64();
+        if busy > 0.0 { self.completion_tokens as f64 / busy } else { 0.0 }
+    }
+}

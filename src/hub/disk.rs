@@ -1,0 +1,162 @@
+//! Writing to a shared cache: locks between processes, files that appear whole or not at all.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use super::progress::{Bar, Progress};
+use crate::error::{Error, Result};
+
+/// How long anything sleeps between two looks at `cancelled`.
+pub(super) const TICK: Duration = Duration::from_millis(50);
+
+/// An exclusive lock that other processes see (`flock`), given back on drop or when the process dies. The file
+/// stays: removing it would let two processes hold "the" lock on two files of one name.
+pub(super) struct Lock(#[allow(dead_code)] File);
+
+impl Lock {
+    /// Waits for the lock. `what` says what the other process is doing.
+    pub(super) fn wait(path: &Path, what: &str, progress: &dyn Progress) -> Result<Lock> {
+        make_parent(path)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        let file = file.map_err(|error| io_error("opening the lock", path, error))?;
+        let mut waiting = None;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Lock(file)),
+                Err(TryLockError::WouldBlock) => {}
+                // Some network file systems have no locks. Without one, two downloads may be made where one
+                // would do, but each still appears whole, by rename.
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                    return Ok(Lock(file));
+                }
+                Err(TryLockError::Error(error)) => return Err(io_error("locking", path, error)),
+            }
+            if progress.cancelled() {
+                return Err(cancelled(what));
+            }
+            waiting.get_or_insert_with(|| {
+                Bar::start(progress, &format!("{what} (another process does it)"), None)
+            });
+            thread::sleep(TICK);
+        }
+    }
+}
+
+/// A folder that goes away with everything in it.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes the folder anew. What a killed process left there is removed, so hold a lock that guards it.
+    pub(super) fn new(path: PathBuf) -> Result<Scratch> {
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).map_err(|error| io_error("making the folder", &path, error))?;
+        Ok(Scratch(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Writes a small file so that a reader sees the old one or the new one.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    make_parent(path)?;
+    let staged = staged(path);
+    let written = File::create(&staged).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(|error| io_error("writing", &staged, error))?;
+    fs::rename(&staged, path).map_err(|error| io_error("writing", path, error))
+}
+
+/// A name beside `path` that no other process uses.
+pub(super) fn staged(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    path.with_file_name(name)
+}
+
+pub(super) fn make_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(folder) => {
+            fs::create_dir_all(folder).map_err(|error| io_error("making the folder", folder, error))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A failure of the file system as a failure to get a model: what, where, why, and what helps.
+pub(super) fn io_error(doing: &str, path: &Path, error: io::Error) -> Error {
+    let help = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; free some space, or set HF_HOME and TALLOW_CACHE to folders on a larger disk"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; set HF_HOME and TALLOW_CACHE to folders that can be written"
+        }
+        _ => "",
+    };
+    Error::hub(format!("{doing} {}: {error}{help}", path.display())).with_source(error)
+}
+
+pub(super) fn cancelled(what: &str) -> Error {
+    Error::cancelled(format!("{what} was cancelled"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::hub::progress::NoProgress;
+
+    struct Stop;
+    impl Progress for Stop {
+        fn start(&self, _: &str, _: Option<u64>) {}
+        fn advance(&self, _: u64) {}
+        fn finish(&self) {}
+        fn cancelled(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_lock_is_held_once_and_its_wait_can_be_cancelled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/x.lock");
+        let held = Lock::wait(&path, "x", &NoProgress).unwrap();
+        let refused = Lock::wait(&path, "fetching x", &Stop).err().unwrap();
+        assert_eq!((refused.kind(), refused.message()), (ErrorKind::Cancelled, "fetching x was cancelled"));
+        drop(held);
+        Lock::wait(&path, "x", &Stop).unwrap();
+    }
+
+    #[test]
+    fn files_appear_whole_and_scratch_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b");
+        write_whole(&path, b"1").unwrap();
+        write_whole(&path, b"2").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"2");
+        assert_eq!(fs::read_dir(folder.path().join("a")).unwrap().count(), 1);
+
+        let scratch = Scratch::new(folder.path().join("s")).unwrap();
+        fs::write(scratch.path().join("left"), b"").unwrap();
+        let scratch = {
+            std::mem::forget(scratch);
+            Scratch::new(folder.path().join("s")).unwrap()
+        };
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+        drop(scratch);
+        assert!(!folder.path().join("s").exists());
+    }
+}

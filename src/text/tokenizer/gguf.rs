@@ -1,0 +1,249 @@
+//! The tokenizer tables of a GGUF file.
+//!
+//! Keys as in ggml's gguf.md: `tokenizer.ggml.model`, `.pre`, `.tokens`, `.token_type`, `.scores`, `.merges`,
+//! `.add_bos_token`, `.add_space_prefix` and the ids. Where a key is missing, llama.cpp's default for the
+//! kind of tokenizer holds, except for `pre`: it goes on with a rule of its own there and warns of bad
+//! quality, and a file is refused here.
+
+use std::ops::Range;
+
+use super::added::TokenTrie;
+use super::bpe::Bpe;
+use super::merge::Merger;
+use super::pretokenize::Splitter;
+use super::spm::{SPACE_MARK, Spm};
+use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
+use super::{Backend, SpacePrefix, Tokenizer, ends};
+use crate::error::{Context, Error, Result};
+use crate::weights::gguf::Metadata;
+
+/// What text becomes tokens by.
+pub(super) struct Tables {
+    merging: Merging,
+    added: TokenTrie,
+    /// Tokens that swallow the white space after them (Phi-3's: the line break after `<|user|>`).
+    swallowing: Vec<u32>,
+}
+
+enum Merging {
+    Spm(Spm),
+    Bpe(Bpe),
+}
+
+/// How the tokens are written in the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Alphabet {
+    Spm,
+    ByteLevel,
+}
+
+/// Reads the tokenizer of a GGUF file.
+pub(super) fn load(meta: &Metadata) -> Result<Tokenizer> {
+    let model = meta.str("tokenizer.ggml.model")?;
+    let alphabet = match model {
+        Some("llama") => Alphabet::Spm,
+        Some("gpt2") => Alphabet::ByteLevel,
+        Some(other) => {
+            return Err(Error::unsupported(format!(
+                "the tokenizer in this GGUF file is of the kind {other:?}; \
+                 \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported"
+            )));
+        }
+        None => {
+            let what = "this GGUF file holds no tokenizer (there is no key tokenizer.ggml.model)";
+            return Err(Error::model_file(what));
+        }
+    };
+    assemble(meta, alphabet).context("reading the tokenizer in the GGUF file")
+}
+
+fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
+    let mut vocab = read_vocab(meta, alphabet)?;
+    let default = |id: u32| (alphabet == Alphabet::Spm && (id as usize) < vocab.len()).then_some(id);
+    let bos = named_id(meta, &vocab, "bos")?.or(default(1));
+    let eos = named_id(meta, &vocab, "eos")?.or(default(2));
+    let unknown = named_id(meta, &vocab, "unknown")?.or(default(0));
+    let named = [eos, named_id(meta, &vocab, "eot")?, named_id(meta, &vocab, "eom")?];
+    // a marker that merging makes is a piece of everyday text in this vocabulary
+    let merges = meta.strs("tokenizer.ggml.merges")?;
+    let merged = |text: &[u8]| merges.is_some_and(|merges| merges.iter().any(|merge| makes(merge, text)));
+    let ends = ends::find(&mut vocab, &named, |_, text| !merged(text));
+
+    let (merging, add_bos) = match alphabet {
+        Alphabet::Spm => (Merging::Spm(spm(meta, &vocab, unknown)?), true),
+        Alphabet::ByteLevel => {
+            let bpe = bpe(meta, &vocab)?;
+            let add_bos = bpe.splitter().add_bos();
+            (Merging::Bpe(bpe), add_bos)
+        }
+    };
+    let said = meta.bool("tokenizer.ggml.add_bos_token")?;
+    if said == Some(true) && bos.is_none() {
+        let what = "tokenizer.ggml.add_bos_token is true and there is no tokenizer.ggml.bos_token_id";
+        return Err(Error::model_file(what));
+    }
+    let prefix = match &merging {
+        Merging::Spm(spm) if spm.add_space_prefix => SpacePrefix::Every,
+        _ => SpacePrefix::Never,
+    };
+    let found = vocab.ids(|kind| kind.is_special() || kind == Kind::UserDefined);
+    let added = TokenTrie::new(found.map(|id| (vocab.bytes(id), id)));
+    let swallowing = swallowing(meta, alphabet, &vocab)?;
+    let backend = Backend::Tables(Box::new(Tables { merging, added, swallowing }));
+    let add_bos = said.unwrap_or(add_bos) && bos.is_some();
+    Ok(Tokenizer { vocab, backend, bos, add_bos, ends, prefix })
+}
+
+fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {
+    let tokens = meta.strs("tokenizer.ggml.tokens")?.filter(|tokens| !tokens.is_empty());
+    let tokens = tokens.ok_or_else(|| Error::model_file("tokenizer.ggml.tokens is missing or empty"))?;
+    let types = meta.i32s("tokenizer.ggml.token_type")?;
+    if let Some(types) = types.as_ref().filter(|types| types.len() < tokens.len()) {
+        let (has, needs) = (types.len(), tokens.len());
+        return Err(Error::model_file(format!(
+            "tokenizer.ggml.token_type has {has} entries for {needs} tokens"
+        )));
+    }
+    let mut vocab = Vocab::default();
+    let mut bytes = Vec::new();
+    for (id, token) in tokens.iter().enumerate() {
+        let kind = kind(types.as_ref().and_then(|types| types.get(id)).copied(), token, alphabet);
+        decode_token(token, kind, alphabet, &mut bytes);
+        vocab.push(&bytes, kind)?;
+    }
+    Ok(vocab)
+}
+
+/// The kind of a token by the number in the file; without one, bytes are known by their form.
+fn kind(number: Option<i32>, token: &str, alphabet: Alphabet) -> Kind {
+    match number {
+        Some(2) => Kind::Unknown,
+        Some(3) => Kind::Control,
+        Some(4) => Kind::UserDefined,
+        Some(5) => Kind::Unused,
+        Some(6) if named_byte(token).is_some() => Kind::Byte,
+        None if alphabet == Alphabet::Spm && named_byte(token).is_some() => Kind::Byte,
+        _ => Kind::Normal,
+    }
+}
+
+fn decode_token(token: &str, kind: Kind, alphabet: Alphabet, bytes: &mut Vec<u8>) {
+    bytes.clear();
+    match (kind, alphabet) {
+        (Kind::Byte, _) => bytes.extend(named_byte(token)),
+        (Kind::Normal | Kind::Unused, Alphabet::ByteLevel) => decode_byte_level(token, bytes),
+        (Kind::Normal | Kind::Unused, Alphabet::Spm) if token.contains(SPACE_MARK) => {
+            bytes.extend_from_slice(token.replace(SPACE_MARK, " ").as_bytes());
+        }
+        _ => bytes.extend_from_slice(token.as_bytes()),
+    }
+}
+
+/// `tokenizer.ggml.{name}_token_id`.
+fn named_id(meta: &Metadata, vocab: &Vocab, name: &str) -> Result<Option<u32>> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    match meta.u32(&key)? {
+        Some(id) if id as usize >= vocab.len() => {
+            Err(Error::model_file(format!("{key} is {id}, and there are {} tokens", vocab.len())))
+        }
+        id => Ok(id),
+    }
+}
+
+fn spm(meta: &Metadata, vocab: &Vocab, unknown: Option<u32>) -> Result<Spm> {
+    let scores = meta.f32s("tokenizer.ggml.scores")?;
+    let scores = scores.ok_or_else(|| Error::model_file("tokenizer.ggml.scores is missing"))?;
+    let mut spm = Spm::new(vocab, &scores, unknown)?;
+    spm.add_space_prefix = meta.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    spm.remove_extra_whitespaces = meta.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false);
+    Ok(spm)
+}
+
+fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<Bpe> {
+    let rule = meta.str("tokenizer.ggml.pre")?.ok_or_else(|| {
+        Error::unsupported(
+            "the file does not say how its tokenizer splits words (there is no tokenizer.ggml.pre; it was \
+             converted before April 2024): convert the model again, or use its tokenizer.json",
+        )
+    })?;
+    let splitter = Splitter::named(rule)?;
+    let merges = meta.strs("tokenizer.ggml.merges")?;
+    let merges = merges.ok_or_else(|| Error::model_file("tokenizer.ggml.merges is missing"))?;
+    Bpe::new(vocab, merges.iter(), splitter)
+}
+
+/// Whether the two sides of a merge together are a text.
+fn makes(merge: &str, text: &[u8]) -> bool {
+    merge.len() == text.len() + 1 && merge.bytes().filter(|byte| *byte != b' ').eq(text.iter().copied())
+}
+
+/// Phi-3 was trained with added tokens that swallow white space to their right, all but these; GGUF has no
+/// field for it.
+fn swallowing(meta: &Metadata, alphabet: Alphabet, vocab: &Vocab) -> Result<Vec<u32>> {
+    const PLAIN: &[&[u8]] = &[b"<unk>", b"<s>", b"<|endoftext|>"];
+    if alphabet != Alphabet::Spm || meta.str("general.architecture")? != Some("phi3") {
+        return Ok(Vec::new());
+    }
+    let found = vocab.ids(|kind| kind.is_special() || kind == Kind::UserDefined);
+    Ok(found.filter(|id| !PLAIN.contains(&vocab.bytes(*id))).collect())
+}
+
+impl Tables {
+    /// The tokens of a text; `control` says where control tokens may be read.
+    pub fn encode(
+        &self,
+        vocab: &Vocab,
+        text: &str,
+        control: impl Fn(&Range<usize>) -> bool,
+    ) -> Result<Vec<u32>> {
+        let user_defined = |id| vocab.kind(id) == Some(Kind::UserDefined);
+        let found = self.added.longest_first(text.as_bytes(), |range, id| user_defined(id) || control(range));
+        let mut ids = Vec::with_capacity(text.len() / 4 + found.len());
+        let mut work = Merger::default();
+        let mut done = 0;
+        let mut first = true;
+        for token in found {
+            let before = text.get(done..token.range.start).unwrap_or_default();
+            self.encode_plain(vocab, before, first, &mut work, &mut ids)?;
+            ids.push(token.id);
+            first = true;
+            done = token.range.end;
+            if self.swallowing.contains(&token.id) {
+                let rest = text.get(done..).unwrap_or_default();
+                done += rest.len() - rest.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']).len();
+            }
+        }
+        self.encode_plain(vocab, text.get(done..).unwrap_or_default(), first, &mut work, &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_plain(
+        &self,
+        vocab: &Vocab,
+        text: &str,
+        first: bool,
+        work: &mut Merger,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        match &self.merging {
+            _ if text.is_empty() => Ok(()),
+            Merging::Spm(spm) => spm.encode(vocab, text, first, work, ids),
+            Merging::Bpe(bpe) => {
+                bpe.encode(vocab, text, work, ids);
+                Ok(())
+            }
+        }
+    }
+
+    /// A token by how the file writes it.
+    pub fn id(&self, vocab: &Vocab, token: &str) -> Option<u32> {
+        let mut as_written = vocab.ids(|kind| !kind.is_piece() && kind != Kind::Byte);
+        if let Some(id) = as_written.find(|id| vocab.bytes(*id) == token.as_bytes() && !token.is_empty()) {
+            return Some(id);
+        }
+        match &self.merging {
+            Merging::Spm(spm) => spm.id(vocab, token),
+            Merging::Bpe(bpe) => bpe.id(vocab, token),
+        }
+    }
+}

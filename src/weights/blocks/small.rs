@@ -1,0 +1,102 @@
+//! Blocks of 32 weights: a scale (and a minimum), then 4, 5 or 8 bits a weight.
+//!
+//! Where two weights share a byte, the low nibbles are weights 0 to 15 and the high nibbles 16 to 31. The
+//! fifth bit of Q5 formats is bit `i` of one u32 for weight `i`.
+
+use super::{bits, f16_to_f32, part};
+
+/// The sixteen levels of IQ4_NL and IQ4_XS, closer together near zero.
+pub const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Splits sixteen bytes into 32 nibbles, the low ones first.
+#[inline(always)]
+fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
+    let mut nibbles = [0; 32];
+    nibbles[..16].copy_from_slice(&bits(bytes, 0, 0x0f));
+    nibbles[16..].copy_from_slice(&bits(bytes, 4, 0x0f));
+    nibbles
+}
+
+/// Adds bit `i` of `fifth` to weight `i` as its fifth bit. Eight weights at once in a u64, as in [`bits`].
+#[inline(always)]
+fn with_fifth_bit(mut quants: [u8; 32], fifth: &[u8; 4]) -> [u8; 32] {
+    /// Byte `i` keeps bit `i`.
+    const ONE_EACH: u64 = 0x8040_2010_0804_0201;
+    for (quants, byte) in quants.as_chunks_mut::<8>().0.iter_mut().zip(fifth) {
+        let bits = u64::from_le_bytes([*byte; 8]) & ONE_EACH;
+        // Adding 127 carries any bit of a byte into its highest, which then moves to where 16 is.
+        let bits = (bits + u64::from_le_bytes([0x7f; 8])) >> 3 & u64::from_le_bytes([0x10; 8]);
+        *quants = (u64::from_le_bytes(*quants) | bits).to_le_bytes();
+    }
+    quants
+}
+
+/// Weights `scale * (q - zero)`.
+#[inline(always)]
+fn centered(scale: f32, quants: [u8; 32], zero: i32, out: &mut [f32; 32]) {
+    for (out, quant) in out.iter_mut().zip(&quants) {
+        *out = scale * (i32::from(*quant) - zero) as f32;
+    }
+}
+
+/// Weights `scale * q + min`.
+#[inline(always)]
+fn affine(scale: f32, min: f32, quants: [u8; 32], out: &mut [f32; 32]) {
+    for (out, quant) in out.iter_mut().zip(&quants) {
+        *out = scale * f32::from(*quant) + min;
+    }
+}
+
+/// `f16 d, nibbles[16]`: d (q - 8).
+#[inline(always)]
+pub fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
+    centered(f16_to_f32(*part(block, 0)), nibbles(part(block, 2)), 8, out);
+}
+
+/// `f16 d, f16 m, nibbles[16]`: d q + m.
+#[inline(always)]
+pub fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+    affine(f16_to_f32(*part(block, 0)), f16_to_f32(*part(block, 2)), nibbles(part(block, 4)), out);
+}
+
+/// `f16 d, u32 fifth bits, nibbles[16]`: d (q - 16).
+#[inline(always)]
+pub fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+    let quants = with_fifth_bit(nibbles(part(block, 6)), part(block, 2));
+    centered(f16_to_f32(*part(block, 0)), quants, 16, out);
+}
+
+/// `f16 d, f16 m, u32 fifth bits, nibbles[16]`: d q + m.
+#[inline(always)]
+pub fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
+    let quants = with_fifth_bit(nibbles(part(block, 8)), part(block, 4));
+    affine(f16_to_f32(*part(block, 0)), f16_to_f32(*part(block, 2)), quants, out);
+}
+
+/// `f16 d, i8[32]`: d q.
+#[inline(always)]
+pub fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
+    let scale = f16_to_f32(*part(block, 0));
+    for (out, quant) in out.iter_mut().zip(part::<32>(block, 2)) {
+        *out = scale * f32::from(*quant as i8);
+    }
+}
+
+/// `f16 d, nibbles[16]`: d level(q).
+#[inline(always)]
+pub fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
+    levels(f16_to_f32(*part(block, 0)), part(block, 2), out);
+}
+
+/// Weights `scale * level(q)`.
+#[inline(always)]
+pub(super) fn levels(scale: f32, bytes: &[u8; 16], out: &mut [f32; 32]) {
+    let (low, high) = out.split_at_mut(16);
+    // The masks repeat what a nibble is, so that the look-up needs no check.
+    for (out, byte) in low.iter_mut().zip(bytes) {
+        *out = scale * f32::from(IQ4_LEVELS[usize::from(byte & 0x0f)]);
+    }
+    for (out, byte) in high.iter_mut().zip(bytes) {
+        *out = scale * f32::from(IQ4_LEVELS[usize::from(byte >> 4)]);
+    }
+}

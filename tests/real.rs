@@ -1,0 +1,157 @@
+//! The two real models against llama.cpp on the same files (tests/golden/real): every greedy choice that was
+//! clear, the text of whole answers, and the perplexity of a text.
+
+mod common;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tallow::Model;
+use tallow::engine::{Event, Network, Runner};
+use tallow::lm::{GenerateOptions, Lm, LmOptions};
+use tallow::model::{LoadOptions, Prompt};
+use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
+use tallow::step::{Step, pages_for};
+
+/// llama.cpp rounds activations to 8 bits and we do not: below this margin (in logits) between the two best
+/// tokens either may win. transformers in float32 differs from llama.cpp up to a margin of 0.55.
+const CLEAR: f64 = 0.6;
+/// Largest relative difference of the perplexity.
+const PERPLEXITY: f64 = 0.005;
+
+const MODELS: &[(&str, &str)] =
+    &[("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), ("gemma3-270m", "gemma-3-270m-q4_k_m.gguf")];
+
+/// A model and its golden; `None` where the weights are not at hand and need not be.
+fn open(index: usize) -> Option<(Arc<Model>, Value)> {
+    let (name, file) = MODELS[index];
+    let path = common::real_model(file)?;
+    let text = std::fs::read_to_string(common::golden(&format!("real/{name}.json"))).unwrap();
+    let model = Model::load(path.to_str().unwrap(), &LoadOptions::default()).unwrap();
+    Some((model, serde_json::from_str(&text).unwrap()))
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Logits of every position, in steps of 128 rows.
+fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
+    let pages: Vec<u32> = (0..pages_for(tokens.len()) as u32).collect();
+    let mut logits = Vec::new();
+    for (chunk, position) in tokens.chunks(128).zip((0..).step_by(128)) {
+        let mut step = Step::default();
+        step.logits = step.push(chunk, position, pages.clone()).map(|row| row as u32).collect();
+        logits.extend(runner.forward(&step).unwrap().logits);
+    }
+    logits
+}
+
+fn greedy_choices(index: usize) {
+    let Some((model, golden)) = open(index) else { return };
+    let vocab = model.vocab_size();
+    let mut runner = Runner::new(model.decoder().clone(), 64).unwrap();
+    let (mut clear, mut wrong) = (0, Vec::new());
+    for prompt in golden["prompts"].as_array().unwrap() {
+        let (mut tokens, answer) = (ids(&prompt["tokens"]), ids(&prompt["continuation"]));
+        let first = tokens.len() - 1;
+        tokens.extend(&answer);
+        let rows = logits(&mut runner, &tokens);
+        for (step, (want, margin)) in answer.iter().zip(prompt["margins"].as_array().unwrap()).enumerate() {
+            if margin.as_f64().unwrap() < CLEAR {
+                continue;
+            }
+            clear += 1;
+            let row = &rows[(first + step) * vocab..(first + step + 1) * vocab];
+            let got = argmax(row).unwrap();
+            if got != *want {
+                wrong.push(format!("{} step {step}: {got} for {want}, margin {margin}", prompt["name"]));
+            }
+        }
+    }
+    assert!(clear > 250, "only {clear} clear steps");
+    assert!(wrong.is_empty(), "{} of {clear} clear steps differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn smollm2_chooses_as_llama_cpp() {
+    greedy_choices(0);
+}
+
+#[test]
+fn gemma3_chooses_as_llama_cpp() {
+    greedy_choices(1);
+}
+
+/// All prompts at once through the engine: each answer is llama.cpp's up to its first unclear step.
+fn answers(index: usize) {
+    let Some((model, golden)) = open(index) else { return };
+    let lm = Lm::start(model.clone(), &LmOptions::default()).unwrap();
+    let prompts = golden["prompts"].as_array().unwrap();
+    let options = GenerateOptions {
+        max_tokens: Some(64),
+        sampler: Sampler::greedy(),
+        stop: vec![],
+        seed: None,
+        logprobs: None,
+        timeout: None,
+    };
+    let submit = |p: &Value| lm.generate(&Prompt::Ids(&ids(&p["tokens"])), &options, None).unwrap();
+    let running: Vec<_> = prompts.iter().map(submit).collect();
+    for (prompt, mut generation) in prompts.iter().zip(running) {
+        let mut tokens = Vec::new();
+        while let Some(event) = generation.wait() {
+            match event {
+                Event::Token(token) => tokens.push(token.id),
+                Event::Error(error) => panic!("{}: {error}", prompt["name"]),
+                _ => {}
+            }
+        }
+        let margins = prompt["margins"].as_array().unwrap();
+        let certain = margins.iter().take_while(|m| m.as_f64().unwrap() >= CLEAR).count();
+        let want = ids(&prompt["continuation"]);
+        let count = certain.min(want.len()).min(tokens.len());
+        assert_eq!(tokens[..count], want[..count], "{}", prompt["name"]);
+        assert!(count == certain.min(want.len()), "{}: the answer ended early", prompt["name"]);
+    }
+}
+
+#[test]
+fn smollm2_answers_as_llama_cpp() {
+    answers(0);
+}
+
+#[test]
+fn gemma3_answers_as_llama_cpp() {
+    answers(1);
+}
+
+fn perplexity(index: usize) {
+    let Some((model, golden)) = open(index) else { return };
+    let vocab = model.vocab_size();
+    let mut runner = Runner::new(model.decoder().clone(), 64).unwrap();
+    let (mut sum, mut count) = (0.0, 0);
+    for window in golden["perplexity"]["windows"].as_array().unwrap() {
+        let tokens = ids(window);
+        let rows = logits(&mut runner, &tokens);
+        for (row, next) in rows.chunks(vocab).zip(&tokens[1..]) {
+            sum -= log_softmax_at(row, *next).unwrap() as f64;
+            count += 1;
+        }
+    }
+    let (ours, theirs) =
+        (sum / count as f64, golden["perplexity"]["llama_cpp"]["mean_nll"].as_f64().unwrap());
+    let ratio = (ours - theirs).exp() - 1.0;
+    println!("perplexity {:.3}, llama.cpp {:.3}, {:+.3} %", ours.exp(), theirs.exp(), 100.0 * ratio);
+    assert!(ratio.abs() < PERPLEXITY, "perplexity {} against llama.cpp's {}", ours.exp(), theirs.exp());
+}
+
+#[test]
+fn smollm2_has_the_perplexity_of_llama_cpp() {
+    perplexity(0);
+}
+
+#[test]
+fn gemma3_has_the_perplexity_of_llama_cpp() {
+    perplexity(1);
+}
