@@ -404,7 +404,7 @@ fn templates_are_found_in_folders() {
     for (files, expected) in rows {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), files);
-        let template = ChatTemplate::from_hf(dir.path()).unwrap();
+        let template = ChatTemplate::from_hf(dir.path(), None).unwrap();
         let got = template.map(|t| {
             let plain = t.render(&request(&[], &arguments)).unwrap().text;
             (
@@ -416,7 +416,7 @@ fn templates_are_found_in_folders() {
     }
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &[("tokenizer_config.json", "{")]);
-    assert_eq!(ChatTemplate::from_hf(dir.path()).err().unwrap().kind(), ErrorKind::ModelFile);
+    assert_eq!(ChatTemplate::from_hf(dir.path(), None).err().unwrap().kind(), ErrorKind::ModelFile);
 }
 
 #[test]

@@ -1,0 +1,77 @@
+"""tallow: a language model inside your Python process.
+
+    >>> import tallow
+    >>> model = tallow.Model("smollm2")
+    >>> print(model.generate("The capital of France is", max_tokens=8))
+
+``Model`` is weights, tokenizer and chat template; ``Sampler`` is how a token is picked; ``LM`` is a ``dspy.LM``
+over a Model (``pip install "tallow[dspy]"``; DSPy is imported only when ``tallow.LM`` is first used).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._core import Sampler, __version__, features
+from .errors import (
+    ArgumentTypeError,
+    Cancelled,
+    ConstraintError,
+    ContextLengthError,
+    DeviceError,
+    Error,
+    HubError,
+    InvalidRequestError,
+    ModelFileError,
+    OutOfMemoryError,
+    TemplateError,
+    Timeout,
+    UnsupportedModelError,
+)
+from .model import AsyncStream, Model, Stream
+from .results import Chunk, Completion, Score, Timings, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from .dspy import LM as LM
+
+# Without LM: a star import must work where DSPy is not installed.
+__all__ = [
+    "ArgumentTypeError",
+    "AsyncStream",
+    "Cancelled",
+    "Chunk",
+    "Completion",
+    "ConstraintError",
+    "ContextLengthError",
+    "DeviceError",
+    "Error",
+    "HubError",
+    "InvalidRequestError",
+    "Model",
+    "ModelFileError",
+    "OutOfMemoryError",
+    "Sampler",
+    "Score",
+    "Stream",
+    "TemplateError",
+    "Timeout",
+    "Timings",
+    "TokenLogprob",
+    "UnsupportedModelError",
+    "Usage",
+    "__version__",
+    "features",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "LM":
+        raise AttributeError(f"module 'tallow' has no attribute {name!r}")
+    from .dspy import LM
+
+    globals()["LM"] = LM
+    return LM
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "LM"]

@@ -1,0 +1,127 @@
+"""asyncio over the native engine: one daemon thread waits for news of all generations and tells their loops.
+
+The native side has one ``Waker`` for the process. A generation made with it announces itself by its key; the
+thread calls ``loop.call_soon_threadsafe`` for the task that waits. So there is no thread a request, and any
+number of event loops in any number of threads may wait at once. The thread starts with the first waiter and
+ends a moment after the last, so a program that is done has nothing running; after a fork it starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from types import EllipsisType
+from typing import Any
+
+from ._core import Generation, Waker
+
+_WAIT = 0.1  # seconds between two looks at whether anybody still waits
+_LINGER = 20  # looks without a waiter after which the thread ends
+
+
+class _Dispatcher:
+    def __init__(self) -> None:
+        self.waker = Waker()
+        self.pid = os.getpid()
+        self._keys = itertools.count(1)
+        self._waiting: dict[int, Callable[[], object]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        atexit.register(self.stop)
+
+    def add(self, wake: Callable[[], object]) -> int:
+        with self._lock:
+            key = next(self._keys)
+            self._waiting[key] = wake
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tallow-asyncio", daemon=True)
+                self._thread.start()
+        return key
+
+    def remove(self, key: int) -> None:
+        with self._lock:
+            self._waiting.pop(key, None)
+
+    def stop(self) -> None:
+        self._stopped = True
+        thread = self._thread
+        if thread is not None and self.pid == os.getpid():
+            thread.join(1.0)
+
+    def _run(self) -> None:
+        idle = 0
+        while not self._stopped:
+            for key in self.waker.wait(_WAIT):
+                wake = self._waiting.get(key)
+                if wake is not None:
+                    try:
+                        wake()
+                    except RuntimeError:  # the loop was closed under its task; nobody is left to tell
+                        self.remove(key)
+            with self._lock:
+                idle = 0 if self._waiting else idle + 1
+                if idle > _LINGER:
+                    self._thread = None  # under the lock: who comes next starts another
+                    return
+
+
+_dispatcher: _Dispatcher | None = None
+_create = threading.Lock()
+
+
+def _current() -> _Dispatcher:
+    global _dispatcher
+    with _create:
+        if _dispatcher is None or _dispatcher.pid != os.getpid():
+            _dispatcher = _Dispatcher()
+        return _dispatcher
+
+
+class AsyncGeneration:
+    """A generation whose pieces are awaited. Made on the loop that awaits it."""
+
+    def __init__(self, start: Callable[..., Generation], *, every_token: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        self._dispatcher = _current()
+        self._key = self._dispatcher.add(lambda: loop.call_soon_threadsafe(self._event.set))
+        try:
+            self._generation = start(waker=self._dispatcher.waker, key=self._key, every_token=every_token)
+        except BaseException:
+            self._dispatcher.remove(self._key)
+            raise
+
+    async def next(self) -> dict[str, Any] | None:
+        """The next raw piece; None after the last. A cancelled task cancels its generation at once."""
+        try:
+            while True:
+                self._event.clear()  # before looking, so that news that come after the look are not lost
+                piece = self._generation.poll()
+                if not isinstance(piece, EllipsisType):
+                    if piece is None:
+                        self.close()
+                    return piece
+                await self._event.wait()
+        except BaseException:
+            self.close()
+            raise
+
+    async def collect(self) -> list[dict[str, Any]]:
+        """All pieces to the end."""
+        pieces = []
+        while (piece := await self.next()) is not None:
+            pieces.append(piece)
+        return pieces
+
+    def close(self) -> None:
+        self._dispatcher.remove(self._key)
+        self._generation.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_generation"):
+            self.close()

@@ -1,0 +1,194 @@
+"""The native half of tallow. Mechanism only: keyword defaults, checks and documentation stand in the Python half."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import EllipsisType
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+def features() -> dict[str, Any]:
+    """What this build and this machine offer: accelerators, instruction sets."""
+
+def aliases() -> list[tuple[str, str, str, int]]:
+    """The short names of models: name, licence, description, bytes to download."""
+
+def locate(
+    source: str,
+    *,
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: Callable[[str, int | None, int], object] | None = None,
+    python: str | None = None,
+) -> tuple[str, str, str | None]:
+    """Finds a model's files and fetches what is missing: path, name, revision."""
+
+@final
+class Model:
+    """Weights, tokenizer and chat template: immutable, shared, holds no conversation."""
+
+    @staticmethod
+    def load(
+        source: str,
+        *,
+        revision: str | None = None,
+        offline: bool | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        context_length: int | None = None,
+        threads: int | None = None,
+        chat_template: str | None = None,
+        progress: Callable[[str, int | None, int], object] | None = None,
+        python: str | None = None,
+    ) -> Model: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def weight_types(self) -> list[str]: ...
+    @property
+    def eos_ids(self) -> list[int]: ...
+    @property
+    def has_template(self) -> bool: ...
+    @property
+    def pooling(self) -> str: ...
+    @property
+    def generation(self) -> dict[str, float]: ...
+    def tokenize(self, text: str, special: bool = False) -> list[int]: ...
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str: ...
+    def token_bytes(self, id: int) -> bytes: ...
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None,
+        add_generation_prompt: bool,
+        arguments: dict[str, Any],
+    ) -> str: ...
+
+@final
+class Engine:
+    """A running engine over a Model: queue, scheduler, KV cache."""
+
+    def __new__(cls, model: Model, *, kv_memory: int | None = None, queue: int | None = None) -> Engine: ...
+    def generate(
+        self,
+        prompt: str | list[dict[str, Any]] | Sequence[int],
+        *,
+        tools: list[Any] | None = None,
+        arguments: dict[str, Any] | None = None,
+        max_tokens: int | None = None,
+        sampler: Sampler | None = None,
+        fields: dict[str, Any] | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: int | None = None,
+        timeout: float | None = None,
+        waker: Waker | None = None,
+        key: int = 0,
+        every_token: bool = False,
+    ) -> Generation: ...
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]: ...
+    def embed(self, texts: list[str], pooling: str) -> NDArray[np.float32]: ...
+    def score(
+        self,
+        prompt: str | list[dict[str, Any]] | Sequence[int],
+        candidates: list[str],
+        tools: list[Any] | None,
+        arguments: dict[str, Any] | None,
+    ) -> list[tuple[list[int], list[float]]]: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+
+@final
+class Generation:
+    """One running request. Dropping it cancels it."""
+
+    def collect(self) -> dict[str, Any]: ...
+    def next(self) -> dict[str, Any] | None: ...
+    def poll(self) -> dict[str, Any] | EllipsisType | None: ...
+    def cancel(self) -> None: ...
+
+@final
+class Waker:
+    """Tells one waiting thread which generations have news."""
+
+    def __new__(cls) -> Waker: ...
+    def wait(self, timeout: float) -> list[int]: ...
+
+@final
+class Sampler:
+    """How a token is picked. Immutable; ``replace`` makes a changed copy."""
+
+    def __new__(
+        cls,
+        temperature: float | None = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        typical_p: float | None = None,
+        repetition_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        filters: Sequence[Callable[..., None]] = (),
+    ) -> Sampler: ...
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def min_p(self) -> float | None: ...
+    @property
+    def typical_p(self) -> float | None: ...
+    @property
+    def repetition_penalty(self) -> float | None: ...
+    @property
+    def frequency_penalty(self) -> float | None: ...
+    @property
+    def presence_penalty(self) -> float | None: ...
+    @property
+    def logit_bias(self) -> dict[int, float] | None: ...
+    @property
+    def filters(self) -> tuple[Callable[..., None], ...]: ...
+    def replace(self, **fields: Any) -> Sampler: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+class Error(Exception): ...
+class ModelFileError(Error, OSError): ...
+class UnsupportedModelError(Error, ValueError): ...
+class HubError(Error, OSError): ...
+
+class ContextLengthError(Error, ValueError):
+    prompt_tokens: int
+    limit: int
+
+class InvalidRequestError(Error, ValueError): ...
+class ConstraintError(Error, ValueError): ...
+class TemplateError(Error, ValueError): ...
+class OutOfMemoryError(Error, MemoryError): ...
+class DeviceError(Error, RuntimeError): ...
+class Cancelled(Error, RuntimeError): ...
+class Timeout(Error, TimeoutError): ...

@@ -1,0 +1,303 @@
+"""Checks of what callers hand over: a wrong argument is named, and the message says what would be right.
+
+One small function a kind of value, each ``check(name, value) -> clean value``; ``generation`` puts together
+what all ways to generate have in common. Values that only a model can judge (an id beyond the vocabulary, a
+template's own arguments) are judged by the native half, before any work is done.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from ._core import Sampler
+from .errors import ArgumentTypeError, InvalidRequestError
+
+Prompt = str | list[dict[str, Any]] | list[int]
+
+MAX_CANDIDATES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_STOPS = 32
+MAX_STOP_CHARS = 256
+MAX_COUNT = 2**31 - 1
+MAX_SEED = 2**64 - 1
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def wrong_type(name: str, value: object, wanted: str) -> NoReturn:
+    raise ArgumentTypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; it must be {wanted}")
+
+
+def wrong_value(name: str, value: object, wanted: str) -> NoReturn:
+    raise InvalidRequestError(f"{name} is {_shown(value)}; it must be {wanted}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def unknown(function: str, name: str, known: Iterable[str]) -> NoReturn:
+    """There is no such argument: says which there are, and which one was probably meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise ArgumentTypeError(f"{function} has no argument {name!r}{hint} It takes {', '.join(known)}")
+
+
+def integer(name: str, value: object, low: int, high: int, more: str = "") -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        wrong_type(name, value, f"an integer from {low} to {high}{more}")
+    number = operator.index(value)  # type: ignore[arg-type]
+    if not low <= number <= high:
+        wrong_value(name, number, f"from {low} to {high}{more}")
+    return number
+
+
+def number(name: str, value: object) -> float:
+    """A finite number; its range is the sampler's business."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        wrong_type(name, value, "a number")
+    result = float(value)
+    if not math.isfinite(result):
+        wrong_value(name, result, "a finite number")
+    return result
+
+
+def seconds(name: str, value: object) -> float:
+    result = number(name, value)
+    if result <= 0:
+        wrong_value(name, value, "more than 0 seconds")
+    return result
+
+
+def boolean(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        wrong_type(name, value, "True or False")
+    return value
+
+
+def text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        wrong_type(name, value, "a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{name} holds a lone surrogate at index {error.start}, which no tokenizer can read; "
+            "repair it with text.encode('utf-8', 'replace').decode()"
+        ) from None
+    return value
+
+
+def texts(name: str, value: object, what: str = "texts") -> list[str]:
+    """A non-empty list of str. A single str is refused: its characters are rarely what was meant."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        wrong_type(name, value, f"a list of {what}")
+    result = [text(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    if not result:
+        raise InvalidRequestError(f"{name} is empty; give at least one of the {what}")
+    return result
+
+
+def path_text(name: str, value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        wrong_type(name, value, "a name or a path")
+    result = text(name, os.fspath(value))
+    if not result.strip():
+        raise InvalidRequestError(f'{name} is empty; give a name like "smollm2", a hub id "org/name", or a path')
+    return result
+
+
+def choice(name: str, value: object, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str):
+        wrong_type(name, value, f"one of {', '.join(map(repr, allowed))}")
+    if value not in allowed:
+        close = difflib.get_close_matches(value, allowed, n=1)
+        wrong_value(name, value, f"one of {', '.join(map(repr, allowed))}" + (f" ({close[0]!r}?)" if close else ""))
+    return value
+
+
+def token_ids(name: str, value: object) -> list[int]:
+    """Lists, tuples, numpy arrays: whatever holds integers."""
+    if hasattr(value, "tolist") and not isinstance(value, (list, tuple)):
+        value = value.tolist()
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        wrong_type(name, value, "a list of token ids")
+    for at, item in enumerate(value):
+        if isinstance(item, bool) or not hasattr(item, "__index__"):
+            wrong_type(f"{name}[{at}]", item, "a token id (an integer)")
+    ids = [operator.index(item) for item in value]
+    for at, item in enumerate(ids):
+        if not 0 <= item < 2**32:
+            wrong_value(f"{name}[{at}]", item, "a token id, 0 or more")
+    return ids
+
+
+def messages(name: str, value: Sequence[object]) -> list[dict[str, Any]]:
+    """Turns of a conversation, as plain dicts."""
+    if not value:
+        raise InvalidRequestError(f"{name} is empty; give at least one message")
+    return [_message(f"{name}[{at}]", item) for at, item in enumerate(value)]
+
+
+def _message(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        wrong_type(name, value, 'a dict like {"role": "user", "content": "Hello"}')
+    result = {text(f"a key of {name}", key): item for key, item in value.items()}
+    if "role" not in result:
+        raise InvalidRequestError(f'{name} has no "role"; it must be one of {", ".join(_ROLES)}')
+    choice(f'{name}["role"]', result["role"], _ROLES)
+    content = result.get("content")
+    if isinstance(content, str):
+        text(f'{name}["content"]', content)
+    elif content is None and "tool_calls" not in result:
+        raise InvalidRequestError(f'{name} has no "content"; give its text')
+    elif content is not None and not isinstance(content, (list, tuple)):
+        wrong_type(f'{name}["content"]', content, "a str or a list of parts")
+    return result
+
+
+def prompt(value: object, name: str = "prompt") -> Prompt:
+    """Plain text (str), a conversation (dicts), or token ids (integers)."""
+    if isinstance(value, str):
+        if not value:
+            raise InvalidRequestError(f"{name} is empty; give at least one character")
+        return text(name, value)
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+        return messages(name, value)
+    if isinstance(value, Mapping):
+        wrong_type(name, value, "a list of messages: put the dict into a list")
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], str):
+        wrong_type(name, value, "a str, a list of messages, or token ids: one prompt a call")
+    if value is None or not isinstance(value, Sequence) and not hasattr(value, "tolist"):
+        wrong_type(name, value, "a str, a list of messages, or token ids")
+    ids = token_ids(name, value)
+    if not ids:
+        raise InvalidRequestError(f"{name} is empty; give at least one token or message")
+    return ids
+
+
+def stops(name: str, value: object) -> list[str]:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)) and not value:
+        return []
+    result = texts(name, value, "stop texts")
+    if len(result) > MAX_STOPS:
+        raise InvalidRequestError(f"{name} has {len(result)} texts; at most {MAX_STOPS} are allowed")
+    for at, item in enumerate(result):
+        if not 1 <= len(item) <= MAX_STOP_CHARS:
+            raise InvalidRequestError(
+                f"{name}[{at}] has {len(item)} characters; it must have 1 to {MAX_STOP_CHARS}"
+            )
+    return result
+
+
+def json_list(name: str, value: object) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        wrong_type(name, value, "a list of tools, each a JSON schema of a function")
+    return list(value)
+
+
+def json_object(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        wrong_type(name, value, "a dict")
+    return {text(f"a key of {name}", key): item for key, item in value.items()}
+
+
+def logit_bias(name: str, value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        wrong_type(name, value, "a dict of token id -> bias")
+    return {
+        integer(f"a token of {name}", key, 0, 2**32 - 1): number(f"{name}[{key}]", bias)
+        for key, bias in value.items()
+    }
+
+
+def filters(name: str, value: object) -> list[Callable[..., None]]:
+    if not isinstance(value, (list, tuple)):
+        wrong_type(name, value, "a list of callables (logits, tokens) -> None")
+    for at, item in enumerate(value):
+        if not callable(item):
+            wrong_type(f"{name}[{at}]", item, "a callable (logits, tokens) -> None")
+    return list(value)
+
+
+def _positive(name: str, value: object) -> int:
+    return integer(name, value, 1, MAX_COUNT)
+
+
+#: The fields of a Sampler, and how each is read. Their ranges are checked where they are used, in the native half.
+SAMPLER_FIELDS: dict[str, Callable[[str, object], Any]] = {
+    "temperature": number,
+    "top_k": _positive,
+    "top_p": number,
+    "min_p": number,
+    "typical_p": number,
+    "repetition_penalty": number,
+    "frequency_penalty": number,
+    "presence_penalty": number,
+    "logit_bias": logit_bias,
+    "filters": filters,
+}
+
+
+def sampler_fields(given: Mapping[str, object]) -> dict[str, Any]:
+    """Those that are set: None is the model's own default, as if not given."""
+    return {name: SAMPLER_FIELDS[name](name, value) for name, value in given.items() if value is not None}
+
+
+#: What every way to generate takes, and how each argument is read.
+_OPTIONS: dict[str, Callable[[str, object], Any]] = {
+    "tools": json_list,
+    "template_arguments": json_object,
+    "max_tokens": _positive,
+    "stop": stops,
+    "seed": lambda name, value: integer(name, value, 0, MAX_SEED),
+    "logprobs": lambda name, value: integer(
+        name, value, 0, MAX_TOP_LOGPROBS, ", the number of alternatives a token (0: the chosen tokens only)"
+    ),
+    "timeout": seconds,
+}
+
+#: Arguments of the engine that have another name there.
+_NATIVE_NAMES = {"template_arguments": "arguments"}
+
+
+def no_others(function: str, fields: Mapping[str, object], options: Iterable[str]) -> None:
+    """Refuses what is neither an option of the function nor a field of the sampler."""
+    for name in fields:
+        if name not in SAMPLER_FIELDS:
+            unknown(function, name, [*options, *SAMPLER_FIELDS])
+
+
+def generation(
+    prompt_: object, options: Mapping[str, Any], fields: Mapping[str, object]
+) -> tuple[Prompt, dict[str, Any]]:
+    """Checks a request, and returns its prompt and the arguments for the native ``Engine.generate``."""
+    checked = prompt(prompt_)
+    sampler = options.get("sampler")
+    if sampler is not None and not isinstance(sampler, Sampler):
+        wrong_type("sampler", sampler, "a tallow.Sampler")
+    native: dict[str, Any] = {"sampler": sampler, "fields": sampler_fields(fields)}
+    for name, check in _OPTIONS.items():
+        value = options.get(name)
+        if value is not None:
+            native[_NATIVE_NAMES.get(name, name)] = check(name, value)
+    only_for_messages(checked, tools=options.get("tools"), template_arguments=options.get("template_arguments"))
+    return checked, native
+
+
+def only_for_messages(prompt_: Prompt, **given: object) -> None:
+    """Arguments that a chat template reads mean nothing for a plain prompt, and nothing is silently ignored."""
+    is_chat = isinstance(prompt_, list) and isinstance(prompt_[0], dict)
+    for name, value in given.items():
+        if value is not None and not is_chat:
+            raise InvalidRequestError(f"{name} is for a list of messages; this prompt is plain text or token ids")

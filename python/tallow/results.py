@@ -1,0 +1,184 @@
+"""What a model answers: plain, frozen values.
+
+``Completion`` is a whole answer, ``Chunk`` a piece of a streamed one; both carry the same parts: text, tokens,
+log probabilities, and (a chunk only at the end) why it ended and what it cost. The native half hands over
+dicts and tuples; the functions at the bottom give them names. Nothing here knows how an answer is made.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "tool_call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    #: Tokens of the prompt that were found in the cache and not computed again.
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one request went, in seconds."""
+
+    #: From the call until the engine began.
+    queue: float
+    #: From there until the prompt was computed and the first token known.
+    prefill: float
+    #: From there to the end.
+    decode: float
+
+    @property
+    def total(self) -> float:
+        return self.queue + self.prefill + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log probability of one token, and of the likeliest alternatives at its place."""
+
+    id: int
+    #: The token's own text; bytes that are no whole character show as U+FFFD.
+    token: str
+    logprob: float
+    bytes: bytes
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. ``str(completion)`` is its text."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of decoding: the first token comes with the prompt, so the others count. 0 for a single one."""
+        return speed(self.usage, self.timings)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it. The text is untrusted and escaped."""
+        facts = (
+            f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
+            f" &middot; {self.timings.total:.2f} s &middot; {self.tokens_per_second:.1f} tokens/s"
+            f" &middot; {html.escape(self.finish_reason)}"
+        )
+        return (
+            f'<div><div style="white-space:pre-wrap">{html.escape(self.text)}</div>'
+            f'<div style="opacity:.6;font-size:85%">{facts}</div></div>'
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer; the pieces' texts joined are the text of the whole."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    #: This and the following are set on the last chunk only.
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model finds one candidate text after a prompt."""
+
+    text: str
+    #: The sum of ``token_logprobs``: the natural logarithm of the likelihood of this very text.
+    logprob: float
+    #: Relative to the other candidates of the call; together they make 1.
+    probability: float
+    tokens: tuple[int, ...]
+    token_logprobs: tuple[float, ...]
+
+
+def speed(usage: Usage, timings: Timings) -> float:
+    """Tokens a second of decoding, the first token not counted."""
+    return (usage.completion_tokens - 1) / timings.decode if timings.decode > 0 and usage.completion_tokens > 1 else 0.0
+
+
+TokenBytes = Callable[[int], bytes]
+
+
+def completion(raw: dict[str, Any], token_bytes: TokenBytes) -> Completion:
+    """From what the engine hands over at the end of a request."""
+    return Completion(
+        text=raw["text"],
+        tokens=tuple(raw["tokens"]),
+        finish_reason=raw["finish_reason"],
+        usage=Usage(*raw["usage"]),
+        timings=Timings(*raw["timings"]),
+        logprobs=_logprobs(raw["logprobs"], token_bytes),
+    )
+
+
+def chunk(raw: dict[str, Any], token_bytes: TokenBytes) -> Chunk:
+    """From what the engine hands over for one step; the last one has the ending, too."""
+    last = raw.get("finish_reason") is not None
+    return Chunk(
+        text=raw["text"],
+        tokens=tuple(raw["tokens"]),
+        logprobs=_logprobs(raw["logprobs"], token_bytes),
+        finish_reason=raw["finish_reason"] if last else None,
+        usage=Usage(*raw["usage"]) if last else None,
+        timings=Timings(*raw["timings"]) if last else None,
+    )
+
+
+def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The raw whole of raw pieces, the last of which carries the ending."""
+    whole = dict(pieces[-1])
+    whole["text"] = "".join(piece["text"] for piece in pieces)
+    whole["tokens"] = [token for piece in pieces for token in piece["tokens"]]
+    whole["logprobs"] = [entry for piece in pieces for entry in piece["logprobs"] or ()]
+    return whole
+
+
+def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Score]:
+    """Sums, and probabilities relative to each other (shifted by the largest, so that none underflows to 0/0)."""
+    sums = [math.fsum(logprobs) for _, logprobs in raw]
+    largest = max(sums)
+    weights = [math.exp(value - largest) if largest > -math.inf else 1.0 for value in sums]
+    total = math.fsum(weights)
+    return [
+        Score(text, value, weight / total, tuple(ids), tuple(logprobs))
+        for text, value, weight, (ids, logprobs) in zip(candidates, sums, weights, raw)
+    ]
+
+
+def _logprobs(entries: Any, token_bytes: TokenBytes) -> tuple[TokenLogprob, ...] | None:
+    if not entries:  # not asked for
+        return None
+
+    def named(id: int, logprob: float, top: Any = ()) -> TokenLogprob:
+        data = token_bytes(id)
+        return TokenLogprob(id, data.decode("utf-8", "replace"), logprob, data, tuple(named(*other) for other in top))
+
+    return tuple(named(*entry) for entry in entries)
