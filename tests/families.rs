@@ -64,7 +64,7 @@ fn check(folder: &Path, form: &str, ops: Ops) -> Result<f32> {
         serde_json::from_str(&std::fs::read_to_string(folder.join("meta.json")).unwrap()).unwrap();
     let context = meta["context_length"].as_u64().map_or(config.context, |n| n as usize);
     let vocab = config.vocab;
-    let decoder = Decoder::build(config, &weights, ops, context, None, &mut |_, _| Ok(()))?;
+    let decoder = Decoder::build(config, &weights, ops, context, None, &mut || Ok(()))?;
     let windowless = form == "gguf" && folder.ends_with(WINDOW_NOT_IN_GGUF.0);
     let compared = if windowless { WINDOW_NOT_IN_GGUF.1 * vocab } else { usize::MAX };
     let mut worst = 0f32;

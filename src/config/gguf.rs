@@ -190,7 +190,7 @@ impl Reader<'_> {
             (None, Window::All) => windowed(|_| true, layers, window),
             (None, Window::AllBut(n)) => windowed(|i| (i + 1) % n != 0, layers, window),
         };
-        let bare = |i: usize| a.no_rope_step.is_some_and(|n| (i + 1) % n == 0);
+        let bare = |i: usize| a.no_rope_step.is_some_and(|n| (i + 1).is_multiple_of(n));
         let local = |window: Option<usize>| window.is_some() && a.local_theta.is_some();
         Ok((0..layers)
             .map(|i| Layer { window: windows[i], rope: (!bare(i)).then_some(usize::from(local(windows[i]))) })

@@ -26,15 +26,15 @@ impl Progress for NoProgress {
 }
 
 /// Pairs each `start` with its `finish`, on every way out of a function.
-pub(super) struct Bar<'a>(&'a dyn Progress);
+pub(crate) struct Bar<'a>(&'a dyn Progress);
 
 impl<'a> Bar<'a> {
-    pub(super) fn start(progress: &'a dyn Progress, what: &str, total: Option<u64>) -> Self {
+    pub(crate) fn start(progress: &'a dyn Progress, what: &str, total: Option<u64>) -> Self {
         progress.start(what, total);
         Bar(progress)
     }
 
-    pub(super) fn advance(&self, bytes: u64) {
+    pub(crate) fn advance(&self, bytes: u64) {
         self.0.advance(bytes);
     }
 }

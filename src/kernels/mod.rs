@@ -76,6 +76,17 @@ impl Matrix {
         &self.name
     }
 
+    /// How the weights are stored, and how many bytes they take.
+    pub fn stored(&self) -> (&'static str, usize) {
+        match &self.data {
+            MatrixData::Rows { dtype, bytes, .. } => (dtype.name(), bytes.len()),
+            MatrixData::Quantized(tensor) => ("quantized", tensor.storage_size_in_bytes()),
+            MatrixData::Dense(tensor) => {
+                (tensor.dtype().as_str(), tensor.elem_count() * tensor.dtype().size_in_bytes())
+            }
+        }
+    }
+
     /// Output features (or vocabulary).
     pub fn n(&self) -> usize {
         self.n

@@ -15,26 +15,26 @@ use crate::weights::{Bytes, WeightTensor, WeightType, Weights};
 
 impl Decoder {
     /// Builds the decoder of `config` from `weights`, for contexts up to `context_length`.
-    /// `to`: quantize the 2-D weights while loading.
+    /// `to`: quantize the matrices while loading. `after_layer` may end it.
     pub fn build(
         config: Config,
         weights: &Weights,
         ops: Ops,
         context_length: usize,
         to: Option<WeightType>,
-        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+        after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
         let door = Door { names: Names::of(weights), weights, config: &config, ops: &ops, to };
         let mut layers = Vec::with_capacity(config.layers.len());
         for index in 0..config.layers.len() {
-            progress(index, config.layers.len())?;
             layers.push(door.layer(index)?);
+            after_layer()?;
         }
         let embed = door.tensor(Part::Embed, None, &[config.vocab, config.hidden])?;
         let head = if config.tied { None } else { door.head()? };
         let final_norm = door.norm(Part::FinalNorm, None, config.hidden)?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
-        let embed = ops.matrix(&door.quantized(embed)?)?;
+        let embed = ops.matrix(&door.quantized(embed, Part::Embed)?)?;
         Ok(Decoder { embed, layers, final_norm, head, frequencies, ops, config })
     }
 }
@@ -85,14 +85,14 @@ impl Door<'_> {
             let bias = self.bias(Part::Qkv, at, rows)?;
             let cut = |range: Range<usize>, heads| {
                 let bias = bias.as_ref().map(|bias| slice_rows(bias, range.clone())).transpose()?;
-                self.turned(slice_rows(&weight, range)?, bias, heads)
+                self.turned(Part::Qkv, slice_rows(&weight, range)?, bias, heads)
             };
             let q = cut(0..wide, Some(c.heads))?;
             let k = cut(wide..wide + narrow, Some(c.kv_heads))?;
             return Ok((q, k, cut(wide + narrow..rows, None)?));
         }
         let one = |part, rows, heads| {
-            self.turned(self.tensor(part, at, &[rows, c.hidden])?, self.bias(part, at, rows)?, heads)
+            self.turned(part, self.tensor(part, at, &[rows, c.hidden])?, self.bias(part, at, rows)?, heads)
         };
         Ok((
             one(Part::Q, wide, Some(c.heads))?,
@@ -125,7 +125,7 @@ impl Door<'_> {
         let bias = self.bias(part, at, 2 * inner)?;
         let cut = |range: Range<usize>| {
             let bias = bias.as_ref().map(|bias| slice_rows(bias, range.clone())).transpose()?;
-            self.turned(slice_rows(&weight, range)?, bias, None)
+            self.turned(part, slice_rows(&weight, range)?, bias, None)
         };
         Ok((Some(cut(0..inner)?), cut(inner..2 * inner)?))
     }
@@ -138,12 +138,13 @@ impl Door<'_> {
     }
 
     fn linear(&self, part: Part, layer: Option<usize>, rows: usize, columns: usize) -> Result<Linear> {
-        self.turned(self.tensor(part, layer, &[rows, columns])?, self.bias(part, layer, rows)?, None)
+        self.turned(part, self.tensor(part, layer, &[rows, columns])?, self.bias(part, layer, rows)?, None)
     }
 
     /// A projection from its tensors; `heads`: q or k, whose interleaved rows go back to halves.
     fn turned(
         &self,
+        part: Part,
         weight: WeightTensor,
         bias: Option<WeightTensor>,
         heads: Option<usize>,
@@ -156,14 +157,16 @@ impl Door<'_> {
             None => (weight, bias),
         };
         let bias = bias.map(|bias| self.ops.vector(&bias, 0.0)).transpose()?;
-        Ok(Linear { weight: self.ops.matrix(&self.quantized(weight)?)?, bias })
+        Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias })
     }
 
-    fn quantized(&self, weight: WeightTensor) -> Result<WeightTensor> {
-        match self.to {
-            Some(to) => quantize(&weight, to),
-            None => Ok(weight),
-        }
+    /// Quantized, if that was asked for. Embedding and head stay at 6 bits or more: all else passes through them,
+    /// and at fewer the answers suffer first there.
+    fn quantized(&self, weight: WeightTensor, part: Part) -> Result<WeightTensor> {
+        let Some(to) = self.to else { return Ok(weight) };
+        let bits = 8 * to.block_bytes() / to.block_len();
+        let outer = matches!(part, Part::Embed | Part::Head) && bits < 6;
+        quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())
     }
 
     fn optional_norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Option<Norm>> {

@@ -61,6 +61,18 @@ impl Decoder {
         &self.ops
     }
 
+    /// The weights of all projections.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [Some(&layer.q), Some(&layer.k), Some(&layer.v), Some(&layer.o), layer.gate.as_ref()]
+                .into_iter()
+                .chain([Some(&layer.up), Some(&layer.down)])
+                .flatten()
+        });
+        let linears = layers.chain(&self.head).map(|linear| &linear.weight);
+        std::iter::once(&self.embed).chain(linears)
+    }
+
     /// An empty cache of `pages` pages for this model.
     pub fn new_cache(&self, pages: usize) -> Result<KvCache> {
         let shape = KvShape { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim };

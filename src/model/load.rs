@@ -14,7 +14,7 @@ use crate::config::generation::{self, Generation};
 use crate::config::{self, Config, Pooling};
 use crate::device::{Placement, default_threads};
 use crate::error::{Context, Error, Result};
-use crate::hub::{self, HubOptions, Located, NoProgress, Progress};
+use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
 use crate::text::chat::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
@@ -100,7 +100,6 @@ impl Model {
                 offline: options.offline,
                 progress: options.progress.clone(),
                 python: options.python.clone(),
-                ..HubOptions::default()
             },
         )?;
         let key = request.key(&located.path)?;
@@ -179,16 +178,25 @@ impl Request {
         let ops = self.placement.open(self.threads)?;
         let eos_ids = files.eos_ids();
         check_tokenizer(&files)?;
-        let progress = &options.progress;
-        let mut advance = |_layer: usize, _layers: usize| match progress.cancelled() {
-            true => Err(Error::cancelled("loading was cancelled")),
-            false => Ok(()),
+        let share = files.weights.total_bytes() / files.config.layers.len() as u64;
+        let progress = &*options.progress;
+        let bar = self.quantize.map(|to| {
+            Bar::start(progress, &format!("quantizing to {to}"), Some(files.weights.total_bytes()))
+        });
+        let mut advance = || {
+            if let Some(bar) = &bar {
+                bar.advance(share);
+            }
+            match progress.cancelled() {
+                true => Err(Error::cancelled("loading was cancelled")),
+                false => Ok(()),
+            }
         };
-        let (weight_bytes, weight_types) = (files.weights.total_bytes(), weight_types(&files.weights));
         let marks = format!("{:?} {:?} {context_length}", self.placement, self.quantize);
         let fingerprint = fingerprint(files.weights.files(), &marks)?;
         let decoder =
             Decoder::build(files.config, &files.weights, ops, context_length, self.quantize, &mut advance)?;
+        let (weight_bytes, weight_types) = stored(&decoder);
         Ok(Model {
             name: located.name.clone(),
             revision: located.revision.clone(),
@@ -327,17 +335,16 @@ fn pooling(folder: &Path) -> Result<Pooling> {
     })
 }
 
-/// The storage types, largest share first.
-fn weight_types(weights: &Weights) -> Vec<&'static str> {
-    let mut bytes: HashMap<&'static str, usize> = HashMap::new();
-    for name in weights.names() {
-        if let Ok(tensor) = weights.get(name) {
-            *bytes.entry(tensor.dtype.name()).or_default() += tensor.data.len();
-        }
+/// Bytes of the projections, and how they are stored, the largest share first.
+fn stored(decoder: &Decoder) -> (u64, Vec<&'static str>) {
+    let mut bytes: HashMap<&'static str, u64> = HashMap::new();
+    for (name, size) in decoder.matrices().map(|matrix| matrix.stored()) {
+        *bytes.entry(name).or_default() += size as u64;
     }
+    let total = bytes.values().sum();
     let mut types: Vec<_> = bytes.into_iter().collect();
     types.sort_by_key(|(name, bytes)| (std::cmp::Reverse(*bytes), *name));
-    types.into_iter().map(|(name, _)| name).collect()
+    (total, types.into_iter().map(|(name, _)| name).collect())
 }
 
 /// The argument `chat_template`: the text of a template (it has a `{`), or a file that holds one.

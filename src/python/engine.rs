@@ -216,7 +216,7 @@ impl PyEngine {
 fn read_timeout(py: Python<'_>, seconds: f64) -> PyResult<Duration> {
     let message =
         || invalid(Some(py), format!("timeout is {seconds}; it must be a number of seconds above 0"));
-    if !(seconds > 0.0) {
+    if seconds.is_nan() || seconds <= 0.0 {
         return Err(message());
     }
     // Longer than a duration can hold is for ever.

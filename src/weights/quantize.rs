@@ -19,39 +19,72 @@ const MAX_WEIGHT: f32 = 65_504.0;
 
 /// Stores a matrix `[n, k]` in the smaller format `to`.
 ///
-/// - A row must be whole blocks. Where `k` is a multiple of 32 but not of 256, [`WeightType::Q8_0`] stands in
-///   for the K-quants, since their superblocks do not fit and no smaller format is as safe for the quality.
+/// - A row must be whole blocks. Where `k` is a multiple of 32 but not of 256, the next larger format with
+///   blocks of 32 stands in for a K-quant, as in llama.cpp: Q4_K becomes Q5_0, Q5_K Q5_1, Q6_K Q8_0, the smaller
+///   ones Q4_1.
 /// - Left as it is, sharing its bytes: a tensor that is not a matrix, one whose `k` is not a multiple of 32,
-///   and one that has the format already.
+///   and one that is quantized already, which a second rounding would only harm.
+///
+/// Rows are shared among `threads`; blocks are independent, so the result is the same for any number.
 ///
 /// # Errors
 /// `InvalidRequest` when `to` cannot be made (floats, IQ4); `ModelFile` when a weight is not finite or beyond 65504.
-pub fn quantize(tensor: &WeightTensor, to: WeightType) -> Result<WeightTensor> {
+pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result<WeightTensor> {
     target(to)?;
     let &[n, k] = tensor.shape.as_slice() else { return Ok(tensor.clone()) };
-    let to = if k.is_multiple_of(to.block_len()) { to } else { WeightType::Q8_0 };
-    if n == 0 || k == 0 || !k.is_multiple_of(to.block_len()) || tensor.dtype == to {
+    let to = fitting(to, k);
+    if n == 0 || k == 0 || !k.is_multiple_of(to.block_len()) || tensor.dtype.is_quantized() {
         return Ok(tensor.clone());
     }
     let size = to.row_bytes(k).and_then(|row| row.checked_mul(n));
     let (Some(size), Some(src_row)) = (size, tensor.dtype.row_bytes(k)) else {
         return Err(Error::model_file(format!("the tensor {:?} has an impossible shape", tensor.name)));
     };
-    let rows = (SLAB / k).max(1);
+    let share = n.div_ceil(threads.max(1)) * src_row;
     let mut data = Vec::with_capacity(size);
-    let mut values = vec![0.0; rows.min(n) * k];
-    for src in tensor.data.chunks(rows * src_row) {
-        let values = &mut values[..src.len() / src_row * k];
-        dequantize_row(tensor.dtype, src, values);
-        check_values(&tensor.name, values)?;
-        data.extend_from_slice(&quantize_rows(values, to)?);
-    }
+    std::thread::scope(|scope| {
+        let work = |rows| move || quantize_share(tensor, k, rows, to);
+        let shares: Vec<_> = tensor.data.chunks(share).map(|rows| scope.spawn(work(rows))).collect();
+        for share in shares {
+            let rows = share.join().map_err(|_| Error::internal("quantization panicked"))??;
+            data.extend_from_slice(&rows);
+        }
+        Ok::<(), Error>(())
+    })?;
     Ok(WeightTensor {
         name: tensor.name.clone(),
         dtype: to,
         shape: tensor.shape.clone(),
         data: Bytes::from_vec(data),
     })
+}
+
+/// `to`, or what stands in for it in rows of `k` weights.
+fn fitting(to: WeightType, k: usize) -> WeightType {
+    if k.is_multiple_of(to.block_len()) {
+        return to;
+    }
+    match to {
+        WeightType::Q2K | WeightType::Q3K => WeightType::Q4_1,
+        WeightType::Q4K => WeightType::Q5_0,
+        WeightType::Q5K => WeightType::Q5_1,
+        _ => WeightType::Q8_0,
+    }
+}
+
+/// Quantizes some rows, a slab at a time.
+fn quantize_share(tensor: &WeightTensor, k: usize, rows: &[u8], to: WeightType) -> Result<Vec<u8>> {
+    let src_row = tensor.dtype.row_bytes(k).unwrap_or(1);
+    let slab = (SLAB / k).max(1);
+    let mut values = vec![0.0; slab.min(rows.len() / src_row) * k];
+    let mut data = Vec::new();
+    for src in rows.chunks(slab * src_row) {
+        let values = &mut values[..src.len() / src_row * k];
+        dequantize_row(tensor.dtype, src, values);
+        check_values(&tensor.name, values)?;
+        data.extend_from_slice(&quantize_rows(values, to)?);
+    }
+    Ok(data)
 }
 
 /// A weight that no block can hold would come back as infinity or NaN, and far from where it went wrong.

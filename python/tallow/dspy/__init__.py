@@ -1,7 +1,7 @@
 """tallow as a language model for DSPy (3.4 and 3.5): ``dspy.configure(lm=tallow.LM("smollm2"))``.
 
-- ``lm``: ``LM``, the ``dspy.LM`` that users make; what DSPy does not tell an engine (``n``, ``rollout_id``) is
-  handed over here.
+- ``lm``: ``LM``, the ``dspy.LM`` that users make; what DSPy does not tell an engine (``n``, ``rollout_id``)
+  is handed over here.
 - ``engine``: ``Engine`` and ``AsyncEngine``, DSPy's engine protocol over a ``tallow.Model``.
 - ``convert``: DSPy's requests to our arguments and our answers to its responses; plain functions.
 - ``plan``: what belongs to one call of the LM.
@@ -12,7 +12,9 @@ from __future__ import annotations
 try:
     import dspy.lm15 as _needed  # noqa: F401  (the engine protocol came with DSPy 3.4)
 except ImportError as error:
-    raise ImportError('tallow.LM needs DSPy 3.4 or newer; install it with: pip install "tallow[dspy]"') from error
+    raise ImportError(
+        'tallow.LM needs DSPy 3.4 or newer; install it with: pip install "tallow[dspy]"'
+    ) from error
 
 from .engine import AsyncEngine, Engine
 from .lm import LM

@@ -1,8 +1,8 @@
 """DSPy's requests to the arguments of a Model, a Model's answers to DSPy's responses, and errors to errors.
 
 A request that asks for something that is not done here is refused by the name of the field; a hint that means
-nothing in one process (a service tier, a cache retention) is noted in the response's ``adaptations``. So nothing
-is dropped in silence.
+nothing in one process (a service tier, a cache retention) is noted in the response's ``adaptations``. So
+nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from .. import arguments, errors, results
 METADATA_FIELDS = ("min_p", "typical_p", "repetition_penalty")
 METADATA_KEYS = (*METADATA_FIELDS, "template_arguments")
 
-_CONFIG_FIELDS = ("max_tokens", "seed", "logprobs", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty")
+_CONFIG_FIELDS = (
+    "max_tokens",
+    "seed",
+    "logprobs",
+    "temperature",
+    "top_p",
+    "top_k",
+    "frequency_penalty",
+    "presence_penalty",
+)
 #: Hints that need nothing done.
 _HINTS = ("cache", "service_tier", "user_id", "store")
 
@@ -44,7 +53,11 @@ def _turns(message: lm15.Message, where: str) -> Iterator[dict[str, Any]]:
             here = f"{where}.parts[{at}]"
             if not isinstance(part, lm15.ToolResultPart):
                 _unsupported(here, part)
-            turn = {"role": "tool", "tool_call_id": part.id, "content": _text(part.content, f"{here}.content")}
+            turn = {
+                "role": "tool",
+                "tool_call_id": part.id,
+                "content": _text(part.content, f"{here}.content"),
+            }
             yield turn if part.name is None else {**turn, "name": part.name}
         return
     calls = [part for part in message.parts if isinstance(part, lm15.ToolCallPart)]
@@ -55,7 +68,11 @@ def _turns(message: lm15.Message, where: str) -> Iterator[dict[str, Any]]:
         turn["reasoning_content"] = "\n".join(thoughts)
     if calls:
         turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": dict(call.input)}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.input)},
+            }
             for call in calls
         ]
     yield turn
@@ -95,7 +112,9 @@ def options(config: lm15.Config) -> dict[str, Any]:
 
 def _refuse(config: lm15.Config) -> None:
     if config.response_format is not None:
-        _no("config.response_format", "answers are not constrained to a format yet; leave response_format out")
+        _no(
+            "config.response_format", "answers are not constrained to a format yet; leave response_format out"
+        )
     if config.tool_choice is not None:
         _no("config.tool_choice", "native tool calls are not supported yet; DSPy's adapters do without")
     if config.probabilities == "required":
@@ -117,7 +136,9 @@ def _logit_bias(given: object) -> dict[int, Any]:
     """JSON has only text for keys, so "42" is token 42."""
     if not isinstance(given, Mapping):
         arguments.wrong_type("logit_bias", given, "a dict of token id -> bias")
-    return {int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in given.items()}
+    return {
+        int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in given.items()
+    }
 
 
 def adaptations(config: lm15.Config) -> tuple[lm15.Adaptation, ...]:
@@ -171,9 +192,7 @@ def provider_data(found: results.Usage, timings: results.Timings) -> dict[str, A
 
 def logprobs(found: tuple[results.TokenLogprob, ...]) -> tuple[lm15.TokenLogprob, ...]:
     return tuple(
-        lm15.TokenLogprob(
-            **_named(entry), top=tuple(lm15.TopLogprob(**_named(other)) for other in entry.top)
-        )
+        lm15.TokenLogprob(**_named(entry), top=tuple(lm15.TopLogprob(**_named(other)) for other in entry.top))
         for entry in found
     )
 
@@ -198,7 +217,8 @@ def end(chunk: results.Chunk) -> lm15.StreamEndEvent:
 # Errors
 
 
-#: Ours to DSPy's, the specific before the general. DSPy repeats only a call that timed out (and only if the LM
+#: Ours to DSPy's, the specific before the general. DSPy repeats only a call that timed out (and only if
+#: the LM
 #: has num_retries), for nothing else gets better by itself in one process.
 ERRORS: tuple[tuple[type[errors.Error], type[lm15.LM15Error]], ...] = (
     (errors.ContextLengthError, lm15.ContextLengthError),

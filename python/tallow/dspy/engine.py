@@ -1,15 +1,15 @@
 """DSPy's engine protocol over a ``tallow.Model``: one request in, one response or one stream of events out.
 
-``Engine`` is for threads and ``AsyncEngine`` for tasks; both submit to the same native engine, where calls meet
-in one batch. They hold nothing but the Model and a timeout, so copies share them, pickles rebuild them, and a
-saved program records where the model came from. Whatever changes an answer travels in the request, never here,
-because DSPy's cache does not see an engine.
+``Engine`` is for threads and ``AsyncEngine`` for tasks; both submit to the same native engine, where calls
+meet in one batch. They hold nothing but the Model and a timeout, so copies share them, pickles rebuild them,
+and a saved program records where the model came from. Whatever changes an answer travels in the request,
+never here, because DSPy's cache does not see an engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from dspy import lm15
 
@@ -18,13 +18,17 @@ from .._async import AsyncGeneration
 from ..model import AsyncStream, Model, Stream
 from . import convert, plan
 
-_Self = TypeVar("_Self", bound="_Base")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: What of OpenAI's parameters is honoured.
 _PARAMS = frozenset(
-    "max_tokens temperature top_p top_k stop seed frequency_penalty presence_penalty logit_bias logprobs top_logprobs "
-    "n metadata".split()
+    (
+        *("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "metadata", "logit_bias"),
+        *("frequency_penalty", "presence_penalty", "logprobs", "top_logprobs"),
+    )
 )
+_OPTIONS = ("max_tokens", "stop", "logprobs", "template_arguments")
 
 
 class _Base:
@@ -41,14 +45,15 @@ class _Base:
         self.timeout = None if timeout is None else arguments.seconds("timeout", timeout)
 
     def _starter(self, request: lm15.Request) -> tuple[plan.Plan, Callable[..., Any]]:
-        """Checks a request before any work, and returns its plan and what submits candidate number ``index``."""
+        """Checks a request before any work, and returns its plan and what submits candidate number
+        ``index``."""
         convert.refuse_tools(request)
         turns = convert.messages(request)
         given = convert.options(request.config)
         seed = given.pop("seed", None)
         if seed is not None:
             arguments.integer("seed", seed, 0, arguments.MAX_SEED)
-        known = {name: given.pop(name) for name in ("max_tokens", "stop", "logprobs", "template_arguments") if name in given}
+        known: dict[str, Any] = {name: given.pop(name, None) for name in _OPTIONS}
         checked, native = arguments.generation(turns, {**known, "timeout": self.timeout}, given)
         engine = self.model._shared.engine()
         call = plan.current(request.model)
@@ -61,21 +66,21 @@ class _Base:
 
     # As a value
 
-    def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self)._rebuilt, (self.model, self.timeout)
 
     @classmethod
-    def _rebuilt(cls: type[_Self], model: Model, timeout: float | None) -> _Self:
+    def _rebuilt(cls, model: Model, timeout: float | None) -> Self:
         return cls(model, timeout=timeout)
 
     def dump_state(self) -> dict[str, Any]:
         return {"model": self.model.to_state(), "timeout": self.timeout}
 
     @classmethod
-    def load_state(cls: type[_Self], state: dict[str, Any]) -> _Self:
+    def load_state(cls, state: dict[str, Any]) -> Self:
         return cls(Model.from_state(state["model"]), timeout=state.get("timeout"))
 
     def __repr__(self) -> str:

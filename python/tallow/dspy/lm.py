@@ -1,9 +1,9 @@
 """``tallow.LM``: the ``dspy.LM`` over a model in this process.
 
-DSPy keeps its cache, its retries, history and callbacks; all that is added is what it cannot do for an engine:
-make one from a model's name, name the model by its fingerprint (so that the cache never mixes two models), carry
-sampler fields that DSPy has no name for, and hand ``n`` and ``rollout_id`` to the engine. ``forward`` is not
-overridden: DSPy would then treat this as an old-style LM, without cache.
+DSPy keeps its cache, its retries, history and callbacks; all that is added is what it cannot do for an
+engine: make one from a model's name, name the model by its fingerprint (so that the cache never mixes two
+models), carry sampler fields that DSPy has no name for, and hand ``n`` and ``rollout_id`` to the engine.
+``forward`` is not overridden: DSPy would then treat this as an old-style LM, without cache.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .plan import Plan, planned
 class LM(dspy.LM):
     """A language model for DSPy: ``dspy.configure(lm=tallow.LM("smollm2"))``.
 
-    ``model`` is a ``tallow.Model`` or what one is made from; the arguments of ``Model`` (``quantize``, ``threads``,
-    ...), those of ``dspy.LM`` (``temperature``, ``max_tokens``, ``cache``, ``callbacks``, ...) and sampler fields
-    (``min_p``, ``repetition_penalty``, ...) may follow, ``template_arguments`` for the chat template, and
-    ``timeout``, the seconds that one answer may take. The Model is ``lm.engine.model``.
+    ``model`` is a ``tallow.Model`` or what one is made from; the arguments of ``Model`` (``quantize``,
+    ``threads``, ...), those of ``dspy.LM`` (``temperature``, ``max_tokens``, ``cache``, ``callbacks``, ...)
+    and sampler fields (``min_p``, ``repetition_penalty``, ...) may follow, ``template_arguments`` for the
+    chat template, and ``timeout``, the seconds that one answer may take. The Model is ``lm.engine.model``.
 
     ``num_retries`` is 0 here: in one process nothing gets better by being repeated.
     """
@@ -85,21 +85,27 @@ class LM(dspy.LM):
         return self.engine.model.stats()
 
     def close(self) -> None:
-        """Ends the native engine of the model and frees its cache; requests in work fail. The next call starts
-        another, for this LM and everything else that uses the model."""
+        """Ends the native engine of the model and frees its cache; requests in work fail. The next call
+        starts another, for this LM and everything else that uses the model."""
         super().close()
         self.engine.close()
 
     def __repr__(self) -> str:
         given = {name: value for name, value in self.kwargs.items() if value is not None}
-        return f"<tallow.LM {self.model!r}" + "".join(f" {name}={value!r}" for name, value in given.items()) + ">"
+        return (
+            f"<tallow.LM {self.model!r}"
+            + "".join(f" {name}={value!r}" for name, value in given.items())
+            + ">"
+        )
 
 
 def _model(model: str | Model, load: dict[str, Any], progress: Any) -> Model:
     if not isinstance(model, Model):
         return Model(model, **load, progress=progress)
     for name in load:
-        raise InvalidRequestError(f"{name} belongs to loading, and this model is loaded; give it to tallow.Model")
+        raise InvalidRequestError(
+            f"{name} belongs to loading, and this model is loaded; give it to tallow.Model"
+        )
     return model
 
 
@@ -110,22 +116,33 @@ def _model_string(model: Model) -> str:
 
 #: What one call may be told, as DSPy names it; the LM takes the same as defaults.
 _CALL_ARGUMENTS = frozenset(
-    "temperature max_tokens max_completion_tokens top_p top_k stop seed frequency_penalty presence_penalty logit_bias "
-    "logprobs top_logprobs n rollout_id metadata response_format reasoning_effort tools tool_choice user store "
-    "parallel_tool_calls service_tier prompt_cache".split()
+    (
+        *("temperature", "max_tokens", "max_completion_tokens", "top_p", "top_k", "stop", "seed", "n"),
+        *("frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "metadata"),
+        *("response_format", "reasoning_effort", "tools", "tool_choice", "parallel_tool_calls"),
+        *("rollout_id", "prompt_cache", "user", "store", "service_tier"),
+    )
 )
 
 
 def _check(kwargs: dict[str, Any]) -> None:
     if kwargs.get("model_type", "chat") != "chat":
-        arguments.wrong_value("model_type", kwargs["model_type"], '"chat"; for plain prompts use tallow.Model.generate')
+        arguments.wrong_value(
+            "model_type", kwargs["model_type"], '"chat"; for plain prompts use tallow.Model.generate'
+        )
     for name in ("filters", "sampler"):
         if kwargs.get(name):
             raise InvalidRequestError(
                 f"{name} cannot go through DSPy, whose cache would not see it; use it with tallow.Model.generate, "
                 "and give an LM the fields themselves (temperature=..., min_p=...)"
             )
-    known = {*inspect.signature(dspy.LM.__init__).parameters, *_CALL_ARGUMENTS, *METADATA_KEYS, *LOAD_OPTIONS, "timeout"}
+    known = {
+        *inspect.signature(dspy.LM.__init__).parameters,
+        *_CALL_ARGUMENTS,
+        *METADATA_KEYS,
+        *LOAD_OPTIONS,
+        "timeout",
+    }
     for name in kwargs:
         if name not in known:
             arguments.unknown("LM()", name, sorted(known - {"self", "kwargs"}))

@@ -1,8 +1,9 @@
 """What belongs to one call of the LM: how many candidates it wants, and its rollout.
 
-DSPy asks an engine for ``n`` candidates by calling it ``n`` times, one after the other, and keeps ``rollout_id``
-to itself. The LM notes both in a ContextVar (it reaches the engine in the same thread or task), so that the
-first of the ``n`` calls can submit all candidates together and the others only collect them.
+DSPy asks an engine for ``n`` candidates by calling it ``n`` times, one after the other, and keeps
+``rollout_id`` to itself. The LM notes both in a ContextVar (it reaches the engine in the same thread or
+task), so that the first of the ``n`` calls can submit all candidates together and the others only collect
+them.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Plan:
     submitted: int = 0
 
     def take(self, submit: Callable[[int], Any]) -> Any:
-        """The next candidate. The first call submits all of them; one that is asked for again (DSPy's retry) is
-        a further one, with a number of its own."""
+        """The next candidate. The first call submits all of them; one that is asked for again (DSPy's retry)
+        is a further one, with a number of its own."""
         if not self.waiting:
             for _ in range(max(self.n - self.submitted, 1)):
                 self.waiting.append(submit(self.submitted))
@@ -66,8 +67,8 @@ def current(model: str) -> Plan:
 
 
 def seed(given: int | None, messages: list[dict[str, Any]], rollout_id: Any, index: int) -> int | None:
-    """The seed of a candidate. A rollout's depends on prompt, rollout and number, so it is different for each and
-    the same in the next run; without rollout or seed every candidate draws a fresh one."""
+    """The seed of a candidate. A rollout's depends on prompt, rollout and number, so it is different for
+    each and the same in the next run; without rollout or seed every candidate draws a fresh one."""
     if rollout_id is None:
         return derived_seed(given, index)
     key = json.dumps([given, rollout_id, index, messages], sort_keys=True, default=str)

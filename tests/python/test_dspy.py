@@ -1,0 +1,369 @@
+"""tallow.LM in DSPy: the engine protocol, candidates, rollouts, streams, saving, and DSPy's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import warnings
+
+import pytest
+
+import tallow
+
+dspy = pytest.importorskip("dspy") if "CI" not in __import__("os").environ else __import__("dspy")
+cloudpickle = pytest.importorskip("cloudpickle")
+lm15 = dspy.lm15
+
+TEMPERED = {"temperature": 1.0, "max_tokens": 12, "cache": False}
+
+
+@pytest.fixture(scope="module")
+def lm(tiny):
+    return tallow.LM(tiny, max_tokens=12, cache=False)
+
+
+@pytest.fixture(scope="module")
+def real(smollm2):
+    return tallow.LM(smollm2, max_tokens=200, temperature=0.0, cache=False)
+
+
+def request(lm, text="hello", **config):
+    return lm15.Request(model=lm.model, messages=(lm15.Message.user(text),), config=lm15.Config(**config))
+
+
+# The engine protocol
+
+
+def test_complete(lm, tiny):
+    response = lm.engine.complete(request(lm, max_tokens=5))
+    own = tiny.generate([{"role": "user", "content": "hello"}], max_tokens=5)
+    assert response.message.text == own.text and response.finish_reason == own.finish_reason
+    assert response.usage.input_tokens == own.usage.prompt_tokens
+    assert (response.usage.output_tokens, response.usage.cache_read_tokens) == (5, own.usage.cached_tokens)
+    assert {"queue_s", "prefill_s", "decode_s"} == response.provider_data["timings"].keys()
+    assert lm("hello", max_tokens=5) == [own.text]
+
+
+def test_stream_is_complete(lm):
+    events = list(lm.engine.stream(request(lm, max_tokens=9, logprobs=1)))
+    whole = lm.engine.complete(request(lm, max_tokens=9, logprobs=1))
+    assert [events[0].type, events[-1].type] == ["start", "end"]
+    deltas = [event.delta for event in events[1:-1]]
+    assert "".join(delta.text for delta in deltas) == whole.message.text
+    assert tuple(entry for delta in deltas for entry in delta.logprobs) == whole.logprobs
+    assert events[-1].usage == whole.usage and events[-1].finish_reason == whole.finish_reason
+
+
+def test_the_async_twins_agree(lm):
+    async def both():
+        stream = [event async for event in lm._async_engine_spec.stream(request(lm, max_tokens=9))]
+        return await lm._async_engine_spec.complete(request(lm, max_tokens=9)), stream
+
+    whole, events = asyncio.run(both())
+    assert whole.message == lm.engine.complete(request(lm, max_tokens=9)).message
+    assert "".join(event.delta.text for event in events[1:-1]) == whole.message.text
+
+
+def test_a_closed_stream_ends_its_request(real):
+    stream = real.engine.stream(request(real, "Tell a long story.", temperature=1.0, seed=1))
+    next(stream)
+    next(stream)
+    stream.close()
+    assert real("Hi", max_tokens=2)
+
+
+def test_capabilities_are_true(lm):
+    assert not (lm.supports_function_calling or lm.supports_reasoning or lm.supports_response_schema)
+    assert "response_format" not in lm.supported_params and "max_tokens" in lm.supported_params
+
+
+def test_messages_of_every_role(lm, tiny):
+    call = lm15.ToolCallPart(id="c1", name="add", input={"a": 1})
+    asked = lm15.Request(
+        model=lm.model,
+        system="be brief",
+        messages=(
+            lm15.Message.developer("no jokes"),
+            lm15.Message.user("add"),
+            lm15.Message(role="assistant", parts=(lm15.TextPart("so"), call)),
+            lm15.Message.tool("c1", "2"),
+        ),
+    )
+    from tallow.dspy.convert import messages
+
+    assert messages(asked) == [
+        {"role": "system", "content": "be brief"},
+        {"role": "developer", "content": "no jokes"},
+        {"role": "user", "content": "add"},
+        {
+            "role": "assistant",
+            "content": "so",
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+    ]
+
+
+def test_config_reaches_the_sampler(lm, tiny):
+    config = {"max_tokens": 10, "temperature": 0.9, "top_k": 7, "seed": 11, "frequency_penalty": 0.5}
+    extra = {"metadata": {"min_p": 0.05, "repetition_penalty": 1.2}, "logit_bias": {"10": 1.5}}
+    response = lm.engine.complete(request(lm, extensions=extra, stop=("zz",), **config))
+    own = tiny.generate(
+        [{"role": "user", "content": "hello"}],
+        **config,
+        stop=["zz"],
+        min_p=0.05,
+        repetition_penalty=1.2,
+        logit_bias={10: 1.5},
+    )
+    assert response.message.text == own.text
+    assert lm("hello", min_p=0.05, repetition_penalty=1.2, logit_bias={"10": 1.5}, stop="zz", **config) == [
+        own.text
+    ]
+
+
+def test_hints_without_meaning_are_noted(lm):
+    response = lm.engine.complete(request(lm, service_tier="flex", user_id="me", max_tokens=2))
+    assert {a.field for a in response.adaptations} == {"config.service_tier", "config.user_id"}
+
+
+IMAGE = lm15.ImagePart(url="https://example.org/cat.png")
+REFUSED = [
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools"),
+    ({"reasoning_effort": "high"}, "reasoning"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE.url}}]}]},
+        "image",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "part"), REFUSED, ids=[part for _, part in REFUSED])
+def test_what_is_not_done_is_refused(lm, given, part):
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match=part), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lm(None if "messages" in given else "hello", **given)
+
+
+def test_thinking_can_be_switched_off(lm):
+    assert lm("hello", reasoning_effort="none") == lm("hello")
+
+
+# Candidates and rollouts
+
+
+def test_candidates_come_together(lm, tiny):
+    before = tiny.stats()
+    texts = lm("hello", n=3, temperature=1.0)
+    after = tiny.stats()
+    assert len(set(texts)) == 3
+    assert after["requests"] - before["requests"] == 3
+    assert asyncio.run(lm.acall("hello", n=3, temperature=1.0, seed=5)) == lm(
+        "hello", n=3, temperature=1.0, seed=5
+    )
+
+
+def test_rollouts_differ_and_can_be_repeated(tiny):
+    def rollout(**options):
+        return tuple(tallow.LM(tiny, **TEMPERED).copy(**options)("hello"))
+
+    texts = [rollout(rollout_id=i) for i in range(4)]
+    assert len(set(texts)) == 4
+    assert texts == [rollout(rollout_id=i) for i in range(4)]
+    assert len({rollout() for _ in range(4)}) > 1  # without rollout or seed: fresh ones
+    assert rollout(seed=1) == rollout(seed=1) != rollout(seed=1, rollout_id=1)
+    assert len(set(tallow.LM(tiny, n=4, rollout_id=1, **TEMPERED)("hello"))) == 4
+
+
+def test_the_cache_never_mixes_models(tiny, tiny_folder):
+    other = tallow.LM(tallow.Model(tiny_folder, context_length=64), max_tokens=12)
+    one = tallow.LM(tiny, max_tokens=12)
+    assert one.model != other.model and one.model.startswith("tallow/")
+    text = "does the cache know?"
+    assert one(text) == one(text)
+    assert one.history[-1]["usage"] == {} != one.history[-2]["usage"]  # the second came from the cache
+    assert one(text, min_p=0.5) and one.history[-1]["usage"]  # another sampler is another question
+    assert other(text) and other.history[-1]["usage"]
+
+
+# Values
+
+
+def test_copies_share_and_pickles_rebuild(lm):
+    assert copy.deepcopy(lm).engine is lm.engine and lm.copy().engine is lm.engine
+    again = cloudpickle.loads(cloudpickle.dumps(lm))
+    assert again.model == lm.model and again.engine.model == lm.engine.model
+    assert again("hello") == lm("hello")
+
+
+def test_state_is_json_and_comes_back(tiny):
+    lm = tallow.LM(tiny, max_tokens=7, min_p=0.1, cache=False, timeout=60)
+    state = json.loads(json.dumps(lm.dump_state()))
+    again = dspy.BaseLM.load_state(state, allow_custom_lm_class=True)
+    assert isinstance(again, tallow.LM)
+    assert (again.model, again.kwargs, again.cache) == (lm.model, lm.kwargs, False)
+    assert again.engine.timeout == 60 and again("hello") == lm("hello")
+
+
+def test_a_program_is_saved_and_loaded(lm, tmp_path):
+    program = dspy.Predict("question -> answer")
+    program.set_lm(lm)
+    program.save(tmp_path / "program.json")
+    fresh = dspy.Predict("question -> answer")
+    fresh.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
+    assert fresh.lm.model == lm.model and fresh.lm("hello") == lm("hello")
+
+
+def test_folding(tiny):
+    lm = tallow.LM(tiny, min_p=0.1, metadata={"typical_p": 0.9})
+    assert lm.kwargs["metadata"] == {"typical_p": 0.9, "min_p": 0.1}
+    assert lm.copy(min_p=0.2).kwargs["metadata"] == {"typical_p": 0.9, "min_p": 0.2}
+    assert lm.kwargs["metadata"] == {"typical_p": 0.9, "min_p": 0.1}
+
+
+def test_repr_and_stats(lm):
+    assert lm.model in repr(lm) and "max_tokens=12" in repr(lm)
+    assert lm.stats()["requests"] > 0
+
+
+def test_close_and_go_on(tiny_folder):
+    lm = tallow.LM(tallow.Model(tiny_folder, context_length=100), cache=False, max_tokens=4)
+    before = lm("hello")
+    lm.close()
+    lm.close()
+    assert lm("hello") == before and lm.stats()["requests"] == 1
+
+
+# Errors
+
+
+def test_a_prompt_too_long_is_a_context_window_error(lm):
+    with pytest.raises(dspy.ContextWindowExceededError, match="128"):
+        lm("x" * 500)
+    with pytest.raises(dspy.ContextWindowExceededError):
+        asyncio.run(lm.acall("x" * 500))
+
+
+ERRORS = [
+    ({"top_k": 0}, Exception, "top_k"),
+    ({"metadata": {"minp": 1}}, dspy.LMInvalidRequestError, "'min_p'?"),
+    ({"min_p": -1.0}, dspy.LMInvalidRequestError, "min_p"),
+    ({"seed": -1}, dspy.LMInvalidRequestError, "seed"),
+    ({"logprobs": True, "top_logprobs": 21}, dspy.LMInvalidRequestError, "logprobs"),
+    ({"logit_bias": {"x": 1}}, dspy.LMInvalidRequestError, "logit_bias"),
+    ({"temprature": 1}, Exception, "temprature"),
+    ({"n": 1000}, ValueError, "n is 1000"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "part"), ERRORS, ids=[str(given) for given, _, _ in ERRORS])
+def test_wrong_arguments_of_a_call(lm, given, error, part):
+    with pytest.raises(error) as caught:
+        lm("hello", **given)
+    assert part in str(caught.value)
+
+
+CONSTRUCTION = [
+    ({"temprature": 1}, "'temperature'?"),
+    ({"model_type": "text"}, "model_type"),
+    ({"filters": [print]}, "filters"),
+    ({"sampler": tallow.Sampler()}, "sampler"),
+    ({"engine": object()}, "engine"),
+    ({"quantize": "q8_0"}, "quantize"),
+    ({"timeout": -1}, "timeout"),
+]
+
+
+@pytest.mark.parametrize(("given", "part"), CONSTRUCTION, ids=[part for _, part in CONSTRUCTION])
+def test_wrong_arguments_of_the_lm(tiny, given, part):
+    with pytest.raises(tallow.InvalidRequestError) as caught:
+        tallow.LM(tiny, **given)
+    assert part in str(caught.value)
+
+
+def test_a_deadline_is_a_timeout(smollm2):
+    lm = tallow.LM(smollm2, timeout=0.05, cache=False)
+    with pytest.raises(dspy.LMTimeoutError):
+        lm("Tell a very long story.", logit_bias=dict.fromkeys(map(str, smollm2.eos_ids), -100))
+
+
+def test_without_a_template_it_says_what_to_do(tmp_path):
+    from conftest import copy_family
+
+    lm = tallow.LM(str(copy_family("llama-gqa-tied", tmp_path / "plain", template=None)), cache=False)
+    with pytest.raises(dspy.LMConfigurationError, match="chat_template"):
+        lm("hello")
+
+
+# Programs, on the real model
+
+
+def test_predict_and_usage(real):
+    with dspy.context(lm=real, track_usage=True):
+        prediction = dspy.Predict("question -> answer")(question="What is the capital of France?")
+    assert "Paris" in prediction.answer
+    usage = prediction.get_lm_usage()[real.model]
+    assert usage["prompt_tokens"] > 50 and usage["completion_tokens"] > 1
+
+
+def test_chain_of_thought(real):
+    with dspy.context(lm=real):
+        prediction = dspy.ChainOfThought("question -> answer")(question="What is the capital of France?")
+    assert prediction.reasoning and "Paris" in prediction.answer
+
+
+def test_async_programs(real):
+    async def run():
+        program = dspy.Predict("question -> answer")
+        with dspy.context(lm=real):
+            own = await asyncio.gather(
+                *(program.acall(question="What is the capital of France?") for _ in range(4))
+            )
+            return [*own, await dspy.asyncify(program)(question="What is the capital of France?")]
+
+    assert all("Paris" in prediction.answer for prediction in asyncio.run(run()))
+
+
+def test_streamify(real):
+    async def run():
+        program = dspy.streamify(
+            dspy.Predict("question -> answer"),
+            stream_listeners=[dspy.streaming.StreamListener(signature_field_name="answer")],
+        )
+        pieces, last = [], None
+        with dspy.context(lm=real):
+            async for item in program(question="What is the capital of France?"):
+                if isinstance(item, dspy.streaming.StreamResponse):
+                    pieces.append(item.chunk)
+                elif isinstance(item, dspy.Prediction):
+                    last = item
+        return "".join(pieces), last
+
+    text, prediction = asyncio.run(run())
+    assert prediction is not None and text.strip() == prediction.answer.strip()
+
+
+def test_candidates_of_a_predict(real):
+    with dspy.context(lm=real):
+        prediction = dspy.Predict("question -> answer", n=3, temperature=0.1)(
+            question="What is the capital of France?"
+        )
+    assert 1 <= len(prediction.completions.answer) <= 3
+
+
+def test_threads(real):
+    examples = [dspy.Example(question=f"What is {i} plus 1?").with_inputs("question") for i in range(8)]
+    with dspy.context(lm=real.copy(max_tokens=40)):
+        program = dspy.Predict("question -> answer")
+
+        def metric(example, prediction, trace=None):
+            return True
+
+        result = dspy.Evaluate(
+            devset=examples, metric=metric, num_threads=8, display_progress=False, max_errors=9
+        )(program)
+    assert len(result.results) == 8

@@ -1,0 +1,57 @@
+"""Ctrl-C reaches a program at once, in the prompt and in the answer, and the model goes on working."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from conftest import python
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals of its own to send")
+
+# A timer sends what Ctrl-C sends, and the program tells how long it took until the exception was there.
+PROGRAM = """
+import json, os, signal, sys, threading, time
+import tallow
+
+model = tallow.Model("smollm2", progress=False)
+never = dict.fromkeys(model.eos_ids, -100.0)
+words = "word " * 6000
+WAYS = {
+    "prefill": lambda: model.generate(words),
+    "decode": lambda: model.generate("once", temperature=0, logit_bias=never),
+    "stream": lambda: list(model.stream("once", temperature=0, logit_bias=never)),
+    "logits": lambda: model.logits(model.tokenize("word " * 2000)),
+    "score": lambda: model.score(words, [" a", " b"]),
+    "embed": lambda: model.embed([words] * 8),
+}
+model.generate("warm", max_tokens=1)
+sent = 0.0
+
+def interrupt():
+    global sent
+    sent = time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+
+timer = threading.Timer(0.3, interrupt)
+timer.start()
+try:
+    WAYS[sys.argv[1]]()
+    after = None
+except KeyboardInterrupt:
+    after = time.monotonic() - sent
+again = model.generate("once", max_tokens=2, temperature=0).text
+print(json.dumps({"after": after, "again": again}))
+"""
+
+
+@pytest.mark.parametrize("way", ["prefill", "decode", "stream", "logits", "score", "embed"])
+def test_ctrl_c_is_seen_at_once(way, smollm2):
+    done = python(PROGRAM, way)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["after"] is not None, "the work was over before the interrupt came"
+    assert found["after"] < 0.3
+    assert found["again"] == smollm2.generate("once", max_tokens=2, temperature=0).text

@@ -1,0 +1,45 @@
+"""Every Python block of the README runs, in one process a block, on the real model."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from conftest import ROOT, python
+
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+)
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0][:40])
+def test_readme_block(block, smollm2, tmp_path):
+    done = python(block, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_example(file, smollm2, tmp_path):
+    code = (
+        f"import runpy, sys; sys.argv = [{str(file)!r}]; runpy.run_path({str(file)!r}, run_name='__main__')"
+    )
+    done = python(code, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert file.read_text(encoding="utf-8").startswith('"""'), "an example begins by saying what it shows"
+
+
+def test_quickstart_has_help():
+    file = str(ROOT / "examples" / "quickstart.py")
+    done = python(
+        f"import runpy, sys; sys.argv = [{file!r}, '--help']; runpy.run_path({file!r}, run_name='__main__')"
+    )
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+def test_there_is_something_to_test():
+    assert len(BLOCKS) >= 4 and len(EXAMPLES) >= 7 and sys.version_info >= (3, 10)
