@@ -4,6 +4,7 @@ import argparse
 import time
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 
 import tallow
 
@@ -18,30 +19,45 @@ began = time.perf_counter()
 model = tallow.Model(options.model)
 print(f"{model}\nloaded in {time.perf_counter() - began:.2f} s\n")
 
-# A small model keeps to a format best when it is greedy. No cache, so that every run really computes.
+# Greedy, and no cache, so that every run really computes. A model of 135 million parameters keeps to a format
+# if the format is plain (XML) and it has seen two answers; larger ones need neither.
 lm = tallow.LM(model, temperature=0.0, max_tokens=200, cache=False)
-dspy.configure(lm=lm, track_usage=True)
+dspy.configure(lm=lm, adapter=dspy.XMLAdapter(), track_usage=True)
+seen = [
+    dspy.Example(
+        question="Which planet is closest to the Sun?",
+        reasoning="The planets in order from the Sun begin with Mercury.",
+        answer="Mercury",
+    ),
+    dspy.Example(
+        question="Who wrote Hamlet?",
+        reasoning="Hamlet is a play of Shakespeare.",
+        answer="William Shakespeare",
+    ),
+]
 
 
 def ask(name: str, program: dspy.Module) -> None:
+    for predictor in program.predictors():
+        predictor.demos = seen
     print(f"{name}: {options.question}")
     try:
         prediction = program(question=options.question)
-    except dspy.utils.AdapterParseError as error:
-        # 135 million parameters do not always keep to DSPy's format. Then this is what it said instead.
+    except AdapterParseError as error:  # it missed the format; then this is what it said instead
         print(f"   (not in DSPy's format) {error.lm_response.strip()}\n")
         return
     for field, value in prediction.items():
-        print(f"   {field}: {value}")
+        print(f"   {field}: {value.strip()}")
     usage = prediction.get_lm_usage()[lm.model]
-    speed = lm.history[-1]["response"][-1].provider_data["tokens_per_second"]
-    print(f"   [{usage['prompt_tokens']} + {usage['completion_tokens']} tokens, {speed:.0f} tokens/s]\n")
+    speed = lm.history[-1]["response"].provider_data["tokens_per_second"]
+    tokens = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens"
+    print(f"   [{tokens}, {speed:.0f} tokens a second]\n")
 
 
 ask("dspy.Predict", dspy.Predict("question -> answer"))
 ask("dspy.ChainOfThought", dspy.ChainOfThought("question -> answer"))
 
-print("Streamed, without DSPy:\n   ", end="")
+print("The same model without DSPy, streamed:\n   ", end="")
 messages = [{"role": "user", "content": "Why is the sky blue? Answer in two sentences."}]
 with model.stream(messages, max_tokens=80, temperature=0.0) as chunks:
     for chunk in chunks:

@@ -8,6 +8,31 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Cancelled",
+    "ConstraintError",
+    "ContextLengthError",
+    "DeviceError",
+    "Engine",
+    "Error",
+    "Generation",
+    "HubError",
+    "InvalidRequestError",
+    "Model",
+    "ModelFileError",
+    "OutOfMemoryError",
+    "Sampler",
+    "TemplateError",
+    "Timeout",
+    "UnsupportedModelError",
+    "Waker",
+    "__doc__",
+    "__version__",
+    "aliases",
+    "features",
+    "locate",
+]
+
 __version__: str
 
 def features() -> dict[str, Any]:
@@ -36,8 +61,8 @@ class Model:
         *,
         revision: str | None = None,
         offline: bool | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str = ...,
+        dtype: str = ...,
         quantize: str | None = None,
         context_length: int | None = None,
         threads: int | None = None,
@@ -98,7 +123,7 @@ class Engine:
         max_tokens: int | None = None,
         sampler: Sampler | None = None,
         fields: dict[str, Any] | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] = ...,
         seed: int | None = None,
         logprobs: int | None = None,
         timeout: float | None = None,
@@ -112,8 +137,8 @@ class Engine:
         self,
         prompt: str | list[dict[str, Any]] | Sequence[int],
         candidates: list[str],
-        tools: list[Any] | None,
-        arguments: dict[str, Any] | None,
+        tools: list[Any] | None = None,
+        arguments: dict[str, Any] | None = None,
     ) -> list[tuple[list[int], list[float]]]: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...

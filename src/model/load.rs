@@ -22,6 +22,17 @@ use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
 /// A configuration or a template is a small text; a larger one is not one.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
+/// Files beside safetensors that decide about answers too.
+const COMPANIONS: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+];
+
 /// How a model is loaded.
 #[derive(Clone)]
 pub struct LoadOptions {
@@ -192,8 +203,7 @@ impl Request {
                 false => Ok(()),
             }
         };
-        let marks = format!("{:?} {:?} {context_length}", self.placement, self.quantize);
-        let fingerprint = fingerprint(files.weights.files(), &marks)?;
+        let fingerprint = self.fingerprint(&files, &located.path, context_length)?;
         let decoder =
             Decoder::build(files.config, &files.weights, ops, context_length, self.quantize, &mut advance)?;
         let (weight_bytes, weight_types) = stored(&decoder);
@@ -214,6 +224,18 @@ impl Request {
         })
     }
 
+    /// All that decides about an answer: weights, how they are computed with, tokenizer and template.
+    fn fingerprint(&self, files: &Files, path: &Path, context_length: usize) -> Result<String> {
+        let Request { placement, quantize, chat_template, .. } = self;
+        let options = format!("{placement:?} {quantize:?} {context_length} {chat_template:?}");
+        let companions: Vec<PathBuf> = match detect(path)? {
+            Format::Gguf => vec![],
+            Format::Safetensors => COMPANIONS.iter().map(|name| folder_of(path).join(name)).collect(),
+        };
+        let companions = companions.iter().map(PathBuf::as_path).filter(|file| file.is_file());
+        fingerprint(files.weights.files().chain(companions), &options)
+    }
+
     fn context_length(&self, config: &Config) -> Result<usize> {
         match self.context_length {
             Some(asked) if asked > config.context => Err(Error::invalid(format!(
@@ -223,6 +245,10 @@ impl Request {
             asked => Ok(asked.unwrap_or(config.context)),
         }
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) }
 }
 
 /// A model's files, read but not yet built.
@@ -271,7 +297,7 @@ impl Files {
 
     /// A folder, or a `.safetensors` file (or index) with its companions beside it.
     fn transformers(path: &Path, template: Option<&str>) -> Result<Self> {
-        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+        let folder = folder_of(path);
         let config_path = folder.join("config.json");
         let text = read_text(&config_path)?.ok_or_else(|| {
             Error::model_file(format!(

@@ -1,7 +1,7 @@
 //! `_core.Generation`: one running request, read whole, chunk by chunk, or by polling.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyEllipsis, PyList};
@@ -78,12 +78,17 @@ impl PyGeneration {
     /// `Ok(None)`: nothing yet, what there is stays in `part`. `Ok(Some(false))`: it ended before.
     fn advance(&self, part: &mut Part, timeout: Duration, whole: bool) -> Result<Option<bool>> {
         let mut generation = self.lock();
+        // One limit for all events together: tokens come faster than a tick, and the caller must see Ctrl-C.
+        let until = Instant::now() + timeout;
         loop {
-            match generation.next(timeout) {
+            match generation.next(until.saturating_duration_since(Instant::now())) {
                 Poll::Event(event) => {
                     let shown = part.event(event)?;
                     if part.finish.is_some() || (shown && !whole) {
                         return Ok(Some(true));
+                    }
+                    if Instant::now() >= until {
+                        return Ok(None);
                     }
                 }
                 Poll::Pending => return Ok(None),

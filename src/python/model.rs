@@ -50,6 +50,15 @@ impl PyModel {
         load::load(py, source, options, progress).map(PyModel)
     }
 
+    /// Two are equal if they share their weights.
+    fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
+        other.cast::<PyModel>().is_ok_and(|other| Arc::ptr_eq(&self.0, &other.get().0))
+    }
+
+    fn __hash__(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     #[getter]
     fn name(&self) -> &str {
         self.0.name()

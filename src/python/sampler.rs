@@ -141,6 +141,13 @@ impl PySampler {
     }
 }
 
+impl PySampler {
+    /// A field by its name; `None` if it is not set.
+    fn field<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.dict(py)?.get_item(name)?.unwrap_or_else(|| py.None().into_bound(py)))
+    }
+}
+
 #[pymethods]
 impl PySampler {
     #[new]
@@ -194,14 +201,54 @@ impl PySampler {
         PySampler::from_dict(&dict)
     }
 
-    fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        let missing =
-            || pyo3::exceptions::PyAttributeError::new_err(format!("a Sampler has no field {name:?}"));
-        self.dict(py)?.get_item(name)?.ok_or_else(missing)
+    #[getter]
+    fn temperature<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "temperature")
     }
 
-    fn __dir__(&self) -> Vec<&'static str> {
-        FIELDS.iter().copied().chain(["replace"]).collect()
+    #[getter]
+    fn top_k<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "top_k")
+    }
+
+    #[getter]
+    fn top_p<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "top_p")
+    }
+
+    #[getter]
+    fn min_p<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "min_p")
+    }
+
+    #[getter]
+    fn typical_p<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "typical_p")
+    }
+
+    #[getter]
+    fn repetition_penalty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "repetition_penalty")
+    }
+
+    #[getter]
+    fn frequency_penalty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "frequency_penalty")
+    }
+
+    #[getter]
+    fn presence_penalty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "presence_penalty")
+    }
+
+    #[getter]
+    fn logit_bias<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "logit_bias")
+    }
+
+    #[getter]
+    fn filters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.field(py, "filters")
     }
 
     fn __eq__(&self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<bool> {

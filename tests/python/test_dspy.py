@@ -299,44 +299,66 @@ def test_without_a_template_it_says_what_to_do(tmp_path):
         lm("hello")
 
 
-# Programs, on the real model
+# Programs, on the real model. It is so small that it keeps to a format only after two answers in it.
+
+DEMOS = [
+    {
+        "question": "Which planet is closest to the Sun?",
+        "reasoning": "The planets in order from the Sun begin with Mercury.",
+        "answer": "Mercury",
+    },
+    {
+        "question": "Who wrote Hamlet?",
+        "reasoning": "Hamlet is a play of Shakespeare.",
+        "answer": "William Shakespeare",
+    },
+]
+QUESTION = "What is the capital of France?"
+
+
+def program(kind=dspy.Predict, **options):
+    made = kind("question -> answer", **options)
+    for predictor in made.predictors():
+        predictor.demos = [dspy.Example(**demo) for demo in DEMOS]
+    return made
+
+
+def setting(lm, **more):
+    return dspy.context(lm=lm, adapter=dspy.XMLAdapter(use_json_adapter_fallback=False), **more)
 
 
 def test_predict_and_usage(real):
-    with dspy.context(lm=real, track_usage=True):
-        prediction = dspy.Predict("question -> answer")(question="What is the capital of France?")
+    with setting(real, track_usage=True):
+        prediction = program()(question=QUESTION)
     assert "Paris" in prediction.answer
     usage = prediction.get_lm_usage()[real.model]
     assert usage["prompt_tokens"] > 50 and usage["completion_tokens"] > 1
 
 
 def test_chain_of_thought(real):
-    with dspy.context(lm=real):
-        prediction = dspy.ChainOfThought("question -> answer")(question="What is the capital of France?")
-    assert prediction.reasoning and "Paris" in prediction.answer
+    with setting(real):
+        prediction = program(dspy.ChainOfThought)(question=QUESTION)
+    assert prediction.reasoning.strip() and "Paris" in prediction.answer
 
 
 def test_async_programs(real):
     async def run():
-        program = dspy.Predict("question -> answer")
-        with dspy.context(lm=real):
-            own = await asyncio.gather(
-                *(program.acall(question="What is the capital of France?") for _ in range(4))
-            )
-            return [*own, await dspy.asyncify(program)(question="What is the capital of France?")]
+        own = program()
+        with setting(real):
+            several = await asyncio.gather(*(own.acall(question=QUESTION) for _ in range(4)))
+            return [*several, await dspy.asyncify(own)(question=QUESTION)]
 
     assert all("Paris" in prediction.answer for prediction in asyncio.run(run()))
 
 
-def test_streamify(real):
+@pytest.mark.parametrize("is_async", [False, True])
+def test_streamify(real, is_async):
     async def run():
-        program = dspy.streamify(
-            dspy.Predict("question -> answer"),
-            stream_listeners=[dspy.streaming.StreamListener(signature_field_name="answer")],
-        )
+        listener = dspy.streaming.StreamListener(signature_field_name="answer")
+        streamed = dspy.streamify(program(), stream_listeners=[listener], is_async_program=is_async)
         pieces, last = [], None
-        with dspy.context(lm=real):
-            async for item in program(question="What is the capital of France?"):
+        with setting(real):
+            async for item in streamed(question=QUESTION):
                 if isinstance(item, dspy.streaming.StreamResponse):
                     pieces.append(item.chunk)
                 elif isinstance(item, dspy.Prediction):
@@ -344,26 +366,23 @@ def test_streamify(real):
         return "".join(pieces), last
 
     text, prediction = asyncio.run(run())
-    assert prediction is not None and text.strip() == prediction.answer.strip()
+    assert prediction is not None and "Paris" in prediction.answer
+    assert text.strip() == prediction.answer.strip()
 
 
 def test_candidates_of_a_predict(real):
-    with dspy.context(lm=real):
-        prediction = dspy.Predict("question -> answer", n=3, temperature=0.1)(
-            question="What is the capital of France?"
-        )
-    assert 1 <= len(prediction.completions.answer) <= 3
+    with setting(real.copy(min_p=0.9)):  # so near to greedy that all of them keep to the format
+        prediction = program(n=3, temperature=1.0)(question=QUESTION)
+    assert len(prediction.completions.answer) == 3
 
 
-def test_threads(real):
+def test_eight_threads_evaluate(real):
     examples = [dspy.Example(question=f"What is {i} plus 1?").with_inputs("question") for i in range(8)]
-    with dspy.context(lm=real.copy(max_tokens=40)):
-        program = dspy.Predict("question -> answer")
 
-        def metric(example, prediction, trace=None):
-            return True
+    def answered(example, prediction, trace=None):
+        return bool(prediction.answer)
 
-        result = dspy.Evaluate(
-            devset=examples, metric=metric, num_threads=8, display_progress=False, max_errors=9
-        )(program)
+    with setting(real.copy(max_tokens=60)):
+        evaluate = dspy.Evaluate(devset=examples, metric=answered, num_threads=8, display_progress=False)
+        result = evaluate(program())
     assert len(result.results) == 8

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 try:
-    import dspy.lm15 as _needed  # noqa: F401  (the engine protocol came with DSPy 3.4)
+    import dspy.lm15  # type: ignore[import-untyped]  # noqa: F401  (its engine protocol came with 3.4)
 except ImportError as error:
     raise ImportError(
         'tallow.LM needs DSPy 3.4 or newer; install it with: pip install "tallow[dspy]"'

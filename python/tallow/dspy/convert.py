@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from dspy import lm15
+from dspy import lm15  # type: ignore[import-untyped]
 
 from .. import arguments, errors, results
 

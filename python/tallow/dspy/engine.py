@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dspy import lm15
+from dspy import lm15  # type: ignore[import-untyped]
 
 from .. import arguments, results
 from .._async import AsyncGeneration

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import dspy
+import dspy  # type: ignore[import-untyped]
 
 from .. import arguments
 from ..errors import ArgumentTypeError, InvalidRequestError
@@ -133,8 +133,8 @@ def _check(kwargs: dict[str, Any]) -> None:
     for name in ("filters", "sampler"):
         if kwargs.get(name):
             raise InvalidRequestError(
-                f"{name} cannot go through DSPy, whose cache would not see it; use it with tallow.Model.generate, "
-                "and give an LM the fields themselves (temperature=..., min_p=...)"
+                f"{name} cannot go through DSPy, whose cache would not see it; use it with "
+                "tallow.Model.generate, and give an LM the fields themselves (temperature=..., min_p=...)"
             )
     known = {
         *inspect.signature(dspy.LM.__init__).parameters,
