@@ -42,13 +42,13 @@ check: format lint stubs check-cuda test ## What CI runs
 
 format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff format`)
 	cargo fmt --check
-	$(BIN)/ruff format --check python tests/python examples scripts
+	$(BIN)/ruff format --check python tests/python examples scripts benches
 
 lint: $(VENV)/.ready ## Clippy without warnings, with and without Python; ruff
 	cargo clippy --profile $(PROFILE) --quiet --all-targets -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --features python -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --no-default-features -- -D warnings
-	$(BIN)/ruff check python tests/python examples scripts
+	$(BIN)/ruff check python tests/python examples scripts benches
 
 stubs: develop ## The type stubs against the built module
 	$(BIN)/python -m mypy.stubtest tallow._core --ignore-disjoint-bases

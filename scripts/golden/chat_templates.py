@@ -1,8 +1,8 @@
 # The templates and expressions that chat.py renders. Written for this test, in the manner of the families.
 
 TEMPLATES = {
-"chatml": """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
-"chatml_default_system": """{%- for message in messages %}
+    "chatml": """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+    "chatml_default_system": """{%- for message in messages %}
     {%- if loop.first and messages[0].role != 'system' %}
         {{- '<|im_start|>system\\nYou help.<|im_end|>\\n' }}
     {%- endif %}
@@ -12,7 +12,7 @@ TEMPLATES = {
     {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """,
-"llama3": """{{- bos_token }}
+    "llama3": """{{- bos_token }}
 {%- if not date_string is defined %}
     {%- set date_string = "01 Jan 2025" %}
 {%- endif %}
@@ -56,7 +56,7 @@ TEMPLATES = {
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """,
-"mistral": """{%- if messages[0]["role"] == "system" %}{%- set system = messages[0]["content"] %}{%- set loop_messages = messages[1:] %}
+    "mistral": """{%- if messages[0]["role"] == "system" %}{%- set system = messages[0]["content"] %}{%- set loop_messages = messages[1:] %}
 {%- else %}{%- set loop_messages = messages %}{%- endif %}
 {{- bos_token }}
 {%- set ns = namespace(index=0) %}
@@ -114,8 +114,8 @@ TEMPLATES = {
     {%- endif %}
 {%- endfor %}
 """,
-"gemma": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate: user/assistant/user') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}""",
-"gemma3": """{{ bos_token }}
+    "gemma": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate: user/assistant/user') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}""",
+    "gemma3": """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
     {%- if messages[0]['content'] is string -%}
         {%- set first_user_prefix = messages[0]['content'] + '\\n\\n' -%}
@@ -150,9 +150,9 @@ TEMPLATES = {
 '}}
 {%- endif -%}
 """,
-"phi3": """{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\\n' + message['content'] + '<|end|>\\n'}}{% elif message['role'] == 'assistant' %}{{'<|assistant|>\\n' + message['content'] + '<|end|>\\n'}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}""",
-"phi4": """{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}""",
-"qwen25": """{%- if tools %}
+    "phi3": """{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\\n' + message['content'] + '<|end|>\\n'}}{% elif message['role'] == 'assistant' %}{{'<|assistant|>\\n' + message['content'] + '<|end|>\\n'}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}""",
+    "phi4": """{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}""",
+    "qwen25": """{%- if tools %}
     {{- '<|im_start|>system\\n' }}
     {%- if messages[0]['role'] == 'system' %}
         {{- messages[0]['content'] }}
@@ -203,7 +203,7 @@ TEMPLATES = {
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """,
-"qwen3": """{%- if tools %}
+    "qwen3": """{%- if tools %}
     {{- '<|im_start|>system\\n' + (messages[0].content + '\\n\\n' if messages[0].role == 'system' else '') }}
     {{- tools | map('tojson') | join('\\n') }}{{- '<|im_end|>\\n' }}
 {%- elif messages[0].role == 'system' %}
@@ -266,7 +266,7 @@ TEMPLATES = {
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 {%- endif %}""",
-"smollm3": """{%- set mode = "/think" if (enable_thinking | default(true)) else "/no_think" -%}
+    "smollm3": """{%- set mode = "/think" if (enable_thinking | default(true)) else "/no_think" -%}
 {%- if messages[0].role == "system" -%}
   {%- set system_message = messages[0].content -%}
   {%- if "/no_think" in system_message -%}{%- set mode = "/no_think" -%}{%- endif -%}
@@ -296,7 +296,7 @@ TEMPLATES = {
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ "<|im_start|>assistant\\n" }}{%- endif -%}
 """,
-"zephyr": """{% for message in messages %}
+    "zephyr": """{% for message in messages %}
 {% if message['role'] == 'user' %}
 {{ '<|user|>
 ' + message['content'] + eos_token }}
@@ -311,12 +311,12 @@ TEMPLATES = {
 {{ '<|assistant|>' }}
 {% endif %}
 {% endfor %}""",
-"deepseek": """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{% set ns = namespace(is_first=false, is_tool=false, is_output_first=true, system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}{%- for message in messages %}{%- if message['role'] == 'user' %}{%- set ns.is_tool = false -%}{{'<|User|>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['tool_calls'] %}{%- set ns.is_tool = false -%}{%- for tool in message['tool_calls']%}{%- if not ns.is_first %}{{'<|calls|><|call|>' + tool['type'] + '<|sep|>' + tool['function']['name'] + '\\n' + '```json' + '\\n' + tool['function']['arguments']|tojson + '\\n' + '```' + '<|end|>'}}{%- set ns.is_first = true -%}{%- else %}{{'\\n' + '<|call|>' + tool['type'] + tool['function']['name']}}{%- endif %}{%- endfor %}{{'<|calls_end|>'}}{%- elif message['role'] == 'assistant' %}{%- if ns.is_tool %}{{'<|outputs_end|>' + message['content'] + eos_token}}{%- set ns.is_tool = false -%}{%- else %}{% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}{{'<|Assistant|>' + content + eos_token}}{%- endif %}{%- endif %}{%- if message['role'] == 'tool' %}{%- set ns.is_tool = true -%}{%- if ns.is_output_first %}{{'<|outputs|><|output|>' + message['content'] + '<|output_end|>'}}{%- set ns.is_output_first = false %}{%- else %}{{'\\n<|output|>' + message['content'] + '<|output_end|>'}}{%- endif %}{%- endif %}{%- endfor -%}{% if ns.is_tool %}{{'<|outputs_end|>'}}{% endif %}{% if add_generation_prompt and not ns.is_tool %}{{'<|Assistant|><think>\\n'}}{% endif %}""",
-"command_r": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = '# Preamble
+    "deepseek": """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{% set ns = namespace(is_first=false, is_tool=false, is_output_first=true, system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}{%- for message in messages %}{%- if message['role'] == 'user' %}{%- set ns.is_tool = false -%}{{'<|User|>' + message['content']}}{%- endif %}{%- if message['role'] == 'assistant' and message['tool_calls'] %}{%- set ns.is_tool = false -%}{%- for tool in message['tool_calls']%}{%- if not ns.is_first %}{{'<|calls|><|call|>' + tool['type'] + '<|sep|>' + tool['function']['name'] + '\\n' + '```json' + '\\n' + tool['function']['arguments']|tojson + '\\n' + '```' + '<|end|>'}}{%- set ns.is_first = true -%}{%- else %}{{'\\n' + '<|call|>' + tool['type'] + tool['function']['name']}}{%- endif %}{%- endfor %}{{'<|calls_end|>'}}{%- elif message['role'] == 'assistant' %}{%- if ns.is_tool %}{{'<|outputs_end|>' + message['content'] + eos_token}}{%- set ns.is_tool = false -%}{%- else %}{% set content = message['content'] %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}{{'<|Assistant|>' + content + eos_token}}{%- endif %}{%- endif %}{%- if message['role'] == 'tool' %}{%- set ns.is_tool = true -%}{%- if ns.is_output_first %}{{'<|outputs|><|output|>' + message['content'] + '<|output_end|>'}}{%- set ns.is_output_first = false %}{%- else %}{{'\\n<|output|>' + message['content'] + '<|output_end|>'}}{%- endif %}{%- endif %}{%- endfor -%}{% if ns.is_tool %}{{'<|outputs_end|>'}}{% endif %}{% if add_generation_prompt and not ns.is_tool %}{{'<|Assistant|><think>\\n'}}{% endif %}""",
+    "command_r": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = '# Preamble
 Basic rules.' %}{% endif %}{{ '<|SYSTEM|>' }}{{ system_message }}{{ '<|END|>'}}{% for message in loop_messages %}{% set content = message['content'] %}{% if message['role'] == 'user' %}{{ '<|USER|>' + content.strip() + '<|END|>' }}{% elif message['role'] == 'assistant' %}{{ '<|CHATBOT|>'  + content.strip() + '<|END|>' }}{% endif %}{% endfor %}{% if documents %}{{ '<results>' }}{% for document in documents %}{{ '\\nDocument: ' }}{{ loop.index0 }}
 {% for key, value in document.items() %}{{ key }}: {{value}}
 {% endfor %}{% endfor %}{{ '</results>' }}{% endif %}{% if add_generation_prompt %}{{ 'Write it.' }}{{ '<|CHATBOT|>' }}{% endif %}""",
-"granite": """{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}
+    "granite": """{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}
 {%- else %}{%- set system_message = "Cutoff: 2024." %}
 {%- if tools and documents %}{%- set system_message = system_message + " Both." %}
 {%- elif tools %}{%- set system_message = system_message + " Tools." %}
@@ -330,27 +330,29 @@ Basic rules.' %}{% endif %}{{ '<|SYSTEM|>' }}{{ system_message }}{{ '<|END|>'}}{
 {%- for message in loop_messages %}
 {{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\\n' }}
 {%- if loop.last and add_generation_prompt %}{{- '<|start_of_role|>assistant' }}{%- if controls %}{{- ' ' + controls | tojson() }}{%- endif %}{{- '<|end_of_role|>' }}{%- endif %}{%- endfor %}""",
-"macros": """{%- macro header(role, sep='\\n', *rest) -%}[{{ role|upper }}]{{ sep }}{%- endmacro -%}
+    "macros": """{%- macro header(role, sep='\\n', *rest) -%}[{{ role|upper }}]{{ sep }}{%- endmacro -%}
 {%- macro body(m) %}{% for line in m.content.splitlines() %}> {{ line }}
 {% endfor %}{% endmacro -%}
-{%- for m in messages -%}{{ header(m.role) }}{{ body(m) }}{{ header(role='x', sep='|') }}{% endfor -%}""".replace(", *rest", ""),
-"call_block": """{%- macro turn(role) -%}<{{ role }}>{{ caller() }}</{{ role }}>
+{%- for m in messages -%}{{ header(m.role) }}{{ body(m) }}{{ header(role='x', sep='|') }}{% endfor -%}""".replace(
+        ", *rest", ""
+    ),
+    "call_block": """{%- macro turn(role) -%}<{{ role }}>{{ caller() }}</{{ role }}>
 {% endmacro -%}
 {%- for m in messages -%}{%- call turn(m.role) -%}{{ m.content }}{%- endcall -%}{%- endfor -%}""",
-"loop_things": """{% for m in messages %}{{ loop.index }}/{{ loop.length }} {{ loop.revindex }} {{ loop.revindex0 }} {{ loop.first }} {{ loop.last }} {{ loop.cycle('a', 'b', 'c') }} {{ loop.depth }} {{ loop.previtem.role if loop.previtem is defined }} {{ loop.nextitem.role if not loop.last }} {{ loop.changed(m.role) }}
+    "loop_things": """{% for m in messages %}{{ loop.index }}/{{ loop.length }} {{ loop.revindex }} {{ loop.revindex0 }} {{ loop.first }} {{ loop.last }} {{ loop.cycle('a', 'b', 'c') }} {{ loop.depth }} {{ loop.previtem.role if loop.previtem is defined }} {{ loop.nextitem.role if not loop.last }} {{ loop.changed(m.role) }}
 {% else %}none
 {% endfor %}""",
-"controls": """{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{% if loop.index > 3 %}{% break %}{% endif %}{{ m.role }}:{{ m.content }};{% endfor %}""",
-"filters_in_loop": """{% for m in messages if m.role in ['user', 'assistant'] %}{{ loop.index0 }}{{ m.content | replace('e', '3', 1) | title }}
+    "controls": """{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{% if loop.index > 3 %}{% break %}{% endif %}{{ m.role }}:{{ m.content }};{% endfor %}""",
+    "filters_in_loop": """{% for m in messages if m.role in ['user', 'assistant'] %}{{ loop.index0 }}{{ m.content | replace('e', '3', 1) | title }}
 {% endfor %}{{ messages | map(attribute='role') | unique | join(',') }} {{ messages | rejectattr('role', 'in', ['tool']) | list | length }} {{ messages | groupby('role') | map('first') | join('+') }}""",
-"set_blocks": """{% set header %}
+    "set_blocks": """{% set header %}
 [{{ messages|length }}]
 {% endset %}
 {% set shout | upper %}{{ messages[-1].content }}{% endset %}
 {{ header }}{{ shout -}}
 {% filter lower %}ABC{{ header }}{% endfilter %}
 {% with a = 1, b = a %}{{ a }}{{ b }}{% endwith %}{{ a }}""",
-"whitespace": """
+    "whitespace": """
   {# comment #}
   {% if true %}
     kept
@@ -364,11 +366,11 @@ x {%- if true -%}   y   {%- endif -%}  z
   tail
 
 """,
-"repr": """{{ messages }}
+    "repr": """{{ messages }}
 {{ tools }}
 {{ documents }} {{ messages[0] | string | length }}
 {{ (tools or [])|map(attribute='function')|map(attribute='name')|list }}""",
-"tool_types": """{%- macro kind(spec) -%}
+    "tool_types": """{%- macro kind(spec) -%}
 {%- if spec.type == "array" -%}{{ kind(spec['items']) }}[]
 {%- elif spec.type is iterable and spec.type is not string -%}{{ spec.type | join(' | ') }}
 {%- elif spec.type == "object" -%}{ {%- for k, v in spec.properties.items() -%}{{ k }}: {{ kind(v) }}{{ ", " if not loop.last }}{%- endfor -%} }
@@ -380,13 +382,14 @@ type {{ t.function.name }} = (_: {{ kind(t.function.parameters) }}) => any; // {
 {{ name }}{{ '?' if name not in t.function.parameters.required }}: {{ p|tojson(sort_keys=true) }} {{ p.get('default', 'nothing') }}
 {% endfor %}
 {% endfor %}""",
-"olmo": """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' and not loop.last %}{{ '<|assistant|>\\n' + message['content'] + eos_token + '\\n' }}{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}{% else %}{{ '<|%s|>\\n%s\\n' % (message.role, message.content) }}{% endif %}{{ '<|assistant|>\\n' if loop.last and add_generation_prompt }}{% endfor %}""",
-"vicuna": """{% for m in messages %}{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '}.get(m.role, '') ~ m.content ~ (eos_token if m.role == 'assistant' else ' ') }}{% endfor %}{{ 'ASSISTANT:' if add_generation_prompt else '' }}""",
-"recursive": """{%- for m in messages recursive %}{{ loop.depth0 }}{{ m.role if m is mapping else m }}{% if m.tool_calls is defined %}({{ loop(m.tool_calls|map(attribute='id')) }}){% endif %};{% endfor %}""",
-"functions": """{% set parts = [] %}{% for m in messages %}{% set parts = parts + [m.role[0]|upper ~ ':' ~ m.content|length] %}{{ parts|last }} {% endfor %}{{ parts }}{% set ns = namespace(seen=[], d={}) %}{% for m in messages %}{% if m.role not in ns.seen %}{% set ns.seen = ns.seen + [m.role] %}{% set ns.d = dict(ns.d, **{m.role: loop.index}) %}{% endif %}{% endfor %}{{ ns.seen }} {{ ns.d }} {{ ns.d|tojson }} {{ range(3)|list }} {{ range(5, 0, -2)|list }}""",
+    "olmo": """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' and not loop.last %}{{ '<|assistant|>\\n' + message['content'] + eos_token + '\\n' }}{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}{% else %}{{ '<|%s|>\\n%s\\n' % (message.role, message.content) }}{% endif %}{{ '<|assistant|>\\n' if loop.last and add_generation_prompt }}{% endfor %}""",
+    "vicuna": """{% for m in messages %}{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '}.get(m.role, '') ~ m.content ~ (eos_token if m.role == 'assistant' else ' ') }}{% endfor %}{{ 'ASSISTANT:' if add_generation_prompt else '' }}""",
+    "recursive": """{%- for m in messages recursive %}{{ loop.depth0 }}{{ m.role if m is mapping else m }}{% if m.tool_calls is defined %}({{ loop(m.tool_calls|map(attribute='id')) }}){% endif %};{% endfor %}""",
+    "functions": """{% set parts = [] %}{% for m in messages %}{% set parts = parts + [m.role[0]|upper ~ ':' ~ m.content|length] %}{{ parts|last }} {% endfor %}{{ parts }}{% set ns = namespace(seen=[], d={}) %}{% for m in messages %}{% if m.role not in ns.seen %}{% set ns.seen = ns.seen + [m.role] %}{% set ns.d = dict(ns.d, **{m.role: loop.index}) %}{% endif %}{% endfor %}{{ ns.seen }} {{ ns.d }} {{ ns.d|tojson }} {{ range(3)|list }} {{ range(5, 0, -2)|list }}""",
 }
 
-MICRO = r"""
+MICRO = (
+    r"""
 {{ True }} {{ true }} {{ None }} {{ none }} {{ False }}
 {{ 1.0 }} {{ 1e16 }} {{ 1e-5 }} {{ 123456789.125 }} {{ 1e15 }} {{ 0.1 + 0.2 }} {{ 1.5e300 }}
 {{ 7 / 2 }} {{ 7 // 2 }} {{ -7 // 2 }} {{ 7 % 3 }} {{ -7 % 3 }} {{ 7 % -3 }} {{ 4 / 2 }}
@@ -568,4 +571,7 @@ a {%- if true %} b {% endif -%} c {#- d -#} e
 {% macro m2() %}<{{ caller(1) }}{{ caller(2) }}>{% endmacro %}{% call(x) m2() %}[{{ x }}]{% endcall %}
 {% macro v() %}{{ varargs }} {{ kwargs }}{% endmacro %}{{ v(1, a=2) }}
 {% filter upper %}a{{ s }}{% endfilter %} {% set q %}x{{ n }}{% endset %}{{ q }} {% set q | upper %}x{% endset %}{{ q }} {% with q = 2 %}{{ q }}{% endwith %}{{ q }}
-""".strip("\n").replace("'a\\\nb'", "'a\\nb'").split("\n")
+""".strip("\n")
+    .replace("'a\\\nb'", "'a\\nb'")
+    .split("\n")
+)

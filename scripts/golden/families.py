@@ -73,9 +73,13 @@ def variant(name, family, config, without=None, *, spelling="classic", patch=Non
 
 # The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
 HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
-VISION = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4)
+VISION = dict(
+    hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
+)
 HEAD24 = dict(HEAD16, head_dim=24, intermediate_size=32)
-SIX = dict(num_hidden_layers=6, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+SIX = dict(
+    num_hidden_layers=6, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+)
 
 VARIANTS = [
     variant("llama-mha", "llama", dict(num_key_value_heads=4), dict(rope_parameters=rope(theta=100.0)), gguf="llama",
@@ -242,9 +246,9 @@ def bite(row, model, tokens, right):
 
 def classic(config, row):
     """Respell a transformers 5 config.json the way published checkpoints have it."""
-    config = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types", "dtype")} | classic_rope(
-        copy.deepcopy(config["rope_parameters"]), row["rope_key"]
-    )
+    config = {
+        k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types", "dtype")
+    } | classic_rope(copy.deepcopy(config["rope_parameters"]), row["rope_key"])
     config.pop("_sliding_window_pattern", None)
     config["torch_dtype"] = row["dtype"]
     config["transformers_version"] = "4.51.0"
@@ -257,11 +261,19 @@ def classic(config, row):
 
 def nested(config, row):
     """A multi-modal config.json whose text_config, as published, leaves out what the class knows."""
-    known = transformers.Gemma3TextConfig().to_dict() | dict(rope_theta=1000000.0, rope_local_base_freq=10000.0)
+    known = transformers.Gemma3TextConfig().to_dict() | dict(
+        rope_theta=1000000.0, rope_local_base_freq=10000.0
+    )
     kept = ("model_type", "torch_dtype")
-    text = {k: v for k, v in classic(config["text_config"], row).items() if k in kept or k not in known or v != known[k]}
+    text = {
+        k: v
+        for k, v in classic(config["text_config"], row).items()
+        if k in kept or k not in known or v != known[k]
+    }
     del text["transformers_version"]
-    return {k: v for k, v in config.items() if k != "dtype"} | dict(text_config=text, transformers_version="4.51.0")
+    return {k: v for k, v in config.items() if k != "dtype"} | dict(
+        text_config=text, transformers_version="4.51.0"
+    )
 
 
 def classic_rope(rope_parameters, key):
@@ -323,7 +335,9 @@ def make(row, out):
         path.chmod(0o644)
     spread = tensors["logits"].std().item()
     weights = sum(p.stat().st_size for p in folder.glob("model*.safetensors")) // 1024
-    return f"{row['name']:24} weights {weights:4} KB, logits sd {spread:5.2f}, without the feature {moved:6.2f}"
+    return (
+        f"{row['name']:24} weights {weights:4} KB, logits sd {spread:5.2f}, without the feature {moved:6.2f}"
+    )
 
 
 def write_meta(row, folder, moved):
@@ -334,7 +348,9 @@ def write_meta(row, folder, moved):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "tests/golden/families")
     parser.add_argument("--only", nargs="*", help="names of variants (default: all)")
     args = parser.parse_args()

@@ -19,10 +19,20 @@ import argparse
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It's what the others would've thought, isn't it?",
     "In the beginning there was a question, and the answer was 42. Then there were 1234567 others.",
@@ -40,7 +50,9 @@ TEXTS = [
 
 
 def trained(tokenizer, special=(), **options):
-    trainer = trainers.BpeTrainer(vocab_size=520, show_progress=False, special_tokens=list(special), **options)
+    trainer = trainers.BpeTrainer(
+        vocab_size=520, show_progress=False, special_tokens=list(special), **options
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
 
@@ -52,12 +64,18 @@ def control(text, **options):
 def bytelevel():
     t = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
-    t.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     t.decoder = decoders.ByteLevel()
     trained(t, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    t.add_special_tokens([control("<|begin|>"), control("<|im_start|>"), control("<|im_end|>"), control("<|endoftext|>")])
+    t.add_special_tokens(
+        [control("<|begin|>"), control("<|im_start|>"), control("<|im_end|>"), control("<|endoftext|>")]
+    )
     t.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
-    t.post_processor = processors.TemplateProcessing("<|begin|> $A", special_tokens=[("<|begin|>", t.token_to_id("<|begin|>"))])
+    t.post_processor = processors.TemplateProcessing(
+        "<|begin|> $A", special_tokens=[("<|begin|>", t.token_to_id("<|begin|>"))]
+    )
     config = {"bos_token": {"content": "<|begin|>"}, "eos_token": "<|endoftext|>"}
     return t, config, True, "<|begin|>", ["<|im_end|>", "<|endoftext|>"]
 
@@ -71,7 +89,9 @@ def sentencepiece(normalizer, splitter, decoder):
     t = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     t.normalizer = normalizer
     t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    trainer = trainers.BpeTrainer(vocab_size=700, show_progress=False, special_tokens=bytes_and("<unk>", "<s>", "</s>"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, show_progress=False, special_tokens=bytes_and("<unk>", "<s>", "</s>")
+    )
     t.train_from_iterator(CORPUS[:3] + CORPUS[4:], trainer)
     # the trainer made the bytes special tokens, which they are not: only the three first are
     state = json.loads(t.to_str())
@@ -120,7 +140,9 @@ def write(folder, tokenizer, config, add_bos, bos, eos):
     for text in TEXTS:
         plain = ids(tokenizer, text, False)
         decoded = tokenizer.decode(plain, skip_special_tokens=False)
-        cases.append({"text": text, "plain": plain, "special": ids(tokenizer, text, True), "decoded": decoded})
+        cases.append(
+            {"text": text, "plain": plain, "special": ids(tokenizer, text, True), "decoded": decoded}
+        )
     token = tokenizer.token_to_id
     head = {"add_bos": add_bos, "bos": bos and token(bos), "eos": sorted(token(text) for text in eos)}
     lines = ",\n".join("  " + json.dumps(case) for case in cases)

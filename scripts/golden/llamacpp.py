@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 512
 SHARED = {
     "prose": "The old lighthouse keeper climbed the stairs one last time. From the gallery he could see",
-    "code": "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n    if n < 2:\n        return n\n    return",
+    "code": 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n    if n < 2:\n        return n\n    return',
     "list": "Shopping list for a picnic:\n1. Bread\n2. Cheese\n3. Apples\n4.",
     "numbers": "2, 4, 8, 16, 32, 64, 128,",
     "german": "Berlin ist die Hauptstadt von Deutschland. Die Stadt liegt an der Spree und",
@@ -214,7 +214,7 @@ def write(path, result):
 
 def report(name, result):
     for r in result["prompts"]:
-        same = sum(a == b for a, b in zip(r["continuation"], r["transformers"]["argmax"]))
+        same = sum(a == b for a, b in zip(r["continuation"], r["transformers"]["argmax"], strict=False))
         print(f"{name} {r['name']:10} {len(r['tokens']):3} + {len(r['continuation']):2} tokens, "
               f"transformers agrees on {same}, least margin {min(r['margins'])}: {r['continuation_text'][:60]!r}")  # fmt: skip
     for part in ("perplexity", "whole"):
@@ -223,7 +223,9 @@ def report(name, result):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--gemma3", type=Path, help="gemma-3-270m-q4_k_m.gguf")
     parser.add_argument("--out", type=Path, default=ROOT / "tests/golden/real")

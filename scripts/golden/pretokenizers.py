@@ -39,7 +39,9 @@ def train(texts):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = split
-    trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, show_progress=False, max_token_length=16)
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE, initial_alphabet=alphabet, show_progress=False, max_token_length=16
+    )
     tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
@@ -80,7 +82,9 @@ def corpus(prose):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prose", type=Path, default=ROOT / "tests/golden/real/text.txt")
     parser.add_argument("--out", type=Path, default=ROOT / "tests/golden/text/pretokenizers.json")
     args = parser.parse_args()
@@ -101,7 +105,7 @@ def main():
     args.out.write_text(head[:-1] + ', "rules": [\n' + rows + "\n]}\n")
     assert json.loads(args.out.read_text())["rules"] == rules
     for rule in rules:
-        unlike = sum(a != b for a, b in zip(rule["ids"], rules[0]["ids"]))
+        unlike = sum(a != b for a, b in zip(rule["ids"], rules[0]["ids"], strict=False))
         print(f"{', '.join(rule['pre'])}: {unlike} of {len(TEXTS)} strings unlike {rules[0]['pre'][0]}")
 
 

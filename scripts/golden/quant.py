@@ -118,11 +118,15 @@ def make(name, out):
         tensors |= {f"{source}_blocks": raw, f"{source}_values": values}
     assert apart < 1e-5, f"{name}: ggml reads the blocks otherwise, by {apart}"
     save_file(tensors, out / f"{name.lower()}.safetensors")
-    return f"{name:7} greatest value {np.abs(tensors['random_values']).max():.4g}, ggml differs by {apart:.2g}"
+    return (
+        f"{name:7} greatest value {np.abs(tensors['random_values']).max():.4g}, ggml differs by {apart:.2g}"
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "tests/golden/quant")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,9 @@ def row(spread, generator):
 
 def main():
     here = pathlib.Path(__file__).resolve().parents[2]
-    output = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else here / "tests/golden/sample/transformers.json")
+    output = pathlib.Path(
+        sys.argv[1] if len(sys.argv) > 1 else here / "tests/golden/sample/transformers.json"
+    )
     generator = torch.Generator().manual_seed(20)
     rows, cases = [], []
     for index, spread in enumerate([0.3, 1.0, 3.0, 8.0]):

@@ -31,7 +31,7 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 PERMUTED = ("llama", "smollm3")
 # llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
 IGNORED_WINDOW = ("mistral-window", "phi3-window")
-STOP_WORDS = "<unk> <s> </s>".split()
+STOP_WORDS = ["<unk>", "<s>", "</s>"]
 
 
 def rope_of(config):
@@ -92,7 +92,9 @@ def write_longrope(w, config, rope):
     w.add_rope_scaling_orig_ctx_len(original)
     if rope["rope_type"] == "longrope":
         scale = config.max_position_embeddings / original
-        w.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0)
+        w.add_rope_scaling_attn_factors(
+            math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+        )
 
 
 def write_rest(w, config, arch, name):
@@ -113,9 +115,21 @@ def write_rest(w, config, arch, name):
 def write_tokenizer(w, config):
     """A stand-in that llama.cpp accepts: characters, one merge."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = [*STOP_WORDS, "\u010a", "\u0120", "ab", *letters, *letters.upper(), *"0123456789.,:;!?()[]{}<>+-*/=_'\"#$%&@|~"]
+    tokens = [
+        *STOP_WORDS,
+        "\u010a",
+        "\u0120",
+        "ab",
+        *letters,
+        *letters.upper(),
+        *"0123456789.,:;!?()[]{}<>+-*/=_'\"#$%&@|~",
+    ]
     tokens = tokens[: config.vocab_size]
-    kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.NORMAL] * (len(tokens) - 3)]
+    kinds = [
+        gguf.TokenType.UNKNOWN,
+        *[gguf.TokenType.CONTROL] * 2,
+        *[gguf.TokenType.NORMAL] * (len(tokens) - 3),
+    ]
     assert len(tokens) == config.vocab_size == len(set(tokens))
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("gpt-2")
@@ -131,7 +145,9 @@ def write_tokenizer(w, config):
 def interleave(weight, heads):
     """Rows of each head from halves (0..h/2, h/2..h) to neighbouring pairs."""
     rows = weight.shape[0]
-    return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )
 
 
 def write_tensors(w, config, arch, folder, widen):
@@ -165,7 +181,9 @@ def add(w, name, weight):
     """Matrices keep the checkpoint's type, vectors are float32."""
     kind = weight.dtype if weight.ndim > 1 else torch.float32
     if kind == torch.bfloat16:
-        w.add_tensor(name, weight.view(torch.int16).numpy().view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+        w.add_tensor(
+            name, weight.view(torch.int16).numpy().view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16
+        )
     else:
         w.add_tensor(name, weight.to(kind).numpy())
 
@@ -182,7 +200,9 @@ def rope_tensors(config, arch):
 
 def llama3_factors(dims, rope):
     """What each frequency is divided by: 1, the factor, or between."""
-    original, low, high = (rope[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+    original, low, high = (
+        rope[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+    )
     for i in range(0, dims, 2):
         length = 2 * math.pi * rope["rope_theta"] ** (i / dims)
         kept = (original / length - low) / (high - low)
@@ -225,7 +245,10 @@ def verify(folder, arch):
 
     llama.cpp rounds activations to the type of 16-bit weights, so those files get a second figure from a float32 copy."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    result = {"positions": compared(folder, config), "max_difference": difference(folder, folder / "model.gguf")}
+    result = {
+        "positions": compared(folder, config),
+        "max_difference": difference(folder, folder / "model.gguf"),
+    }
     if str(config.dtype) != "torch.float32":
         with tempfile.TemporaryDirectory() as scratch:
             convert(folder, arch, Path(scratch) / "wide.gguf", widen=True)
@@ -235,7 +258,11 @@ def verify(folder, arch):
 
 def compared(folder, config):
     """How many positions can agree."""
-    return config.sliding_window if folder.name in IGNORED_WINDOW else len(load_file(folder / "reference.safetensors")["tokens"])
+    return (
+        config.sliding_window
+        if folder.name in IGNORED_WINDOW
+        else len(load_file(folder / "reference.safetensors")["tokens"])
+    )
 
 
 def difference(folder, path):
@@ -248,7 +275,9 @@ def difference(folder, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--families", type=Path, default=ROOT / "tests/golden/families")
     parser.add_argument("--verify", action="store_true", help="compare with llama.cpp, write llamacpp.json")
     parser.add_argument("--only", nargs="*", help="names of variants (default: all)")
@@ -257,7 +286,7 @@ def main():
     results = {}
     for folder in sorted(p.parent for p in args.families.glob("*/meta.json")):
         arch = json.loads((folder / "meta.json").read_text())["gguf_architecture"]
-        if not arch or args.only and folder.name not in args.only:
+        if not arch or (args.only and folder.name not in args.only):
             continue
         convert(folder, arch, folder / "model.gguf")
         if args.verify:

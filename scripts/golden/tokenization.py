@@ -103,14 +103,18 @@ def make(name, path, out):
     (out / f"{name}-tokens.json").write_text(text)
     assert json.loads(text)["cases"] == cases
     kept = sum(record["bytes"] == record["text"].encode().hex() for record in cases)
-    print(f"{name}: {len(cases)} strings, {kept} come back byte for byte, {sum('special' in r for r in cases)} hold special tokens")
+    print(
+        f"{name}: {len(cases)} strings, {kept} come back byte for byte, {sum('special' in r for r in cases)} hold special tokens"
+    )
     for record in cases:
         if record["bytes"] != record["text"].encode().hex():
             print("  ", repr(record["text"]), "->", bytes.fromhex(record["bytes"]))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--gemma3", type=Path, help="gemma-3-270m-q4_k_m.gguf")
     parser.add_argument("--out", type=Path, default=ROOT / "tests/golden/text")
