@@ -29,7 +29,8 @@ class _Dispatcher:
         self.pid = os.getpid()
         self._keys = itertools.count(1)
         self._waiting: dict[int, Callable[[], object]] = {}
-        self._lock = threading.Lock()
+        # Reentrant: a collection of garbage can end a generation (``remove``) at any line, these included.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stopped = False
         atexit.register(self.stop)
@@ -72,6 +73,15 @@ class _Dispatcher:
 
 _dispatcher: _Dispatcher | None = None
 _create = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _create
+    _create = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a thread of the parent may hold it
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def _current() -> _Dispatcher:
@@ -121,6 +131,8 @@ class AsyncGeneration:
     def close(self) -> None:
         self._dispatcher.remove(self._key)
         self._generation.cancel()
+
+    cancel = close  # as a native Generation calls it
 
     def __del__(self) -> None:
         if hasattr(self, "_generation"):

@@ -9,6 +9,10 @@ import weakref
 
 from . import _core
 
+#: Requests that may wait. Each costs little more than its prompt, and whoever gathers thousands of
+#: coroutines means them all to be answered.
+_QUEUE = 2**20
+
 
 class Shared:
     """A native model and its engine. Models that are equal hold the same one."""
@@ -30,7 +34,7 @@ class Shared:
             self._after_fork()
         with self._lock:
             if self._engine is None or self._engine.closed:
-                self._engine = _core.Engine(self.native)
+                self._engine = _core.Engine(self.native, queue=_QUEUE)
             return self._engine
 
     def _after_fork(self) -> None:
@@ -48,10 +52,26 @@ class Shared:
         if engine is not None:
             engine.close()
 
+    def __del__(self) -> None:
+        # The native engine waits for the step in work when it is dropped, and holds the GIL then; ``close``
+        # waits without it.
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.close()
+
 
 _left_by_parent: list[_core.Engine | None] = []
 _shared: weakref.WeakValueDictionary[_core.Model, Shared] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a thread of the parent may hold it
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def shared(native: _core.Model) -> Shared:

@@ -64,9 +64,12 @@ def number(name: str, value: object) -> float:
     """A finite number; its range is the sampler's business."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         wrong_type(name, value, "a number")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
     if not math.isfinite(result):
-        wrong_value(name, result, "a finite number")
+        wrong_value(name, value, "a finite number")
     return result
 
 
@@ -180,7 +183,8 @@ def prompt(value: object, name: str = "prompt") -> Prompt:
         wrong_type(name, value, "a list of messages: put the dict into a list")
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], str):
         wrong_type(name, value, "a str, a list of messages, or token ids: one prompt a call")
-    if value is None or (not isinstance(value, Sequence) and not hasattr(value, "tolist")):
+    is_bytes = isinstance(value, (bytes, bytearray, memoryview))  # would be read as ids, and text was meant
+    if is_bytes or (not isinstance(value, Sequence) and not hasattr(value, "tolist")):
         wrong_type(name, value, "a str, a list of messages, or token ids")
     ids = token_ids(name, value)
     if not ids:
@@ -214,6 +218,20 @@ def json_object(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         wrong_type(name, value, "a dict")
     return {text(f"a key of {name}", key): item for key, item in value.items()}
+
+
+#: What a chat template gets from elsewhere; given as an argument it would be overwritten in silence.
+_TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt")
+
+
+def template_arguments(name: str, value: object) -> dict[str, Any]:
+    result = json_object(name, value)
+    for own in _TEMPLATE_OWN:
+        if own in result:
+            raise InvalidRequestError(
+                f"{name} holds {own!r}, which has an argument of its own; give it there"
+            )
+    return result
 
 
 def logit_bias(name: str, value: object) -> dict[int, float]:
@@ -262,7 +280,7 @@ def sampler_fields(given: Mapping[str, object]) -> dict[str, Any]:
 #: What every way to generate takes, and how each argument is read.
 _OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "tools": json_list,
-    "template_arguments": json_object,
+    "template_arguments": template_arguments,
     "max_tokens": _positive,
     "stop": stops,
     "seed": lambda name, value: integer(name, value, 0, MAX_SEED),

@@ -159,7 +159,11 @@ class Model:
 
     def detokenize(self, ids: Sequence[int] | NDArray[Any], special: bool = False) -> str:
         """The text of ids. ``special=True`` shows control tokens in their written form."""
-        return self._native.detokenize(arguments.token_ids("ids", ids), arguments.boolean("special", special))
+        checked = arguments.token_ids("ids", ids)
+        for at, id in enumerate(checked):
+            if id >= self.vocab_size and not self._native.token_bytes(id):
+                arguments.wrong_value(f"ids[{at}]", id, f"in the vocabulary of {self.vocab_size} tokens")
+        return self._native.detokenize(checked, arguments.boolean("special", special))
 
     def render(
         self,
@@ -176,7 +180,7 @@ class Model:
             arguments.messages("messages", messages),
             None if tools is None else arguments.json_list("tools", tools),
             arguments.boolean("add_generation_prompt", add_generation_prompt),
-            template_kwargs,
+            arguments.template_arguments("template_kwargs", template_kwargs),
         )
 
     # Answers
@@ -239,7 +243,7 @@ class Model:
         """
         fields = _only_fields(options)
         start = self._request("stream()", prompt, fields, **options)
-        return Stream(start(0), self._native)
+        return Stream(start(0), self._shared)
 
     @overload
     async def agenerate(self, prompt: PromptLike, *, n: Literal[1] = 1, **options: Any) -> Completion: ...
@@ -269,7 +273,7 @@ class Model:
 
         fields = _only_fields(options)
         start = self._request("astream()", prompt, fields, **options)
-        return AsyncStream(AsyncGeneration(functools.partial(start, 0), every_token=True), self._native)
+        return AsyncStream(AsyncGeneration(functools.partial(start, 0), every_token=True), self._shared)
 
     def _request(
         self, function: str, prompt: object, fields: dict[str, Any], n: int = 1, **options: Any
@@ -321,7 +325,7 @@ class Model:
             None if tools is None else arguments.json_list("tools", tools),
             None
             if template_arguments is None
-            else arguments.json_object("template_arguments", template_arguments),
+            else arguments.template_arguments("template_arguments", template_arguments),
         )
         return results.scores(texts, raw)
 
@@ -398,9 +402,10 @@ _OPTIONS = (
 class Stream(Iterator[Chunk]):
     """The pieces of one answer as they come; see ``Model.stream``."""
 
-    def __init__(self, generation: _core.Generation, native: _core.Model) -> None:
+    def __init__(self, generation: _core.Generation, shared: Shared) -> None:
         self._generation: _core.Generation | None = generation
-        self._token_bytes = native.token_bytes
+        self._shared = shared  # the engine lives as long as its stream
+        self._token_bytes = shared.native.token_bytes
 
     def __next__(self) -> Chunk:
         if self._generation is None:
@@ -431,9 +436,10 @@ class Stream(Iterator[Chunk]):
 class AsyncStream(AsyncIterator[Chunk]):
     """The pieces of one answer as they come; see ``Model.astream``."""
 
-    def __init__(self, generation: AsyncGeneration, native: _core.Model) -> None:
+    def __init__(self, generation: AsyncGeneration, shared: Shared) -> None:
         self._generation: AsyncGeneration | None = generation
-        self._token_bytes = native.token_bytes
+        self._shared = shared  # the engine lives as long as its stream
+        self._token_bytes = shared.native.token_bytes
 
     async def __anext__(self) -> Chunk:
         if self._generation is None:

@@ -216,7 +216,7 @@ fn mixed(number: usize) -> Spec {
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "waited in vain: {what}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
         std::thread::sleep(Duration::from_micros(200));
     }
 }
@@ -421,7 +421,7 @@ fn options_of_zero_are_refused() {
 fn whoever_goes_gives_the_pages_back_and_nobody_else_notices() {
     let (engine, control) = engine(60, |_| {});
     // Slow enough that nothing ends by itself before it is told to.
-    control.pace_us.store(500, Relaxed);
+    control.pace_us.store(20_000, Relaxed);
     let stays = generate(prompt(8, 40), 60);
     let other = engine.submit(request(&stays)).unwrap();
 
@@ -614,6 +614,8 @@ fn closing_ends_everything_that_is_there() {
     for drop_it in [false, true] {
         let (engine, control) = engine(11, |_| {});
         let stand_still = control.gate.lock().unwrap();
+        // Slow enough that none of the 60 steps' answers is complete before the close that follows the gate.
+        control.pace_us.store(50_000, Relaxed);
         let submit = |number| engine.submit(request(&generate(prompt(number, 100), 60))).unwrap();
         let answers = [submit(0), submit(1), submit(2)];
         let closing = std::thread::spawn({
@@ -657,7 +659,7 @@ fn answers_run_ahead_of_a_slow_reader_and_notifiers_are_called() {
     assert_eq!(calls.load(Relaxed), 1, "a notifier that panicked is not called again");
     let begin = Instant::now();
     assert!(matches!(slow.next(Duration::ZERO), Poll::Event(Event::Token(_))));
-    assert!(begin.elapsed() < Duration::from_millis(100));
+    assert!(begin.elapsed() < Duration::from_secs(2));
     assert_eq!(read(quiet).unwrap(), expected(&spec));
     let mut pending = engine.submit(request(&filtered(Even, 2))).unwrap();
     until("it ends", || {

@@ -19,7 +19,7 @@ def never_ends(model) -> dict:
 
 
 def wait_until_idle(model) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while model.stats()["running"] or model.stats()["waiting"]:
         assert time.monotonic() < deadline, model.stats()
         time.sleep(0.01)
@@ -87,7 +87,8 @@ def test_the_loop_goes_on_while_the_model_works(smollm2):
             longest, last = max(longest, now - last), now
         return longest
 
-    assert asyncio.run(beat()) < 0.25
+    # The best of three: a busy machine may keep any thread waiting.
+    assert min(asyncio.run(beat()) for _ in range(3)) < 0.1
 
 
 def test_several_loops_in_several_threads(tiny):

@@ -49,9 +49,13 @@ print(json.dumps({"after": after, "again": again}))
 
 @pytest.mark.parametrize("way", ["prefill", "decode", "stream", "logits", "score", "embed"])
 def test_ctrl_c_is_seen_at_once(way, smollm2):
-    done = python(PROGRAM, way)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["after"] is not None, "the work was over before the interrupt came"
-    assert found["after"] < 0.3
-    assert found["again"] == smollm2.generate("once", max_tokens=2, temperature=0).text
+    # The best of three: on a busy machine a thread may have to wait for a processor that long.
+    latencies = []
+    while len(latencies) < 3 and min(latencies, default=1) >= 0.1:
+        done = python(PROGRAM, way)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["after"] is not None, "the work was over before the interrupt came"
+        assert found["again"] == smollm2.generate("once", max_tokens=2, temperature=0).text
+        latencies.append(found["after"])
+    assert min(latencies) < 0.1, latencies

@@ -99,7 +99,7 @@ class Engine(_Base):
     def stream(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
         with convert.as_lm15():
             call, start = self._starter(request)
-            chunks = Stream(call.take(start), self.model._native)
+            chunks = Stream(call.take(start), self.model._shared)
         with chunks:
             yield _begun(request)
             while True:
@@ -127,7 +127,7 @@ class AsyncEngine(_Base):
     async def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
         with convert.as_lm15():
             call, start = self._starter(request)
-            chunks = AsyncStream(call.take(_awaited(start, every_token=True)), self.model._native)
+            chunks = AsyncStream(call.take(_awaited(start, every_token=True)), self.model._shared)
         async with chunks:
             yield _begun(request)
             while True:

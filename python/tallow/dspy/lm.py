@@ -78,6 +78,7 @@ class LM(dspy.LM):
         return Plan(self.model, n=n or 1, rollout_id=merged.get("rollout_id"))
 
     def copy(self, **kwargs: Any) -> LM:
+        _check_copy(self, kwargs)
         return super().copy(**_folded(kwargs, self.kwargs))
 
     def stats(self) -> dict[str, Any]:
@@ -125,17 +126,26 @@ _CALL_ARGUMENTS = frozenset(
 )
 
 
+#: Arguments of a client, which users of other LMs bring along. (``timeout`` is one of ours.)
+_CLIENT_ARGUMENTS = frozenset(
+    (
+        *("api_key", "api_base", "base_url", "headers", "extra_headers", "extra_query", "api_version"),
+        *("organization", "project", "custom_llm_provider"),
+    )
+)
+
+
 def _check(kwargs: dict[str, Any]) -> None:
+    for name in kwargs:
+        if name in _CLIENT_ARGUMENTS:
+            raise InvalidRequestError(
+                f"{name} is for a server, and this model runs in this process; leave it out"
+            )
     if kwargs.get("model_type", "chat") != "chat":
         arguments.wrong_value(
             "model_type", kwargs["model_type"], '"chat"; for plain prompts use tallow.Model.generate'
         )
-    for name in ("filters", "sampler"):
-        if kwargs.get(name):
-            raise InvalidRequestError(
-                f"{name} cannot go through DSPy, whose cache would not see it; use it with "
-                "tallow.Model.generate, and give an LM the fields themselves (temperature=..., min_p=...)"
-            )
+    _refuse_hidden(kwargs)
     known = {
         *inspect.signature(dspy.LM.__init__).parameters,
         *_CALL_ARGUMENTS,
@@ -146,6 +156,30 @@ def _check(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in known:
             arguments.unknown("LM()", name, sorted(known - {"self", "kwargs"}))
+
+
+def _refuse_hidden(kwargs: dict[str, Any]) -> None:
+    for name in ("filters", "sampler"):
+        if kwargs.get(name):
+            raise InvalidRequestError(
+                f"{name} cannot go through DSPy, whose cache would not see it; use it with "
+                "tallow.Model.generate, and give an LM the fields themselves (temperature=..., min_p=...)"
+            )
+
+
+def _check_copy(lm: LM, kwargs: dict[str, Any]) -> None:
+    """A copy is the same model with other settings; DSPy itself would take any name."""
+    _refuse_hidden(kwargs)
+    for name in kwargs:
+        if name in LOAD_OPTIONS or name in ("model", "model_type", "engine", "async_engine"):
+            raise InvalidRequestError(
+                f"{name} belongs to the model, which copies share; make another tallow.LM"
+            )
+        known = name in _CALL_ARGUMENTS or name in METADATA_KEYS or name in lm.kwargs or hasattr(lm, name)
+        if not known and name not in (*_CLIENT_ARGUMENTS, "timeout"):  # those are refused by DSPy
+            arguments.unknown(
+                "LM.copy()", name, sorted(_CALL_ARGUMENTS | {*METADATA_KEYS, "cache", "callbacks"})
+            )
 
 
 def _folded(kwargs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
