@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -79,10 +80,11 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::rename(&staged, path).map_err(|error| io_error("writing", path, error))
 }
 
-/// A name beside `path` that no other process uses.
+/// A name beside `path` that no other process and no other thread uses.
 pub(super) fn staged(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     path.with_file_name(name)
 }
 
