@@ -27,12 +27,22 @@ const KV_SHARE: f64 = 0.25;
 const MAX_DEFAULT_SEQUENCES: usize = 64;
 
 /// How an engine is set up.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct LmOptions {
     /// Bytes that keys and values may take; `None`: a quarter of what is free.
     pub kv_memory: Option<u64>,
     /// Requests that may wait; `None`: the engine's default.
     pub queue: Option<usize>,
+    /// Keep the pages of what was computed, and take them again for the same tokens.
+    pub prefix_cache: bool,
+    /// Guess tokens from the prompt and check several in one step.
+    pub speculation: bool,
+}
+
+impl Default for LmOptions {
+    fn default() -> Self {
+        LmOptions { kv_memory: None, queue: None, prefix_cache: true, speculation: true }
+    }
 }
 
 /// How a prompt is continued.
@@ -48,6 +58,8 @@ pub struct GenerateOptions {
     /// `Some(k)`: log probabilities, with the `k` likeliest alternatives.
     pub logprobs: Option<usize>,
     pub timeout: Option<Duration>,
+    /// A text that the answer may well resemble; it changes how fast the answer comes, never the answer.
+    pub prediction: Option<String>,
 }
 
 /// An engine that runs. Dropping the last clone ends it.
@@ -67,6 +79,8 @@ impl Lm {
         let runner = Runner::new(model.decoder().clone(), pages)?;
         let mut engine = EngineOptions::new(model.context_length());
         engine.queue = options.queue.unwrap_or(engine.queue);
+        engine.prefix_cache = options.prefix_cache;
+        engine.speculation = options.speculation;
         let engine = EngineHandle::start(Box::new(runner), engine)?;
         Ok(Lm { model, engine })
     }
@@ -126,6 +140,10 @@ impl Lm {
             stop_ids: self.model.eos_ids().clone(),
             text: TextStream::new(self.model.tokenizer().clone(), options.stop.clone()),
             logprobs: options.logprobs,
+            prediction: match &options.prediction {
+                Some(text) => self.model.tokenizer().encode(text, false)?,
+                None => Vec::new(),
+            },
         }));
         let deadline = options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.engine.submit_with(Request { prompt: ids, task, deadline }, notify)

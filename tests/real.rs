@@ -95,6 +95,7 @@ fn answers(index: usize) {
         seed: None,
         logprobs: None,
         timeout: None,
+        prediction: None,
     };
     let submit = |p: &Value| lm.generate(&Prompt::Ids(&ids(&p["tokens"])), &options, None).unwrap();
     let running: Vec<_> = prompts.iter().map(submit).collect();

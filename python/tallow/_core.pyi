@@ -113,7 +113,15 @@ class Model:
 class Engine:
     """A running engine over a Model: queue, scheduler, KV cache."""
 
-    def __new__(cls, model: Model, *, kv_memory: int | None = None, queue: int | None = None) -> Engine: ...
+    def __new__(
+        cls,
+        model: Model,
+        *,
+        kv_memory: int | None = None,
+        queue: int | None = None,
+        prefix_cache: bool = True,
+        speculation: bool = True,
+    ) -> Engine: ...
     def generate(
         self,
         prompt: str | list[dict[str, Any]] | Sequence[int],
@@ -127,6 +135,7 @@ class Engine:
         seed: int | None = None,
         logprobs: int | None = None,
         timeout: float | None = None,
+        prediction: str | None = None,
         waker: Waker | None = None,
         key: int = 0,
         every_token: bool = False,

@@ -37,12 +37,22 @@ pub struct EngineOptions {
     pub limits: StepLimits,
     /// Requests that may wait for their turn; one more is refused.
     pub queue: usize,
+    /// Keep the pages of what was computed, and take them again for the same tokens.
+    pub prefix_cache: bool,
+    /// Guess tokens from the prompt and check several in one step.
+    pub speculation: bool,
 }
 
 impl EngineOptions {
     /// The defaults for a model with this context.
     pub fn new(context_length: usize) -> Self {
-        EngineOptions { context_length, limits: StepLimits::default(), queue: 1024 }
+        EngineOptions {
+            context_length,
+            limits: StepLimits::default(),
+            queue: 1024,
+            prefix_cache: true,
+            speculation: true,
+        }
     }
 }
 

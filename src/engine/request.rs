@@ -56,6 +56,8 @@ pub struct Generate {
     pub text: TextStream,
     /// `Some(k)`: each token carries its log probability and the `k` most likely tokens.
     pub logprobs: Option<usize>,
+    /// What the answer may begin with or contain: guesses, which never change the answer.
+    pub prediction: Vec<u32>,
 }
 
 /// How hidden states become one vector.
@@ -234,6 +236,7 @@ pub(crate) fn fork_pages(prompt: usize, len: usize) -> usize {
 
 fn check_generate(generate: &Generate, vocab_size: usize) -> Result<()> {
     generate.sampler.check_vocab(vocab_size)?;
+    check_ids("prediction", &generate.prediction, vocab_size)?;
     if generate.max_tokens == 0 {
         return Err(Error::invalid("max_tokens is 0; ask for at least one token"));
     }

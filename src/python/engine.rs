@@ -59,21 +59,25 @@ impl OwnedPrompt {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (model, *, kv_memory=None, queue=None))]
+    #[pyo3(signature = (model, *, kv_memory=None, queue=None, prefix_cache=true, speculation=true))]
     fn new(
         py: Python<'_>,
         model: &Bound<'_, PyModel>,
         kv_memory: Option<u64>,
         queue: Option<usize>,
+        prefix_cache: bool,
+        speculation: bool,
     ) -> PyResult<Self> {
         let model = model.get().0.clone();
-        let lm = door::detached(py, || Lm::start(model, &LmOptions { kv_memory, queue }))?;
+        let options = LmOptions { kv_memory, queue, prefix_cache, speculation };
+        let lm = door::detached(py, || Lm::start(model, &options))?;
         Ok(PyEngine { lm })
     }
 
     /// Submits a prompt; the answer is read from the Generation.
     #[pyo3(signature = (prompt, *, tools=None, arguments=None, max_tokens=None, sampler=None, fields=None,
-        stop=vec![], seed=None, logprobs=None, timeout=None, waker=None, key=0, every_token=false))]
+        stop=vec![], seed=None, logprobs=None, timeout=None, prediction=None, waker=None, key=0,
+        every_token=false))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn generate(
         &self,
@@ -88,6 +92,7 @@ impl PyEngine {
         seed: Option<u64>,
         logprobs: Option<usize>,
         timeout: Option<f64>,
+        prediction: Option<String>,
         waker: Option<&Bound<'_, PyWaker>>,
         key: u64,
         every_token: bool,
@@ -102,7 +107,7 @@ impl PyEngine {
             None => self.lm.sampler(fields).map_err(|error| to_python(py, &error))?,
         };
         let timeout = timeout.map(|seconds| read_timeout(py, seconds)).transpose()?;
-        let options = GenerateOptions { max_tokens, sampler, stop, seed, logprobs, timeout };
+        let options = GenerateOptions { max_tokens, sampler, stop, seed, logprobs, timeout, prediction };
         let notify = waker.map(|waker| {
             let queue = waker.get().0.clone();
             Arc::new(move |must_look: bool| {

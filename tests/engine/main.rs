@@ -58,7 +58,15 @@ fn request(spec: &Spec) -> Request {
         Kind::Generate { sampler, max_tokens, stop_ids, stops, logprobs } => {
             let text = TextStream::new(tokenizer(), stops);
             let stop_ids = stop_ids.into();
-            Task::Generate(Box::new(Generate { sampler, seed: SEED, max_tokens, stop_ids, text, logprobs }))
+            Task::Generate(Box::new(Generate {
+                sampler,
+                seed: SEED,
+                max_tokens,
+                stop_ids,
+                text,
+                logprobs,
+                prediction: Vec::new(),
+            }))
         }
         Kind::Logits => Task::Logits,
         Kind::Embed(embed) => Task::Embed(embed),
@@ -411,7 +419,7 @@ fn options_of_zero_are_refused() {
         [("context", 0, 1, 1, 1), ("queue", 1, 0, 1, 1), ("rows", 1, 1, 0, 1), ("pages", 1, 1, 1, 0)]
     {
         let limits = StepLimits { rows, ..Default::default() };
-        let options = EngineOptions { context_length: context, queue, limits };
+        let options = EngineOptions { queue, limits, ..EngineOptions::new(context) };
         let started = EngineHandle::start(Box::new(fake::Fake::new(pages, VOCAB, &control)), options);
         assert_eq!(started.err().map(|it| it.kind()), Some(ErrorKind::InvalidRequest), "{name}");
     }
