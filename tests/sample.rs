@@ -587,10 +587,10 @@ fn bad_logits_are_typed_errors() {
         |ids: &[u32]| Some(ids.iter().map(|&id| (id, f64::NEG_INFINITY)).collect::<BTreeMap<_, _>>());
     let fine = [1.0, 2.0, 3.0];
     let rows: [(&[f32], SamplerFields, ErrorKind, &str); 8] = [
-        (&[1.0, f32::NAN, 0.0], all.clone(), ErrorKind::Internal, "token 1 is NaN"),
-        (&[1.0, 0.0, f32::INFINITY], all.clone(), ErrorKind::Internal, "token 2 is inf"),
-        (&[OUT, OUT], all.clone(), ErrorKind::Internal, "no token is left"),
-        (&[], all.clone(), ErrorKind::Internal, "no token is left"),
+        (&[1.0, f32::NAN, 0.0], all.clone(), ErrorKind::ModelFile, "token 1 is NaN"),
+        (&[1.0, 0.0, f32::INFINITY], all.clone(), ErrorKind::ModelFile, "token 2 is inf"),
+        (&[OUT, OUT], all.clone(), ErrorKind::ModelFile, "no token is left"),
+        (&[], all.clone(), ErrorKind::ModelFile, "no token is left"),
         (
             &fine,
             SamplerFields { filters: set(f32::NAN), ..all.clone() },
@@ -625,7 +625,7 @@ fn bad_logits_are_typed_errors() {
                 other => failed.push(format!("{sampler} on {row:?}: {other:?}")),
             }
         }
-        if kind == ErrorKind::Internal {
+        if kind == ErrorKind::ModelFile {
             for (what, error) in [
                 ("argmax", argmax(row).err()),
                 ("token_logprobs", token_logprobs(row, 0, 2).err()),

@@ -93,7 +93,8 @@ pub fn parse(metadata: &Metadata, weights: &Weights) -> Result<Config> {
     let architecture = ARCHITECTURES.iter().find(|a| a.name == name).ok_or_else(|| {
         let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
         Error::unsupported(format!(
-            "architecture {name:?} is not supported; supported are {}",
+            "architecture {} is not supported; supported are {}",
+            super::quoted(name),
             known.join(", ")
         ))
     })?;
@@ -250,7 +251,10 @@ impl Reader<'_> {
                 truncate: true,
             }),
             (Some("yarn"), None) => Err(self.missing("rope.scaling.factor")),
-            (Some(other), _) => Err(Error::unsupported(format!("RoPE scaling {other:?} is not supported"))),
+            (Some(other), _) => {
+                let (key, other) = (self.key("rope.scaling.type"), super::quoted(other));
+                Err(Error::unsupported(format!("{key} {other} is not supported")))
+            }
         }
     }
 

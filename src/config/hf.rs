@@ -109,10 +109,8 @@ const FAMILIES: &[Family] = &[
 
 /// Reads the text of a `config.json`.
 pub fn parse(text: &str) -> Result<Config> {
-    let root: Value =
-        serde_json::from_str(text).map_err(|e| Error::model_file(format!("not valid JSON: {e}")))?;
-    let root = root.as_object().ok_or_else(|| Error::model_file("the top level must be an object"))?;
-    let fields = Fields(root);
+    let root = object(text)?;
+    let fields = Fields(&root);
     match fields.str("model_type")? {
         // The multimodal wrapper: its language model stands inside.
         Some("gemma3") => {
@@ -121,6 +119,15 @@ pub fn parse(text: &str) -> Result<Config> {
         }
         Some(name) => build(family(name)?, fields),
         None => Err(missing("model_type")),
+    }
+}
+
+/// A JSON text whose top level is an object.
+pub(crate) fn object(text: &str) -> Result<Map<String, Value>> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Error::model_file("the top level must be an object")),
+        Err(error) => Err(Error::model_file(format!("not valid JSON: {error}"))),
     }
 }
 
@@ -134,7 +141,8 @@ fn family(name: &str) -> Result<&'static Family> {
     FAMILIES.iter().find(|f| f.name == name).ok_or_else(|| {
         let known: Vec<_> = FAMILIES.iter().map(|f| f.name).collect();
         Error::unsupported(format!(
-            "model_type {name:?} is not supported; supported are {}",
+            "model_type {} is not supported; supported are {}",
+            super::quoted(name),
             known.join(", ")
         ))
     })
@@ -204,7 +212,7 @@ fn activation(family: &Family, f: &Fields) -> Result<Activation> {
         Some("gelu") => Ok(Activation::Gelu),
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
         Some("relu") => Ok(Activation::Relu),
-        Some(other) => Err(Error::unsupported(format!("{key} {other:?} is not supported"))),
+        Some(other) => Err(Error::unsupported(format!("{key} {} is not supported", super::quoted(other)))),
     }
 }
 
@@ -305,7 +313,9 @@ fn rope(family: &Family, f: &Fields, root: &Fields, defaults: RopeDefaults) -> R
                 .f64("attention_factor")?
                 .unwrap_or_else(|| longrope_attention(factor.unwrap_or(ratio), original as f64)),
         },
-        Some(other) => return Err(Error::unsupported(format!("rope_type {other:?} is not supported"))),
+        Some(other) => {
+            return Err(Error::unsupported(format!("rope_type {} is not supported", super::quoted(other))));
+        }
     };
     Ok(Rope { theta, dims, scaling })
 }
@@ -344,7 +354,12 @@ fn windows(family: &Family, f: &Fields, layers: usize) -> Result<Vec<Option<usiz
             sliding.push(match kind.as_str() {
                 Some("full_attention") => false,
                 Some("sliding_attention") => true,
-                _ => return Err(Error::unsupported(format!("layer type {kind} is not supported"))),
+                _ => {
+                    let kind = super::quoted(&kind.to_string());
+                    return Err(Error::unsupported(format!(
+                        "layer_types has {kind}, which is not supported"
+                    )));
+                }
             });
         }
         return Ok(windowed(|i| sliding[i], layers, window));
@@ -386,7 +401,7 @@ fn missing(field: &str) -> Error {
 }
 
 /// Typed access to a JSON object; `null` is absent, a wrong type is an error that names the field.
-struct Fields<'a>(&'a Map<String, Value>);
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
     fn get<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
@@ -399,15 +414,15 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn usize(&self, key: &str) -> Result<Option<usize>> {
+    pub(super) fn usize(&self, key: &str) -> Result<Option<usize>> {
         self.get(key, "a whole number", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
     }
 
-    fn f64(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn f64(&self, key: &str) -> Result<Option<f64>> {
         self.get(key, "a number", Value::as_f64)
     }
 
-    fn bool(&self, key: &str) -> Result<Option<bool>> {
+    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.get(key, "true or false", Value::as_bool)
     }
 
@@ -452,6 +467,11 @@ mod tests {
             ("[1]", ErrorKind::ModelFile, "object"),
             ("{", ErrorKind::ModelFile, "JSON"),
             (&with(r#"{"model_type": "mamba"}"#), ErrorKind::UnsupportedModel, "mamba"),
+            (
+                &with(&format!("{{\"model_type\": {:?}}}", "x".repeat(5000))),
+                ErrorKind::UnsupportedModel,
+                "xxx\"…",
+            ),
             (&with(r#"{"hidden_size": null}"#), ErrorKind::ModelFile, "hidden_size"),
             (&with(r#"{"hidden_size": -1}"#), ErrorKind::ModelFile, "hidden_size"),
             (&with(r#"{"vocab_size": "many"}"#), ErrorKind::ModelFile, "vocab_size"),
@@ -473,7 +493,7 @@ mod tests {
         for (text, kind, word) in cases {
             let error = parse(text).expect_err(text);
             assert_eq!(error.kind(), kind, "{text}: {error}");
-            assert!(error.message().contains(word), "{text}: {error}");
+            assert!(error.message().contains(word) && error.message().len() < 300, "{text}: {error}");
         }
     }
 

@@ -113,18 +113,26 @@ const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCAB: usize = 1 << 23;
 const MAX_CONTEXT: usize = 1 << 27;
 
+/// A text out of a file for a message: quoted, control characters escaped, no longer than a line.
+pub(crate) fn quoted(text: &str) -> String {
+    let beginning: String = text.chars().take(60).collect();
+    let more = if beginning.len() < text.len() { "…" } else { "" };
+    format!("{beginning:?}{more}")
+}
+
 impl Config {
-    /// Refuses numbers that cannot be a model, naming the field; every constructor ends here.
+    /// Refuses numbers that cannot be a model, naming the field as `config.json` and as GGUF has it; every
+    /// constructor ends here.
     pub fn validate(self) -> Result<Self> {
         let sizes = [
-            ("hidden size", self.hidden, MAX_WIDTH),
-            ("MLP size", self.intermediate, MAX_WIDTH),
-            ("vocabulary size", self.vocab, MAX_VOCAB),
-            ("number of attention heads", self.heads, MAX_WIDTH),
-            ("number of key/value heads", self.kv_heads, MAX_WIDTH),
-            ("head size", self.head_dim, 4096),
-            ("context length", self.context, MAX_CONTEXT),
-            ("number of layers", self.layers.len(), MAX_LAYERS),
+            ("hidden size (hidden_size, embedding_length)", self.hidden, MAX_WIDTH),
+            ("MLP size (intermediate_size, feed_forward_length)", self.intermediate, MAX_WIDTH),
+            ("vocabulary size (vocab_size, rows of token_embd.weight)", self.vocab, MAX_VOCAB),
+            ("number of attention heads (num_attention_heads, head_count)", self.heads, MAX_WIDTH),
+            ("number of key/value heads (num_key_value_heads, head_count_kv)", self.kv_heads, MAX_WIDTH),
+            ("head size (head_dim, key_length)", self.head_dim, 4096),
+            ("context length (max_position_embeddings, context_length)", self.context, MAX_CONTEXT),
+            ("number of layers (num_hidden_layers, block_count)", self.layers.len(), MAX_LAYERS),
         ];
         for (name, value, max) in sizes {
             if value == 0 || value > max {
@@ -133,7 +141,7 @@ impl Config {
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::model_file(format!(
-                "{} attention heads cannot share {} key/value heads evenly",
+                "{} attention heads cannot share {} key/value heads (num_key_value_heads, head_count_kv) evenly",
                 self.heads, self.kv_heads
             )));
         }
@@ -143,10 +151,10 @@ impl Config {
 
     fn validate_numbers(&self) -> Result<()> {
         let numbers = [
-            ("norm epsilon", Some(self.norm.eps)),
-            ("attention scale", Some(self.attention_scale as f64)),
-            ("attention soft-cap", self.attention_cap.map(f64::from)),
-            ("logit soft-cap", self.logit_cap.map(f64::from)),
+            ("norm epsilon (rms_norm_eps, layer_norm_eps, layer_norm_rms_epsilon)", Some(self.norm.eps)),
+            ("attention scale (query_pre_attn_scalar, attention.scale)", Some(self.attention_scale as f64)),
+            ("attention soft-cap (attn_logit_softcapping)", self.attention_cap.map(f64::from)),
+            ("logit soft-cap (final_logit_softcapping)", self.logit_cap.map(f64::from)),
             ("embedding scale", self.embed_scale.map(f64::from)),
         ];
         for (name, value) in numbers {
@@ -160,7 +168,9 @@ impl Config {
         }
         for layer in &self.layers {
             if layer.window == Some(0) {
-                return Err(Error::model_file("the sliding window is 0; it must be at least 1"));
+                return Err(Error::model_file(
+                    "the sliding window (sliding_window) is 0; it must be at least 1",
+                ));
             }
         }
         self.ropes.iter().try_for_each(|rope| rope.validate(self.head_dim))

@@ -147,12 +147,16 @@ impl Rope {
     pub(super) fn validate(&self, head_dim: usize) -> Result<()> {
         if self.dims == 0 || !self.dims.is_multiple_of(2) || self.dims > head_dim {
             return Err(Error::model_file(format!(
-                "RoPE turns {} of {head_dim} dimensions of a head; the number must be even and at most the head size",
+                "RoPE turns {} of {head_dim} dimensions of a head (partial_rotary_factor, rope.dimension_count); \
+                 the number must be even and at most the head size",
                 self.dims
             )));
         }
         if !(self.theta.is_finite() && self.theta > 1.0) {
-            return Err(Error::model_file(format!("the RoPE base is {}; it must be above 1", self.theta)));
+            return Err(Error::model_file(format!(
+                "the RoPE base (rope_theta, rope.freq_base) is {}; it must be above 1",
+                self.theta
+            )));
         }
         let pairs = self.dims / 2;
         let (numbers, lists): (Vec<f64>, Vec<&[f32]>) = match &self.scaling {
@@ -172,23 +176,45 @@ impl Rope {
         };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         if !numbers.iter().all(|x| positive(*x)) {
-            return Err(Error::model_file(format!(
-                "RoPE scaling has a number that is not positive: {:?}",
-                self.scaling
-            )));
+            return Err(self.malformed("a number that is not positive"));
         }
         if self.dims == 2 && matches!(self.scaling, Scaling::Dynamic { .. }) {
-            return Err(Error::model_file("dynamic RoPE scaling needs more than one pair of dimensions"));
+            return Err(Error::model_file(
+                "dynamic RoPE scaling (rope_scaling) needs more than one pair of dimensions",
+            ));
         }
         for list in lists {
             if list.len() != pairs || !list.iter().all(|x| positive(*x as f64)) {
                 return Err(Error::model_file(format!(
-                    "RoPE scaling needs {pairs} positive factors, one a pair of dimensions; it has {}",
+                    "RoPE scaling (rope_scaling, rope_factors, rope_freqs) needs {pairs} positive factors, one a pair \
+                     of dimensions; it has {}",
                     list.len()
                 )));
             }
         }
-        Ok(())
+        match self.turns_by_numbers() {
+            true => Ok(()),
+            false => Err(self.malformed("numbers beyond what a rotation can be computed with")),
+        }
+    }
+
+    /// Whether cos and sin of every angle that may come are numbers: tiny divisors and huge factors make
+    /// infinities, and those make NaN of every logit.
+    fn turns_by_numbers(&self) -> bool {
+        [1, super::MAX_CONTEXT].into_iter().all(|context_length| {
+            let (frequencies, attention) = self.frequencies(context_length);
+            attention.is_finite()
+                && attention > 0.0
+                && frequencies.iter().all(|f| (f * super::MAX_CONTEXT as f32).is_finite())
+        })
+    }
+
+    fn malformed(&self, what: &str) -> Error {
+        let shown = format!("{:?}", self.scaling);
+        Error::model_file(format!(
+            "RoPE scaling (rope_scaling, rope.scaling) has {what}: base {}, {shown:.200}",
+            self.theta
+        ))
     }
 }
 
@@ -227,6 +253,8 @@ mod tests {
             Rope::plain(f64::NAN, 64),
             Rope::plain(0.0, 64),
             Rope { scaling: Scaling::Linear { factor: 0.0 }, ..Rope::plain(10000.0, 64) },
+            Rope { scaling: Scaling::Linear { factor: 1e-45 }, ..Rope::plain(10000.0, 64) },
+            Rope { scaling: Scaling::Divisors(vec![1e-45; 32]), ..Rope::plain(10000.0, 64) },
             Rope { scaling: Scaling::Divisors(vec![1.0; 31]), ..Rope::plain(10000.0, 64) },
             Rope { scaling: Scaling::Divisors(vec![-1.0; 32]), ..Rope::plain(10000.0, 64) },
         ];

@@ -84,8 +84,8 @@ impl Door<'_> {
             let weight = self.tensor(Part::Qkv, at, &[rows, c.hidden])?;
             let bias = self.bias(Part::Qkv, at, rows)?;
             let cut = |range: Range<usize>, heads| {
-                let bias = bias.as_ref().map(|bias| slice_rows(bias, range.clone())).transpose()?;
-                self.turned(Part::Qkv, slice_rows(&weight, range)?, bias, heads)
+                let bias = bias.as_ref().map(|bias| self.slice_rows(bias, range.clone())).transpose()?;
+                self.turned(Part::Qkv, self.slice_rows(&weight, range)?, bias, heads)
             };
             let q = cut(0..wide, Some(c.heads))?;
             let k = cut(wide..wide + narrow, Some(c.kv_heads))?;
@@ -124,8 +124,8 @@ impl Door<'_> {
         let weight = self.tensor(part, at, &[2 * inner, c.hidden])?;
         let bias = self.bias(part, at, 2 * inner)?;
         let cut = |range: Range<usize>| {
-            let bias = bias.as_ref().map(|bias| slice_rows(bias, range.clone())).transpose()?;
-            self.turned(part, slice_rows(&weight, range)?, bias, None)
+            let bias = bias.as_ref().map(|bias| self.slice_rows(bias, range.clone())).transpose()?;
+            self.turned(part, self.slice_rows(&weight, range)?, bias, None)
         };
         Ok((Some(cut(0..inner)?), cut(inner..2 * inner)?))
     }
@@ -151,9 +151,10 @@ impl Door<'_> {
     ) -> Result<Linear> {
         let heads = heads.filter(|_| self.config.interleaved_qk);
         let (weight, bias) = match heads {
-            Some(heads) => {
-                (deinterleave(&weight, heads)?, bias.map(|bias| deinterleave(&bias, heads)).transpose()?)
-            }
+            Some(heads) => (
+                self.deinterleave(&weight, heads)?,
+                bias.map(|bias| self.deinterleave(&bias, heads)).transpose()?,
+            ),
             None => (weight, bias),
         };
         let bias = bias.map(|bias| self.ops.vector(&bias, 0.0)).transpose()?;
@@ -199,43 +200,47 @@ impl Door<'_> {
             return Err(Error::model_file(format!(
                 "{}: the tensor {name} has shape {:?} where the configuration asks for {shape:?}; \
                  the configuration and the weights do not belong together",
-                self.weights.source().display(),
+                self.weights.file_of(name).display(),
                 tensor.shape
             )));
         }
         Ok(tensor)
     }
-}
 
-/// Bytes of one row (of one element, in a vector).
-fn row_bytes(tensor: &WeightTensor) -> Result<usize> {
-    let columns = tensor.shape.get(1).copied().unwrap_or(1);
-    tensor
-        .dtype
-        .row_bytes(columns)
-        .ok_or_else(|| Error::model_file(format!("rows of {} do not fill whole blocks", tensor.name)))
-}
-
-fn slice_rows(tensor: &WeightTensor, rows: Range<usize>) -> Result<WeightTensor> {
-    let width = row_bytes(tensor)?;
-    let mut shape = tensor.shape.clone();
-    shape[0] = rows.len();
-    let data = tensor.data.slice(rows.start * width..rows.end * width)?;
-    Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
-}
-
-/// Rows of each head from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): llama.cpp's converter pairs
-/// dimension i with its partner for a RoPE that turns neighbours, ours turns i with i + head_dim/2.
-fn deinterleave(tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
-    let width = row_bytes(tensor)?;
-    let rows = tensor.shape[0];
-    let head = rows / heads;
-    let half = head / 2;
-    let mut data = Vec::with_capacity(tensor.data.len());
-    for row in 0..rows {
-        let (base, i) = (row / head * head, row % head);
-        let from = base + 2 * (i % half) + i / half;
-        data.extend_from_slice(&tensor.data[from * width..(from + 1) * width]);
+    /// Bytes of one row (of one element, in a vector).
+    fn row_bytes(&self, tensor: &WeightTensor) -> Result<usize> {
+        let columns = tensor.shape.get(1).copied().unwrap_or(1);
+        tensor.dtype.row_bytes(columns).ok_or_else(|| {
+            Error::model_file(format!(
+                "{}: rows of the tensor {} do not fill whole blocks of {}",
+                self.weights.file_of(&tensor.name).display(),
+                tensor.name,
+                tensor.dtype
+            ))
+        })
     }
-    Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })
+
+    fn slice_rows(&self, tensor: &WeightTensor, rows: Range<usize>) -> Result<WeightTensor> {
+        let width = self.row_bytes(tensor)?;
+        let mut shape = tensor.shape.clone();
+        shape[0] = rows.len();
+        let data = tensor.data.slice(rows.start * width..rows.end * width)?;
+        Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
+    }
+
+    /// Rows of each head from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): llama.cpp's converter pairs
+    /// dimension i with its partner for a RoPE that turns neighbours, ours turns i with i + head_dim/2.
+    fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
+        let width = self.row_bytes(tensor)?;
+        let rows = tensor.shape[0];
+        let head = rows / heads;
+        let half = head / 2;
+        let mut data = Vec::with_capacity(tensor.data.len());
+        for row in 0..rows {
+            let (base, i) = (row / head * head, row % head);
+            let from = base + 2 * (i % half) + i / half;
+            data.extend_from_slice(&tensor.data[from * width..(from + 1) * width]);
+        }
+        Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })
+    }
 }

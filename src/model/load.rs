@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::fingerprint::fingerprint;
-use super::{Decoder, Model};
+use super::{Decoder, Model, no_panic};
 use crate::config::generation::{self, Generation};
 use crate::config::{self, Config, Pooling};
 use crate::device::{Placement, default_threads};
@@ -306,7 +306,7 @@ impl Files {
             ))
         })?;
         let config = config::hf::parse(&text).context(config_path.display())?;
-        let root: Value = serde_json::from_str(&text).unwrap_or_default();
+        let root = config::hf::object(&text).context(config_path.display())?;
         let generation_path = folder.join("generation_config.json");
         let generation = match read_text(&generation_path)? {
             Some(text) => Generation::parse(&text).context(generation_path.display())?,
@@ -315,7 +315,9 @@ impl Files {
         Ok(Files {
             config,
             weights: safetensors::open(path)?,
-            tokenizer: Arc::new(Tokenizer::from_hf(folder)?),
+            tokenizer: Arc::new(no_panic(folder.join("tokenizer.json").display(), || {
+                Tokenizer::from_hf(folder)
+            })?),
             template: ChatTemplate::from_hf(folder, template)?,
             generation,
             config_eos: generation::eos_ids(&root),
@@ -335,16 +337,21 @@ impl Files {
     }
 }
 
-/// A tokenizer that belongs to another model would index beyond the embedding.
+/// A tokenizer that belongs to another model would index beyond the embedding. Control tokens may lie there
+/// (Gemma 3 1B has one for images, and no row for it): no text becomes one unless a template writes it, and then
+/// the engine refuses the prompt.
 fn check_tokenizer(files: &Files) -> Result<()> {
     let (tokens, rows) = (files.tokenizer.vocab_size(), files.config.vocab);
-    if tokens > rows {
-        return Err(Error::model_file(format!(
-            "{}: the tokenizer has {tokens} tokens and the embedding {rows} rows; they do not belong together",
-            files.weights.source().display()
-        )));
-    }
-    Ok(())
+    let beyond = (rows..tokens)
+        .filter_map(|id| u32::try_from(id).ok())
+        .find(|id| !files.tokenizer.is_special(*id) && !files.tokenizer.token_bytes(*id).is_empty());
+    let Some(id) = beyond else { return Ok(()) };
+    let token = config::quoted(&String::from_utf8_lossy(files.tokenizer.token_bytes(id)));
+    Err(Error::model_file(format!(
+        "{}: the tokenizer has {tokens} tokens and the embedding {rows} rows, so that token {id} ({token}) has \
+         none; they do not belong together",
+        files.weights.source().display()
+    )))
 }
 
 /// The pooling that sentence-transformers wrote beside an embedding model; the mean otherwise.

@@ -186,9 +186,13 @@ impl Logits {
     }
 }
 
-/// The row came out of the model like this.
+/// The row came out of the model like this. A sound model gives numbers, so its file is to blame, or a number
+/// format that is too narrow for it.
 pub(super) fn model_fault(reason: String) -> Error {
-    Error::internal(format!("the model's output cannot be sampled: {reason}"))
+    Error::model_file(format!(
+        "the model's output cannot be sampled: {reason}; its weights or its configuration are damaged, or too \
+         large for the dtype it was loaded with: get the files again, or load it with dtype=\"float32\""
+    ))
 }
 
 /// The row was sound before the request's own edits.

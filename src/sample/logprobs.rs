@@ -3,6 +3,7 @@
 //! Raw, because they then say what the model believes, are the same for every sampler, and add up to the
 //! likelihood of a text. Sums are in f64 and in one order, so they are the same bits however a row came about.
 
+use super::logits::model_fault;
 use super::{select, softmax};
 use crate::error::{Error, Result};
 
@@ -18,7 +19,7 @@ pub struct TokenLogprob {
 /// The log probability of `chosen` and of the `top` likeliest tokens under the raw `logits` of one position.
 ///
 /// # Errors
-/// Internal if a logit is NaN or `+inf`, or `chosen` is not in the vocabulary.
+/// ModelFile if a logit is NaN or `+inf`; Internal if `chosen` is not in the vocabulary.
 pub fn token_logprobs(logits: &[f32], chosen: u32, top: usize) -> Result<TokenLogprob> {
     let normalizer = normalizer(logits)?;
     let logprob = logprob_at(logits, chosen, normalizer)?;
@@ -37,7 +38,7 @@ pub fn log_softmax_at(logits: &[f32], id: u32) -> Result<f32> {
 fn normalizer(logits: &[f32]) -> Result<f64> {
     let (max, sound) = softmax::max_and_sound(logits);
     if !sound || max == f32::NEG_INFINITY {
-        return Err(Error::internal("the model's logits are not a distribution: NaN, +inf, or all -inf"));
+        return Err(model_fault("its logits are no distribution: NaN, inf, or all -inf".into()));
     }
     Ok(softmax::log_sum_exp(logits, max))
 }

@@ -104,7 +104,7 @@ impl Sampler {
     /// and position the token is the same.
     ///
     /// # Errors
-    /// Internal if the model's logits are NaN, `+inf`, or all `-inf`; InvalidRequest if bias, penalties and
+    /// ModelFile if the model's logits are NaN, `+inf`, or all `-inf`; InvalidRequest if bias, penalties and
     /// filters leave such; what a user's filter raised.
     pub fn sample(&self, logits: &mut Logits, history: &History, seed: u64, position: u64) -> Result<u32> {
         self.prepare(logits, history)?;
@@ -149,7 +149,7 @@ impl Sampler {
 /// The greedy token of a raw row: the largest logit, the lowest id among equals.
 ///
 /// # Errors
-/// Internal if a logit is NaN or `+inf`, or all are `-inf`.
+/// ModelFile if a logit is NaN or `+inf`, or all are `-inf`.
 pub fn argmax(row: &[f32]) -> Result<u32> {
     let (max, sound) = softmax::max_and_sound(row);
     match softmax::argmax(row, max) {

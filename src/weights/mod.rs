@@ -221,6 +221,12 @@ impl Weights {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// The file that holds a tensor, for messages; what was opened if there is no such tensor.
+    pub fn file_of(&self, name: &str) -> &Path {
+        let file = self.tensors.get(name).and_then(|entry| self.files.get(entry.file));
+        file.map_or(&self.source, |(path, _)| path)
+    }
+
     /// What was opened: the file, the index, or the folder.
     pub fn source(&self) -> &Path {
         &self.source

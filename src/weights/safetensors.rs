@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::bytes::Bytes;
@@ -116,8 +116,10 @@ fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
         ));
     };
     // `SafeTensors::read_metadata` would do this too, but it adds up the sizes of the file unchecked.
-    let header: Metadata = serde_json::from_slice(header)
-        .map_err(|error| Error::model_file(format!("the safetensors header is malformed: {error}")))?;
+    let header: Metadata = serde_json::from_slice(header).map_err(|error| {
+        let at = culprit(header).map_or(String::new(), |name| format!(" at the tensor {name:?}"));
+        Error::model_file(format!("the safetensors header is malformed{at}: {error}"))
+    })?;
     let data_len = bytes.len() - start;
     if header.data_len() != data_len {
         return Err(Error::model_file(format!(
@@ -132,6 +134,20 @@ fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
         Tensor { name, stored: stored(info.dtype), shape: info.shape.clone(), range }
     };
     Ok(header.tensors().into_iter().map(place).collect())
+}
+
+/// The tensor that makes a header malformed, which the crate does not name: the first that cannot be read, or
+/// whose shape does not take the bytes that it claims.
+fn culprit(header: &[u8]) -> Option<String> {
+    let mut entries: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    entries.remove("__metadata__");
+    let fits = |entry: serde_json::Value| {
+        let info: TensorInfo = serde_json::from_value(entry).ok()?;
+        let count = info.shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim))?;
+        let (from, to) = info.data_offsets;
+        (count.checked_mul(info.dtype.bitsize())?.div_ceil(8) == to.checked_sub(from)?).then_some(())
+    };
+    entries.into_iter().find_map(|(name, entry)| fits(entry).is_none().then_some(name))
 }
 
 fn stored(dtype: Dtype) -> Stored {
