@@ -1,4 +1,7 @@
 //! The engine's side of a request's channel: what goes out, and whether anybody still wants it.
+//!
+//! A [`Client`] is one caller. An [`Audience`] is all who get the same answer: usually one, and more when equal
+//! requests came while the first was in work.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use super::handle::Notify;
-use super::request::Event;
+use super::request::{Event, Finish};
 use crate::error::{Error, Result};
 use crate::sample::{History, Logits, Sampler};
 
@@ -84,6 +87,93 @@ impl Client {
         // The caller's own code: a panic in it must not reach the others.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| notify(must_look))).is_err() {
             self.notify = None;
+        }
+    }
+}
+
+/// The callers of one sequence.
+pub(super) struct Audience {
+    clients: Vec<Client>,
+    /// What was said so far, for those who come later; `None` if nobody can.
+    said: Option<Vec<Event>>,
+    /// Clients that have gone, until their last event is sent.
+    leaving: Vec<Client>,
+}
+
+impl Audience {
+    pub fn new(client: Client, can_grow: bool) -> Self {
+        Audience { clients: vec![client], said: can_grow.then(Vec::new), leaving: Vec::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// One more, who hears what was said so far.
+    pub fn join(&mut self, mut client: Client) {
+        for event in self.said.iter().flatten() {
+            client.push(event.clone());
+        }
+        self.clients.push(client);
+    }
+
+    pub fn push(&mut self, event: Event) {
+        if let Some((last, others)) = self.clients.split_last_mut() {
+            for client in others {
+                client.push(event.clone());
+            }
+            if let Some(said) = &mut self.said {
+                said.push(event.clone());
+            }
+            last.push(event);
+        }
+    }
+
+    /// The end. Whoever came later computed nothing of the prompt.
+    pub fn finish(&mut self, finish: Finish) {
+        for (number, client) in self.clients.iter_mut().enumerate() {
+            let mut own = finish.clone();
+            if number > 0 {
+                own.usage.cached_tokens = own.usage.prompt_tokens;
+            }
+            client.push(Event::Done(own));
+        }
+    }
+
+    /// Filters are the caller's own code, so a sequence that has some has one caller.
+    pub fn ask(&mut self, call: FilterCall) {
+        if let Some(client) = self.clients.first_mut() {
+            client.ask(call);
+        }
+    }
+
+    /// Those whose time is over, or who no longer want it, go. Returns how many.
+    pub fn reap(&mut self, now: Instant) -> usize {
+        let before = self.clients.len();
+        for mut client in self.clients.extract_if(.., |client| client.over(now).is_some()) {
+            if let Some(error) = client.over(now) {
+                client.push(Event::Error(error));
+            }
+            self.leaving.push(client);
+        }
+        before - self.clients.len()
+    }
+
+    /// The next time somebody must be told that it is too late.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.clients.iter().filter_map(|client| client.deadline).min()
+    }
+
+    pub fn into_clients(self) -> impl Iterator<Item = Client> {
+        self.clients.into_iter()
+    }
+
+    pub fn flush(&mut self) {
+        for mut client in self.leaving.drain(..) {
+            client.flush();
+        }
+        for client in &mut self.clients {
+            client.flush();
         }
     }
 }

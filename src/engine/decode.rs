@@ -1,6 +1,6 @@
 //! The work of `Generate`: logits in, tokens and text out.
 
-use super::client::{Client, FilterCall};
+use super::client::{Audience, FilterCall};
 use super::request::{Event, FinishReason, Generate, TokenEvent};
 use crate::error::{Error, Result};
 use crate::sample::sampler::argmax;
@@ -41,23 +41,44 @@ impl Decode {
         tokens: &[u32],
         raw: &[f32],
         scratch: &mut Logits,
-        client: &mut Client,
+        audience: &mut Audience,
     ) -> Result<Next> {
         let sampler = &self.task.sampler;
         if sampler.is_argmax() {
-            return self.accept(argmax(raw)?, tokens, raw, client);
+            return self.accept(argmax(raw)?, tokens, raw, audience);
         }
         let prompt_len = tokens.len() - self.count;
         scratch.load(raw);
         sampler.prepare(scratch, &History { tokens, prompt_len })?;
         if sampler.needs_caller() {
             let (sampler, logits) = (sampler.clone(), std::mem::take(scratch));
-            client.ask(FilterCall { sampler, logits, tokens: tokens.to_vec(), prompt_len });
+            audience.ask(FilterCall { sampler, logits, tokens: tokens.to_vec(), prompt_len });
             self.parked = Some(if self.task.logprobs.is_some() { raw.to_vec() } else { Vec::new() });
             return Ok(Next::Parked);
         }
         let id = sampler.finish(scratch, self.task.seed, tokens.len() as u64)?;
-        self.accept(id, tokens, raw, client)
+        self.accept(id, tokens, raw, audience)
+    }
+
+    /// Whether the caller's filters have the logits.
+    pub fn is_parked(&self) -> bool {
+        self.parked.is_some()
+    }
+
+    /// Whether the answers to the same prompt are the same. `other` has not begun.
+    pub fn same_as(&self, other: &Decode) -> bool {
+        let (a, b) = (&self.task, &other.task);
+        a.sampler == b.sampler
+            && (a.seed == b.seed || a.sampler.is_greedy())
+            && a.max_tokens == b.max_tokens
+            && a.logprobs == b.logprobs
+            && a.stop_ids == b.stop_ids
+            && a.text.same_rules(&b.text)
+    }
+
+    /// Whether equal requests may be answered by one: the caller's own filters may do what they like.
+    pub fn can_be_shared(&self) -> bool {
+        !self.task.sampler.needs_caller()
     }
 
     /// Goes on with logits that the caller's filters have edited.
@@ -66,7 +87,7 @@ impl Decode {
         tokens: &[u32],
         mut logits: Logits,
         scratch: &mut Logits,
-        client: &mut Client,
+        audience: &mut Audience,
     ) -> Result<Next> {
         let Some(raw) = self.parked.take() else {
             return Err(Error::internal("filtered logits came for a request that waits for none"));
@@ -74,17 +95,17 @@ impl Decode {
         let id = self.task.sampler.finish(&mut logits, self.task.seed, tokens.len() as u64)?;
         // Its buffers serve the next row.
         *scratch = logits;
-        self.accept(id, tokens, &raw, client)
+        self.accept(id, tokens, &raw, audience)
     }
 
-    fn accept(&mut self, id: u32, tokens: &[u32], raw: &[f32], client: &mut Client) -> Result<Next> {
+    fn accept(&mut self, id: u32, tokens: &[u32], raw: &[f32], audience: &mut Audience) -> Result<Next> {
         self.count += 1;
         if self.task.stop_ids.contains(&id) {
             return Ok(Next::End(FinishReason::Stop, self.task.text.finish()));
         }
         let logprob = self.task.logprobs.map(|top| token_logprobs(raw, id, top)).transpose()?;
         let piece = self.task.text.push(id);
-        client.push(Event::Token(TokenEvent { id, text: piece.text, logprob }));
+        audience.push(Event::Token(TokenEvent { id, text: piece.text, logprob }));
         if piece.stopped {
             return Ok(Next::End(FinishReason::Stop, String::new()));
         }

@@ -143,17 +143,18 @@ impl EngineHandle {
         });
         let (commands, inbox) = channel();
         let commands = Arc::new(commands);
+        let queue = options.queue;
         let its_own = shared.clone();
         let thread = std::thread::Builder::new()
             .name("tallow-engine".into())
-            .spawn(move || step_loop::run(network, options.limits, inbox, its_own))
+            .spawn(move || step_loop::run(network, options, inbox, its_own))
             .map_err(|error| Error::internal("the engine's thread cannot be started").with_source(error))?;
         Ok(EngineHandle(Arc::new(Inner {
             commands,
             thread: Mutex::new(Some(thread)),
             shared,
             next_id: AtomicU64::new(0),
-            queue: options.queue,
+            queue,
         })))
     }
 

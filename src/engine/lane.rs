@@ -3,16 +3,23 @@
 //! ```text
 //! 0          first        computed          len
 //! |-- another's --|-- ours, computed --|-- gap --|      tokens[..] holds [first, len)
+//! |-- in the prefix tree: `kept` pages --|              (only lanes with first = 0)
 //! ```
 //! Most requests have one lane, from position 0. A scored candidate is a lane that begins where the prompt
-//! ends, in pages of which the first are shared. A prefix that is found in a cache will be the same case.
+//! ends, in pages of which the first are shared.
+//!
+//! A lane takes from the prefix tree whatever pages of its gap are there ([`Lane::adopt`]), before it begins and
+//! between any two steps, and gives it each page that it fills ([`Lane::keep`]). So lanes with a common prefix
+//! need no bookkeeping among each other: one computes a page ([`Lane::next_page`] tells which), the others
+//! stand still for that step and find it in the tree.
 
 use std::ops::Range;
 
 use super::request::Pooling;
 use super::schedule::Gap;
 use crate::cache::pages::Lease;
-use crate::step::{Step, pages_for};
+use crate::cache::prefix::{Chunk, Node, PrefixCache, ROOT};
+use crate::step::{PAGE, Step, pages_for};
 
 pub(super) struct Lane {
     /// The position of `tokens[0]`; all before it were computed by another lane.
@@ -24,6 +31,9 @@ pub(super) struct Lane {
     pub want: Want,
     /// The candidate that a scoring lane belongs to.
     pub part: usize,
+    /// Pages of the lease that are in the prefix tree, and the node of the last of them.
+    kept: usize,
+    node: Node,
 }
 
 /// What is wanted of the rows of a lane.
@@ -46,7 +56,7 @@ pub(super) struct Taken {
 
 impl Lane {
     pub fn new(first: usize, tokens: Vec<u32>, lease: Lease, want: Want, part: usize) -> Self {
-        Lane { first, tokens, computed: first, lease, want, part }
+        Lane { first, tokens, computed: first, lease, want, part, kept: 0, node: ROOT }
     }
 
     pub fn len(&self) -> usize {
@@ -54,7 +64,70 @@ impl Lane {
     }
 
     pub fn gap(&self) -> Gap {
-        Gap { tokens: self.len() - self.computed, every: self.want == Want::Every }
+        Gap { tokens: self.len() - self.computed, every: self.want == Want::Every, ..Gap::default() }
+    }
+
+    /// Pages that are missing for its gap.
+    pub fn short(&self) -> usize {
+        pages_for(self.len()).saturating_sub(self.lease.len())
+    }
+
+    /// Takes the pages of its gap that are in the tree; returns how many positions it has gained. The last
+    /// position is always left to compute: its row is what is wanted.
+    pub fn adopt(&mut self, cache: &mut PrefixCache) -> usize {
+        let before = self.computed;
+        while let Some(chunk) = self.next_chunk(cache)
+            && let Some((page, node)) = cache.find(self.node, &chunk)
+        {
+            if self.kept < self.lease.len() {
+                let own = self.lease.replace(self.kept, page);
+                cache.release(own);
+            } else {
+                self.lease.append(page);
+            }
+            self.kept += 1;
+            self.node = node;
+            self.computed = self.kept * PAGE;
+        }
+        self.computed - before
+    }
+
+    /// The page that it will fill next, if that is one that others could need as well.
+    pub fn next_page(&self, cache: &PrefixCache) -> Option<(Node, Chunk)> {
+        Some((self.node, self.next_chunk(cache)?))
+    }
+
+    /// The tokens of the first page that is not in the tree, if it need not compute each row itself and
+    /// knows all of them and one more.
+    fn next_chunk(&self, cache: &PrefixCache) -> Option<Chunk> {
+        let shares = match self.want {
+            Want::Last | Want::Hidden(Pooling::Last) => true,
+            Want::Every | Want::Hidden(_) => false,
+        };
+        let begin = self.kept * PAGE;
+        if !shares || self.first > 0 || !cache.enabled() || begin + PAGE >= self.tokens.len() {
+            return None;
+        }
+        self.tokens[begin..begin + PAGE].try_into().ok()
+    }
+
+    /// Gives the tree the pages that are full now.
+    pub fn keep(&mut self, cache: &mut PrefixCache) {
+        if self.first > 0 || !cache.enabled() {
+            return;
+        }
+        while (self.kept + 1) * PAGE <= self.computed {
+            let begin = self.kept * PAGE;
+            let Ok(chunk) = Chunk::try_from(&self.tokens[begin..begin + PAGE]) else { return };
+            self.node = cache.insert(self.node, &chunk, &mut self.lease, self.kept);
+            self.kept += 1;
+        }
+    }
+
+    /// Gives all pages back: everything is to be computed, or found, again.
+    pub fn release(&mut self, cache: &mut PrefixCache) {
+        cache.release(std::mem::take(&mut self.lease));
+        (self.computed, self.kept, self.node) = (self.first, 0, ROOT);
     }
 
     /// Appends the next `rows` rows to the step.

@@ -12,6 +12,11 @@
 //!
 //! Lanes are always given in the order of arrival, so the oldest always moves and none starves. What a lane
 //! computes never depends on the plan (see `model`), only when.
+//!
+//! Before the rows come the pages. A prompt has the pages for all that it knows when it begins; an answer needs
+//! one more every `PAGE` tokens. When there is none, the youngest answer is put off: its pages go to whoever is
+//! older, it goes back to the head of the queue, and when its turn comes its gap is everything that it knows,
+//! less what is still in the prefix tree.
 
 use crate::error::{Error, Result};
 
@@ -45,20 +50,35 @@ impl StepLimits {
     }
 }
 
-/// What the scheduler knows of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the scheduler knows of a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gap {
     /// Tokens known and not computed; 0 for one that waits for something else.
     pub tokens: usize,
     /// Whether the logits of each of these rows are wanted.
     pub every: bool,
+    /// Pages that it lacks for them.
+    pub short: usize,
+    /// Pages that are there for others if it is put off; `None` if it cannot be.
+    pub frees: Option<usize>,
 }
 
-/// The rows that each lane gets, in the order of the gaps.
-pub fn plan(gaps: &[Gap], limits: &StepLimits) -> Vec<usize> {
+/// What is to be done in a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The rows that each lane gets, in the order of the gaps.
+    pub rows: Vec<usize>,
+    /// Lanes to be put off before, the youngest first.
+    pub put_off: Vec<usize>,
+}
+
+/// Spends a step. `available` are the pages that can be leased.
+pub fn plan(gaps: &[Gap], limits: &StepLimits, available: usize) -> Plan {
+    let Allotted { stands, put_off } = allot(gaps, available);
     let mut budget = Budget { left: *limits, rows: vec![0; gaps.len()] };
-    let (short, wide): (Vec<_>, Vec<_>) =
-        gaps.iter().enumerate().filter(|(_, gap)| gap.tokens > 0).partition(|(_, gap)| gap.tokens == 1);
+    let (short, wide): (Vec<_>, Vec<_>) = (gaps.iter().enumerate())
+        .filter(|&(lane, gap)| gap.tokens > 0 && !stands[lane])
+        .partition(|(_, gap)| gap.tokens == 1);
     for (lane, gap) in short {
         budget.spend(lane, gap, 1);
     }
@@ -69,7 +89,38 @@ pub fn plan(gaps: &[Gap], limits: &StepLimits) -> Vec<usize> {
     for (lane, gap) in wide {
         budget.spend(lane, gap, budget.left.rows);
     }
-    budget.rows
+    Plan { rows: budget.rows, put_off }
+}
+
+struct Allotted {
+    /// Lanes that get no rows for want of pages.
+    stands: Vec<bool>,
+    put_off: Vec<usize>,
+}
+
+/// Who gets pages: the oldest first, from what is available and then from the youngest that can be put off.
+fn allot(gaps: &[Gap], mut available: usize) -> Allotted {
+    let mut stands = vec![false; gaps.len()];
+    let mut put_off = Vec::new();
+    for (lane, gap) in gaps.iter().enumerate().filter(|(_, gap)| gap.tokens > 0 && gap.short > 0) {
+        while available < gap.short && !stands[lane] {
+            let youngest =
+                (lane..gaps.len()).rev().find_map(|it| Some((it, gaps[it].frees?)).filter(|_| !stands[it]));
+            match youngest {
+                Some((it, frees)) => {
+                    available += frees;
+                    stands[it] = true;
+                    put_off.push(it);
+                }
+                // Those that cannot be put off are younger, need nothing more, and will end.
+                None => stands[lane] = true,
+            }
+        }
+        if !stands[lane] {
+            available -= gap.short;
+        }
+    }
+    Allotted { stands, put_off }
 }
 
 struct Budget {
@@ -101,9 +152,15 @@ impl Budget {
 mod tests {
     use super::*;
 
-    fn read(gap: &str) -> Gap {
-        let every = gap.ends_with('*');
-        Gap { tokens: gap.trim_end_matches('*').parse().unwrap(), every }
+    /// `tokens`, `*` if every row is wanted, `-n` if n pages are missing, `+n` if putting it off frees n.
+    fn read(text: &str) -> Gap {
+        let number = |sign| Some(text.split_once(sign)?.1.split(['-', '+']).next()?.parse().unwrap());
+        Gap {
+            tokens: text.split(['*', '-', '+']).next().unwrap().parse().unwrap(),
+            every: text.contains('*'),
+            short: number('-').unwrap_or(0),
+            frees: number('+'),
+        }
     }
 
     /// Plans step after step until all gaps are closed: the rows of each step, steps divided by `/`.
@@ -111,7 +168,7 @@ mod tests {
         let mut gaps: Vec<Gap> = gaps.split_whitespace().map(read).collect();
         let mut steps = Vec::new();
         while gaps.iter().any(|gap| gap.tokens > 0) && steps.len() < 50 {
-            let rows = plan(&gaps, limits);
+            let rows = plan(&gaps, limits, 0).rows;
             for (gap, rows) in gaps.iter_mut().zip(&rows) {
                 gap.tokens -= rows;
             }
@@ -165,6 +222,46 @@ mod tests {
         assert!(failed.is_empty(), "{}", failed.join("\n"));
     }
 
+    /// `available pages | gaps -> rows | who is put off`
+    const PAGES: &[&str] = &[
+        // Enough for all; for one; the oldest first.
+        "2 | 1-1+4 1-1+4 -> 1 1 |",
+        "1 | 1-1+4 1+4 1-1+4 -> 1 1 0 | 2",
+        "0 | 1-1+4 1-1+4 1+4 -> 1 1 0 | 2",
+        // Who is put off may have been about to need a page, or to wait for a caller; the youngest goes first.
+        "0 | 1-1+1 1-1+4 0+4 -> 1 1 0 | 2",
+        "0 | 1-1+1 1-1+1 1-1+1 -> 1 0 0 | 2 1",
+        "0 | 1-2+1 1+1 1+1 1 -> 1 0 0 1 | 2 1",
+        // Nothing that is shared comes free: more must go.
+        "0 | 1-1+4 1+1 1+0 -> 1 0 0 | 2 1",
+        // The youngest goes itself rather than take from older ones.
+        "0 | 1+4 1-1+4 -> 1 0 | 1",
+        // What cannot be put off is waited for.
+        "0 | 1-1 9* -> 0 9 |",
+        "1 | 1-2 1-1 9* -> 0 1 9 |",
+        "0 | 1-1+2 9* 1+0 -> 0 9 0 | 2 0",
+        // A lane that waits needs none.
+        "0 | 0-3+1 1+4 -> 0 1 |",
+    ];
+
+    #[test]
+    fn golden_pages() {
+        let limits = StepLimits { rows: 64, sequences: 8, logits: 64 };
+        let show = |list: &[usize]| list.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
+        let mut failed = Vec::new();
+        for line in PAGES {
+            let (available, rest) = line.split_once('|').unwrap();
+            let (gaps, expected) = rest.split_once("->").unwrap();
+            let gaps: Vec<Gap> = gaps.split_whitespace().map(read).collect();
+            let plan = plan(&gaps, &limits, available.trim().parse().unwrap());
+            let found = format!("{} | {}", show(&plan.rows), show(&plan.put_off));
+            if found.trim() != expected.trim() {
+                failed.push(format!("{line}\n    found: {found}"));
+            }
+        }
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+    }
+
     #[test]
     fn every_plan_keeps_the_limits_and_moves_the_oldest() {
         let mut state = 7u64;
@@ -174,9 +271,10 @@ mod tests {
         };
         for round in 0..3000 {
             let limits = StepLimits { rows: 1 + below(9), sequences: 1 + below(4), logits: 1 + below(4) };
-            let gaps: Vec<Gap> =
-                (0..below(7)).map(|_| Gap { tokens: below(12), every: below(3) == 0 }).collect();
-            let rows = plan(&gaps, &limits);
+            let gaps: Vec<Gap> = (0..below(7))
+                .map(|_| Gap { tokens: below(12), every: below(3) == 0, ..Gap::default() })
+                .collect();
+            let rows = plan(&gaps, &limits, 0).rows;
             let every: usize =
                 gaps.iter().zip(&rows).filter(|(gap, _)| gap.every).map(|(_, rows)| rows).sum();
             let wanted: usize = gaps.iter().filter(|gap| !gap.every).map(|gap| gap.tokens).sum();

@@ -12,7 +12,8 @@
 use super::lane::{Lane, Want};
 use super::network::Network;
 use super::request::fork_pages;
-use crate::cache::pages::{Lease, Pages};
+use crate::cache::pages::Lease;
+use crate::cache::prefix::PrefixCache;
 use crate::error::{Error, Result};
 use crate::sample::log_softmax_at;
 use crate::step::PAGE;
@@ -65,21 +66,21 @@ impl Score {
         &mut self,
         lanes: &mut Vec<Lane>,
         most: usize,
-        pages: &mut Pages,
+        cache: &mut PrefixCache,
         network: &mut dyn Network,
     ) -> Result<Option<Vec<Vec<f32>>>> {
         if !self.computed {
             return Ok(None);
         }
         for lane in lanes.extract_if(.., |lane| lane.gap().tokens == 0) {
-            self.retire(lane, pages);
+            self.retire(lane, cache);
         }
         while self.next < self.candidates.len() && lanes.len() < most {
             let own = fork_pages(self.prompt_len, self.candidates[self.next].len());
             if own > self.room.len() {
                 break;
             }
-            if let Some(lane) = self.fork(own, pages, network)? {
+            if let Some(lane) = self.fork(own, cache, network)? {
                 lanes.push(lane);
             }
             self.next += 1;
@@ -94,7 +95,12 @@ impl Score {
     }
 
     /// A lane for the next candidate; none if it needs no row of its own.
-    fn fork(&mut self, own: usize, pages: &mut Pages, network: &mut dyn Network) -> Result<Option<Lane>> {
+    fn fork(
+        &mut self,
+        own: usize,
+        cache: &mut PrefixCache,
+        network: &mut dyn Network,
+    ) -> Result<Option<Lane>> {
         let Some((_, fed)) = self.candidates[self.next].split_last().filter(|(_, fed)| !fed.is_empty())
         else {
             return Ok(None);
@@ -107,16 +113,16 @@ impl Score {
             self.room.append(own);
             return Err(error);
         }
-        let mut lease = pages.share(&self.prompt, full);
+        let mut lease = cache.share(&self.prompt, full);
         lease.append(own);
         Ok(Some(Lane::new(self.prompt_len, fed.to_vec(), lease, Want::Every, self.next)))
     }
 
     /// `[0, full)` of a lane's pages are shared and released, `[full, ..)` are its own and go back to the room.
-    fn retire(&mut self, mut lane: Lane, pages: &mut Pages) {
+    fn retire(&mut self, mut lane: Lane, cache: &mut PrefixCache) {
         let own = lane.lease.len().saturating_sub(self.prompt_len / PAGE);
         self.room.append(lane.lease.split_last(own));
-        pages.release(lane.lease);
+        cache.release(lane.lease);
     }
 
     /// Tokens of all candidates.

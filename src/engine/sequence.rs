@@ -1,30 +1,36 @@
 //! A request in work: its lanes, what is done with their rows, its client and its clock.
 //!
-//! A life: queued with no pages; begun with a lease of all the pages that it can need; its lanes are put
-//! into steps and it absorbs what comes out; when it has ended, well or not, its pages are released and its
-//! last event is sent. Nothing in here knows other sequences.
+//! A life: queued with no pages; begun with the pages for all tokens that it knows, some of them found in the
+//! prefix tree; its lanes are put into steps and it absorbs what comes out; it may be put off, and begins
+//! again; when it has ended, well or not, its pages are released and its last event is sent. Nothing in here
+//! knows other sequences.
 
 use std::time::Instant;
 
-use super::client::Client;
+use super::client::{Audience, Client};
 use super::decode::{Decode, Next};
 use super::lane::{Lane, Want};
 use super::network::Network;
 use super::request::{Bounds, Embed, Event, Finish, FinishReason, Pooling, Request, Task, Timings, Usage};
 use super::score::Score;
-use crate::cache::pages::{Lease, Pages};
+use crate::cache::pages::Lease;
+use crate::cache::prefix::PrefixCache;
 use crate::error::{Error, Result};
 use crate::sample::Logits;
 use crate::step::pages_for;
 
 pub(super) struct Sequence {
-    pub client: Client,
+    /// Of its first caller, by which it is known.
+    pub id: u64,
+    pub audience: Audience,
     pub lanes: Vec<Lane>,
     work: Work,
     pub usage: Usage,
     clock: Clock,
-    /// Pages to lease before it begins.
-    pub reserve: usize,
+    /// Pages to lease before it begins, besides those of its tokens.
+    room: usize,
+    /// Positions that were computed or found before it was put off: they are not counted twice.
+    reached: usize,
     /// Whether its last event is in the outbox.
     pub ended: Option<Ended>,
 }
@@ -63,7 +69,10 @@ struct Clock {
 impl Sequence {
     /// `request` was checked against `bounds`.
     pub fn new(request: Request, client: Client, bounds: &Bounds) -> Self {
-        let reserve = request.pages_needed(bounds);
+        let room = match &request.task {
+            Task::Score { .. } => request.pages_needed(bounds) - pages_for(request.prompt.len()),
+            _ => 0,
+        };
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         let (work, want) = match request.task {
             Task::Generate(task) => {
@@ -77,16 +86,77 @@ impl Sequence {
         };
         let lanes = vec![Lane::new(0, request.prompt, Lease::default(), want, 0)];
         let clock = Clock { submitted: Instant::now(), begun: None, prefilled: None };
-        Sequence { client, lanes, work, usage, clock, reserve, ended: None }
+        let can_be_shared = matches!(&work, Work::Decode(decode) if decode.can_be_shared());
+        let (id, audience) = (client.id, Audience::new(client, can_be_shared));
+        Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, ended: None }
     }
 
-    /// Gives it the pages that it asked for.
-    pub fn begin(&mut self, mut lease: Lease) {
-        self.clock.begun = Some(Instant::now());
+    /// Finds and leases the pages for everything that it knows, and `spare` more must be there. False: they
+    /// are not, and it holds none.
+    pub fn begin(&mut self, cache: &mut PrefixCache, spare: usize) -> bool {
+        let lane = &mut self.lanes[0];
+        let found = lane.adopt(cache);
+        let needed = lane.short() + self.room;
+        let lease = if cache.available() >= needed + spare { cache.lease(needed) } else { None };
+        let Some(mut lease) = lease else {
+            lane.release(cache);
+            return false;
+        };
         if let Work::Score(score) = &mut self.work {
-            score.room = lease.split_last(lease.len() - pages_for(self.usage.prompt_tokens));
+            score.room = lease.split_last(self.room);
         }
-        self.lanes[0].lease = lease;
+        lane.lease.append(lease);
+        self.count_found(found);
+        self.clock.begun.get_or_insert_with(Instant::now);
+        true
+    }
+
+    /// Takes over what others have computed of its gap since the last step.
+    pub fn adopt(&mut self, cache: &mut PrefixCache) {
+        if let [lane] = &mut self.lanes[..] {
+            let found = lane.adopt(cache);
+            self.count_found(found);
+        }
+    }
+
+    fn count_found(&mut self, found: usize) {
+        let computed = self.lanes.first().map_or(0, |lane| lane.computed);
+        self.usage.cached_tokens += found.min(computed.saturating_sub(self.reached));
+        self.reached = self.reached.max(computed);
+    }
+
+    /// Whether it waits for its caller.
+    pub fn is_parked(&self) -> bool {
+        matches!(&self.work, Work::Decode(decode) if decode.is_parked())
+    }
+
+    /// Whether it can be put off and begin again: answers can, for they know all their tokens.
+    pub fn can_be_put_off(&self) -> bool {
+        matches!(self.work, Work::Decode(_)) && self.ended.is_none()
+    }
+
+    /// Gives all pages back; what was generated stays.
+    pub fn put_off(&mut self, cache: &mut PrefixCache) {
+        for lane in &mut self.lanes {
+            self.reached = self.reached.max(lane.computed);
+            lane.release(cache);
+        }
+    }
+
+    /// Whether `other`, which has not begun, asks for the very answer that this one gives.
+    pub fn answers(&self, other: &Sequence) -> bool {
+        let (Work::Decode(ours), Work::Decode(its)) = (&self.work, &other.work) else { return false };
+        let prompt = self.usage.prompt_tokens;
+        self.ended.is_none()
+            && prompt == other.usage.prompt_tokens
+            && ours.can_be_shared()
+            && ours.same_as(its)
+            && self.lanes[0].tokens[..prompt] == other.lanes[0].tokens[..]
+    }
+
+    /// The callers of `other` are this one's from now on.
+    pub fn join(&mut self, other: Sequence) {
+        other.audience.into_clients().for_each(|client| self.audience.join(client));
     }
 
     /// Every lease that it holds.
@@ -99,35 +169,42 @@ impl Sequence {
     }
 
     /// Gives all pages back.
-    pub fn release(&mut self, pages: &mut Pages) {
+    pub fn release(&mut self, cache: &mut PrefixCache) {
         for lane in self.lanes.drain(..) {
-            pages.release(lane.lease);
+            cache.release(lane.lease);
         }
         if let Work::Score(score) = &mut self.work {
-            pages.release(std::mem::take(&mut score.prompt));
-            pages.release(std::mem::take(&mut score.room));
+            cache.release(std::mem::take(&mut score.prompt));
+            cache.release(std::mem::take(&mut score.room));
         }
     }
 
     /// Takes in what a step computed for one of its lanes. `scratch` is a row that all may use in turn.
-    pub fn absorb(&mut self, lane: usize, part: &Part, scratch: &mut Logits) -> Result<()> {
+    pub fn absorb(
+        &mut self,
+        lane: usize,
+        part: &Part,
+        scratch: &mut Logits,
+        cache: &mut PrefixCache,
+    ) -> Result<()> {
         if self.ended.is_some() {
             return Ok(());
         }
         let it = &mut self.lanes[lane];
         it.computed += part.rows;
+        it.keep(cache);
         let closed = it.gap().tokens == 0;
         if closed && self.clock.prefilled.is_none() {
             self.clock.prefilled = Some(Instant::now());
         }
         match &mut self.work {
             Work::Decode(decode) if closed => {
-                let next = decode.advance(&it.tokens, part.logits, scratch, &mut self.client)?;
+                let next = decode.advance(&it.tokens, part.logits, scratch, &mut self.audience)?;
                 self.follow(next);
             }
             Work::Decode(_) => {}
             Work::Rows => {
-                self.client.push(Event::Rows(part.logits.to_vec()));
+                self.audience.push(Event::Rows(part.logits.to_vec()));
                 if closed {
                     self.finish(FinishReason::Stop, String::new());
                 }
@@ -136,7 +213,7 @@ impl Sequence {
                 add_rows(sum, part.states, part.hidden);
                 if closed {
                     let vector = pooled(sum, *embed, self.usage.prompt_tokens);
-                    self.client.push(Event::Rows(vector));
+                    self.audience.push(Event::Rows(vector));
                     self.finish(FinishReason::Stop, String::new());
                 }
             }
@@ -156,7 +233,7 @@ impl Sequence {
         let (Work::Decode(decode), Some(lane)) = (&mut self.work, self.lanes.first()) else {
             return Err(Error::internal("filtered logits came for a request that generates nothing"));
         };
-        let next = decode.resume(&lane.tokens, logits, scratch, &mut self.client)?;
+        let next = decode.resume(&lane.tokens, logits, scratch, &mut self.audience)?;
         self.follow(next);
         Ok(())
     }
@@ -173,14 +250,14 @@ impl Sequence {
     }
 
     /// What is to do between steps: candidates fork and retire.
-    pub fn tend(&mut self, most: usize, pages: &mut Pages, network: &mut dyn Network) -> Result<()> {
+    pub fn tend(&mut self, most: usize, cache: &mut PrefixCache, network: &mut dyn Network) -> Result<()> {
         let Work::Score(score) = &mut self.work else { return Ok(()) };
         if self.ended.is_some() {
             return Ok(());
         }
-        if let Some(scores) = score.tend(&mut self.lanes, most, pages, network)? {
+        if let Some(scores) = score.tend(&mut self.lanes, most, cache, network)? {
             self.usage.completion_tokens = score.tokens();
-            self.client.push(Event::Scores(scores));
+            self.audience.push(Event::Scores(scores));
             self.finish(FinishReason::Stop, String::new());
         }
         Ok(())
@@ -188,14 +265,31 @@ impl Sequence {
 
     fn finish(&mut self, reason: FinishReason, text: String) {
         let finish = Finish { reason, text, usage: self.usage, timings: self.clock.timings() };
-        self.client.push(Event::Done(finish));
+        self.audience.finish(finish);
         self.ended = Some(Ended::Well);
+    }
+
+    /// Nobody wants it any more.
+    pub fn abandon(&mut self) {
+        self.ended.get_or_insert(Ended::Badly);
+    }
+
+    /// Whether it was never begun.
+    pub fn is_new(&self) -> bool {
+        self.clock.begun.is_none()
+    }
+
+    /// Whether its pages were taken.
+    pub fn is_put_off(&self) -> bool {
+        !self.is_new()
+            && self.lanes.first().is_some_and(|lane| lane.lease.is_empty() && !lane.tokens.is_empty())
+            && matches!(self.work, Work::Decode(_))
     }
 
     /// Ends it with an error, unless it has ended.
     pub fn fail(&mut self, error: Error) {
         if self.ended.is_none() {
-            self.client.push(Event::Error(error));
+            self.audience.push(Event::Error(error));
             self.ended = Some(Ended::Badly);
         }
     }

@@ -29,10 +29,16 @@ pub struct Stats {
     pub largest_batch: usize,
     /// Sequences over all steps; divided by `steps` it is the mean batch.
     pub batched: u64,
+    /// Requests that were answered by one in work that asked for the same.
+    pub shared: u64,
+    /// Times that a request was put off for want of pages.
+    pub put_off: u64,
     /// Pages of the KV cache.
     pub pages: usize,
-    /// Those that nobody holds now.
+    /// Those that nobody uses and that hold nothing.
     pub free_pages: usize,
+    /// Those that nobody uses now and that hold what was computed before.
+    pub cached_pages: usize,
     /// Time spent in steps (forward passes and sampling).
     pub busy: Duration,
 }

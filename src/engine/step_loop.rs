@@ -3,28 +3,33 @@
 //! ```text
 //! listen   commands from handles; blocks while there is nothing to compute
 //! reap     what was cancelled or is late ends
-//! admit    the queue's head begins when its pages are free (strictly in order, so nobody starves)
-//! step     plan rows, run the network, each sequence absorbs its part
+//! admit    the queue's head begins when its pages are there (strictly in order, so nobody starves)
+//! plan     take from the prefix tree; who computes what; who is put off for want of pages
+//! step     run the network; each sequence absorbs its part and gives its full pages to the prefix tree
 //! sweep    pages of what ended go back; statistics; then the events go out
 //! ```
+//! A cold burst: of the lanes whose next page is the same one, the oldest computes it and the others stand
+//! still in that step. After it they find the page in the tree, and so on to the end of what they share. If the
+//! oldest goes away half-way, the next step simply has another oldest.
+//!
 //! One thread owns the network and all state, so there is no lock in here. A failing request ends alone; a
 //! failing forward pass ends the requests that were in it; a panic ends them all, and the engine with them.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Instant;
 
-use super::client::Client;
-use super::handle::Shared;
+use super::client::Audience;
+use super::handle::{EngineOptions, Shared};
 use super::lane::Taken;
 use super::network::{Network, StepOutput};
 use super::schedule::{Gap, StepLimits, plan};
 use super::sequence::{Ended, Part, Sequence};
 use super::stats::Stats;
-use crate::cache::pages::Pages;
+use crate::cache::prefix::PrefixCache;
 use crate::error::{Error, Result};
 use crate::sample::Logits;
 use crate::step::Step;
@@ -41,16 +46,16 @@ pub(super) enum Command {
 
 pub(super) struct Engine {
     network: Box<dyn Network>,
-    pages: Pages,
+    cache: PrefixCache,
     limits: StepLimits,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
-    /// Requests with no pages yet, in the order of arrival.
+    /// Requests with no pages, in the order of arrival: new ones, and before them those that were put off.
     waiting: VecDeque<Sequence>,
     /// Requests in work, in the order of arrival.
     running: Vec<Sequence>,
-    /// Clients of requests that have ended, until their last events are sent.
-    leaving: Vec<Client>,
+    /// Callers of requests that have ended, until their last events are sent.
+    leaving: Vec<Audience>,
     stats: Stats,
     scratch: Logits,
 }
@@ -65,16 +70,17 @@ struct Seat {
 /// The whole life of the thread.
 pub(super) fn run(
     network: Box<dyn Network>,
-    limits: StepLimits,
+    options: EngineOptions,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
 ) {
-    let pages = Pages::new(network.pages());
-    let stats = Stats { pages: pages.total(), free_pages: pages.total(), ..Stats::default() };
+    let cache = PrefixCache::new(network.pages(), options.prefix_cache);
+    let total = cache.pages().total();
+    let stats = Stats { pages: total, free_pages: total, ..Stats::default() };
     let mut engine = Engine {
         network,
-        pages,
-        limits,
+        cache,
+        limits: options.limits,
         commands,
         shared,
         waiting: VecDeque::new(),
@@ -112,19 +118,30 @@ impl Engine {
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Wake) => {}
-                Ok(Command::Submit(sequence)) => {
-                    self.stats.requests += 1;
-                    self.waiting.push_back(*sequence);
-                }
+                Ok(Command::Submit(sequence)) => self.enqueue(*sequence),
                 Ok(Command::Filtered(id, logits)) => self.resume(id, *logits),
             }
+        }
+    }
+
+    /// A new request goes to the end of the queue, or to one in work that asks for the same.
+    fn enqueue(&mut self, sequence: Sequence) {
+        self.stats.requests += 1;
+        let twin = self.running.iter_mut().chain(&mut self.waiting).find(|it| it.answers(&sequence));
+        match twin {
+            Some(twin) => {
+                twin.join(sequence);
+                self.stats.shared += 1;
+                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+            None => self.waiting.push_back(sequence),
         }
     }
 
     /// The next command, or `Empty` when the nearest deadline has come.
     fn await_command(&mut self) -> std::result::Result<Command, TryRecvError> {
         let all = self.running.iter().chain(&self.waiting);
-        match all.filter_map(|sequence| sequence.client.deadline).min() {
+        match all.filter_map(|sequence| sequence.audience.deadline()).min() {
             None => self.commands.recv().map_err(|_| TryRecvError::Disconnected),
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -138,7 +155,8 @@ impl Engine {
 
     fn resume(&mut self, id: u64, logits: Result<Logits>) {
         // A request that has ended in the meantime is not found, and that is all right.
-        let Some(sequence) = self.running.iter_mut().find(|it| it.client.id == id) else { return };
+        let mut all = self.running.iter_mut().chain(&mut self.waiting);
+        let Some(sequence) = all.find(|it| it.id == id) else { return };
         let before = sequence.usage.completion_tokens;
         let scratch = &mut self.scratch;
         guard(sequence, |it| it.resume(logits?, scratch));
@@ -163,33 +181,43 @@ impl Engine {
     /// Ends what was cancelled or is late, in work or in the queue.
     fn reap(&mut self, now: Instant) {
         for sequence in self.running.iter_mut().chain(&mut self.waiting) {
-            if let Some(error) = sequence.client.over(now) {
-                sequence.fail(error);
+            self.stats.failed += sequence.audience.reap(now) as u64;
+            if sequence.audience.len() == 0 {
+                sequence.abandon();
             }
         }
-        let ended = self.waiting.iter().filter(|it| it.ended.is_some()).count();
-        if ended == 0 {
+        if !self.waiting.iter().any(|it| it.ended.is_some()) {
             return;
         }
-        self.shared.waiting.fetch_sub(ended, Ordering::Relaxed);
-        let (ended, waiting) = self.waiting.drain(..).partition(|it| it.ended.is_some());
-        self.waiting = waiting;
-        for sequence in Vec::from(ended) {
+        let (ended, waiting): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(|it| it.ended.is_some());
+        self.waiting = waiting.into();
+        for sequence in ended {
+            if sequence.is_new() {
+                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
             self.leave(sequence);
         }
     }
 
-    /// Strictly in order: the head waits for its pages and nobody passes it.
+    /// Strictly in order: the head waits for its pages and nobody passes it, unless it waits for its caller.
     fn admit(&mut self) {
         while self.running.len() < self.limits.sequences
-            && let Some(head) = self.waiting.front()
-            && let Some(lease) = self.pages.lease(head.reserve)
+            && let Some(at) = self.waiting.iter().position(|it| !it.is_parked())
         {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.stats.prompt_tokens += sequence.usage.prompt_tokens as u64;
-            sequence.begin(lease);
-            self.running.push(sequence);
+            let new = self.waiting[at].is_new();
+            // Those in work will each need a page soon: who begins now must not take the last ones.
+            if !self.waiting[at].begin(&mut self.cache, self.running.len()) {
+                break;
+            }
+            let Some(sequence) = self.waiting.remove(at) else { break };
+            if new {
+                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.stats.prompt_tokens += sequence.usage.prompt_tokens as u64;
+                self.stats.cached_tokens += sequence.usage.cached_tokens as u64;
+            }
+            // Those in work stay in the order of arrival.
+            let place = self.running.partition_point(|it| it.id < sequence.id);
+            self.running.insert(place, sequence);
         }
     }
 
@@ -212,30 +240,66 @@ impl Engine {
             }
         }
         for sequence in &mut self.running {
-            let (most, pages, network) = (self.limits.sequences, &mut self.pages, &mut *self.network);
-            guard(sequence, |it| it.tend(most, pages, network));
+            let (most, cache, network) = (self.limits.sequences, &mut self.cache, &mut *self.network);
+            guard(sequence, |it| it.tend(most, cache, network));
         }
         true
     }
 
-    /// Plans the step and writes its rows down.
-    fn gather(&self) -> (Step, Vec<Seat>) {
-        let places: Vec<(usize, usize)> = (self.running.iter().enumerate())
-            .flat_map(|(sequence, it)| (0..it.lanes.len()).map(move |lane| (sequence, lane)))
-            .collect();
-        let gap = |&(sequence, lane): &(usize, usize)| match self.running[sequence].ended {
-            None => self.running[sequence].lanes[lane].gap(),
-            Some(_) => Gap { tokens: 0, every: false },
-        };
-        let rows = plan(&places.iter().map(gap).collect::<Vec<_>>(), &self.limits);
+    /// Plans the step, sees to the pages, and writes its rows down.
+    fn gather(&mut self) -> (Step, Vec<Seat>) {
+        let (places, mut gaps) = self.gaps();
+        let lacking: usize = gaps.iter().map(|gap| gap.short).sum();
+        if lacking > self.cache.available() {
+            self.weigh(&places, &mut gaps);
+        }
+        let plan = plan(&gaps, &self.limits, self.cache.available());
+        // All pages come free before any is taken, so the order of the lanes does not matter here.
+        for &gap in &plan.put_off {
+            self.running[places[gap].0].put_off(&mut self.cache);
+        }
         let (mut step, mut seats) = (Step::default(), Vec::new());
-        for ((sequence, lane), rows) in places.into_iter().zip(rows) {
-            if rows > 0 {
-                let taken = self.running[sequence].lanes[lane].put(rows, &mut step);
-                seats.push(Seat { sequence, lane, taken });
-            }
+        for (&(sequence, lane), &rows) in places.iter().zip(&plan.rows).filter(|(_, rows)| **rows > 0) {
+            let it = &mut self.running[sequence].lanes[lane];
+            // The plan has counted them, so they are there.
+            let Some(lease) = self.cache.lease(it.short()) else { continue };
+            it.lease.append(lease);
+            seats.push(Seat { sequence, lane, taken: it.put(rows, &mut step) });
         }
         (step, seats)
+    }
+
+    /// The gap of every lane, after each has taken what is in the prefix tree.
+    fn gaps(&mut self) -> (Vec<(usize, usize)>, Vec<Gap>) {
+        let (mut places, mut gaps) = (Vec::new(), Vec::new());
+        let mut in_work = HashSet::new();
+        for (number, sequence) in self.running.iter_mut().enumerate() {
+            let before = sequence.usage.cached_tokens;
+            sequence.adopt(&mut self.cache);
+            self.stats.cached_tokens += (sequence.usage.cached_tokens - before) as u64;
+            for (at, lane) in sequence.lanes.iter().enumerate() {
+                let mut gap = Gap { short: lane.short(), ..lane.gap() };
+                let mut another_does =
+                    || lane.next_page(&self.cache).is_some_and(|page| !in_work.insert(page));
+                if sequence.ended.is_some() || gap.tokens > 0 && another_does() {
+                    gap.tokens = 0;
+                }
+                places.push((number, at));
+                gaps.push(gap);
+            }
+        }
+        (places, gaps)
+    }
+
+    /// What would come free by putting lanes off; asked only when pages are scarce.
+    fn weigh(&self, places: &[(usize, usize)], gaps: &mut [Gap]) {
+        for (&(sequence, lane), gap) in places.iter().zip(gaps) {
+            let it = &self.running[sequence];
+            if it.can_be_put_off() {
+                let pages = it.lanes[lane].lease.pages().iter();
+                gap.frees = Some(pages.filter(|&&page| self.cache.pages().leases(page) == 1).count());
+            }
+        }
     }
 
     /// Runs the network and makes sure of the shapes that come back.
@@ -265,20 +329,26 @@ impl Engine {
             };
             let sequence = &mut self.running[*sequence];
             let before = sequence.usage.completion_tokens;
-            let scratch = &mut self.scratch;
-            guard(sequence, |it| it.absorb(*lane, &part, scratch));
+            let (scratch, cache) = (&mut self.scratch, &mut self.cache);
+            guard(sequence, |it| it.absorb(*lane, &part, scratch, cache));
             self.stats.completion_tokens += (sequence.usage.completion_tokens - before) as u64;
         }
     }
 
-    /// Pages of what has ended go back.
+    /// Pages of what has ended go back; what was put off goes to the head of the queue.
     fn sweep(&mut self) {
-        if self.running.iter().any(|it| it.ended.is_some()) {
-            let (ended, running) = self.running.drain(..).partition(|it| it.ended.is_some());
-            self.running = running;
-            let ended: Vec<Sequence> = ended;
-            for sequence in ended {
-                self.leave(sequence);
+        if self.running.iter().any(|it| it.ended.is_some() || it.is_put_off()) {
+            let (staying, going): (Vec<_>, Vec<_>) =
+                self.running.drain(..).partition(|it| it.ended.is_none() && !it.is_put_off());
+            self.running = staying;
+            // The youngest first, so that the oldest is at the head in the end.
+            for sequence in going.into_iter().rev() {
+                if sequence.ended.is_some() {
+                    self.leave(sequence);
+                } else {
+                    self.stats.put_off += 1;
+                    self.waiting.push_front(sequence);
+                }
             }
         }
         if cfg!(debug_assertions) {
@@ -287,33 +357,36 @@ impl Engine {
     }
 
     fn leave(&mut self, mut sequence: Sequence) {
+        let callers = sequence.audience.len() as u64;
         match sequence.ended {
-            Some(Ended::Well) => self.stats.completed += 1,
-            _ => self.stats.failed += 1,
+            Some(Ended::Well) => self.stats.completed += callers,
+            _ => self.stats.failed += callers,
         }
-        sequence.release(&mut self.pages);
-        self.leaving.push(sequence.client);
+        sequence.release(&mut self.cache);
+        self.leaving.push(sequence.audience);
     }
 
     fn publish(&mut self) {
         self.stats.running = self.running.len();
-        self.stats.free_pages = self.pages.free();
+        self.stats.free_pages = self.cache.pages().free();
+        self.stats.cached_pages = self.cache.pages().cached();
         self.shared.publish(&self.stats);
     }
 
     fn flush(&mut self) {
-        for sequence in &mut self.running {
-            sequence.client.flush();
+        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
+            sequence.audience.flush();
         }
-        for mut client in self.leaving.drain(..) {
-            client.flush();
+        for mut audience in self.leaving.drain(..) {
+            audience.flush();
         }
     }
 
     /// A page that nobody holds and that is not free is lost for good, one that two hold mixes two answers:
     /// rather stop.
     fn check_pages(&self) {
-        if let Err(defect) = self.pages.check_integrity(self.running.iter().flat_map(|it| it.leases())) {
+        let live = self.running.iter().chain(&self.waiting).flat_map(|it| it.leases());
+        if let Err(defect) = self.cache.check_integrity(live) {
             panic!("the pages of the KV cache do not add up: {defect}");
         }
     }
@@ -332,10 +405,10 @@ impl Engine {
             sequence.fail(error.clone());
             // After a panic nothing is known of the pages, and nobody will ask for one again.
             if error.kind() != crate::error::ErrorKind::Internal {
-                sequence.release(&mut self.pages);
+                sequence.release(&mut self.cache);
             }
-            self.stats.failed += 1;
-            self.leaving.push(sequence.client);
+            self.stats.failed += sequence.audience.len() as u64;
+            self.leaving.push(sequence.audience);
         }
         self.publish();
         self.flush();

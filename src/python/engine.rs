@@ -191,6 +191,9 @@ impl PyEngine {
             ("largest_batch", s.largest_batch as u64),
             ("pages", s.pages as u64),
             ("free_pages", s.free_pages as u64),
+            ("cached_pages", s.cached_pages as u64),
+            ("shared", s.shared),
+            ("put_off", s.put_off),
         ];
         for (name, count) in counts {
             dict.set_item(name, count)?;

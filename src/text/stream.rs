@@ -52,6 +52,14 @@ impl TextStream {
         }
     }
 
+    /// Whether both make the same text of the same tokens, from the first one on.
+    pub fn same_rules(&self, other: &TextStream) -> bool {
+        let stops = |it: &TextStream| it.stops.iter().map(|stop| stop.bytes.clone()).collect::<Vec<_>>();
+        Arc::ptr_eq(&self.tokenizer, &other.tokenizer)
+            && self.show_special == other.show_special
+            && stops(self) == stops(other)
+    }
+
     /// Whether control tokens appear as they are written; by default they give no text.
     pub fn show_special(mut self, show: bool) -> Self {
         self.show_special = show;

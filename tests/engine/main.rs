@@ -234,7 +234,7 @@ fn assert_idle(engine: &EngineHandle) {
     let idle = |it: Stats| it.running == 0 && it.waiting == 0 && it.requests == it.completed + it.failed;
     until("idle", || idle(engine.stats()));
     let stats = engine.stats();
-    assert_eq!(stats.free_pages, stats.pages, "{stats:?}");
+    assert_eq!(stats.free_pages + stats.cached_pages, stats.pages, "{stats:?}");
     assert!(!engine.is_closed());
 }
 
@@ -478,9 +478,9 @@ fn a_deadline_ends_what_waits_for_others() {
 
 #[test]
 fn a_full_queue_refuses_and_a_full_cache_waits() {
-    // Each needs 5 of 11 pages: two run, one waits for pages, and then the queue of two is full at four.
-    let (engine, control) = engine(11, |it| it.queue = 2);
-    let spec = |number| generate(prompt(number, 40), 40);
+    // Each begins with 4 of 9 pages: two run, one waits for pages, and then the queue of two is full at four.
+    let (engine, control) = engine(9, |it| it.queue = 2);
+    let spec = |number| generate(prompt(number, 60), 4);
     let stand_still = control.gate.lock().unwrap();
     let mut answers = Vec::new();
     for number in 0..2 {
@@ -513,27 +513,20 @@ fn a_full_queue_refuses_and_a_full_cache_waits() {
 fn the_head_of_the_queue_is_not_passed() {
     let (engine, control) = engine(10, |_| {});
     let stand_still = control.gate.lock().unwrap();
-    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let submit = |name: &'static str, spec: Spec| {
-        let order = order.clone();
-        // The first notification comes with the first token.
-        let notify: Notify = Arc::new(move |_| {
-            let mut order = order.lock().unwrap();
-            if !order.contains(&name) {
-                order.push(name);
-            }
-        });
-        engine.submit_with(request(&spec), Some(notify)).unwrap()
-    };
-    // `small` would fit beside `first`, `large` does not: still it comes before `small`.
-    let answers = [
-        submit("first", generate(prompt(1, 40), 50)),
-        submit("large", generate(prompt(2, 100), 40)),
-        submit("small", generate(prompt(3, 20), 10)),
-    ];
+    control.pace_us.store(500, Relaxed);
+    // `small` would fit beside `first`, `large` does not: still it does not begin before `large`.
+    let specs = [generate(prompt(1, 40), 50), generate(prompt(2, 100), 40), generate(prompt(3, 20), 10)];
+    let answers = specs.map(|spec| engine.submit(request(&spec)).unwrap());
     drop(stand_still);
-    answers.into_iter().for_each(|answer| drop(read(answer).unwrap()));
-    assert_eq!(*order.lock().unwrap(), ["first", "large", "small"]);
+    let [first, large, small] = answers.map(|mut answer| {
+        loop {
+            if let Event::Done(finish) = answer.wait().unwrap() {
+                break finish.timings;
+            }
+        }
+    });
+    let in_work = first.prefill + first.decode;
+    assert!(large.queue >= in_work && small.queue >= in_work, "{first:?} {large:?} {small:?}");
     assert_idle(&engine);
 }
 
@@ -640,7 +633,7 @@ fn closing_ends_everything_that_is_there() {
             assert_eq!(error.kind(), ErrorKind::Cancelled);
             drop(stand_still);
             closing.join().unwrap();
-            assert_eq!(engine.stats().free_pages, engine.stats().pages);
+            assert_eq!(engine.stats().free_pages + engine.stats().cached_pages, engine.stats().pages);
             engine.close();
         }
         for answer in answers {
@@ -674,6 +667,168 @@ fn answers_run_ahead_of_a_slow_reader_and_notifiers_are_called() {
         !matches!(pending.next(Duration::from_millis(1)), Poll::Pending | Poll::Event(Event::Token(_)))
     });
     assert!(matches!(pending.next(Duration::ZERO), Poll::Ended));
+}
+
+// --- What is computed once -------------------------------------------------------------------------------
+
+/// Prompts of `common` equal tokens and `own` different ones, and answers of `max_tokens`.
+fn family(count: u32, common: usize, own: usize, max_tokens: usize) -> Vec<Spec> {
+    let common = prompt(77, common);
+    (0..count).map(|it| generate([common.clone(), prompt(it * 3 + 1, own)].concat(), max_tokens)).collect()
+}
+
+/// Submits all while the network stands still, then reads and compares them.
+fn burst(engine: &EngineHandle, control: &fake::Control, specs: &[Spec]) -> Stats {
+    let before = engine.stats();
+    let stand_still = control.gate.lock().unwrap();
+    let answers: Vec<_> = specs.iter().map(|spec| engine.submit(request(spec)).unwrap()).collect();
+    drop(stand_still);
+    for (number, (answer, spec)) in answers.into_iter().zip(specs).enumerate() {
+        assert_eq!(read(answer).unwrap(), expected(spec), "{number}");
+    }
+    assert_idle(engine);
+    let mut stats = engine.stats();
+    stats.computed_tokens -= before.computed_tokens;
+    stats.cached_tokens -= before.cached_tokens;
+    stats.completion_tokens -= before.completion_tokens;
+    stats
+}
+
+#[test]
+fn a_cold_burst_computes_what_is_common_once() {
+    // requests, common tokens, own tokens, rows a step
+    for (count, common, own, rows) in
+        [(32, 100, 9, 24), (32, 100, 9, 512), (2, 16, 1, 7), (5, 31, 3, 24), (16, 0, 40, 24), (3, 64, 1, 3)]
+    {
+        let (engine, control) = engine(600, |it| {
+            it.limits.rows = rows;
+            it.limits.sequences = 40;
+        });
+        let specs = family(count, common, own, 3);
+        let stats = burst(&engine, &control, &specs);
+        // The last of the three tokens is never fed back.
+        let answers = 2 * count as usize;
+        let ideal = common + own * count as usize + answers;
+        let page = tallow::step::PAGE * count as usize;
+        let computed = stats.computed_tokens as usize;
+        assert!(
+            (ideal..=ideal + page).contains(&computed),
+            "{count} {common} {own}: {computed}, ideal {ideal}"
+        );
+        assert_eq!(computed + stats.cached_tokens as usize, (common + own) * count as usize + answers);
+
+        // Once more, warm: nothing common is computed, whoever asks and in whatever order.
+        let warm = burst(&engine, &control, &specs.into_iter().rev().collect::<Vec<_>>());
+        assert!(warm.computed_tokens as usize <= page + answers, "{count} {common} {own}: {warm:?}");
+    }
+}
+
+#[test]
+fn without_the_prefix_cache_everything_is_computed() {
+    let (engine, control) = engine(600, |it| it.prefix_cache = false);
+    let specs = family(8, 64, 5, 3);
+    for _ in 0..2 {
+        let stats = burst(&engine, &control, &specs);
+        assert_eq!((stats.computed_tokens, stats.cached_tokens, stats.cached_pages), (8 * 71, 0, 0));
+    }
+}
+
+#[test]
+fn who_waits_for_another_goes_on_when_that_one_goes() {
+    let (engine, control) = engine(100, |_| {});
+    let specs = family(4, 120, 3, 5);
+    for gone in 0..3 {
+        let stand_still = control.gate.lock().unwrap();
+        control.pace_us.store(2000, Relaxed);
+        let mut answers: Vec<_> =
+            specs.iter().map(|spec| Some(engine.submit(request(spec)).unwrap())).collect();
+        drop(stand_still);
+        // The first ones leave in the middle of the prompt that the others wait for.
+        let steps = control.steps.load(Relaxed) + 2;
+        until("two steps", || control.steps.load(Relaxed) >= steps);
+        answers[..gone].iter_mut().for_each(|answer| drop(answer.take()));
+        for (answer, spec) in answers.into_iter().zip(&specs).skip(gone) {
+            assert_eq!(read(answer.unwrap()).unwrap(), expected(spec), "{gone}");
+        }
+        assert_idle(&engine);
+    }
+}
+
+#[test]
+fn when_pages_run_out_the_youngest_begins_again_and_nobody_can_tell() {
+    // Six answers that will each need 9 pages, 19 pages in all.
+    for prefix_cache in [true, false] {
+        let (engine, control) = engine(19, |it| it.prefix_cache = prefix_cache);
+        let spread = SamplerFields { temperature: Some(0.9), ..Default::default() };
+        let penalty = SamplerFields { repetition_penalty: Some(1.3), ..Default::default() };
+        let mut specs: Vec<Spec> = (0..4).map(|it| sampled(prompt(it, 20), 115, spread.clone())).collect();
+        specs.push(generate(prompt(8, 20), 115));
+        specs.push(sampled(prompt(9, 20), 115, penalty));
+        let stats = burst(&engine, &control, &specs);
+        assert!(stats.put_off > 0, "{stats:?}");
+        let usage = specs.iter().map(|spec| spec.prompt.len() as u64).sum::<u64>();
+        assert_eq!(stats.prompt_tokens, usage);
+        assert!(stats.cached_tokens <= usage, "what is computed again is no cached prompt: {stats:?}");
+    }
+}
+
+#[test]
+fn a_parked_request_gives_its_pages_to_others_and_takes_up_where_it_was() {
+    let (engine, _) = engine(8, |_| {});
+    let mut spec = filtered(Even, 60);
+    spec.prompt = prompt(2, 40);
+    // `first` is older, so that `parked` is put off while nobody reads it.
+    let first = generate(prompt(1, 20), 100);
+    let first_answer = engine.submit(request(&first)).unwrap();
+    let parked = engine.submit(request(&spec)).unwrap();
+    until("the first has ended", || engine.stats().completed == 1);
+    assert_eq!(read(first_answer).unwrap(), expected(&first));
+    assert_eq!(read(parked).unwrap(), expected(&spec));
+    assert_idle(&engine);
+}
+
+#[test]
+fn equal_requests_are_computed_once() {
+    let (engine, control) = engine(60, |_| {});
+    let spread = SamplerFields { temperature: Some(0.9), ..Default::default() };
+    for spec in [generate(prompt(4, 50), 30), sampled(prompt(4, 50), 30, spread)] {
+        let before = engine.stats();
+        let stats = burst(&engine, &control, &vec![spec.clone(); 12]);
+        assert_eq!(
+            (stats.computed_tokens, stats.shared - before.shared),
+            (79, 11),
+            "{spec:?}",
+            spec = spec.prompt
+        );
+        assert_eq!(stats.completion_tokens, 30);
+        engine.close();
+        break;
+    }
+}
+
+#[test]
+fn who_joins_late_hears_it_all_and_who_leaves_takes_nobody_along() {
+    let (engine, control) = engine(60, |_| {});
+    control.pace_us.store(3000, Relaxed);
+    let spec = generate(prompt(4, 10), 60);
+    let mut first = engine.submit(request(&spec)).unwrap();
+    for _ in 0..5 {
+        assert!(matches!(first.wait(), Some(Event::Token(_))));
+    }
+    let second = engine.submit(request(&spec)).unwrap();
+    let mut late = request(&spec);
+    late.deadline = Some(Instant::now() + Duration::from_millis(10));
+    let late = engine.submit(late).unwrap();
+    // Other questions are other answers.
+    let longer = generate(prompt(4, 10), 61);
+    let other = engine.submit(request(&longer)).unwrap();
+    drop(first);
+    assert_eq!(read(late).unwrap_err().kind(), ErrorKind::Timeout);
+    control.pace_us.store(0, Relaxed);
+    assert_eq!(read(second).unwrap(), expected(&spec));
+    assert_eq!(read(other).unwrap(), expected(&longer));
+    assert_idle(&engine);
+    assert_eq!(engine.stats().shared, 2);
 }
 
 /// What the engine itself costs: `cargo test --profile fast --test engine -- --ignored --nocapture overhead`.
