@@ -1,6 +1,7 @@
 //! The work of `Generate`: logits in, tokens and text out.
 
 use super::client::{Audience, FilterCall};
+use super::draft::Lookup;
 use super::request::{Event, FinishReason, Generate, TokenEvent};
 use crate::error::{Error, Result};
 use crate::sample::sampler::argmax;
@@ -15,6 +16,8 @@ pub(super) struct Decode {
     pub count: usize,
     /// While the caller's filters run: the network's own logits, if log probabilities are wanted.
     parked: Option<Vec<f32>>,
+    /// Where drafts come from.
+    pub lookup: Lookup,
 }
 
 /// What follows from a row of logits.
@@ -28,8 +31,19 @@ pub(super) enum Next {
 }
 
 impl Decode {
-    pub fn new(task: Generate, context_length: usize) -> Self {
-        Decode { task, context_length, count: 0, parked: None }
+    pub fn new(mut task: Generate, context_length: usize) -> Self {
+        let lookup = Lookup::new(std::mem::take(&mut task.prediction));
+        Decode { task, context_length, count: 0, parked: None, lookup }
+    }
+
+    /// Tokens that a draft may have after `len` tokens: the answer does not go on beyond them. None if the
+    /// caller's filters must see every row before the next.
+    pub fn room_for_draft(&self, len: usize) -> usize {
+        if self.task.sampler.needs_caller() {
+            return 0;
+        }
+        let left = self.task.max_tokens.saturating_sub(self.count + 1);
+        left.min(self.context_length.saturating_sub(len + 1))
     }
 
     /// Picks the token that follows `tokens`, whose last row gave `raw`.

@@ -15,6 +15,7 @@
 
 use std::ops::Range;
 
+use super::draft::Draft;
 use super::request::Pooling;
 use super::schedule::Gap;
 use crate::cache::pages::Lease;
@@ -31,6 +32,8 @@ pub(super) struct Lane {
     pub want: Want,
     /// The candidate that a scoring lane belongs to.
     pub part: usize,
+    /// Tokens that may follow, to be checked in the next step.
+    pub draft: Option<Draft>,
     /// Pages of the lease that are in the prefix tree, and the node of the last of them.
     kept: usize,
     node: Node,
@@ -56,7 +59,7 @@ pub(super) struct Taken {
 
 impl Lane {
     pub fn new(first: usize, tokens: Vec<u32>, lease: Lease, want: Want, part: usize) -> Self {
-        Lane { first, tokens, computed: first, lease, want, part, kept: 0, node: ROOT }
+        Lane { first, tokens, computed: first, lease, want, part, draft: None, kept: 0, node: ROOT }
     }
 
     pub fn len(&self) -> usize {
@@ -130,18 +133,19 @@ impl Lane {
         (self.computed, self.kept, self.node) = (self.first, 0, ROOT);
     }
 
-    /// Appends the next `rows` rows to the step.
+    /// Appends the next `rows` rows to the step, and those of the draft.
     pub fn put(&self, rows: usize, step: &mut Step) -> Taken {
         let end = self.computed + rows;
-        let tokens = &self.tokens[self.computed - self.first..end - self.first];
-        let pages = self.lease.pages()[..pages_for(end)].to_vec();
-        let (logits, hidden) = (step.logits.len(), step.hidden.len());
-        let span = step.push(tokens, self.computed, pages);
-        let span = span.start as u32..span.end as u32;
         let closes = end == self.len();
+        let draft = self.draft.as_ref().map_or(&[][..], |draft| &draft.tokens);
+        let tokens = [&self.tokens[self.computed - self.first..end - self.first], draft].concat();
+        let pages = self.lease.pages()[..pages_for(end + draft.len())].to_vec();
+        let (logits, hidden) = (step.logits.len(), step.hidden.len());
+        let span = step.push(&tokens, self.computed, pages);
+        let span = span.start as u32..span.end as u32;
         match self.want {
             Want::Every => step.logits.extend(span),
-            Want::Last if closes => step.logits.push(span.end - 1),
+            Want::Last if closes => step.logits.extend(span.end - 1 - draft.len() as u32..span.end),
             Want::Hidden(Pooling::Mean) => step.hidden.extend(span),
             Want::Hidden(Pooling::Last) if closes => step.hidden.push(span.end - 1),
             Want::Hidden(Pooling::First) if self.computed == 0 => step.hidden.push(span.start),

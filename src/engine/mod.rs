@@ -9,6 +9,7 @@
 //! | `sequence` | a request in work: its lanes, its client, its clock |
 //! | `lane` | a row of positions with its pages: what is computed, and how far it lags behind |
 //! | `decode`, `score` | what a sequence does with logits: an answer, or likelihoods of candidates |
+//! | `draft` | tokens guessed from the text that is there, checked several in a step |
 //! | `client` | the engine's side of a request's channel |
 //! | `step_loop` | the thread: listen, reap, admit, step, sweep |
 //! | [`stats`] | what was done so far |
@@ -19,7 +20,9 @@
 //! network promises that a row's result does not depend on its neighbours, and the randomness is keyed by
 //! (seed, position).
 //!
-//! Pages are reserved when a request begins, all that it can need, so it always runs to its end.
+//! Pages are leased for what is known, and one more whenever an answer grows into it; what was computed stays in
+//! the prefix tree ([`crate::cache::prefix`]) until its pages are needed. When none is left the youngest answer is
+//! put off and begins again later, to the same end.
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -44,6 +47,7 @@ pub mod stats;
 
 mod client;
 mod decode;
+mod draft;
 mod lane;
 mod score;
 mod sequence;

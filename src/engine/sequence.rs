@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::client::{Audience, Client};
 use super::decode::{Decode, Next};
+use super::draft::{Drafter, Drafting};
 use super::lane::{Lane, Want};
 use super::network::Network;
 use super::request::{Bounds, Embed, Event, Finish, FinishReason, Pooling, Request, Task, Timings, Usage};
@@ -17,7 +18,10 @@ use crate::cache::pages::Lease;
 use crate::cache::prefix::PrefixCache;
 use crate::error::{Error, Result};
 use crate::sample::Logits;
-use crate::step::pages_for;
+use crate::step::{PAGE, pages_for};
+
+/// Pages that must be there before a draft gets one.
+const SPARE_PAGES: usize = 64;
 
 pub(super) struct Sequence {
     /// Of its first caller, by which it is known.
@@ -31,6 +35,8 @@ pub(super) struct Sequence {
     room: usize,
     /// Positions that were computed or found before it was put off: they are not counted twice.
     reached: usize,
+    /// Tokens of its last draft that were right.
+    accepted: usize,
     /// Whether its last event is in the outbox.
     pub ended: Option<Ended>,
 }
@@ -88,7 +94,7 @@ impl Sequence {
         let clock = Clock { submitted: Instant::now(), begun: None, prefilled: None };
         let can_be_shared = matches!(&work, Work::Decode(decode) if decode.can_be_shared());
         let (id, audience) = (client.id, Audience::new(client, can_be_shared));
-        Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, ended: None }
+        Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, accepted: 0, ended: None }
     }
 
     /// Finds and leases the pages for everything that it knows, and `spare` more must be there. False: they
@@ -198,10 +204,7 @@ impl Sequence {
             self.clock.prefilled = Some(Instant::now());
         }
         match &mut self.work {
-            Work::Decode(decode) if closed => {
-                let next = decode.advance(&it.tokens, part.logits, scratch, &mut self.audience)?;
-                self.follow(next);
-            }
+            Work::Decode(_) if closed => self.extend(part, scratch, cache)?,
             Work::Decode(_) => {}
             Work::Rows => {
                 self.audience.push(Event::Rows(part.logits.to_vec()));
@@ -226,6 +229,57 @@ impl Sequence {
             Work::Score(_) => {}
         }
         Ok(())
+    }
+
+    /// The next token, and one more for each token of the draft that was right.
+    fn extend(&mut self, part: &Part, scratch: &mut Logits, cache: &mut PrefixCache) -> Result<()> {
+        let drafted = self.lanes[0].draft.as_ref().map_or(Vec::new(), |draft| draft.tokens.clone());
+        self.accepted = 0;
+        for (row, raw) in part.logits.chunks_exact(part.vocab).enumerate() {
+            let (Work::Decode(decode), Some(lane)) = (&mut self.work, self.lanes.first_mut()) else { break };
+            if row > 0 {
+                // The row before was the token that was drafted here, so this one is computed as well.
+                lane.computed += 1;
+                self.accepted += 1;
+            }
+            let next = decode.advance(&lane.tokens, raw, scratch, &mut self.audience)?;
+            let goes_on = matches!(&next, Next::Token(id) if drafted.get(row) == Some(id));
+            self.follow(next);
+            if !goes_on {
+                break;
+            }
+        }
+        self.lanes[0].keep(cache);
+        Ok(())
+    }
+
+    /// Puts a draft behind its one missing token, if that seems to pay; returns its length.
+    pub fn draft(&mut self, drafter: &Drafter, step: &mut Drafting, cache: &mut PrefixCache) -> usize {
+        let (Work::Decode(decode), [lane]) = (&mut self.work, &mut self.lanes[..]) else { return 0 };
+        lane.draft = None;
+        if lane.gap().tokens != 1 {
+            return 0;
+        }
+        let mut most = decode.room_for_draft(lane.len());
+        // Pages are taken for a draft only where there are plenty.
+        let own = lane.lease.len() * PAGE - lane.len();
+        if most > own
+            && cache.available() > SPARE_PAGES
+            && let Some(more) = cache.lease(1)
+        {
+            lane.lease.append(more);
+        }
+        most = most.min(lane.lease.len() * PAGE - lane.len());
+        lane.draft = drafter.draft(step, &mut decode.lookup, &lane.tokens, self.usage.prompt_tokens, most);
+        lane.draft.as_ref().map_or(0, |draft| draft.tokens.len())
+    }
+
+    /// Tells the drafter how right its draft was; returns the number of accepted tokens.
+    pub fn settle(&mut self, drafter: &mut Drafter, worth: f64) -> usize {
+        let (Work::Decode(decode), Some(lane)) = (&mut self.work, self.lanes.first_mut()) else { return 0 };
+        let Some(draft) = lane.draft.take() else { return 0 };
+        drafter.tell(&mut decode.lookup, &draft, self.accepted, worth);
+        self.accepted
     }
 
     /// Goes on with logits that the caller's filters have edited.

@@ -23,6 +23,10 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// Rows computed, of prompts and answers together.
     pub computed_tokens: u64,
+    /// Tokens that were guessed and checked.
+    pub drafted: u64,
+    /// Those that were right: tokens that needed no step of their own.
+    pub accepted: u64,
     /// Forward passes.
     pub steps: u64,
     /// Sequences of the largest step.

@@ -23,6 +23,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Instant;
 
 use super::client::Audience;
+use super::draft::{Drafter, Drafting};
 use super::handle::{EngineOptions, Shared};
 use super::lane::Taken;
 use super::network::{Network, StepOutput};
@@ -56,6 +57,8 @@ pub(super) struct Engine {
     running: Vec<Sequence>,
     /// Callers of requests that have ended, until their last events are sent.
     leaving: Vec<Audience>,
+    /// None: no speculation.
+    drafter: Option<Drafter>,
     stats: Stats,
     scratch: Logits,
 }
@@ -86,6 +89,7 @@ pub(super) fn run(
         waiting: VecDeque::new(),
         running: Vec::new(),
         leaving: Vec::new(),
+        drafter: options.speculation.then(Drafter::new),
         stats,
         scratch: Logits::default(),
     };
@@ -223,16 +227,24 @@ impl Engine {
 
     /// One forward pass; false if there was nothing to compute.
     fn step(&mut self) -> bool {
-        let (step, seats) = self.gather();
+        let (step, seats, drafting) = self.gather();
         if seats.is_empty() {
             return false;
         }
+        let begin = Instant::now();
         self.stats.steps += 1;
         self.stats.computed_tokens += step.rows() as u64;
         self.stats.batched += seats.len() as u64;
         self.stats.largest_batch = self.stats.largest_batch.max(seats.len());
-        match self.forward(&step) {
-            Ok(output) => self.deliver(&seats, &output),
+        let output = self.forward(&step);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.note(step.rows(), begin.elapsed(), drafting.as_ref());
+        }
+        match output {
+            Ok(output) => {
+                self.deliver(&seats, &output);
+                self.settle(&seats, drafting);
+            }
             Err(error) => {
                 for seat in &seats {
                     self.running[seat.sequence].fail(error.clone());
@@ -247,7 +259,7 @@ impl Engine {
     }
 
     /// Plans the step, sees to the pages, and writes its rows down.
-    fn gather(&mut self) -> (Step, Vec<Seat>) {
+    fn gather(&mut self) -> (Step, Vec<Seat>, Option<Drafting>) {
         let (places, mut gaps) = self.gaps();
         let lacking: usize = gaps.iter().map(|gap| gap.short).sum();
         if lacking > self.cache.available() {
@@ -259,14 +271,40 @@ impl Engine {
             self.running[places[gap].0].put_off(&mut self.cache);
         }
         let (mut step, mut seats) = (Step::default(), Vec::new());
-        for (&(sequence, lane), &rows) in places.iter().zip(&plan.rows).filter(|(_, rows)| **rows > 0) {
+        let chosen: Vec<_> = places.into_iter().zip(plan.rows).filter(|(_, rows)| *rows > 0).collect();
+        for &((sequence, lane), _) in &chosen {
             let it = &mut self.running[sequence].lanes[lane];
             // The plan has counted them, so they are there.
-            let Some(lease) = self.cache.lease(it.short()) else { continue };
-            it.lease.append(lease);
-            seats.push(Seat { sequence, lane, taken: it.put(rows, &mut step) });
+            if let Some(lease) = self.cache.lease(it.short()) {
+                it.lease.append(lease);
+            }
         }
-        (step, seats)
+        let drafting = self.draft(&chosen);
+        for ((sequence, lane), rows) in chosen {
+            let taken = self.running[sequence].lanes[lane].put(rows, &mut step);
+            seats.push(Seat { sequence, lane, taken });
+        }
+        (step, seats, drafting)
+    }
+
+    /// Drafts for the answers of a step in which there is nothing else.
+    fn draft(&mut self, chosen: &[((usize, usize), usize)]) -> Option<Drafting> {
+        let drafter = self.drafter.as_ref()?;
+        let rows = chosen.iter().map(|(_, rows)| rows).sum();
+        let mut drafting = drafter.begin(rows, chosen.len())?;
+        for &((sequence, _), _) in chosen {
+            let drafted = self.running[sequence].draft(drafter, &mut drafting, &mut self.cache);
+            self.stats.drafted += drafted as u64;
+        }
+        Some(drafting)
+    }
+
+    /// What came of the drafts.
+    fn settle(&mut self, seats: &[Seat], drafting: Option<Drafting>) {
+        let (Some(drafter), Some(drafting)) = (&mut self.drafter, drafting) else { return };
+        for seat in seats {
+            self.stats.accepted += self.running[seat.sequence].settle(drafter, drafting.worth()) as u64;
+        }
     }
 
     /// The gap of every lane, after each has taken what is in the prefix tree.

@@ -194,6 +194,8 @@ impl PyEngine {
             ("cached_pages", s.cached_pages as u64),
             ("shared", s.shared),
             ("put_off", s.put_off),
+            ("drafted", s.drafted),
+            ("accepted", s.accepted),
         ];
         for (name, count) in counts {
             dict.set_item(name, count)?;

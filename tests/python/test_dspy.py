@@ -40,7 +40,10 @@ def test_complete(lm, tiny):
     own = tiny.generate([{"role": "user", "content": "hello"}], max_tokens=5)
     assert response.message.text == own.text and response.finish_reason == own.finish_reason
     assert response.usage.input_tokens == own.usage.prompt_tokens
-    assert (response.usage.output_tokens, response.usage.cache_read_tokens) == (5, own.usage.cached_tokens)
+    assert response.usage.output_tokens == 5
+    # The second one finds what the first has computed, but for the last token at least.
+    again = lm.engine.complete(request(lm, max_tokens=5))
+    assert again.usage.cache_read_tokens == own.usage.cached_tokens > 0
     assert {"queue_s", "prefill_s", "decode_s"} == response.provider_data["timings"].keys()
     assert lm("hello", max_tokens=5) == [own.text]
 
