@@ -171,3 +171,43 @@ impl<T> Context<T> for Result<T> {
         self.map_err(|error| error.context(context))
     }
 }
+
+/// The longest name or value of a file that a message repeats, in characters: a damaged file may hold megabytes
+/// where a name should stand, and the longest names of real tensors have 80.
+pub(crate) const LINE: usize = 100;
+/// The longest message of a library that a message repeats: such texts may be in it.
+pub(crate) const PARAGRAPH: usize = 300;
+
+/// A text out of a file for a message: quoted, control characters escaped, no longer than a line.
+pub(crate) fn quoted(text: &str) -> String {
+    let (beginning, more) = cut(text, LINE);
+    format!("{beginning:?}{more}")
+}
+
+/// The beginning of what is shown, and … if that is not all.
+pub(crate) fn shortened(shown: impl fmt::Display, chars: usize) -> String {
+    let shown = shown.to_string();
+    let (beginning, more) = cut(&shown, chars);
+    format!("{beginning}{more}")
+}
+
+fn cut(text: &str, chars: usize) -> (&str, &'static str) {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => (text.get(..end).unwrap_or_default(), "…"),
+        None => (text, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        let row = |n: usize| "é".repeat(n);
+        assert_eq!(quoted("a\"\n"), r#""a\"\n""#);
+        assert_eq!(quoted(&row(LINE)), format!("\"{}\"", row(LINE)));
+        assert_eq!(quoted(&row(LINE + 1)), format!("\"{}\"…", row(LINE)));
+        assert_eq!((shortened(row(9), 9), shortened(row(5000), 9)), (row(9), row(9) + "…"));
+    }
+}

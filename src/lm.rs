@@ -5,18 +5,21 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::cache::prefix_file::Prefix;
 use crate::config::Pooling;
 use crate::engine::{
-    Embed, EngineHandle, EngineOptions, Generate, Generation, Notify, Request, Runner, Stats, Task,
+    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Request, Runner, Stats, Task,
 };
 use crate::error::{Error, Result};
 use crate::model::{Model, Prompt};
 use crate::sample::{Sampler, SamplerFields};
 use crate::step::{PAGE, pages_for};
 use crate::text::stream::TextStream;
+use crate::weights::bytes::Bytes;
 
 /// Stop strings a request, and characters each.
 const MAX_STOPS: usize = 32;
@@ -67,6 +70,7 @@ pub struct GenerateOptions {
 pub struct Lm {
     model: Arc<Model>,
     engine: EngineHandle,
+    prefix_cache: bool,
 }
 
 impl Lm {
@@ -77,12 +81,13 @@ impl Lm {
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
         let pages = cache_pages(&model, options.kv_memory)?;
         let runner = Runner::new(model.decoder().clone(), pages)?;
-        let mut engine = EngineOptions::new(model.context_length());
+        // A sequence can be no longer than the whole cache.
+        let mut engine = EngineOptions::new(model.context_length().min(pages.saturating_mul(PAGE)));
         engine.queue = options.queue.unwrap_or(engine.queue);
         engine.prefix_cache = options.prefix_cache;
         engine.speculation = options.speculation;
         let engine = EngineHandle::start(Box::new(runner), engine)?;
-        Ok(Lm { model, engine })
+        Ok(Lm { model, engine, prefix_cache: options.prefix_cache })
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -129,7 +134,7 @@ impl Lm {
         check_stops(&options.stop)?;
         options.sampler.check_vocab(self.model.vocab_size())?;
         let ids = self.model.prompt_ids(prompt)?;
-        let limit = self.model.context_length();
+        let limit = self.engine.bounds().context_length;
         if ids.len() + 1 > limit {
             return Err(Error::context_length(ids.len(), limit));
         }
@@ -147,6 +152,73 @@ impl Lm {
         }));
         let deadline = options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.engine.submit_with(Request { prompt: ids, task, deadline }, notify)
+    }
+
+    /// Saves what was computed of a prompt, whole pages of it, and returns how many tokens that are. It is
+    /// computed if it is not cached.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for the
+    /// prompt; `ModelFile` if the file cannot be written.
+    pub fn save_prefix(&self, prompt: &Prompt, path: &Path) -> Result<usize> {
+        self.check_prefix_cache()?;
+        let mut ids = self.model.prompt_ids(prompt)?;
+        let limit = self.engine.bounds().context_length;
+        if ids.len() > limit {
+            return Err(Error::context_length(ids.len(), limit));
+        }
+        let tokens = ids.len() / PAGE * PAGE;
+        if tokens == 0 {
+            return Err(Error::invalid(format!(
+                "the prompt has {} tokens, and a prefix is saved in pages of {PAGE}; it is too short to be worth it",
+                ids.len()
+            )));
+        }
+        ids.truncate(tokens);
+        let embed = Embed { pooling: Pooling::Last, normalize: false };
+        let mut computed = self.engine.submit(Request::new(ids.clone(), Task::Embed(embed)))?;
+        while let Some(event) = computed.wait() {
+            if let Event::Error(error) = event {
+                return Err(error);
+            }
+        }
+        let pages = Bytes::from_vec(self.engine.export(ids.clone())?);
+        Prefix { tokens: ids, pages }.write(path, &self.computation())?;
+        Ok(tokens)
+    }
+
+    /// Takes up a prefix that [`Lm::save_prefix`] wrote; returns its tokens. Prompts that begin with them are
+    /// computed from there on, as long as the pages are not needed for something else.
+    ///
+    /// # Errors
+    /// `ModelFile` if the file is missing, damaged, or belongs to another model or kind of machine; `OutOfMemory`
+    /// if it does not fit.
+    pub fn load_prefix(&self, path: &Path) -> Result<usize> {
+        self.check_prefix_cache()?;
+        let page_bytes = self.model.decoder().kv_bytes_per_position() * PAGE;
+        let prefix = Prefix::read(path, &self.computation(), page_bytes)?;
+        if prefix.tokens.iter().any(|&id| id as usize >= self.model.vocab_size()) {
+            return Err(Error::model_file(format!("{}: a token is not in the vocabulary", path.display())));
+        }
+        let tokens = prefix.tokens.len();
+        self.engine.import(prefix)?;
+        Ok(tokens)
+    }
+
+    fn check_prefix_cache(&self) -> Result<()> {
+        match self.prefix_cache {
+            true => Ok(()),
+            false => {
+                Err(Error::invalid("this engine was started without a prefix cache; leave prefix_cache on"))
+            }
+        }
+    }
+
+    /// All that the numbers in the cache depend on, but for the tokens.
+    fn computation(&self) -> String {
+        let machine = self.model.decoder().ops().describe();
+        let machine = machine.split(',').next().unwrap_or_default();
+        format!("{} on {machine}", self.model.fingerprint())
     }
 
     /// The logits of every position of `ids`.

@@ -399,6 +399,105 @@ fn bad_tokenizer_json_is_refused() {
     }
 }
 
+/// A tokenizer of Hugging Face's with one change.
+fn changed(name: &str, change: impl FnOnce(&mut Json)) -> tallow::error::Result<Tokenizer> {
+    let mut root = json(&format!("{name}/tokenizer.json"));
+    change(&mut root);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), root.to_string()).unwrap();
+    Tokenizer::from_hf(dir.path())
+}
+
+#[test]
+fn ids_may_have_holes_and_no_abysses() {
+    // one token more than its own vocabulary, without the added token behind that
+    let tokens = hf("hf-llama").vocab_size();
+    let most = 2 * tokens + (1 << 16);
+    let with = |id: usize| {
+        changed("hf-llama", |root| {
+            root["added_tokens"].as_array_mut().unwrap().pop();
+            root["model"]["vocab"]["qqq"] = id.into();
+        })
+    };
+    for (id, sound) in [(tokens + 1000, true), (most - 1, true), (most, false), ((1 << 24) - 1, false)] {
+        match with(id) {
+            Ok(tokenizer) => assert!(sound && tokenizer.vocab_size() == id + 1, "{id}"),
+            Err(error) => {
+                let named =
+                    ["tokenizer.json", "\"qqq\"", &id.to_string()].map(|w| error.message().contains(w));
+                assert!(
+                    !sound && error.kind() == ErrorKind::ModelFile && named == [true; 3],
+                    "{id}: {error:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn added_tokens_have_the_ids_that_they_say() {
+    let next = hf("hf-bytelevel").vocab_size();
+    let with = |id: usize, content: &str| {
+        changed("hf-bytelevel", |root| {
+            let token = serde_json::json!({"id": id, "content": content, "special": true, "single_word": false,
+                                           "lstrip": false, "rstrip": false, "normalized": false});
+            root["added_tokens"].as_array_mut().unwrap().push(token);
+        })
+    };
+    assert_eq!(with(next, "<new>").unwrap().id("<new>"), Some(next as u32));
+    assert!(with(next + 9, "").is_ok(), "an empty token is never read");
+    let known = hf("hf-bytelevel").id("a").unwrap() as usize;
+    let long = "x".repeat(5000);
+    for (content, id, given) in [("<new>", next + 9, next), ("a", next, known), (&long, next + 1, next)] {
+        let error = with(id, content).unwrap_err();
+        let beginning: String = content.chars().take(60).collect();
+        let words = ["tokenizer.json", &beginning, &id.to_string(), &given.to_string()];
+        let named = words.map(|word| error.message().contains(word));
+        assert!(error.kind() == ErrorKind::ModelFile && named == [true; 4], "{error:?}");
+        assert!(error.message().len() < 500, "{error:?}");
+    }
+}
+
+#[test]
+fn training_switches_are_off() {
+    let sound = hf("hf-bytelevel");
+    let text = "Hello, world! The quick brown fox jumps over the lazy dog.";
+    for (key, value) in [
+        ("/model/dropout", serde_json::json!(0.9)),
+        (
+            "/truncation",
+            serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}),
+        ),
+    ] {
+        let tokenizer = changed("hf-bytelevel", |root| *root.pointer_mut(key).unwrap() = value).unwrap();
+        for _ in 0..3 {
+            assert_eq!(tokenizer.encode(text, false).unwrap(), sound.encode(text, false).unwrap(), "{key}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_the_crate_is_an_error() {
+    let replace = |pattern: Json| serde_json::json!({"type": "Replace", "pattern": pattern, "content": "x"});
+    // one that every text meets is found at load
+    let error =
+        changed("hf-bytelevel", |root| root["normalizer"] = replace(serde_json::json!({"String": ""})));
+    let error = error.unwrap_err();
+    assert!(error.kind() == ErrorKind::ModelFile && error.message().contains("tokenizer.json"), "{error:?}");
+    let nothing = replace(serde_json::json!({"Regex": "(?=b)"}));
+    let tokenizer = changed("hf-bytelevel", |root| root["normalizer"] = nothing).unwrap();
+    assert!(tokenizer.encode("a", false).is_ok());
+    let literal = std::slice::from_ref(&(0..1));
+    for error in [tokenizer.encode("b", false), tokenizer.encode_with_literals("b", literal)] {
+        let error = error.unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::ModelFile && error.message().contains("tokenizer.json"),
+            "{error:?}"
+        );
+    }
+    assert!(tokenizer.encode("a", false).is_ok(), "and it can be used after that");
+}
+
 // --- random ----------------------------------------------------------------------------------
 
 /// A small generator (PCG's multiplier, the high bits).

@@ -2,6 +2,7 @@
 half."""
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from types import EllipsisType
 from typing import Any, final
 
@@ -149,6 +150,14 @@ class Engine:
         tools: list[Any] | None = None,
         arguments: dict[str, Any] | None = None,
     ) -> list[tuple[list[int], list[float]]]: ...
+    def save_prefix(
+        self,
+        path: str | PathLike[str],
+        prompt: str | list[dict[str, Any]] | Sequence[int],
+        tools: list[Any] | None = None,
+        arguments: dict[str, Any] | None = None,
+    ) -> int: ...
+    def load_prefix(self, path: str | PathLike[str]) -> int: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
     @property

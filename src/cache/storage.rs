@@ -85,6 +85,45 @@ impl KvCache {
         self.layers.len()
     }
 
+    /// Bytes that [`read_page`](Self::read_page) gives: four for each number, whatever they are stored in.
+    pub fn page_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| 2 * 4 * PAGE * layer.shape.width()).sum()
+    }
+
+    /// Appends what lies in a page to `out`: per layer keys, then values, as little-endian f32.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
+        for tensor in self.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
+            let rows = tensor.narrow(0, page as usize * PAGE, PAGE)?.to_dtype(DType::F32)?;
+            let numbers = rows.flatten_all()?.to_vec1::<f32>()?;
+            out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        }
+        Ok(())
+    }
+
+    /// Makes a page hold what [`read_page`](Self::read_page) gave.
+    ///
+    /// # Errors
+    /// `Internal` if there are too few bytes; what the device says.
+    pub fn write_page(&self, page: u32, mut bytes: &[u8]) -> Result<()> {
+        for layer in &self.layers {
+            let shape = (PAGE, layer.shape.width());
+            for tensor in [&layer.keys, &layer.values] {
+                let (own, rest) = bytes
+                    .split_at_checked(4 * shape.0 * shape.1)
+                    .ok_or_else(|| Error::internal("a page has fewer bytes than its layers need"))?;
+                bytes = rest;
+                let read = |word: &[u8]| word.try_into().map_or(f32::NAN, f32::from_le_bytes);
+                let numbers: Vec<f32> = own.chunks_exact(4).map(read).collect();
+                let rows = Tensor::from_vec(numbers, shape, tensor.device())?.to_dtype(self.dtype)?;
+                tensor.slice_set(&rows, 0, page as usize * PAGE)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The tensors of one layer.
     ///
     /// # Errors
@@ -127,6 +166,26 @@ mod tests {
         assert_eq!(layer.keys.dims(), [5 * PAGE, 256]);
         assert_eq!(layer.values.sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
         assert_eq!(cache.layer(2).unwrap_err().kind(), ErrorKind::Internal);
+    }
+
+    #[test]
+    fn a_page_goes_out_and_comes_back() {
+        for dtype in [DType::F32, DType::BF16] {
+            let cache = KvCache::new(&SHAPES, 3, dtype, &Device::Cpu).unwrap();
+            // Small whole numbers, which bf16 holds exactly.
+            let numbers = (0..cache.page_bytes() / 4).map(|at| (at % 250) as f32);
+            let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+            cache.write_page(1, &bytes).unwrap();
+            let mut found = Vec::new();
+            cache.read_page(1, &mut found).unwrap();
+            assert!(found == bytes, "{dtype:?}");
+            for other in [0, 2] {
+                found.clear();
+                cache.read_page(other, &mut found).unwrap();
+                assert!(found.iter().all(|&byte| byte == 0), "{dtype:?}");
+            }
+            assert_eq!(cache.write_page(1, &bytes[1..]).unwrap_err().kind(), ErrorKind::Internal);
+        }
     }
 
     #[test]

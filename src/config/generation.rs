@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::hf::{Fields, object};
+use super::fields::{Fields, object};
 use crate::error::{Error, Result};
 
 /// The model's own defaults; `None` where the file says nothing. An absent file means greedy decoding.

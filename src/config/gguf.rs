@@ -3,7 +3,7 @@
 
 use super::rope::yarn_attention;
 use super::{Activation, Block, Config, Layer, Norm, NormKind, Rope, Scaling, windowed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::weights::{Metadata, Weights};
 
 /// What an architecture does not write into its metadata.
@@ -94,7 +94,7 @@ pub fn parse(metadata: &Metadata, weights: &Weights) -> Result<Config> {
         let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
         Error::unsupported(format!(
             "architecture {} is not supported; supported are {}",
-            super::quoted(name),
+            quoted(name),
             known.join(", ")
         ))
     })?;
@@ -252,7 +252,7 @@ impl Reader<'_> {
             }),
             (Some("yarn"), None) => Err(self.missing("rope.scaling.factor")),
             (Some(other), _) => {
-                let (key, other) = (self.key("rope.scaling.type"), super::quoted(other));
+                let (key, other) = (self.key("rope.scaling.type"), quoted(other));
                 Err(Error::unsupported(format!("{key} {other} is not supported")))
             }
         }

@@ -6,9 +6,10 @@
 
 use serde_json::{Map, Value};
 
+use super::fields::{Fields, missing, object};
 use super::rope::{longrope_attention, yarn_attention};
 use super::{Activation, Block, Config, Layer, Norm, NormKind, Rope, Scaling, windowed};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 
 /// What sets one family apart where its config leaves a field out or cannot say it.
 struct Family {
@@ -122,15 +123,6 @@ pub fn parse(text: &str) -> Result<Config> {
     }
 }
 
-/// A JSON text whose top level is an object.
-pub(crate) fn object(text: &str) -> Result<Map<String, Value>> {
-    match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Error::model_file("the top level must be an object")),
-        Err(error) => Err(Error::model_file(format!("not valid JSON: {error}"))),
-    }
-}
-
 impl Family {
     fn default(&self, key: &str) -> Option<usize> {
         self.defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
@@ -142,7 +134,7 @@ fn family(name: &str) -> Result<&'static Family> {
         let known: Vec<_> = FAMILIES.iter().map(|f| f.name).collect();
         Error::unsupported(format!(
             "model_type {} is not supported; supported are {}",
-            super::quoted(name),
+            quoted(name),
             known.join(", ")
         ))
     })
@@ -212,7 +204,7 @@ fn activation(family: &Family, f: &Fields) -> Result<Activation> {
         Some("gelu") => Ok(Activation::Gelu),
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
         Some("relu") => Ok(Activation::Relu),
-        Some(other) => Err(Error::unsupported(format!("{key} {} is not supported", super::quoted(other)))),
+        Some(other) => Err(Error::unsupported(format!("{key} {} is not supported", quoted(other)))),
     }
 }
 
@@ -314,7 +306,7 @@ fn rope(family: &Family, f: &Fields, root: &Fields, defaults: RopeDefaults) -> R
                 .unwrap_or_else(|| longrope_attention(factor.unwrap_or(ratio), original as f64)),
         },
         Some(other) => {
-            return Err(Error::unsupported(format!("rope_type {} is not supported", super::quoted(other))));
+            return Err(Error::unsupported(format!("rope_type {} is not supported", quoted(other))));
         }
     };
     Ok(Rope { theta, dims, scaling })
@@ -355,7 +347,7 @@ fn windows(family: &Family, f: &Fields, layers: usize) -> Result<Vec<Option<usiz
                 Some("full_attention") => false,
                 Some("sliding_attention") => true,
                 _ => {
-                    let kind = super::quoted(&kind.to_string());
+                    let kind = quoted(&kind.to_string());
                     return Err(Error::unsupported(format!(
                         "layer_types has {kind}, which is not supported"
                     )));
@@ -394,55 +386,6 @@ fn no_rope(family: &Family, f: &Fields, layers: usize) -> Result<Vec<bool>> {
     }
     let interval = f.usize("no_rope_layer_interval")?.unwrap_or(4).max(1);
     Ok((0..layers).map(|i| (i + 1) % interval == 0).collect())
-}
-
-fn missing(field: &str) -> Error {
-    Error::model_file(format!("the field {field:?} is missing"))
-}
-
-/// Typed access to a JSON object; `null` is absent, a wrong type is an error that names the field.
-pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    fn get<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => read(value).map(Some).ok_or_else(|| {
-                let shown: String = value.to_string().chars().take(60).collect();
-                Error::model_file(format!("the field {key:?} must be {what}, not {shown}"))
-            }),
-        }
-    }
-
-    pub(super) fn usize(&self, key: &str) -> Result<Option<usize>> {
-        self.get(key, "a whole number", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
-    }
-
-    pub(super) fn f64(&self, key: &str) -> Result<Option<f64>> {
-        self.get(key, "a number", Value::as_f64)
-    }
-
-    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
-        self.get(key, "true or false", Value::as_bool)
-    }
-
-    fn str(&self, key: &str) -> Result<Option<&'a str>> {
-        self.get(key, "a string", Value::as_str)
-    }
-
-    fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
-        self.get(key, "an object", Value::as_object)
-    }
-
-    fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>> {
-        self.get(key, "a list", Value::as_array)
-    }
-
-    fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        self.get(key, "a list of numbers", |v| {
-            v.as_array()?.iter().map(|x| x.as_f64().map(|x| x as f32)).collect()
-        })
-    }
 }
 
 #[cfg(test)]

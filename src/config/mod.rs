@@ -4,6 +4,7 @@
 //! What a checkpoint's tensors tell by themselves (biases, q/k norms, tied embeddings, fused projections,
 //! a gated MLP, norms after a block) does not stand here: the loader believes the tensors.
 
+pub mod fields;
 pub mod generation;
 pub mod gguf;
 pub mod hf;
@@ -112,13 +113,6 @@ const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCAB: usize = 1 << 23;
 const MAX_CONTEXT: usize = 1 << 27;
-
-/// A text out of a file for a message: quoted, control characters escaped, no longer than a line.
-pub(crate) fn quoted(text: &str) -> String {
-    let beginning: String = text.chars().take(60).collect();
-    let more = if beginning.len() < text.len() { "…" } else { "" };
-    format!("{beginning:?}{more}")
-}
 
 impl Config {
     /// Refuses numbers that cannot be a model, naming the field as `config.json` and as GGUF has it; every

@@ -295,7 +295,7 @@ mod tests {
         ("hello world", "q", "hel", "lo wor"),
         ("hello world", "q", "hexx wo", "rldqhe"),
         ("hello world", "q", "hey", "-"),
-        ("he", "q", "he", "-"),
+        ("he", "q", "he", "qheqhe"),
     ];
 
     #[test]

@@ -21,6 +21,7 @@ use super::schedule::StepLimits;
 use super::sequence::Sequence;
 use super::stats::Stats;
 use super::step_loop::{self, Command, panic_message};
+use crate::cache::prefix_file::Prefix;
 use crate::error::{Error, Result};
 
 /// Called on the engine thread after events of a request were queued; with `true` if the caller must look now
@@ -204,6 +205,31 @@ impl EngineHandle {
             Ok(()) => Ok(generation),
             Err(_) => Err(shared.stop(Error::internal("the engine stopped"))),
         }
+    }
+
+    /// What lies in the pages of `tokens`, whole pages from the start of a sequence, which were computed before.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if they are not all cached any more; else as [`submit`](Self::submit).
+    pub fn export(&self, tokens: Vec<u32>) -> Result<Vec<u8>> {
+        self.ask(|reply| Command::Export(tokens, reply))
+    }
+
+    /// Keeps a prefix that [`export`](Self::export) gave, here or in another process.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if there is no room for all of it; else as [`submit`](Self::submit).
+    pub fn import(&self, prefix: Prefix) -> Result<()> {
+        self.ask(|reply| Command::Import(prefix, reply))
+    }
+
+    /// Sends a command and waits for its reply.
+    fn ask<T>(&self, command: impl FnOnce(Sender<Result<T>>) -> Command) -> Result<T> {
+        let Inner { shared, commands, .. } = &*self.0;
+        shared.check_process()?;
+        let (reply, answer) = channel();
+        let _ = commands.send(command(reply));
+        answer.recv().unwrap_or_else(|_| Err(shared.stop(Error::internal("the engine stopped"))))
     }
 
     /// What the engine has done so far. In a forked child: nothing.

@@ -26,6 +26,15 @@ pub trait Network: Send {
 
     /// Makes page `to` hold what page `from` holds, in every layer.
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()>;
+
+    /// Bytes of a page as it is saved.
+    fn page_bytes(&self) -> usize;
+
+    /// Appends what `page` holds to `out`, [`page_bytes`](Network::page_bytes) of them.
+    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()>;
+
+    /// Makes `page` hold what [`read_page`](Network::read_page) gave for another one.
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()>;
 }
 
 /// What was wanted of a [`Step`].

@@ -60,6 +60,18 @@ impl Network for Runner {
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
         self.decoder.ops().copy_page(&self.cache, from, to)
     }
+
+    fn page_bytes(&self) -> usize {
+        self.cache.page_bytes()
+    }
+
+    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
+        self.cache.read_page(page, out)
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()> {
+        self.cache.write_page(page, bytes)
+    }
 }
 
 /// The union of two ascending lists.

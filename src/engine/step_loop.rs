@@ -19,7 +19,7 @@ use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Instant;
 
 use super::client::Audience;
@@ -30,16 +30,22 @@ use super::network::{Network, StepOutput};
 use super::schedule::{Gap, StepLimits, plan};
 use super::sequence::{Ended, Part, Sequence};
 use super::stats::Stats;
-use crate::cache::prefix::PrefixCache;
+use crate::cache::pages::Lease;
+use crate::cache::prefix::{Chunk, PrefixCache, ROOT};
+use crate::cache::prefix_file::Prefix;
 use crate::error::{Error, Result};
 use crate::sample::Logits;
-use crate::step::Step;
+use crate::step::{PAGE, Step};
 
 /// What handles ask of the thread.
 pub(super) enum Command {
     Submit(Box<Sequence>),
     /// The caller's filters have run.
     Filtered(u64, Box<Result<Logits>>),
+    /// What lies in the pages of these tokens, whole pages from the start, which must all be cached.
+    Export(Vec<u32>, Sender<Result<Vec<u8>>>),
+    /// The pages of these tokens, to be kept.
+    Import(Prefix, Sender<Result<()>>),
     /// Something was cancelled: look.
     Wake,
     Close,
@@ -124,6 +130,13 @@ impl Engine {
                 Ok(Command::Wake) => {}
                 Ok(Command::Submit(sequence)) => self.enqueue(*sequence),
                 Ok(Command::Filtered(id, logits)) => self.resume(id, *logits),
+                // Whoever asked may have gone.
+                Ok(Command::Export(tokens, reply)) => drop(reply.send(self.export(&tokens))),
+                Ok(Command::Import(prefix, reply)) => {
+                    let outcome = self.import(&prefix);
+                    self.publish();
+                    drop(reply.send(outcome));
+                }
             }
         }
     }
@@ -155,6 +168,57 @@ impl Engine {
                 })
             }
         }
+    }
+
+    fn export(&mut self, tokens: &[u32]) -> Result<Vec<u8>> {
+        let (mut node, mut bytes) = (ROOT, Vec::new());
+        bytes
+            .try_reserve_exact((tokens.len() / PAGE).saturating_mul(self.network.page_bytes()))
+            .map_err(|_| Error::out_of_memory("there is no memory to copy the prefix to"))?;
+        for chunk in chunks(tokens) {
+            let Some((page, next)) = self.cache.find(node, &chunk) else {
+                return Err(Error::out_of_memory(
+                    "the pages of the prefix were given up before they could be saved; close other work, or \
+                     raise kv_memory",
+                ));
+            };
+            let read = self.network.read_page(page.pages()[0], &mut bytes);
+            self.cache.release(page);
+            read?;
+            node = next;
+        }
+        Ok(bytes)
+    }
+
+    fn import(&mut self, prefix: &Prefix) -> Result<()> {
+        let (mut node, mut held) = (ROOT, Lease::default());
+        let mut outcome = Ok(());
+        for (chunk, bytes) in chunks(&prefix.tokens).zip(prefix.pages.chunks_exact(self.network.page_bytes()))
+        {
+            if let Some((page, next)) = self.cache.find(node, &chunk) {
+                held.append(page);
+                node = next;
+                continue;
+            }
+            let Some(page) = self.cache.lease(1) else {
+                let pages = self.cache.pages().total();
+                outcome = Err(Error::out_of_memory(format!(
+                    "the prefix does not fit beside what is in work, into {pages} pages; raise kv_memory"
+                )));
+                break;
+            };
+            let written = self.network.write_page(page.pages()[0], bytes);
+            held.append(page);
+            if written.is_err() {
+                outcome = written;
+                break;
+            }
+            let last = held.len() - 1;
+            node = self.cache.insert(node, &chunk, &mut held, last);
+        }
+        // Held until here, so that the last pages do not push out the first; cached from now on.
+        self.cache.release(held);
+        outcome
     }
 
     fn resume(&mut self, id: u64, logits: Result<Logits>) {
@@ -451,6 +515,11 @@ impl Engine {
         self.publish();
         self.flush();
     }
+}
+
+/// The whole pages of `tokens`.
+fn chunks(tokens: &[u32]) -> impl Iterator<Item = Chunk> {
+    tokens.chunks_exact(PAGE).filter_map(|chunk| chunk.try_into().ok())
 }
 
 /// Runs what concerns one request: its error, or its panic, is its own.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 pub const CONFIG: &str = "config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -49,10 +49,13 @@ pub fn shards(index: &[u8], what: &str) -> Result<Vec<String>> {
     let map = map.ok_or_else(|| bad("has no weight_map"))?;
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
-        let file = file.as_str().ok_or_else(|| bad(&format!("weight_map[{tensor:?}] is not a text")))?;
+        let file =
+            file.as_str().ok_or_else(|| bad(&format!("weight_map[{}] is not a text", quoted(tensor))))?;
         if !is_safe_name(file) || !file.ends_with(".safetensors") {
             return Err(bad(&format!(
-                "weight_map[{tensor:?}] is {file:?}: not a .safetensors file of this repository"
+                "weight_map[{}] is {}: not a .safetensors file of this repository",
+                quoted(tensor),
+                quoted(file)
             )));
         }
         names.insert(file.to_string());

@@ -9,11 +9,11 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::fingerprint::fingerprint;
-use super::{Decoder, Model, no_panic};
+use super::{Decoder, Model};
 use crate::config::generation::{self, Generation};
 use crate::config::{self, Config, Pooling};
 use crate::device::{Placement, default_threads};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
 use crate::text::chat::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
@@ -306,7 +306,7 @@ impl Files {
             ))
         })?;
         let config = config::hf::parse(&text).context(config_path.display())?;
-        let root = config::hf::object(&text).context(config_path.display())?;
+        let root = config::fields::object(&text).context(config_path.display())?;
         let generation_path = folder.join("generation_config.json");
         let generation = match read_text(&generation_path)? {
             Some(text) => Generation::parse(&text).context(generation_path.display())?,
@@ -315,9 +315,7 @@ impl Files {
         Ok(Files {
             config,
             weights: safetensors::open(path)?,
-            tokenizer: Arc::new(no_panic(folder.join("tokenizer.json").display(), || {
-                Tokenizer::from_hf(folder)
-            })?),
+            tokenizer: Arc::new(Tokenizer::from_hf(folder)?),
             template: ChatTemplate::from_hf(folder, template)?,
             generation,
             config_eos: generation::eos_ids(&root),
@@ -346,7 +344,7 @@ fn check_tokenizer(files: &Files) -> Result<()> {
         .filter_map(|id| u32::try_from(id).ok())
         .find(|id| !files.tokenizer.is_special(*id) && !files.tokenizer.token_bytes(*id).is_empty());
     let Some(id) = beyond else { return Ok(()) };
-    let token = config::quoted(&String::from_utf8_lossy(files.tokenizer.token_bytes(id)));
+    let token = quoted(&String::from_utf8_lossy(files.tokenizer.token_bytes(id)));
     Err(Error::model_file(format!(
         "{}: the tokenizer has {tokens} tokens and the embedding {rows} rows, so that token {id} ({token}) has \
          none; they do not belong together",

@@ -10,8 +10,6 @@ pub mod linear;
 mod load;
 pub mod norm;
 
-use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -160,12 +158,10 @@ impl Model {
     pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.to_vec()),
-            Prompt::Text(text) => no_panic("tokenizer.json", || self.tokenizer.encode(text, false))?,
+            Prompt::Text(text) => self.tokenizer.encode(text, false)?,
             Prompt::Chat(chat) => {
                 let rendered = self.render(chat)?;
-                no_panic("tokenizer.json", || {
-                    self.tokenizer.encode_with_literals(&rendered.text, &rendered.literals)
-                })?
+                self.tokenizer.encode_with_literals(&rendered.text, &rendered.literals)?
             }
         };
         Ok(self.with_bos(ids))
@@ -174,10 +170,6 @@ impl Model {
     /// The ids of `text` where it continues a prompt: as they stand in the whole text if the prompt's own ids
     /// stay what they are, else those of `text` alone, with no space put before it.
     pub fn continuation_ids(&self, prompt: &Prompt, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
-        no_panic("tokenizer.json", || self.continuation(prompt, prompt_ids, text))
-    }
-
-    fn continuation(&self, prompt: &Prompt, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
         let whole = match prompt {
             Prompt::Ids(_) => None,
             Prompt::Text(before) => Some(self.tokenizer.encode(&format!("{before}{text}"), false)?),
@@ -204,15 +196,6 @@ impl Model {
         }
         ids
     }
-}
-
-/// Runs what a `tokenizer.json` decides. The `tokenizers` crate panics, loading or encoding, at contradictions
-/// in that file (a post-processor's token that is not defined, a prefix longer than a token, a pattern that
-/// matches nothing), too many kinds of them to look for each beforehand.
-fn no_panic<T>(file: impl Display, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        Err(Error::model_file(format!("{file} contradicts itself: the tokenizer that it describes fails")))
-    })
 }
 
 impl std::fmt::Debug for Model {

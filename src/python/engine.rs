@@ -1,5 +1,6 @@
 //! `_core.Engine`: a running engine over a model.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -171,6 +172,25 @@ impl PyEngine {
         let (ids, generation) = door::detached(py, || self.lm.score(&prompt.borrow(), &candidates))?;
         let scores = finished(py, generation)?.1;
         Ok(ids.into_iter().zip(scores).collect())
+    }
+
+    /// Saves what was computed of a prompt; returns the number of its tokens.
+    #[pyo3(signature = (path, prompt, tools=None, arguments=None))]
+    fn save_prefix(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        prompt: &Bound<'_, PyAny>,
+        tools: Option<&Bound<'_, PyAny>>,
+        arguments: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
+        door::detached(py, || self.lm.save_prefix(&prompt.borrow(), &path))
+    }
+
+    /// Takes up what `save_prefix` wrote; returns the number of its tokens.
+    fn load_prefix(&self, py: Python<'_>, path: PathBuf) -> PyResult<usize> {
+        door::detached(py, || self.lm.load_prefix(&path))
     }
 
     /// What the engine has done so far.

@@ -63,10 +63,11 @@ enum SpacePrefix {
 impl Tokenizer {
     /// The tokenizer of a folder with a `tokenizer.json`. `tokenizer_config.json` and
     /// `special_tokens_map.json` beside it say which tokens begin and end a text, where they exist.
+    /// Truncation, padding and BPE dropout, which are for training, are switched off.
     ///
     /// # Errors
-    /// `ModelFile` naming the file when it is missing or malformed; `UnsupportedModel` when it decodes in a
-    /// way that cannot be told token by token.
+    /// `ModelFile` naming the file when it is missing, malformed or contradicts itself, or when its ids lie
+    /// far apart; `UnsupportedModel` when it decodes in a way that cannot be told token by token.
     pub fn from_hf(dir: &Path) -> Result<Tokenizer> {
         hf::load(dir)
     }
@@ -85,6 +86,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `InvalidRequest` for a text of 4 GiB, and for a character that the tokenizer cannot write at all.
+    /// `ModelFile` when a `tokenizer.json` contradicts itself in what only this text needs.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         self.encode_where(text, |_| special)
     }

@@ -19,7 +19,7 @@ use self::reader::Reader;
 use super::bytes::Bytes;
 use super::dtype::{WeightType, ggml_type_name};
 use super::{Entry, Stored, Weights};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 
@@ -148,7 +148,8 @@ fn read_tensors(reader: &mut Reader, count: u64) -> Result<Vec<(String, Tensor)>
     let mut tensors = Vec::new();
     for _ in 0..count {
         let name = reader.name("a tensor's name")?;
-        let tensor = read_tensor(reader).map_err(|error| error.context(format!("tensor {name:?}")))?;
+        let tensor =
+            read_tensor(reader).map_err(|error| error.context(format!("tensor {}", quoted(name))))?;
         tensors.push((name.to_owned(), tensor));
     }
     Ok(tensors)
@@ -211,7 +212,8 @@ fn place_tensors(
     for (name, tensor) in tensors.iter_mut() {
         let range = &tensor.range;
         if !range.start.is_multiple_of(align) {
-            let message = format!("the tensor {name:?} begins at {}, not a multiple of {align}", range.start);
+            let message =
+                format!("the tensor {} begins at {}, not a multiple of {align}", quoted(name), range.start);
             return Err(Error::model_file(message));
         }
         let end = range.end.checked_add(start).filter(|end| *end <= file_len);
@@ -219,8 +221,9 @@ fn place_tensors(
             Some(end) => start + range.start..end,
             None => {
                 return Err(Error::model_file(format!(
-                    "the file is cut short: the tensor {name:?} ends {} bytes after the header and the file {} \
+                    "the file is cut short: the tensor {} ends {} bytes after the header and the file {} \
                      bytes after it; download it again",
+                    quoted(name),
                     range.end,
                     file_len.saturating_sub(start)
                 )));
@@ -237,7 +240,7 @@ fn check_apart(tensors: &[(String, Tensor)]) -> Result<()> {
         if let [(a, first), (b, second)] = pair
             && second.range.start < first.range.end
         {
-            return Err(Error::model_file(format!("the tensors {a:?} and {b:?} overlap")));
+            return Err(Error::model_file(format!("the tensors {} and {} overlap", quoted(a), quoted(b))));
         }
     }
     Ok(())

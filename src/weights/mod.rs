@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub use self::bytes::Bytes;
 pub use self::dtype::WeightType;
 pub use self::gguf::{Gguf, Metadata};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 
 /// One tensor, as it is stored.
 #[derive(Clone, Debug)]
@@ -168,7 +168,7 @@ impl Weights {
     /// Adds a tensor; a name may come only once.
     fn insert(&mut self, name: String, entry: Entry) -> Result<()> {
         if self.tensors.contains_key(&name) {
-            return Err(Error::model_file(format!("the tensor {name:?} is there twice")));
+            return Err(Error::model_file(format!("the tensor {} is there twice", quoted(&name))));
         }
         self.tensors.insert(name, entry);
         Ok(())

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::bytes::Bytes;
 use super::dtype::WeightType;
 use super::{Content, Entry, Stored, Weights, sniff};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -117,7 +117,8 @@ fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
     };
     // `SafeTensors::read_metadata` would do this too, but it adds up the sizes of the file unchecked.
     let header: Metadata = serde_json::from_slice(header).map_err(|error| {
-        let at = culprit(header).map_or(String::new(), |name| format!(" at the tensor {name:?}"));
+        let at = culprit(header).map_or(String::new(), |name| format!(" at the tensor {}", quoted(&name)));
+        let error = shortened(error, PARAGRAPH);
         Error::model_file(format!("the safetensors header is malformed{at}: {error}"))
     })?;
     let data_len = bytes.len() - start;
@@ -183,11 +184,12 @@ fn add_shards(weights: &mut Weights, path: &Path, bytes: &[u8]) -> Result<()> {
         return Err(Error::model_file(format!("{}: the index is too large", path.display())));
     }
     let index: Index = serde_json::from_slice(bytes).map_err(|error| {
+        let error = shortened(error, PARAGRAPH);
         Error::model_file(format!("{}: this is not an index of safetensors shards: {error}", path.display()))
     })?;
     let mut shards = BTreeMap::<&str, Vec<&str>>::new();
     for (tensor, shard) in &index.weight_map {
-        check_name(shard).context(format!("{}: the shard of {tensor:?}", path.display()))?;
+        check_name(shard).context(format!("{}: the shard of {}", path.display(), quoted(tensor)))?;
         shards.entry(shard).or_default().push(tensor);
     }
     for (shard, names) in shards {
@@ -200,8 +202,9 @@ fn add_shards(weights: &mut Weights, path: &Path, bytes: &[u8]) -> Result<()> {
         for name in names {
             wanted.push(found.remove(name).ok_or_else(|| {
                 Error::model_file(format!(
-                    "{}: there is no tensor {name:?}, which {INDEX} says is here",
-                    shard.display()
+                    "{}: there is no tensor {}, which {INDEX} says is here",
+                    shard.display(),
+                    quoted(name)
                 ))
             })?);
         }
@@ -224,7 +227,8 @@ fn check_name(name: &str) -> Result<()> {
     // A colon is a drive or a second stream on Windows.
     if !plain || name.contains(['/', '\\', ':', '\0']) {
         return Err(Error::model_file(format!(
-            "{name:?} is not a plain file name, and only those are opened"
+            "{} is not a plain file name, and only those are opened",
+            quoted(name)
         )));
     }
     Ok(())

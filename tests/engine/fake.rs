@@ -89,6 +89,25 @@ impl Network for Fake {
         self.slots.copy_within(from..from + PAGE, to as usize * PAGE);
         Ok(())
     }
+
+    fn page_bytes(&self) -> usize {
+        8 * PAGE
+    }
+
+    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
+        for (token, position) in &self.slots[page as usize * PAGE..][..PAGE] {
+            out.extend([token.to_le_bytes(), position.to_le_bytes()].concat());
+        }
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()> {
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        for slot in 0..PAGE {
+            self.slots[page as usize * PAGE + slot] = (word(8 * slot), word(8 * slot + 4));
+        }
+        Ok(())
+    }
 }
 
 impl Fake {

@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use fake::{HIDDEN, VOCAB, character, engine, hidden_after, logits_after, tokenizer};
+use tallow::cache::prefix_file::Prefix;
 use tallow::engine::*;
 use tallow::error::{Error, ErrorKind, Result};
 use tallow::sample::{
     Filter, History, Logits, Sampler, SamplerFields, TokenLogprob, log_softmax_at, token_logprobs,
 };
 use tallow::text::stream::TextStream;
+use tallow::weights::bytes::Bytes;
 
 // --- A request in plain data, its answer, and what the answer must be ------------------------------------
 
@@ -831,6 +833,39 @@ fn who_joins_late_hears_it_all_and_who_leaves_takes_nobody_along() {
     assert_eq!(read(other).unwrap(), expected(&longer));
     assert_idle(&engine);
     assert_eq!(engine.stats().shared, 2);
+}
+
+#[test]
+fn a_prefix_goes_to_another_engine() {
+    let prefix = || prompt(77, 64);
+    let ask = |engine: &EngineHandle, own| {
+        let spec = generate([prefix(), prompt(own, 5)].concat(), 4);
+        assert_eq!(ask(engine, &spec).unwrap(), expected(&spec));
+        engine.stats().cached_tokens
+    };
+    let (first, _) = engine(20, |_| {});
+    assert_eq!(first.export(prefix()).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    ask(&first, 1);
+    let pages = first.export(prefix()).unwrap();
+    let import = |engine: &EngineHandle| {
+        engine.import(Prefix { tokens: prefix(), pages: Bytes::from_vec(pages.clone()) })
+    };
+    let (second, _) = engine(20, |_| {});
+    // Twice is the same as once.
+    import(&second).unwrap();
+    import(&second).unwrap();
+    assert_eq!(second.stats().cached_pages, 4);
+    assert_eq!(ask(&second, 2), 64);
+    assert_eq!(second.export(prefix()).unwrap(), pages);
+    assert_idle(&second);
+
+    let (small, _) = engine(3, |_| {});
+    assert_eq!(import(&small).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    assert_idle(&small);
+    let spec = generate(prompt(1, 30), 8);
+    assert_eq!(read(small.submit(request(&spec)).unwrap()).unwrap(), expected(&spec));
+    small.close();
+    assert_eq!(import(&small).unwrap_err().kind(), ErrorKind::Cancelled);
 }
 
 // --- Drafts ----------------------------------------------------------------------------------------------

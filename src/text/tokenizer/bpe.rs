@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::merge::{Merger, Pair, Pairs, Symbol};
 use super::pretokenize::Splitter;
 use super::vocab::{FoldState, Kind, NO_ID, PieceIndex, Vocab, decode_byte_level};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 pub(super) struct Bpe {
     index: PieceIndex,
@@ -43,7 +43,7 @@ impl Bpe {
             });
             let (pair, id) = pair.ok_or_else(|| {
                 let what = "is not two tokens whose union is a token";
-                Error::model_file(format!("tokenizer.ggml.merges: entry {rank}, {line:?}, {what}"))
+                Error::model_file(format!("tokenizer.ggml.merges: entry {rank}, {}, {what}", quoted(line)))
             })?;
             table.entry(pair).or_insert((rank, id));
         }

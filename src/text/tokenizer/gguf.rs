@@ -14,7 +14,7 @@ use super::pretokenize::Splitter;
 use super::spm::{SPACE_MARK, Spm};
 use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
 use super::{Backend, SpacePrefix, Tokenizer, ends};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 use crate::weights::gguf::Metadata;
 
 /// What text becomes tokens by.
@@ -45,8 +45,9 @@ pub(super) fn load(meta: &Metadata) -> Result<Tokenizer> {
         Some("gpt2") => Alphabet::ByteLevel,
         Some(other) => {
             return Err(Error::unsupported(format!(
-                "the tokenizer in this GGUF file is of the kind {other:?}; \
-                 \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported"
+                "the tokenizer in this GGUF file is of the kind {}; \
+                 \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported",
+                quoted(other)
             )));
         }
         None => {

@@ -5,13 +5,21 @@
 //! Decoding is done here as well, from a table of bytes: [`Spelling`] reads from the file's decoder how its
 //! tokens are written.
 //!
+//! The crate panics, loading or encoding, at contradictions in the file (a post-processor's token that is not
+//! defined, a prefix longer than a token, a pattern that matches nothing), too many kinds of them to look for
+//! each beforehand: every way into it goes through [`guarded`].
+//!
 //! Nothing in these files is executed, and no file is read but the three named in [`load`].
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::models::ModelWrapper;
 use tokenizers::normalizer::Range as TextRange;
 use tokenizers::{
     AddedToken, Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
@@ -20,13 +28,18 @@ use tokenizers::{
 
 use super::added::{Allow, TokenTrie};
 use super::ends;
-use super::vocab::{Kind, MAX_TOKENS, Vocab, decode_byte_level, named_byte};
+use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
 use super::{Backend, SpacePrefix, Tokenizer};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIALS: &str = "special_tokens_map.json";
+
+/// Ids that no token has take five bytes each, so one token with a huge id would cost gigabytes. Real
+/// vocabularies have holes of some hundred ids (rows kept free for new tokens); an id is believed up to twice
+/// the number of tokens and this many more, which is some hundred KiB for the smallest file.
+const LARGEST_HOLE: u64 = 1 << 16;
 
 /// The tokenizer of a `tokenizer.json`.
 pub(super) struct Json {
@@ -37,23 +50,83 @@ pub(super) struct Json {
     normalized: TokenTrie,
 }
 
+/// What this program reads of the file besides the crate: the ids that the added tokens say they have.
+#[derive(Deserialize)]
+struct Declared {
+    #[serde(default)]
+    added_tokens: Vec<DeclaredToken>,
+}
+
+#[derive(Deserialize)]
+struct DeclaredToken {
+    id: u32,
+    content: String,
+}
+
+/// Runs what calls into the crate; its panic is the file's fault. The panic hook has written about it to stderr
+/// by then: a hook is the whole process's, so it is not ours to change.
+fn guarded<T>(file: impl Display, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(Error::model_file(format!("{file} contradicts itself: the tokenizer that it describes fails")))
+    })
+}
+
 /// Reads the tokenizer of a folder.
 pub(super) fn load(dir: &Path) -> Result<Tokenizer> {
     let path = dir.join(TOKENIZER);
-    let bytes = std::fs::read(&path).map_err(|error| {
+    guarded(path.display(), || read(dir, &path))
+}
+
+fn read(dir: &Path, path: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(|error| {
         Error::model_file(format!("{}: {error}; the folder needs a {TOKENIZER}", path.display()))
     })?;
     let malformed = |error: tokenizers::Error| {
+        let error = shortened(error, PARAGRAPH);
         Error::model_file(format!("{} is not a tokenizer that can be read: {error}", path.display()))
     };
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
+    let declared: Declared = serde_json::from_slice(&bytes).map_err(|error| malformed(error.into()))?;
     drop(bytes);
+    check_declared(&tokenizer, &declared).context(path.display())?;
+    switch_off_dropout(&mut tokenizer);
     // what a training script left switched on would cut prompts silently
     tokenizer.with_truncation(None).map_err(malformed)?;
     tokenizer.with_padding(None);
     let config = optional_json(&dir.join(CONFIG))?;
     let specials = optional_json(&dir.join(SPECIALS))?;
     assemble(tokenizer, &config, &specials).context(path.display())
+}
+
+/// The crate numbers the added tokens by their order, whatever ids they say they have, and only logs where
+/// the two differ; the model was trained with what is said.
+fn check_declared(tokenizer: &tokenizers::Tokenizer, declared: &Declared) -> Result<()> {
+    // an empty one is never found in a text, and has no id
+    for DeclaredToken { id, content } in
+        declared.added_tokens.iter().filter(|token| !token.content.is_empty())
+    {
+        let given = tokenizer.token_to_id(content);
+        if given != Some(*id) {
+            return Err(Error::model_file(format!(
+                "added_tokens says that {} has the id {id}, and by the vocabulary and its place in the list it \
+                 has {}; give the added tokens the ids that follow the vocabulary's, in order",
+                quoted(content),
+                given.map_or("none".into(), |given| given.to_string())
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// BPE dropout leaves merges out at random, for training: the same prompt would have other tokens each time.
+fn switch_off_dropout(tokenizer: &mut tokenizers::Tokenizer) {
+    if let ModelWrapper::BPE(model) = tokenizer.get_model()
+        && model.dropout.is_some()
+    {
+        let mut model = model.clone();
+        model.dropout = None;
+        tokenizer.with_model(model);
+    }
 }
 
 /// A JSON file that need not exist: `Null` then.
@@ -107,9 +180,12 @@ fn read_vocab(
     let mut tokens: Vec<(u32, String)> =
         tokenizer.get_vocab(true).into_iter().map(|(text, id)| (id, text)).collect();
     tokens.sort_unstable();
-    if let Some((id, text)) = tokens.last().filter(|(id, _)| *id as usize >= MAX_TOKENS) {
+    let most = 2 * tokens.len() as u64 + LARGEST_HOLE;
+    if let Some((id, text)) = tokens.last().filter(|(id, _)| u64::from(*id) >= most) {
         return Err(Error::model_file(format!(
-            "the token {text:?} has the id {id}, more than any model has tokens"
+            "the token {} has the id {id}, far beyond the number of tokens, {}",
+            quoted(text),
+            tokens.len()
         )));
     }
     let mut vocab = Vocab::default();
@@ -167,7 +243,7 @@ impl Json {
         text: &str,
         control: impl Fn(&Range<usize>) -> bool,
     ) -> Result<Vec<u32>> {
-        self.tokens(vocab, text, &control).map_err(failed)
+        guarded(TOKENIZER, || self.tokens(vocab, text, &control).map_err(failed))
     }
 
     fn tokens(
@@ -270,7 +346,7 @@ fn stands_alone(text: &str, range: &Range<usize>) -> bool {
 }
 
 fn failed(error: tokenizers::Error) -> Error {
-    Error::invalid(format!("the tokenizer failed: {error}"))
+    Error::invalid(format!("the tokenizer failed: {}", shortened(error, PARAGRAPH)))
 }
 
 /// How the tokens of the model are written, read from the decoder.
@@ -336,9 +412,9 @@ impl Spelling {
                 }
             }
             other => {
-                let name = other.unwrap_or("none");
+                let name = quoted(other.unwrap_or("none"));
                 return Err(Error::unsupported(format!(
-                    "the tokenizer decodes by {name:?}; byte-level and SentencePiece tokenizers are supported"
+                    "the tokenizer decodes by {name}; byte-level and SentencePiece tokenizers are supported"
                 )));
             }
         }

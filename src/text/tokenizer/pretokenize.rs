@@ -12,7 +12,7 @@
 
 use regex::Regex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// What becomes of the last character of white space that stands before a word.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -173,8 +173,9 @@ impl Splitter {
         let rule = RULES.iter().find(|rule| rule.names.contains(&name)).ok_or_else(|| {
             let known: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
             Error::unsupported(format!(
-                "the tokenizer splits words by a rule named {name:?} (tokenizer.ggml.pre), which is not known \
+                "the tokenizer splits words by a rule named {} (tokenizer.ggml.pre), which is not known \
                  here; the tokenizer.json of the original model can be used instead. Known are: {}",
+                quoted(name),
                 known.join(", ")
             ))
         })?;

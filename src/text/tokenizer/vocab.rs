@@ -12,9 +12,8 @@ use crate::error::{Error, Result};
 /// No token.
 pub(super) const NO_ID: u32 = u32::MAX;
 
-/// More tokens than any model has. A file that numbers its tokens beyond is damaged, and is refused before
-/// anything of that size is allocated.
-pub(super) const MAX_TOKENS: usize = 1 << 24;
+/// More tokens than any model has; a file with more is damaged.
+const MAX_TOKENS: usize = 1 << 24;
 
 /// What a token is for; the numbers of `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

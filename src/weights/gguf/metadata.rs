@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::reader::Reader;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// How deep arrays may be nested. Nothing known nests at all; the bound keeps the recursion small.
 const MAX_DEPTH: usize = 64;
@@ -295,10 +295,10 @@ pub(super) fn read(reader: &mut Reader, count: u64) -> Result<Metadata> {
     for _ in 0..count {
         let key = reader.name("a metadata key")?;
         let kind = reader.u32("a metadata type")?;
-        let value =
-            read_value(reader, kind).map_err(|error| error.context(format!("metadata key {key:?}")))?;
+        let value = read_value(reader, kind)
+            .map_err(|error| error.context(format!("metadata key {}", quoted(key))))?;
         if metadata.pairs.insert(key.to_owned(), value).is_some() {
-            return Err(reader.error(format!("the metadata key {key:?} is there twice")));
+            return Err(reader.error(format!("the metadata key {} is there twice", quoted(key))));
         }
     }
     Ok(metadata)

@@ -1,0 +1,170 @@
+//! A prefix on disk: the tokens of whole pages and what was computed of them, as safetensors.
+//!
+//! | tensor | type | shape |
+//! |---|---|---|
+//! | `tokens` | U32 | `[pages * PAGE]` |
+//! | `pages` | U8 | `[pages, bytes of a page]`: per layer keys, then values, as little-endian f32 |
+//!
+//! The metadata names the format, the computation that the numbers belong to (model, context, device: any
+//! other one would give other numbers), and a SHA-256 of both tensors: answers computed from a damaged prefix
+//! would be wrong without anybody noticing.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::step::PAGE;
+use crate::weights::bytes::Bytes;
+
+const FORMAT: &str = "tallow prefix 1";
+
+/// What is in the file.
+pub struct Prefix {
+    /// A multiple of `PAGE`, at least one page.
+    pub tokens: Vec<u32>,
+    /// The pages, one after the other, all of one size.
+    pub pages: Bytes,
+}
+
+impl Prefix {
+    /// Writes the file; who reads it sees the old one or the whole new one.
+    ///
+    /// # Errors
+    /// `ModelFile` if it cannot be written.
+    pub fn write(&self, path: &Path, computation: &str) -> Result<()> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::model_file(format!("{}: the prefix cannot be written: {error}", path.display()))
+        };
+        let tokens: Vec<u8> = self.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let pages = self.tokens.len() / PAGE;
+        let shape = vec![pages, self.pages.len() / pages.max(1)];
+        let views = [
+            ("tokens", TensorView::new(Dtype::U32, vec![self.tokens.len()], &tokens)),
+            ("pages", TensorView::new(Dtype::U8, shape, &self.pages)),
+        ];
+        let mut tensors = Vec::new();
+        for (name, view) in views {
+            tensors.push((name, view.map_err(|error| failed(&error))?));
+        }
+        let metadata = HashMap::from([
+            ("format".to_string(), FORMAT.to_string()),
+            ("computation".to_string(), computation.to_string()),
+            ("sha256".to_string(), checksum(&tokens, &self.pages)),
+        ]);
+        let staged = staged(path);
+        let written = safetensors::serialize_to_file(tensors, Some(metadata), &staged);
+        let outcome = written
+            .map_err(|error| failed(&error))
+            .and_then(|()| std::fs::rename(&staged, path).map_err(|error| failed(&error)));
+        if outcome.is_err() {
+            let _ = std::fs::remove_file(&staged);
+        }
+        outcome
+    }
+
+    /// Reads a file that belongs to this computation, whose pages have `page_bytes` bytes.
+    ///
+    /// # Errors
+    /// `ModelFile` if it is missing, damaged, or belongs to another computation.
+    pub fn read(path: &Path, computation: &str, page_bytes: usize) -> Result<Prefix> {
+        let bytes = Bytes::map_file(path)?;
+        let refuse = |why: &str| Error::model_file(format!("{}: {why}", path.display()));
+        let (_, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| refuse("this is not a saved prefix, or it is damaged").with_source(error))?;
+        let empty = HashMap::new();
+        let entry =
+            |key: &str| header.metadata().as_ref().unwrap_or(&empty).get(key).cloned().unwrap_or_default();
+        if entry("format") != FORMAT {
+            return Err(refuse("this is not a prefix that save_prefix of this version wrote"));
+        }
+        if entry("computation") != computation {
+            return Err(refuse(&format!(
+                "this prefix was computed by another model, or on another kind of machine ({:.80}, and here it is \
+                 {computation}); save it again with this one",
+                entry("computation")
+            )));
+        }
+        let file = SafeTensors::deserialize(&bytes)
+            .map_err(|error| refuse("the saved prefix is damaged").with_source(error))?;
+        let tensor =
+            |name: &str| file.tensor(name).map_err(|_| refuse(&format!("it has no tensor {name:?}")));
+        let (tokens, pages) = (tensor("tokens")?, tensor("pages")?);
+        let count = tokens.data().len() / 4 / PAGE;
+        let sound = tokens.dtype() == Dtype::U32
+            && pages.dtype() == Dtype::U8
+            && count > 0
+            && tokens.shape() == [count * PAGE]
+            && pages.shape() == [count, page_bytes];
+        if !sound || entry("sha256") != checksum(tokens.data(), pages.data()) {
+            return Err(refuse("the saved prefix is damaged; save it again"));
+        }
+        let read = |word: &[u8]| word.try_into().map_or(u32::MAX, u32::from_le_bytes);
+        let tokens = tokens.data().chunks_exact(4).map(read).collect();
+        let begin = pages.data().as_ptr() as usize - bytes.as_ptr() as usize;
+        let pages = bytes.slice(begin..begin + pages.data().len())?;
+        Ok(Prefix { tokens, pages })
+    }
+}
+
+fn checksum(tokens: &[u8], pages: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(tokens);
+    hash.update(pages);
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A name beside `path` that nobody else uses.
+fn staged(path: &Path) -> std::path::PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prefix.safetensors");
+        let tokens: Vec<u32> = (0..2 * PAGE as u32).collect();
+        let pages: Vec<u8> = (0..2 * 24).collect();
+        let prefix = Prefix { tokens: tokens.clone(), pages: Bytes::from_vec(pages.clone()) };
+        prefix.write(&path, "a/cpu").unwrap();
+        let again = Prefix::read(&path, "a/cpu", 24).unwrap();
+        assert_eq!((again.tokens, &again.pages[..]), (tokens, &pages[..]));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+        let whole = std::fs::read(&path).unwrap();
+        let flipped = |at: usize| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            bytes
+        };
+        let end = whole.len();
+        for (what, bytes, computation, page) in [
+            ("another model", whole.clone(), "b/cpu", 24),
+            ("another page size", whole.clone(), "a/cpu", 12),
+            ("a flipped bit in a page", flipped(end - 1), "a/cpu", 24),
+            ("a flipped bit in the header", flipped(20), "a/cpu", 24),
+            ("cut short", whole[..end - 1].to_vec(), "a/cpu", 24),
+            ("a lying length", [&[255; 8][..], &whole[8..]].concat(), "a/cpu", 24),
+            ("empty", vec![], "a/cpu", 24),
+            ("text", b"hello, this is not a prefix".to_vec(), "a/cpu", 24),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = Prefix::read(&path, computation, page).err().expect(what);
+            assert_eq!(error.kind(), ErrorKind::ModelFile, "{what}: {error}");
+            assert!(error.message().contains("prefix.safetensors"), "{what}: {error}");
+        }
+        let nowhere = folder.path().join("no/such/folder");
+        assert_eq!(prefix.write(&nowhere, "a").unwrap_err().kind(), ErrorKind::ModelFile);
+    }
+}

@@ -1,0 +1,64 @@
+//! Typed access to the JSON files that stand beside weights: what is absent, and what has the wrong type.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, LINE, Result, shortened};
+
+/// A JSON text whose top level is an object.
+pub fn object(text: &str) -> Result<Map<String, Value>> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Error::model_file("the top level must be an object")),
+        Err(error) => Err(Error::model_file(format!("not valid JSON: {error}"))),
+    }
+}
+
+/// The error for a field that must be there.
+pub(super) fn missing(field: &str) -> Error {
+    Error::model_file(format!("the field {field:?} is missing"))
+}
+
+/// Typed access to a JSON object; `null` is absent, a wrong type is an error that names the field.
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    fn get<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => read(value).map(Some).ok_or_else(|| {
+                let shown = shortened(value, LINE);
+                Error::model_file(format!("the field {key:?} must be {what}, not {shown}"))
+            }),
+        }
+    }
+
+    pub(super) fn usize(&self, key: &str) -> Result<Option<usize>> {
+        self.get(key, "a whole number", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
+    }
+
+    pub(super) fn f64(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key, "a number", Value::as_f64)
+    }
+
+    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key, "true or false", Value::as_bool)
+    }
+
+    pub(super) fn str(&self, key: &str) -> Result<Option<&'a str>> {
+        self.get(key, "a string", Value::as_str)
+    }
+
+    pub(super) fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
+        self.get(key, "an object", Value::as_object)
+    }
+
+    pub(super) fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>> {
+        self.get(key, "a list", Value::as_array)
+    }
+
+    pub(super) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        self.get(key, "a list of numbers", |v| {
+            v.as_array()?.iter().map(|x| x.as_f64().map(|x| x as f32)).collect()
+        })
+    }
+}
