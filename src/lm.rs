@@ -136,7 +136,7 @@ impl Lm {
         let ids = self.model.prompt_ids(prompt)?;
         let limit = self.engine.bounds().context_length;
         if ids.len() + 1 > limit {
-            return Err(Error::context_length(ids.len(), limit));
+            return Err(self.too_long(ids.len()));
         }
         let task = Task::Generate(Box::new(Generate {
             sampler: options.sampler.clone(),
@@ -163,9 +163,8 @@ impl Lm {
     pub fn save_prefix(&self, prompt: &Prompt, path: &Path) -> Result<usize> {
         self.check_prefix_cache()?;
         let mut ids = self.model.prompt_ids(prompt)?;
-        let limit = self.engine.bounds().context_length;
-        if ids.len() > limit {
-            return Err(Error::context_length(ids.len(), limit));
+        if ids.len() > self.engine.bounds().context_length {
+            return Err(self.too_long(ids.len()));
         }
         let tokens = ids.len() / PAGE * PAGE;
         if tokens == 0 {
@@ -203,6 +202,16 @@ impl Lm {
         let tokens = prefix.tokens.len();
         self.engine.import(prefix)?;
         Ok(tokens)
+    }
+
+    /// The limit may be the model's, or that of a small cache.
+    fn too_long(&self, tokens: usize) -> Error {
+        let limit = self.engine.bounds().context_length;
+        let error = Error::context_length(tokens, limit);
+        match limit < self.model.context_length() {
+            true => error.context("kv_memory has room for less than the model's context, raise it"),
+            false => error,
+        }
     }
 
     fn check_prefix_cache(&self) -> Result<()> {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use tallow::config::Pooling;
 use tallow::engine::{Event, Generation, Poll};
 use tallow::error::{Error, ErrorKind};
 use tallow::lm::{GenerateOptions, Lm, LmOptions};
@@ -187,6 +188,10 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
             proper(error, prompt).map_err(|problem| format!("prompt {index}: {problem}"))?;
         }
     }
+    // Damaged weights give an embedding of numbers, or an error that says so.
+    if let Err(error) = lm.embed("ab c", Pooling::Mean).and_then(end) {
+        proper(error, &Prompt::Text("ab c")).map_err(|problem| format!("embedding: {problem}"))?;
+    }
     if lm.is_closed() { Err("a request ended the engine".into()) } else { Ok(()) }
 }
 
@@ -195,6 +200,9 @@ fn end(mut generation: Generation) -> tallow::error::Result<()> {
         match generation.next(PATIENCE) {
             Poll::Event(Event::Done(_)) => return Ok(()),
             Poll::Event(Event::Error(error)) => return Err(error),
+            Poll::Event(Event::Rows(rows)) if !rows.iter().all(|value| value.is_finite()) => {
+                return Err(Error::internal("rows that are no numbers"));
+            }
             Poll::Event(_) => {}
             Poll::Pending => return Err(Error::internal("no answer")),
             Poll::Ended => return Err(Error::internal("no end")),

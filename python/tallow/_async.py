@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
 
-from ._core import Generation, Waker
+from ._core import Cancelled, Generation, Waker
 
 _WAIT = 0.1  # seconds between two looks at whether anybody still waits
 _LINGER = 20  # looks without a waiter after which the thread ends
@@ -29,24 +29,31 @@ class _Dispatcher:
         self.pid = os.getpid()
         self._keys = itertools.count(1)
         self._waiting: dict[int, Callable[[], object]] = {}
-        # Reentrant: a collection of garbage can end a generation (``remove``) at any line, these included.
-        self._lock = threading.RLock()
+        # For what starts and ends the thread. ``remove`` does without: a collection of garbage calls it at
+        # any line, and in a forked child a thread of the parent may hold the lock for ever.
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
         atexit.register(self.stop)
 
     def add(self, wake: Callable[[], object]) -> int:
-        with self._lock:
-            key = next(self._keys)
-            self._waiting[key] = wake
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tallow-asyncio", daemon=True)
-                self._thread.start()
+        key = next(self._keys)
+        self._waiting[key] = wake
+        try:
+            with self._lock:
+                if self._stopped:
+                    raise Cancelled("the interpreter is exiting; nothing can be awaited any more")
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="tallow-asyncio", daemon=True)
+                    thread.start()  # refused when the interpreter exits; the next caller must not rely on it
+                    self._thread = thread
+        except BaseException:
+            self.remove(key)
+            raise
         return key
 
     def remove(self, key: int) -> None:
-        with self._lock:
-            self._waiting.pop(key, None)
+        self._waiting.pop(key, None)
 
     def stop(self) -> None:
         self._stopped = True
@@ -95,11 +102,14 @@ def _current() -> _Dispatcher:
 class AsyncGeneration:
     """A generation whose pieces are awaited. Made on the loop that awaits it."""
 
+    _closed = False
+
     def __init__(self, start: Callable[..., Generation], *, every_token: bool) -> None:
         loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
+        self._event = event = asyncio.Event()
         self._dispatcher = _current()
-        self._key = self._dispatcher.add(lambda: loop.call_soon_threadsafe(self._event.set))
+        # Without ``self`` in it: who drops this generation ends it, and the dispatcher must not hold it.
+        self._key = self._dispatcher.add(lambda: loop.call_soon_threadsafe(event.set))
         try:
             self._generation = start(waker=self._dispatcher.waker, key=self._key, every_token=every_token)
         except BaseException:
@@ -107,10 +117,13 @@ class AsyncGeneration:
             raise
 
     async def next(self) -> dict[str, Any] | None:
-        """The next raw piece; None after the last. A cancelled task cancels its generation at once."""
+        """The next raw piece; None after the last, or when another task closes it. A cancelled task cancels
+        its generation at once."""
         try:
             while True:
                 self._event.clear()  # before looking, so that news that come after the look are not lost
+                if self._closed:
+                    return None
                 piece = self._generation.poll()
                 if not isinstance(piece, EllipsisType):
                     if piece is None:
@@ -129,6 +142,8 @@ class AsyncGeneration:
         return pieces
 
     def close(self) -> None:
+        self._closed = True
+        self._event.set()
         self._dispatcher.remove(self._key)
         self._generation.cancel()
 

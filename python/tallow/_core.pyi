@@ -30,6 +30,7 @@ __all__ = [
     "__doc__",
     "__version__",
     "aliases",
+    "end_filters",
     "features",
     "locate",
 ]
@@ -39,6 +40,7 @@ __version__: str
 def features() -> dict[str, Any]:
     """What this build and this machine offer: accelerators, instruction sets."""
 
+def end_filters(seconds: float) -> None: ...
 def aliases() -> list[tuple[str, str, str, int]]:
     """The short names of models: name, licence, description, bytes to download."""
 

@@ -1,11 +1,13 @@
-"""Which native engine serves a native model: at most one, started when first needed, shared by all who hold
-the model."""
+"""Which native engine serves a native model: at most one for each set of options, started when first needed,
+shared by all who hold the model."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
+from typing import Any, NamedTuple
 
 from . import _core
 
@@ -14,35 +16,42 @@ from . import _core
 _QUEUE = 2**20
 
 
-class Shared:
-    """A native model and its engine. Models that are equal hold the same one."""
+class EngineOptions(NamedTuple):
+    """How an engine runs. Nothing in here changes an answer."""
 
-    def __init__(self, native: _core.Model) -> None:
+    kv_memory: int | None = None
+    queue: int | None = None
+    prefix_cache: bool = True
+    speculation: bool = True
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not the default."""
+        return {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
+
+
+class Shared:
+    """A native model and its engine. Models that are equal and have the same engine options hold the same
+    one."""
+
+    def __init__(self, native: _core.Model, options: EngineOptions) -> None:
         self.native = native
-        self._lock = threading.Lock()
+        self.options = options
+        self._lock = threading.RLock()
         self._engine: _core.Engine | None = None
-        self._pid = os.getpid()
 
     def engine(self) -> _core.Engine:
         engine = self._engine
-        if engine is None or self._pid != os.getpid() or engine.closed:
+        if engine is None or engine.closed:
             engine = self._start()
         return engine
 
     def _start(self) -> _core.Engine:
-        if self._pid != os.getpid():
-            self._after_fork()
         with self._lock:
-            if self._engine is None or self._engine.closed:
-                self._engine = _core.Engine(self.native, queue=_QUEUE)
-            return self._engine
-
-    def _after_fork(self) -> None:
-        """The parent's engine thread does not exist here. Its handle is kept and never touched: to drop it
-        could wait for that thread for ever. The lock may have been held by a thread of the parent, so it is
-        new, too."""
-        _left_by_parent.append(self._engine)
-        self._lock, self._engine, self._pid = threading.Lock(), None, os.getpid()
+            engine = self._engine
+            if engine is None or engine.closed:
+                given = self.options._asdict() | {"queue": self.options.queue or _QUEUE}
+                engine = self._engine = _core.Engine(self.native, **given)
+            return engine
 
     def close(self) -> None:
         """Ends the engine and frees its cache; requests in work fail with Cancelled. The next one starts
@@ -52,6 +61,12 @@ class Shared:
         if engine is not None:
             engine.close()
 
+    def after_fork(self) -> None:
+        """In a forked child: the parent's engine thread does not exist here, and a thread of the parent may
+        have held the lock. The handle is kept and never touched."""
+        _left_by_parent.append(self._engine)
+        self._lock, self._engine = threading.RLock(), None
+
     def __del__(self) -> None:
         # The native engine waits for the step in work when it is dropped, and holds the GIL then; ``close``
         # waits without it.
@@ -60,24 +75,36 @@ class Shared:
             engine.close()
 
 
+#: Seconds that filters of the user's which run when the interpreter ends get to return.
+_LAST_FILTERS = 5.0
+atexit.register(_core.end_filters, _LAST_FILTERS)
+
 _left_by_parent: list[_core.Engine | None] = []
-_shared: weakref.WeakValueDictionary[_core.Model, Shared] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_shared: weakref.WeakValueDictionary[tuple[_core.Model, EngineOptions], Shared] = (
+    weakref.WeakValueDictionary()
+)
+# Reentrant, as the lock of each Shared: a collection of garbage can run anybody's ``__del__`` at any line.
+_lock = threading.RLock()
 
 
-def _new_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # a thread of the parent may hold it
-    os.register_at_fork(after_in_child=_new_lock)
-
-
-def shared(native: _core.Model) -> Shared:
-    """The one ``Shared`` of this native model. It lives as long as somebody holds it."""
+def shared(native: _core.Model, options: EngineOptions) -> Shared:
+    """The one ``Shared`` of this native model and these options. It lives as long as somebody holds it."""
     with _lock:
-        found = _shared.get(native)
+        found = _shared.get((native, options))
         if found is None:
-            found = _shared[native] = Shared(native)
+            found = _shared[native, options] = Shared(native, options)
         return found
+
+
+def _after_fork() -> None:
+    """Here no second thread exists yet, so that no two can both find an engine of the parent."""
+    global _lock
+    _lock = threading.RLock()
+    for reference in _shared.valuerefs():
+        one = reference()
+        if one is not None:
+            one.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -8,10 +8,12 @@ template's own arguments) are judged by the native half, before any work is done
 from __future__ import annotations
 
 import difflib
+import fractions
 import math
 import numbers
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -84,6 +86,32 @@ def boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         wrong_type(name, value, "True or False")
     return value
+
+
+_BYTES = {
+    "B": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
+}
+_MAX_BYTES = 2**63 - 1
+
+
+def memory(name: str, value: object) -> int:
+    """Bytes, or a text with a unit: "512MiB" is 512 * 2**20, "2GB" is 2 * 10**9. A number without a unit in a
+    text, or "2G", could mean either, so it is refused."""
+    wanted = 'a number of bytes, or a text like "512MiB" or "2GB"'
+    if isinstance(value, str):
+        read = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", value.strip())
+        unit = _BYTES.get(read[2].upper()) if read else None
+        if read is None or unit is None:
+            wrong_value(name, value, f"{wanted} (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)")
+        value = int(fractions.Fraction(read[1]) * unit)
+    elif isinstance(value, bool) or not hasattr(value, "__index__"):
+        wrong_type(name, value, wanted)
+    count = operator.index(value)
+    if not 1 <= count <= _MAX_BYTES:
+        wrong_value(name, count, f"at least 1 byte and at most {_MAX_BYTES}")
+    return count
 
 
 def text(name: str, value: object) -> str:
@@ -288,6 +316,7 @@ _OPTIONS: dict[str, Callable[[str, object], Any]] = {
         name, value, 0, MAX_TOP_LOGPROBS, ", the number of alternatives a token (0: the chosen tokens only)"
     ),
     "timeout": seconds,
+    "prediction": text,
 }
 
 #: Arguments of the engine that have another name there.

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core, arguments, results
-from ._engines import Shared, shared
+from ._engines import EngineOptions, Shared, shared
 from .progress import Report, reporter
 from .results import Chunk, Completion, Score
 
@@ -48,7 +48,18 @@ class Model:
     - ``progress``: True shows a bar on a terminal or in a notebook, False does not, and a callable gets
       ``(what, total_bytes_or_None, done_bytes)``, with -1 for an item that is finished.
 
-    Loading the same source with the same options again shares the weights.
+    The engine that serves it starts with the first request. How it runs never changes an answer:
+
+    - ``kv_memory``: what its cache of keys and values may take, in bytes or as a text ("512MiB", "2GB");
+      None is a quarter of the memory that is free.
+    - ``queue``: requests that may wait for their turn; one more is refused with OutOfMemoryError. None is
+      about a million, so that a program may submit all it has.
+    - ``prefix_cache``: keep the keys and values of what was computed, and take them again for prompts that
+      begin with the same tokens.
+    - ``speculation``: guess the next tokens from the text so far, and check several in one step.
+
+    Loading the same source with the same options again shares the weights and the engine; with other engine
+    options (the last four), the weights alone.
     """
 
     __slots__ = ("__weakref__", "_options", "_shared", "_source")
@@ -64,6 +75,10 @@ class Model:
         context_length: int | None = None,
         threads: int | None = None,
         chat_template: str | None = None,
+        kv_memory: int | str | None = None,
+        queue: int | None = None,
+        prefix_cache: bool = True,
+        speculation: bool = True,
         progress: bool | Report = True,
         **unknown: object,
     ) -> None:
@@ -83,10 +98,16 @@ class Model:
         }
         for name, value in self._options.items():
             _check_load_option(name, value)
+        engine = EngineOptions(
+            kv_memory=None if kv_memory is None else arguments.memory("kv_memory", kv_memory),
+            queue=None if queue is None else arguments.integer("queue", queue, 1, arguments.MAX_COUNT),
+            prefix_cache=arguments.boolean("prefix_cache", prefix_cache),
+            speculation=arguments.boolean("speculation", speculation),
+        )
         native = _core.Model.load(
             self._source, **self._options, progress=reporter(progress), python=sys.executable
         )
-        self._shared: Shared = shared(native)
+        self._shared: Shared = shared(native, engine)
 
     # What it is
 
@@ -200,6 +221,7 @@ class Model:
         n: int = 1,
         logprobs: int | None = None,
         timeout: float | None = None,
+        prediction: str | None = None,
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
         **sampler_fields: Any,
@@ -214,6 +236,8 @@ class Model:
         - ``n``: with more than one, a list of that many answers, computed together.
         - ``logprobs``: the number of alternatives to tell at each token; 0 tells the chosen tokens only.
         - ``timeout``: seconds, after which tallow.Timeout is raised.
+        - ``prediction``: a text that the answer may well resemble, such as a draft that is to be corrected.
+          It changes how fast the answer comes, never the answer.
         - ``tools``, ``template_arguments``: what the chat template gets, for messages.
         """
         options: dict[str, Any] = {
@@ -224,12 +248,20 @@ class Model:
             "n": n,
             "logprobs": logprobs,
             "timeout": timeout,
+            "prediction": prediction,
             "tools": tools,
             "template_arguments": template_arguments,
         }
         start = self._request("generate()", prompt, sampler_fields, **options)
         running = [start(index) for index in range(n)]  # all submitted before the first is waited for
-        done = [results.completion(generation.collect(), self._native.token_bytes) for generation in running]
+        try:
+            raw = [generation.collect() for generation in running]
+        except BaseException:
+            # Not by dropping them: the traceback holds this frame, and a REPL keeps the last traceback.
+            for generation in running:
+                generation.cancel()
+            raise
+        done = [results.completion(one, self._native.token_bytes) for one in raw]
         return done[0] if n == 1 else done
 
     def stream(self, prompt: PromptLike, **options: Any) -> Stream:
@@ -340,17 +372,50 @@ class Model:
         second."""
         return self._shared.engine().stats()
 
-    # As a value: two Models are equal if they share their weights
+    def save_prefix(
+        self,
+        path: str | os.PathLike[str],
+        prompt: PromptLike,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_arguments: dict[str, Any] | None = None,
+    ) -> int:
+        """Saves what the engine has computed of a prompt (a system message with demos, say) as a safetensors
+        file, and returns how many tokens that are. After ``load_prefix``, in any process with this model on
+        this kind of machine, prompts that begin with the same tokens are computed only from there on, and
+        the answers are the same, bit by bit."""
+        checked = arguments.prompt(prompt)
+        arguments.only_for_messages(checked, tools=tools, template_arguments=template_arguments)
+        return self._shared.engine().save_prefix(
+            arguments.path_text("path", path),
+            checked,
+            None if tools is None else arguments.json_list("tools", tools),
+            None
+            if template_arguments is None
+            else arguments.template_arguments("template_arguments", template_arguments),
+        )
+
+    def load_prefix(self, path: str | os.PathLike[str]) -> int:
+        """Takes up what ``save_prefix`` wrote; returns how many tokens that are. A file that is damaged or
+        belongs to another model raises ``ModelFileError``."""
+        return self._shared.engine().load_prefix(arguments.path_text("path", path))
+
+    def close(self) -> None:
+        """Ends the engine of this model and frees its cache; requests in work fail with ``Cancelled``. The
+        next call starts another."""
+        self._shared.close()
+
+    # As a value: two Models are equal if they share their weights, for then they give the same answers
 
     @property
     def _native(self) -> _core.Model:
         return self._shared.native
 
     def __eq__(self, other: object) -> bool:
-        return self._shared is other._shared if isinstance(other, Model) else NotImplemented
+        return self._native == other._native if isinstance(other, Model) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(id(self._shared))
+        return hash(self._native)
 
     def __copy__(self) -> Model:
         return self
@@ -360,7 +425,7 @@ class Model:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as where it came from, never as its weights."""
-        return _load, (self._source, self._options)
+        return _load, (self._source, {**self._options, **self._shared.options._asdict()})
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Model:
@@ -372,6 +437,7 @@ class Model:
         return {
             "source": self._source,
             **{name: value for name, value in self._options.items() if value is not None},
+            **self._shared.options.given(),
         }
 
     def __repr__(self) -> str:
@@ -385,7 +451,10 @@ class Model:
         return f"<tallow.Model {native.name!r}: {', '.join(facts)}>"
 
 
-LOAD_OPTIONS = ("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template")
+LOAD_OPTIONS = (
+    *("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template"),
+    *EngineOptions._fields,
+)
 _OPTIONS = (
     "max_tokens",
     "sampler",
@@ -394,6 +463,7 @@ _OPTIONS = (
     "n",
     "logprobs",
     "timeout",
+    "prediction",
     "tools",
     "template_arguments",
 )
@@ -408,11 +478,14 @@ class Stream(Iterator[Chunk]):
         self._token_bytes = shared.native.token_bytes
 
     def __next__(self) -> Chunk:
-        if self._generation is None:
+        generation = self._generation
+        if generation is None:
             raise StopIteration
         try:
-            raw = self._generation.next()
-        except BaseException:  # Ctrl-C as well
+            raw = generation.next()
+        except BaseException as error:  # Ctrl-C as well
+            if isinstance(error, _core.Cancelled) and self._generation is None:
+                raise StopIteration from None  # another thread closed it meanwhile
             self.close()
             raise
         if raw is None:
@@ -442,9 +515,10 @@ class AsyncStream(AsyncIterator[Chunk]):
         self._token_bytes = shared.native.token_bytes
 
     async def __anext__(self) -> Chunk:
-        if self._generation is None:
+        generation = self._generation
+        if generation is None:
             raise StopAsyncIteration
-        raw = await self._generation.next()
+        raw = await generation.next()
         if raw is None:
             await self.aclose()
             raise StopAsyncIteration

@@ -143,7 +143,7 @@ fn probe(bytes: usize) -> Option<()> {
 fn too_large(bytes: usize, pages: usize) -> Error {
     Error::out_of_memory(format!(
         "the KV cache of {} positions needs {:.1} GiB, which cannot be had; \
-         load the model with a smaller context_length",
+         load the model with a smaller kv_memory or context_length",
         pages.saturating_mul(PAGE),
         bytes as f64 / (1u64 << 30) as f64
     ))

@@ -215,7 +215,7 @@ impl Sequence {
             Work::Pool { embed, sum } => {
                 add_rows(sum, part.states, part.hidden);
                 if closed {
-                    let vector = pooled(sum, *embed, self.usage.prompt_tokens);
+                    let vector = pooled(sum, *embed, self.usage.prompt_tokens)?;
                     self.audience.push(Event::Rows(vector));
                     self.finish(FinishReason::Stop, String::new());
                 }
@@ -372,11 +372,18 @@ fn add_rows(sum: &mut Vec<f64>, rows: &[f32], hidden: usize) {
     }
 }
 
-fn pooled(sum: &[f64], embed: Embed, prompt: usize) -> Vec<f32> {
+/// # Errors
+/// `ModelFile` for a state with NaN or infinity in it: damaged weights, as a draw from such logits says.
+fn pooled(sum: &[f64], embed: Embed, prompt: usize) -> Result<Vec<f32>> {
+    if !sum.iter().all(|value| value.is_finite()) {
+        return Err(Error::model_file(
+            "the model's hidden states hold NaN or infinity; its files may be damaged",
+        ));
+    }
     let mut scale = if embed.pooling == Pooling::Mean { 1.0 / prompt as f64 } else { 1.0 };
     if embed.normalize {
         let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
         scale = if length > 0.0 { 1.0 / length } else { 0.0 };
     }
-    sum.iter().map(|value| (value * scale) as f32).collect()
+    Ok(sum.iter().map(|value| (value * scale) as f32).collect())
 }

@@ -89,9 +89,15 @@ struct Key {
 /// One lock a model: two threads that load the same one wait for each other, others do not.
 type Slot = Arc<Mutex<Weak<Model>>>;
 
-fn loaded() -> &'static Mutex<HashMap<Key, Slot>> {
-    static LOADED: OnceLock<Mutex<HashMap<Key, Slot>>> = OnceLock::new();
-    LOADED.get_or_init(Mutex::default)
+type Loaded = Mutex<HashMap<Key, Slot>>;
+
+/// What this process has loaded. A forked child has a list of its own: the locks of its parent's may be held by
+/// threads that it does not have. None for a child of so many generations that there is no list left.
+fn loaded() -> Option<&'static Loaded> {
+    static LOADED: [OnceLock<(u32, Loaded)>; 16] = [const { OnceLock::new() }; 16];
+    let process = std::process::id();
+    let lists = LOADED.iter().map(|list| list.get_or_init(|| (process, Loaded::default())));
+    lists.filter(|(owner, _)| *owner == process).map(|(_, list)| list).next()
 }
 
 impl Model {
@@ -114,8 +120,9 @@ impl Model {
             },
         )?;
         let key = request.key(&located.path)?;
+        let Some(list) = loaded() else { return request.load(&located, options).map(Arc::new) };
         let slot = {
-            let mut map = loaded().lock().unwrap_or_else(PoisonError::into_inner);
+            let mut map = list.lock().unwrap_or_else(PoisonError::into_inner);
             map.retain(|k, slot| *k == key || Arc::strong_count(slot) > 1 || is_alive(slot));
             map.entry(key).or_default().clone()
         };

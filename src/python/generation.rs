@@ -14,7 +14,11 @@ use crate::sample::TokenLogprob;
 
 /// One request. Dropping it, or `cancel()`, ends it at the next step.
 #[pyclass(frozen, name = "Generation", module = "tallow._core")]
-pub struct PyGeneration(Arc<Mutex<Generation>>);
+pub struct PyGeneration {
+    generation: Arc<Mutex<Generation>>,
+    /// A forked child may find the lock held by a thread that it does not have.
+    process: u32,
+}
 
 /// Tokens that became text together; the last one also says how it ended.
 #[derive(Default)]
@@ -67,17 +71,21 @@ impl Part {
 
 impl PyGeneration {
     pub fn new(generation: Generation) -> Self {
-        PyGeneration(Arc::new(Mutex::new(generation)))
+        PyGeneration { generation: Arc::new(Mutex::new(generation)), process: std::process::id() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Generation> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// None in a forked child.
+    fn lock(&self) -> Option<MutexGuard<'_, Generation>> {
+        let own = self.process == std::process::id();
+        own.then(|| self.generation.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Collects events into a part until `full` says so or nothing comes within `timeout`.
     /// `Ok(None)`: nothing yet, what there is stays in `part`. `Ok(Some(false))`: it ended before.
     fn advance(&self, part: &mut Part, timeout: Duration, whole: bool) -> Result<Option<bool>> {
-        let mut generation = self.lock();
+        let mut generation = self.lock().ok_or_else(|| {
+            Error::invalid("this generation belongs to the process that was forked; ask again in this one")
+        })?;
         // One limit for all events together: tokens come faster than a tick, and the caller must see Ctrl-C.
         let until = Instant::now() + timeout;
         loop {
@@ -132,7 +140,9 @@ impl PyGeneration {
     /// Ends the request at the next step.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
         door::detached(py, || {
-            self.lock().cancel();
+            if let Some(generation) = self.lock() {
+                generation.cancel();
+            }
             Ok(())
         })
     }

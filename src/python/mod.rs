@@ -28,6 +28,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<waker::PyWaker>()?;
     module.add_function(wrap_pyfunction!(features, module)?)?;
     module.add_function(wrap_pyfunction!(aliases, module)?)?;
+    module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;
     module.add_function(wrap_pyfunction!(load::locate, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__doc__", "The native part of tallow.")?;

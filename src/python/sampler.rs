@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyTypeError;
@@ -304,8 +306,47 @@ impl PyFilter {
     }
 }
 
+/// Filters that run now, and whether the interpreter ends.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// To be called when the interpreter begins to end: no filter is called from now on, and those that run get
+/// `seconds` to return. Python ends a daemon thread that is in Python code by unwinding its stack, and with our
+/// frames on it that would abort the process (CPython before 3.14).
+#[pyfunction]
+pub fn end_filters(py: Python<'_>, seconds: f64) {
+    ENDING.store(true, SeqCst);
+    let until = Instant::now() + Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    py.detach(|| {
+        while RUNNING.load(SeqCst) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+/// One more running filter, until it is dropped.
+struct Running;
+
+impl Running {
+    fn begin() -> Result<Self> {
+        RUNNING.fetch_add(1, SeqCst);
+        let running = Running;
+        match ENDING.load(SeqCst) {
+            true => Err(Error::cancelled("the interpreter ends, so no filter is called any more")),
+            false => Ok(running),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, SeqCst);
+    }
+}
+
 impl Filter for PyFilter {
     fn filter(&self, logits: &mut Logits, history: &History) -> Result<()> {
+        let _running = Running::begin()?;
         Python::attach(|py| self.call(py, logits.values_mut(), history.tokens)).map_err(|raised| {
             Error::invalid(format!("the filter {} raised {raised}", self.name)).with_source(Raised(raised))
         })

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,3 +108,17 @@ def python(code: str, *arguments: str, timeout: float = 120, **options) -> subpr
     """Runs a program in a process of its own."""
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
+def pages_are_back(stats: dict) -> bool:
+    """Nothing is in work, and every page is free or kept for the next prompt that begins the same."""
+    kept = stats.get("cached_pages", 0)
+    return stats["running"] == 0 and stats["waiting"] == 0 and stats["free_pages"] + kept == stats["pages"]
+
+
+def assert_idle(model, seconds: float = 60) -> None:
+    """Waits until the engine has nothing to do, and sees that all pages are back."""
+    deadline = time.monotonic() + seconds
+    while not pages_are_back(stats := model.stats()):
+        assert time.monotonic() < deadline, stats
+        time.sleep(0.01)

@@ -72,6 +72,9 @@ CASES = [
         TypeError,
         ["tools"],
     ),
+    ("prediction", lambda m: m.generate("x", prediction=["a"]), TypeError, ["prediction", "str"]),
+    ("prediction, stream", lambda m: m.stream("x", prediction=3), TypeError, ["prediction", "int"]),
+    ("prediction, surrogate", lambda m: m.generate("x", prediction="\udc00"), ValueError, ["prediction"]),
     ("tokenize bytes", lambda m: m.tokenize(b"x"), TypeError, ["text", "bytes"]),
     ("special", lambda m: m.tokenize("x", special=1), TypeError, ["special", "True or False"]),
     ("detokenize", lambda m: m.detokenize("abc"), TypeError, ["ids", "str"]),
@@ -105,6 +108,21 @@ LOADING = [
     ({"dtype": "int3"}, ValueError, ["dtype", "int3"]),
     ({"quantize": "q9"}, ValueError, ["quantize", "q9"]),
     ({"progress": 3}, TypeError, ["progress"]),
+    ({"kv_memory": 0}, ValueError, ["kv_memory is 0", "1 byte"]),
+    ({"kv_memory": -5}, ValueError, ["kv_memory is -5"]),
+    ({"kv_memory": 2**63}, ValueError, ["kv_memory"]),
+    ({"kv_memory": 1e9}, TypeError, ["kv_memory", "float", "512MiB"]),
+    ({"kv_memory": True}, TypeError, ["kv_memory", "bool"]),
+    ({"kv_memory": "512"}, ValueError, ["kv_memory", "'512'", "MiB"]),
+    ({"kv_memory": "2G"}, ValueError, ["kv_memory", "'2G'", "GiB"]),
+    ({"kv_memory": "-2GB"}, ValueError, ["kv_memory", "'-2GB'"]),
+    ({"kv_memory": "0.1B"}, ValueError, ["kv_memory is 0"]),
+    ({"kv_memory": "9" * 18 + "TB"}, ValueError, ["kv_memory", "at most"]),
+    ({"queue": 0}, ValueError, ["queue", "0"]),
+    ({"queue": "many"}, TypeError, ["queue", "integer"]),
+    ({"prefix_cache": 1}, TypeError, ["prefix_cache", "True or False"]),
+    ({"speculation": None}, TypeError, ["speculation", "True or False"]),
+    ({"prefix_caching": False}, TypeError, ["prefix_caching", "'prefix_cache'?"]),
 ]
 
 
@@ -114,6 +132,22 @@ def test_wrong_load_arguments_name_themselves(tiny_folder, given, builtin, parts
         tallow.Model(**{"source": tiny_folder, **given})
     assert isinstance(caught.value, builtin)
     assert not [part for part in parts if part not in str(caught.value)], str(caught.value)
+
+
+MEMORY = [
+    (4096, 4096),
+    ("4096B", 4096),
+    ("512MiB", 512 * 2**20),
+    ("2GB", 2 * 10**9),
+    ("1.5 gib", 3 * 2**29),
+    (" 100kb ", 100_000),
+    ("0.1TB", 10**11),
+]
+
+
+@pytest.mark.parametrize(("given", "bytes"), MEMORY, ids=[str(case[0]) for case in MEMORY])
+def test_memory_has_units(given, bytes, tiny_folder):
+    assert tallow.Model(tiny_folder, kv_memory=given).to_state()["kv_memory"] == bytes
 
 
 @pytest.mark.parametrize(

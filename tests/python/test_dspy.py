@@ -228,6 +228,21 @@ def test_folding(tiny):
     assert lm.kwargs["metadata"] == {"typical_p": 0.9, "min_p": 0.1}
 
 
+def test_engine_options_and_predictions(tiny, tiny_folder):
+    lm = tallow.LM(tiny_folder, kv_memory="1MiB", queue=9, prefix_cache=False, cache=False, max_tokens=9)
+    assert lm.model == tallow.LM(tiny).model and lm.engine.model == tiny
+    assert lm.engine.model.to_state()["queue"] == 9
+    assert lm("hello")  # the engine starts
+    assert lm.stats()["kv_bytes"] <= 2**20
+    assert lm("hello", prediction="abc") == lm("hello", metadata={"prediction": "abc"}) == lm("hello")
+    assert asyncio.run(lm.acall("hello", prediction="abc")) == lm("hello")
+    assert lm.copy(prediction="abc").kwargs["metadata"] == {"prediction": "abc"}
+    with pytest.raises(dspy.LMInvalidRequestError, match="prediction"):
+        lm("hello", prediction=3)
+    with pytest.raises(tallow.InvalidRequestError, match="queue"):
+        tallow.LM(tiny, queue=9)
+
+
 def test_repr_and_stats(lm):
     assert lm.model in repr(lm) and "max_tokens=12" in repr(lm)
     assert lm.stats()["requests"] > 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tallow
+from conftest import pages_are_back
 
 CHAT = [{"role": "user", "content": "what is the capital of france?"}]
 PROMPT = "once upon a time"
@@ -297,4 +298,4 @@ def test_stats_count(tiny):
     after = tiny.stats()
     assert after["requests"] - before["requests"] == 1
     assert after["completion_tokens"] - before["completion_tokens"] == 3
-    assert after["free_pages"] + after["cached_pages"] == after["pages"]
+    assert pages_are_back(after)

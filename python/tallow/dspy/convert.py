@@ -17,7 +17,7 @@ from .. import arguments, errors, results
 
 #: Sampler fields that DSPy has no name for. They travel in ``metadata``, which is part of its cache key.
 METADATA_FIELDS = ("min_p", "typical_p", "repetition_penalty")
-METADATA_KEYS = (*METADATA_FIELDS, "template_arguments")
+METADATA_KEYS = (*METADATA_FIELDS, "template_arguments", "prediction")
 
 _CONFIG_FIELDS = (
     "max_tokens",

@@ -28,7 +28,7 @@ _PARAMS = frozenset(
         *("frequency_penalty", "presence_penalty", "logprobs", "top_logprobs"),
     )
 )
-_OPTIONS = ("max_tokens", "stop", "logprobs", "template_arguments")
+_OPTIONS = ("max_tokens", "stop", "logprobs", "template_arguments", "prediction")
 
 
 class _Base:

@@ -25,9 +25,11 @@ class LM(dspy.LM):
     """A language model for DSPy: ``dspy.configure(lm=tallow.LM("smollm2"))``.
 
     ``model`` is a ``tallow.Model`` or what one is made from; the arguments of ``Model`` (``quantize``,
-    ``threads``, ...), those of ``dspy.LM`` (``temperature``, ``max_tokens``, ``cache``, ``callbacks``, ...)
-    and sampler fields (``min_p``, ``repetition_penalty``, ...) may follow, ``template_arguments`` for the
-    chat template, and ``timeout``, the seconds that one answer may take. The Model is ``lm.engine.model``.
+    ``threads``, ``kv_memory``, ``queue``, ...), those of ``dspy.LM`` (``temperature``, ``max_tokens``,
+    ``cache``, ``callbacks``, ...) and sampler fields (``min_p``, ``repetition_penalty``, ...) may follow,
+    ``template_arguments`` for the chat template, ``prediction`` (rather for one call: a text that the answer
+    may well resemble), and ``timeout``, the seconds that one answer may take. The Model is
+    ``lm.engine.model``.
 
     ``num_retries`` is 0 here: in one process nothing gets better by being repeated.
     """
@@ -84,6 +86,15 @@ class LM(dspy.LM):
     def stats(self) -> dict[str, Any]:
         """What the engine has done so far: requests, tokens, batches, pages, tokens a second."""
         return self.engine.model.stats()
+
+    def save_prefix(self, path: Any, prompt: Any, **options: Any) -> int:
+        """``Model.save_prefix``: keeps what was computed of a prompt (messages, as DSPy's history shows them)
+        for other processes."""
+        return self.engine.model.save_prefix(path, prompt, **options)
+
+    def load_prefix(self, path: Any) -> int:
+        """``Model.load_prefix``: takes up what ``save_prefix`` wrote."""
+        return self.engine.model.load_prefix(path)
 
     def close(self) -> None:
         """Ends the native engine of the model and frees its cache; requests in work fail. The next call

@@ -1,0 +1,255 @@
+//! The same bits: the answer to a request, its log probabilities included, does not depend on who else is in
+//! the batch, on the order, on what is cached and how it came there, on the number of threads, on the sizes of
+//! chunks, nor on drafts. Checked on both real models against answers that were computed alone, with one
+//! thread, with no cache and no drafts.
+
+mod common;
+
+use std::sync::Arc;
+
+use tallow::Model;
+use tallow::cache::prefix_file::Prefix;
+use tallow::engine::{
+    EngineHandle, EngineOptions, Event, Generate, Generation, Request, Runner, StepLimits, Task,
+};
+use tallow::model::LoadOptions;
+use tallow::sample::{Sampler, SamplerFields};
+use tallow::step::PAGE;
+use tallow::text::stream::TextStream;
+use tallow::weights::bytes::Bytes;
+
+/// Tokens with the bits of their log probabilities and of the alternatives'.
+type Bits = Vec<(u32, Vec<(u32, u32)>)>;
+
+/// A row of the matrix; what is not said is as in `base`.
+#[derive(Clone)]
+struct Setting {
+    name: &'static str,
+    threads: usize,
+    /// Requests in flight at once.
+    batch: usize,
+    reversed: bool,
+    /// Rows of a step.
+    rows: usize,
+    /// Pages of the cache; few of them make requests be put off and prefixes be given up.
+    pages: usize,
+    prefix_cache: bool,
+    speculation: bool,
+    logprobs: bool,
+    /// The first so many requests alone; those before `LONG` have long answers.
+    count: usize,
+    /// Rounds on the same engine; all but the first find their prompts in the cache.
+    rounds: usize,
+    /// The common prefix comes from another engine.
+    imported: bool,
+}
+
+fn base() -> Setting {
+    Setting {
+        name: "",
+        threads: 2,
+        batch: 8,
+        reversed: false,
+        rows: 512,
+        pages: 600,
+        prefix_cache: true,
+        speculation: true,
+        logprobs: true,
+        count: usize::MAX,
+        rounds: 1,
+        imported: false,
+    }
+}
+
+fn settings() -> Vec<Setting> {
+    vec![
+        Setting { name: "one after another, warm, drafts", batch: 1, ..base() },
+        Setting { name: "two at once", batch: 2, ..base() },
+        Setting { name: "three, reversed, no logprobs", batch: 3, reversed: true, logprobs: false, ..base() },
+        Setting { name: "seven, one thread, small chunks", batch: 7, threads: 1, rows: 24, ..base() },
+        Setting { name: "eight, no cache, odd chunks", prefix_cache: false, rows: 37, ..base() },
+        Setting { name: "sixteen, twice", batch: 16, rounds: 2, ..base() },
+        Setting {
+            name: "all at once, reversed, no drafts",
+            batch: 32,
+            reversed: true,
+            speculation: false,
+            ..base()
+        },
+        Setting {
+            name: "all at once, one thread, no cache",
+            batch: 32,
+            threads: 1,
+            prefix_cache: false,
+            ..base()
+        },
+        Setting { name: "pages run out", batch: 32, pages: 12, count: LONG, rounds: 2, ..base() },
+        Setting { name: "pages run out, no cache", pages: 14, count: LONG, prefix_cache: false, ..base() },
+        Setting { name: "from disk", batch: 7, imported: true, ..base() },
+    ]
+}
+
+struct Bench {
+    /// With one thread and with two.
+    models: [Arc<Model>; 2],
+    requests: Vec<(Vec<u32>, Sampler)>,
+    max_tokens: usize,
+}
+
+/// Requests with answers of `LONG_TOKENS`, which grow over several pages.
+const LONG: usize = 4;
+const LONG_TOKENS: usize = 40;
+
+const COMMON: &str = "You label short messages. Read the message, then write the label and a short reason.\n\
+    Message: The parcel came two days late and the box was open.\nLabel: complaint\nReason: late and damaged\n";
+
+impl Bench {
+    fn open(file: &str, count: usize, max_tokens: usize) -> Option<Bench> {
+        let path = common::real_model(file)?;
+        let load = |threads| {
+            let options = LoadOptions { threads: Some(threads), ..LoadOptions::default() };
+            Model::load(path.to_str().unwrap(), &options).unwrap()
+        };
+        let models = [load(1), load(2)];
+        let spread = SamplerFields { temperature: Some(0.8), top_p: Some(0.95), ..Default::default() };
+        let penalty =
+            SamplerFields { repetition_penalty: Some(1.2), min_p: Some(0.05), ..Default::default() };
+        let samplers = [Sampler::greedy(), Sampler::new(spread).unwrap(), Sampler::new(penalty).unwrap()];
+        let own = [
+            "Great service!",
+            "Where is my refund? I asked twice",
+            "ok",
+            "The tea is cold and so is the soup",
+        ];
+        let request = |number: usize| {
+            let text = format!("{COMMON}Message: {}{}\nLabel:", own[number % 4], "!".repeat(number / 4));
+            let mut ids = models[0].tokenizer().encode(&text, false).unwrap();
+            // Some share nothing, and are short.
+            if number % 5 == 4 {
+                ids = ids.split_off(ids.len() - 1 - number);
+            }
+            (ids, samplers[number % 3].clone())
+        };
+        let requests = (0..count).map(request).collect();
+        Some(Bench { models, requests, max_tokens })
+    }
+
+    fn engine(&self, setting: &Setting) -> EngineHandle {
+        let model = &self.models[setting.threads - 1];
+        let mut options = EngineOptions::new(512);
+        options.limits = StepLimits { rows: setting.rows, ..StepLimits::default() };
+        (options.prefix_cache, options.speculation) = (setting.prefix_cache, setting.speculation);
+        let runner = Runner::new(model.decoder().clone(), setting.pages).unwrap();
+        EngineHandle::start(Box::new(runner), options).unwrap()
+    }
+
+    fn max_tokens(&self, number: usize) -> usize {
+        if number < LONG { LONG_TOKENS } else { self.max_tokens }
+    }
+
+    fn submit(&self, engine: &EngineHandle, number: usize, logprobs: bool) -> Generation {
+        let (prompt, sampler) = self.requests[number].clone();
+        let task = Task::Generate(Box::new(Generate {
+            sampler,
+            seed: number as u64,
+            max_tokens: self.max_tokens(number),
+            stop_ids: Arc::new([]),
+            text: TextStream::new(self.models[0].tokenizer().clone(), vec![]),
+            logprobs: logprobs.then_some(2),
+            prediction: Vec::new(),
+        }));
+        engine.submit(Request::new(prompt, task)).unwrap()
+    }
+
+    /// All requests under a setting, in the order of their numbers.
+    fn run(&self, setting: &Setting) -> Vec<Bits> {
+        let engine = self.engine(setting);
+        if setting.imported {
+            engine.import(self.prefix()).unwrap();
+        }
+        let mut order: Vec<usize> = (0..self.requests.len().min(setting.count)).collect();
+        if setting.reversed {
+            order.reverse();
+        }
+        let mut answers = vec![Bits::new(); order.len()];
+        for _ in 0..setting.rounds {
+            for batch in order.chunks(setting.batch) {
+                let running: Vec<_> =
+                    batch.iter().map(|&it| (it, self.submit(&engine, it, setting.logprobs))).collect();
+                for (number, generation) in running {
+                    answers[number] = read(generation);
+                }
+            }
+        }
+        let stats = engine.stats();
+        println!("{:<40} {:?}", setting.name, stats);
+        assert_eq!(stats.cached_tokens > 0, setting.prefix_cache, "{}", setting.name);
+        assert!(setting.pages > 14 || stats.put_off > 0, "{}: nobody was put off", setting.name);
+        answers
+    }
+
+    /// The common prefix, by way of a file.
+    fn prefix(&self) -> Prefix {
+        let engine = self.engine(&base());
+        let mut tokens = self.requests[0].0.clone();
+        let generation = self.submit(&engine, 0, false);
+        read(generation);
+        tokens.truncate((tokens.len() - 1) / PAGE * PAGE);
+        let pages = engine.export(tokens.clone()).unwrap();
+        let file = tempfile::tempdir().unwrap();
+        let path = file.path().join("prefix.safetensors");
+        let page = pages.len() / (tokens.len() / PAGE);
+        Prefix { tokens, pages: Bytes::from_vec(pages) }.write(&path, "test").unwrap();
+        Prefix::read(&path, "test", page).unwrap()
+    }
+}
+
+fn read(mut generation: Generation) -> Bits {
+    let mut bits = Bits::new();
+    while let Some(event) = generation.wait() {
+        match event {
+            Event::Token(token) => {
+                let all = token.logprob.iter().flat_map(|it| {
+                    let top = it.top.iter().map(|(id, logprob)| (*id, logprob.to_bits()));
+                    std::iter::once((token.id, it.logprob.to_bits())).chain(top)
+                });
+                bits.push((token.id, all.collect()));
+            }
+            Event::Error(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    bits
+}
+
+fn matrix(file: &str, count: usize, max_tokens: usize) {
+    let Some(bench) = Bench::open(file, count, max_tokens) else { return };
+    let alone =
+        Setting { name: "alone", threads: 1, batch: 1, prefix_cache: false, speculation: false, ..base() };
+    let expected = bench.run(&alone);
+    assert!(expected.iter().enumerate().all(|(number, answer)| answer.len() == bench.max_tokens(number)));
+    let mut failed = Vec::new();
+    for setting in settings() {
+        for (number, (found, expected)) in bench.run(&setting).iter().zip(&expected).enumerate() {
+            let same = match setting.logprobs {
+                true => found == expected,
+                false => found.iter().map(|it| it.0).eq(expected.iter().map(|it| it.0)),
+            };
+            if !same {
+                let at = found.iter().zip(expected).position(|(found, expected)| found != expected);
+                failed.push(format!("{}: request {number} differs from token {at:?} on", setting.name));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn smollm2_gives_the_same_bits() {
+    matrix("SmolLM2-135M-Instruct.Q4_1.gguf", 32, 6);
+}
+
+#[test]
+fn gemma3_gives_the_same_bits() {
+    matrix("gemma-3-270m-q4_k_m.gguf", 9, 4);
+}
