@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tallow
-from conftest import python
+from conftest import copy_family, python
 
 HERE = Path(__file__).parent
 SYSTEM = "You answer questions about tea. " * 12
@@ -70,3 +70,24 @@ def test_n_answers_and_later_calls_share_a_prompt(smollm2):
     assert computed <= prompt + 4 * (16 + 4), (computed, prompt)
     again = smollm2.generate(CHAT, max_tokens=1)
     assert again.usage.cached_tokens >= prompt - 16
+
+
+@pytest.mark.parametrize(
+    "family", ["mistral-window", "phi3-window", "gemma2-caps", "gemma3-layers", "qwen2-mixed"]
+)
+def test_windows_see_the_same_through_the_cache(family, tmp_path):
+    """Prompts far longer than the window, cold and alone against warm and together."""
+    folder = copy_family(family, tmp_path / family)
+    options = {"max_tokens": 12, "temperature": 0.8, "seed": 3, "logprobs": 2}
+    prompts = ["abcdefghij" * 6 + tail for tail in ("", "k", "lmnop", "qrstuvwxyz0123456789")]
+    alone = tallow.Model(folder, prefix_cache=False, speculation=False)
+    options["logit_bias"] = dict.fromkeys(alone.eos_ids, -100.0)
+    expected = [alone.generate(prompt, **options) for prompt in prompts]
+    together = tallow.Model(folder)
+    for _ in range(2):
+        streams = [together.stream(prompt, **options) for prompt in prompts]
+        for stream, one in zip(streams, expected, strict=True):
+            chunks = list(stream)
+            assert tuple(token for chunk in chunks for token in chunk.tokens) == one.tokens
+            assert tuple(entry for chunk in chunks for entry in chunk.logprobs or ()) == one.logprobs
+    assert together.stats()["cached_tokens"] > 0
