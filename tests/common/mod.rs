@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// A file under tests/golden.
+/// A file under tests/golden. (Each test crate takes of this module what it needs.)
+#[allow(dead_code)]
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
