@@ -8,13 +8,14 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`error`], [`step`] | the one error type; the ragged batch that everything computes |
+//! | [`error`], [`step`], [`memory`] | the one error type; the ragged batch that everything computes; what memory there is |
 //! | [`hub`], [`weights`], [`config`], [`text`] | a name -> files -> tensors, blueprint, tokenizer, template |
 //! | [`kernels`], [`cache`], [`device`], [`model`] | what a device computes, where keys and values lie, the decoder |
 //! | [`sample`], [`engine`], [`lm`] | logits -> token; requests -> batches; prompts -> requests |
 //! | `python` | the extension module, with the feature `python` |
 
 pub mod error;
+pub mod memory;
 pub mod step;
 
 pub mod config;

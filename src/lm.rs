@@ -15,6 +15,7 @@ use crate::engine::{
     Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Request, Runner, Stats, Task,
 };
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::sample::{Sampler, SamplerFields};
 use crate::step::{PAGE, pages_for};
@@ -258,7 +259,7 @@ impl Lm {
 fn cache_pages(model: &Model, kv_memory: Option<u64>) -> Result<usize> {
     let page_bytes = (model.decoder().kv_bytes_per_position() * PAGE) as u64;
     let longest = pages_for(model.context_length());
-    let budget = kv_memory.unwrap_or_else(|| (available_memory() as f64 * KV_SHARE) as u64);
+    let budget = kv_memory.unwrap_or_else(|| (memory::available() as f64 * KV_SHARE) as u64);
     let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX);
     let pages =
         if kv_memory.is_none() { pages.min(longest.saturating_mul(MAX_DEFAULT_SEQUENCES)) } else { pages };
@@ -268,15 +269,6 @@ fn cache_pages(model: &Model, kv_memory: Option<u64>) -> Result<usize> {
         )));
     }
     Ok(pages.min(u32::MAX as usize))
-}
-
-/// Bytes that the system could give us now; a modest guess where it does not tell.
-fn available_memory() -> u64 {
-    const GUESS: u64 = 4 << 30;
-    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return GUESS };
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map_or(GUESS, |kib| kib << 10)
 }
 
 fn check_stops(stops: &[String]) -> Result<()> {
