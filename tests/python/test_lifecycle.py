@@ -750,7 +750,7 @@ print(json.dumps([before, (resident(), threads(), files())]))
 def test_nothing_stays_of_a_hundred(what, tiny_folder):
     # The best of three: the allocator keeps now a little more and now a little less. A leak shows each time.
     runs: list[tuple[list[int], list[int]]] = []
-    stays = lambda before, after: after[0] > before[0] * 1.02 or after[1:] != before[1:]  # noqa: E731
+    stays = lambda before, after: after[0] > before[0] * 1.02 or after[1:] != before[1:]
     while len(runs) < 3 and all(stays(*run) for run in runs):
         done = python(MEMORY, what, str(tiny_folder))
         assert done.returncode == 0, done.stderr
