@@ -11,7 +11,8 @@
 //! | [`error`], [`step`], [`memory`] | the one error type; the ragged batch that everything computes; what memory there is |
 //! | [`hub`], [`weights`], [`config`], [`text`] | a name -> files -> tensors, blueprint, tokenizer, template |
 //! | [`kernels`], [`cache`], [`device`], [`model`] | what a device computes, where keys and values lie, the decoder |
-//! | [`sample`], [`engine`], [`lm`] | logits -> token; requests -> batches; prompts -> requests |
+//! | [`sample`], [`constrain`] | logits -> token; the form that an answer must have |
+//! | [`engine`], [`lm`] | requests -> batches; prompts -> requests |
 //! | `python` | the extension module, with the feature `python` |
 
 pub mod error;
@@ -28,6 +29,7 @@ pub mod device;
 pub mod kernels;
 pub mod model;
 
+pub mod constrain;
 pub mod engine;
 pub mod lm;
 pub mod sample;

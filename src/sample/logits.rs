@@ -128,6 +128,26 @@ impl Logits {
         writer.close();
     }
 
+    /// Keeps the candidates among `ids`, which ascend. Costs what is kept, not the vocabulary.
+    pub fn select(&mut self, ids: impl Iterator<Item = u32>) {
+        let mut ids = ids.peekable();
+        if self.ids.is_some() {
+            // Both ascend, so one pass over each is enough.
+            return self.retain(|id, _| {
+                while ids.next_if(|&other| other < id).is_some() {}
+                ids.next_if_eq(&id).is_some()
+            });
+        }
+        self.max = None;
+        let mut writer = Writer::new(self);
+        let len = writer.len();
+        for id in ids.take_while(|&id| (id as usize) < len) {
+            let value = writer.values[id as usize];
+            writer.put(id, value);
+        }
+        writer.close();
+    }
+
     /// Keeps the candidates whose key is over `threshold`, and the first `ties` of those right at it: the
     /// ones with the lowest ids. `keys` has one entry a candidate; `None` means the logits are the keys.
     pub(super) fn keep_best(&mut self, keys: Option<&[f32]>, threshold: f32, mut ties: usize) {
@@ -270,6 +290,27 @@ mod tests {
             logits.retain(|id, _| kept.contains(&id));
             let want: Vec<f32> = (0..6).map(|id| if kept.contains(&id) { id as f32 } else { OUT }).collect();
             assert_eq!(logits.dense_mut(), want, "{kept:?}");
+        }
+    }
+
+    #[test]
+    fn selected_ids_are_what_is_kept() {
+        for first in [vec![0, 1, 2, 3, 4, 5], vec![1, 3, 5], vec![]] {
+            for second in [vec![], vec![0], vec![1, 4, 5], vec![3, 5, 6, 900]] {
+                let mut logits = Logits::new(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+                logits.select(first.iter().copied());
+                logits.select(second.iter().copied());
+                let want = first.iter().filter(|id| second.contains(id)).map(|&id| (id, id as f32));
+                assert_eq!(
+                    logits.iter().collect::<Vec<_>>(),
+                    want.collect::<Vec<_>>(),
+                    "{first:?} {second:?}"
+                );
+                let mut dense = Logits::new(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+                dense.select(second.iter().copied());
+                let want = second.iter().filter(|&&id| id < 6).map(|&id| (id, id as f32));
+                assert_eq!(dense.iter().collect::<Vec<_>>(), want.collect::<Vec<_>>(), "{second:?}");
+            }
         }
     }
 

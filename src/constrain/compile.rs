@@ -1,0 +1,222 @@
+//! Constraints to grammars: checked, compiled on a thread of their own, remembered.
+//!
+//! Why a thread: the library recurses along the constraint, so it gets a stack that our limits on depth and
+//! size cannot exhaust, whatever thread the user called from; and it cannot be interrupted, so the caller stops
+//! waiting when the time is up. What it still does then is bounded by fuel; no more than [`COMPILING`] such threads
+//! run at once.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Instant;
+
+use llguidance::ParserFactory;
+use llguidance::api::ParserLimits;
+use llguidance::toktrie::InferenceCapabilities;
+
+use super::limits::Limits;
+use super::matcher::Grammar;
+use super::vocabulary::Vocabulary;
+use super::{Constraint, schema};
+use crate::error::{Context, Error, PARAGRAPH, Result, shortened};
+
+/// Grammars that are compiled at once.
+const COMPILING: usize = 2;
+/// Kinds of tokens that strings mostly take whole; each gets a trie of its own, and a mask that is known to hold all
+/// of one is not walked token by token. The first serves strings with a `maxLength`, the second all others.
+/// The library's own list has two more, for white space and ten letters: on 262,144 tokens they cost another
+/// 32 MiB and 0.2 s, and no mask was faster. With none, a mask in a string takes 3 ms there instead of 3 us.
+const SLICES: [&str; 2] = [r#"[^"\\\x00-\x1F\x7F]{1,30}"#, r#"[^"\\\x00-\x1F\x7F]+"#];
+/// Address space, of which a compilation touches what it needs.
+const STACK: usize = 256 << 20;
+
+/// Makes grammars for one model and keeps the last ones. Cheap to clone; build one for a model.
+#[derive(Clone)]
+pub struct GrammarCompiler(Arc<Inner>);
+
+struct Inner {
+    vocabulary: Vocabulary,
+    factory: Arc<ParserFactory>,
+    limits: Limits,
+    /// Used last comes last.
+    cache: Mutex<Vec<(Arc<str>, Grammar)>>,
+    slots: Arc<Slots>,
+}
+
+impl GrammarCompiler {
+    /// Sorts the vocabulary for quick masks: tens of milliseconds and megabytes for large ones, so keep it.
+    ///
+    /// # Errors
+    /// Internal if the library refuses the vocabulary.
+    pub fn new(vocabulary: Vocabulary, limits: Limits) -> Result<Self> {
+        let factory = guard("preparing grammars", || {
+            let capabilities = InferenceCapabilities { ff_tokens: true, ..Default::default() };
+            let slices: Vec<String> = SLICES.iter().map(|&slice| slice.into()).collect();
+            let mut factory = ParserFactory::new(vocabulary.env(), capabilities, &slices)
+                .map_err(|error| Error::internal(format!("the vocabulary cannot serve grammars: {error}")))?;
+            factory.quiet();
+            *factory.limits_mut() = parser_limits(&limits);
+            Ok(factory)
+        })?;
+        let slots = Arc::new(Slots { free: Mutex::new(COMPILING), changed: Condvar::new() });
+        let (factory, cache) = (Arc::new(factory), Mutex::default());
+        Ok(GrammarCompiler(Arc::new(Inner { vocabulary, factory, limits, cache, slots })))
+    }
+
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.0.vocabulary
+    }
+
+    /// The grammar of a constraint, from the cache if it was asked for lately.
+    ///
+    /// # Errors
+    /// Constraint, which says what is wrong: a schema, expression or grammar that is malformed, that nothing
+    /// satisfies, that uses what is not supported, or that exceeds [`Limits`].
+    pub fn compile(&self, constraint: &Constraint) -> Result<Grammar> {
+        let inner = &*self.0;
+        let key: Arc<str> = schema::key(constraint, &inner.limits)?.into();
+        if let Some(grammar) = inner.remembered(&key) {
+            return Ok(grammar);
+        }
+        let deadline = Instant::now() + inner.limits.compile_time;
+        let Some(slot) = inner.slots.take(deadline) else {
+            return Err(too_long(constraint, &inner.limits));
+        };
+        // Several threads may have come with the same constraint; the first has compiled it meanwhile.
+        if let Some(grammar) = inner.remembered(&key) {
+            return Ok(grammar);
+        }
+        let grammar = self.compile_aside(constraint, slot, deadline)?;
+        inner.remember(key, grammar.clone());
+        Ok(grammar)
+    }
+
+    fn compile_aside(&self, constraint: &Constraint, slot: Slot, deadline: Instant) -> Result<Grammar> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let (factory, vocabulary) = (self.0.factory.clone(), self.0.vocabulary.clone());
+        let (what, limits) = (constraint.clone(), self.0.limits.clone());
+        let work = move || {
+            let grammar = guard("compiling", || {
+                let source = schema::source(&what, &limits)?;
+                let parser = factory.create_parser(source).map_err(|error| Error::constraint(tidy(&error)));
+                let start = parser.map(|parser| llguidance::Matcher::new(Ok(parser)));
+                start.and_then(|start| Grammar::new(start, vocabulary)).context(what.name())
+            });
+            // Nobody listens any more if the time was up.
+            sender.send(grammar).ok();
+            drop(slot);
+        };
+        let thread = std::thread::Builder::new().name("tallow-grammar".into()).stack_size(STACK);
+        thread.spawn(work).map_err(|error| {
+            Error::out_of_memory(format!("no thread to compile the grammar: {error}")).with_source(error)
+        })?;
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(grammar) => grammar,
+            Err(_) => Err(too_long(constraint, &self.0.limits)),
+        }
+    }
+}
+
+impl Inner {
+    fn remembered(&self, key: &str) -> Option<Grammar> {
+        let mut cache = lock(&self.cache);
+        let at = cache.iter().position(|(known, _)| &**known == key)?;
+        let entry = cache.remove(at);
+        // A grammar whose automaton is full or broken is compiled anew.
+        if entry.1.is_worn() {
+            return None;
+        }
+        let grammar = entry.1.clone();
+        cache.push(entry);
+        Some(grammar)
+    }
+
+    fn remember(&self, key: Arc<str>, grammar: Grammar) {
+        let mut cache = lock(&self.cache);
+        cache.retain(|(known, _)| *known != key);
+        if cache.len() >= self.limits.cached.max(1) {
+            cache.remove(0);
+        }
+        cache.push((key, grammar));
+    }
+}
+
+/// Room for a few compilations.
+struct Slots {
+    free: Mutex<usize>,
+    changed: Condvar,
+}
+
+struct Slot(Arc<Slots>);
+
+impl Slots {
+    /// `None` if there is none before the deadline.
+    fn take(self: &Arc<Self>, deadline: Instant) -> Option<Slot> {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let (mut free, _) = self
+            .changed
+            .wait_timeout_while(lock(&self.free), wait, |free| *free == 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        *free = free.checked_sub(1)?;
+        drop(free);
+        Some(Slot(self.clone()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *lock(&self.0.free) += 1;
+        self.0.changed.notify_one();
+    }
+}
+
+/// Nothing that we keep behind a lock can be left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn parser_limits(limits: &Limits) -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: limits.compile_fuel,
+        max_grammar_size: limits.grammar_size,
+        max_lexer_states: limits.lexer_states,
+        step_lexer_fuel: limits.step_fuel,
+        step_max_items: limits.step_items,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+fn too_long(constraint: &Constraint, limits: &Limits) -> Error {
+    Error::constraint(format!(
+        "{} was not compiled within {:?}; make it simpler: fewer alternatives, shorter repetitions, less nesting",
+        constraint.name(),
+        limits.compile_time
+    ))
+}
+
+/// The one place where the library's panics end. It catches most of its own and makes errors of them; this is
+/// for the rest.
+///
+/// # Errors
+/// What `work` returns; Internal if it panicked.
+pub(super) fn guard<T>(doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(Error::internal(format!("{doing}: llguidance panicked: {}", shortened(text, PARAGRAPH))))
+    })
+}
+
+/// An error of the library as one short text: no backtrace, no dump of its state.
+pub(super) fn tidy(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let text = text.split("\n<").next().unwrap_or_default().trim();
+    // The library's name for "no token is allowed".
+    if text.is_empty() || text == "NoExtensionBias" {
+        return "nothing satisfies it".into();
+    }
+    match text.strip_prefix("panic: ") {
+        Some(panic) => shortened(format_args!("a defect of llguidance: {panic}"), PARAGRAPH),
+        None => shortened(text, PARAGRAPH),
+    }
+}

@@ -1,0 +1,246 @@
+//! A compiled grammar, and one answer that is held against it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::compile::{guard, tidy};
+use super::mask::TokenMask;
+use super::vocabulary::Vocabulary;
+use crate::error::{Error, Result};
+
+/// A compiled constraint. Immutable; a clone shares it, and all its answers share the automaton that
+/// grows while they are written, so a second answer is masked faster than the first.
+#[derive(Clone)]
+pub struct Grammar(Arc<Inner>);
+
+struct Inner {
+    /// At the beginning; cloned for each answer.
+    start: llguidance::Matcher,
+    vocabulary: Vocabulary,
+    can_rollback: bool,
+    /// The shared automaton is full, or a panic left it unusable.
+    worn: AtomicBool,
+}
+
+impl Grammar {
+    /// Tries the first step, so that a grammar that nothing satisfies is an error now.
+    pub(super) fn new(start: llguidance::Matcher, vocabulary: Vocabulary) -> Result<Self> {
+        let mut trial = start.clone();
+        let mut can_rollback = true;
+        if !trial.is_stopped() || trial.is_error() {
+            let mask = trial.compute_mask().map_err(|error| Error::constraint(tidy(&error)))?;
+            let first = mask.iter().find(|&id| !vocabulary.bytes(id).is_empty());
+            can_rollback =
+                first.is_none_or(|id| trial.consume_token(id).and_then(|()| trial.rollback(1)).is_ok());
+        }
+        Ok(Grammar(Arc::new(Inner { start, vocabulary, can_rollback, worn: AtomicBool::new(false) })))
+    }
+
+    /// Whether [`Matcher::rollback`] works: with all but Lark grammars with `stop=` or `max_tokens=`.
+    pub fn can_rollback(&self) -> bool {
+        self.0.can_rollback
+    }
+
+    /// Begins an answer.
+    ///
+    /// # Errors
+    /// Internal on a defect of the library.
+    pub fn matcher(&self) -> Result<Matcher> {
+        let inner = guard("beginning an answer", || Ok(self.0.start.clone()))?;
+        Ok(Matcher { inner, grammar: self.clone(), len: 0, ended: false })
+    }
+
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.0.vocabulary
+    }
+
+    pub(super) fn is_worn(&self) -> bool {
+        self.0.worn.load(Ordering::Relaxed)
+    }
+}
+
+/// The same compiled grammar. Two that were compiled apart are not equal, whatever their constraints.
+impl PartialEq for Grammar {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammar").field("vocabulary", &self.0.vocabulary).finish_non_exhaustive()
+    }
+}
+
+/// One answer, held against a grammar. A clone goes its own way from here on.
+///
+/// An error is final, and only this answer's, except that [`Matcher::accept`] of a token that the grammar does
+/// not take leaves the matcher as it was.
+#[derive(Clone)]
+pub struct Matcher {
+    inner: llguidance::Matcher,
+    grammar: Grammar,
+    /// Tokens accepted, the end included.
+    len: usize,
+    /// A token that ends the answer was accepted.
+    ended: bool,
+}
+
+impl Matcher {
+    pub fn grammar(&self) -> &Grammar {
+        &self.grammar
+    }
+
+    /// Tokens accepted.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Which tokens may come next. Where tokens are [forced](Matcher::forced), only the first of them; when the
+    /// answer [is done](Matcher::is_done), only those that end it.
+    ///
+    /// # Errors
+    /// Constraint if the grammar became too complex to follow, or leaves no token at all.
+    pub fn mask(&mut self, mask: &mut TokenMask) -> Result<()> {
+        let vocabulary = self.grammar.0.vocabulary.clone();
+        if self.is_done() {
+            mask.set_only(vocabulary.eos(), vocabulary.size());
+            return Ok(());
+        }
+        let bits = self.call("finding the tokens that may come next", |inner| {
+            inner.compute_mask().map_err(|error| tidy(&error))
+        })?;
+        mask.load(bits.as_slice(), vocabulary.size());
+        Ok(())
+    }
+
+    /// Goes on with a token.
+    ///
+    /// # Errors
+    /// Constraint if the grammar does not take it here; the matcher stays as it was. Constraint if the grammar became
+    /// too complex to follow.
+    pub fn accept(&mut self, id: u32) -> Result<()> {
+        let is_eos = self.grammar.0.vocabulary.is_eos(id);
+        if self.ended || (self.is_done() && !is_eos) {
+            return Err(Error::constraint(format!("token {id} comes after the end of the answer")));
+        }
+        let taken = if is_eos {
+            self.ended = self.may_stop()?;
+            self.ended
+        } else if self.grammar.0.vocabulary.bytes(id).is_empty() {
+            false
+        } else {
+            let accepted = |inner: &mut llguidance::Matcher| {
+                inner.try_consume_tokens(&[id]).map_err(|error| tidy(&error))
+            };
+            self.call("going on with a token", accepted)? == 1
+        };
+        if !taken {
+            return Err(Error::constraint(format!("the grammar does not take token {id} here")));
+        }
+        self.len += 1;
+        Ok(())
+    }
+
+    /// The tokens that must follow; empty where there is a choice, also one of how to write the same text.
+    /// They are written as the tokenizer writes text; the last characters are left out if a choice that follows could
+    /// be written together with them.
+    ///
+    /// A failure shows in the next [`Matcher::mask`].
+    pub fn forced(&mut self) -> Vec<u32> {
+        if self.is_done() {
+            return Vec::new();
+        }
+        self.call("finding forced tokens", |inner| Ok(inner.compute_ff_tokens())).unwrap_or_default()
+    }
+
+    /// Whether nothing can follow but the end, or it has come.
+    pub fn is_done(&self) -> bool {
+        self.ended || (self.inner.is_stopped() && !self.inner.is_error())
+    }
+
+    /// Whether the answer may end here.
+    ///
+    /// # Errors
+    /// Constraint if the grammar became too complex to follow.
+    pub fn may_stop(&mut self) -> Result<bool> {
+        if self.is_done() {
+            return Ok(true);
+        }
+        self.call("looking for an end", |inner| inner.is_accepting().map_err(|error| tidy(&error)))
+    }
+
+    /// Takes back the last `count` tokens.
+    ///
+    /// # Errors
+    /// InvalidRequest if there are fewer; Constraint for Lark grammars with `stop=` or `max_tokens=`, which cannot
+    /// be taken back (do not draft with them: see [`Grammar::can_rollback`]).
+    pub fn rollback(&mut self, count: usize) -> Result<()> {
+        let Some(len) = self.len.checked_sub(count) else {
+            return Err(Error::invalid(format!("{count} tokens cannot be taken back of {}", self.len)));
+        };
+        if count > 0 {
+            let inside = count - usize::from(self.ended);
+            self.call("taking tokens back", |inner| inner.rollback(inside).map_err(|error| tidy(&error)))?;
+            (self.ended, self.len) = (false, len);
+        }
+        Ok(())
+    }
+
+    /// How many of the drafted tokens the grammar takes one after the other. Text may be written with other
+    /// tokens than [`Matcher::forced`] gives. The matcher stays as it was.
+    ///
+    /// # Errors
+    /// Constraint if the grammar became too complex to follow.
+    pub fn validate(&mut self, draft: &[u32]) -> Result<usize> {
+        if self.is_done() {
+            let ends = draft.first().is_some_and(|&id| self.grammar.0.vocabulary.is_eos(id));
+            return Ok(usize::from(ends && !self.ended));
+        }
+        // Unknown ids would end this answer with an error.
+        let vocabulary = &self.grammar.0.vocabulary;
+        let known = |&id: &u32| vocabulary.is_eos(id) || !vocabulary.bytes(id).is_empty();
+        let known = draft.iter().position(|id| !known(id)).unwrap_or(draft.len());
+        let draft = draft.get(..known).unwrap_or_default();
+        self.call("checking a draft", |inner| inner.validate_tokens(draft).map_err(|error| tidy(&error)))
+    }
+
+    /// Bytes that must follow; they include what [`Matcher::forced`] leaves out.
+    pub(super) fn forced_bytes(&mut self) -> Result<Vec<u8>> {
+        if self.is_done() {
+            return Ok(Vec::new());
+        }
+        self.call("finding forced text", |inner| Ok(inner.compute_ff_bytes()))
+    }
+
+    fn call<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut llguidance::Matcher) -> Result<T, String>,
+    ) -> Result<T> {
+        let result = guard(doing, || {
+            work(&mut self.inner).map_err(|reason| {
+                Error::constraint(format!(
+                    "{doing}: {reason}; make the constraint simpler: fewer alternatives that begin alike, \
+                     shorter repetitions"
+                ))
+            })
+        });
+        if result.is_err() || self.inner.is_error() {
+            // Too many states, or a broken lock: other answers of this grammar would meet the same.
+            self.grammar.0.worn.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl fmt::Debug for Matcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Matcher").field("len", &self.len).field("ended", &self.ended).finish_non_exhaustive()
+    }
+}

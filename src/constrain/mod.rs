@@ -1,0 +1,80 @@
+//! Answers that keep to a form: a JSON schema, a regular expression, a Lark grammar, a choice of texts.
+//!
+//! | type | what it is |
+//! |---|---|
+//! | [`Constraint`] | what the user asked for |
+//! | [`Vocabulary`] | a model's tokens as bytes, built once for a model |
+//! | [`GrammarCompiler`] | constraints to grammars, under [`Limits`], with a cache |
+//! | [`Grammar`] | a compiled constraint: shared, immutable |
+//! | [`Matcher`] | one answer in the making, held against a grammar |
+//! | [`Reserve`] | what the answer keeps back of its budget, so that it can close |
+//! | [`TokenMask`], [`Mask`] | which tokens may come next; the filter that applies them |
+//!
+//! # How an answer runs
+//! For each step the [`Matcher`] says which tokens may come ([`Matcher::mask`]), the sampler picks one of them, and the
+//! matcher goes on with it ([`Matcher::accept`]). Where only one text can follow, [`Matcher::forced`] gives its
+//! tokens: they are never sampled, but appended and computed as one chunk. A draft is cut to what the grammar
+//! takes ([`Matcher::validate`]) and taken back with [`Matcher::rollback`]. When [`Matcher::is_done`], nothing but the end
+//! can follow; a token that ends the answer is allowed only where [`Matcher::may_stop`].
+//!
+//! The work is llguidance's: derivatives of regular expressions as lexer, an Earley parser over it, and one walk
+//! over the trie of the vocabulary a mask. It compiles in milliseconds and builds its automata while the
+//! answer grows, which suits a library that meets a new schema with every signature. What stands here around
+//! it: our own trie over our own tokenizers, limits, one place where its panics end, errors that a user can act
+//! on, and a cache.
+//!
+//! # An answer that closes within its budget
+//! A grammar alone does not end an answer: a string may grow until `max_tokens` cuts it off, and half an
+//! object does not parse. So there is [`Matcher::closing`], tokens that take the answer from here to an end, found by
+//! search (the library tells no distance to the end), and [`Reserve`], which keeps one rule: after each token the
+//! closing fits into what is left. Before the first token, a grammar with no end within `max_tokens` is the
+//! request's error or runs unreserved, as its caller likes. A sampled token whose closing does not fit is taken
+//! back, and the closing from before it is appended as forced tokens. So the answer ends complete.
+
+mod closing;
+mod compile;
+mod limits;
+mod mask;
+mod matcher;
+mod schema;
+mod vocabulary;
+
+use serde_json::Value;
+
+pub use closing::Reserve;
+pub use compile::GrammarCompiler;
+pub use limits::Limits;
+pub use mask::{Mask, TokenMask};
+pub use matcher::{Grammar, Matcher};
+pub use vocabulary::Vocabulary;
+
+/// What an answer must be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constraint {
+    /// JSON that a schema describes (draft 2020-12 and before, as far as llguidance knows it; what it does not
+    /// know is an error, never ignored). Properties come in the order in which the schema has them.
+    ///
+    /// It is written as Python's `json.dumps` does: `, ` and `: `, on one line. A small model otherwise fills its
+    /// budget with white space, and no separator could be forced. `"x-guidance"` at the top of the schema replaces
+    /// that (the keys are llguidance's: `whitespace_flexible`, `item_separator`, …).
+    JsonSchema(Value),
+    /// The whole answer matches this regular expression (the syntax of the `regex` crate, without look-around
+    /// and back references; `^` and `$` around it are allowed and mean nothing).
+    Regex(String),
+    /// A grammar in llguidance's dialect of Lark, from its rule `start`.
+    Lark(String),
+    /// One of these texts.
+    Choices(Vec<String>),
+}
+
+impl Constraint {
+    /// What messages call it: the argument that a user wrote.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Constraint::JsonSchema(_) => "json_schema",
+            Constraint::Regex(_) => "regex",
+            Constraint::Lark(_) => "grammar",
+            Constraint::Choices(_) => "choices",
+        }
+    }
+}
