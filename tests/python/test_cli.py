@@ -107,9 +107,10 @@ def test_ctrl_c_ends_quietly(smollm2):
         "tallow.cli",
         "run",
         "smollm2",
-        "Count to ten thousand.",
+        # Greedy, this answer never ends. One that has ended is killed in the interpreter's own exit.
+        "Write a very long story about a river.",
         "--temperature",
-        "1",
+        "0",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.read(1)
