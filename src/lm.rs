@@ -6,11 +6,13 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cache::prefix_file::Prefix;
 use crate::config::Pooling;
+use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
+use crate::engine::guide::Guide;
 use crate::engine::{
     Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Request, Runner, Stats, Task,
 };
@@ -64,6 +66,8 @@ pub struct GenerateOptions {
     pub timeout: Option<Duration>,
     /// A text that the answer may well resemble; it changes how fast the answer comes, never the answer.
     pub prediction: Option<String>,
+    /// What the answer must be.
+    pub constraint: Option<Constraint>,
 }
 
 /// An engine that runs. Dropping the last clone ends it.
@@ -72,6 +76,8 @@ pub struct Lm {
     model: Arc<Model>,
     engine: EngineHandle,
     prefix_cache: bool,
+    /// Made for the first constraint.
+    grammars: Arc<Mutex<Option<GrammarCompiler>>>,
 }
 
 impl Lm {
@@ -88,7 +94,7 @@ impl Lm {
         engine.prefix_cache = options.prefix_cache;
         engine.speculation = options.speculation;
         let engine = EngineHandle::start(Box::new(runner), engine)?;
-        Ok(Lm { model, engine, prefix_cache: options.prefix_cache })
+        Ok(Lm { model, engine, prefix_cache: options.prefix_cache, grammars: Arc::default() })
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -139,10 +145,16 @@ impl Lm {
         if ids.len() + 1 > limit {
             return Err(self.too_long(ids.len()));
         }
+        let room = limit - ids.len();
+        let max_tokens = options.max_tokens.unwrap_or(room);
+        let guide = match &options.constraint {
+            Some(constraint) => Some(Guide::new(&self.grammar(constraint)?, max_tokens.min(room))?),
+            None => None,
+        };
         let task = Task::Generate(Box::new(Generate {
             sampler: options.sampler.clone(),
             seed: options.seed.unwrap_or_else(fresh_seed),
-            max_tokens: options.max_tokens.unwrap_or(limit - ids.len()),
+            max_tokens,
             stop_ids: self.model.eos_ids().clone(),
             text: TextStream::new(self.model.tokenizer().clone(), options.stop.clone()),
             logprobs: options.logprobs,
@@ -150,9 +162,29 @@ impl Lm {
                 Some(text) => self.model.tokenizer().encode(text, false)?,
                 None => Vec::new(),
             },
+            guide,
         }));
         let deadline = options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.engine.submit_with(Request { prompt: ids, task, deadline }, notify)
+    }
+
+    /// The grammar of a constraint. The last ones are kept, so what is asked for again costs next to nothing.
+    ///
+    /// # Errors
+    /// `Constraint` that says what is wrong with it; `ModelFile` for a vocabulary that no grammar can be held to.
+    pub fn grammar(&self, constraint: &Constraint) -> Result<Grammar> {
+        let compiler = {
+            let mut grammars = self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *grammars {
+                Some(compiler) => compiler.clone(),
+                none => {
+                    let (tokenizer, eos) = (self.model.tokenizer().clone(), self.model.eos_ids());
+                    let vocabulary = Vocabulary::new(tokenizer, eos, self.model.vocab_size())?;
+                    none.insert(GrammarCompiler::new(vocabulary, Limits::default())?).clone()
+                }
+            }
+        };
+        compiler.compile(constraint)
     }
 
     /// Saves what was computed of a prompt, whole pages of it, and returns how many tokens that are. It is

@@ -157,6 +157,7 @@ impl Bench {
             text: TextStream::new(self.models[0].tokenizer().clone(), vec![]),
             logprobs: logprobs.then_some(2),
             prediction: Vec::new(),
+            guide: None,
         }));
         engine.submit(Request::new(prompt, task)).unwrap()
     }

@@ -176,6 +176,7 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
         logprobs: Some(2),
         timeout: None,
         prediction: None,
+        constraint: None,
     };
     let arguments = Map::new();
     let messages = [json!({"role": "user", "content": "ab <|im_end|>"})];

@@ -96,6 +96,7 @@ fn answers(index: usize) {
         logprobs: None,
         timeout: None,
         prediction: None,
+        constraint: None,
     };
     let submit = |p: &Value| lm.generate(&Prompt::Ids(&ids(&p["tokens"])), &options, None).unwrap();
     let running: Vec<_> = prompts.iter().map(submit).collect();

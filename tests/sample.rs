@@ -40,7 +40,7 @@ fn sampler(fields: SamplerFields) -> Sampler {
 /// The distribution that a sampler draws from: `(id, probability)`, in order of id.
 fn distribution(sampler: &Sampler, row: &[f32], history: &History) -> Result<Vec<(u32, f64)>> {
     let mut logits = Logits::new(row);
-    sampler.prepare(&mut logits, history)?;
+    sampler.prepare(&mut logits, history, None)?;
     sampler.run_filters(&mut logits, history)?;
     sampler.narrow(&mut logits)?;
     Ok(softmax(&logits.iter().collect::<Vec<_>>()))
@@ -490,7 +490,7 @@ fn filters_run_after_penalties_and_before_narrowing() {
     let row = [1.0, 4.0, 2.0, 1.0];
     let whole = sampler.sample(&mut Logits::new(&row), &history, 1, 2).unwrap();
     let mut logits = Logits::new(&row);
-    sampler.prepare(&mut logits, &history).unwrap();
+    sampler.prepare(&mut logits, &history, None).unwrap();
     for filter in sampler.user_filters() {
         filter.filter(&mut logits, &history).unwrap();
     }

@@ -139,6 +139,7 @@ class Engine:
         logprobs: int | None = None,
         timeout: float | None = None,
         prediction: str | None = None,
+        constraint: tuple[str, Any] | None = None,
         waker: Waker | None = None,
         key: int = 0,
         every_token: bool = False,

@@ -248,6 +248,20 @@ def json_object(name: str, value: object) -> dict[str, Any]:
     return {text(f"a key of {name}", key): item for key, item in value.items()}
 
 
+def json_schema(name: str, value: object) -> dict[str, Any]:
+    """A JSON schema, or a class that has one, such as a pydantic model."""
+    make = getattr(value, "model_json_schema", None)
+    if isinstance(value, type) and callable(make):
+        value = make()
+    if not isinstance(value, Mapping):
+        wrong_type(name, value, "a JSON schema as a dict, or a pydantic model")
+    return dict(value)
+
+
+def choices(name: str, value: object) -> list[str]:
+    return texts(name, value, "texts, one of which is the answer")
+
+
 #: What a chat template gets from elsewhere; given as an argument it would be overwritten in silence.
 _TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt")
 
@@ -319,6 +333,23 @@ _OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "prediction": text,
 }
 
+#: What an answer may be held to: at most one of these.
+CONSTRAINTS: dict[str, Callable[[str, object], Any]] = {
+    "json_schema": json_schema,
+    "regex": text,
+    "grammar": text,
+    "choices": choices,
+}
+
+
+def constraint(given: Mapping[str, object]) -> tuple[str, Any] | None:
+    """The one that is given, with its name."""
+    found = [name for name in CONSTRAINTS if given.get(name) is not None]
+    if len(found) > 1:
+        raise InvalidRequestError(f"{found[0]} and {found[1]} exclude each other; give one of them")
+    return (found[0], CONSTRAINTS[found[0]](found[0], given[found[0]])) if found else None
+
+
 #: Arguments of the engine that have another name there.
 _NATIVE_NAMES = {"template_arguments": "arguments"}
 
@@ -343,6 +374,9 @@ def generation(
         value = options.get(name)
         if value is not None:
             native[_NATIVE_NAMES.get(name, name)] = check(name, value)
+    held = constraint(options)
+    if held is not None:
+        native["constraint"] = held
     only_for_messages(
         checked, tools=options.get("tools"), template_arguments=options.get("template_arguments")
     )

@@ -1,11 +1,14 @@
 //! The work of `Generate`: logits in, tokens and text out.
 
+use std::collections::VecDeque;
+
 use super::client::{Audience, FilterCall};
 use super::draft::Lookup;
+use super::guide::Guide;
 use super::request::{Event, FinishReason, Generate, TokenEvent};
 use crate::error::{Error, Result};
 use crate::sample::sampler::argmax;
-use crate::sample::{History, Logits, token_logprobs};
+use crate::sample::{Filter, History, Logits, token_logprobs};
 
 /// An answer in the making.
 pub(super) struct Decode {
@@ -18,14 +21,19 @@ pub(super) struct Decode {
     parked: Option<Vec<f32>>,
     /// Where drafts come from.
     pub lookup: Lookup,
+    /// The grammar that holds the answer.
+    guide: Option<Guide>,
+    /// Tokens that the grammar has decided and that were not appended yet, because each is to carry its log
+    /// probability, which the row before it tells.
+    decided: VecDeque<u32>,
 }
 
 /// What follows from a row of logits.
 pub(super) enum Next {
     /// The caller's filters have the logits; [`Decode::resume`] goes on.
     Parked,
-    /// The answer goes on with this token.
-    Token(u32),
+    /// The answer goes on with these tokens: the drawn one, and those that a grammar forces after it.
+    Tokens(Vec<u32>),
     /// The answer has ended; this text was still held back.
     End(FinishReason, String),
 }
@@ -33,7 +41,19 @@ pub(super) enum Next {
 impl Decode {
     pub fn new(mut task: Generate, context_length: usize) -> Self {
         let lookup = Lookup::new(std::mem::take(&mut task.prediction));
-        Decode { task, context_length, count: 0, parked: None, lookup }
+        let guide = task.guide.take();
+        Decode { task, context_length, count: 0, parked: None, lookup, guide, decided: VecDeque::new() }
+    }
+
+    /// What the answer begins with before anything is computed: tokens that its grammar forces.
+    pub fn open(&mut self, prompt_len: usize, audience: &mut Audience) -> Result<Next> {
+        let opening = self.guide.as_mut().map(Guide::take_opening).unwrap_or_default();
+        self.decided.extend(opening);
+        if self.task.logprobs.is_some() {
+            Ok(Next::Tokens(Vec::new()))
+        } else {
+            self.append(prompt_len, None, audience)
+        }
     }
 
     /// Tokens that a draft may have after `len` tokens: the answer does not go on beyond them. None if the
@@ -57,13 +77,22 @@ impl Decode {
         scratch: &mut Logits,
         audience: &mut Audience,
     ) -> Result<Next> {
+        let prompt_len = tokens.len() - self.count;
+        if !self.decided.is_empty() {
+            return self.append(prompt_len, Some(raw), audience);
+        }
         let sampler = &self.task.sampler;
         if sampler.is_argmax() {
-            return self.accept(argmax(raw)?, tokens, raw, audience);
+            let mut id = argmax(raw)?;
+            if let Some(guide) = &mut self.guide {
+                id = guide.greedy(id, raw, scratch)?;
+            }
+            return self.accept(id, prompt_len, raw, audience);
         }
-        let prompt_len = tokens.len() - self.count;
         scratch.load(raw);
-        sampler.prepare(scratch, &History { tokens, prompt_len })?;
+        let mask = self.guide.as_mut().map(Guide::mask).transpose()?;
+        let mask = mask.as_ref().map(|mask| mask as &dyn Filter);
+        sampler.prepare(scratch, &History { tokens, prompt_len }, mask)?;
         if sampler.needs_caller() {
             let (sampler, logits) = (sampler.clone(), std::mem::take(scratch));
             audience.ask(FilterCall { sampler, logits, tokens: tokens.to_vec(), prompt_len });
@@ -71,7 +100,7 @@ impl Decode {
             return Ok(Next::Parked);
         }
         let id = sampler.finish(scratch, self.task.seed, tokens.len() as u64)?;
-        self.accept(id, tokens, raw, audience)
+        self.accept(id, prompt_len, raw, audience)
     }
 
     /// Whether the caller's filters have the logits.
@@ -88,6 +117,11 @@ impl Decode {
             && a.logprobs == b.logprobs
             && a.stop_ids == b.stop_ids
             && a.text.same_rules(&b.text)
+            && match (&self.guide, &other.guide) {
+                (None, None) => true,
+                (Some(ours), Some(its)) => ours.same_as(its),
+                _ => false,
+            }
     }
 
     /// Whether equal requests may be answered by one: the caller's own filters may do what they like.
@@ -106,26 +140,79 @@ impl Decode {
         let Some(raw) = self.parked.take() else {
             return Err(Error::internal("filtered logits came for a request that waits for none"));
         };
+        if let Some(guide) = &self.guide {
+            // They had the dense row, and could write over what is forbidden.
+            guide.last_mask().apply(&mut logits)?;
+        }
         let id = self.task.sampler.finish(&mut logits, self.task.seed, tokens.len() as u64)?;
         // Its buffers serve the next row.
         *scratch = logits;
-        self.accept(id, tokens, &raw, audience)
+        self.accept(id, tokens.len() - self.count, &raw, audience)
     }
 
-    fn accept(&mut self, id: u32, tokens: &[u32], raw: &[f32], audience: &mut Audience) -> Result<Next> {
-        self.count += 1;
+    /// How many of these tokens the answer may go on with.
+    pub fn allowed(&mut self, draft: &[u32]) -> usize {
+        self.guide.as_mut().map_or(draft.len(), |guide| guide.allowed(draft))
+    }
+
+    /// Whether a grammar holds the answer.
+    pub fn is_guided(&self) -> bool {
+        self.guide.is_some()
+    }
+
+    /// The answer goes on with a token that was drawn.
+    fn accept(&mut self, id: u32, prompt_len: usize, raw: &[f32], audience: &mut Audience) -> Result<Next> {
         if self.task.stop_ids.contains(&id) {
+            self.count += 1;
             return Ok(Next::End(FinishReason::Stop, self.task.text.finish()));
         }
-        let logprob = self.task.logprobs.map(|top| token_logprobs(raw, id, top)).transpose()?;
-        let piece = self.task.text.push(id);
-        audience.push(Event::Token(TokenEvent { id, text: piece.text, logprob }));
-        if piece.stopped {
-            return Ok(Next::End(FinishReason::Stop, String::new()));
+        let left = self.budget(prompt_len).saturating_sub(self.count + 1);
+        match &mut self.guide {
+            Some(guide) => self.decided.extend(guide.follow(id, left)?),
+            None => self.decided.push_back(id),
         }
-        if self.count == self.task.max_tokens || tokens.len() + 1 >= self.context_length {
-            return Ok(Next::End(FinishReason::Length, self.task.text.finish()));
+        self.append(prompt_len, Some(raw), audience)
+    }
+
+    /// Tokens that the answer may have.
+    fn budget(&self, prompt_len: usize) -> usize {
+        self.task.max_tokens.min(self.context_length.saturating_sub(prompt_len))
+    }
+
+    /// Appends what was decided: all of it, or as far as log probabilities can be told.
+    fn append(&mut self, prompt_len: usize, raw: Option<&[f32]>, audience: &mut Audience) -> Result<Next> {
+        let mut appended = Vec::new();
+        while let Some(id) = self.decided.pop_front() {
+            self.count += 1;
+            let logprob = match (self.task.logprobs, raw) {
+                (Some(top), Some(raw)) => Some(token_logprobs(raw, id, top)?),
+                _ => None,
+            };
+            let told = logprob.is_some();
+            let piece = self.task.text.push(id);
+            audience.push(Event::Token(TokenEvent { id, text: piece.text, logprob }));
+            appended.push(id);
+            if piece.stopped {
+                return Ok(Next::End(FinishReason::Stop, String::new()));
+            }
+            if told {
+                break;
+            }
         }
-        Ok(Next::Token(id))
+        Ok(match self.ending(prompt_len) {
+            Some(reason) => Next::End(reason, self.task.text.finish()),
+            None => Next::Tokens(appended),
+        })
+    }
+
+    /// Why the answer ends here, if it does.
+    fn ending(&self, prompt_len: usize) -> Option<FinishReason> {
+        if self.decided.is_empty()
+            && let Some(guide) = &self.guide
+            && (guide.is_closed() || guide.is_done())
+        {
+            return Some(if guide.is_closed() { FinishReason::Length } else { FinishReason::Stop });
+        }
+        (self.count >= self.budget(prompt_len)).then_some(FinishReason::Length)
     }
 }

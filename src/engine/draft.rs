@@ -72,6 +72,14 @@ impl Lookup {
         None
     }
 
+    /// The tokens that would be drafted, as far as anything is guessed.
+    pub fn look(&mut self, tokens: &[u32], prompt_len: usize, most: usize) -> Vec<u32> {
+        let guess = self.guess(tokens, prompt_len);
+        guess.map_or(Vec::new(), |(_, guess)| {
+            (0..most.min(MAX_DRAFT)).map_while(|at| guess.token(at)).collect()
+        })
+    }
+
     fn follow_prediction(&mut self, new: &[u32]) {
         for token in new {
             self.cursor = match self.cursor {

@@ -9,6 +9,7 @@
 //! | `sequence` | a request in work: its lanes, its client, its clock |
 //! | `lane` | a row of positions with its pages: what is computed, and how far it lags behind |
 //! | `decode`, `score` | what a sequence does with logits: an answer, or likelihoods of candidates |
+//! | [`guide`] | a grammar at work on one answer: what may come, what must, and the end within its budget |
 //! | `draft` | tokens guessed from the text that is there, checked several in a step |
 //! | `client` | the engine's side of a request's channel |
 //! | `step_loop` | the thread: listen, reap, admit, step, sweep |
@@ -38,6 +39,7 @@
 //! # }
 //! ```
 
+pub mod guide;
 pub mod handle;
 pub mod network;
 pub mod request;

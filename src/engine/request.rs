@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::guide::Guide;
 pub use crate::config::Pooling;
 use crate::error::{Error, Result};
 use crate::sample::{Sampler, TokenLogprob};
@@ -58,6 +59,8 @@ pub struct Generate {
     pub logprobs: Option<usize>,
     /// What the answer may begin with or contain: guesses, which never change the answer.
     pub prediction: Vec<u32>,
+    /// What the answer must be. Its tokens that end an answer are `stop_ids`.
+    pub guide: Option<Guide>,
 }
 
 /// How hidden states become one vector.

@@ -90,11 +90,24 @@ impl Sequence {
                 (Work::Score(Score::new(candidates, request.prompt.len())), Want::Last)
             }
         };
+        let prompt_len = request.prompt.len();
         let lanes = vec![Lane::new(0, request.prompt, Lease::default(), want, 0)];
         let clock = Clock { submitted: Instant::now(), begun: None, prefilled: None };
         let can_be_shared = matches!(&work, Work::Decode(decode) if decode.can_be_shared());
         let (id, audience) = (client.id, Audience::new(client, can_be_shared));
-        Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, accepted: 0, ended: None }
+        let mut sequence =
+            Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, accepted: 0, ended: None };
+        sequence.open(prompt_len);
+        sequence
+    }
+
+    /// Appends what the answer must begin with, so that it is computed together with the prompt.
+    fn open(&mut self, prompt_len: usize) {
+        let Work::Decode(decode) = &mut self.work else { return };
+        match decode.open(prompt_len, &mut self.audience) {
+            Ok(next) => self.follow(next),
+            Err(error) => self.fail(error),
+        }
     }
 
     /// Finds and leases the pages for everything that it knows, and `spare` more must be there. False: they
@@ -126,7 +139,8 @@ impl Sequence {
     }
 
     fn count_found(&mut self, found: usize) {
-        let computed = self.lanes.first().map_or(0, |lane| lane.computed);
+        // What an answer begins with may be found as well, and is no part of the prompt.
+        let computed = self.lanes.first().map_or(0, |lane| lane.computed.min(self.usage.prompt_tokens));
         self.usage.cached_tokens += found.min(computed.saturating_sub(self.reached));
         self.reached = self.reached.max(computed);
     }
@@ -157,7 +171,7 @@ impl Sequence {
             && prompt == other.usage.prompt_tokens
             && ours.can_be_shared()
             && ours.same_as(its)
-            && self.lanes[0].tokens[..prompt] == other.lanes[0].tokens[..]
+            && self.lanes[0].tokens[..prompt] == other.lanes[0].tokens[..prompt]
     }
 
     /// The callers of `other` are this one's from now on.
@@ -235,17 +249,21 @@ impl Sequence {
     fn extend(&mut self, part: &Part, scratch: &mut Logits, cache: &mut PrefixCache) -> Result<()> {
         let drafted = self.lanes[0].draft.as_ref().map_or(Vec::new(), |draft| draft.tokens.clone());
         self.accepted = 0;
-        for (row, raw) in part.logits.chunks_exact(part.vocab).enumerate() {
+        while let Some(raw) = part.logits.chunks_exact(part.vocab).nth(self.accepted) {
             let (Work::Decode(decode), Some(lane)) = (&mut self.work, self.lanes.first_mut()) else { break };
-            if row > 0 {
-                // The row before was the token that was drafted here, so this one is computed as well.
-                lane.computed += 1;
-                self.accepted += 1;
-            }
             let next = decode.advance(&lane.tokens, raw, scratch, &mut self.audience)?;
-            let goes_on = matches!(&next, Next::Token(id) if drafted.get(row) == Some(id));
+            // As far as the tokens are those that were drafted, they are computed as well.
+            let (new, right) = match &next {
+                Next::Tokens(ids) => {
+                    let drafted = drafted[self.accepted..].iter();
+                    (ids.len(), ids.iter().zip(drafted).take_while(|(id, drafted)| id == drafted).count())
+                }
+                Next::Parked | Next::End(..) => (1, 0),
+            };
+            lane.computed += right;
+            self.accepted += right;
             self.follow(next);
-            if !goes_on {
+            if right < new {
                 break;
             }
         }
@@ -270,6 +288,10 @@ impl Sequence {
             lane.lease.append(more);
         }
         most = most.min(lane.lease.len() * PAGE - lane.len());
+        if decode.is_guided() {
+            let guess = decode.lookup.look(&lane.tokens, self.usage.prompt_tokens, most);
+            most = decode.allowed(&guess);
+        }
         lane.draft = drafter.draft(step, &mut decode.lookup, &lane.tokens, self.usage.prompt_tokens, most);
         lane.draft.as_ref().map_or(0, |draft| draft.tokens.len())
     }
@@ -298,7 +320,7 @@ impl Sequence {
         }
         match next {
             Next::Parked => {}
-            Next::Token(id) => self.lanes[0].tokens.push(id),
+            Next::Tokens(ids) => self.lanes[0].tokens.extend(ids),
             Next::End(reason, text) => self.finish(reason, text),
         }
     }

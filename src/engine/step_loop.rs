@@ -282,6 +282,8 @@ impl Engine {
                 self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 self.stats.prompt_tokens += sequence.usage.prompt_tokens as u64;
                 self.stats.cached_tokens += sequence.usage.cached_tokens as u64;
+                // What a grammar forces at the beginning is there before anything is computed.
+                self.stats.completion_tokens += sequence.usage.completion_tokens as u64;
             }
             // Those in work stay in the order of arrival.
             let place = self.running.partition_point(|it| it.id < sequence.id);

@@ -8,13 +8,14 @@ use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::convert::invalid;
+use super::convert::{invalid, json};
 use super::door;
 use super::errors::to_python;
 use super::generation::PyGeneration;
 use super::model::{Conversation, PyModel};
 use super::sampler::{PySampler, read_fields};
 use super::waker::PyWaker;
+use crate::constrain::Constraint;
 use crate::engine::{Event, Generation, Notify, Poll, Pooling};
 use crate::error::{Error, Result};
 use crate::lm::{GenerateOptions, Lm, LmOptions};
@@ -77,8 +78,8 @@ impl PyEngine {
 
     /// Submits a prompt; the answer is read from the Generation.
     #[pyo3(signature = (prompt, *, tools=None, arguments=None, max_tokens=None, sampler=None, fields=None,
-        stop=vec![], seed=None, logprobs=None, timeout=None, prediction=None, waker=None, key=0,
-        every_token=false))]
+        stop=vec![], seed=None, logprobs=None, timeout=None, prediction=None, constraint=None,
+        waker=None, key=0, every_token=false))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn generate(
         &self,
@@ -94,6 +95,7 @@ impl PyEngine {
         logprobs: Option<usize>,
         timeout: Option<f64>,
         prediction: Option<String>,
+        constraint: Option<(String, Bound<'_, PyAny>)>,
         waker: Option<&Bound<'_, PyWaker>>,
         key: u64,
         every_token: bool,
@@ -108,7 +110,9 @@ impl PyEngine {
             None => self.lm.sampler(fields).map_err(|error| to_python(py, &error))?,
         };
         let timeout = timeout.map(|seconds| read_timeout(py, seconds)).transpose()?;
-        let options = GenerateOptions { max_tokens, sampler, stop, seed, logprobs, timeout, prediction };
+        let constraint = constraint.map(|(kind, value)| read_constraint(&kind, &value)).transpose()?;
+        let options =
+            GenerateOptions { max_tokens, sampler, stop, seed, logprobs, timeout, prediction, constraint };
         let notify = waker.map(|waker| {
             let queue = waker.get().0.clone();
             Arc::new(move |must_look: bool| {
@@ -241,6 +245,17 @@ impl PyEngine {
     fn closed(&self) -> bool {
         self.lm.is_closed()
     }
+}
+
+/// `kind` is the argument that the user wrote.
+fn read_constraint(kind: &str, value: &Bound<'_, PyAny>) -> PyResult<Constraint> {
+    Ok(match kind {
+        "json_schema" => Constraint::JsonSchema(json(value, kind)?),
+        "regex" => Constraint::Regex(value.extract()?),
+        "grammar" => Constraint::Lark(value.extract()?),
+        "choices" => Constraint::Choices(value.extract()?),
+        _ => return Err(invalid(Some(value.py()), format!("there is no constraint {kind:?}"))),
+    })
 }
 
 fn read_timeout(py: Python<'_>, seconds: f64) -> PyResult<Duration> {

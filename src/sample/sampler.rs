@@ -107,14 +107,18 @@ impl Sampler {
     /// ModelFile if the model's logits are NaN, `+inf`, or all `-inf`; InvalidRequest if bias, penalties and
     /// filters leave such; what a user's filter raised.
     pub fn sample(&self, logits: &mut Logits, history: &History, seed: u64, position: u64) -> Result<u32> {
-        self.prepare(logits, history)?;
+        self.prepare(logits, history, None)?;
         self.run_filters(logits, history)?;
         self.finish(logits, seed, position)
     }
 
-    /// Checks the model's row, then everything before the user's filters: bias and penalties.
-    pub fn prepare(&self, logits: &mut Logits, history: &History) -> Result<()> {
+    /// Checks the model's row, then everything before the user's filters: `first` (a grammar's mask: what it forbids
+    /// then costs nothing further), bias and penalties.
+    pub fn prepare(&self, logits: &mut Logits, history: &History, first: Option<&dyn Filter>) -> Result<()> {
         logits.max_or(model_fault)?;
+        if let Some(first) = first {
+            first.filter(logits, history)?;
+        }
         self.0.edits.filter(logits, history)
     }
 

@@ -68,6 +68,7 @@ fn request(spec: &Spec) -> Request {
                 text,
                 logprobs,
                 prediction: Vec::new(),
+                guide: None,
             }))
         }
         Kind::Logits => Task::Logits,

@@ -1,0 +1,157 @@
+//! A grammar at work on one answer.
+//!
+//! Before each draw it says which tokens may come ([`Guide::mask`]). After it ([`Guide::follow`]) it says what is
+//! appended: the token, and whatever must follow it anyway, which is never sampled. If the token would leave no
+//! room to end within the budget, what is appended is the end instead. So an answer keeps to its form to the
+//! last character, however small its budget.
+
+use crate::constrain::{Grammar, Mask, Matcher, Reserve, TokenMask};
+use crate::error::{Error, Result};
+use crate::sample::Logits;
+
+/// One answer, held to a grammar.
+pub struct Guide {
+    grammar: Grammar,
+    matcher: Matcher,
+    /// What is kept back of the budget. None: the grammar cannot take tokens back, or has no end in view.
+    reserve: Option<Reserve>,
+    mask: TokenMask,
+    /// Tokens with which every answer begins.
+    opening: Vec<u32>,
+    /// The budget has ended the answer.
+    closed: bool,
+}
+
+impl Guide {
+    /// For an answer of at most `budget` tokens. Compiles nothing, but looks for an end: some 0.2 ms.
+    ///
+    /// # Errors
+    /// Constraint if no answer of this form fits into the budget.
+    pub fn new(grammar: &Grammar, budget: usize) -> Result<Self> {
+        let mut matcher = grammar.matcher()?;
+        let reserve = match grammar.can_rollback() {
+            true => Reserve::new(&mut matcher, budget)?,
+            false => None,
+        };
+        if grammar.can_rollback() && reserve.is_none() {
+            refuse_small(&mut matcher, budget)?;
+        }
+        let mask = TokenMask::default();
+        let mut guide =
+            Guide { grammar: grammar.clone(), matcher, reserve, mask, opening: Vec::new(), closed: false };
+        guide.opening = guide.forced(budget)?;
+        Ok(guide)
+    }
+
+    /// Tokens with which every answer begins; given once.
+    pub fn take_opening(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.opening)
+    }
+
+    /// Which tokens may come next.
+    pub fn mask(&mut self) -> Result<Mask<'_>> {
+        self.matcher.mask(&mut self.mask)?;
+        Ok(Mask(&self.mask))
+    }
+
+    /// The mask that [`Guide::mask`] gave last.
+    pub fn last_mask(&self) -> Mask<'_> {
+        Mask(&self.mask)
+    }
+
+    /// The token if it may come, else the likeliest that may.
+    pub fn greedy(&mut self, likeliest: u32, raw: &[f32], scratch: &mut Logits) -> Result<u32> {
+        self.matcher.mask(&mut self.mask)?;
+        if self.mask.allows(likeliest) {
+            return Ok(likeliest);
+        }
+        scratch.load(raw);
+        Mask(&self.mask).apply(scratch)?;
+        let best = scratch.iter().fold(None, |best: Option<(u32, f32)>, (id, value)| match best {
+            Some((_, most)) if most >= value => best,
+            _ => Some((id, value)),
+        });
+        best.map(|(id, _)| id).ok_or_else(|| Error::internal("a mask that allows nothing passed"))
+    }
+
+    /// What follows from the draw of `id`, which does not end the answer, when `left` more tokens are left after
+    /// it: usually `id` and the tokens forced by it. Never more than `left + 1`.
+    pub fn follow(&mut self, id: u32, left: usize) -> Result<Vec<u32>> {
+        self.matcher.accept(id)?;
+        if !self.fits(&[id], left)? {
+            return self.close();
+        }
+        let mut ids = vec![id];
+        ids.extend(self.forced(left)?);
+        Ok(ids)
+    }
+
+    /// Whether nothing can follow.
+    pub fn is_done(&self) -> bool {
+        self.matcher.is_done()
+    }
+
+    /// Whether the budget has ended the answer.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// How many of these tokens may follow.
+    pub fn allowed(&mut self, draft: &[u32]) -> usize {
+        // An error shows in the next mask.
+        self.matcher.validate(draft).unwrap_or(0)
+    }
+
+    pub fn same_as(&self, other: &Guide) -> bool {
+        self.grammar == other.grammar
+    }
+
+    /// Accepts what must follow now, or the end in its place if that is all there is room for.
+    fn forced(&mut self, left: usize) -> Result<Vec<u32>> {
+        let mut ids = self.matcher.forced();
+        if self.reserve.is_none() {
+            ids.truncate(left);
+        }
+        let Some(rest) = left.checked_sub(ids.len()) else { return self.close() };
+        for &id in &ids {
+            self.matcher.accept(id)?;
+        }
+        if ids.is_empty() || self.fits(&ids, rest)? { Ok(ids) } else { self.close() }
+    }
+
+    /// Whether there is an end within `left` tokens after `ids`, which were accepted. If not, they are taken back.
+    fn fits(&mut self, ids: &[u32], left: usize) -> Result<bool> {
+        match &mut self.reserve {
+            Some(reserve) => reserve.follow(&mut self.matcher, ids, left),
+            None => Ok(true),
+        }
+    }
+
+    /// The end that was kept in reserve.
+    fn close(&mut self) -> Result<Vec<u32>> {
+        let closing = self.reserve.as_ref().map_or(Vec::new(), |reserve| reserve.closing().to_vec());
+        for &id in &closing {
+            self.matcher.accept(id)?;
+        }
+        self.closed = true;
+        Ok(closing)
+    }
+}
+
+/// Tells a budget that is too small from a grammar whose end is out of sight, which runs without a reserve.
+fn refuse_small(matcher: &mut Matcher, budget: usize) -> Result<()> {
+    match matcher.closing(usize::MAX)? {
+        None => Ok(()),
+        Some(end) => Err(Error::constraint(format!(
+            "the shortest answer that was found to fit the form has {} tokens, and there is room for {budget}; \
+             raise max_tokens, or shorten the prompt",
+            end.len()
+        ))),
+    }
+}
+
+impl std::fmt::Debug for Guide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guide").field("matcher", &self.matcher).field("closed", &self.closed).finish()
+    }
+}
