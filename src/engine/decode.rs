@@ -6,9 +6,12 @@ use super::client::{Audience, FilterCall};
 use super::draft::Lookup;
 use super::guide::Guide;
 use super::request::{Event, FinishReason, Generate, TokenEvent};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::sample::sampler::argmax;
 use crate::sample::{Filter, History, Logits, token_logprobs};
+
+/// Where a draw fails among the few tokens that a grammar leaves.
+const HELD: &str = "among the tokens that the grammar allows";
 
 /// An answer in the making.
 pub(super) struct Decode {
@@ -99,7 +102,8 @@ impl Decode {
             self.parked = Some(if self.task.logprobs.is_some() { raw.to_vec() } else { Vec::new() });
             return Ok(Next::Parked);
         }
-        let id = sampler.finish(scratch, self.task.seed, tokens.len() as u64)?;
+        let id = sampler.finish(scratch, self.task.seed, tokens.len() as u64);
+        let id = if self.guide.is_some() { id.context(HELD)? } else { id? };
         self.accept(id, prompt_len, raw, audience)
     }
 
@@ -144,7 +148,8 @@ impl Decode {
             // They had the dense row, and could write over what is forbidden.
             guide.last_mask().apply(&mut logits)?;
         }
-        let id = self.task.sampler.finish(&mut logits, self.task.seed, tokens.len() as u64)?;
+        let id = self.task.sampler.finish(&mut logits, self.task.seed, tokens.len() as u64);
+        let id = if self.guide.is_some() { id.context(HELD)? } else { id? };
         // Its buffers serve the next row.
         *scratch = logits;
         self.accept(id, tokens.len() - self.count, &raw, audience)

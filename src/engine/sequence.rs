@@ -90,21 +90,18 @@ impl Sequence {
                 (Work::Score(Score::new(candidates, request.prompt.len())), Want::Last)
             }
         };
-        let prompt_len = request.prompt.len();
         let lanes = vec![Lane::new(0, request.prompt, Lease::default(), want, 0)];
         let clock = Clock { submitted: Instant::now(), begun: None, prefilled: None };
         let can_be_shared = matches!(&work, Work::Decode(decode) if decode.can_be_shared());
         let (id, audience) = (client.id, Audience::new(client, can_be_shared));
-        let mut sequence =
-            Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, accepted: 0, ended: None };
-        sequence.open(prompt_len);
-        sequence
+        Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, accepted: 0, ended: None }
     }
 
-    /// Appends what the answer must begin with, so that it is computed together with the prompt.
-    fn open(&mut self, prompt_len: usize) {
+    /// Appends what the answer must begin with, so that it is computed together with the prompt. For a sequence
+    /// that has found no other to join: its audience hears of it at once.
+    pub fn open(&mut self) {
         let Work::Decode(decode) = &mut self.work else { return };
-        match decode.open(prompt_len, &mut self.audience) {
+        match decode.open(self.usage.prompt_tokens, &mut self.audience) {
             Ok(next) => self.follow(next),
             Err(error) => self.fail(error),
         }

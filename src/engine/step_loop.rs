@@ -142,7 +142,7 @@ impl Engine {
     }
 
     /// A new request goes to the end of the queue, or to one in work that asks for the same.
-    fn enqueue(&mut self, sequence: Sequence) {
+    fn enqueue(&mut self, mut sequence: Sequence) {
         self.stats.requests += 1;
         let twin = self.running.iter_mut().chain(&mut self.waiting).find(|it| it.answers(&sequence));
         match twin {
@@ -151,7 +151,10 @@ impl Engine {
                 self.stats.shared += 1;
                 self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             }
-            None => self.waiting.push_back(sequence),
+            None => {
+                sequence.open();
+                self.waiting.push_back(sequence);
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! batch. So "equal to its solo run" is the weakest thing that these tests say.
 
 mod fake;
+mod guided;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
