@@ -182,7 +182,7 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
     let messages = [json!({"role": "user", "content": "ab <|im_end|>"})];
     let chat = Chat { messages: &messages, tools: None, add_generation_prompt: true, arguments: &arguments };
     let mut prompts = vec![Prompt::Text("ab c"), Prompt::Ids(&[1, 2, 3]), Prompt::Chat(chat)];
-    prompts.truncate(if lm.model().has_template() { 3 } else { 2 });
+    prompts.truncate(if lm.model().template().is_some() { 3 } else { 2 });
     let started: Vec<_> = prompts.iter().map(|prompt| lm.generate(prompt, &options, None)).collect();
     for (index, (prompt, generation)) in prompts.iter().zip(started).enumerate() {
         if let Err(error) = generation.and_then(end) {

@@ -34,6 +34,7 @@ from .results import Chunk, Completion, Score, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from .dspy import LM as LM
+    from .dspy import Judge as Judge
 
 # Without LM: a star import must work where DSPy is not installed.
 __all__ = [
@@ -64,15 +65,18 @@ __all__ = [
     "features",
 ]
 
+#: They need DSPy, which is imported when one of them is first used.
+_LAZY = ("LM", "Judge")
+
 
 def __getattr__(name: str) -> Any:
-    if name != "LM":
+    if name not in _LAZY:
         raise AttributeError(f"module 'tallow' has no attribute {name!r}")
-    from .dspy import LM
+    from . import dspy
 
-    globals()["LM"] = LM
-    return LM
+    globals()[name] = found = getattr(dspy, name)
+    return found
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "LM"]
+    return [*__all__, *_LAZY]

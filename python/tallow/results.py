@@ -167,16 +167,22 @@ def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Score]:
-    """Sums, and probabilities relative to each other (shifted by the largest, so that none underflows to
-    0/0)."""
+    """Sums, and probabilities relative to each other."""
     sums = [math.fsum(logprobs) for _, logprobs in raw]
-    largest = max(sums)
-    weights = [math.exp(value - largest) if largest > -math.inf else 1.0 for value in sums]
-    total = math.fsum(weights)
     return [
-        Score(text, value, weight / total, tuple(ids), tuple(logprobs))
-        for text, value, weight, (ids, logprobs) in zip(candidates, sums, weights, raw, strict=True)
+        Score(text, value, probability, tuple(ids), tuple(logprobs))
+        for text, value, probability, (ids, logprobs) in zip(
+            candidates, sums, relative(sums), raw, strict=True
+        )
     ]
+
+
+def relative(logprobs: Sequence[float]) -> list[float]:
+    """Probabilities that make 1 together (shifted by the largest, so that none underflows to 0/0)."""
+    largest = max(logprobs)
+    weights = [math.exp(value - largest) if largest > -math.inf else 1.0 for value in logprobs]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def _logprobs(entries: Any, token_bytes: TokenBytes) -> tuple[TokenLogprob, ...] | None:

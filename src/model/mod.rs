@@ -128,8 +128,8 @@ impl Model {
         self.config().vocab
     }
 
-    pub fn has_template(&self) -> bool {
-        self.template.is_some()
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
     }
 
     /// The text of a conversation, as the chat template writes it.

@@ -131,7 +131,13 @@ impl PyModel {
 
     #[getter]
     fn has_template(&self) -> bool {
-        self.0.has_template()
+        self.0.template().is_some()
+    }
+
+    /// The text of the template; None if the model has none.
+    #[getter]
+    fn chat_template(&self) -> Option<&str> {
+        self.0.template().map(|template| template.source())
     }
 
     #[getter]

@@ -180,7 +180,7 @@ fn forced_tokens_cost_no_steps_of_their_own() {
     let (engine, control) = engine(100, |it| it.speculation = false);
     let steps = |form| {
         let before = control.steps.load(Relaxed);
-        let mut spec = generate(prompt(2, 20), 100);
+        let mut spec = generate(prompt(2, 3), 100);
         if let Kind::Generate { stop_ids, .. } = &mut spec.kind {
             *stop_ids = vec![END];
         }

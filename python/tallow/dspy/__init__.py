@@ -5,6 +5,8 @@
 - ``engine``: ``Engine`` and ``AsyncEngine``, DSPy's engine protocol over a ``tallow.Model``.
 - ``convert``: DSPy's requests to our arguments and our answers to its responses; plain functions.
 - ``plan``: what belongs to one call of the LM.
+- ``judge``: ``Judge``, DSPy's decision client (``decisions`` reads its protocol).
+- ``probabilities``: requests whose answers are measured and not written; ``questions`` is what both ask by.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ except ImportError as error:
     ) from error
 
 from .engine import AsyncEngine, Engine
+from .judge import Judge
 from .lm import LM
 
-__all__ = ["LM", "AsyncEngine", "Engine"]
+__all__ = ["LM", "AsyncEngine", "Engine", "Judge"]

@@ -65,6 +65,7 @@ pub struct ChatTemplate {
 }
 
 struct Program {
+    source: String,
     env: Environment<'static>,
     developer: bool,
     parts: OnceLock<bool>,
@@ -92,6 +93,11 @@ impl ChatTemplate {
     pub fn with_tool_use(mut self, source: &str) -> Result<Self> {
         self.tool_use = Some(Program::new(source)?);
         Ok(self)
+    }
+
+    /// The template as its makers wrote it; the one for requests with tools, if there are two.
+    pub fn source(&self) -> &str {
+        &self.tool_use.as_ref().unwrap_or(&self.default).source
     }
 
     /// The prompt for `request`. A template that raises gives [`crate::error::ErrorKind::Template`] with its own message.
@@ -141,7 +147,7 @@ impl Program {
         });
         env.add_function("strftime_now", |format: &str| clock::strftime(format, &clock::now()));
         env.add_template_owned("chat", rewritten).map_err(|e| told(&e))?;
-        Ok(Program { env, developer: source.contains("developer"), parts: OnceLock::new() })
+        Ok(Program { source: source.to_owned(), env, developer: source.contains("developer"), parts: OnceLock::new() })
     }
 
     /// Whether the template reads `content` that is a list of parts: tried once, with a needle.

@@ -1,0 +1,139 @@
+"""A conversation with tools, as a family's chat template can show it.
+
+A template that knows tools gets them as OpenAI's dicts. One that does not would drop or refuse turns with
+calls and results; these are written out as text then, in the same words that the model is asked to use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .functions import Function
+
+if TYPE_CHECKING:
+    from .formats import ToolFormat
+
+Message = dict[str, Any]
+
+
+def instructions(form: ToolFormat, tools: Sequence[Function]) -> str:
+    listed = "\n".join(_dumps(tool.openai()["function"]) for tool in tools)
+    example = written(form, "function-name", {"argument-name": "value"})
+    return (
+        "You can call functions. These exist, one a line, each with a JSON schema of its arguments:\n"
+        f"<tools>\n{listed}\n</tools>\n"
+        f"To call one, write nothing but this, with its name and arguments filled in:\n{example}\n"
+        "The result comes in the next message. If no call is needed, answer in plain text."
+    )
+
+
+def written(form: ToolFormat, name: str, arguments: Any) -> str:
+    call = _dumps({"name": name, form.arguments: arguments})
+    if form.listed:
+        call = f"[{call}]"
+    return f"{form.open}{form.before}{call}{form.after}{form.close}"
+
+
+def prepare(
+    form: ToolFormat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Function]
+) -> tuple[list[Message], dict[str, Any]]:
+    turns = [dict(message) for message in messages]
+    if form.renders:
+        turns = _one_call_each(turns) if not form.many else turns
+        turns = _short_ids(form, turns)
+        return turns, {form.variable: [tool.openai() for tool in tools]} if tools else {}
+    turns = _plain(form, turns)
+    if not tools:
+        return turns, {}
+    if form.system_field:
+        system = _system(turns)
+        system[form.system_field] = _dumps([tool.openai()["function"] for tool in tools])
+    else:
+        system = _system(turns)
+        text = instructions(form, tools)
+        system["content"] = f"{system['content']}\n\n{text}" if system.get("content") else text
+    return turns, {}
+
+
+def _system(turns: list[Message]) -> Message:
+    if not turns or turns[0].get("role") not in ("system", "developer"):
+        turns.insert(0, {"role": "system", "content": ""})
+    return turns[0]
+
+
+def _one_call_each(turns: list[Message]) -> list[Message]:
+    """Llama's template takes one call a turn: each call becomes a turn, with its result behind it."""
+    result: list[Message] = []
+    at = 0
+    while at < len(turns):
+        turn = turns[at]
+        at += 1
+        calls = turn.get("tool_calls") or []
+        if len(calls) < 2:
+            result.append(turn)
+            continue
+        answers = []
+        while at < len(turns) and turns[at].get("role") == "tool":
+            answers.append(turns[at])
+            at += 1
+        for call in calls:
+            result.append({**turn, "tool_calls": [call]})
+            mine = [answer for answer in answers if answer.get("tool_call_id") == call.get("id")]
+            result.extend(mine)
+            answers = [answer for answer in answers if answer not in mine]
+        result.extend(answers)
+    return result
+
+
+def _short_ids(form: ToolFormat, turns: list[Message]) -> list[Message]:
+    """Mistral's templates refuse ids that are not nine letters and digits; other people's get new ones."""
+    if form.call_id(0) == "call_0":
+        return turns
+    short: dict[str, str] = {}
+
+    def renamed(name: Any) -> Any:
+        if not isinstance(name, str) or (len(name) == 9 and name.isalnum()):
+            return name
+        return short.setdefault(name, f"id{len(short):07d}")
+
+    result = []
+    for turn in turns:
+        if turn.get("tool_calls"):
+            calls = [{**call, "id": renamed(call.get("id"))} for call in turn["tool_calls"]]
+            turn = {**turn, "tool_calls": calls}
+        if "tool_call_id" in turn:
+            turn = {**turn, "tool_call_id": renamed(turn["tool_call_id"])}
+        result.append(turn)
+    return result
+
+
+def _plain(form: ToolFormat, turns: list[Message]) -> list[Message]:
+    """Calls and results as the text of assistant and user turns; results in a row share one turn."""
+    result: list[Message] = []
+    results_open = False
+    for turn in turns:
+        if turn.get("role") == "tool":
+            text = f"<tool_response>\n{turn.get('content') or ''}\n</tool_response>"
+            if results_open:
+                result[-1] = {**result[-1], "content": f"{result[-1]['content']}\n{text}"}
+            else:
+                result.append({"role": "user", "content": text})
+            results_open = True
+            continue
+        results_open = False
+        result.append(_with_calls(form, turn) if turn.get("tool_calls") else turn)
+    return result
+
+
+def _with_calls(form: ToolFormat, turn: Message) -> Message:
+    calls = [call.get("function", call) for call in turn["tool_calls"]]
+    texts = [written(form, call["name"], call.get("arguments") or {}) for call in calls]
+    content = turn.get("content")
+    kept = {key: value for key, value in turn.items() if key != "tool_calls"}
+    return {**kept, "content": "\n".join([content, *texts] if content else texts)}
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

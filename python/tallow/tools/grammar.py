@@ -1,0 +1,197 @@
+"""Tools -> a grammar (Lark, llguidance's dialect) whose every text is an answer that ``reader`` reads back.
+
+Two ways to write a grammar failed. A call spelt as literals (an opening brace with its first key) beside a
+JSON text format: the lexer is greedy, so the long literal swallowed the other's ``{``; hence a call is one
+JSON schema from its first brace. And text followed by a marker as two lexemes: the text went on through the
+marker up to its last character, and then nothing fitted; hence the first marker ends the lexeme of the text
+before it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidRequestError
+from .functions import Function, bounded
+from .reader import CALL_KEYS
+
+if TYPE_CHECKING:
+    from .formats import ToolFormat
+
+#: More calls than this in one answer are a model that does not find its end.
+MAX_CALLS = 16
+#: One line, as the templates show calls. What llguidance does not know of a schema is left to the function.
+JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,
+    "lenient": True,
+}
+
+Specials = Collection[str] | Mapping[str, int]
+
+
+def build(
+    form: ToolFormat,
+    tools: tuple[Function, ...],
+    choice: str | Sequence[str],
+    parallel: bool,
+    text_format: str | None,
+    allowed: Sequence[str],
+    specials: Specials,
+) -> dict[str, Any]:
+    mode, names = _choice(tools, choice, allowed)
+    if mode == "none" or not names:
+        return {"grammar": text_format or f"start: TEXT\n{_text(form)}"}
+    chosen = [tool for tool in tools if tool.name in names]
+    lines = _calls(form, chosen, MAX_CALLS if parallel and form.many else 1, specials)
+    if mode == "required":
+        lines.insert(0, "start: calls")
+    elif text_format is not None:
+        lines[:0] = ["start: formatted | calls", "formatted: %lark {", text_format, "}"]
+    else:
+        lines[:0] = _free(form, token(form.open, specials))
+    return {"grammar": "\n".join(lines) + "\n"}
+
+
+def _choice(
+    tools: tuple[Function, ...], choice: str | Sequence[str], allowed: Sequence[str]
+) -> tuple[str, list[str]]:
+    known = [tool.name for tool in tools]
+    mode = choice if isinstance(choice, str) else "required"
+    if mode not in ("auto", "required", "none"):
+        raise InvalidRequestError(
+            f"tool_choice is {mode!r}; it must be 'auto', 'required', 'none' or a list of names of tools"
+        )
+    wanted = list(allowed) if isinstance(choice, str) else [*choice, *allowed]
+    for name in wanted:
+        if name not in known:
+            raise InvalidRequestError(
+                f"tool_choice names {name!r}, which is none of the tools: {', '.join(known)}"
+            )
+    if mode == "required" and (not known or (not isinstance(choice, str) and not wanted)):
+        raise InvalidRequestError("tool_choice wants a call, and there is no tool to call")
+    return mode, wanted or known
+
+
+def _calls(form: ToolFormat, tools: list[Function], most: int, specials: Specials) -> list[str]:
+    """The rules ``calls`` (an answer's calls), ``more`` (what follows the first marker), ``one``."""
+    open_, close = token(form.open, specials), token(form.close, specials)
+    if form.head_end:
+        end = token(form.head_end, specials)
+        heads = [f"{_quoted(tool.name)} {end} args_{at}" for at, tool in enumerate(tools)]
+        payload = f"( {' | '.join(heads)} )"
+        rules = [f"args_{at}: {_json(_arguments_schema(tool))}" for at, tool in enumerate(tools)]
+    else:
+        payload, rules = "payload", [f"payload: {_json(_calls_schema(form, tools, most))}"]
+    again = 0 if form.listed else most - 1
+    repeated = f"( {_sequence(_quoted(form.between), open_, 'one')} ){{0,{again}}}" if again else ""
+    if form.optional:
+        open_ = f"{open_}?" if _is_token(open_) else ""
+    return [
+        f"calls: {_sequence(open_, 'more')}",
+        f"more: {_sequence('one', repeated)}",
+        f"one: {_sequence(_quoted(form.before), payload, _quoted(form.after), close)}",
+        *rules,
+    ]
+
+
+def _free(form: ToolFormat, open_: str) -> list[str]:
+    """Free text, or calls, with or without text before them."""
+    if form.optional:
+        return ["start: TEXT | calls", _text(form)]
+    if _is_token(open_):
+        return ["start: TEXT | TEXT? calls", _text(form)]
+    mark = pattern(form.open)
+    first = f"TEXT_OPEN: /(?s:.*){mark}/ & ~/(?s:.*){mark}(?s:.+)/{_guard(form)}"
+    return ["start: TEXT | TEXT_OPEN more", _text(form), first]
+
+
+def _text(form: ToolFormat) -> str:
+    mark = pattern(form.open)
+    return f"TEXT: /(?s:.+)/ & ~/(?s:.*){mark}(?s:.*)/{_guard(form)}"
+
+
+def _guard(form: ToolFormat) -> str:
+    """Text must not begin as a call without a marker does."""
+    if form.optional:  # the call itself begins with a brace, and the lexer cannot tell later
+        return r" & ~/\s*(\[\s*)?\{(?s:.*)/"
+    keys = "|".join(CALL_KEYS)
+    return rf' & ~/\s*(\[\s*)?\{{\s*"({keys})"(?s:.*)/' if form.bare else ""
+
+
+# Schemas
+
+
+def _calls_schema(form: ToolFormat, tools: list[Function], most: int) -> dict[str, Any]:
+    one: dict[str, Any] = {"anyOf": [_call_schema(form, tool, f"tool{at}") for at, tool in enumerate(tools)]}
+    schema = {"type": "array", "items": one, "minItems": 1, "maxItems": most} if form.listed else one
+    definitions = {f"tool{at}": _moved(tool, f"#/$defs/tool{at}") for at, tool in enumerate(tools)}
+    return {**schema, "$defs": definitions}
+
+
+def _call_schema(form: ToolFormat, tool: Function, definition: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, form.arguments: {"$ref": f"#/$defs/{definition}"}},
+        "required": ["name", form.arguments],
+        "additionalProperties": False,
+    }
+
+
+def _arguments_schema(tool: Function) -> dict[str, Any]:
+    return {"$ref": "#/$defs/tool", "$defs": {"tool": _moved(tool, "#/$defs/tool")}}
+
+
+def _moved(tool: Function, root: str) -> Any:
+    """The schema of a tool's arguments, bounded, for a place further down: references start from there."""
+
+    def move(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {
+                key: root + value[1:]
+                if key == "$ref" and isinstance(value, str) and value.startswith("#")
+                else move(value)
+                for key, value in node.items()
+            }
+        return [move(item) for item in node] if isinstance(node, (list, tuple)) else node
+
+    return move(bounded(tool.parameters))
+
+
+# Spellings
+
+
+def _json(schema: dict[str, Any]) -> str:
+    return "%json " + json.dumps({"x-guidance": JSON_STYLE, **schema}, ensure_ascii=False)
+
+
+def token(mark: str, specials: Specials) -> str:
+    """A marker in Lark: a control token if the vocabulary has it as one, else its characters."""
+    if mark in specials:
+        if isinstance(specials, Mapping):
+            return f"<[{specials[mark]}]>"
+        if re.fullmatch(r"<[^<>\s\[][^<>\s]*>", mark):
+            return mark
+    return _quoted(mark)
+
+
+def _is_token(spelling: str) -> bool:
+    return spelling.startswith("<")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def pattern(mark: str) -> str:
+    """A marker inside of a regex."""
+    return re.escape(mark).replace("/", r"\/")
+
+
+def _sequence(*parts: str) -> str:
+    return " ".join(part for part in parts if part)

@@ -1,0 +1,137 @@
+"""Thoughts are found in the template, split off an answer in any pieces, and allowed before a constraint."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tallow import thinking
+from tallow.thinking import Tags
+from test_tools import pieces
+from test_tools_grammar import accepts, walk
+
+THINK = Tags("<think>", "</think>")
+PROMPT = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n"
+QWEN3 = (
+    PROMPT + "' }}{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+)
+TEMPLATES = [
+    (None, None),
+    ("{{ messages }}", None),
+    ("{{ content.split('</think>')[-1] }}" + PROMPT + "' }}{% endif %}", THINK),
+    (QWEN3, Tags("<think>", "</think>", switch="enable_thinking")),
+    ("{{ '</think>' }}" + PROMPT + "<think>\\n' }}{% endif %}", Tags("<think>", "</think>", opened=True)),
+    (
+        "</think>{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}",
+        Tags("<think>", "</think>", opened=True),
+    ),
+    ("<thinking></thinking>", Tags("<thinking>", "</thinking>")),
+    ("{{ reasoning_effort }}[THINK]{{ t }}[/THINK]", Tags("[THINK]", "[/THINK]", switch="reasoning_effort")),
+    # A comment and an attribute are no switch.
+    ("{# enable_thinking #}{{ m.thinking }}</think>", THINK),
+]
+
+
+@pytest.mark.parametrize(("template", "tags"), TEMPLATES)
+def test_a_template_tells_its_tags(template: str | None, tags: Tags | None) -> None:
+    assert thinking.detect(template) == tags
+
+
+def test_a_prompt_tells_whether_the_thought_is_open() -> None:
+    assert THINK.opened_by("<|im_start|>assistant\n<think>\n")
+    assert not THINK.opened_by("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert not THINK.opened_by("<|im_start|>assistant\n")
+
+
+#: (opened, answer, thought, text)
+SPLIT = [
+    (False, "", "", ""),
+    (False, "Hello", "", "Hello"),
+    (False, "  Hello \n", "", "  Hello \n"),
+    (False, "<think>\nHm.\n\nSo.\n</think>\n\nHello\n", "Hm.\n\nSo.", "Hello\n"),
+    (False, "\n<think>Hm.</think>Hello", "Hm.", "Hello"),
+    (False, "<think>\n\n</think>\n\nHello", "", "Hello"),
+    (False, "<think>Hm. </thin", "Hm. </thin", ""),
+    (False, "<think>Hm.\n", "Hm.\n", ""),
+    (False, "<thin", "", "<thin"),
+    (False, "<think>", "", ""),
+    # Further on it is text.
+    (False, "Write <think>x</think>", "", "Write <think>x</think>"),
+    (False, "<think>a</think>b<think>c</think>", "a", "b<think>c</think>"),
+    (False, "a</think>b", "", "a</think>b"),
+    # A thought that quotes the opening tag.
+    (False, "<think>the tag <think></think>b", "the tag <think>", "b"),
+    (True, "Hm.\n</think>\n\nHello", "Hm.", "Hello"),
+    (True, "\nHm.", "Hm.", ""),
+    (True, "</think>Hello", "", "Hello"),
+    # Some models write the tag again.
+    (True, "<think>\nHm.</think>Hello", "Hm.", "Hello"),
+    (True, "<thin", "<thin", ""),
+    (True, "", "", ""),
+]
+
+
+@pytest.mark.parametrize(("opened", "answer", "thought", "text"), SPLIT)
+def test_thought_and_text(opened: bool, answer: str, thought: str, text: str) -> None:
+    assert thinking.split(answer, THINK, opened) == (thought, text)
+
+
+def streamed(chunks: list[str], tags: Tags, opened: bool) -> tuple[str, str]:
+    splitter = thinking.Splitter(tags, opened)
+    found = [piece for chunk in chunks for piece in splitter.push(chunk)] + splitter.finish()
+    kinds = [kind for kind, _ in found]
+    assert kinds == sorted(kinds, reverse=True), "a thought comes before the text"
+    assert all(text for _, text in found)
+    return "".join(t for k, t in found if k == "thinking"), "".join(t for k, t in found if k == "text")
+
+
+@pytest.mark.parametrize("tags", [THINK, Tags("[THINK]", "[/THINK]")], ids=lambda tags: tags.open)
+def test_pieces_make_no_difference(tags: Tags) -> None:
+    rng = random.Random(tags.open)
+    parts = [tags.open, tags.close, tags.open[:3], tags.close[:4], "\n", "\n\n", " ", "Hm.", "é", "<", "["]
+    answers = [answer for _, answer, *_ in SPLIT]
+    answers += ["".join(rng.choices(parts, k=rng.randint(1, 8))) for _ in range(3000)]
+    thoughts = 0
+    for answer in answers:
+        opened = rng.random() < 0.5
+        whole = thinking.split(answer, tags, opened)
+        thoughts += bool(whole[0])
+        assert streamed(pieces(answer, rng), tags, opened) == whole, (answer, opened)
+    assert thoughts > 100
+
+
+def test_a_thought_is_shown_as_it_comes() -> None:
+    splitter = thinking.Splitter(THINK)
+    assert splitter.push("<th") == []
+    assert splitter.push("ink>\nHm, ") == [("thinking", "Hm, ")]
+    assert splitter.push("well\n</thi") == [("thinking", "well")]
+    assert splitter.push("nk>\n") == []
+    assert splitter.push("\nHi") == [("text", "Hi")]
+    assert splitter.finish() == []
+
+
+ANSWER = 'start: "[[ ## a ## ]]\\n" N\nN: /[0-9]{1,3}/'
+ALLOWED = [
+    (False, "[[ ## a ## ]]\n12", True),
+    (False, "<think>\nHm.\n</think>\n\n[[ ## a ## ]]\n12", True),
+    (False, "<think></think>[[ ## a ## ]]\n12", True),
+    (False, "<think>Hm.[[ ## a ## ]]\n12", False),
+    (False, "<think>a</think>b</think>[[ ## a ## ]]\n12", False),
+    (False, "Hm. [[ ## a ## ]]\n12", False),
+    (True, "Hm.\n</think>\n\n[[ ## a ## ]]\n12", True),
+    (True, "[[ ## a ## ]]\n12", False),
+]
+
+
+@pytest.mark.parametrize(("opened", "answer", "allowed"), ALLOWED)
+def test_a_constraint_with_a_thought_before_it(opened: bool, answer: str, allowed: bool) -> None:
+    assert accepts(THINK.before(ANSWER, opened), answer) is allowed
+
+
+def test_answers_under_such_a_constraint_split_cleanly() -> None:
+    rng = random.Random(7)
+    answers = [walk(THINK.before(ANSWER, opened=False), rng) for _ in range(10)]
+    ended = [answer for answer in answers if answer is not None]
+    assert ended and all(thinking.split(answer, THINK)[1].startswith("[[ ## a ## ]]\n") for answer in ended)

@@ -1,0 +1,412 @@
+"""Native tool calls: every format is told apart, shown, written under its grammar, read in any pieces."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallow import InvalidRequestError, tools
+from tallow.tools import FORMATS, Call
+from tallow.tools.functions import bounded
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "chat" / "cases.json"
+WEATHER: dict[str, Any] = {
+    "name": "weather",
+    "description": "Tells the weather.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 6},
+            "days": {"type": "integer"},
+            "at": {"$ref": "#/$defs/Point"},
+        },
+        "required": ["city"],
+        "$defs": {
+            "Point": {
+                "type": "object",
+                "properties": {
+                    "x": {"type": "number"},
+                    "next": {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}]},
+                },
+                "required": ["x"],
+            }
+        },
+    },
+}
+#: Its name begins with the other's; its arguments are as open as they get.
+WEATHER_ALL = {
+    "type": "function",
+    "function": {
+        "name": "weather_all",
+        "parameters": {
+            "type": "object",
+            "properties": {"unit": {"enum": ["C", "F"]}, "any": {}, "more": {"type": "object"}},
+            "required": ["unit", "any"],
+        },
+    },
+}
+STOP = {"name": "stop"}
+TOOLS = [WEATHER, WEATHER_ALL, STOP]
+ROME = ("weather", {"city": "Rome"})
+PARIS = ("weather", {"city": "Paris", "days": 2})
+
+
+# Which format
+
+XML_TOOLS = '{% for t in xml_tools %}{{ t }}{% endfor %}{{ "<tool_call>" }}'
+TEMPLATES = [
+    (None, "prompted"),
+    ("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", "prompted"),
+    ('{% if tools %}{{ tools }}{% endif %}{{ "<tool_call>" }}', "hermes"),
+    (XML_TOOLS, "hermes"),
+    # "tools" is only a word of the text, a key, an attribute or a comment: it shows none.
+    ("{% if m.tools %}the tools: <tool_call>{{ 'tools' }}{# tools #}{% endif %}", "prompted"),
+    ("{{ tools }}{{ '<|start_header_id|>ipython<|end_header_id|>' }}", "llama"),
+    ("{{ tools }}[TOOL_CALLS] [{{ m.tool_calls }}]", "mistral"),
+    ("{{ tools }}{{ '[TOOL_CALLS]' + name + '[ARGS]' + arguments }}", "mistral_args"),
+    ("{{ m['tools'] }}<|tool|><|/tool|>", "phi"),
+    ("<start_of_turn>model", "gemma"),
+    ("{{ tools }}", "prompted"),  # how its calls look is not to be seen
+]
+
+
+@pytest.mark.parametrize(("template", "name"), TEMPLATES)
+def test_a_template_tells_its_format(template: str | None, name: str) -> None:
+    assert tools.detect(template).name == name
+
+
+def test_the_golden_templates_tell_their_formats() -> None:
+    templates = json.loads(GOLDEN.read_text())["templates"]
+    formats = {name: tools.detect(text).name for name, text in templates.items()}
+    known = {"llama3": "llama", "mistral": "mistral", "qwen25": "hermes", "qwen3": "hermes", "phi4": "phi"}
+    known |= {"gemma": "gemma", "gemma3": "gemma"}
+    assert {name: form for name, form in formats.items() if form != "prompted"} == known
+
+
+def test_details_of_a_template() -> None:
+    assert tools.detect(XML_TOOLS).variable == "xml_tools"
+    assert tools.detect("{{ tools }}[TOOL_CALLS] [").before == " "
+    assert tools.detect("{{ tools }}[TOOL_CALLS][").before == ""
+    assert [form.name for form in FORMATS.values() if not form.renders] == ["phi", "gemma", "prompted"]
+
+
+# Reading calls
+
+R, P = (
+    '{"name": "weather", "%s": {"city": "Rome"}}',
+    '{"name": "weather", "%s": {"city": "Paris", "days": 2}}',
+)
+RA, PA, RP, PP = R % "arguments", P % "arguments", R % "parameters", P % "parameters"
+READ: list[tuple[str, str, str, list[tuple[str, dict[str, Any]]]]] = [
+    ("hermes", f"<tool_call>\n{RA}\n</tool_call>", "", [ROME]),
+    (
+        "hermes",
+        f"Let me see.\n\n<tool_call>\n{RA}\n</tool_call>\n<tool_call>{PA}</tool_call>\n",
+        "Let me see.",
+        [ROME, PARIS],
+    ),
+    ("hermes", f"a <tool_call>{RA}</tool_call> b", "ab", [ROME]),
+    ("hermes", f"<tool_call>[{RA}, {PA}]</tool_call>", "", [ROME, PARIS]),
+    ("hermes", f"<tool_call>{RA}<tool_call>{PA}", "", [ROME, PARIS]),  # no closing markers
+    ("hermes", f"<tool_call>{RA}</tool_ca", "", [ROME]),  # cut off
+    ("hermes", '<tool_call>{"name": "stop"}</tool_call>', "", [("stop", {})]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("f", {"a": 1})]),
+    ("hermes", '<tool_call>{"function": {"name": "f", "arguments": {}}}</tool_call>', "", [("f", {})]),
+    (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": "}</tool_call>\\""}}</tool_call>',
+        "",
+        [("f", {"a": '}</tool_call>"'})],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": "1\n2"}}</tool_call>',
+        "",
+        [("f", {"a": "1\n2"})],
+    ),
+    ("prompted", f"<tool_call>\n{RA}\n</tool_call>", "", [ROME]),
+    ("llama", RP, "", [ROME]),
+    ("llama", f" <|python_tag|>{RP}", "", [ROME]),
+    ("llama", f"{RP}; {PP}", "", [ROME, PARIS]),
+    ("llama", f"[{RP}]", "", [ROME]),
+    ("llama", '{"type": "function", "name": "weather", "parameters": {"city": "Rome"}}', "", [ROME]),
+    ("mistral", f"[TOOL_CALLS] [{RA}, {PA}]", "", [ROME, PARIS]),
+    ("mistral", f"[{RA}]", "", [ROME]),  # the marker was a control token
+    ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', "", [ROME]),
+    (
+        "mistral_args",
+        '[TOOL_CALLS]weather[CALL_ID]abc[ARGS]{"city": "Rome"}[TOOL_CALLS]stop{}',
+        "",
+        [ROME, ("stop", {})],
+    ),
+    ("phi", f"<|tool_call|>[{RA}, {PA}]<|/tool_call|>", "", [ROME, PARIS]),
+    ("phi", f"<|tool_call|>{RA}<|/tool_call|>", "", [ROME]),
+    ("gemma", f"Yes.\n```tool_code\n{RP}\n```\n```tool_code\n{PP}\n```", "Yes.", [ROME, PARIS]),
+    ("gemma", RP, "", [ROME]),
+]
+#: Text, character for character.
+PLAIN = [
+    ("hermes", ""),
+    ("hermes", " \n"),
+    ("hermes", "Hello <tool_cal"),
+    ("hermes", "Write <tool_call> around it.  "),
+    ("hermes", f"<tool_call>{RA[:-1]}"),  # cut off
+    ("hermes", f"a\n<tool_call>{RA[:-2]},}}</tool_call>"),
+    ("hermes", '<tool_call>{"name": 3}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>'),
+    ("hermes", RA),  # no marker, and this format always has one
+    ("llama", '{"name": "Bob", "age": 3}'),
+    ("llama", '{"answer": {"name": "weather", "parameters": {}}}'),
+    ("llama", "[[ ## answer ## ]]\n{"),
+    ("llama", f"As JSON: {RP}"),
+    ("llama", '  {"na'),
+    ("mistral", "[TOOL_CALLS]what now? {}"),
+    ("mistral", "[1, 2]"),
+    ("gemma", "```python\nx\n```"),
+]
+
+
+def pairs(calls: list[Call]) -> list[tuple[str, dict[str, Any]]]:
+    return [(call.name, call.arguments) for call in calls]
+
+
+@pytest.mark.parametrize(("name", "text", "rest", "calls"), READ)
+def test_calls_are_read(name: str, text: str, rest: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    got = FORMATS[name].parse(text)
+    assert (got[0], pairs(got[1])) == (rest, calls)
+
+
+@pytest.mark.parametrize(("name", "text"), PLAIN)
+def test_what_is_no_call_stays_text(name: str, text: str) -> None:
+    assert FORMATS[name].parse(text) == (text, [])
+
+
+def test_a_name_that_is_no_tool_makes_no_call_where_there_is_no_marker() -> None:
+    bob = '{"name": "Bob", "parameters": {}}'
+    assert FORMATS["llama"].parse(bob, names={"weather"}) == (bob, [])
+    assert pairs(FORMATS["llama"].parse(RP, names={"weather"})[1]) == [ROME]
+
+
+def test_ids_follow_from_the_place() -> None:
+    text = f"<tool_call>{RA}</tool_call><tool_call>{PA}</tool_call>"
+    assert [call.id for call in FORMATS["hermes"].parse(text)[1]] == ["call_0", "call_1"]
+    assert [call.id for call in FORMATS["hermes"].parse(text, first=3)[1]] == ["call_3", "call_4"]
+    (call,) = FORMATS["mistral"].parse(f"[TOOL_CALLS][{RA}]")[1]
+    assert (call.id, call.index, call.arguments_json) == ("call00000", 0, '{"city": "Rome"}')
+
+
+def pieces(text: str, rng: random.Random) -> list[str]:
+    size = rng.choice((1, 2, 5, 30))
+    result = []
+    while text:
+        cut = rng.randint(1, size)
+        result.append(text[:cut])
+        text = text[cut:]
+    return result
+
+
+def streamed(name: str, chunks: list[str], names: set[str] | None) -> tuple[str, list[Call]]:
+    splitter = FORMATS[name].splitter(names)
+    events = [event for chunk in chunks for event in splitter.push(chunk)] + splitter.finish()
+    return "".join(e for e in events if isinstance(e, str)), [e for e in events if isinstance(e, Call)]
+
+
+FRAGMENTS = [
+    RA,
+    PA,
+    RP,
+    "{",
+    "}",
+    "[",
+    "]",
+    " ",
+    "\n",
+    "; ",
+    '"',
+    "\\",
+    '{"name": "f"',
+    '"arguments"',
+    "x",
+    "[[ ##",
+    "é",
+]
+FRAGMENTS += [
+    "[ARGS]",
+    "[CALL_ID]",
+    "weather",
+    "weather[ARGS]{}",
+    '{"name": "f", "arguments": {}}',
+    "</tool",
+    "```",
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_pieces_make_no_difference(name: str) -> None:
+    form = FORMATS[name]
+    rng = random.Random(name)
+    marks = [mark for mark in (form.open, form.close) if mark] * 3
+    texts = [text for which, text, *_ in READ if which == name] + [
+        text for which, text in PLAIN if which == name
+    ]
+    texts += ["".join(rng.choices(FRAGMENTS + marks, k=rng.randint(1, 12))) for _ in range(1500)]
+    found = 0
+    for text in texts:
+        names = rng.choice((None, {"weather"}))
+        whole = form.parse(text, names)
+        found += len(whole[1])
+        assert streamed(name, pieces(text, rng), names) == whole, text
+        assert whole[1] or whole[0] == text
+    assert found > 50
+
+
+def test_text_is_shown_at_once_and_a_call_when_it_closes() -> None:
+    splitter = FORMATS["hermes"].splitter()
+    assert splitter.push("One moment") == ["One moment"]
+    assert splitter.push(". <") == ["."]
+    assert splitter.push("b> \n<tool_") == [" <b>"]
+    assert splitter.push(f"call>\n{RA}\n</tool") == []
+    assert splitter.push("_call>") == [Call("call_0", *ROME)]
+    assert splitter.finish() == []
+
+
+def test_a_long_call_in_small_pieces_is_read_once() -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {{"a": "{"x" * 200_000}"}}}}</tool_call>'
+    splitter = FORMATS["hermes"].splitter()
+    events = [event for at in range(0, len(text), 50) for event in splitter.push(text[at : at + 50])]
+    assert [len(event.arguments["a"]) for event in events if isinstance(event, Call)] == [200_000]
+
+
+# Showing tools
+
+
+def conversation() -> list[dict[str, Any]]:
+    calls = [
+        {"id": "call_0", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}},
+        {"id": "call_1", "type": "function", "function": {"name": "stop", "arguments": {}}},
+    ]
+    return [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_0", "content": "21"},
+        {"role": "tool", "tool_call_id": "call_1", "content": "ok"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["prompted", "gemma", "phi"])
+def test_a_template_without_tools_gets_them_as_text(name: str) -> None:
+    form = FORMATS[name]
+    given = conversation()
+    turns, arguments = form.prepare(given, TOOLS)
+    assert given == conversation() and arguments == {}
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    assert not any("tool_calls" in turn for turn in turns)
+    shown = turns[0]["content"] + turns[0].get("tools", "")
+    assert all(f'"name": "{tool}"' in shown for tool in ("weather", "weather_all", "stop"))
+    assert turns[3]["content"].count("<tool_response>") == 2
+    assert pairs(form.parse(turns[2]["content"])[1]) == [ROME, ("stop", {})]  # in its own words
+    assert form.prepare(given, [])[0][0] == given[0]
+
+
+def test_the_system_message_keeps_its_own_text() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    (turn, _), _ = FORMATS["prompted"].prepare([system, {"role": "user", "content": "x"}], [STOP])
+    assert turn["content"] == "Be brief.\n\n" + FORMATS["prompted"].system([STOP])
+    assert FORMATS["hermes"].system([STOP]) == FORMATS["prompted"].system([]) == ""
+
+
+def test_a_template_with_tools_gets_them_in_openais_shape() -> None:
+    turns, arguments = tools.detect(XML_TOOLS).prepare(conversation(), TOOLS)
+    assert turns == conversation()
+    assert [tool["type"] for tool in arguments["xml_tools"]] == ["function"] * 3
+    assert [tool["function"]["name"] for tool in arguments["xml_tools"]] == ["weather", "weather_all", "stop"]
+
+
+def test_llama_gets_one_call_a_turn() -> None:
+    turns, _ = FORMATS["llama"].prepare(conversation(), TOOLS)
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "assistant", "tool"]
+    assert [call["id"] for turn in turns for call in turn.get("tool_calls", [])] == ["call_0", "call_1"]
+    assert [turn["tool_call_id"] for turn in turns if turn["role"] == "tool"] == ["call_0", "call_1"]
+
+
+def test_mistral_gets_ids_of_nine_characters() -> None:
+    turns, _ = FORMATS["mistral"].prepare(conversation(), TOOLS)
+    written = [call["id"] for call in turns[1]["tool_calls"]]
+    assert written == [turn["tool_call_id"] for turn in turns[2:]]
+    assert all(len(name) == 9 and name.isalnum() for name in written) and len(set(written)) == 2
+
+
+# Lists of tools
+
+
+class Tool:
+    name, description, parameters = "f", None, {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+def test_spellings_of_a_tool() -> None:
+    plain = {"name": "f", "parameters": Tool.parameters}
+    spelt = [tools.functions([tool])[0] for tool in (Tool(), plain, {"type": "function", "function": plain})]
+    assert spelt[0] == spelt[1] == spelt[2]
+    assert tools.functions(spelt[:1])[0].openai() == {"type": "function", "function": plain}
+
+
+BAD_TOOLS = [
+    ({"name": "f"}, "tools must be a list"),
+    ([{"description": "x"}], r"tools\[0\] has no name"),
+    ([STOP, {"name": "a b"}], r"tools\[1\] is named 'a b'"),
+    ([STOP, WEATHER, STOP], r"tools\[2\] is named 'stop' as tools\[0\]"),
+    ([STOP, {"name": "f", "parameters": "x"}], r"tools\[1\] \(f\) has parameters that are no JSON schema"),
+    ([{"name": "f", "parameters": {"type": "string"}}], "arguments are always an 'object'"),
+    ([{"name": "f", "parameters": {"properties": {"a": 1}}}], r"parameters\['properties'\]"),
+    ([{"name": "f", "description": 3}], "description"),
+    ([{"function": 3}], r"tools\[0\]\['function'\]"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_TOOLS)
+def test_bad_tools_are_named(given: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        FORMATS["hermes"].grammar(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "choice", "message"),
+    [
+        (TOOLS, "maybe", "'auto', 'required', 'none'"),
+        (TOOLS, ["f"], "names 'f'"),
+        (TOOLS, [], "no tool"),
+        ([], "required", "no tool"),
+    ],
+)
+def test_bad_choices_are_named(given: Any, choice: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        FORMATS["hermes"].grammar(given, choice)
+
+
+FIFTEEN = 10**15 - 1
+BOUNDED = [
+    ({"type": "string"}, {"type": "string"}),
+    ({"type": "integer"}, {"type": "integer", "minimum": -FIFTEEN, "maximum": FIFTEEN}),
+    (
+        {"type": "integer", "exclusiveMinimum": 0, "maximum": 5},
+        {"type": "integer", "exclusiveMinimum": 0, "maximum": 5},
+    ),
+    ({"type": "integer", "minimum": 10**20}, {"type": "integer", "minimum": 10**20, "maximum": 10**20}),
+    ({"enum": [1, 2]}, {"enum": [1, 2]}),
+    ({"properties": {}}, {"properties": {}, "additionalProperties": False}),
+    (
+        {"type": "object", "additionalProperties": {"type": "string"}},
+        {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 16},
+    ),
+    ({"type": "array", "items": {"type": "boolean"}}, {"type": "array", "items": {"type": "boolean"}}),
+]
+
+
+@pytest.mark.parametrize(("schema", "result"), BOUNDED)
+def test_open_ends_get_a_limit(schema: Any, result: Any) -> None:
+    assert bounded(schema) == result

@@ -1,0 +1,155 @@
+"""Tool grammars: every answer that one allows is well-formed, and read back as what it is.
+
+Random walks over a tokenizer of bytes, with llguidance's own Python package (the version that is built in).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from tallow.tools import FORMATS, Call
+from test_tools import ROME, TOOLS, pairs
+
+SPECIALS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]"]
+MERGES = ["<tool_call>", "</tool_call>", '{"', '", "', '": ', "<|tool_call|>", "```tool_code", "\n```", ">\n"]
+
+
+class Bytes:
+    """A tokenizer of bytes, a few longer tokens and control tokens, as llguidance takes one."""
+
+    def __init__(self) -> None:
+        named = [*MERGES, *SPECIALS, "<eos>"]
+        self.tokens = [bytes([at]) for at in range(256)] + [token.encode() for token in named]
+        self.special_token_ids = list(range(256 + len(MERGES), len(self.tokens)))
+        self.eos_token_id, self.bos_token_id = len(self.tokens) - 1, None
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+    def ids(self) -> dict[str, int]:
+        return {name: 256 + len(MERGES) + at for at, name in enumerate(SPECIALS)}
+
+
+def matcher(lark: str) -> Any:
+    llguidance = pytest.importorskip("llguidance")
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()))
+    result = llguidance.LLMatcher(tokenizer, llguidance.LLMatcher.grammar_from_lark(lark))
+    assert not result.is_error(), result.get_error()
+    return result
+
+
+def accepts(lark: str, text: str) -> bool:
+    found = matcher(lark)
+    ids = list(text.encode())
+    return found.try_consume_tokens(ids) == len(ids) and found.is_accepting()
+
+
+def walk(lark: str, rng: random.Random, steps: int = 500) -> str | None:
+    """A random answer under a grammar; None if it did not end in time."""
+    state, vocabulary, written = matcher(lark), Bytes(), []
+    for _ in range(steps):
+        if state.is_stopped():
+            break
+        bits = state.compute_bitmask()
+        allowed = [at for at in range(len(vocabulary.tokens)) if bits[at // 8] >> (at % 8) & 1]
+        assert allowed, "no token may follow"
+        likely = [at for at in allowed if at >= 256 or at in b'{}[]"'] if rng.random() < 0.3 else []
+        token = rng.choice(likely or [at for at in allowed if 32 <= at < 127 or at >= 256] or allowed)
+        if token == vocabulary.eos_token_id:
+            break
+        assert state.consume_token(token)
+        written.append(vocabulary.tokens[token])
+    else:
+        return None
+    return b"".join(written).decode()
+
+
+JSON_TEXT = (
+    'start: %json {"x-guidance": {"whitespace_flexible": false}, "type": "object", '
+    '"properties": {"nix": {"type": "boolean"}}, "required": ["nix"], "additionalProperties": false}'
+)
+MODES: list[dict[str, Any]] = [
+    {},
+    {"text_format": JSON_TEXT},
+    {"text_format": 'start: "[[ ## a ## ]]\\n" TEXT "]"\nTEXT: /[a-z]*/'},
+    {"choice": "required"},
+    {"choice": "required", "parallel": False},
+    {"choice": ["stop"]},
+    {"allowed": ["weather_all"]},
+    {"choice": "none"},
+]
+
+
+def well_formed(name: str, arguments: dict[str, Any]) -> bool:
+    if name == "weather":
+        at = arguments.get("at", {"x": 0})
+        few = len(arguments["city"]) <= 6 and isinstance(arguments.get("days", 0), int)
+        return set(arguments) <= {"city", "days", "at"} and few and isinstance(at["x"], (int, float))
+    if name == "weather_all":
+        return {"unit", "any"} <= set(arguments) <= {"unit", "any", "more"} and arguments["unit"] in (
+            "C",
+            "F",
+        )
+    return name == "stop" and arguments == {}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_answer_under_the_grammar_is_read_back(name: str, mode: dict[str, Any]) -> None:
+    form, rng = FORMATS[name], random.Random(f"{name}{mode}")
+    ended = 0
+    for specials in ({}, Bytes().ids()):
+        lark = form.grammar(TOOLS, specials=specials, **mode)["grammar"]
+        for _ in range(5):
+            answer = walk(lark, rng)
+            if answer is None:
+                continue
+            ended += 1
+            text, calls = form.parse(answer)
+            assert all(well_formed(call.name, call.arguments) for call in calls), answer
+            check_mode(mode, text, calls)
+    assert ended >= 5
+
+
+def check_mode(mode: dict[str, Any], text: str, calls: list[Call]) -> None:
+    choice = mode.get("choice", "auto")
+    if choice == "none":
+        assert not calls
+    elif choice != "auto":
+        assert calls and not text
+    if "text_format" in mode:
+        assert bool(text) != bool(calls)
+    if not mode.get("parallel", True):
+        assert len(calls) == 1
+    for names in (mode.get("allowed"), choice if isinstance(choice, list) else None):
+        assert names is None or all(call.name in names for call in calls)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_a_call_and_a_text_format_can_be_written(name: str) -> None:
+    form = FORMATS[name]
+    lark = form.grammar(TOOLS, text_format=JSON_TEXT)["grammar"]
+    assert accepts(lark, '{"nix":true}')
+    call = {"name": "weather", form.arguments: {"city": "Rome"}}
+    written = (
+        f"{form.open}weather{form.head_end}" + json.dumps(call[form.arguments])
+        if form.head_end
+        else json.dumps(call)
+    )
+    if not form.head_end:
+        listed = f"[{written}]" if form.listed else written
+        written = listed if form.optional else f"{form.open}{form.before}{listed}{form.after}{form.close}"
+    assert accepts(lark, written)
+    assert pairs(form.parse(written)[1]) == [ROME]
+    assert not accepts(lark, written.replace("weather", "whether"))
+    assert not accepts(lark, written.replace("Rome", "Constantinople"))
+
+
+def test_free_text_may_not_pass_for_a_call() -> None:
+    for name, text in [("hermes", "a <tool_call> b"), ("llama", ' {"name'), ("mistral", '[{"name": 1}]')]:
+        lark = FORMATS[name].grammar(TOOLS, "none")["grammar"]
+        assert accepts(lark, "a < b") and not accepts(lark, text)
