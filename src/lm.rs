@@ -282,8 +282,8 @@ impl Lm {
             .iter()
             .map(|candidate| self.model.continuation_ids(prompt, &ids, candidate))
             .collect::<Result<_>>()?;
-        let task = Task::Score { candidates: candidates.clone() };
-        Ok((candidates, self.engine.submit(Request::new(ids, task))?))
+        let request = Request::score(ids, candidates.clone());
+        Ok((candidates, self.engine.submit(request)?))
     }
 }
 

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use tallow::Model;
 use tallow::cache::prefix_file::Prefix;
+use tallow::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
+use tallow::engine::guide::Guide;
 use tallow::engine::{
     EngineHandle, EngineOptions, Event, Generate, Generation, Request, Runner, StepLimits, Task,
 };
@@ -94,7 +96,12 @@ struct Bench {
     models: [Arc<Model>; 2],
     requests: Vec<(Vec<u32>, Sampler)>,
     max_tokens: usize,
+    form: Grammar,
 }
+
+/// Tokens of an answer that is held to a form: what is forced, a choice, a text, and the end in what is left.
+const FORM_TOKENS: usize = 20;
+const FORM: &str = r" (complaint|question|praise|nothing at all, just words)\nReason: [a-z ]+\.";
 
 /// Requests with answers of `LONG_TOKENS`, which grow over several pages.
 const LONG: usize = 4;
@@ -131,7 +138,11 @@ impl Bench {
             (ids, samplers[number % 3].clone())
         };
         let requests = (0..count).map(request).collect();
-        Some(Bench { models, requests, max_tokens })
+        let (tokenizer, eos) = (models[0].tokenizer().clone(), models[0].eos_ids());
+        let vocabulary = Vocabulary::new(tokenizer, eos, models[0].vocab_size()).unwrap();
+        let compiler = GrammarCompiler::new(vocabulary, Limits::default()).unwrap();
+        let form = compiler.compile(&Constraint::Regex(FORM.into())).unwrap();
+        Some(Bench { models, requests, max_tokens, form })
     }
 
     fn engine(&self, setting: &Setting) -> EngineHandle {
@@ -144,7 +155,16 @@ impl Bench {
     }
 
     fn max_tokens(&self, number: usize) -> usize {
-        if number < LONG { LONG_TOKENS } else { self.max_tokens }
+        match self.form(number) {
+            Some(_) => FORM_TOKENS,
+            None if number < LONG => LONG_TOKENS,
+            None => self.max_tokens,
+        }
+    }
+
+    /// The grammar of some of the requests, of which each sampler has one.
+    fn form(&self, number: usize) -> Option<&Grammar> {
+        (5..8).contains(&number).then_some(&self.form)
     }
 
     fn submit(&self, engine: &EngineHandle, number: usize, logprobs: bool) -> Generation {
@@ -153,11 +173,14 @@ impl Bench {
             sampler,
             seed: number as u64,
             max_tokens: self.max_tokens(number),
-            stop_ids: Arc::new([]),
+            stop_ids: match self.form(number) {
+                Some(_) => self.models[0].eos_ids().clone(),
+                None => Arc::new([]),
+            },
             text: TextStream::new(self.models[0].tokenizer().clone(), vec![]),
             logprobs: logprobs.then_some(2),
             prediction: Vec::new(),
-            guide: None,
+            guide: self.form(number).map(|grammar| Guide::new(grammar, self.max_tokens(number)).unwrap()),
         }));
         engine.submit(Request::new(prompt, task)).unwrap()
     }
@@ -228,7 +251,11 @@ fn matrix(file: &str, count: usize, max_tokens: usize) {
     let alone =
         Setting { name: "alone", threads: 1, batch: 1, prefix_cache: false, speculation: false, ..base() };
     let expected = bench.run(&alone);
-    assert!(expected.iter().enumerate().all(|(number, answer)| answer.len() == bench.max_tokens(number)));
+    for (number, answer) in expected.iter().enumerate() {
+        let (found, most) = (answer.len(), bench.max_tokens(number));
+        let held = bench.form(number).is_some();
+        assert!(found == most || held && (5..most).contains(&found), "{number}: {found} tokens of {most}");
+    }
     let mut failed = Vec::new();
     for setting in settings() {
         for (number, (found, expected)) in bench.run(&setting).iter().zip(&expected).enumerate() {

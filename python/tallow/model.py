@@ -159,6 +159,11 @@ class Model:
         return self._native.has_template
 
     @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of its chat template; None if it has none."""
+        return self._native.chat_template
+
+    @property
     def defaults(self) -> dict[str, float]:
         """The sampling that its makers advise; empty means greedy."""
         return self._native.generation

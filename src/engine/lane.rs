@@ -44,6 +44,8 @@ pub(super) struct Lane {
 pub(super) enum Want {
     /// The logits of the row that closes the gap.
     Last,
+    /// The logits of every row from this position on.
+    From(usize),
     /// The logits of every row.
     Every,
     /// Hidden states.
@@ -103,12 +105,14 @@ impl Lane {
     /// The tokens of the first page that is not in the tree, if it need not compute each row itself and
     /// knows all of them and one more.
     fn next_chunk(&self, cache: &PrefixCache) -> Option<Chunk> {
-        let shares = match self.want {
-            Want::Last | Want::Hidden(Pooling::Last) => true,
-            Want::Every | Want::Hidden(_) => false,
+        // From here on each row is to be computed.
+        let wanted = match self.want {
+            Want::Last | Want::Hidden(Pooling::Last) => self.tokens.len().saturating_sub(1),
+            Want::From(position) => position,
+            Want::Every | Want::Hidden(_) => 0,
         };
         let begin = self.kept * PAGE;
-        if !shares || self.first > 0 || !cache.enabled() || begin + PAGE >= self.tokens.len() {
+        if self.first > 0 || !cache.enabled() || begin + PAGE > wanted {
             return None;
         }
         self.tokens[begin..begin + PAGE].try_into().ok()
@@ -145,6 +149,9 @@ impl Lane {
         let span = span.start as u32..span.end as u32;
         match self.want {
             Want::Every => step.logits.extend(span),
+            Want::From(position) => {
+                step.logits.extend(span.start + position.saturating_sub(self.computed) as u32..span.end);
+            }
             Want::Last if closes => step.logits.extend(span.end - 1 - draft.len() as u32..span.end),
             Want::Hidden(Pooling::Mean) => step.hidden.extend(span),
             Want::Hidden(Pooling::Last) if closes => step.hidden.push(span.end - 1),

@@ -17,6 +17,9 @@ use crate::text::stream::TextStream;
 /// Alternatives that `logprobs` may ask for at each token, the bound that OpenAI's API has.
 pub const MAX_TOP_LOGPROBS: usize = 20;
 
+/// Tokens of a common beginning that are scored with the prompt: each row of logits is a whole vocabulary.
+const MAX_COMMON: usize = 32;
+
 /// One piece of work.
 pub struct Request {
     /// The ids of the prompt; never empty.
@@ -40,6 +43,8 @@ pub enum Task {
     Score {
         /// The ids of each candidate. One without tokens has no log probabilities, and that is its answer.
         candidates: Vec<Vec<u32>>,
+        /// So many tokens at the end of the prompt are no prompt, but what all candidates begin with.
+        common: usize,
     },
 }
 
@@ -169,6 +174,16 @@ impl Request {
         Request { prompt, task, deadline: None }
     }
 
+    /// Scores candidates after a prompt. What all of them begin with is computed once, together with the prompt.
+    pub fn score(mut prompt: Vec<u32>, mut candidates: Vec<Vec<u32>>) -> Self {
+        let common = common_beginning(&candidates).min(MAX_COMMON);
+        if let Some(first) = candidates.first() {
+            prompt.extend_from_slice(&first[..common]);
+        }
+        candidates.iter_mut().for_each(|ids| drop(ids.drain(..common)));
+        Request::new(prompt, Task::Score { candidates, common })
+    }
+
     /// Finds what is wrong with the request before any work is done.
     ///
     /// # Errors
@@ -185,7 +200,7 @@ impl Request {
                 1
             }
             Task::Logits | Task::Embed(_) => 0,
-            Task::Score { candidates } => check_candidates(candidates, bounds)?,
+            Task::Score { candidates, .. } => check_candidates(candidates, bounds)?,
         };
         let needed = self.prompt.len().saturating_add(room);
         if needed > bounds.context_length {
@@ -218,7 +233,7 @@ impl Request {
             ),
             Task::Logits | Task::Embed(_) => pages_for(prompt),
             // Candidates fork all at once if a quarter of the other pages is room enough, else in waves.
-            Task::Score { candidates } => {
+            Task::Score { candidates, .. } => {
                 let own = || candidates.iter().map(|ids| fork_pages(prompt, ids.len()));
                 let quarter = bounds.pages.saturating_sub(pages_for(prompt)) / 4;
                 let room = own().max().unwrap_or(0).max(quarter).min(own().sum());
@@ -235,6 +250,14 @@ pub(crate) fn fork_pages(prompt: usize, len: usize) -> usize {
         0 | 1 => 0,
         _ => pages_for(prompt + len - 1) - prompt / crate::step::PAGE,
     }
+}
+
+/// Tokens that all of them begin with.
+fn common_beginning(candidates: &[Vec<u32>]) -> usize {
+    let Some((first, others)) = candidates.split_first() else { return 0 };
+    others.iter().fold(first.len(), |common, ids| {
+        first[..common].iter().zip(ids).take_while(|(ours, its)| ours == its).count()
+    })
 }
 
 fn check_generate(generate: &Generate, vocab_size: usize) -> Result<()> {

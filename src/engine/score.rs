@@ -6,7 +6,9 @@
 //!               shared   shared   copied from 1     its own
 //! ```
 //! The row of a token tells the next one's log probability, so the first token of each candidate is
-//! known from the prompt's last row and the last token of each is never computed. Candidates fork as room
+//! known from the prompt's last row and the last token of each is never computed. What all candidates begin with
+//! is computed with the prompt, for it costs no step of its own there. (Deeper branches are not shared: a step
+//! more costs about as much as eight rows.) Candidates fork as room
 //! for their own pages is there: all at once if they are few, in waves if they are many.
 
 use super::lane::{Lane, Want};
@@ -19,6 +21,10 @@ use crate::sample::log_softmax_at;
 use crate::step::PAGE;
 
 pub(super) struct Score {
+    /// What all of them begin with, and its log probabilities as far as known.
+    beginning: Vec<u32>,
+    told: Vec<f32>,
+    /// What follows it in each.
     candidates: Vec<Vec<u32>>,
     /// Per candidate, the log probabilities known so far.
     scores: Vec<Vec<f32>>,
@@ -26,6 +32,7 @@ pub(super) struct Score {
     pub room: Lease,
     /// The prompt's pages, once it is computed.
     pub prompt: Lease,
+    /// With the common beginning.
     prompt_len: usize,
     /// Candidates before this one have forked.
     next: usize,
@@ -33,20 +40,25 @@ pub(super) struct Score {
 }
 
 impl Score {
-    pub fn new(candidates: Vec<Vec<u32>>, prompt_len: usize) -> Self {
-        let scores = candidates.iter().map(|ids| Vec::with_capacity(ids.len())).collect();
-        let (room, prompt) = (Lease::default(), Lease::default());
-        Score { candidates, scores, room, prompt, prompt_len, next: 0, computed: false }
+    pub fn new(candidates: Vec<Vec<u32>>, beginning: Vec<u32>, prompt_len: usize) -> Self {
+        let scores = Vec::with_capacity(candidates.len());
+        let (room, prompt, told) = (Lease::default(), Lease::default(), Vec::new());
+        Score { beginning, told, candidates, scores, room, prompt, prompt_len, next: 0, computed: false }
     }
 
-    /// The prompt's last row: the first token of every candidate.
-    pub fn begin(&mut self, prompt: Lease, raw: &[f32]) -> Result<()> {
-        self.prompt = prompt;
-        self.computed = true;
-        for (ids, scores) in self.candidates.iter().zip(&mut self.scores) {
-            if let Some(&id) = ids.first() {
-                scores.push(log_softmax_at(raw, id)?);
+    /// Rows from the prompt's own last one on: they tell the common beginning, and the last of them the first
+    /// token after it of every candidate.
+    pub fn absorb_prompt(&mut self, rows: &[f32], vocab: usize) -> Result<()> {
+        for row in rows.chunks_exact(vocab) {
+            if let Some(&id) = self.beginning.get(self.told.len()) {
+                self.told.push(log_softmax_at(row, id)?);
+                continue;
             }
+            for ids in &self.candidates {
+                let first = ids.first().map(|&id| log_softmax_at(row, id)).transpose()?;
+                self.scores.push(first.into_iter().collect());
+            }
+            self.computed = true;
         }
         Ok(())
     }
@@ -91,7 +103,8 @@ impl Score {
         if self.next < self.candidates.len() {
             return Err(Error::internal("no room was reserved for a candidate"));
         }
-        Ok(Some(std::mem::take(&mut self.scores)))
+        let whole = |own: &Vec<f32>| [&self.told[..], own].concat();
+        Ok(Some(self.scores.iter().map(whole).collect()))
     }
 
     /// A lane for the next candidate; none if it needs no row of its own.
@@ -127,6 +140,6 @@ impl Score {
 
     /// Tokens of all candidates.
     pub fn tokens(&self) -> usize {
-        self.candidates.iter().map(Vec::len).sum()
+        self.candidates.iter().map(|ids| self.beginning.len() + ids.len()).sum()
     }
 }

@@ -79,15 +79,19 @@ impl Sequence {
             Task::Score { .. } => request.pages_needed(bounds) - pages_for(request.prompt.len()),
             _ => 0,
         };
-        let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+        let mut usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         let (work, want) = match request.task {
             Task::Generate(task) => {
                 (Work::Decode(Box::new(Decode::new(*task, bounds.context_length))), Want::Last)
             }
             Task::Logits => (Work::Rows, Want::Every),
             Task::Embed(embed) => (Work::Pool { embed, sum: Vec::new() }, Want::Hidden(embed.pooling)),
-            Task::Score { candidates } => {
-                (Work::Score(Score::new(candidates, request.prompt.len())), Want::Last)
+            Task::Score { candidates, common } => {
+                usage.prompt_tokens -= common;
+                let beginning = request.prompt[usage.prompt_tokens..].to_vec();
+                // The row before the first token tells it.
+                let want = Want::From(usage.prompt_tokens - 1);
+                (Work::Score(Score::new(candidates, beginning, request.prompt.len())), want)
             }
         };
         let lanes = vec![Lane::new(0, request.prompt, Lease::default(), want, 0)];
@@ -232,12 +236,13 @@ impl Sequence {
                 }
             }
             Work::Score(score) if it.first > 0 => score.absorb(it.part, part.logits, part.vocab)?,
-            Work::Score(score) if closed => {
-                let prompt = std::mem::take(&mut it.lease);
-                self.lanes.clear();
-                score.begin(prompt, part.logits)?;
+            Work::Score(score) => {
+                score.absorb_prompt(part.logits, part.vocab)?;
+                if closed {
+                    score.prompt = std::mem::take(&mut it.lease);
+                    self.lanes.clear();
+                }
             }
-            Work::Score(_) => {}
         }
         Ok(())
     }

@@ -74,7 +74,7 @@ fn request(spec: &Spec) -> Request {
         }
         Kind::Logits => Task::Logits,
         Kind::Embed(embed) => Task::Embed(embed),
-        Kind::Score(candidates) => Task::Score { candidates },
+        Kind::Score(candidates) => return Request::score(spec.prompt.clone(), candidates),
     };
     Request::new(spec.prompt.clone(), task)
 }
@@ -208,7 +208,12 @@ fn mixed(number: usize) -> Spec {
         1 => embed(Pooling::Mean),
         2 => embed(Pooling::Last),
         3 => embed(Pooling::First),
-        4 => Kind::Score((0..number % 7 + 1).map(|it| self::prompt(it as u32, it * 5)).collect()),
+        // Some begin alike, with fewer tokens or more than are computed with the prompt.
+        4 => {
+            let begin = self::prompt(9, number % 3 * 18);
+            let candidate = |it: usize| [&begin[..], &self::prompt(it as u32, it * 5)].concat();
+            Kind::Score((0..number % 7 + 1).map(candidate).collect())
+        }
         5 => {
             let penalty =
                 SamplerFields { repetition_penalty: Some(1.4), top_k: Some(9), ..Default::default() };

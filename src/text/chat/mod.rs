@@ -147,7 +147,12 @@ impl Program {
         });
         env.add_function("strftime_now", |format: &str| clock::strftime(format, &clock::now()));
         env.add_template_owned("chat", rewritten).map_err(|e| told(&e))?;
-        Ok(Program { source: source.to_owned(), env, developer: source.contains("developer"), parts: OnceLock::new() })
+        Ok(Program {
+            source: source.to_owned(),
+            env,
+            developer: source.contains("developer"),
+            parts: OnceLock::new(),
+        })
     }
 
     /// Whether the template reads `content` that is a list of parts: tried once, with a needle.
