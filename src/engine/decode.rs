@@ -1,6 +1,7 @@
 //! The work of `Generate`: logits in, tokens and text out.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::client::{Audience, FilterCall};
 use super::draft::Lookup;
@@ -158,6 +159,11 @@ impl Decode {
     /// How many of these tokens the answer may go on with.
     pub fn allowed(&mut self, draft: &[u32]) -> usize {
         self.guide.as_mut().map_or(draft.len(), |guide| guide.allowed(draft))
+    }
+
+    /// The time that its grammar took, and the tokens that it decided.
+    pub fn guided(&self) -> (Duration, u64) {
+        self.guide.as_ref().map_or_else(Default::default, Guide::account)
     }
 
     /// Whether a grammar holds the answer.

@@ -5,6 +5,8 @@
 //! room to end within the budget, what is appended is the end instead. So an answer keeps to its form to the
 //! last character, however small its budget.
 
+use std::time::{Duration, Instant};
+
 use crate::constrain::{Grammar, Mask, Matcher, Reserve, TokenMask};
 use crate::error::{Error, Result};
 use crate::sample::Logits;
@@ -20,6 +22,9 @@ pub struct Guide {
     opening: Vec<u32>,
     /// The budget has ended the answer.
     closed: bool,
+    /// Time spent on the engine's thread, and tokens that were never sampled.
+    took: Duration,
+    decided: u64,
 }
 
 impl Guide {
@@ -37,9 +42,19 @@ impl Guide {
             refuse_small(&mut matcher, budget)?;
         }
         let mask = TokenMask::default();
-        let mut guide =
-            Guide { grammar: grammar.clone(), matcher, reserve, mask, opening: Vec::new(), closed: false };
+        let (grammar, opening) = (grammar.clone(), Vec::new());
+        let mut guide = Guide {
+            grammar,
+            matcher,
+            reserve,
+            mask,
+            opening,
+            closed: false,
+            took: Duration::ZERO,
+            decided: 0,
+        };
         guide.opening = guide.forced(budget)?;
+        guide.decided = guide.opening.len() as u64;
         Ok(guide)
     }
 
@@ -50,7 +65,9 @@ impl Guide {
 
     /// Which tokens may come next.
     pub fn mask(&mut self) -> Result<Mask<'_>> {
+        let begin = Instant::now();
         self.matcher.mask(&mut self.mask)?;
+        self.took += begin.elapsed();
         Ok(Mask(&self.mask))
     }
 
@@ -61,7 +78,7 @@ impl Guide {
 
     /// The token if it may come, else the likeliest that may.
     pub fn greedy(&mut self, likeliest: u32, raw: &[f32], scratch: &mut Logits) -> Result<u32> {
-        self.matcher.mask(&mut self.mask)?;
+        self.mask()?;
         if self.mask.allows(likeliest) {
             return Ok(likeliest);
         }
@@ -77,13 +94,20 @@ impl Guide {
     /// What follows from the draw of `id`, which does not end the answer, when `left` more tokens are left after
     /// it: usually `id` and the tokens forced by it. Never more than `left + 1`.
     pub fn follow(&mut self, id: u32, left: usize) -> Result<Vec<u32>> {
+        let begin = Instant::now();
         self.matcher.accept(id)?;
-        if !self.fits(&[id], left)? {
-            return self.close();
-        }
-        let mut ids = vec![id];
-        ids.extend(self.forced(left)?);
+        let ids = match self.fits(&[id], left)? {
+            true => [vec![id], self.forced(left)?].concat(),
+            false => self.close()?,
+        };
+        self.took += begin.elapsed();
+        self.decided += ids.len() as u64 - u64::from(!ids.is_empty());
         Ok(ids)
+    }
+
+    /// The time that was spent here on the engine's thread, and the tokens that were never sampled.
+    pub fn account(&self) -> (Duration, u64) {
+        (self.took, self.decided)
     }
 
     /// Whether nothing can follow.

@@ -5,7 +5,7 @@
 //! again; when it has ended, well or not, its pages are released and its last event is sent. Nothing in here
 //! knows other sequences.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::client::{Audience, Client};
 use super::decode::{Decode, Next};
@@ -350,6 +350,14 @@ impl Sequence {
     /// Nobody wants it any more.
     pub fn abandon(&mut self) {
         self.ended.get_or_insert(Ended::Badly);
+    }
+
+    /// The time that its grammar took, and the tokens that it decided.
+    pub fn guided(&self) -> (Duration, u64) {
+        match &self.work {
+            Work::Decode(decode) => decode.guided(),
+            _ => Default::default(),
+        }
     }
 
     /// Whether it was never begun.

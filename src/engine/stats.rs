@@ -45,6 +45,10 @@ pub struct Stats {
     pub cached_pages: usize,
     /// Time spent in steps (forward passes and sampling).
     pub busy: Duration,
+    /// Of that: what grammars took, in answers that have ended.
+    pub grammars: Duration,
+    /// Tokens that grammars decided, and that were never sampled.
+    pub forced: u64,
 }
 
 impl Stats {

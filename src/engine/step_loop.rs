@@ -469,6 +469,9 @@ impl Engine {
             Some(Ended::Well) => self.stats.completed += callers,
             _ => self.stats.failed += callers,
         }
+        let (took, forced) = sequence.guided();
+        self.stats.grammars += took;
+        self.stats.forced += forced;
         sequence.release(&mut self.cache);
         self.leaving.push(sequence.audience);
     }

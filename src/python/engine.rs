@@ -220,12 +220,14 @@ impl PyEngine {
             ("put_off", s.put_off),
             ("drafted", s.drafted),
             ("accepted", s.accepted),
+            ("forced", s.forced),
         ];
         for (name, count) in counts {
             dict.set_item(name, count)?;
         }
         let busy = s.busy.as_secs_f64();
         dict.set_item("busy_seconds", busy)?;
+        dict.set_item("grammar_seconds", s.grammars.as_secs_f64())?;
         dict.set_item("mean_batch", s.batched as f64 / s.steps.max(1) as f64)?;
         dict.set_item("tokens_per_second", if busy > 0.0 { s.completion_tokens as f64 / busy } else { 0.0 })?;
         let kv = self.lm.model().decoder().kv_bytes_per_position() * crate::step::PAGE;
