@@ -8,6 +8,8 @@
 //! - bytes that are forced are taken;
 //! - where there is a choice, bytes that close things are tried first: brackets, then quotes, then a comma or a
 //!   line break, then what continues;
+//! - where the grammar spells texts out (headers, tags, markers), these are tried before any byte, the longest first,
+//!   with up to two line breaks before them: in a free text nothing else leads to its end;
 //! - among equals, those taken least so far come first, so a walk cannot circle in a loop of the grammar forever;
 //! - a walk ends where the answer may stop. Several walks are made, each with another order; the shortest wins.
 //!
@@ -22,6 +24,8 @@ use crate::error::Result;
 
 /// Bytes in the order in which they are tried; those that are not named come after, by value.
 const ORDERS: [&[u8]; 3] = [b"\"}])>\n,0123456789 :", b"}])>\"\n,0123456789 :", b"])}>;.'\"\n0123456789 :,"];
+/// What may stand before a literal that ends a free text.
+const LEADS: [&[u8]; 3] = [b"", b"\n", b"\n\n"];
 /// Bytes that a walk may have, for each token that the caller has left.
 const BYTES_PER_TOKEN: usize = 8;
 /// The longest walk. Beyond it the answer is free to be cut off.
@@ -37,24 +41,33 @@ impl Matcher {
         if self.may_stop()? {
             return Ok(Some(Vec::new()));
         }
-        let mut best: Option<Vec<u8>> = None;
-        for order in ORDERS {
-            let room = best.as_ref().map_or(most.saturating_mul(BYTES_PER_TOKEN).min(LONGEST), |best| {
-                best.len().saturating_sub(1)
-            });
-            best = Walk::new(self, order, false).run(room)?.or(best);
-        }
-        let [order, ..] = ORDERS;
         let room = most.saturating_mul(BYTES_PER_TOKEN).min(LONGEST);
-        let bytes = match best {
-            Some(best) => best,
-            None => match Walk::new(self, order, true).run(room)? {
-                Some(found) => found,
-                None => return Ok(None),
-            },
+        let found = match self.closing_by_literals(room)? {
+            Some(found) => Some(found),
+            None => self.closing_by_bytes(room)?,
         };
+        let Some(bytes) = found else { return Ok(None) };
         let tokens = self.written(&bytes)?;
         Ok(Some(tokens).filter(|tokens| tokens.len() <= most))
+    }
+
+    fn closing_by_literals(&mut self, room: usize) -> Result<Option<Vec<u8>>> {
+        match self.grammar().literals().is_empty() {
+            true => Ok(None),
+            false => Walk::new(self, ORDERS[0], false).with_literals().run(room),
+        }
+    }
+
+    fn closing_by_bytes(&mut self, room: usize) -> Result<Option<Vec<u8>>> {
+        let mut best: Option<Vec<u8>> = None;
+        for order in ORDERS {
+            let room = best.as_ref().map_or(room, |best| best.len().saturating_sub(1));
+            best = Walk::new(self, order, false).run(room)?.or(best);
+        }
+        match best {
+            Some(best) => Ok(Some(best)),
+            None => Walk::new(self, ORDERS[0], true).run(room),
+        }
     }
 
     /// Whether these tokens lead to a place where the answer may stop.
@@ -135,12 +148,24 @@ impl Reserve {
     }
 }
 
+/// The text with its last letter or digit changed.
+fn misspelt(text: &[u8]) -> Vec<u8> {
+    let mut text = text.to_vec();
+    let at = text.iter().rposition(u8::is_ascii_alphanumeric).unwrap_or(text.len().saturating_sub(1));
+    if let Some(byte) = text.get_mut(at) {
+        *byte = if *byte == b'q' { b'x' } else { b'q' };
+    }
+    text
+}
+
 /// One walk to an end.
 struct Walk {
     matcher: Matcher,
     order: Vec<u8>,
     /// How often each byte was chosen; `None` if that does not matter.
     taken: Option<[usize; 256]>,
+    /// The grammar's literals, and how often each was chosen; none if they are not tried.
+    literals: Vec<(usize, Vec<u8>)>,
     bytes: Vec<u8>,
 }
 
@@ -148,14 +173,26 @@ impl Walk {
     fn new(from: &Matcher, first: &[u8], least_taken: bool) -> Self {
         let rest = (0..=u8::MAX).filter(|byte| !first.contains(byte));
         let order = first.iter().copied().chain(rest).collect();
-        Walk { matcher: from.clone(), order, taken: least_taken.then_some([0; 256]), bytes: Vec::new() }
+        let (matcher, taken) = (from.clone(), least_taken.then_some([0; 256]));
+        Walk { matcher, order, taken, literals: Vec::new(), bytes: Vec::new() }
+    }
+
+    fn with_literals(mut self) -> Self {
+        self.literals = self.matcher.grammar().literals().iter().map(|text| (0, text.clone())).collect();
+        self
     }
 
     /// The bytes of the walk, if it ends within `room` bytes.
     fn run(mut self, room: usize) -> Result<Option<Vec<u8>>> {
         while !self.matcher.may_stop()? {
             let forced = self.matcher.forced_bytes()?;
-            let step = if forced.is_empty() { self.choose()?.into_iter().collect() } else { forced };
+            let step = match forced.is_empty() {
+                false => forced,
+                true => match self.choose_literal()? {
+                    Some(literal) => literal,
+                    None => self.choose()?.into_iter().collect(),
+                },
+            };
             if step.is_empty() || self.bytes.len() + step.len() > room {
                 return Ok(None);
             }
@@ -168,6 +205,31 @@ impl Walk {
             }
         }
         Ok(Some(self.bytes))
+    }
+
+    /// The literal that the grammar takes whole, of those chosen least so far the longest; with its lead. Where
+    /// it would take other letters as well, as in a string, the literal is only content and leads nowhere.
+    fn choose_literal(&mut self) -> Result<Option<Vec<u8>>> {
+        self.literals.sort_by_key(|(taken, _)| *taken);
+        for index in 0..self.literals.len() {
+            for lead in LEADS {
+                let text = [lead, &self.literals[index].1].concat();
+                if self.takes(&text)? && !self.takes(&misspelt(&text))? {
+                    self.literals[index].0 += 1;
+                    return Ok(Some(text));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn takes(&mut self, text: &[u8]) -> Result<bool> {
+        let vocabulary = self.matcher.grammar().vocabulary();
+        let tokens: Option<Vec<u32>> = text.iter().map(|&byte| vocabulary.byte_token(byte)).collect();
+        match tokens {
+            Some(tokens) => Ok(self.matcher.validate(&tokens)? == tokens.len()),
+            None => Ok(false),
+        }
     }
 
     /// The first byte in the order that the grammar takes.

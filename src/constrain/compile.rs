@@ -99,7 +99,7 @@ impl GrammarCompiler {
                 let source = schema::source(&what, &limits)?;
                 let parser = factory.create_parser(source).map_err(|error| Error::constraint(tidy(&error)));
                 let start = parser.map(|parser| llguidance::Matcher::new(Ok(parser)));
-                start.and_then(|start| Grammar::new(start, vocabulary)).context(what.name())
+                start.and_then(|start| Grammar::new(start, vocabulary, what.literals())).context(what.name())
             });
             // Nobody listens any more if the time was up.
             sender.send(grammar).ok();

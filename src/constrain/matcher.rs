@@ -19,13 +19,19 @@ struct Inner {
     start: llguidance::Matcher,
     vocabulary: Vocabulary,
     can_rollback: bool,
+    /// Texts that the constraint spells out, the longest first.
+    literals: Vec<Vec<u8>>,
     /// The shared automaton is full, or a panic left it unusable.
     worn: AtomicBool,
 }
 
 impl Grammar {
     /// Tries the first step, so that a grammar that nothing satisfies is an error now.
-    pub(super) fn new(start: llguidance::Matcher, vocabulary: Vocabulary) -> Result<Self> {
+    pub(super) fn new(
+        start: llguidance::Matcher,
+        vocabulary: Vocabulary,
+        literals: Vec<Vec<u8>>,
+    ) -> Result<Self> {
         let mut trial = start.clone();
         let mut can_rollback = true;
         if !trial.is_stopped() || trial.is_error() {
@@ -34,7 +40,8 @@ impl Grammar {
             can_rollback =
                 first.is_none_or(|id| trial.consume_token(id).and_then(|()| trial.rollback(1)).is_ok());
         }
-        Ok(Grammar(Arc::new(Inner { start, vocabulary, can_rollback, worn: AtomicBool::new(false) })))
+        let worn = AtomicBool::new(false);
+        Ok(Grammar(Arc::new(Inner { start, vocabulary, can_rollback, literals, worn })))
     }
 
     /// Whether [`Matcher::rollback`] works: with all but Lark grammars with `stop=` or `max_tokens=`.
@@ -53,6 +60,10 @@ impl Grammar {
 
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.0.vocabulary
+    }
+
+    pub(super) fn literals(&self) -> &[Vec<u8>] {
+        &self.0.literals
     }
 
     pub(super) fn is_worn(&self) -> bool {

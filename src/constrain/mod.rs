@@ -34,6 +34,7 @@
 mod closing;
 mod compile;
 mod limits;
+mod literals;
 mod mask;
 mod matcher;
 mod schema;
@@ -68,6 +69,15 @@ pub enum Constraint {
 }
 
 impl Constraint {
+    /// Texts that it spells out, the longest first: what may end a free text in it.
+    fn literals(&self) -> Vec<Vec<u8>> {
+        match self {
+            Constraint::Lark(grammar) => literals::of_lark(grammar),
+            Constraint::Regex(expression) => literals::of_regex(expression),
+            Constraint::JsonSchema(_) | Constraint::Choices(_) => Vec::new(),
+        }
+    }
+
     /// What messages call it: the argument that a user wrote.
     pub fn name(&self) -> &'static str {
         match self {
