@@ -5,8 +5,8 @@
     >>> print(model.generate("The capital of France is", max_tokens=8))
 
 ``Model`` is weights, tokenizer and chat template; ``Sampler`` is how a token is picked; ``LM`` is a
-``dspy.LM`` over a Model (``pip install "tallow[dspy]"``; DSPy is imported only when ``tallow.LM`` is first
-used).
+``dspy.LM`` over a Model. For DSPy there are an embedder and a decision client, too, ``Embed`` and ``Judge``
+(``pip install "tallow[dspy]"``; DSPy is imported only when one of the three is first used).
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ from .results import Chunk, Completion, Score, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from .dspy import LM as LM
+    from .dspy import Embed as Embed
     from .dspy import Judge as Judge
 
-# Without LM: a star import must work where DSPy is not installed.
+#: Loaded when first used, for they need DSPy.
+_LAZY = ("LM", "Embed", "Judge")
+
+# Without those: a star import must work where DSPy is not installed.
 __all__ = [
     "ArgumentTypeError",
     "AsyncStream",
@@ -64,9 +68,6 @@ __all__ = [
     "__version__",
     "features",
 ]
-
-#: They need DSPy, which is imported when one of them is first used.
-_LAZY = ("LM", "Judge")
 
 
 def __getattr__(name: str) -> Any:

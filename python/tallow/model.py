@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 PromptLike = arguments.Prompt | Sequence[Any]
 _Start = Callable[..., _core.Generation]
 
-_POOLINGS = ("auto", "mean", "last", "cls")
+#: How ``embed`` makes one vector of many.
+POOLINGS = ("auto", "mean", "last", "cls")
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, so that multiples of it never meet modulo 2**64
 
 
@@ -247,11 +248,11 @@ class Model:
         - ``timeout``: seconds, after which tallow.Timeout is raised.
         - ``prediction``: a text that the answer may well resemble, such as a draft that is to be corrected.
           It changes how fast the answer comes, never the answer.
-        - ``json_schema`` (a dict, or a pydantic model), ``regex``, ``grammar`` (Lark, from its rule ``start``),
-          ``choices`` (texts): what the whole answer must be; at most one of them. It is enforced while the answer
-          is written, and what can only be one thing is not sampled but appended. An answer that would not end
-          within ``max_tokens`` is brought to its shortest end, with "length" as its finish reason. A ``stop`` text
-          still ends an answer wherever it is met.
+        - ``json_schema`` (a dict, or a pydantic model), ``regex``, ``grammar`` (Lark, from its rule
+          ``start``), ``choices`` (texts): what the whole answer must be; at most one of them. It is enforced
+          while the answer is written, and what can only be one thing is not sampled but appended. An answer
+          that would not end within ``max_tokens`` is brought to its shortest end, with "length" as its finish
+          reason. A ``stop`` text still ends an answer wherever it is met.
         - ``tools``, ``template_arguments``: what the chat template gets, for messages.
         """
         options: dict[str, Any] = {
@@ -383,7 +384,7 @@ class Model:
         """One vector of unit length a text: float32 [len(texts), hidden]. ``pooling``: auto, mean, last,
         cls."""
         checked = arguments.texts("texts", texts)
-        return self._shared.engine().embed(checked, arguments.choice("pooling", pooling, _POOLINGS))
+        return self._shared.engine().embed(checked, arguments.choice("pooling", pooling, POOLINGS))
 
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a

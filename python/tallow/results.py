@@ -157,13 +157,18 @@ def chunk(raw: dict[str, Any], token_bytes: TokenBytes) -> Chunk:
     )
 
 
+def whole(done: Completion) -> Chunk:
+    """A whole answer as a stream of one piece."""
+    return Chunk(done.text, done.tokens, done.logprobs, done.finish_reason, done.usage, done.timings)
+
+
 def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The raw whole of raw pieces, the last of which carries the ending."""
-    whole = dict(pieces[-1])
-    whole["text"] = "".join(piece["text"] for piece in pieces)
-    whole["tokens"] = [token for piece in pieces for token in piece["tokens"]]
-    whole["logprobs"] = [entry for piece in pieces for entry in piece["logprobs"] or ()]
-    return whole
+    raw = dict(pieces[-1])
+    raw["text"] = "".join(piece["text"] for piece in pieces)
+    raw["tokens"] = [token for piece in pieces for token in piece["tokens"]]
+    raw["logprobs"] = [entry for piece in pieces for entry in piece["logprobs"] or ()]
+    return raw
 
 
 def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Score]:

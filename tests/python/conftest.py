@@ -92,6 +92,52 @@ def smollm2():
     return tallow.Model("smollm2", progress=False)
 
 
+#: Shows messages, and thinks unless it is told not to, as Qwen3's does.
+THINKER = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + ' ' + message.content }}"
+    "{% if message.reasoning_content %}{{ '<think>' + message.reasoning_content + '</think>' }}{% endif %}"
+    "{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory):
+    """The tiny model with a context for the prompts of DSPy's adapters."""
+    folder = copy_family("llama-gqa-tied", tmp_path_factory.mktemp("models") / "roomy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    import tallow
+
+    return tallow.Model(folder)
+
+
+@pytest.fixture(scope="session")
+def thinker(roomy):
+    import tallow
+
+    return tallow.Model(roomy.to_state()["source"], chat_template=THINKER)
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """What reaches ``arguments.generation``; the constraint goes no further here."""
+    import tallow
+
+    seen = []
+    real = tallow.arguments.generation
+
+    def spy(prompt, given, fields):
+        seen.append(given)
+        return real(
+            prompt, {name: given[name] for name in given if name not in tallow.arguments.CONSTRAINTS}, fields
+        )
+
+    monkeypatch.setattr(tallow.arguments, "generation", spy)
+    return seen
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> Callable[..., Path]:
     """Makes a copy of a tiny checkpoint and lets ``change(folder)`` break it."""

@@ -30,7 +30,7 @@ CASES = [
         TypeError,
         ["temprature", "'temperature'?", "top_k"],
     ),
-    ("not yet", lambda m: m.generate("x", json_schema={}), TypeError, ["json_schema", "max_tokens"]),
+    ("schema as text", lambda m: m.generate("x", json_schema="{}"), TypeError, ["json_schema", "dict"]),
     ("unknown, stream", lambda m: m.stream("x", max_token=1), TypeError, ["stream()", "'max_tokens'?"]),
     ("max_tokens 0", lambda m: m.generate("x", max_tokens=0), ValueError, ["max_tokens", "0", "1"]),
     ("max_tokens -1", lambda m: m.generate("x", max_tokens=-1), ValueError, ["max_tokens", "-1"]),

@@ -142,7 +142,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "part"), REFUSED, ids=[f"{at}-{next(iter(row[0]))}" for at, row in enumerate(REFUSED)]
+    ("options", "error", "part"),
+    REFUSED,
+    ids=[f"{at}-{next(iter(row[0]))}" for at, row in enumerate(REFUSED)],
 )
 def test_what_is_refused(options, error, part, smollm2):
     with pytest.raises(error) as raised:

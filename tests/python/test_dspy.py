@@ -76,11 +76,6 @@ def test_a_closed_stream_ends_its_request(real):
     assert real("Hi", max_tokens=2)
 
 
-def test_capabilities_are_true(lm):
-    assert not (lm.supports_function_calling or lm.supports_reasoning or lm.supports_response_schema)
-    assert "response_format" not in lm.supported_params and "max_tokens" in lm.supported_params
-
-
 def test_messages_of_every_role(lm, tiny):
     call = lm15.ToolCallPart(id="c1", name="add", input={"a": 1})
     asked = lm15.Request(
@@ -135,8 +130,6 @@ def test_hints_without_meaning_are_noted(lm):
 
 IMAGE = lm15.ImagePart(url="https://example.org/cat.png")
 REFUSED = [
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools"),
     ({"reasoning_effort": "high"}, "reasoning"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE.url}}]}]},

@@ -3,8 +3,11 @@
 - ``lm``: ``LM``, the ``dspy.LM`` that users make; what DSPy does not tell an engine (``n``, ``rollout_id``)
   is handed over here.
 - ``engine``: ``Engine`` and ``AsyncEngine``, DSPy's engine protocol over a ``tallow.Model``.
-- ``convert``: DSPy's requests to our arguments and our answers to its responses; plain functions.
+- ``convert``: DSPy's requests to our arguments, our errors to its errors; plain functions.
+- ``constraints``: what bounds an answer; ``formats``: the formats of DSPy's adapters as constraints.
+- ``prepare``: a request made ready to run. ``answer``: our answers to its responses and stream events.
 - ``plan``: what belongs to one call of the LM.
+- ``embed``: ``Embed``, a callable for ``dspy.Embedder``.
 - ``judge``: ``Judge``, DSPy's decision client (``decisions`` reads its protocol).
 - ``probabilities``: requests whose answers are measured and not written; ``questions`` is what both ask by.
 """
@@ -18,8 +21,9 @@ except ImportError as error:
         'tallow.LM needs DSPy 3.4 or newer; install it with: pip install "tallow[dspy]"'
     ) from error
 
+from .embed import Embed
 from .engine import AsyncEngine, Engine
 from .judge import Judge
 from .lm import LM
 
-__all__ = ["LM", "AsyncEngine", "Engine", "Judge"]
+__all__ = ["LM", "AsyncEngine", "Embed", "Engine", "Judge"]

@@ -1,4 +1,4 @@
-"""DSPy's requests to the arguments of a Model, a Model's answers to DSPy's responses, and errors to errors.
+"""DSPy's requests to the arguments of a Model, and our errors to DSPy's.
 
 A request that asks for something that is not done here is refused by the name of the field; a hint that means
 nothing in one process (a service tier, a cache retention) is noted in the response's ``adaptations``. So
@@ -13,11 +13,15 @@ from typing import Any, NoReturn
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import arguments, errors, results
+from .. import arguments, errors
+from . import constraints
 
 #: Sampler fields that DSPy has no name for. They travel in ``metadata``, which is part of its cache key.
 METADATA_FIELDS = ("min_p", "typical_p", "repetition_penalty")
-METADATA_KEYS = (*METADATA_FIELDS, "template_arguments", "prediction")
+METADATA_KEYS = (
+    *(*METADATA_FIELDS, "template_arguments", "prediction"),
+    *(*constraints.OWN, constraints.SWITCH),
+)
 
 _CONFIG_FIELDS = (
     "max_tokens",
@@ -30,7 +34,7 @@ _CONFIG_FIELDS = (
     "presence_penalty",
 )
 #: Hints that need nothing done.
-_HINTS = ("cache", "service_tier", "user_id", "store")
+_HINTS = ("service_tier", "user_id", "store")
 
 
 # Requests
@@ -91,8 +95,8 @@ def _unsupported(where: str, part: Any) -> NoReturn:
 
 
 def options(config: lm15.Config) -> dict[str, Any]:
-    """The arguments for ``Model.generate`` that a Config means."""
-    _refuse(config)
+    """What a Config asks for, by our names: arguments of ``Model.generate``, and what ``constraints``
+    reads."""
     found = {name: getattr(config, name) for name in _CONFIG_FIELDS if getattr(config, name) is not None}
     if config.stop:
         found["stop"] = list(config.stop)
@@ -105,31 +109,23 @@ def options(config: lm15.Config) -> dict[str, Any]:
         if name not in METADATA_KEYS:
             arguments.unknown("metadata", name, METADATA_KEYS)
         found[name] = value
-    if config.reasoning is not None:  # "off" was the only one let through
-        found["template_arguments"] = {"enable_thinking": False, **found.get("template_arguments", {})}
+    if "prediction" in found:
+        found["prediction"] = _prediction(found["prediction"])
     return found
 
 
-def _refuse(config: lm15.Config) -> None:
-    if config.response_format is not None:
-        _no(
-            "config.response_format", "answers are not constrained to a format yet; leave response_format out"
-        )
-    if config.tool_choice is not None:
-        _no("config.tool_choice", "native tool calls are not supported yet; DSPy's adapters do without")
-    if config.probabilities == "required":
-        _no("config.probabilities", "not measured yet; use Model.score for the likelihood of given answers")
-    if config.reasoning is not None and config.reasoning.effort != "off":
-        _no("config.reasoning", 'thinking can only be switched off yet (reasoning_effort="none")')
+def _prediction(given: object) -> Any:
+    """OpenAI's shape, which DSPy's modules pass on, or the text itself."""
+    if isinstance(given, Mapping) and given.get("type") == "content":
+        content = given.get("content")
+        if isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) for part in content):
+            return "".join(str(part.get("text", "")) for part in content)
+        return content
+    return given
 
 
-def _no(feature: str, why: str) -> NoReturn:
+def no(feature: str, why: str) -> NoReturn:
     raise lm15.UnsupportedFeatureError(f"{feature}: {why}", feature=feature)
-
-
-def refuse_tools(request: lm15.Request) -> None:
-    if request.tools:
-        _no("tools", "native tool calls are not supported yet; DSPy's adapters do without")
 
 
 def _logit_bias(given: object) -> dict[int, Any]:
@@ -141,76 +137,41 @@ def _logit_bias(given: object) -> dict[int, Any]:
     }
 
 
-def adaptations(config: lm15.Config) -> tuple[lm15.Adaptation, ...]:
-    """Hints that were asked for and mean nothing here."""
-    asked = [(name, getattr(config, name)) for name in _HINTS]
-    if config.probabilities is not None:
-        asked.append(("probabilities", config.probabilities))
-    return tuple(
+def hints(config: lm15.Config) -> tuple[lm15.Adaptation, ...]:
+    """What was asked for and means nothing here, or happens anyway."""
+    found = [
         lm15.Adaptation(
             field=f"config.{name}",
             action="dropped",
-            reason="the model runs in this process, where it has no meaning yet",
-            asked=value if isinstance(value, (str, bool)) else str(value),
+            reason="the model runs in this process, where it has no meaning",
+            asked=getattr(config, name),
         )
-        for name, value in asked
-        if value is not None
-    )
+        for name in _HINTS
+        if getattr(config, name) is not None
+    ]
+    if config.cache is not None:
+        found.append(_prompt_cache(config.cache))
+    return tuple(found)
 
 
-# Responses
+def refuse(request: lm15.Request) -> None:
+    """What no model can do here."""
+    for tool in request.tools:
+        if not isinstance(tool, lm15.FunctionTool):
+            no("tools", f"{tool.name!r} is a tool of a provider; give functions of your own")
 
 
-def response(request: lm15.Request, completion: results.Completion) -> lm15.Response:
-    return lm15.Response(
-        id=None,
-        model=request.model,
-        message=lm15.Message.assistant((lm15.TextPart(completion.text),)),
-        finish_reason=completion.finish_reason,
-        usage=usage(completion.usage),
-        logprobs=None if completion.logprobs is None else logprobs(completion.logprobs),
-        provider_data=provider_data(completion.usage, completion.timings),
-        adaptations=adaptations(request.config),
-    )
-
-
-def usage(found: results.Usage) -> lm15.Usage:
-    return lm15.Usage(
-        input_tokens=found.prompt_tokens,
-        output_tokens=found.completion_tokens,
-        cache_read_tokens=found.cached_tokens,
-    )
-
-
-def provider_data(found: results.Usage, timings: results.Timings) -> dict[str, Any]:
-    """What DSPy keeps with the history: where the time went."""
-    return {
-        "timings": {"queue_s": timings.queue, "prefill_s": timings.prefill, "decode_s": timings.decode},
-        "tokens_per_second": results.speed(found, timings),
-    }
-
-
-def logprobs(found: tuple[results.TokenLogprob, ...]) -> tuple[lm15.TokenLogprob, ...]:
-    return tuple(
-        lm15.TokenLogprob(**_named(entry), top=tuple(lm15.TopLogprob(**_named(other)) for other in entry.top))
-        for entry in found
-    )
-
-
-def _named(entry: results.TokenLogprob) -> dict[str, Any]:
-    return {"token": entry.token, "logprob": entry.logprob, "bytes": tuple(entry.bytes), "token_id": entry.id}
-
-
-def delta(chunk: results.Chunk) -> lm15.StreamDeltaEvent:
-    return lm15.StreamDeltaEvent(lm15.TextDelta(chunk.text, logprobs=logprobs(chunk.logprobs or ())))
-
-
-def end(chunk: results.Chunk) -> lm15.StreamEndEvent:
-    assert chunk.usage is not None and chunk.timings is not None, "the last chunk says what the answer cost"
-    return lm15.StreamEndEvent(
-        finish_reason=chunk.finish_reason,
-        usage=usage(chunk.usage),
-        provider_data=provider_data(chunk.usage, chunk.timings),
+def _prompt_cache(cache: lm15.CacheConfig) -> lm15.Adaptation:
+    """Whatever prompts have in common is computed once, marks or not; it is kept while there is room."""
+    beyond = [name for name in ("retention", "key", "resource") if getattr(cache, name) is not None]
+    if cache.mode == "off":
+        beyond.append("mode")
+    reason = "prompts that begin the same share what was computed, without being asked"
+    return lm15.Adaptation(
+        field="config.cache",
+        action="dropped" if beyond else "satisfied",
+        reason=f"{reason}; {', '.join(beyond)} has no meaning here" if beyond else reason,
+        asked=", ".join(beyond) if beyond else cache.prefix or cache.mode,
     )
 
 

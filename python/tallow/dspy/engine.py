@@ -16,53 +16,62 @@ from dspy import lm15  # type: ignore[import-untyped]
 from .. import arguments, results
 from .._async import AsyncGeneration
 from ..model import AsyncStream, Model, Stream
-from . import convert, plan
+from . import answer, convert, plan, probabilities
+from .prepare import Template, prepare
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: What of OpenAI's parameters is honoured.
+#: What of OpenAI's parameters is honoured by every model.
 _PARAMS = frozenset(
     (
         *("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "metadata", "logit_bias"),
-        *("frequency_penalty", "presence_penalty", "logprobs", "top_logprobs"),
+        *("frequency_penalty", "presence_penalty", "logprobs", "top_logprobs", "response_format"),
     )
 )
-_OPTIONS = ("max_tokens", "stop", "logprobs", "template_arguments", "prediction")
+_TOOL_PARAMS = frozenset(("tools", "tool_choice", "parallel_tool_calls"))
 
 
 class _Base:
-    # Read by DSPy's adapters. They become true when they are.
-    supports_function_calling = False
-    supports_reasoning = False
-    supports_response_schema = False
-    supported_params = _PARAMS
+    # This and the properties below are read by DSPy's adapters.
+    supports_response_schema = True
 
     def __init__(self, model: Model, *, timeout: float | None = None) -> None:
         if not isinstance(model, Model):
             arguments.wrong_type("model", model, "a tallow.Model")
         self.model = model
+        self._template = Template.of(model)
         self.timeout = None if timeout is None else arguments.seconds("timeout", timeout)
 
-    def _starter(self, request: lm15.Request) -> tuple[plan.Plan, Callable[..., Any]]:
-        """Checks a request before any work, and returns its plan and what submits candidate number
-        ``index``."""
-        convert.refuse_tools(request)
-        turns = convert.messages(request)
-        given = convert.options(request.config)
-        seed = given.pop("seed", None)
-        if seed is not None:
-            arguments.integer("seed", seed, 0, arguments.MAX_SEED)
-        known: dict[str, Any] = {name: given.pop(name, None) for name in _OPTIONS}
-        checked, native = arguments.generation(turns, {**known, "timeout": self.timeout}, given)
-        engine = self.model._shared.engine()
+    @property
+    def supports_function_calling(self) -> bool:
+        """A template that knows no tools is told of them in words."""
+        return self.model.has_template
+
+    @property
+    def supports_reasoning(self) -> bool:
+        return self._template.can_think
+
+    @property
+    def supported_params(self) -> frozenset[str]:
+        tools = _TOOL_PARAMS if self.supports_function_calling else frozenset()
+        return _PARAMS | tools | ({"reasoning_effort"} if self.supports_reasoning else set())
+
+    def _taken(
+        self,
+        request: lm15.Request,
+        submit: Callable[[Callable[..., Any]], Callable[[int], Any]],
+        *,
+        stream: bool = False,
+    ) -> tuple[answer.Facts, answer.Reader, Any]:
+        """The next candidate of the running call: what is known of it, its reader, and the generation.
+        In the caller's own thread or task, where DSPy says which module is calling."""
         call = plan.current(request.model)
-
-        def start(index: int, **waker: Any) -> Any:
-            own = plan.seed(seed, turns, call.rollout_id, index)
-            return engine.generate(checked, **native, seed=own, **waker)
-
-        return call, start
+        prepared = call.once(
+            request, lambda: prepare(self.model, self._template, request, self.timeout, call.rollout_id)
+        )
+        facts = prepared.facts.with_notes(probabilities.unmeasured(request, stream=stream))
+        return facts, prepared.reader(), call.take(submit(prepared.start))
 
     # As a value
 
@@ -91,23 +100,27 @@ class Engine(_Base):
     """For ``dspy.LM(engine=...)``."""
 
     def complete(self, request: lm15.Request) -> lm15.Response:
+        if probabilities.measures(request):
+            return probabilities.answer(self.model, request)
         with convert.as_lm15():
-            call, start = self._starter(request)
-            raw = call.take(start).collect()
-            return convert.response(request, results.completion(raw, self.model._native.token_bytes))
+            facts, reader, generation = self._taken(request, lambda start: start)
+            token_bytes = self.model._native.token_bytes
+            done = results.completion(generation.collect(), token_bytes)
+            return answer.response(facts, reader, done, token_bytes)
 
     def stream(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
+        probabilities.measures(request, stream=True)
         with convert.as_lm15():
-            call, start = self._starter(request)
-            chunks = Stream(call.take(start), self.model._shared)
+            facts, reader, generation = self._taken(request, lambda start: start, stream=True)
+            chunks = Stream(generation, self.model._shared)
         with chunks:
-            yield _begun(request)
+            yield facts.start()
             while True:
                 with convert.as_lm15():
                     chunk = next(chunks, None)
                 if chunk is None:
                     return
-                yield from _events(chunk)
+                yield from answer.events(facts, reader, chunk, self.model._native.token_bytes)
 
     def close(self) -> None:
         """Ends the model's native engine; the next call starts another."""
@@ -118,43 +131,35 @@ class AsyncEngine(_Base):
     """For ``dspy.LM(async_engine=...)``."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
+        if probabilities.measures(request):
+            return await probabilities.aanswer(self.model, request)
         with convert.as_lm15():
-            call, start = self._starter(request)
-            running = call.take(_awaited(start, every_token=False))
-            raw = results.joined(await running.collect())
-            return convert.response(request, results.completion(raw, self.model._native.token_bytes))
+            facts, reader, generation = self._taken(request, _awaited(every_token=False))
+            token_bytes = self.model._native.token_bytes
+            done = results.completion(results.joined(await generation.collect()), token_bytes)
+            return answer.response(facts, reader, done, token_bytes)
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
+        probabilities.measures(request, stream=True)
         with convert.as_lm15():
-            call, start = self._starter(request)
-            chunks = AsyncStream(call.take(_awaited(start, every_token=True)), self.model._shared)
+            facts, reader, generation = self._taken(request, _awaited(every_token=True), stream=True)
+            chunks = AsyncStream(generation, self.model._shared)
         async with chunks:
-            yield _begun(request)
+            yield facts.start()
             while True:
                 with convert.as_lm15():
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     return
-                for event in _events(chunk):
+                for event in answer.events(facts, reader, chunk, self.model._native.token_bytes):
                     yield event
 
     async def aclose(self) -> None:
         self.model._shared.close()
 
 
-def _awaited(start: Callable[..., Any], *, every_token: bool) -> Callable[[int], AsyncGeneration]:
-    def submit(index: int) -> AsyncGeneration:
-        return AsyncGeneration(lambda **waker: start(index, **waker), every_token=every_token)
+def _awaited(*, every_token: bool) -> Callable[[Callable[..., Any]], Callable[[int], AsyncGeneration]]:
+    def submit(start: Callable[..., Any]) -> Callable[[int], AsyncGeneration]:
+        return lambda index: AsyncGeneration(lambda **waker: start(index, **waker), every_token=every_token)
 
     return submit
-
-
-def _begun(request: lm15.Request) -> lm15.StreamStartEvent:
-    return lm15.StreamStartEvent(model=request.model, adaptations=convert.adaptations(request.config))
-
-
-def _events(chunk: results.Chunk) -> Iterator[lm15.StreamEvent]:
-    if chunk.text or chunk.logprobs:
-        yield convert.delta(chunk)
-    if chunk.finish_reason is not None:
-        yield convert.end(chunk)

@@ -9,6 +9,7 @@ models), carry sampler fields that DSPy has no name for, and hand ``n`` and ``ro
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import dspy  # type: ignore[import-untyped]
@@ -16,9 +17,10 @@ import dspy  # type: ignore[import-untyped]
 from .. import arguments
 from ..errors import ArgumentTypeError, InvalidRequestError
 from ..model import LOAD_OPTIONS, Model
+from . import constraints
 from .convert import METADATA_KEYS
 from .engine import AsyncEngine, Engine
-from .plan import Plan, planned
+from .plan import Plan, planned, running
 
 
 class LM(dspy.LM):
@@ -30,6 +32,11 @@ class LM(dspy.LM):
     ``template_arguments`` for the chat template, ``prediction`` (rather for one call: a text that the answer
     may well resemble), and ``timeout``, the seconds that one answer may take. The Model is
     ``lm.engine.model``.
+
+    The format that an adapter of DSPy asks for is enforced while the model writes; ``constrain=False`` lets
+    it write as it likes. Instead, an answer may have a constraint of your own, one of
+    ``choices=["yes", "no"]``, ``regex=...``, ``json_schema=...`` and ``grammar=...``. What was done is in
+    ``lm.history[-1]["response"].provider_data["format"]``.
 
     ``num_retries`` is 0 here: in one process nothing gets better by being repeated.
     """
@@ -45,6 +52,7 @@ class LM(dspy.LM):
         progress: Any = True,
         **kwargs: Any,
     ) -> None:
+        kwargs = {name: value for name, value in kwargs.items() if _is_given(name, value)}
         _check(kwargs)
         load = {name: kwargs.pop(name) for name in LOAD_OPTIONS if name in kwargs}
         if isinstance(engine, Engine):  # saved, and made again from its own state
@@ -71,6 +79,26 @@ class LM(dspy.LM):
         kwargs = _folded(kwargs, self.kwargs)
         with planned(self._plan(kwargs)):
             return await super().acall(prompt, messages=messages, **kwargs)
+
+    if hasattr(
+        dspy.LM, "generate"
+    ):  # the way to an explicit request in DSPy 3.5, which ``__call__`` may take, too
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            with self._joined(kwargs):
+                return super().generate(*args, **kwargs)
+
+    if hasattr(dspy.LM, "agenerate"):
+
+        async def agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            with self._joined(kwargs):
+                return await super().agenerate(*args, **kwargs)
+
+    def _joined(self, kwargs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """The plan of a call within a call is that of the outer one, unless it says otherwise."""
+        if running(self.model) and not {"n", "rollout_id"} & kwargs.keys():
+            return nullcontext()
+        return planned(self._plan(kwargs))
 
     def _plan(self, kwargs: dict[str, Any]) -> Plan:
         merged = {**self.kwargs, **kwargs}
@@ -123,7 +151,7 @@ def _model(model: str | Model, load: dict[str, Any], progress: Any) -> Model:
 
 def _model_string(model: Model) -> str:
     """DSPy's cache knows a model by this string alone."""
-    return f"tallow/{model.name}@{model.fingerprint[:16]}"
+    return f"tallow/{model.name}@{model.fingerprint[:16]}+f{constraints.VERSION}"
 
 
 #: What one call may be told, as DSPy names it; the LM takes the same as defaults.
@@ -144,6 +172,11 @@ _CLIENT_ARGUMENTS = frozenset(
         *("organization", "project", "custom_llm_provider"),
     )
 )
+
+
+def _is_given(name: str, value: object) -> bool:
+    """Users who switch from a server leave its arguments at None."""
+    return value is not None or name not in _CLIENT_ARGUMENTS
 
 
 def _check(kwargs: dict[str, Any]) -> None:
@@ -199,6 +232,21 @@ def _folded(kwargs: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     extra = {name: kwargs.pop(name) for name in METADATA_KEYS if name in kwargs}
     if not extra and "metadata" not in kwargs:
         return kwargs
-    merged = {**(defaults.get("metadata") or {}), **(kwargs.get("metadata") or {}), **extra}
+    extra = {**(kwargs.get("metadata") or {}), **extra}
+    constraints.check(extra)
+    for name, read in arguments.CONSTRAINTS.items():
+        if extra.get(name) is not None:  # metadata is JSON, and neither a class nor a tuple is
+            extra[name] = read(name, extra[name])
+    merged = {**(defaults.get("metadata") or {}), **extra}
+    if any(extra.get(name) is not None for name in constraints.OWN):  # takes the place of the LM's own
+        merged = {
+            name: value for name, value in merged.items() if name in extra or name not in constraints.OWN
+        }
+    if (
+        merged.get(constraints.SWITCH) == "auto"
+    ):  # the default, and the same to DSPy's cache as saying nothing
+        del merged[constraints.SWITCH]
     kwargs["metadata"] = {name: value for name, value in merged.items() if value is not None} or None
+    if kwargs["metadata"] is None and not defaults.get("metadata"):
+        del kwargs["metadata"]  # to DSPy's cache, None is another question than nothing
     return kwargs

@@ -30,6 +30,14 @@ class Plan:
     #: Candidates that were submitted and not yet handed out.
     waiting: deque[Any] = field(default_factory=deque)
     submitted: int = 0
+    _prepared: tuple[Any, Any] | None = None
+
+    def once(self, request: Any, prepare: Callable[[], Any]) -> Any:
+        """What ``prepare`` makes of the request: once for all candidates, for DSPy hands the very same
+        request over for each."""
+        if self._prepared is None or self._prepared[0] is not request:
+            self._prepared = request, prepare()
+        return self._prepared[1]
 
     def take(self, submit: Callable[[int], Any]) -> Any:
         """The next candidate. The first call submits all of them; one that is asked for again (DSPy's retry)
@@ -60,10 +68,15 @@ def planned(plan: Plan) -> Iterator[Plan]:
         plan.close()
 
 
+def running(model: str) -> Plan | None:
+    """The plan of the running call of this model's LM, if there is one."""
+    plan = _current.get()
+    return plan if plan is not None and plan.model == model else None
+
+
 def current(model: str) -> Plan:
     """The plan of the running call; one of its own for an engine that is called without an LM of ours."""
-    plan = _current.get()
-    return plan if plan is not None and plan.model == model else Plan(model)
+    return running(model) or Plan(model)
 
 
 def seed(given: int | None, messages: list[dict[str, Any]], rollout_id: Any, index: int) -> int | None:

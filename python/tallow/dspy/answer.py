@@ -1,0 +1,195 @@
+"""A Model's answers as DSPy's responses and stream events.
+
+A ``Reader`` takes the text of one answer apart as it comes: thoughts, text, tool calls. A whole response is
+what a reader made of one piece, so that ``complete`` and ``stream`` cannot differ. The parts have fixed
+places (thoughts 0, text 1, tool calls from 2 on); DSPy puts them together in that order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dspy import lm15  # type: ignore[import-untyped]
+
+from .. import results
+from ..thinking import Splitter as ThoughtSplitter
+from ..tools import Event
+from ..tools import Splitter as CallSplitter
+
+_THOUGHTS, _TEXT, _CALLS = 0, 1, 2
+
+
+@dataclass
+class Reader:
+    """One answer, as it comes."""
+
+    thinking: ThoughtSplitter | None = None
+    tools: CallSplitter | None = None
+    #: How many calls there were so far.
+    calls: int = 0
+    _bytes: int = 0
+    _answer_bytes: int = 0
+    _tokens: list[int] = field(default_factory=list)
+    _has_text: bool = False
+
+    def read(self, chunk: results.Chunk) -> list[lm15.Delta]:
+        """What a piece of the answer holds; with the last one, what was held back."""
+        self._tokens.extend(chunk.tokens)
+        self._bytes += len(chunk.text.encode())
+        last = chunk.finish_reason is not None
+        deltas = [*self._push(chunk.text), *(self._finish() if last else ())]
+        if last and not self.calls and not self._has_text:
+            deltas.append(lm15.TextDelta("", _TEXT))  # a message has a part
+        return _with_logprobs(deltas, logprobs(chunk.logprobs or ()))
+
+    def _push(self, text: str) -> Iterator[lm15.Delta]:
+        if self.thinking is None:
+            yield from self._answer(text)
+        else:
+            yield from self._thoughts(self.thinking.push(text))
+
+    def _finish(self) -> Iterator[lm15.Delta]:
+        if self.thinking is not None:
+            yield from self._thoughts(self.thinking.finish())
+        if self.tools is not None:
+            yield from map(self._delta, self.tools.finish())
+
+    def _thoughts(self, pieces: Iterable[tuple[str, str]]) -> Iterator[lm15.Delta]:
+        for kind, text in pieces:
+            if kind == "thinking":
+                yield lm15.ThinkingDelta(text, _THOUGHTS)
+            else:
+                yield from self._answer(text)
+
+    def _answer(self, text: str) -> Iterator[lm15.Delta]:
+        self._answer_bytes += len(text.encode())
+        if self.tools is not None:
+            yield from map(self._delta, self.tools.push(text))
+        elif text:
+            yield self._delta(text)
+
+    def _delta(self, event: Event) -> lm15.Delta:
+        if isinstance(event, str):
+            self._has_text = True
+            return lm15.TextDelta(event, _TEXT)
+        self.calls += 1
+        return lm15.ToolCallDelta(event.arguments_json, _CALLS + event.index, id=event.id, name=event.name)
+
+    def finish_reason(self, found: str) -> str:
+        """An answer that ends with whole calls waits for their results."""
+        return "tool_call" if self.calls and found == "stop" else found
+
+    def thought_tokens(self, token_bytes: results.TokenBytes) -> int | None:
+        """How many tokens went into thoughts, or None for an answer that cannot have any."""
+        if self.thinking is None:
+            return None
+        thoughts, seen, count = self._bytes - self._answer_bytes, 0, 0
+        for token in self._tokens:
+            if seen >= thoughts:
+                break
+            seen, count = seen + len(token_bytes(token)), count + 1
+        return count
+
+
+def _with_logprobs(deltas: list[lm15.Delta], found: tuple[lm15.TokenLogprob, ...]) -> list[lm15.Delta]:
+    """Only text carries log probabilities in a stream; those of thoughts and calls travel on an empty one, so
+    that none is lost."""
+    if not found:
+        return deltas
+    for at, delta in enumerate(deltas):
+        if isinstance(delta, lm15.TextDelta):
+            deltas[at] = lm15.TextDelta(delta.text, _TEXT, logprobs=found)
+            return deltas
+    return [*deltas, lm15.TextDelta("", _TEXT, logprobs=found)]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a request before it runs, and told with its answer."""
+
+    model: str
+    format: dict[str, Any]
+    adaptations: tuple[lm15.Adaptation, ...] = ()
+
+    def with_notes(self, more: tuple[lm15.Adaptation, ...]) -> Facts:
+        return replace(self, adaptations=(*self.adaptations, *more)) if more else self
+
+    def start(self) -> lm15.StreamStartEvent:
+        return lm15.StreamStartEvent(model=self.model, adaptations=self.adaptations)
+
+    def provider_data(self, found: results.Usage, timings: results.Timings) -> dict[str, Any]:
+        """What DSPy keeps with the history: where the time went, and what bound the answer."""
+        return {
+            "timings": {"queue_s": timings.queue, "prefill_s": timings.prefill, "decode_s": timings.decode},
+            "tokens_per_second": results.speed(found, timings),
+            "format": self.format,
+        }
+
+
+def response(
+    facts: Facts, reader: Reader, completion: results.Completion, token_bytes: results.TokenBytes
+) -> lm15.Response:
+    deltas = reader.read(results.whole(completion))
+    return lm15.Response(
+        id=None,
+        model=facts.model,
+        message=lm15.Message.assistant(_parts(deltas)),
+        finish_reason=reader.finish_reason(completion.finish_reason),
+        usage=usage(completion.usage, reader.thought_tokens(token_bytes)),
+        logprobs=None if completion.logprobs is None else logprobs(completion.logprobs),
+        provider_data=facts.provider_data(completion.usage, completion.timings),
+        adaptations=facts.adaptations,
+    )
+
+
+def _parts(deltas: list[lm15.Delta]) -> tuple[lm15.Part, ...]:
+    thoughts = "".join(delta.text for delta in deltas if isinstance(delta, lm15.ThinkingDelta))
+    texts = [delta.text for delta in deltas if isinstance(delta, lm15.TextDelta)]
+    calls = [delta for delta in deltas if isinstance(delta, lm15.ToolCallDelta)]
+    parts: list[lm15.Part] = [lm15.ThinkingPart(thoughts)] if thoughts else []
+    if texts:
+        parts.append(lm15.TextPart("".join(texts)))
+    parts.extend(
+        lm15.ToolCallPart(id=call.id, name=call.name, input=json.loads(call.input)) for call in calls
+    )
+    return tuple(parts)
+
+
+def events(
+    facts: Facts, reader: Reader, chunk: results.Chunk, token_bytes: results.TokenBytes
+) -> Iterator[lm15.StreamEvent]:
+    """The events of one piece; the last one brings the end."""
+    for delta in reader.read(chunk):
+        yield lm15.StreamDeltaEvent(delta)
+    if chunk.finish_reason is not None:
+        assert chunk.usage is not None and chunk.timings is not None, (
+            "the last chunk says what the answer cost"
+        )
+        yield lm15.StreamEndEvent(
+            finish_reason=reader.finish_reason(chunk.finish_reason),
+            usage=usage(chunk.usage, reader.thought_tokens(token_bytes)),
+            provider_data=facts.provider_data(chunk.usage, chunk.timings),
+        )
+
+
+def usage(found: results.Usage, thought_tokens: int | None = None) -> lm15.Usage:
+    return lm15.Usage(
+        input_tokens=found.prompt_tokens,
+        output_tokens=found.completion_tokens,
+        cache_read_tokens=found.cached_tokens,
+        reasoning_tokens=thought_tokens,
+    )
+
+
+def logprobs(found: tuple[results.TokenLogprob, ...]) -> tuple[lm15.TokenLogprob, ...]:
+    return tuple(
+        lm15.TokenLogprob(**_named(entry), top=tuple(lm15.TopLogprob(**_named(other)) for other in entry.top))
+        for entry in found
+    )
+
+
+def _named(entry: results.TokenLogprob) -> dict[str, Any]:
+    return {"token": entry.token, "logprob": entry.logprob, "bytes": tuple(entry.bytes), "token_id": entry.id}

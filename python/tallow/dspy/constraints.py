@@ -1,0 +1,106 @@
+"""Which constraint bounds an answer: the caller's own, else the format that a DSPy adapter asked for.
+
+One request has at most one. The caller gives it as an argument of the LM (``choices=[...]``), which travels
+in ``metadata``; otherwise ``formats`` reads the prompt and the signature of the calling module, unless
+``constrain=False``. What was decided is told in the response's ``provider_data["format"]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dspy import lm15  # type: ignore[import-untyped]
+
+from .. import arguments
+from ..errors import InvalidRequestError
+from ..thinking import Tags
+from . import formats
+from .formats import Format, lark
+
+#: Part of the model string, for DSPy's cache knows a model by that alone: whoever changes how a format is
+#: enforced, changes the answers, and counts this up.
+VERSION = 1
+
+#: The constraints that a caller may give, as ``Model.generate`` names them.
+OWN = tuple(arguments.CONSTRAINTS)
+SWITCH = "constrain"
+SWITCHED_OFF = "constrain=False"
+#: What models write between a thought and the answer.
+_AFTER_THOUGHT = "\n\n"
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """The switch has one of its two values, and there is one constraint at most."""
+    switch = given.get(SWITCH)
+    if switch is not None and switch is not False and switch != "auto":
+        arguments.wrong_value(SWITCH, switch, '"auto" or False')
+    own = [name for name in OWN if given.get(name) is not None]
+    if len(own) > 1:
+        raise InvalidRequestError(f"{' and '.join(own)} are given together; an answer has one constraint")
+
+
+def choose(request: lm15.Request, given: dict[str, Any]) -> Format:
+    """Takes the switch and the caller's constraint out of ``given``, and says what bounds the answer. Call it
+    in the caller's thread or task, for it reads which module is calling."""
+    check(given)
+    switch = given.pop(SWITCH, None)
+    own = {name: value for name in OWN if (value := given.pop(name, None)) is not None}
+    if own:
+        if request.config.response_format is not None:
+            raise InvalidRequestError(
+                f"{next(iter(own))} and response_format are given together; leave one out"
+            )
+        return Format(name=next(iter(own)), constraint=own, why=None)
+    if switch is False:
+        return Format(name="none", constraint={}, why=SWITCHED_OFF)
+    # Tools are another matter (``prepare``): an answer in text has its format, whatever calls there may be.
+    if request.tools:
+        request = replace(request, tools=(), config=replace(request.config, tool_choice=None))
+    return formats.find(request, formats.caller_signature())
+
+
+def told(chosen: Format, bound: bool) -> dict[str, Any]:
+    """For ``provider_data``."""
+    found = {"name": chosen.name, "constrained": bound, "why": chosen.why}
+    notes = tuple(getattr(chosen, "notes", None) or ())
+    return {**found, "notes": list(notes)} if notes else found
+
+
+def as_grammar(constraint: Mapping[str, Any]) -> str:
+    """The same constraint in Lark, to be part of a larger grammar."""
+    ((kind, value),) = constraint.items()
+    if kind == "grammar":
+        return str(value)
+    if kind == "choices":
+        return "start: " + " | ".join(map(lark.literal, value))
+    return f"start: {lark.regex(value) if kind == 'regex' else lark.document(value)}"
+
+
+def after_thought(constraint: Mapping[str, Any], tags: Tags, opened: bool) -> dict[str, Any]:
+    """The constraint for what comes after a thought. The thought ends with the first closing tag; one lexeme
+    that cannot go on after it, for with two the lexer, which is greedy, would run over the tag."""
+    close = lark.escaped(tags.close)
+    start = "" if opened else f"{lark.literal(tags.open)} "
+    thought = f"{lark.regex(f'(?s:.*){close}')} & ~{lark.regex(f'(?s:.*){close}(?s:.+)')}"
+    return {
+        "grammar": f"start: {start}THOUGHT {lark.literal(_AFTER_THOUGHT)} answer\n"
+        f"THOUGHT: {thought}\n"
+        f"answer: %lark {{\n{as_grammar(constraint)}\n}}\n"
+    }
+
+
+def dropped(request: lm15.Request, chosen: Format) -> tuple[lm15.Adaptation, ...]:
+    """A response_format that was asked for and is not enforced."""
+    asked = request.config.response_format
+    if asked is None or chosen.constraint:
+        return ()
+    return (
+        lm15.Adaptation(
+            field="config.response_format",
+            action="dropped",
+            reason=chosen.why or "no grammar was made for it",
+            asked=asked.get("type"),
+        ),
+    )

@@ -1,0 +1,227 @@
+"""A request of DSPy, checked and made ready to run: before any work, in the thread or task that asks.
+
+The prompt: turns and tools as the model's template shows them, thinking on or off. The bounds: the format or
+the caller's own constraint, together with the grammar of tool calls, after the thought if there is one. What
+is told: everything that was asked for and came out otherwise.
+
+Thinking is off where a format bounds the answer, which then begins with the format; a model that answers
+freely does as its template says; ``reasoning_effort`` decides both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dspy import lm15  # type: ignore[import-untyped]
+
+from .. import arguments, thinking, tools
+from ..model import Model
+from . import answer, constraints, convert, plan
+from .formats import Format
+
+_OPTIONS = ("max_tokens", "stop", "logprobs", "prediction")
+Notes = tuple[lm15.Adaptation, ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a model's chat template knows of thoughts and tools."""
+
+    tags: thinking.Tags | None
+    form: tools.ToolFormat
+    #: Those of the form's markers that are control tokens, and their ids.
+    markers: dict[str, int]
+
+    @classmethod
+    def of(cls, model: Model) -> Template:
+        form = tools.detect(model.chat_template)
+        markers = {mark: model.tokenize(mark, special=True) for mark in (form.open, form.close) if mark}
+        return cls(
+            thinking.detect(model.chat_template),
+            form,
+            {mark: ids[0] for mark, ids in markers.items() if len(ids) == 1 and model.tokenize(mark) != ids},
+        )
+
+    @property
+    def can_think(self) -> bool:
+        """Whether asking for a thought makes a difference, or there is one anyway."""
+        return self.tags is not None and (self.tags.switch is not None or self.tags.opened)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was checked, and is ready to run."""
+
+    facts: answer.Facts
+    #: Submits candidate number ``index``.
+    start: Callable[..., Any]
+    #: A reader for one answer.
+    reader: Callable[[], answer.Reader]
+
+
+def prepare(
+    model: Model, template: Template, request: lm15.Request, timeout: float | None, rollout_id: Any
+) -> Prepared:
+    convert.refuse(request)
+    given = convert.options(request.config)
+    chosen = constraints.choose(request, given)
+    own = arguments.template_arguments("template_arguments", given.pop("template_arguments", None) or {})
+    thinks, switch, notes = _thinks(request.config.reasoning, template, chosen, own)
+    turns, shown = template.form.prepare(convert.messages(request), _offered(request))
+    shown = {**shown, **switch, **own}
+    options = {"tools": shown.pop("tools", None), "template_arguments": shown or None}
+    prompt = model.render(turns, tools=options["tools"], **shown)
+    opened = template.tags is not None and template.tags.opened_by(prompt)
+    bound = _bound(template, request, given, chosen, thought=thinks is True or opened, opened=opened)
+    notes = (*notes, *_clamp(model, prompt, given))
+    options |= {name: given.pop(name, None) for name in _OPTIONS}
+    start = _starter(model, turns, {**options, "timeout": timeout, **bound}, given, rollout_id)
+    told = constraints.told(chosen, bool(chosen.constraint)) | (
+        {"tools": template.form.name} if request.tools else {}
+    )
+    noted = (*convert.hints(request.config), *constraints.dropped(request, chosen), *notes)
+    splits = template.tags if thinks is not False or opened else None
+
+    def reader() -> answer.Reader:
+        return answer.Reader(
+            thinking.Splitter(splits, opened) if splits is not None else None,
+            _call_splitter(template, request),
+        )
+
+    return Prepared(answer.Facts(request.model, told, noted), start, reader)
+
+
+def _starter(
+    model: Model,
+    turns: list[dict[str, Any]],
+    options: dict[str, Any],
+    fields: dict[str, Any],
+    rollout_id: Any,
+) -> Callable[..., Any]:
+    seed = fields.pop("seed", None)
+    if seed is not None:
+        arguments.integer("seed", seed, 0, arguments.MAX_SEED)
+    checked, native = arguments.generation(turns, options, fields)
+    engine = model._shared.engine()
+
+    def start(index: int, **waker: Any) -> Any:
+        return engine.generate(checked, **native, seed=plan.seed(seed, turns, rollout_id, index), **waker)
+
+    return start
+
+
+# Tools
+
+
+def _offered(request: lm15.Request) -> tuple[lm15.Tool, ...]:
+    choice = request.config.tool_choice
+    return () if choice is not None and choice.mode == "none" else request.tools
+
+
+def _call_splitter(template: Template, request: lm15.Request) -> tools.Splitter | None:
+    offered = _offered(request)
+    if not offered:
+        return None
+    before = sum(
+        isinstance(part, lm15.ToolCallPart) for message in request.messages for part in message.parts
+    )
+    return template.form.splitter({tool.name for tool in offered}, before)
+
+
+def _bound(
+    template: Template,
+    request: lm15.Request,
+    given: dict[str, Any],
+    chosen: Format,
+    *,
+    thought: bool,
+    opened: bool,
+) -> dict[str, Any]:
+    """The one constraint of the answer: its format or calls, after the thought."""
+    bound = chosen.constraint
+    offered, choice = _offered(request), request.config.tool_choice or lm15.ToolChoice()
+    if choice.mode == "required" and not offered:
+        arguments.wrong_value("tool_choice", choice.mode, '"auto" or "none" when there are no tools')
+    if offered and (chosen.why != constraints.SWITCHED_OFF or choice.mode == "required"):
+        bound = template.form.grammar(
+            offered,
+            choice.mode,
+            choice.parallel is not False,
+            constraints.as_grammar(bound) if bound else None,
+            allowed=choice.allowed,
+            specials=template.markers,
+        )
+    if bound and thought and template.tags is not None:
+        bound = constraints.after_thought(bound, template.tags, opened)
+    return bound
+
+
+# Thinking
+
+
+def _thinks(
+    asked: lm15.Reasoning | None, template: Template, chosen: Format, own: dict[str, Any]
+) -> tuple[bool | None, dict[str, Any], Notes]:
+    """Whether the model is to think (None: as it likes), the template's switch for that, and what is told."""
+    tags = template.tags
+    if tags is None:
+        if asked is not None and not asked.is_off:
+            convert.no(
+                "config.reasoning", "this model's template knows no thoughts; leave reasoning_effort out"
+            )
+        return False, {}, ()
+    if tags.switch in own:  # the caller speaks to the template directly
+        return own[tags.switch] not in (False, "none"), {}, ()
+    if asked is None:
+        wanted = False if chosen.constraint else None
+        return wanted, _switched(tags, wanted, "none"), ()
+    return not asked.is_off, _switched(tags, not asked.is_off, asked.effort), _reasoning_notes(asked, tags)
+
+
+def _switched(tags: thinking.Tags, wanted: bool | None, effort: str) -> dict[str, Any]:
+    if tags.switch is None or wanted is None:
+        return {}
+    return {tags.switch: ("none" if not wanted else effort) if tags.switch == "reasoning_effort" else wanted}
+
+
+def _reasoning_notes(asked: lm15.Reasoning, tags: thinking.Tags) -> Notes:
+    note = lm15.Adaptation
+    found = []
+    if asked.is_off and tags.switch is None and tags.opened:
+        found.append(
+            note("config.reasoning", "dropped", "this model always begins with a thought", asked=asked.effort)
+        )
+    if not asked.is_off and tags.switch != "reasoning_effort":
+        found.append(
+            note(
+                "config.reasoning.effort",
+                "clamped",
+                "thoughts are on or off",
+                asked=asked.effort,
+                applied="on",
+            )
+        )
+    for name in ("thinking_budget", "summary"):
+        value = getattr(asked, name)
+        if value is not None:
+            found.append(note(f"config.reasoning.{name}", "dropped", "thoughts are given whole", asked=value))
+    return tuple(found)
+
+
+# Room
+
+
+def _clamp(model: Model, prompt: str, given: dict[str, Any]) -> Notes:
+    """Holds ``max_tokens`` to the room that the prompt leaves. A prompt that leaves none is refused by the
+    engine, with the numbers."""
+    asked, limit = given.get("max_tokens"), model.context_length
+    if not isinstance(asked, int) or asked + len(prompt.encode()) < limit:  # a token is a byte or more
+        return ()
+    room = limit - len(model.tokenize(prompt, special=True))
+    if not 0 < room < asked:
+        return ()
+    given["max_tokens"] = room
+    reason = f"the context has {limit} tokens for prompt and answer"
+    return (lm15.Adaptation("config.max_tokens", "clamped", reason, asked=asked, applied=room),)
