@@ -125,6 +125,12 @@ impl PyEngine {
         Ok(PyGeneration::new(generation))
     }
 
+    /// Makes the grammar of a constraint, for requests to come; raises what is wrong with it.
+    fn compile(&self, py: Python<'_>, constraint: (String, Bound<'_, PyAny>)) -> PyResult<()> {
+        let constraint = read_constraint(&constraint.0, &constraint.1)?;
+        door::detached(py, || self.lm.grammar(&constraint).map(drop))
+    }
+
     /// The logits of every position: float32 `[len(ids), vocab]`.
     fn logits<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let rows = ids.len();

@@ -95,7 +95,7 @@ def embed(path: Path, rows: np.ndarray) -> None:
 def lm(tmp_path_factory):
     folder = copy_family("llama-gqa-tied", tmp_path_factory.mktemp("models") / "wide")
     widen(folder)
-    return tallow.LM(tallow.Model(folder), temperature=1.0, max_tokens=3000, cache=False)
+    return tallow.LM(tallow.Model(folder), temperature=1.0, max_tokens=1500, cache=False)
 
 
 def failure(lm, adapter, seed: int) -> str | None:

@@ -371,3 +371,18 @@ def test_probabilities_are_measured_and_not_written(roomy, is_async):
     wanted = request(lm, response_format=YES_NO, probabilities="if_available")
     (start, *_) = streamed(lm, wanted, is_async)[1]
     assert "config.probabilities" in {adapted.field for adapted in start.adaptations}
+
+
+def test_a_format_that_no_answer_fits_is_free_and_says_why(smollm2):
+    lm = tallow.LM(smollm2, max_tokens=30, cache=False)
+
+    class Impossible(dspy.Signature):
+        """Count."""
+
+        question: str = dspy.InputField()
+        number: int = dspy.OutputField(ge=5, le=3)
+
+    with dspy.context(lm=lm), pytest.raises(Exception, match="(?i)pars"):
+        dspy.Predict(Impossible)(question="How many?")
+    first = lm.history[0]["response"].provider_data["format"]
+    assert not first["constrained"] and "no grammar can be made" in first["why"]

@@ -14,7 +14,8 @@ from typing import Any
 from dspy import lm15  # type: ignore[import-untyped]
 
 from .. import arguments
-from ..errors import InvalidRequestError
+from ..errors import ConstraintError, InvalidRequestError
+from ..model import Model
 from ..thinking import Tags
 from . import formats
 from .formats import Format, lark
@@ -59,6 +60,19 @@ def choose(request: lm15.Request, given: dict[str, Any]) -> Format:
     if request.tools:
         request = replace(request, tools=(), config=replace(request.config, tool_choice=None))
     return formats.find(request, formats.caller_signature())
+
+
+def possible(model: Model, chosen: Format) -> Format:
+    """The format, if a grammar can be made of it. A Signature may contradict itself (a range with no number in
+    it); then the answer is free, as it is with any other language model, and ``why`` tells."""
+    if chosen.name in OWN or not chosen.constraint:
+        return chosen
+    constraint = arguments.constraint(chosen.constraint)
+    try:
+        model._shared.engine().compile(constraint)  # type: ignore[arg-type]
+    except ConstraintError as error:
+        return replace(chosen, constraint={}, why=f"no grammar can be made of the format: {error}")
+    return chosen
 
 
 def told(chosen: Format, bound: bool) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def prepare(
 ) -> Prepared:
     convert.refuse(request)
     given = convert.options(request.config)
-    chosen = constraints.choose(request, given)
+    chosen = constraints.possible(model, constraints.choose(request, given))
     own = arguments.template_arguments("template_arguments", given.pop("template_arguments", None) or {})
     thinks, switch, notes = _thinks(request.config.reasoning, template, chosen, own)
     turns, shown = template.form.prepare(convert.messages(request), _offered(request))
