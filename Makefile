@@ -8,7 +8,7 @@ PROFILE := fast
 MODELS := target/test-models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python check format lint stubs check-cuda develop models clean
+.PHONY: help demo test test-rust test-python test-newest-dspy check format lint stubs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,7 +38,10 @@ test-rust: models
 test-python: models
 	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python -m pytest
 
-check: format lint stubs check-cuda test ## What CI runs
+test-newest-dspy: models ## The tests of the DSPy side on DSPy's newest release, if that is not the pinned one
+	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python scripts/newest_dspy.py
+
+check: format lint stubs check-cuda test test-newest-dspy ## What CI runs
 
 format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff format`)
 	cargo fmt --check
