@@ -1,7 +1,7 @@
 """Runs the tests that touch DSPy on its newest release that tallow admits, if that is not the pinned one.
 
-``python scripts/newest_dspy.py [RELEASE]`` (a part of ``make check``; with a release, that one is taken). The release gets an environment of its own in
-``target/newest-dspy``; everything else is that of the environment that runs this.
+``python scripts/newest_dspy.py [RELEASE]`` is a part of ``make check``. The release gets an environment of
+its own in ``target/newest-dspy``; everything else is that of the environment that runs this.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 from importlib.metadata import version
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "target" / "newest-dspy"

@@ -382,7 +382,7 @@ def test_a_format_that_no_answer_fits_is_free_and_says_why(smollm2):
         question: str = dspy.InputField()
         number: int = dspy.OutputField(ge=5, le=3)
 
-    with dspy.context(lm=lm), pytest.raises(Exception, match="(?i)pars"):
+    with dspy.context(lm=lm), pytest.raises(Exception, match=r"(?i)pars"):
         dspy.Predict(Impossible)(question="How many?")
     first = lm.history[0]["response"].provider_data["format"]
     assert not first["constrained"] and "no grammar can be made" in first["why"]

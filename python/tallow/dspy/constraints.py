@@ -63,8 +63,8 @@ def choose(request: lm15.Request, given: dict[str, Any]) -> Format:
 
 
 def possible(model: Model, chosen: Format) -> Format:
-    """The format, if a grammar can be made of it. A Signature may contradict itself (a range with no number in
-    it); then the answer is free, as it is with any other language model, and ``why`` tells."""
+    """The format, if a grammar can be made of it. A Signature may contradict itself (a range with no number
+    in it); then the answer is free, as it is with any other language model, and ``why`` tells."""
     if chosen.name in OWN or not chosen.constraint:
         return chosen
     constraint = arguments.constraint(chosen.constraint)
