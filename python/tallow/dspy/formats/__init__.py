@@ -3,7 +3,8 @@
 ``find`` looks at a request and at the Signature of the module that calls, recognises which stock adapter
 wrote the prompt, and returns a constraint for ``Model.generate``. The layout comes from the prompt
 (``prompt``), types and constraints from the Signature (``types``, ``schema``, ``patterns``), and each
-adapter's answer is written by ``chat``, ``json`` or ``xml``. Whatever is not recognised runs free, and the
+adapter's answer is written by ``chat``, ``json`` or ``xml``. Calls of tools that an answer holds as text name
+the tools that the prompt offers (``calls``). Whatever is not recognised runs free, and the
 Format says why: a prompt is never refused here.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import dspy  # type: ignore[import-untyped]
 from dspy import lm15
 
-from . import chat, json, prompt, xml
+from . import calls, chat, json, prompt, xml
 from .schema import Unsupported
 from .types import Field
 
@@ -51,11 +52,12 @@ def find(request: lm15.Request, signature: type[dspy.Signature] | None = None) -
     if seen is None:
         return _asked(request.config.response_format)
     system = seen.system if seen.kind == "xml" else None
-    key = (seen.kind, seen.reminder, _identity(signature), system)
-    found = _CACHE.get(key, lambda: _written(seen, lambda: prompt.from_caller(seen, signature)))
+    wanted = calls.asked(seen)
+    key = (seen.kind, seen.reminder, _identity(signature), system, wanted)
+    found = _CACHE.get(key, lambda: _written(seen, lambda: prompt.from_caller(seen, signature), wanted))
     if found is None:  # the Signature is not this prompt's
-        key = ("notes", seen.kind, seen.reminder, seen.system)
-        found = _CACHE.get(key, lambda: _written(seen, lambda: prompt.from_notes(seen)))
+        key = ("notes", seen.kind, seen.reminder, seen.system, wanted)
+        found = _CACHE.get(key, lambda: _written(seen, lambda: prompt.from_notes(seen), wanted))
     asked = request.config.response_format
     if found.why is not None and seen.layout == "json" and asked is not None:
         return _asked(asked)
@@ -69,12 +71,16 @@ def caller_signature() -> type[dspy.Signature] | None:
     return signature if isinstance(signature, type) and issubclass(signature, dspy.Signature) else None
 
 
-def _written(seen: prompt.Prompt, read: Callable[[], list[Field] | None]) -> Format | None:
+def _written(
+    seen: prompt.Prompt, read: Callable[[], list[Field] | None], wanted: calls.Calls | None
+) -> Format | None:
     notes: list[str] = []
     try:
         fields = read()
         if fields is None:
             return None
+        if wanted is not None:
+            fields = calls.applied(fields, wanted, notes)
         if seen.layout == "json":
             constraint: dict[str, Any] = {"json_schema": json.schema(fields, notes)}
         else:

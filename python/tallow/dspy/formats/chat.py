@@ -13,7 +13,7 @@ from typing import Any
 
 from . import lark
 from .schema import Bounded
-from .types import Field
+from .types import Field, is_cased
 
 _BLANKS = r" \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
 #: Characters at which ``splitlines`` breaks, and other control characters but tab and newline.
@@ -43,10 +43,14 @@ def grammar(fields: Sequence[Field], notes: list[str]) -> str:
     """The answer for these fields, in this order."""
     names = [*(field.name for field in fields[1:]), "completed"]
     ends = [f"[[ ## {name} ## ]]" + ("\n" if at + 1 < len(names) else "") for at, name in enumerate(names)]
-    start = " ".join(f"field-{at}" for at in range(len(fields)))
+    rules = [f"field-{at}" for at, field in enumerate(fields) if not is_cased(fields, at)]
+    start = " ".join(rules)
     lines = [f"start: {lark.literal(header(fields[0].name))} {start}"]
     for at, (field, end) in enumerate(zip(fields, ends, strict=True)):
-        lines.extend(_value(f"field-{at}", field, end, notes))
+        if field.cases is not None:
+            lines.extend(_cases(f"field-{at}", field.cases, ends[at - 1], end, notes))
+        elif not is_cased(fields, at):
+            lines.extend(_value(f"field-{at}", field, end, notes))
     if any("TEXT" in line for line in lines):
         lines.append(f"TEXT: {lark.regex(TEXT)}")
     return "\n".join(lines) + "\n"
@@ -66,6 +70,16 @@ def _value(rule: str, field: Field, end: str, notes: list[str]) -> list[str]:
         return _text(rule, field.schema, end, notes)
     schema = Bounded(_BREAKS, notes)(field.schema)
     return [f"{rule}: {rule}-json {lark.literal(chr(10) * 2 + end)}", f"{rule}-json: {lark.document(schema)}"]
+
+
+def _cases(rule: str, cases: dict[str, Any], middle: str, end: str, notes: list[str]) -> list[str]:
+    """Rules for a member and the value that goes with it."""
+    options, lines = [], []
+    for at, (member, schema) in enumerate(cases.items()):
+        written = Bounded(_BREAKS, notes)(schema)
+        options.append(f"{lark.literal(f'{member}{chr(10) * 2}{middle}')} {rule}-json-{at}")
+        lines.append(f"{rule}-json-{at}: {lark.document(written)}")
+    return [f"{rule}: ({' | '.join(options)}) {lark.literal(chr(10) * 2 + end)}", *lines]
 
 
 def _text(rule: str, schema: dict[str, Any], end: str, notes: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ held to a shape that comes out of this as it went in.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -27,14 +28,30 @@ def schema(fields: Sequence[Field], notes: list[str]) -> dict[str, Any]:
     properties = {}
     for field in fields:
         notes.extend(field.notes)
-        properties[field.name] = _joined(_value(field, notes), definitions)
-    written = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+        cased = field.cases is not None
+        properties[field.name] = {} if cased else joined(_value(field, notes), definitions)
+    objects = [
+        {
+            "type": "object",
+            "properties": {**properties, **case},
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+        for case in _cases(fields, definitions, notes)
+    ]
+    written = objects[0] if len(objects) == 1 else {"anyOf": objects}
     return lark.styled({**written, "$defs": definitions} if definitions else written)
+
+
+def _cases(fields: Sequence[Field], definitions: dict[str, Any], notes: list[str]) -> list[dict[str, Any]]:
+    """What differs from case to case, if a field's value depends on the one before it."""
+    for before, field in itertools.pairwise(fields):
+        if field.cases is not None:
+            return [
+                {before.name: {"enum": [member]}, field.name: joined(Bounded("", notes)(one), definitions)}
+                for member, one in field.cases.items()
+            ]
+    return [{}]
 
 
 def given(wanted: dict[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -102,7 +119,7 @@ def _twice(member: Any, annotation: Any) -> list[Any]:
     return []
 
 
-def _joined(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def joined(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """A field's schema without its definitions, which move to the whole one's; names that clash change."""
     own = schema.get("$defs", {})
     names = {}

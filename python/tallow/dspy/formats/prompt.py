@@ -41,6 +41,8 @@ class Prompt:
     #: From the first word of the reminder on.
     reminder: str
     system: str
+    #: What stands before the reminder, in the last user message.
+    inputs: str = ""
 
     @property
     def layout(self) -> str:
@@ -69,13 +71,13 @@ def recognised(request: lm15.Request) -> Prompt | None:
     kind = max(found, key=lambda one: found[one])
     if found[kind] < 0:
         return None
-    reminder = text[found[kind] :]
+    inputs, reminder = text[: found[kind]], text[found[kind] :]
     if kind == "chat" and _CHAT_END not in reminder:
         return None
     system = text_of(request.system)
     if kind == "json" and "\nOutput field `" in system:
         kind = "baml"
-    return Prompt(kind, reminder, system)
+    return Prompt(kind, reminder, system, inputs)
 
 
 def text_of(parts: Any) -> str:

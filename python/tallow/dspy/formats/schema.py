@@ -34,17 +34,23 @@ class Unsupported(Exception):
 
 class Bounded:
     """Rewrites one schema. ``avoid`` are characters (as inside a regex class) that no string may hold; what
-    they must be in a name or a member is up to ``escape``."""
+    they must be in a name or a member is up to ``escape``. ``exact``: a pattern that cannot be kept is an
+    error."""
 
     def __init__(
-        self, avoid: str = "", notes: list[str] | None = None, escape: Callable[[str], str] | None = None
+        self,
+        avoid: str = "",
+        notes: list[str] | None = None,
+        escape: Callable[[str], str] | None = None,
+        *,
+        exact: bool = False,
     ) -> None:
         self.avoid, self.escape = avoid, escape or str
         self.notes = notes if notes is not None else []
         self.definitions: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
         self._recursive: dict[str, bool] = {}
-        self._exact = False  # whether a pattern that cannot be kept is an error
+        self._exact = exact
 
     def __call__(self, schema: Any) -> dict[str, Any]:
         """The schema of a whole document, with the definitions it needs."""

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import ast
 import enum
+import functools
 import json
 import re
 import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -71,6 +72,8 @@ class Field:
     members: tuple[Any, ...] | None = None
     #: Every model in it reads numbers from text and names from fields (XML's elements hold text only).
     lax: bool = True
+    #: Its schema for each member of the field before it, where that decides it (a tool's arguments).
+    cases: dict[str, dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
 
     def texts(self, clean: Callable[[str], str | None]) -> list[str]:
@@ -85,6 +88,11 @@ class Field:
         """A JSON value for each member, for an adapter that hands ``parse_value`` what JSON holds."""
         found = [_constant(member, self.annotation) for member in self.members or ()]
         return [one for (one,) in filter(None, found)]
+
+
+def is_cased(fields: Sequence[Field], at: int) -> bool:
+    """Whether the next field's value depends on this one's, so that a grammar writes both together."""
+    return at + 1 < len(fields) and fields[at + 1].cases is not None
 
 
 def from_signature(name: str, info: Any) -> Field:
@@ -132,6 +140,12 @@ def from_note(name: str, kind: str | None, note: str) -> Field:
             raise Unsupported(f"{name} is an Enum whose members' names the prompt does not give")
         return Field(name, Literal[tuple(values)], {"enum": []}, members=tuple(values))
     raise Unsupported(f"the prompt does not say what {name} may be")
+
+
+@functools.lru_cache(256)
+def schema_of(annotation: Any) -> dict[str, Any]:
+    """The JSON schema of a type."""
+    return _Generator.run(annotation, by_alias=True).schema
 
 
 def constrained(schema: dict[str, Any], metadata: Iterable[Any], notes: list[str]) -> dict[str, Any]:
