@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Bounds on one grammar. Each is far over what real schemas need, and low enough that a hostile one ends in an
-/// error within about a second and some hundred megabytes.
+/// error within about two seconds and some hundred megabytes.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes of a constraint as text. The largest published schemas (FHIR, 3 MB) are beyond it; those that
@@ -44,7 +44,7 @@ impl Default for Limits {
             choices: 10_000,
             alternatives: 1_000,
             patterns: 32,
-            compile_time: Duration::from_millis(1000),
+            compile_time: Duration::from_millis(2000),
             compile_fuel: 1_000_000,
             grammar_size: 250_000,
             lexer_states: 50_000,
