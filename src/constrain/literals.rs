@@ -136,7 +136,7 @@ mod tests {
             ),
             (r#"a: %json {"type": "object", "x": {"y": "}\""}} "<end>""#, vec!["<end>"]),
             (r#"T: /(?:[^\n\[]|\[x)+/ /\n{1,3}\[\[ \#\# b \#\# \]\]\n/"#, vec!["[[ ## b ## ]]\n"]),
-            (r#"b: "say \"hi\"" "no" "an open one"#, vec!["say \"hi\"", "an open one"]),
+            (r#"b: "say \"hi\"" "no" "an open one"#, vec!["an open one", "say \"hi\""]),
             (r"c: /ab*cd\/ef/ %json {broken", vec!["cd/ef"]),
             ("d: \"é\\u00e9é\" /ü+xyz[/", vec!["ééé", "xyz"]),
         ];
