@@ -148,7 +148,7 @@ fn a_budget_with_the_closing_in_view_is_never_exceeded() {
         let least = grammar.matcher().unwrap().closing(500).unwrap().unwrap().len();
         for budget in [least, least + 1, least + 2, least + 9, least + 40] {
             let mut matcher = grammar.matcher().unwrap();
-            let mut reserve = Reserve::new(&mut matcher, budget).unwrap().unwrap();
+            let mut reserve = Reserve::new(&grammar, budget).unwrap().unwrap();
             let mut ids = Vec::new();
             while !matcher.is_done() && ids.len() < budget {
                 let mut next = matcher.forced();

@@ -19,8 +19,8 @@
 //! an end (a repetition of a million, an object that must contain itself) is told as having none in view.
 
 use super::mask::TokenMask;
-use super::matcher::Matcher;
-use crate::error::Result;
+use super::matcher::{Grammar, Matcher};
+use crate::error::{Error, Result};
 
 /// Bytes in the order in which they are tried; those that are not named come after, by value.
 const ORDERS: [&[u8]; 3] = [b"\"}])>\n,0123456789 :", b"}])>\"\n,0123456789 :", b"])}>;.'\"\n0123456789 :,"];
@@ -108,13 +108,23 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// For an answer that may have `left` more tokens. `None` if no end is in view within them: then `left` is too
-    /// small for this grammar, or its end is beyond the search.
+    /// For an answer of at most `budget` tokens, from its beginning. `None` if the grammar cannot take tokens back,
+    /// or has no end in view: then the answer runs unreserved.
     ///
     /// # Errors
-    /// As [`Matcher::closing`].
-    pub fn new(matcher: &mut Matcher, left: usize) -> Result<Option<Self>> {
-        Ok(matcher.closing(left)?.map(|closing| Reserve { closing }))
+    /// Constraint if the shortest answer that was found does not fit; else as [`Matcher::closing`].
+    pub fn new(grammar: &Grammar, budget: usize) -> Result<Option<Self>> {
+        if !grammar.can_rollback() {
+            return Ok(None);
+        }
+        match grammar.shortest()? {
+            Some(shortest) if shortest.len() > budget => Err(Error::constraint(format!(
+                "the shortest answer that was found to fit the form has {} tokens, and there is room for {budget}; \
+                 raise max_tokens, or shorten the prompt",
+                shortest.len()
+            ))),
+            found => Ok(found.map(|shortest| Reserve { closing: shortest.to_vec() })),
+        }
     }
 
     /// The tokens that end the answer from where it is.

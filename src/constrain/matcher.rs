@@ -1,8 +1,8 @@
 //! A compiled grammar, and one answer that is held against it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::compile::{guard, tidy};
 use super::mask::TokenMask;
@@ -21,6 +21,8 @@ struct Inner {
     can_rollback: bool,
     /// Texts that the constraint spells out, the longest first.
     literals: Vec<Vec<u8>>,
+    /// The shortest answer that was found; `None` inside if there is no end in view.
+    shortest: OnceLock<Option<Vec<u32>>>,
     /// The shared automaton is full, or a panic left it unusable.
     worn: AtomicBool,
 }
@@ -40,8 +42,8 @@ impl Grammar {
             can_rollback =
                 first.is_none_or(|id| trial.consume_token(id).and_then(|()| trial.rollback(1)).is_ok());
         }
-        let worn = AtomicBool::new(false);
-        Ok(Grammar(Arc::new(Inner { start, vocabulary, can_rollback, literals, worn })))
+        let (shortest, worn) = (OnceLock::new(), AtomicBool::new(false));
+        Ok(Grammar(Arc::new(Inner { start, vocabulary, can_rollback, literals, shortest, worn })))
     }
 
     /// Whether [`Matcher::rollback`] works: with all but Lark grammars with `stop=` or `max_tokens=`.
@@ -56,6 +58,18 @@ impl Grammar {
     pub fn matcher(&self) -> Result<Matcher> {
         let inner = guard("beginning an answer", || Ok(self.0.start.clone()))?;
         Ok(Matcher { inner, grammar: self.clone(), len: 0, ended: false })
+    }
+
+    /// The shortest answer that was found; `None` if no end is in view. Searched for once.
+    ///
+    /// # Errors
+    /// As [`Matcher::closing`].
+    pub fn shortest(&self) -> Result<Option<&[u32]>> {
+        if let Some(known) = self.0.shortest.get() {
+            return Ok(known.as_deref());
+        }
+        let found = self.matcher()?.closing(usize::MAX)?;
+        Ok(self.0.shortest.get_or_init(|| found).as_deref())
     }
 
     pub fn vocabulary(&self) -> &Vocabulary {

@@ -14,7 +14,7 @@
 //! For each step the [`Matcher`] says which tokens may come ([`Matcher::mask`]), the sampler picks one of them, and the
 //! matcher goes on with it ([`Matcher::accept`]). Where only one text can follow, [`Matcher::forced`] gives its
 //! tokens: they are never sampled, but appended and computed as one chunk. A draft is cut to what the grammar
-//! takes ([`Matcher::validate`]) and taken back with [`Matcher::rollback`]. When [`Matcher::is_done`], nothing but the end
+//! takes ([`Matcher::validate`]); tokens that leave no room for an end are taken back ([`Matcher::rollback`]). When [`Matcher::is_done`], nothing but the end
 //! can follow; a token that ends the answer is allowed only where [`Matcher::may_stop`].
 //!
 //! The work is llguidance's: derivatives of regular expressions as lexer, an Earley parser over it, and one walk

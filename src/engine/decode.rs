@@ -11,9 +11,6 @@ use crate::error::{Context, Error, Result};
 use crate::sample::sampler::argmax;
 use crate::sample::{Filter, History, Logits, token_logprobs};
 
-/// Where a draw fails among the few tokens that a grammar leaves.
-const HELD: &str = "among the tokens that the grammar allows";
-
 /// An answer in the making.
 pub(super) struct Decode {
     task: Generate,
@@ -86,15 +83,15 @@ impl Decode {
             return self.append(prompt_len, Some(raw), audience);
         }
         let sampler = &self.task.sampler;
+        let mask = self.guide.as_mut().map(Guide::mask).transpose()?;
         if sampler.is_argmax() {
-            let mut id = argmax(raw)?;
-            if let Some(guide) = &mut self.guide {
-                id = guide.greedy(id, raw, scratch)?;
+            let id = argmax(raw)?;
+            // Mostly the likeliest token fits the form, and no row need be copied.
+            if mask.as_ref().is_none_or(|mask| mask.0.allows(id)) {
+                return self.accept(id, prompt_len, raw, audience);
             }
-            return self.accept(id, prompt_len, raw, audience);
         }
         scratch.load(raw);
-        let mask = self.guide.as_mut().map(Guide::mask).transpose()?;
         let mask = mask.as_ref().map(|mask| mask as &dyn Filter);
         sampler.prepare(scratch, &History { tokens, prompt_len }, mask)?;
         if sampler.needs_caller() {
@@ -103,9 +100,13 @@ impl Decode {
             self.parked = Some(if self.task.logprobs.is_some() { raw.to_vec() } else { Vec::new() });
             return Ok(Next::Parked);
         }
-        let id = sampler.finish(scratch, self.task.seed, tokens.len() as u64);
-        let id = if self.guide.is_some() { id.context(HELD)? } else { id? };
+        let id = self.draw(scratch, tokens.len())?;
         self.accept(id, prompt_len, raw, audience)
+    }
+
+    fn draw(&self, logits: &mut Logits, position: usize) -> Result<u32> {
+        let drawn = self.task.sampler.finish(logits, self.task.seed, position as u64);
+        if self.guide.is_some() { drawn.context("among the tokens that the grammar allows") } else { drawn }
     }
 
     /// Whether the caller's filters have the logits.
@@ -149,8 +150,7 @@ impl Decode {
             // They had the dense row, and could write over what is forbidden.
             guide.last_mask().apply(&mut logits)?;
         }
-        let id = self.task.sampler.finish(&mut logits, self.task.seed, tokens.len() as u64);
-        let id = if self.guide.is_some() { id.context(HELD)? } else { id? };
+        let id = self.draw(&mut logits, tokens.len())?;
         // Its buffers serve the next row.
         *scratch = logits;
         self.accept(id, tokens.len() - self.count, &raw, audience)

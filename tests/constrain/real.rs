@@ -92,7 +92,7 @@ fn write(grammar: &Grammar, tokenizer: &Tokenizer, answer: &str, label: &str) ->
     let mut matcher = grammar.matcher().unwrap();
     let mut mask = TokenMask::default();
     let (mut rest, mut counts) = (answer, (0, 0));
-    let mut reserve = Reserve::new(&mut matcher, 1000).unwrap().expect("a closing");
+    let mut reserve = Reserve::new(grammar, 1000).unwrap().expect("a closing");
     while !matcher.is_done() {
         let forced = forcing.of(|| matcher.forced());
         let chosen = if forced.is_empty() {

@@ -6,6 +6,7 @@ by hand: a token for each printable character. Weights that cannot be had fail a
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -15,12 +16,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def needed(package: str) -> Any:
+    """A package that the tests of a file need. Where it is missing they are skipped, but fail in CI."""
+    return importlib.import_module(package) if "CI" in os.environ else pytest.importorskip(package)
+
 
 # No test may read or leave anything in the user's own DSPy cache.
 os.environ.setdefault(

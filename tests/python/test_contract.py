@@ -12,10 +12,10 @@ import time
 import pytest
 
 import tallow
-from conftest import assert_idle, copy_family, python
+from conftest import assert_idle, copy_family, needed, python
 
-dspy = pytest.importorskip("dspy") if "CI" not in __import__("os").environ else __import__("dspy")
-cloudpickle = pytest.importorskip("cloudpickle")
+dspy = needed("dspy")
+cloudpickle = needed("cloudpickle")
 lm15 = dspy.lm15
 
 from scripted import both, call, request, scripted  # noqa: E402

@@ -10,9 +10,10 @@ import warnings
 import pytest
 
 import tallow
+from conftest import needed
 
-dspy = pytest.importorskip("dspy") if "CI" not in __import__("os").environ else __import__("dspy")
-cloudpickle = pytest.importorskip("cloudpickle")
+dspy = needed("dspy")
+cloudpickle = needed("cloudpickle")
 lm15 = dspy.lm15
 
 TEMPERED = {"temperature": 1.0, "max_tokens": 12, "cache": False}

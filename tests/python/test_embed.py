@@ -8,9 +8,10 @@ import copy
 import pytest
 
 import tallow
+from conftest import needed
 
-dspy = pytest.importorskip("dspy") if "CI" not in __import__("os").environ else __import__("dspy")
-cloudpickle = pytest.importorskip("cloudpickle")
+dspy = needed("dspy")
+cloudpickle = needed("cloudpickle")
 
 
 def test_embed(tiny, tiny_folder):

@@ -12,7 +12,6 @@ import datetime
 import decimal
 import enum
 import json
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal, Optional
@@ -20,11 +19,13 @@ from typing import Annotated, Any, Literal, Optional
 import pydantic
 import pytest
 
-dspy = pytest.importorskip("dspy") if "CI" not in os.environ else __import__("dspy")
-signatures = pytest.importorskip("signatures")
+from conftest import needed
+
+dspy = needed("dspy")
 from dspy import lm15  # noqa: E402
 from dspy.adapters.baml_adapter import BAMLAdapter  # noqa: E402
 
+import signatures  # noqa: E402
 from tallow.dspy import formats  # noqa: E402
 from tallow.dspy.formats import chat, patterns, xml  # noqa: E402
 from tallow.dspy.formats.schema import STYLE, Bounded  # noqa: E402

@@ -16,10 +16,10 @@ import pydantic
 import pytest
 
 import tallow
-from conftest import copy_family
+from conftest import copy_family, needed
 
-dspy = pytest.importorskip("dspy") if "CI" not in os.environ else __import__("dspy")
-cloudpickle = pytest.importorskip("cloudpickle")
+dspy = needed("dspy")
+cloudpickle = needed("cloudpickle")
 lm15 = dspy.lm15
 
 from dspy.experimental import Choice, Noul, ReAnchor, Score  # noqa: E402

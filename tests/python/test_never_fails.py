@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import tallow
-from conftest import SPECIALS, copy_family
+from conftest import SPECIALS, copy_family, needed
 
-dspy = pytest.importorskip("dspy") if "CI" not in os.environ else __import__("dspy")
-signatures = pytest.importorskip("signatures")
+dspy = needed("dspy")
 from dspy.adapters.baml_adapter import BAMLAdapter  # noqa: E402
+
+import signatures  # noqa: E402
 
 COUNT = int(os.environ.get("TALLOW_SIGNATURES", "24"))
 ADAPTERS = {

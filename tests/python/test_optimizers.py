@@ -7,7 +7,6 @@ them, on a real model: ``benches/programs.py optimizers``.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -16,11 +15,12 @@ from typing import Any, Literal
 import pytest
 
 import tallow
-from conftest import copy_family
+from conftest import copy_family, needed
 
-dspy = pytest.importorskip("dspy") if "CI" not in os.environ else __import__("dspy")
-widen = pytest.importorskip("test_never_fails").widen
+dspy = needed("dspy")
 from dspy.utils.callback import BaseCallback  # noqa: E402
+
+from test_never_fails import widen  # noqa: E402
 
 THREADS, TOKENS = 8, 300
 

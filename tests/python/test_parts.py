@@ -11,9 +11,9 @@ import pydantic
 import pytest
 
 import tallow
-from conftest import THINKER
+from conftest import THINKER, needed
 
-dspy = pytest.importorskip("dspy") if "CI" not in __import__("os").environ else __import__("dspy")
+dspy = needed("dspy")
 lm15 = dspy.lm15
 
 from scripted import both, bound, call, request, scripted, streamed, told  # noqa: E402

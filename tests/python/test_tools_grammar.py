@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from conftest import needed
 from tallow.tools import FORMATS, Call
 from test_tools import ROME, TOOLS, pairs
 
@@ -35,7 +36,7 @@ class Bytes:
 
 
 def matcher(lark: str) -> Any:
-    llguidance = pytest.importorskip("llguidance")
+    llguidance = needed("llguidance")
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()))
     result = llguidance.LLMatcher(tokenizer, llguidance.LLMatcher.grammar_from_lark(lark))
     assert not result.is_error(), result.get_error()
