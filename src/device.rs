@@ -3,7 +3,7 @@
 use candle_core::{DType, Device};
 
 use crate::error::{Error, Result};
-use crate::kernels::Ops;
+use crate::kernels::{KvType, Ops};
 
 /// The numbers that activations are kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +48,8 @@ impl ComputeType {
 pub struct Placement {
     device: Place,
     pub compute: ComputeType,
+    /// What the CPU keeps keys and values in: exact if "float32" was asked for by name.
+    kv: KvType,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +68,7 @@ impl Placement {
             "cpu" => Place::Cpu,
             _ => accelerator(device)?,
         };
+        let kv = if compute == Some(ComputeType::F32) { KvType::F32 } else { KvType::BF16 };
         let compute = match (device, compute) {
             (Place::Cpu, None | Some(ComputeType::F32)) => ComputeType::F32,
             (Place::Cpu, Some(other)) => {
@@ -77,7 +80,7 @@ impl Placement {
             }
             (_, compute) => compute.unwrap_or(ComputeType::BF16),
         };
-        Ok(Placement { device, compute })
+        Ok(Placement { device, compute, kv })
     }
 
     /// As users write it: "cpu", "cuda:0".
@@ -93,7 +96,7 @@ impl Placement {
     pub fn open(&self, threads: usize) -> Result<Ops> {
         let refused = |e: candle_core::Error| Error::device(format!("cannot open {}: {e}", self.name()));
         match self.device {
-            Place::Cpu => Ops::native(threads),
+            Place::Cpu => Ops::native(threads, self.kv),
             Place::Cuda(i) => Ok(Ops::plain(Device::new_cuda(i).map_err(refused)?, self.compute.candle())),
             Place::Metal(i) => Ok(Ops::plain(Device::new_metal(i).map_err(refused)?, self.compute.candle())),
         }

@@ -18,6 +18,7 @@
 pub mod error;
 pub mod memory;
 pub mod step;
+pub mod trace;
 
 pub mod config;
 pub mod hub;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tallow::cache::storage::KvCache;
 use tallow::config::{self, Config};
 use tallow::error::Result;
-use tallow::kernels::Ops;
+use tallow::kernels::{KvType, Ops};
 use tallow::model::decoder::Decoder;
 use tallow::step::{Step, pages_for};
 use tallow::weights::{Gguf, Weights, safetensors};
@@ -38,7 +38,7 @@ fn every_family_agrees_with_transformers() {
     for folder in &names {
         let forms = [("safetensors", true), ("gguf", folder.join("model.gguf").exists())];
         for (form, _) in forms.iter().filter(|(_, exists)| *exists) {
-            for (ops_name, ops) in [("native", Ops::native(2).unwrap()), ("plain", plain())] {
+            for (ops_name, ops) in [("native", Ops::native(2, KvType::F32).unwrap()), ("plain", plain())] {
                 checked += 1;
                 let name = format!("{} {form} {ops_name}", folder.file_name().unwrap().to_string_lossy());
                 match check(folder, form, ops) {
@@ -102,7 +102,7 @@ fn run(decoder: &Decoder, tokens: &[u32], cut: usize) -> Result<Vec<f32>> {
         let rows = step.push(chunk, position, pages.clone());
         let rows: Vec<u32> = rows.map(|row| row as u32).collect();
         let hidden = decoder.forward(&step, &cache, &rows)?;
-        logits.extend(decoder.ops().to_vec(&decoder.head(&hidden)?)?);
+        logits.extend(decoder.ops().into_vec(decoder.head(&hidden)?)?);
         position += chunk.len();
     }
     Ok(logits)

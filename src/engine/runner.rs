@@ -41,19 +41,16 @@ impl Network for Runner {
         let rows = merged(&step.hidden, &step.logits);
         let states = self.decoder.forward(step, &self.cache, &rows)?;
         let pick = |wanted: &[u32]| {
-            if wanted == rows {
-                return Ok(states.clone());
-            }
             let places: Vec<u32> =
                 wanted.iter().filter_map(|row| rows.binary_search(row).ok()).map(|at| at as u32).collect();
             ops.select_rows(&states, &places)
         };
-        let hidden = if step.hidden.is_empty() { vec![] } else { ops.to_vec(&pick(&step.hidden)?)? };
-        let logits = if step.logits.is_empty() {
-            vec![]
-        } else {
-            ops.to_vec(&self.decoder.head(&pick(&step.logits)?)?)?
+        let logits = match step.logits.as_slice() {
+            [] => vec![],
+            all if all == rows => ops.into_vec(self.decoder.head(&states)?)?,
+            some => ops.into_vec(self.decoder.head(&pick(some)?)?)?,
         };
+        let hidden = if step.hidden.is_empty() { vec![] } else { ops.into_vec(pick(&step.hidden)?)? };
         Ok(StepOutput { logits, hidden })
     }
 

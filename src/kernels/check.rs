@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
-
-use super::{Attention, KvCache, KvShape, Matrix, RopeTable, misuse};
+use super::{Attention, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse};
 use crate::error::{Error, Result};
 use crate::step::{PAGE, Step};
 use crate::weights::{WeightTensor, blocks};
@@ -48,66 +46,56 @@ pub(super) fn ids(m: &Matrix, ids: &[u32]) -> Result<()> {
     }
 }
 
-/// `(rows, dim)` of an activation.
-pub(super) fn dims(x: &Tensor) -> Result<(usize, usize)> {
-    match *x.dims() {
-        [rows, dim] => Ok((rows, dim)),
-        _ => Err(misuse(format!("an activation has the shape {:?} instead of [rows, dim]", x.dims()))),
+pub(super) fn whole_rows(len: usize, dim: usize) -> Result<()> {
+    match dim > 0 && len.is_multiple_of(dim) {
+        true => Ok(()),
+        false => Err(misuse(format!("{len} numbers are not rows of {dim}"))),
     }
 }
 
-pub(super) fn shape(what: &str, x: &Tensor, rows: usize, dim: usize) -> Result<()> {
-    match dims(x)? == (rows, dim) {
+pub(super) fn shape(what: &str, x: &Rows, rows: usize, dim: usize) -> Result<()> {
+    match x.dims() == (rows, dim) {
         true => Ok(()),
         false => Err(misuse(format!("{what}: the shape is {:?} instead of [{rows}, {dim}]", x.dims()))),
     }
 }
 
-pub(super) fn same_shape(a: &Tensor, b: &Tensor) -> Result<()> {
-    match a.dims() == b.dims() {
-        true => Ok(()),
-        false => Err(misuse(format!("the shapes {:?} and {:?} should be the same", a.dims(), b.dims()))),
-    }
-}
-
-pub(super) fn linear(m: &Matrix, x: &Tensor, bias: Option<&Tensor>) -> Result<()> {
-    let (rows, _) = dims(x)?;
-    shape(m.name(), x, rows, m.k)?;
-    match bias {
-        Some(bias) if bias.dims() != [m.n] => {
-            Err(misuse(format!("{}: the bias is {:?} instead of [{}]", m.name(), bias.dims(), m.n)))
+pub(super) fn linear(linear: &Linear, x: &Rows) -> Result<()> {
+    let m = &linear.weight;
+    shape(m.name(), x, x.dims().0, m.k)?;
+    match &linear.bias {
+        Some(bias) if bias.len() != m.n => {
+            Err(misuse(format!("{}: the bias has {} elements instead of {}", m.name(), bias.len(), m.n)))
         }
         _ => Ok(()),
     }
 }
 
-pub(super) fn norm(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
-    let (_, dim) = dims(x)?;
-    let group = w.elem_count();
-    let fits = w.dims().len() == 1 && group > 0 && dim.is_multiple_of(group);
-    if !fits || b.is_some_and(|b| b.dims() != w.dims()) {
-        let b = b.map(|b| b.dims().to_vec());
-        return Err(misuse(format!("a norm of {:?} over rows of {dim} (bias {b:?})", w.dims())));
-    }
-    Ok(())
-}
-
-pub(super) fn rope(x: &Tensor, head_dim: usize, table: &RopeTable) -> Result<()> {
-    let (rows, dim) = dims(x)?;
-    let fits = head_dim > 0 && dim.is_multiple_of(head_dim) && table.rotated() <= head_dim;
-    match fits && rows == table.rows() {
+pub(super) fn norm(norm: &Norm, x: &Rows) -> Result<()> {
+    let (dim, group) = (x.dims().1, norm.weight.len());
+    let bias = norm.bias.as_ref().map(|bias| bias.len());
+    match group > 0 && dim.is_multiple_of(group) && bias.is_none_or(|bias| bias == group) {
         true => Ok(()),
-        false => Err(misuse(format!(
-            "rope: {} rotated dimensions and {} rows for {:?} in heads of {head_dim}",
-            table.rotated(),
-            table.rows(),
-            x.dims()
-        ))),
+        false => Err(misuse(format!("a norm of {group} over rows of {dim} (bias {bias:?})"))),
     }
 }
 
-pub(super) fn rows(x: &Tensor, rows: &[u32]) -> Result<()> {
-    let (have, _) = dims(x)?;
+pub(super) fn heads(x: &Rows, head_dim: usize, norm: Option<&Norm>, table: Option<&RopeTable>) -> Result<()> {
+    let (rows, dim) = x.dims();
+    let normed = norm.is_none_or(|norm| norm.weight.len() == head_dim);
+    let turned = table.is_none_or(|table| table.rotated() <= head_dim && table.rows == rows);
+    if head_dim > 0 && dim.is_multiple_of(head_dim) && normed && turned {
+        return norm.map_or(Ok(()), |norm| self::norm(norm, x));
+    }
+    Err(misuse(format!(
+        "heads of {head_dim} in rows {:?}, {:?}",
+        x.dims(),
+        table.map(|t| (t.rows, t.rotated()))
+    )))
+}
+
+pub(super) fn rows(x: &Rows, rows: &[u32]) -> Result<()> {
+    let (have, _) = x.dims();
     match rows.iter().find(|&&row| row as usize >= have) {
         Some(row) => Err(misuse(format!("row {row} of {have} was selected"))),
         None => Ok(()),
@@ -156,7 +144,7 @@ pub(super) fn slots(step: &Step) -> Vec<u32> {
     slots.collect()
 }
 
-pub(super) fn attention(q: &Tensor, kv: KvShape, step: &Step, a: &Attention) -> Result<()> {
+pub(super) fn attention(q: &Rows, kv: KvShape, step: &Step, a: &Attention) -> Result<()> {
     shape("queries", q, step.rows(), a.heads.saturating_mul(a.head_dim))?;
     let shared = KvShape { kv_heads: a.kv_heads, head_dim: a.head_dim };
     let grouped = a.kv_heads > 0 && a.head_dim > 0 && a.heads > 0 && a.heads.is_multiple_of(a.kv_heads);

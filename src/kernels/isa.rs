@@ -1,29 +1,11 @@
 //! Tiers of CPU instructions: one source, compiled once a tier.
 //!
-//! A kernel is an `#[inline(always)]` function over [`lanes`](super::lanes), generic over [`Tier`]. The
-//! macro [`tiered!`] compiles it inside a function for each tier and picks one by an [`Isa`], which can only
-//! be had when the machine has those instructions. Every tier does the same arithmetic with fused
-//! multiply-add in the same order, so all tiers agree to the last bit; `scalar` is the oracle. (On x86
-//! before FMA, the fused step is a library call: right, and slow.)
+//! A kernel is an `#[inline(always)]` function over [`Simd`](super::simd::Simd). The macro [`tiered!`] compiles it
+//! inside a function for each tier and picks one by an [`Isa`], which can only be had when the machine has
+//! those instructions. All tiers agree to the last bit; `scalar` is the oracle. (On x86 before FMA, a fused step
+//! is a library call: right, and slow.)
 
 use crate::error::{Error, Result};
-
-/// What a kernel may know of its tier at compile time: how many vectors of 16 floats stay in registers.
-pub(super) trait Tier {
-    /// 32 registers of 16 floats (as opposed to 16 of 8, or less).
-    const WIDE: bool;
-}
-
-pub(super) struct Narrow;
-pub(super) struct Wide;
-
-impl Tier for Narrow {
-    const WIDE: bool = false;
-}
-
-impl Tier for Wide {
-    const WIDE: bool = true;
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
@@ -31,8 +13,15 @@ pub(super) enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX2 with the byte products of AVX-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// With VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// With VNNI and the bfloat16 products.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 /// A tier that this machine has: holding one is the proof.
@@ -51,9 +40,16 @@ impl Isa {
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq");
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") {
+                tiers.push(Isa(Level::Avx512Bf16));
+            }
             if avx2 && avx512 {
                 tiers.push(Isa(Level::Avx512));
+            }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                tiers.push(Isa(Level::AvxVnni));
             }
             if avx2 {
                 tiers.push(Isa(Level::Avx2));
@@ -74,7 +70,7 @@ impl Isa {
         }
     }
 
-    /// A tier by name: `avx512`, `avx2` or `scalar`.
+    /// A tier by name: `avx512bf16`, `avx512`, `avxvnni`, `avx2` or `scalar`.
     ///
     /// # Errors
     /// `Device` when it is none of this machine's.
@@ -95,7 +91,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -104,31 +104,53 @@ impl Isa {
     }
 }
 
-/// `tiered! { fn name(a: A, b: B) = body; }` makes `name(isa, a, b)`, which runs `body::<Tier>(a, b)`
-/// compiled for the tier.
+/// `tiered! { fn name<G: Bound>(a: A, b: B) = body; }` makes `name::<G>(isa, a, b)`, which runs the unsafe
+/// `body::<tier, G>(a, b)` compiled for the tier. `body` may ask of its caller the tier's instructions and nothing else.
 macro_rules! tiered {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident;) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$g:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) = $body:ident;) => {
         $(#[$doc])*
-        $vis fn $name(isa: $crate::kernels::isa::Isa, $($arg: $ty),*) {
-            use $crate::kernels::isa::{Level, Narrow};
+        $vis fn $name $(<$g: $bound>)? (isa: $crate::kernels::isa::Isa, $($arg: $ty),*) {
+            use $crate::kernels::isa::Level;
+            use $crate::kernels::simd::scalar::Scalar;
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-            fn avx512($($arg: $ty),*) {
-                $body::<$crate::kernels::isa::Wide>($($arg),*)
+            use $crate::kernels::simd::{avx2::Avx2, avx512::Avx512};
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+            fn avx512bf16 $(<$g: $bound>)? ($($arg: $ty),*) {
+                // SAFETY: this function has the instructions.
+                unsafe { $body::<Avx512<true> $(, $g)?>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+            fn avx512 $(<$g: $bound>)? ($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { $body::<Avx512<false> $(, $g)?>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+            fn avxvnni $(<$g: $bound>)? ($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { $body::<Avx2<true> $(, $g)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2($($arg: $ty),*) {
-                $body::<Narrow>($($arg),*)
-            }
-            match isa.level() {
-                Level::Scalar => $body::<Narrow>($($arg),*),
-                // SAFETY: an `Isa` of this level exists only where the machine has these features.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { avx2($($arg),*) },
+            fn avx2 $(<$g: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512($($arg),*) },
+                unsafe { $body::<Avx2<false> $(, $g)?>($($arg),*) }
+            }
+            // SAFETY: an `Isa` of a level exists only where the machine has its features.
+            unsafe {
+                match isa.level() {
+                    Level::Scalar => $body::<Scalar $(, $g)?>($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 => avx2 $(::<$g>)? ($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::AvxVnni => avxvnni $(::<$g>)? ($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512 => avx512 $(::<$g>)? ($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512Bf16 => avx512bf16 $(::<$g>)? ($($arg),*),
+                }
             }
         }
     };

@@ -3,26 +3,34 @@
 //! [`Ops`] is chosen once, when a model is built, and the graph names no device. Two implementations stand
 //! behind it:
 //!
-//! * *native* (CPU): kernels of our own over weights in the file's own format, on a worker pool with an
-//!   explicit number of threads. The same row gives the same bits alone or among hundreds, on any number
-//!   of threads and on any tier of instructions; every reduction has one fixed order (see `lanes`).
+//! * *native* (CPU): kernels of our own over packed weights, on a worker pool with an explicit number of
+//!   threads. The same row gives the same bits alone or among hundreds, on any number of threads and on any
+//!   tier of instructions; every reduction has one fixed order.
 //! * *plain*: candle operations only, for CUDA and Metal, and on the CPU as a second opinion in tests.
 //!
-//! Activations are `[rows, dim]` tensors, one row a token of the [`Step`]; f32 on the CPU. Arguments are
-//! checked here, for both sides alike, so that the kernels below may trust shapes and indices.
+//! Operations are as large as the graph lets them be: what a product's result goes through next (a bias, a sum,
+//! a gate) is part of it. Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
+//! Arguments are checked here, for both sides alike, so that the kernels below may trust shapes and indices.
+//!
+//! From the bottom up: [`isa`] and [`simd`] (tiers of instructions), [`pool`] (threads), [`forms`] and [`pack`]
+//! (weights in memory), [`quantize`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
 
 mod attention;
 mod check;
 mod elementwise;
+mod forms;
+mod gemm;
 mod isa;
-mod lanes;
 mod math;
-mod matmul;
 mod native;
 mod norm;
+mod pack;
 mod plain;
 mod pool;
+mod quantize;
 mod rope;
+mod rows;
+mod simd;
 
 use std::sync::Arc;
 
@@ -31,11 +39,14 @@ use candle_core::{DType, Device, Tensor};
 pub use self::isa::Isa;
 use self::native::Native;
 use self::plain::Plain;
-pub use crate::cache::storage::{KvCache, KvShape};
+use self::rows::Data;
+pub use self::rows::Rows;
+pub use crate::cache::storage::{KvCache, KvFormat, KvShape, KvType};
 pub use crate::config::Activation;
+use crate::config::NormKind;
 use crate::error::{Error, Result};
 use crate::step::Step;
-use crate::weights::{Bytes, WeightTensor, WeightType};
+use crate::weights::WeightTensor;
 
 /// What attention needs to know of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,8 +73,8 @@ pub struct Matrix {
 
 #[derive(Clone, Debug)]
 enum MatrixData {
-    /// Rows in the file's own format (native).
-    Rows { dtype: WeightType, row_bytes: usize, bytes: Bytes },
+    /// In panels (native), and the bytes that the checkpoint has for it.
+    Packed(Arc<pack::Packed>, usize),
     /// A format that candle multiplies by (plain).
     Quantized(Arc<candle_core::quantized::QTensor>),
     /// Plain floats (plain).
@@ -76,10 +87,10 @@ impl Matrix {
         &self.name
     }
 
-    /// How the weights are stored, and how many bytes they take.
+    /// How the weights are stored, and how many bytes they take in the checkpoint.
     pub fn stored(&self) -> (&'static str, usize) {
         match &self.data {
-            MatrixData::Rows { dtype, bytes, .. } => (dtype.name(), bytes.len()),
+            MatrixData::Packed(packed, bytes) => (packed.dtype.name(), *bytes),
             MatrixData::Quantized(tensor) => ("quantized", tensor.storage_size_in_bytes()),
             MatrixData::Dense(tensor) => {
                 (tensor.dtype().as_str(), tensor.elem_count() * tensor.dtype().size_in_bytes())
@@ -98,23 +109,59 @@ impl Matrix {
     }
 }
 
-/// Cosines and sines of the rows of one step.
+/// A one-dimensional weight, f32: a bias, or the weights of a norm.
+#[derive(Clone, Debug)]
+pub struct Vector {
+    values: Arc<[f32]>,
+    /// On the device (plain).
+    tensor: Option<Tensor>,
+}
+
+impl Vector {
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    fn plain(&self) -> Result<&Tensor> {
+        self.tensor.as_ref().ok_or_else(|| misuse("a vector was made by other Ops than those that use it"))
+    }
+}
+
+/// A projection: `y = x W^T + b`, W `[out, in]` as checkpoints store it. What adapters attach to.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub weight: Matrix,
+    pub bias: Option<Vector>,
+}
+
+/// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    pub kind: NormKind,
+    pub eps: f64,
+    pub weight: Vector,
+    pub bias: Option<Vector>,
+}
+
+/// Cosines and sines of the rows of one step, each `[rows, half]`.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
-    /// `[rows, rot / 2]`, f32.
-    cos: Tensor,
-    /// `[rows, rot / 2]`, f32.
-    sin: Tensor,
+    rows: usize,
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// The same on the device (plain).
+    tensors: Option<(Tensor, Tensor)>,
 }
 
 impl RopeTable {
     /// Rotated dimensions of each head: twice the number of frequencies.
     pub fn rotated(&self) -> usize {
-        2 * self.cos.dims().last().copied().unwrap_or(0)
-    }
-
-    fn rows(&self) -> usize {
-        self.cos.dims().first().copied().unwrap_or(0)
+        2 * self.half
     }
 }
 
@@ -138,21 +185,22 @@ macro_rules! side {
 }
 
 impl Ops {
-    /// Our own kernels on the CPU, with `threads` threads (the calling one is among them).
+    /// Our own kernels on the CPU, with `threads` threads (the calling one is among them); keys and values as
+    /// `kv` says.
     ///
     /// The widest instructions that the machine has are used; the environment variable `TALLOW_ISA`
-    /// (`avx512`, `avx2`, `scalar`) forces others.
+    /// (`avx512bf16`, `avx512`, `avxvnni`, `avx2`, `scalar`) forces others.
     ///
     /// # Errors
     /// `Device` when `TALLOW_ISA` names what this machine has not, or a thread cannot be started;
     /// `InvalidRequest` when `threads` is 0.
-    pub fn native(threads: usize) -> Result<Ops> {
-        Self::native_with(threads, Isa::from_env()?)
+    pub fn native(threads: usize, kv: KvType) -> Result<Ops> {
+        Self::native_with(threads, kv, Isa::from_env()?)
     }
 
     /// As [`Ops::native`], with the tier of instructions named.
-    pub fn native_with(threads: usize, isa: Isa) -> Result<Ops> {
-        Ok(Ops(Arc::new(Side::Native(Native::new(threads, isa)?))))
+    pub fn native_with(threads: usize, kv: KvType, isa: Isa) -> Result<Ops> {
+        Ok(Ops(Arc::new(Side::Native(Native::new(threads, kv, isa)?))))
     }
 
     /// candle operations alone, on any device. Activations and the KV cache are of type `dtype`; norms,
@@ -180,93 +228,184 @@ impl Ops {
         side!(self, s => s.describe())
     }
 
-    /// A weight matrix `[n, k]`. Native keeps the bytes where they are (a mapped file stays mapped).
+    /// A weight matrix `[n, k]`. Native packs it, and gives the pages of a mapped file back.
     ///
     /// # Errors
-    /// `ModelFile` naming the tensor when it is not two-dimensional or its bytes do not fit its shape.
+    /// `ModelFile` naming the tensor when it is not two-dimensional or its bytes do not fit its shape;
+    /// `OutOfMemory` when it cannot be packed.
     pub fn matrix(&self, w: &WeightTensor) -> Result<Matrix> {
         let (n, k, row_bytes) = check::matrix(w)?;
         let data = side!(self, s => s.matrix(w, n, k, row_bytes)).map_err(|e| e.context(&w.name))?;
         Ok(Matrix { name: w.name.as_str().into(), n, k, data })
     }
 
-    /// A one-dimensional weight as f32 on the device, with `add` added to every element (Gemma's `1 + w`).
+    /// A one-dimensional weight as f32, with `add` added to every element (Gemma's `1 + w`).
     ///
     /// # Errors
     /// `ModelFile` naming the tensor when it is not one-dimensional.
-    pub fn vector(&self, w: &WeightTensor, add: f32) -> Result<Tensor> {
+    pub fn vector(&self, w: &WeightTensor, add: f32) -> Result<Vector> {
         let mut values = check::vector(w)?;
         values.iter_mut().for_each(|value| *value += add);
-        let len = values.len();
-        Ok(Tensor::from_vec(values, len, self.device())?)
+        let tensor = match &*self.0 {
+            Side::Native(_) => None,
+            Side::Plain(plain) => Some(Tensor::from_slice(&values, values.len(), plain.device())?),
+        };
+        Ok(Vector { values: values.into(), tensor })
     }
 
-    /// Rows `ids` of an embedding matrix: `[ids, k]`.
-    pub fn embed(&self, m: &Matrix, ids: &[u32]) -> Result<Tensor> {
+    /// Activations of `dim` columns from numbers in row-major order.
+    pub fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Rows> {
+        check::whole_rows(values.len(), dim)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.rows(values, dim).into()),
+            Side::Plain(plain) => Ok(plain.rows(values, dim)?.into()),
+        }
+    }
+
+    /// All elements, as f32, in row-major order.
+    pub fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
+        match x.0 {
+            Data::Native(block) => Ok(block.into_vec()),
+            Data::Plain(tensor) => Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
+        }
+    }
+
+    /// Rows `ids` of an embedding matrix, times `scale`: `[ids, k]`.
+    pub fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows> {
         check::ids(m, ids)?;
-        side!(self, s => s.embed(m, ids))
+        match &*self.0 {
+            Side::Native(native) => Ok(native.embed(m, ids, scale)?.into()),
+            Side::Plain(plain) => Ok(plain.embed(m, ids, scale)?.into()),
+        }
     }
 
-    /// `x * m^T (+ bias)`: `[rows, k] -> [rows, n]`. `bias` is f32 `[n]`.
-    pub fn linear(&self, m: &Matrix, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        check::linear(m, x, bias)?;
-        side!(self, s => s.linear(m, x, bias))
+    /// `x * W^T (+ bias)`: `[rows, k] -> [rows, n]`.
+    pub fn linear(&self, linear: &Linear, x: &Rows) -> Result<Rows> {
+        let [y] = self.linears([linear], x)?;
+        Ok(y)
     }
 
-    /// RMS norm over groups of `w.len()` elements: the whole row, or each head of it.
-    /// `x / sqrt(mean(x^2) + eps) * w`.
-    pub fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-        check::norm(x, w, None)?;
-        side!(self, s => s.rms_norm(x, w, eps))
+    /// Several projections of the same rows.
+    pub fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Rows) -> Result<[Rows; N]> {
+        linears.iter().try_for_each(|linear| check::linear(linear, x))?;
+        let outputs: Vec<Rows> = match &*self.0 {
+            Side::Native(native) => {
+                native.linears(&linears, x.native()?)?.into_iter().map(Rows::from).collect()
+            }
+            Side::Plain(plain) => {
+                let one = |linear: &&Linear| Ok(Rows::from(plain.linear(linear, x.plain()?)?));
+                linears.iter().map(one).collect::<Result<_>>()?
+            }
+        };
+        outputs.try_into().map_err(|_| misuse("as many results as projections"))
     }
 
-    /// Layer norm over groups of `w.len()` elements: `(x - mean) / sqrt(var + eps) * w (+ b)`.
-    pub fn layer_norm(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-        check::norm(x, w, b)?;
-        side!(self, s => s.layer_norm(x, w, b, eps))
+    /// `to + x * W^T (+ bias)`.
+    pub fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
+        check::linear(linear, x)?;
+        check::shape("a sum", &to, x.dims().0, linear.weight.n)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.linear_add(linear, x.native()?, to.into_native()?)?.into()),
+            Side::Plain(plain) => Ok(plain.add(to.plain()?, &plain.linear(linear, x.plain()?)?)?.into()),
+        }
+    }
+
+    /// `act(x G^T) * (x U^T)`, with biases.
+    pub fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+        check::linear(gate, x)?;
+        check::linear(up, x)?;
+        if gate.weight.n != up.weight.n {
+            return Err(misuse("gate and up have other widths"));
+        }
+        match &*self.0 {
+            Side::Native(native) => Ok(native.gated(gate, up, x.native()?, act)?.into()),
+            Side::Plain(plain) => {
+                let x = x.plain()?;
+                Ok(plain.gated(&plain.linear(gate, x)?, &plain.linear(up, x)?, act)?.into())
+            }
+        }
+    }
+
+    /// `act(x U^T)`, with bias.
+    pub fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+        check::linear(up, x)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.activated(up, x.native()?, act)?.into()),
+            Side::Plain(plain) => Ok(plain.activate(&plain.linear(up, x.plain()?)?, act)?.into()),
+        }
+    }
+
+    /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) * w`;
+    /// layer: `(x - mean) / sqrt(var + eps) * w (+ b)`.
+    pub fn norm(&self, norm: &Norm, x: &Rows) -> Result<Rows> {
+        check::norm(norm, x)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.norm(norm, x.native()?, None)?.into()),
+            Side::Plain(plain) => Ok(plain.norm(norm, x.plain()?)?.into()),
+        }
+    }
+
+    /// `to + norm(x)`.
+    pub fn norm_add(&self, norm: &Norm, x: &Rows, to: Rows) -> Result<Rows> {
+        check::norm(norm, x)?;
+        check::shape("a sum", &to, x.dims().0, x.dims().1)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.norm(norm, x.native()?, Some(to.into_native()?))?.into()),
+            Side::Plain(plain) => Ok(plain.add(to.plain()?, &plain.norm(norm, x.plain()?)?)?.into()),
+        }
     }
 
     /// Cosines and sines for one step: angles are the f32 products `position * inv_freq`, as transformers
     /// computes them, and both are multiplied by `scale` (the attention factor of YaRN and LongRope).
     pub fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<RopeTable> {
-        rope::table(inv_freq, scale, positions, self.device())
+        let (rows, half) = (positions.len(), inv_freq.len());
+        let (mut cos, mut sin) = (vec![0.0; rows * half], vec![0.0; rows * half]);
+        let tensors = match &*self.0 {
+            _ if half == 0 => None,
+            Side::Native(native) => {
+                native.rope_table(inv_freq, scale, positions, &mut cos, &mut sin)?;
+                None
+            }
+            Side::Plain(plain) => {
+                rope::fill(inv_freq, scale, positions, &mut cos, &mut sin);
+                let tensor = |values: &[f32]| Tensor::from_slice(values, (rows, half), plain.device());
+                Some((tensor(&cos)?, tensor(&sin)?))
+            }
+        };
+        Ok(RopeTable { rows, half, cos, sin, tensors })
     }
 
-    /// Rotates the first `table.rotated()` dimensions of every head of `x` `[rows, heads * head_dim]`;
-    /// dimension `i` is paired with `i + rotated / 2`. The rest passes through.
-    pub fn rope(&self, x: &Tensor, head_dim: usize, table: &RopeTable) -> Result<Tensor> {
-        check::rope(x, head_dim, table)?;
-        side!(self, s => s.rope(x, head_dim, table))
-    }
-
-    /// `act(gate) * up`.
-    pub fn gated(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
-        check::same_shape(gate, up)?;
-        side!(self, s => s.gated(gate, up, act))
-    }
-
-    pub fn activate(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
-        side!(self, s => s.activate(x, act))
-    }
-
-    pub fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        check::same_shape(a, b)?;
-        side!(self, s => s.add(a, b))
-    }
-
-    pub fn scale(&self, x: &Tensor, factor: f32) -> Result<Tensor> {
-        side!(self, s => s.scale(x, factor))
+    /// Heads of `x` `[rows, heads * head_dim]`: each through the norm, then its first `table.rotated()` dimensions
+    /// turned, dimension `i` with `i + rotated / 2`. The rest passes through.
+    pub fn heads(
+        &self,
+        x: Rows,
+        head_dim: usize,
+        norm: Option<&Norm>,
+        table: Option<&RopeTable>,
+    ) -> Result<Rows> {
+        check::heads(&x, head_dim, norm, table)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.heads(x.into_native()?, head_dim, norm, table)?.into()),
+            Side::Plain(plain) => Ok(plain.heads(x.plain()?, head_dim, norm, table)?.into()),
+        }
     }
 
     /// `cap * tanh(x / cap)`.
-    pub fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<Tensor> {
-        side!(self, s => s.soft_cap(x, cap))
+    pub fn soft_cap(&self, x: Rows, cap: f32) -> Result<Rows> {
+        match &*self.0 {
+            Side::Native(native) => Ok(native.soft_cap(x.into_native()?, cap)?.into()),
+            Side::Plain(plain) => Ok(plain.soft_cap(x.plain()?, cap)?.into()),
+        }
     }
 
     /// Rows of `x` by index, in the order given.
-    pub fn select_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    pub fn select_rows(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
         check::rows(x, rows)?;
-        side!(self, s => s.select_rows(x, rows))
+        match &*self.0 {
+            Side::Native(native) => Ok(native.select_rows(x.native()?, rows).into()),
+            Side::Plain(plain) => Ok(plain.select_rows(x.plain()?, rows)?.into()),
+        }
     }
 
     /// An empty cache of `pages` pages in each of these layers.
@@ -274,33 +413,50 @@ impl Ops {
     /// # Errors
     /// `OutOfMemory`, with the size that was asked for.
     pub fn kv_cache(&self, layers: &[KvShape], pages: usize) -> Result<KvCache> {
-        KvCache::new(layers, pages, self.dtype(), self.device())
+        match self.kv_format() {
+            KvFormat::Native(kind) => KvCache::native(layers, pages, kind),
+            KvFormat::Tensors(dtype) => KvCache::new(layers, pages, dtype, self.device()),
+        }
+    }
+
+    /// What such a cache is made of.
+    pub fn kv_format(&self) -> KvFormat {
+        match &*self.0 {
+            Side::Native(native) => KvFormat::Native(native.kv_type()),
+            Side::Plain(plain) => KvFormat::Tensors(plain.dtype()),
+        }
     }
 
     /// Puts the keys and values `[rows, kv_heads * head_dim]` of this step into its pages.
-    pub fn kv_write(&self, cache: &KvCache, layer: usize, k: &Tensor, v: &Tensor, step: &Step) -> Result<()> {
+    pub fn kv_write(&self, cache: &KvCache, layer: usize, k: &Rows, v: &Rows, step: &Step) -> Result<()> {
         check::step(step, cache)?;
         let kv = cache.layer(layer)?;
         check::shape("keys", k, step.rows(), kv.shape.width())?;
         check::shape("values", v, step.rows(), kv.shape.width())?;
         let slots = check::slots(step);
-        side!(self, s => s.kv_write(kv, k, v, &slots))
+        match &*self.0 {
+            Side::Native(native) => native.kv_write(kv, k.native()?, v.native()?, &slots),
+            Side::Plain(plain) => plain.kv_write(kv, k.plain()?, v.plain()?, &slots),
+        }
     }
 
     /// Causal attention of the queries `[rows, heads * head_dim]` over their own sequence's pages, which
     /// already hold the keys and values of this step. Query heads share key heads in groups.
     pub fn attention(
         &self,
-        q: &Tensor,
+        q: &Rows,
         cache: &KvCache,
         layer: usize,
         step: &Step,
         a: &Attention,
-    ) -> Result<Tensor> {
+    ) -> Result<Rows> {
         check::step(step, cache)?;
         let kv = cache.layer(layer)?;
         check::attention(q, kv.shape, step, a)?;
-        side!(self, s => s.attention(q, kv, step, a))
+        match &*self.0 {
+            Side::Native(native) => Ok(native.attention(q.native()?, kv, step, a)?.into()),
+            Side::Plain(plain) => Ok(plain.attention(q.plain()?, kv, step, a)?.into()),
+        }
     }
 
     /// Copies page `from` over page `to`, in every layer.
@@ -308,20 +464,7 @@ impl Ops {
         for page in [from, to] {
             check::page(page, cache)?;
         }
-        if from == to {
-            return Ok(());
-        }
-        for layer in 0..cache.layers() {
-            let kv = cache.layer(layer)?;
-            side!(self, s => s.copy_page(&kv.keys, from as usize, to as usize))?;
-            side!(self, s => s.copy_page(&kv.values, from as usize, to as usize))?;
-        }
-        Ok(())
-    }
-
-    /// All elements, as f32, in row-major order.
-    pub fn to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
-        Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        cache.copy_page(from, to)
     }
 }
 

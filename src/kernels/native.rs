@@ -1,32 +1,42 @@
-//! The CPU side: takes candle tensors apart into slices, runs our kernels, and puts tensors together.
-//!
-//! Nothing here falls back to another device or type in silence: a tensor that is not f32 on the CPU is an
-//! `Internal` error.
+//! The CPU side: buffers, threads, and which kernel runs over what.
 
-use std::ops::Range;
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Storage, StorageRef, Tensor};
+use candle_core::{DType, Device};
 
-use super::elementwise::{Binary, Unary, binary, unary};
+use super::elementwise::{self, Unary};
+use super::forms::SUB;
+use super::gemm::{self, Input, Product, Then};
 use super::isa::Isa;
-use super::matmul::{self, Stored};
-use super::norm::{Norm, norm};
-use super::pool::Pool;
-use super::{Activation, Attention, Matrix, MatrixData, RopeTable, attention, misuse, rope};
+use super::pack::{self, Arena, Packed};
+use super::pool::{Pool, Shares};
+use super::quantize::{self, META, Quantized};
+use super::rows::{Block, Recycler};
+use super::{
+    Activation, Attention, KvType, Linear, Matrix, MatrixData, Norm, RopeTable, attention, misuse, norm, rope,
+};
 use crate::cache::storage::LayerKv;
+use crate::config::NormKind;
 use crate::error::Result;
-use crate::step::{PAGE, Step};
+use crate::step::Step;
 use crate::weights::WeightTensor;
+
+/// Floats of a task of the operations that are no products: some microseconds of work.
+const PIECE: usize = 8192;
 
 pub(super) struct Native {
     pool: Pool,
     isa: Isa,
+    kv: KvType,
     device: Device,
+    arena: Arena,
+    recycler: Arc<Recycler>,
 }
 
 impl Native {
-    pub(super) fn new(threads: usize, isa: Isa) -> Result<Self> {
-        Ok(Native { pool: Pool::new(threads)?, isa, device: Device::Cpu })
+    pub(super) fn new(threads: usize, kv: KvType, isa: Isa) -> Result<Self> {
+        let pool = Pool::new(threads)?;
+        Ok(Native { pool, isa, kv, device: Device::Cpu, arena: Arena::default(), recycler: Arc::default() })
     }
 
     pub(super) fn device(&self) -> &Device {
@@ -35,6 +45,10 @@ impl Native {
 
     pub(super) fn dtype(&self) -> DType {
         DType::F32
+    }
+
+    pub(super) fn kv_type(&self) -> KvType {
+        self.kv
     }
 
     pub(super) fn threads(&self) -> usize {
@@ -49,211 +63,220 @@ impl Native {
     pub(super) fn matrix(
         &self,
         w: &WeightTensor,
-        _n: usize,
-        _k: usize,
+        n: usize,
+        k: usize,
         row_bytes: usize,
     ) -> Result<MatrixData> {
-        Ok(MatrixData::Rows { dtype: w.dtype, row_bytes, bytes: w.data.clone() })
+        let packed = pack::pack(&self.pool, &self.arena, w, n, k, row_bytes)?;
+        Ok(MatrixData::Packed(Arc::new(packed), w.data.len()))
     }
 
-    pub(super) fn embed(&self, m: &Matrix, ids: &[u32]) -> Result<Tensor> {
-        let mut out = vec![0.0; ids.len() * m.k];
-        matmul::gather(self.isa, stored(m)?, ids, &mut out);
-        tensor(out, (ids.len(), m.k))
+    pub(super) fn rows(&self, values: Vec<f32>, dim: usize) -> Block {
+        self.recycler.filled(values, dim)
     }
 
-    pub(super) fn linear(&self, m: &Matrix, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let rows = x.dim(0)?;
-        let (x, bias) = (x.contiguous()?, bias.map(|bias| bias.contiguous()).transpose()?);
-        let x = Floats::of(&x)?;
-        let bias = bias.as_ref().map(Floats::of).transpose()?;
-        let mut out = vec![0.0; rows * m.n];
-        let bias = bias.as_ref().map(Floats::get);
-        matmul::matmul(&self.pool, self.isa, stored(m)?, x.get(), bias, &mut out)?;
-        tensor(out, (rows, m.n))
+    pub(super) fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Block> {
+        let packed = packed(m)?;
+        let mut out = self.recycler.block(ids.len(), m.k);
+        self.each_rows("embed", m.k, out.floats_mut(), |rows, out| {
+            for (&id, out) in ids[rows].iter().zip(out.chunks_exact_mut(m.k)) {
+                packed.row(id as usize, out);
+            }
+            if let Some(scale) = scale {
+                elementwise::unary(self.isa, Unary::Scale(scale), out);
+            }
+        })?;
+        Ok(out)
     }
 
-    pub(super) fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-        let w = w.contiguous()?;
-        let weight = Floats::of(&w)?;
-        self.norm(x, Norm::Rms { weight: weight.get() }, eps)
+    /// Runs `f` on pieces of `out`, whole rows of `dim`: the rows, and their elements.
+    fn each_rows(
+        &self,
+        name: &'static str,
+        dim: usize,
+        out: &mut [f32],
+        f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync,
+    ) -> Result<()> {
+        let rows = out.len().checked_div(dim).unwrap_or(0);
+        let bundle = (PIECE / dim.max(1)).max(1);
+        let out = Shares::new(out);
+        self.pool.run(name, rows.div_ceil(bundle), &|index| {
+            let rows = index * bundle..rows.min((index + 1) * bundle);
+            // SAFETY: bundles do not overlap.
+            f(rows.clone(), unsafe { out.part(rows.start * dim..rows.end * dim) });
+        })
     }
 
-    pub(super) fn layer_norm(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-        let (w, b) = (w.contiguous()?, b.map(|b| b.contiguous()).transpose()?);
-        let weight = Floats::of(&w)?;
-        let bias = b.as_ref().map(Floats::of).transpose()?;
-        self.norm(x, Norm::Layer { weight: weight.get(), bias: bias.as_ref().map(Floats::get) }, eps)
+    /// The rows as products take them: as bytes too, once, if one of the weights is quantized.
+    fn input<'a>(&self, x: &'a Block, weights: &[&Packed]) -> Result<Input<'a>> {
+        let mut bytes = x.bytes.get();
+        if bytes.is_none() && weights.iter().any(|w| w.dtype.is_quantized()) {
+            let made = self.quantize(x)?;
+            bytes = Some(x.bytes.get_or_init(|| made));
+        }
+        Ok(Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes })
     }
 
-    fn norm(&self, x: &Tensor, kind: Norm<'_>, eps: f64) -> Result<Tensor> {
-        self.map(x, |x, out| norm(&self.pool, self.isa, kind, eps as f32, x, out))
+    fn quantize(&self, x: &Block) -> Result<Quantized> {
+        let (dim, blocks) = (x.dim, x.dim / SUB);
+        let mut made = self.recycler.bytes();
+        made.resize(x.rows, dim);
+        let (q, meta) = (Shares::new(&mut made.q), Shares::new(&mut made.meta));
+        let sums = Shares::new(&mut made.sums);
+        let bundle = (PIECE / dim).max(1);
+        self.pool.run("quantize", x.rows.div_ceil(bundle), &|index| {
+            let (from, to) = (index * bundle, x.rows.min((index + 1) * bundle));
+            // SAFETY: bundles do not overlap.
+            unsafe {
+                quantize::quantize(
+                    self.isa,
+                    &x.floats()[from * dim..to * dim],
+                    q.part(from * dim..to * dim),
+                    meta.part(from * blocks * META..to * blocks * META),
+                    sums.part(from * blocks..to * blocks),
+                );
+            }
+        })?;
+        Ok(made)
     }
 
-    pub(super) fn rope(&self, x: &Tensor, head_dim: usize, table: &RopeTable) -> Result<Tensor> {
-        let shape = rope::Shape { dim: x.dim(1)?, head_dim, half: table.rotated() / 2 };
-        let (cos, sin) = (Floats::of(&table.cos)?, Floats::of(&table.sin)?);
-        self.map(x, |x, out| rope::rotate(&self.pool, self.isa, shape, x, (cos.get(), sin.get()), out))
+    pub(super) fn linears(&self, linears: &[&Linear], x: &Block) -> Result<Vec<Block>> {
+        let weights = linears.iter().map(|linear| packed(&linear.weight)).collect::<Result<Vec<_>>>()?;
+        let input = self.input(x, &weights)?;
+        let mut outputs: Vec<Block> = weights.iter().map(|w| self.recycler.block(x.rows, w.n)).collect();
+        let shares: Vec<_> = outputs.iter_mut().map(|out| Shares::new(out.floats_mut())).collect();
+        let products: Vec<_> = linears
+            .iter()
+            .zip(&weights)
+            .zip(&shares)
+            .map(|((linear, w), out)| [product(linear, w, Then::Set, out)])
+            .collect();
+        let lists: Vec<&[Product<'_>]> = products.iter().map(|one| one.as_slice()).collect();
+        gemm::products(&self.pool, self.isa, "linear", input, &lists)?;
+        drop(shares);
+        Ok(outputs)
     }
 
-    pub(super) fn gated(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
-        self.zip(Binary::Gated(act), gate, up)
+    pub(super) fn linear_add(&self, linear: &Linear, x: &Block, mut to: Block) -> Result<Block> {
+        let w = packed(&linear.weight)?;
+        let input = self.input(x, &[w])?;
+        let out = Shares::new(to.floats_mut());
+        gemm::products(&self.pool, self.isa, "linear add", input, &[&[product(linear, w, Then::Add, &out)]])?;
+        Ok(to)
     }
 
-    pub(super) fn activate(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
-        self.map(x, |x, out| unary(&self.pool, self.isa, Unary::Act(act), x, out))
+    pub(super) fn gated(&self, gate: &Linear, up: &Linear, x: &Block, act: Activation) -> Result<Block> {
+        let (g, u) = (packed(&gate.weight)?, packed(&up.weight)?);
+        let input = self.input(x, &[g, u])?;
+        let mut block = self.recycler.block(x.rows, g.n);
+        let out = Shares::new(block.floats_mut());
+        let list = [product(gate, g, Then::Set, &out), product(up, u, Then::Gate(act), &out)];
+        gemm::products(&self.pool, self.isa, "gated", input, &[&list])?;
+        Ok(block)
     }
 
-    pub(super) fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        self.zip(Binary::Add, a, b)
+    pub(super) fn activated(&self, up: &Linear, x: &Block, act: Activation) -> Result<Block> {
+        let w = packed(&up.weight)?;
+        let input = self.input(x, &[w])?;
+        let mut block = self.recycler.block(x.rows, w.n);
+        let out = Shares::new(block.floats_mut());
+        let list = [product(up, w, Then::Activate(act), &out)];
+        gemm::products(&self.pool, self.isa, "activated", input, &[&list])?;
+        Ok(block)
     }
 
-    pub(super) fn scale(&self, x: &Tensor, factor: f32) -> Result<Tensor> {
-        self.map(x, |x, out| unary(&self.pool, self.isa, Unary::Scale(factor), x, out))
+    /// `norm(x)`, added to `to` if that is given.
+    pub(super) fn norm(&self, norm: &Norm, x: &Block, to: Option<Block>) -> Result<Block> {
+        let (add, dim) = (to.is_some(), x.dim);
+        let mut out = to.unwrap_or_else(|| self.recycler.block(x.rows, dim));
+        self.each_rows("norm", dim, out.floats_mut(), |rows, out| {
+            norm::norm(self.isa, of(norm), add, &x.floats()[rows.start * dim..rows.end * dim], out);
+        })?;
+        Ok(out)
     }
 
-    pub(super) fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<Tensor> {
-        self.map(x, |x, out| unary(&self.pool, self.isa, Unary::SoftCap(cap), x, out))
+    pub(super) fn rope_table(
+        &self,
+        frequencies: &[f32],
+        scale: f32,
+        positions: &[u32],
+        cos: &mut [f32],
+        sin: &mut [f32],
+    ) -> Result<()> {
+        let half = frequencies.len();
+        let sin = Shares::new(sin);
+        self.each_rows("rope table", half, cos, |rows, cos| {
+            // SAFETY: the rows of `cos` and `sin` are the same, and bundles do not overlap.
+            let sin = unsafe { sin.part(rows.start * half..rows.end * half) };
+            rope::fill(frequencies, scale, &positions[rows], cos, sin);
+        })
     }
 
-    /// A tensor of the same shape, from what `f` makes of the elements.
-    fn map(&self, x: &Tensor, f: impl FnOnce(&[f32], &mut [f32]) -> Result<()>) -> Result<Tensor> {
-        let x = x.contiguous()?;
-        let floats = Floats::of(&x)?;
-        let mut out = vec![0.0; floats.get().len()];
-        f(floats.get(), &mut out)?;
-        tensor(out, x.dims())
+    pub(super) fn heads(
+        &self,
+        mut x: Block,
+        head_dim: usize,
+        norm: Option<&Norm>,
+        table: Option<&RopeTable>,
+    ) -> Result<Block> {
+        let dim = x.dim;
+        self.each_rows("heads", dim, x.floats_mut(), |rows, x| {
+            if let Some(norm) = norm {
+                norm::norm_in_place(self.isa, of(norm), x);
+            }
+            if let Some(RopeTable { half, cos, sin, .. }) = table {
+                let angles = rows.start * half..rows.end * half;
+                rope::rotate(self.isa, x, dim, head_dim, *half, &cos[angles.clone()], &sin[angles]);
+            }
+        })?;
+        Ok(x)
     }
 
-    fn zip(&self, f: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let b = b.contiguous()?;
-        let b = Floats::of(&b)?;
-        self.map(a, |a, out| binary(&self.pool, self.isa, f, a, b.get(), out))
+    pub(super) fn soft_cap(&self, mut x: Block, cap: f32) -> Result<Block> {
+        let dim = x.dim;
+        // Rows of logits are long: pieces of them.
+        let width = if dim.is_multiple_of(PIECE) { PIECE } else { dim };
+        self.each_rows("soft cap", width, x.floats_mut(), |_, x| {
+            elementwise::unary(self.isa, Unary::SoftCap(cap), x);
+        })?;
+        Ok(x)
     }
 
-    pub(super) fn select_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        let dim = x.dim(1)?;
-        let x = x.contiguous()?;
-        let x = Floats::of(&x)?;
-        let mut out = Vec::with_capacity(rows.len() * dim);
-        rows.iter().for_each(|&row| out.extend_from_slice(&x.get()[row as usize * dim..][..dim]));
-        tensor(out, (rows.len(), dim))
+    pub(super) fn select_rows(&self, x: &Block, rows: &[u32]) -> Block {
+        let mut out = self.recycler.block(rows.len(), x.dim);
+        for (&row, out) in rows.iter().zip(out.floats_mut().chunks_exact_mut(x.dim)) {
+            out.copy_from_slice(&x.floats()[row as usize * x.dim..][..x.dim]);
+        }
+        out
     }
 
-    pub(super) fn kv_write(&self, kv: &LayerKv, k: &Tensor, v: &Tensor, slots: &[u32]) -> Result<()> {
-        let write = |keys| WriteKv { slots, width: kv.shape.width(), head_dim: kv.shape.head_dim, keys };
-        kv.keys.inplace_op2(&k.contiguous()?, &write(true))?;
-        Ok(kv.values.inplace_op2(&v.contiguous()?, &write(false))?)
+    pub(super) fn kv_write(&self, kv: &LayerKv, k: &Block, v: &Block, slots: &[u32]) -> Result<()> {
+        attention::write(&self.pool, self.isa, kv.native()?, slots, k.floats(), v.floats())
     }
 
-    pub(super) fn copy_page(&self, kv: &Tensor, from: usize, to: usize) -> Result<()> {
-        let page = PAGE * kv.dim(1)?;
-        Ok(kv.inplace_op1(&CopyWithin { from: from * page..(from + 1) * page, to: to * page })?)
-    }
-
-    pub(super) fn attention(&self, q: &Tensor, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Tensor> {
-        let (keys, values) = (Floats::of(&kv.keys)?, Floats::of(&kv.values)?);
-        let kv = (keys.get(), values.get());
-        self.map(q, |q, out| attention::attention(&self.pool, self.isa, q, kv, step, a, out))
+    pub(super) fn attention(&self, q: &Block, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Block> {
+        let mut out = self.recycler.block(q.rows, q.dim);
+        attention::attention(&self.pool, self.isa, q.floats(), kv.native()?, step, a, out.floats_mut())?;
+        Ok(out)
     }
 }
 
-fn stored(m: &Matrix) -> Result<Stored<'_>> {
+fn packed(m: &Matrix) -> Result<&Packed> {
     match &m.data {
-        MatrixData::Rows { dtype, row_bytes, bytes } => {
-            Ok(Stored { dtype: *dtype, bytes, row_bytes: *row_bytes, n: m.n, k: m.k })
-        }
+        MatrixData::Packed(packed, _) => Ok(packed),
         _ => Err(misuse(format!("{} was made by other Ops than those that use it", m.name()))),
     }
 }
 
-/// The elements of a contiguous f32 tensor on the CPU; holds its lock.
-struct Floats<'a> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
+fn product<'a>(linear: &'a Linear, w: &'a Packed, then: Then, out: &'a Shares<'a, f32>) -> Product<'a> {
+    Product { w, bias: linear.bias.as_ref().map(|bias| &*bias.values), then, out }
 }
 
-impl<'a> Floats<'a> {
-    fn of(x: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = x.storage_and_layout();
-        let wrong =
-            || misuse(format!("a {:?} tensor on {:?} came to the CPU kernels", x.dtype(), x.device()));
-        let (from, to) = layout.contiguous_offsets().ok_or_else(|| misuse("a tensor is not contiguous"))?;
-        match &*storage {
-            Storage::Cpu(CpuStorage::F32(values)) if to <= values.len() => {}
-            _ => return Err(wrong()),
-        }
-        Ok(Floats { storage, range: from..to })
-    }
-
-    fn get(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
-            _ => &[], // `of` made sure
-        }
-    }
-}
-
-fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
-    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
-}
-
-/// The slice behind a contiguous f32 storage.
-fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    let (from, to) = layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("not contiguous"))?;
-    storage.as_slice::<f32>()?.get(from..to).ok_or_else(|| candle_core::Error::msg("a layout out of bounds"))
-}
-
-fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((from, to))) if to <= values.len() => Ok(&mut values[from..to]),
-        _ => Err(candle_core::Error::msg("the KV cache is not contiguous f32")),
-    }
-}
-
-/// Puts rows into slots of the cache.
-struct WriteKv<'a> {
-    slots: &'a [u32],
-    width: usize,
-    head_dim: usize,
-    /// Keys lie on their side.
-    keys: bool,
-}
-
-impl InplaceOp2 for WriteKv<'_> {
-    fn name(&self) -> &'static str {
-        "kv_write"
-    }
-
-    fn cpu_fwd(
-        &self,
-        cache: &mut CpuStorage,
-        cache_layout: &Layout,
-        rows: &CpuStorage,
-        rows_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let (cache, rows) = (floats_mut(cache, cache_layout)?, floats(rows, rows_layout)?);
-        match self.keys {
-            true => attention::write_keys(cache, rows, self.width, self.head_dim, self.slots),
-            false => attention::write_values(cache, rows, self.width, self.slots),
-        }
-        Ok(())
-    }
-}
-
-/// Copies a range of elements to another place in the same tensor.
-struct CopyWithin {
-    from: Range<usize>,
-    to: usize,
-}
-
-impl InplaceOp1 for CopyWithin {
-    fn name(&self) -> &'static str {
-        "copy_page"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        floats_mut(storage, layout)?.copy_within(self.from.clone(), self.to);
-        Ok(())
+fn of(norm: &Norm) -> norm::Norm<'_> {
+    norm::Norm {
+        rms: norm.kind == NormKind::Rms,
+        weight: &norm.weight.values,
+        bias: norm.bias.as_ref().map(|bias| &*bias.values),
+        eps: norm.eps as f32,
     }
 }

@@ -1,94 +1,126 @@
-//! RMS norm and layer norm over groups of a row, sums in the order of [`lanes`](super::lanes).
+//! RMS norm and layer norm over groups of a row; sums in sixteen lanes, folded once at the end.
 
-use super::isa::{Isa, Tier, tiered};
-use super::lanes::{self, LANES, Lanes};
-use super::pool::{Pool, Shares};
-use crate::error::Result;
+use super::isa::tiered;
+use super::simd::{LANES, Simd};
 
-/// Floats of a task.
-const PIECE: usize = 8192;
-
-/// Which norm, with its weights.
+/// A norm with its weights; the length of a group is the weights'.
 #[derive(Clone, Copy)]
-pub(super) enum Norm<'a> {
-    Rms { weight: &'a [f32] },
-    Layer { weight: &'a [f32], bias: Option<&'a [f32]> },
+pub(super) struct Norm<'a> {
+    /// Root mean square, or layer norm.
+    pub(super) rms: bool,
+    pub(super) weight: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) eps: f32,
 }
 
-impl Norm<'_> {
-    fn group(&self) -> usize {
-        match self {
-            Norm::Rms { weight } | Norm::Layer { weight, .. } => weight.len(),
-        }
-    }
+tiered! {
+    /// `out = norm(x)`, or `out += norm(x)`.
+    pub(super) fn norm(norm: Norm<'_>, add: bool, x: &[f32], out: &mut [f32]) = norm_body;
+}
+tiered! {
+    /// `x = norm(x)`.
+    pub(super) fn norm_in_place(norm: Norm<'_>, x: &mut [f32]) = in_place_body;
 }
 
-/// Normalizes every group of `norm`'s length in `x`, which is whole groups.
-pub(super) fn norm(
-    pool: &Pool,
-    isa: Isa,
-    norm: Norm<'_>,
-    eps: f32,
-    x: &[f32],
-    out: &mut [f32],
-) -> Result<()> {
-    let piece = (PIECE / norm.group()).max(1) * norm.group();
-    let len = x.len().min(out.len());
-    let out = Shares::new(out);
-    pool.run(len.div_ceil(piece), &|index| {
-        let range = index * piece..len.min((index + 1) * piece);
-        // SAFETY: pieces do not overlap.
-        norm_piece(isa, norm, eps, &x[range.clone()], unsafe { out.part(range) });
-    })
-}
-
-tiered! { fn norm_piece(norm: Norm<'_>, eps: f32, x: &[f32], out: &mut [f32]) = norm_body; }
-
+/// # Safety
+/// The tier's instructions.
 #[inline(always)]
-fn norm_body<T: Tier>(norm: Norm<'_>, eps: f32, x: &[f32], out: &mut [f32]) {
-    let group = norm.group();
+unsafe fn norm_body<S: Simd>(norm: Norm<'_>, add: bool, x: &[f32], out: &mut [f32]) {
+    let group = norm.weight.len();
     for (x, out) in x.chunks_exact(group).zip(out.chunks_exact_mut(group)) {
-        match norm {
-            Norm::Rms { weight } => rms(x, weight, eps, out),
-            Norm::Layer { weight, bias } => layer(x, weight, bias, eps, out),
+        // SAFETY: the caller's promise; both are groups.
+        unsafe {
+            let (mean, scale) = statistics::<S>(norm, x);
+            apply::<S>(norm, mean, scale, x.as_ptr(), out, add);
         }
     }
 }
 
+/// # Safety
+/// The tier's instructions.
 #[inline(always)]
-fn rms(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let squares = lanes::accumulate(x, |acc, x| lanes::fma(acc, x, x));
-    let scale = 1.0 / (lanes::sum(&squares) / x.len() as f32 + eps).sqrt();
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
+unsafe fn in_place_body<S: Simd>(norm: Norm<'_>, x: &mut [f32]) {
+    for x in x.chunks_exact_mut(norm.weight.len()) {
+        // SAFETY: the caller's promise; each element is read before it is written.
+        unsafe {
+            let (mean, scale) = statistics::<S>(norm, x);
+            apply::<S>(norm, mean, scale, x.as_ptr(), x, false);
+        }
     }
 }
 
+/// What is taken away (0 in RMS norm), and the factor.
+///
+/// # Safety
+/// The tier's instructions.
 #[inline(always)]
-fn layer(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
-    let mean = lanes::sum(&lanes::accumulate(x, add)) / x.len() as f32;
-    for (out, x) in out.iter_mut().zip(x) {
-        *out = x - mean;
+unsafe fn statistics<S: Simd>(norm: Norm<'_>, x: &[f32]) -> (f32, f32) {
+    unsafe {
+        let len = x.len() as f32;
+        let mean = if norm.rms { 0.0 } else { S::sum(sum::<S>(x)) / len };
+        let squares = squares::<S>(x, mean);
+        (mean, 1.0 / (S::sum(squares) / len + norm.eps).sqrt())
     }
-    let squares = lanes::accumulate(out, |acc, x| lanes::fma(acc, x, x));
-    let scale = 1.0 / (lanes::sum(&squares) / x.len() as f32 + eps).sqrt();
-    match bias {
-        Some(bias) => {
-            for ((out, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
-                *out = *out * scale * weight + bias;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn sum<S: Simd>(x: &[f32]) -> S::F {
+    let (full, tail) = x.as_chunks::<LANES>();
+    unsafe {
+        let mut acc = S::zero();
+        for lanes in full {
+            acc = S::add(acc, S::load(lanes.as_ptr()));
+        }
+        S::add(acc, S::load_some(tail))
+    }
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn squares<S: Simd>(x: &[f32], mean: f32) -> S::F {
+    let (full, tail) = x.as_chunks::<LANES>();
+    unsafe {
+        let mut acc = S::zero();
+        for lanes in full {
+            let x = S::sub(S::load(lanes.as_ptr()), S::splat(mean));
+            acc = S::fma(x, x, acc);
+        }
+        if !tail.is_empty() {
+            let mut lanes = [mean; LANES];
+            lanes[..tail.len()].copy_from_slice(tail);
+            let x = S::sub(S::load(lanes.as_ptr()), S::splat(mean));
+            acc = S::fma(x, x, acc);
+        }
+        acc
+    }
+}
+
+/// # Safety
+/// The tier's instructions; `x` is as long as `out`, and may be it.
+#[inline(always)]
+unsafe fn apply<S: Simd>(norm: Norm<'_>, mean: f32, scale: f32, x: *const f32, out: &mut [f32], add: bool) {
+    unsafe {
+        let (mean, scale) = (S::splat(mean), S::splat(scale));
+        let mut at = 0;
+        while at < out.len() {
+            let end = out.len().min(at + LANES);
+            let part = &mut out[at..end];
+            let mut y = S::load_some(std::slice::from_raw_parts(x.add(at), part.len()));
+            if !norm.rms {
+                y = S::sub(y, mean);
             }
-        }
-        None => {
-            for (out, weight) in out.iter_mut().zip(weight) {
-                *out = *out * scale * weight;
+            y = S::mul(S::mul(y, scale), S::load_some(&norm.weight[at..end]));
+            if let Some(bias) = norm.bias {
+                y = S::add(y, S::load_some(&bias[at..end]));
             }
+            if add {
+                y = S::add(S::load_some(part), y);
+            }
+            S::store_some(part, y);
+            at = end;
         }
-    }
-}
-
-#[inline(always)]
-fn add(acc: &mut Lanes, x: &Lanes) {
-    for l in 0..LANES {
-        acc[l] += x[l];
     }
 }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Tensor};
 
-use super::{Activation, Attention, Matrix, MatrixData, RopeTable, misuse};
+use super::{Activation, Attention, Linear, Matrix, MatrixData, Norm, RopeTable, misuse};
 use crate::cache::storage::LayerKv;
+use crate::config::NormKind;
 use crate::error::Result;
-use crate::step::{PAGE, Span, Step};
+use crate::step::{Span, Step};
 use crate::weights::{WeightTensor, WeightType};
 
 pub(super) struct Plain {
@@ -62,7 +63,12 @@ impl Plain {
         self.device.is_cpu() && matches!(dtype, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0) && !k.is_multiple_of(64)
     }
 
-    pub(super) fn embed(&self, m: &Matrix, ids: &[u32]) -> Result<Tensor> {
+    pub(super) fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Tensor> {
+        let rows = values.len() / dim;
+        Ok(Tensor::from_vec(values, (rows, dim), &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    pub(super) fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Tensor> {
         if ids.is_empty() {
             return Ok(Tensor::zeros((0, m.k), self.dtype, &self.device)?);
         }
@@ -70,12 +76,17 @@ impl Plain {
         let rows = match &m.data {
             MatrixData::Quantized(weights) => weights.embedding(&ids)?,
             MatrixData::Dense(weights) => weights.index_select(&ids, 0)?,
-            MatrixData::Rows { .. } => return Err(foreign(m)),
+            MatrixData::Packed(..) => return Err(foreign(m)),
         };
-        Ok(rows.to_dtype(self.dtype)?)
+        let rows = rows.to_dtype(self.dtype)?;
+        match scale {
+            Some(scale) => Ok(rows.affine(f64::from(scale), 0.0)?),
+            None => Ok(rows),
+        }
     }
 
-    pub(super) fn linear(&self, m: &Matrix, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    pub(super) fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        let m = &linear.weight;
         if x.dim(0)? == 0 {
             return Ok(Tensor::zeros((0, m.n), self.dtype, &self.device)?);
         }
@@ -85,38 +96,53 @@ impl Plain {
                 QMatMul::from_arc(weights.clone())?.forward(&x)?
             }
             MatrixData::Dense(weights) => x.contiguous()?.matmul(&weights.t()?)?,
-            MatrixData::Rows { .. } => return Err(foreign(m)),
+            MatrixData::Packed(..) => return Err(foreign(m)),
         };
-        match bias {
-            Some(bias) => Ok(y.broadcast_add(&bias.to_dtype(y.dtype())?)?.to_dtype(self.dtype)?),
+        match &linear.bias {
+            Some(bias) => Ok(y.broadcast_add(&bias.plain()?.to_dtype(y.dtype())?)?.to_dtype(self.dtype)?),
             None => Ok(y.to_dtype(self.dtype)?),
         }
     }
 
-    pub(super) fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-        let groups = grouped(x, w)?;
-        let scale = (groups.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
-        let y = groups.broadcast_div(&scale)?.broadcast_mul(w)?;
-        Ok(y.reshape(x.shape())?.to_dtype(self.dtype)?)
-    }
-
-    pub(super) fn layer_norm(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-        let groups = grouped(x, w)?;
-        let centered = groups.broadcast_sub(&groups.mean_keepdim(D::Minus1)?)?;
-        let scale = (centered.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
-        let mut y = centered.broadcast_div(&scale)?.broadcast_mul(w)?;
-        if let Some(b) = b {
-            y = y.broadcast_add(b)?;
+    pub(super) fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        let mut groups = grouped(x, norm.weight.len())?;
+        if norm.kind == NormKind::Layer {
+            groups = groups.broadcast_sub(&groups.mean_keepdim(D::Minus1)?)?;
+        }
+        let scale = (groups.sqr()?.mean_keepdim(D::Minus1)? + norm.eps)?.sqrt()?;
+        let mut y = groups.broadcast_div(&scale)?.broadcast_mul(norm.weight.plain()?)?;
+        if let Some(bias) = &norm.bias {
+            y = y.broadcast_add(bias.plain()?)?;
         }
         Ok(y.reshape(x.shape())?.to_dtype(self.dtype)?)
     }
 
-    pub(super) fn rope(&self, x: &Tensor, head_dim: usize, table: &RopeTable) -> Result<Tensor> {
+    pub(super) fn heads(
+        &self,
+        x: &Tensor,
+        head_dim: usize,
+        norm: Option<&Norm>,
+        table: Option<&RopeTable>,
+    ) -> Result<Tensor> {
+        let x = norm.map_or_else(|| Ok(x.clone()), |norm| self.norm(norm, x))?;
+        match table.and_then(|table| table.tensors.as_ref().map(|tensors| (table, tensors))) {
+            Some((table, tensors)) => self.rotate(&x, head_dim, table.half, tensors),
+            None => Ok(x),
+        }
+    }
+
+    fn rotate(
+        &self,
+        x: &Tensor,
+        head_dim: usize,
+        half: usize,
+        (cos, sin): &(Tensor, Tensor),
+    ) -> Result<Tensor> {
         let (rows, dim) = x.dims2()?;
-        let (rotated, half) = (table.rotated(), table.rotated() / 2);
+        let rotated = 2 * half;
         let heads = x.to_dtype(DType::F32)?.reshape((rows, dim / head_dim, head_dim))?;
         let (low, high) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
-        let (cos, sin) = (table.cos.unsqueeze(1)?, table.sin.unsqueeze(1)?);
+        let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
         let new_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
         let new_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
         let rest = heads.narrow(2, rotated, head_dim - rotated)?;
@@ -141,10 +167,6 @@ impl Plain {
         Ok((a + b)?)
     }
 
-    pub(super) fn scale(&self, x: &Tensor, factor: f32) -> Result<Tensor> {
-        Ok(x.affine(f64::from(factor), 0.0)?)
-    }
-
     pub(super) fn soft_cap(&self, x: &Tensor, cap: f32) -> Result<Tensor> {
         let cap = f64::from(cap);
         Ok(((x / cap)?.tanh()? * cap)?)
@@ -164,16 +186,11 @@ impl Plain {
         }
         let shape = (slots.len(), kv.shape.width());
         let index = Tensor::new(slots, &self.device)?.unsqueeze(1)?.expand(shape)?.contiguous()?;
+        let kv = kv.tensors()?;
         for (cache, rows) in [(&kv.keys, k), (&kv.values, v)] {
             cache.scatter_set(&index, &rows.to_dtype(cache.dtype())?.contiguous()?, 0)?;
         }
         Ok(())
-    }
-
-    pub(super) fn copy_page(&self, kv: &Tensor, from: usize, to: usize) -> Result<()> {
-        // A copy of the page: source and target may not share their storage.
-        let page = kv.narrow(0, from * PAGE, PAGE)?.copy()?;
-        Ok(kv.slice_set(&page, 0, to * PAGE)?)
     }
 
     pub(super) fn attention(&self, q: &Tensor, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Tensor> {
@@ -200,7 +217,7 @@ impl Plain {
         let q = q.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
         let q = q.reshape((rows, a.kv_heads, group, a.head_dim))?.transpose(0, 1)?.contiguous()?;
         let q = q.reshape((a.kv_heads, rows * group, a.head_dim))?;
-        let scores = q.matmul(&gather(&kv.keys)?.transpose(1, 2)?.contiguous()?)?;
+        let scores = q.matmul(&gather(&kv.tensors()?.keys)?.transpose(1, 2)?.contiguous()?)?;
         let mut scores = (scores * f64::from(a.scale))?;
         if let Some(cap) = a.soft_cap {
             scores = self.soft_cap(&scores, cap)?;
@@ -209,7 +226,8 @@ impl Plain {
         let mask =
             Tensor::from_vec(mask(first, rows, begin, len, a.window), (1, rows, 1, len), &self.device)?;
         let weights = softmax(&scores.broadcast_add(&mask)?)?;
-        let mixed = weights.reshape((a.kv_heads, rows * group, len))?.matmul(&gather(&kv.values)?)?;
+        let mixed =
+            weights.reshape((a.kv_heads, rows * group, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
         let mixed = mixed.reshape((a.kv_heads, rows, group, a.head_dim))?.transpose(0, 1)?.contiguous()?;
         Ok(mixed.reshape((rows, a.heads * a.head_dim))?)
     }
@@ -227,10 +245,9 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)
 }
 
-/// `[rows, g * w]` as `[rows, g, w]` in f32.
-fn grouped(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+/// `[rows, g * group]` as `[rows, g, group]` in f32.
+fn grouped(x: &Tensor, group: usize) -> Result<Tensor> {
     let (rows, dim) = x.dims2()?;
-    let group = w.dim(0)?;
     Ok(x.to_dtype(DType::F32)?.reshape((rows, dim / group, group))?)
 }
 

@@ -4,11 +4,9 @@
 use std::ops::Range;
 
 use super::decoder::{Decoder, LayerWeights};
-use super::linear::Linear;
-use super::norm::Norm;
 use crate::config::{Block, Config};
 use crate::error::{Error, Result};
-use crate::kernels::Ops;
+use crate::kernels::{Linear, Norm, Ops};
 use crate::weights::names::{Names, Part};
 use crate::weights::quantize::quantize;
 use crate::weights::{Bytes, WeightTensor, WeightType, Weights};
@@ -34,7 +32,7 @@ impl Decoder {
         let head = if config.tied { None } else { door.head()? };
         let final_norm = door.norm(Part::FinalNorm, None, config.hidden)?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
-        let embed = ops.matrix(&door.quantized(embed, Part::Embed)?)?;
+        let embed = Linear { weight: ops.matrix(&door.quantized(embed, Part::Embed)?)?, bias: None };
         Ok(Decoder { embed, layers, final_norm, head, frequencies, ops, config })
     }
 }

@@ -11,21 +11,18 @@
 //!   x -> norm -> MLP       -> [norm] -> + -> x            `----> MLP -------'
 //! ```
 
-use candle_core::Tensor;
-
-use super::linear::Linear;
-use super::norm::Norm;
 use crate::cache::storage::KvCache;
 use crate::config::{Block, Config};
 use crate::error::Result;
-use crate::kernels::{Attention, KvShape, Matrix, Ops, RopeTable};
+use crate::kernels::{Attention, KvShape, Linear, Matrix, Norm, Ops, RopeTable, Rows};
 use crate::step::Step;
 
 /// The weights of a decoder-only language model, and its blueprint.
 pub struct Decoder {
     pub(super) ops: Ops,
     pub(super) config: Config,
-    pub(super) embed: Matrix,
+    /// Also the head, where there is no other.
+    pub(super) embed: Linear,
     pub(super) layers: Vec<LayerWeights>,
     pub(super) final_norm: Norm,
     /// `None`: the head is the embedding.
@@ -69,49 +66,48 @@ impl Decoder {
                 .chain([Some(&layer.up), Some(&layer.down)])
                 .flatten()
         });
-        let linears = layers.chain(&self.head).map(|linear| &linear.weight);
-        std::iter::once(&self.embed).chain(linears)
+        std::iter::once(&self.embed).chain(layers).chain(&self.head).map(|linear| &linear.weight)
     }
 
     /// An empty cache of `pages` pages for this model.
     pub fn new_cache(&self, pages: usize) -> Result<KvCache> {
+        self.ops.kv_cache(&self.kv_shapes(), pages)
+    }
+
+    fn kv_shapes(&self) -> Vec<KvShape> {
         let shape = KvShape { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim };
-        self.ops.kv_cache(&vec![shape; self.config.layers.len()], pages)
+        vec![shape; self.config.layers.len()]
     }
 
     /// Bytes of keys and values that one position takes in the cache.
     pub fn kv_bytes_per_position(&self) -> usize {
-        2 * 4 * self.config.layers.len() * self.config.kv_heads * self.config.head_dim
+        let format = self.ops.kv_format();
+        let layer = |shape| format.position_bytes(shape).unwrap_or(usize::MAX);
+        self.kv_shapes().into_iter().map(layer).fold(0, usize::saturating_add)
     }
 
     /// Computes the step, writing its keys and values into the cache; returns the hidden state after the last
     /// norm of `rows` (ascending), `[rows.len(), hidden]`.
-    pub fn forward(&self, step: &Step, cache: &KvCache, rows: &[u32]) -> Result<Tensor> {
+    pub fn forward(&self, step: &Step, cache: &KvCache, rows: &[u32]) -> Result<Rows> {
         let ops = &self.ops;
-        let mut x = ops.embed(&self.embed, &step.tokens)?; // [rows, hidden]
-        if let Some(scale) = self.config.embed_scale {
-            x = ops.scale(&x, scale)?;
-        }
+        let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
         let tables: Vec<RopeTable> = self
             .frequencies
             .iter()
             .map(|(frequencies, scale)| ops.rope_table(frequencies, *scale, &step.positions))
             .collect::<Result<_>>()?;
         for (index, layer) in self.layers.iter().enumerate() {
-            x = self.block(index, layer, &x, step, cache, &tables)?;
+            x = self.block(index, layer, x, step, cache, &tables)?;
         }
         let x = if rows.len() == step.rows() { x } else { ops.select_rows(&x, rows)? };
-        self.final_norm.forward(ops, &x)
+        ops.norm(&self.final_norm, &x)
     }
 
     /// Hidden states `[rows, hidden]` -> logits `[rows, vocab]`.
-    pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = match &self.head {
-            Some(head) => head.forward(&self.ops, hidden)?,
-            None => self.ops.linear(&self.embed, hidden, None)?,
-        };
+    pub fn head(&self, hidden: &Rows) -> Result<Rows> {
+        let logits = self.ops.linear(self.head.as_ref().unwrap_or(&self.embed), hidden)?;
         match self.config.logit_cap {
-            Some(cap) => self.ops.soft_cap(&logits, cap),
+            Some(cap) => self.ops.soft_cap(logits, cap),
             None => Ok(logits),
         }
     }
@@ -120,49 +116,46 @@ impl Decoder {
         &self,
         index: usize,
         layer: &LayerWeights,
-        x: &Tensor,
+        x: Rows,
         step: &Step,
         cache: &KvCache,
         tables: &[RopeTable],
-    ) -> Result<Tensor> {
+    ) -> Result<Rows> {
         let ops = &self.ops;
-        let normed = layer.attn_norm.forward(ops, x)?;
+        let normed = ops.norm(&layer.attn_norm, &x)?;
         let attended = self.attention(index, layer, &normed, step, cache, tables)?;
-        if self.config.block == Block::Parallel {
-            let mlp = self.mlp(layer, &normed)?;
-            return ops.add(&ops.add(x, &attended)?, &mlp);
-        }
-        let x = ops.add(x, &post_norm(ops, layer.attn_post_norm.as_ref(), attended)?)?;
-        let mlp = match &layer.mlp_norm {
-            Some(norm) => self.mlp(layer, &norm.forward(ops, &x)?)?,
-            None => self.mlp(layer, &x)?,
+        let x = self.join(&layer.o, layer.attn_post_norm.as_ref(), &attended, x)?;
+        let normed = match (&layer.mlp_norm, self.config.block) {
+            (Some(norm), Block::Sequential) => ops.norm(norm, &x)?,
+            _ => normed,
         };
-        ops.add(&x, &post_norm(ops, layer.mlp_post_norm.as_ref(), mlp)?)
+        let inner = self.mlp(layer, &normed)?; // [rows, intermediate]
+        self.join(&layer.down, layer.mlp_post_norm.as_ref(), &inner, x)
     }
 
+    /// Back into the residual stream: `to + norm(projection(x))`.
+    fn join(&self, projection: &Linear, norm: Option<&Norm>, x: &Rows, to: Rows) -> Result<Rows> {
+        match norm {
+            Some(norm) => self.ops.norm_add(norm, &self.ops.linear(projection, x)?, to),
+            None => self.ops.linear_add(projection, x, to),
+        }
+    }
+
+    /// What the queries of each row gather, `[rows, heads * head_dim]`.
     fn attention(
         &self,
         index: usize,
         layer: &LayerWeights,
-        x: &Tensor,
+        x: &Rows,
         step: &Step,
         cache: &KvCache,
         tables: &[RopeTable],
-    ) -> Result<Tensor> {
+    ) -> Result<Rows> {
         let (ops, config) = (&self.ops, &self.config);
-        let mut q = layer.q.forward(ops, x)?; // [rows, heads * head_dim]
-        let mut k = layer.k.forward(ops, x)?; // [rows, kv_heads * head_dim]
-        let v = layer.v.forward(ops, x)?; // [rows, kv_heads * head_dim]
-        if let Some(norm) = &layer.q_norm {
-            q = norm.forward(ops, &q)?;
-        }
-        if let Some(norm) = &layer.k_norm {
-            k = norm.forward(ops, &k)?;
-        }
-        if let Some(table) = config.layers[index].rope.map(|rope| &tables[rope]) {
-            q = ops.rope(&q, config.head_dim, table)?;
-            k = ops.rope(&k, config.head_dim, table)?;
-        }
+        let [q, k, v] = ops.linears([&layer.q, &layer.k, &layer.v], x)?;
+        let table = config.layers[index].rope.map(|rope| &tables[rope]);
+        let q = ops.heads(q, config.head_dim, layer.q_norm.as_ref(), table)?;
+        let k = ops.heads(k, config.head_dim, layer.k_norm.as_ref(), table)?;
         ops.kv_write(cache, index, &k, &v, step)?;
         let shape = Attention {
             heads: config.heads,
@@ -172,24 +165,13 @@ impl Decoder {
             window: config.layers[index].window,
             soft_cap: config.attention_cap,
         };
-        let attended = ops.attention(&q, cache, index, step, &shape)?; // [rows, heads * head_dim]
-        layer.o.forward(ops, &attended)
+        ops.attention(&q, cache, index, step, &shape)
     }
 
-    fn mlp(&self, layer: &LayerWeights, x: &Tensor) -> Result<Tensor> {
-        let ops = &self.ops;
-        let up = layer.up.forward(ops, x)?; // [rows, intermediate]
-        let inner = match &layer.gate {
-            Some(gate) => ops.gated(&gate.forward(ops, x)?, &up, self.config.activation)?,
-            None => ops.activate(&up, self.config.activation)?,
-        };
-        layer.down.forward(ops, &inner)
-    }
-}
-
-fn post_norm(ops: &Ops, norm: Option<&Norm>, x: Tensor) -> Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward(ops, &x),
-        None => Ok(x),
+    fn mlp(&self, layer: &LayerWeights, x: &Rows) -> Result<Rows> {
+        match &layer.gate {
+            Some(gate) => self.ops.gated(gate, &layer.up, x, self.config.activation),
+            None => self.ops.activated(&layer.up, x, self.config.activation),
+        }
     }
 }

@@ -6,9 +6,7 @@
 pub mod build;
 pub mod decoder;
 mod fingerprint;
-pub mod linear;
 mod load;
-pub mod norm;
 
 use std::sync::Arc;
 

@@ -1,0 +1,555 @@
+"""tallow beside other engines: the same weights, the same prompts, in turns, on one machine.
+
+    python benches/compare.py [--quick] [--only tallow,llama.cpp] [--model FILE.gguf] [--rounds N]
+
+Measured are whichever peers are installed (`make bench-peers`, or `--python NAME=PATH`): llama.cpp,
+openvino-genai, transformers, mistralrs. Each engine is a process of its own (benches/peers), asked in
+turns: a round asks every engine the same question before the next, in an order that moves by one each
+time, and who is not asked is stopped. Figures are medians over the rounds, and ratios say how many times
+as fast tallow is.
+
+- Prompt: a request from nothing to its first token, 512 and 2,048 tokens. Every round has new prompts.
+- One stream: the 64 tokens after those 512. No drafts.
+- Requests at once: 400 tokens in common and 80 of their own, 48 new ones each, nothing warmed: 1 to 32 of
+  them.
+- One stream after 256, 2,048 and 8,000 tokens, for engines that need not compute these anew in every
+  round.
+- Start: a fresh process, from loading the file to the first token of a 16-token prompt (importing apart),
+  and its peak memory above an interpreter with numpy.
+
+Everything is greedy and writes over the end token. All engines get token ids that tallow's tokenizer made
+of a text generated here; one that takes no ids gets the text. Of tallow and llama.cpp everything is asked,
+of the others nothing that would take more than `--limit` seconds at the speed seen before. The machine's
+limits are taken first; what a phase reaches of them stands below the figures.
+
+A full run writes benches/RESULTS.md (its part between two marks), results.json and results.svg;
+`--quick`, `--only` and `--model` print only, unless `--into FOLDER` says where to write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import random
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import plot
+from peers import machine
+from peers.engine import ADAPTERS, Engine, Failed, interpreter
+
+import tallow
+
+HERE = Path(__file__).parent
+MODELS = HERE.parent / "target" / "test-models"
+US, THEM = "tallow", "llama.cpp"
+COMMON, OWN, ANSWER, FIRST = 400, 80, 48, 16
+BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
+TIMEOUT = 600.0  # of one question that was expected to be quick
+
+NAMES = ("river", "garden", "teacher", "window", "bridge", "winter", "market", "letter", "harbour", "violin")
+DEEDS = ("watched", "remembered", "painted", "described", "followed", "repaired", "measured", "carried")
+WAYS = ("old", "quiet", "narrow", "bright", "distant", "wooden", "careful", "northern", "hollow", "patient")
+
+
+# What is asked
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a run."""
+
+    rounds: int
+    prompts: tuple[int, ...] = (512, 2048)
+    stream: int = 64
+    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    answer: int = ANSWER
+    depths: tuple[int, ...] = (256, 2048, 8000)
+    deep: int = 32
+    limit: float = 60.0
+
+
+QUICK = Plan(1, (256,), 16, (1, 8), 16, (256, 1024), 16, 10.0)
+
+
+@dataclass
+class Question:
+    """One call of a worker: what it costs in tokens, and which figures its answer gives."""
+
+    do: str
+    arguments: dict[str, Any]
+    read: int
+    write: int
+    size: int
+
+    def figures(self, answer: dict[str, Any]) -> Iterator[tuple[str, float]]:
+        if self.do == "burst":
+            yield f"at once {self.size}", self.write / answer["seconds"]
+            yield f"burst {self.size}", answer["seconds"]
+        if self.do == "single":
+            yield f"prompt {self.size}", answer.get("prompt", self.size) / answer["first"]
+        if self.do != "burst" and self.write > 1:
+            name = "stream" if self.do == "single" else f"depth {self.size}"
+            yield name, (self.write - 1) / answer["rest"]
+
+
+class Prompts:
+    """Texts that mean nothing in particular, as ids of one model's tokenizer; the same for the same name."""
+
+    def __init__(self, model: tallow.Model) -> None:
+        self.model = model
+
+    def ids(self, name: str, length: int) -> list[int]:
+        draw, found, text = random.Random(name), [], ""
+        while len(found) < length:
+            text += " ".join(sentence(draw) for _ in range(length // 12 + 2)) + " "
+            found = self.model.tokenize(text)
+        return found[:length]
+
+    def one(self, do: str, name: str, length: int, new: int) -> Question:
+        ids = self.ids(name, length)
+        arguments = {"ids": ids, "text": self.model.detokenize(ids), "new": new}
+        return Question(do, arguments, length, new, length)
+
+    def many(self, name: str, count: int, new: int) -> Question:
+        shared = self.ids(name, COMMON)
+        prompts = [shared + self.ids(f"{name} {n}", OWN) for n in range(count)]
+        texts = [self.model.detokenize(ids) for ids in prompts]
+        arguments = {"prompts": prompts, "texts": texts, "new": new}
+        return Question("burst", arguments, COMMON + OWN * count, new * count, count)
+
+    def round(self, plan: Plan, number: int) -> Iterator[Question]:
+        for length in plan.prompts:
+            new = plan.stream + 1 if length == plan.prompts[0] else 1
+            yield self.one("single", f"{length} tokens, round {number}", length, new)
+        for count in plan.sizes:
+            yield self.many(f"{count} requests, round {number}", count, plan.answer)
+        for depth in plan.depths:  # one text, so that a cache helps
+            if depth + plan.deep < self.model.context_length:
+                yield self.one("depth", "depth", depth, plan.deep + 1)
+
+
+def sentence(draw: random.Random) -> str:
+    thing = lambda: f"the {draw.choice(WAYS)} {draw.choice(NAMES)}"
+    place = f"number {draw.randrange(10, 1000)}"
+    return f"{thing().capitalize()} {draw.choice(DEEDS)} {thing()} near {thing()} {place}."
+
+
+# Asking
+
+
+@dataclass
+class Found:
+    """What a model's run has found: figure -> engine -> a value a round, and what went wrong."""
+
+    facts: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    slow: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, figure: str, engine: str, value: float) -> None:
+        self.values.setdefault(figure, {}).setdefault(engine, []).append(value)
+
+    def median(self, figure: str, engine: str) -> float | None:
+        values = self.values.get(figure, {}).get(engine)
+        return statistics.median(values) if values else None
+
+
+class Run:
+    """All that is asked about one model."""
+
+    def __init__(self, path: Path, pythons: dict[str, str], plan: Plan) -> None:
+        self.path, self.pythons, self.plan = str(path.resolve()), pythons, plan
+        model = tallow.Model(path, progress=False)
+        self.prompts = Prompts(model)
+        self.found = Found(facts(model, path))
+        self.engines: dict[str, Engine] = {}
+        self.broken: set[tuple[str, str, int]] = set()
+
+    def start(self, name: str) -> None:
+        """A cold start. The process stays, unless another round will start one."""
+        engine = Engine(name, self.pythons[name])
+        self.engines[name] = engine
+        first = self.prompts.one("single", "first", FIRST, 1).arguments
+        options = {"path": self.path, "threads": machine.threads()}
+        try:
+            loaded = engine.ask("load", TIMEOUT, **options, first=[first["ids"], first["text"]])
+        except Failed as error:
+            self.fail(name, error)
+            return
+        for figure in ("import", "start", "peak"):
+            self.found.add(figure, name, loaded[figure])
+        self.found.versions[name] = loaded["version"]
+        engine.loaded, engine.prefill = loaded, FIRST / loaded["again"]
+
+    def fail(self, name: str, error: Failed, while_: str = "") -> None:
+        """Told with the results. Only an engine that is gone is not asked again."""
+        said = " ".join(str(error).split())
+        note = f"{while_}{said.replace(self.path, Path(self.path).name)}"
+        self.found.notes.setdefault(name, note)
+        if not while_ or not self.engines[name].alive:
+            self.engines.pop(name).end()
+
+    def all(self) -> Found:
+        try:
+            for number in range(self.plan.rounds):
+                self.end()
+                for name in turned(self.pythons, number):
+                    if name not in self.found.notes:
+                        progress(f"round {number + 1} of {self.plan.rounds}: start of {name}")
+                        self.start(name)
+            self.engines = {name: self.engines[name] for name in self.pythons if name in self.engines}
+            self.ask_all()
+        finally:
+            self.end()
+        return self.found
+
+    def end(self) -> None:
+        while self.engines:
+            self.engines.popitem()[1].end()
+
+    def ask_all(self) -> None:
+        turn = 0
+        for number in range(self.plan.rounds):
+            for question in self.prompts.round(self.plan, number):
+                answers = {}
+                for name in turned(self.engines, turn):
+                    progress(
+                        f"round {number + 1} of {self.plan.rounds}: {question.do} {question.size}, {name}"
+                    )
+                    answers[name] = self.ask(self.engines[name], question)
+                turn += 1
+                self.compare(question, answers)
+        for name, engine in list(self.engines.items()):
+            try:
+                self.found.add("peak at the end", name, engine.ask("peak", TIMEOUT)["peak"])
+            except Failed as error:
+                self.fail(name, error)
+
+    def ask(self, engine: Engine, question: Question) -> dict[str, Any] | None:
+        kind = (engine.name, question.do, question.size)
+        if kind in self.broken or not answers(engine, question, self.plan):
+            return None
+        if engine.name not in (US, THEM) and expected(engine, question) > self.plan.limit:
+            for figure, _ in question.figures({"seconds": 1, "first": 1, "rest": 1}):
+                self.found.slow.append((figure, engine.name))
+            return None
+        try:
+            answer = engine.ask(question.do, TIMEOUT, **question.arguments)
+        except Failed as error:
+            self.broken.add(kind)
+            self.fail(engine.name, error, f"{question.do} {question.size}: ")
+            return None
+        for figure, value in question.figures(answer):
+            self.found.add(figure, engine.name, value)
+        if question.do == "single":
+            engine.prefill = question.read / answer["first"]
+            if question.write > 1:
+                engine.decode = (question.write - 1) / answer["rest"]
+        return answer
+
+    def compare(self, question: Question, answers: dict[str, dict[str, Any] | None]) -> None:
+        """How many tokens of the first answer are ours: that all compute the same model is to be seen."""
+        ours = (answers.get(US) or {}).get("tokens")
+        if question.do != "single" or question.write == 1 or not ours:
+            return
+        for name, answer in answers.items():
+            theirs = (answer or {}).get("tokens")
+            if theirs and name not in self.found.same:
+                equal = (at for at, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+                self.found.same[name] = f"{next(equal, len(ours))} of {len(ours)}"
+
+
+def answers(engine: Engine, question: Question, plan: Plan) -> bool:
+    """Whether the engine takes part: in the sweeps only who batches, and who keeps what it has computed."""
+    if question.do == "depth":
+        return engine.loaded["keeps"]
+    return question.do != "burst" or engine.loaded["batches"] or question.size == max(plan.sizes)
+
+
+def expected(engine: Engine, question: Question) -> float:
+    """Seconds, roughly: a row more in a batch is taken for an eighth of one alone."""
+    read, write = question.read, question.write
+    if question.do == "depth":
+        return 0.0  # only the first time
+    if question.do == "burst" and engine.loaded["batches"]:
+        write = round(write / question.size * (1 + question.size / 8))
+    elif question.do == "burst":
+        read = (COMMON + OWN) * question.size
+    return engine.seconds(read, write)
+
+
+def turned(names: Any, by: int) -> list[str]:
+    order = list(names)
+    by %= max(len(order), 1)
+    return order[by:] + order[:by]
+
+
+def facts(model: tallow.Model, path: Path) -> dict[str, Any]:
+    """Sizes that the limits are computed from."""
+    config = model.config
+    heads = config["num_heads"] + config["num_kv_heads"]
+    layer = 2 * heads * config["head_dim"] + 3 * config["intermediate_size"]
+    return {
+        "file": path.name,
+        "file_bytes": path.stat().st_size,
+        "weight_bytes": model.weight_bytes,
+        "layer_weights": config["num_layers"] * config["hidden_size"] * layer,
+        "context": model.context_length,
+    }
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+# Telling
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """With as many digits as a noisy figure deserves."""
+    if value is None:
+        return ""
+    if value >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+class Report:
+    """The Markdown of one model."""
+
+    def __init__(self, found: Found, names: list[str], plan: Plan, limits: dict[str, float]) -> None:
+        self.found, self.plan, self.limits = found, plan, limits
+        self.names = [name for name in names if name in found.versions]
+
+    def ratio(self, figure: str, others: list[str], more_is_better: bool) -> str:
+        """How many times as fast as the best of the others."""
+        ours = self.found.median(figure, US)
+        theirs = [v for name in others if name != US and (v := self.found.median(figure, name))]
+        if not ours or not theirs:
+            return ""
+        return f"{ours / max(theirs) if more_is_better else min(theirs) / ours:.2f}"
+
+    def row(self, title: str, figure: str, more_is_better: bool = True) -> list[str]:
+        cells = []
+        for name in self.names:
+            value = self.found.median(figure, name)
+            slow = value is None and (figure, name) in self.found.slow
+            cells.append(f"over {self.plan.limit:.0f} s" if slow else number(value))
+        ratios = [self.ratio(figure, names, more_is_better) for names in (self.names, [THEM])]
+        return [title, *cells, *ratios]
+
+    def rows(self) -> Iterator[list[str]]:
+        plan, most = self.plan, max(self.plan.sizes)
+        for length in plan.prompts:
+            yield self.row(f"prompt of {length:,}, tokens/s", f"prompt {length}")
+        yield self.row(f"one stream after {plan.prompts[0]:,}, tokens/s", "stream")
+        yield self.row(f"**{most} requests at once, s**", f"burst {most}", False)
+        for size in plan.sizes:
+            yield self.row(f"{size} at once, new tokens/s", f"at once {size}")
+        for depth in plan.depths:
+            yield self.row(f"one stream in a context of {depth:,}, tokens/s", f"depth {depth}")
+        yield self.row("load to first token, s", "start", False)
+        yield self.row("import before it, s", "import", False)
+        yield self.row("peak memory after the first token, MiB", "peak", False)
+        yield self.row("peak memory after everything, MiB", "peak at the end", False)
+        yield ["first answer's tokens as ours", *(self.found.same.get(n, "") for n in self.names), "", ""]
+
+    def reached(self) -> Iterator[list[str]]:
+        """Our phases beside the machine's limits."""
+        memory = max(self.limits["memory_1"], self.limits["memory_all"])
+        weights, layers = self.found.facts["weight_bytes"], self.found.facts["layer_weights"]
+        for figure in ("stream", *(f"depth {depth}" for depth in self.plan.depths)):
+            speed = self.found.median(figure, US)
+            if speed:
+                read = weights * speed / 1e9
+                title = figure.replace("depth", "in a context of").replace("stream", "one stream")
+                yield [title, f"{read:.1f} GB/s of weights", f"{read / memory:.0%} of memory speed"]
+        for length in self.plan.prompts:
+            speed = self.found.median(f"prompt {length}", US)
+            if speed:
+                done = 2 * layers * speed / 1e9
+                times = f"{done / self.limits['gemm']:.2f} x the f32 product"
+                yield [f"prompt of {length:,}", f"{done:,.0f} GFLOP/s in the layers", times]
+        peak = self.found.median("peak", US)
+        if peak:
+            share = peak * 2**20 / self.found.facts["file_bytes"]
+            size = self.found.facts["file_bytes"] / 2**20
+            yield [
+                "memory after the first token",
+                f"{peak:.0f} MiB, the file has {size:.0f}",
+                f"{share:.2f} x the file",
+            ]
+
+    def text(self) -> str:
+        head = [self.found.facts["file"], *self.names, "tallow / best peer", "tallow / llama.cpp"]
+        parts = [table(head, list(self.rows()))]
+        notes = [f"- {name}: {note}" for name, note in self.found.notes.items()]
+        if notes:
+            parts.append("Not measured, or not to the end:\n\n" + "\n".join(notes) + "\n")
+        parts.append(table(["what tallow reaches", "", ""], list(self.reached())))
+        return "\n".join(parts)
+
+
+def described(here: dict[str, Any], limits: dict[str, float]) -> str:
+    return (
+        f"{here['cpu']} ({', '.join(here['flags'])}), {here['cores']} cores, {here['memory_gib']} GiB, "
+        f"{here['system']}, Python {here['python']}, load before the start {here['load']}.\n"
+        f"Memory reads at {limits['memory_1']:.1f} GB/s with one thread and {limits['memory_all']:.1f} with "
+        f"{here['cores']} (memchr over 512 MiB);\na product of f32 matrices runs at {limits['gemm']:,.0f} "
+        "GFLOP/s (numpy)."
+    )
+
+
+def section(result: dict[str, Any], reports: list[str]) -> str:
+    versions = dict(sorted(result["versions"].items(), key=lambda pair: list(ADAPTERS).index(pair[0])))
+    return "\n".join(
+        [
+            f"## Beside other engines: `{result['command']}`\n",
+            f"{result['date']}. {described(result['machine'], result['limits'])}\n",
+            f"Medians of {result['rounds']} rounds in turns; {', '.join(versions.values())}.\n",
+            "Ratios say how many times as fast tallow is (for memory: how many times as small). Requests at",
+            f"once have {COMMON} tokens in common and {OWN} of their own, {result['answer']} new ones each,",
+            "nothing warmed; llama.cpp and transformers are told what is in common.\n",
+            "![The figures as a plot](results.svg)\n",
+            *reports,
+        ]
+    )
+
+
+def put(path: Path, text: str) -> None:
+    """Between the marks; a file without them gets them at its end."""
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
+    if BEGIN not in old or END not in old:
+        old += f"\n{BEGIN}\n{END}\n"
+    before, rest = old.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def write(folder: Path, result: dict[str, Any], text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "results.svg").write_text(plot.drawing(result), encoding="utf-8")
+    put(folder / "RESULTS.md", text)
+
+
+# Command line
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one round of small sizes")
+    parser.add_argument("--only", metavar="NAMES", help=f"of {','.join(ADAPTERS)}, with commas between")
+    parser.add_argument(
+        "--model", metavar="FILE", type=Path, help="instead of both (a path, or part of a name)"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="5, or 1 with --quick")
+    parser.add_argument(
+        "--limit", type=float, metavar="S", help="no question longer than this (60; quick: 10)"
+    )
+    parser.add_argument(
+        "--python", metavar="NAME=PATH", action="append", default=[], help="the Python of a peer"
+    )
+    parser.add_argument("--into", metavar="FOLDER", type=Path, help="where the results are written")
+    args = parser.parse_args()
+    args.only = args.only.split(",") if args.only else list(ADAPTERS)
+    args.python = dict(pair.partition("=")[::2] for pair in args.python)
+    for name in (*args.only, *args.python):
+        if name not in ADAPTERS:
+            parser.error(f"{name!r} is none of {', '.join(ADAPTERS)}")
+    for name, path in args.python.items():
+        if not Path(path).exists():
+            parser.error(f"--python {name}: there is no {path!r}")
+    args.files = models(args.model)
+    if not args.files:
+        parser.error("no model file: run `make models`, or give --model")
+    return args
+
+
+def models(wanted: Path | None) -> list[Path]:
+    """Ours are sorted by their names, the small one first."""
+    if wanted and wanted.exists():
+        return [wanted]
+    files = sorted(MODELS.glob("*.gguf"), key=lambda path: path.stat().st_size)
+    return [path for path in files if not wanted or str(wanted).lower() in path.name.lower()]
+
+
+def planned(args: argparse.Namespace) -> Plan:
+    plan = QUICK if args.quick else Plan(5)
+    changes = {name: value for name in ("rounds", "limit") if (value := getattr(args, name))}
+    return Plan(**(vars(plan) | changes))
+
+
+def command(args: argparse.Namespace) -> str:
+    """As it was called, without the paths of this machine."""
+    parts = ["python benches/compare.py"] + ["--quick"] * args.quick
+    if len(args.only) < len(ADAPTERS):
+        parts.append(f"--only {','.join(args.only)}")
+    if args.model:
+        parts.append(f"--model {args.model.name}")
+    parts += [f"--{name} {value:g}" for name in ("rounds", "limit") if (value := getattr(args, name))]
+    return " ".join(parts)
+
+
+def saved(found: Found) -> dict[str, Any]:
+    medians = {
+        figure: {name: found.median(figure, name) for name in row} for figure, row in found.values.items()
+    }
+    rest = {"versions": found.versions, "same_tokens": found.same, "notes": found.notes}
+    return {"facts": found.facts, "median": medians, "rounds": found.values, **rest}
+
+
+def main() -> None:
+    args = arguments()
+    plan, here = planned(args), machine.describe()
+    progress("the machine's limits")
+    limits = machine.limits()
+    pythons = {
+        name: path for name in ADAPTERS if name in args.only and (path := interpreter(name, args.python))
+    }
+    progress("")
+    print(described(here, limits))
+    absent = [name for name in args.only if name not in pythons]
+    if absent:
+        print(f"Not installed: {', '.join(absent)} (`make bench-peers`).")
+    reports, founds = [], []
+    for path in args.files:
+        founds.append(Run(path, pythons, plan).all())
+        reports.append(Report(founds[-1], list(pythons), plan, limits).text())
+        progress("")
+        print(f"\n{reports[-1]}", flush=True)
+    result = {
+        "command": command(args),
+        "date": datetime.date.today().isoformat(),
+        "machine": here,
+        "limits": limits,
+        "rounds": plan.rounds,
+        "answer": plan.answer,
+        "versions": {name: text for found in founds for name, text in found.versions.items()},
+        "models": [saved(found) for found in founds],
+    }
+    whole = not (args.quick or args.model or len(args.only) < len(ADAPTERS))
+    folder = args.into or (HERE if whole else None)
+    if folder:
+        write(folder, result, section(result, reports))
+        print(f"Written to {folder}.")
+
+
+if __name__ == "__main__":
+    main()

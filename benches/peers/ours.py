@@ -1,0 +1,60 @@
+"""tallow, through its Python API. Times that the engine does not count fall to the first token.
+
+Single requests run without prefix cache and drafts. Requests at once have the cache, as by default, and
+no drafts unless TALLOW_BENCH_DRAFTS is set.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import tallow
+
+
+class Peer:
+    batches = keeps = True
+
+    def __init__(self, path: str, threads: int) -> None:
+        options: dict[str, Any] = {"progress": False, "threads": threads}
+        drafts = bool(os.environ.get("TALLOW_BENCH_DRAFTS"))
+        self.plain = tallow.Model(path, **options, prefix_cache=False, speculation=False)
+        self.shared = tallow.Model(path, **options, speculation=drafts)
+        # An engine that only `depth` fills, so that the bursts find nothing of it.
+        self.deep = tallow.Model(path, **options, speculation=False, queue=64)
+        self.endless = dict.fromkeys(self.plain.eos_ids, -100.0)
+        self.version = f"tallow {tallow.__version__} ({tallow.features().get('isa', '?')})"
+
+    def ask(self, model: tallow.Model, ids: list[int], new: int) -> tallow.Completion:
+        answer = model.generate(ids, max_tokens=new, temperature=0, logit_bias=self.endless)
+        if len(answer.tokens) != new:
+            raise RuntimeError(f"{len(answer.tokens)} tokens instead of {new}")
+        return answer
+
+    def timed(self, model: tallow.Model, ids: list[int], new: int) -> dict[str, Any]:
+        began = time.perf_counter()
+        answer = self.ask(model, ids, new)
+        seconds, rest = time.perf_counter() - began, answer.timings.decode
+        return {"first": seconds - rest, "rest": rest, "tokens": list(answer.tokens)}
+
+    def single(self, ids: list[int], text: str, new: int) -> dict[str, Any]:
+        return self.timed(self.plain, ids, new)
+
+    def depth(self, ids: list[int], text: str, new: int) -> dict[str, Any]:
+        return self.timed(self.deep, ids, new)
+
+    def prepare(self, count: int) -> None:
+        self.ask(self.shared, [count], 1)  # the engine's thread stands
+
+    def burst(self, prompts: list[list[int]], texts: list[str], new: int) -> None:
+        done: list[int] = []
+        one = lambda ids: done.append(len(self.ask(self.shared, ids, new).tokens))
+        threads = [threading.Thread(target=one, args=(ids,)) for ids in prompts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if len(done) != len(prompts):
+            raise RuntimeError(f"{len(prompts) - len(done)} of {len(prompts)} requests failed")

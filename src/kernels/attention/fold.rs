@@ -1,0 +1,73 @@
+//! Puts together what was found in chunks: each is weighed by how far its greatest score lies below the greatest of
+//! all (the running form of softmax).
+
+use super::{Attention, Found, Task};
+use crate::kernels::isa::tiered;
+use crate::kernels::math;
+use crate::kernels::pool::Shares;
+use crate::kernels::simd::{LANES, Simd};
+
+tiered! {
+    /// Takes one more chunk in; those before it are in `so_far`.
+    pub(super) fn fold(so_far: &mut Found<'_>, here: &Found<'_>) = fold_body;
+}
+
+tiered! {
+    /// Divides by the sums and writes the task's queries to `out`, `[rows, heads * head_dim]`.
+    pub(super) fn finish(a: &Attention, task: &Task<'_>, found: &Found<'_>, out: &Shares<'_, f32>) = finish_body;
+}
+
+/// `e^(own - greatest)`; 1 where `own` is the greatest, even if that is infinite.
+#[inline(always)]
+unsafe fn share<S: Simd>(own: f32, greatest: f32) -> S::F {
+    unsafe { math::exp::<S>(S::splat(if own < greatest { own - greatest } else { 0.0 })) }
+}
+
+#[inline(always)]
+unsafe fn fold_body<S: Simd>(so_far: &mut Found<'_>, here: &Found<'_>) {
+    let queries = so_far.greatest.len();
+    let padded = so_far.mixed.len() / queries;
+    assert!(here.mixed.len() == queries * padded && padded.is_multiple_of(LANES));
+    for i in 0..queries {
+        let (before, now) = (so_far.greatest[i], here.greatest[i]);
+        let greatest = if before > now { before } else { now };
+        so_far.greatest[i] = greatest;
+        // SAFETY: the caller has the tier's instructions; rows of `padded` floats, whole vectors, lie in both.
+        unsafe {
+            let (old, new) = (share::<S>(before, greatest), share::<S>(now, greatest));
+            let sum = S::mul(S::splat(so_far.sums[i]), old);
+            let sum = S::fma(S::splat(here.sums[i]), new, sum);
+            S::store_some(&mut so_far.sums[i..i + 1], sum);
+            let (to, from) = (so_far.mixed.as_mut_ptr().add(i * padded), here.mixed.as_ptr().add(i * padded));
+            let mut d = 0;
+            while d < padded {
+                let scaled = S::mul(S::load(to.add(d)), old);
+                S::store(to.add(d), S::fma(S::load(from.add(d)), new, scaled));
+                d += LANES;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn finish_body<S: Simd>(a: &Attention, task: &Task<'_>, found: &Found<'_>, out: &Shares<'_, f32>) {
+    let queries = found.greatest.len();
+    let padded = found.mixed.len() / queries;
+    for i in 0..queries {
+        let start = task.place(a, i) * a.head_dim;
+        // SAFETY: this query of this head belongs to this task alone.
+        let out = unsafe { out.part(start..start + a.head_dim) };
+        // SAFETY: as in `fold_body`.
+        unsafe {
+            let sum = S::splat(found.sums[i]);
+            let from = found.mixed.as_ptr().add(i * padded);
+            let mut d = 0;
+            while d < a.head_dim {
+                // A zero that was summed up with others may be a negative one, alone it is not: made positive.
+                let value = S::add(S::div(S::load(from.add(d)), sum), S::zero());
+                S::store_some(&mut out[d..], value);
+                d += LANES;
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The forms that weights take in memory: sixteen rows of a matrix side by side, at the bits of the file.
+//!
+//! A panel is 16 rows of the matrix (columns of the product: lanes of a vector). It runs along `k` in *units* of
+//! 32 or 256 weights, the block of the file's format; a unit is
+//!
+//! ```text
+//!   head                  one or two half floats a row: 16 d, then 16 m (or dmin)
+//!   sub-block 0 … 7       32 weights of each row (one sub-block where the unit is 32):
+//!     scales              a byte a row and scale, where the format has such
+//!     codes               group g = 0..8: weights 4g..4g+4 of the 16 rows, 64 bytes once unpacked
+//! ```
+//!
+//! A group is what one byte product takes (`Simd::dot`): lane `r` has four neighbouring weights of row `r`. Packed,
+//! 4-bit codes of group `g` and `g + 4` share bytes, 2-bit codes of four groups, and single bits (the fifth of Q5,
+//! the third of Q3_K) of all eight; so unpacking is a load, a shift and a mask, and never moves a byte.
+//!
+//! A weight is `scale * code + offset`, codes are unsigned, and `offset` is the format's minimum or
+//! `-zero * scale`. Layouts of the blocks in files: `ggml/src/ggml-common.h` of llama.cpp.
+
+use super::simd::{LANES, Simd};
+use crate::weights::WeightType;
+use crate::weights::blocks::large::{iq4_xs_scales, k_scales_mins, q3_k_scales};
+use crate::weights::blocks::{f16_to_f32, small::IQ4_LEVELS};
+
+/// Weights of a sub-block, and groups of four in it.
+pub(super) const SUB: usize = 32;
+pub(super) const GROUPS: usize = 8;
+
+/// IQ4's levels plus 128.
+static LEVELS: [u8; 16] = {
+    let mut levels = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        levels[i] = (IQ4_LEVELS[i] as i16 + 128) as u8;
+        i += 1;
+    }
+    levels
+};
+
+/// How scales are kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scales {
+    /// A half float for 32 weights.
+    D,
+    /// A half float and a minimum for 32 weights.
+    DMin,
+    /// Times a signed byte for 32 weights.
+    Byte,
+    /// Times a signed byte for 16 weights.
+    Byte16,
+    /// Times a byte for 32 weights, and a minimum of the same kind.
+    ByteMin,
+    /// Times a nibble for 16 weights, and a minimum of the same kind.
+    NibbleMin16,
+}
+
+/// A form: constants, from which all the rest follows.
+pub(super) trait Form: 'static {
+    const TYPE: WeightType;
+    const BITS: usize;
+    const SCALES: Scales;
+    /// The code of weight zero, where there are no minima.
+    const ZERO: u8;
+    /// Codes are places in the table of IQ4.
+    const LEVELS: bool = false;
+
+    /// Sub-blocks of a unit.
+    const SUBS: usize = Self::TYPE.block_len() / SUB;
+    const MIN: bool = matches!(Self::SCALES, Scales::DMin | Scales::ByteMin | Scales::NibbleMin16);
+    /// Scales serve 16 weights.
+    const HALVES: bool = matches!(Self::SCALES, Scales::Byte16 | Scales::NibbleMin16);
+    /// Codes may be above 127.
+    const WIDE: bool = Self::BITS == 8 || Self::LEVELS;
+    /// Bytes of the parts, for sixteen rows.
+    const HEAD: usize = if Self::MIN { 64 } else { 32 };
+    const SCALE_BYTES: usize = match Self::SCALES {
+        Scales::D | Scales::DMin => 0,
+        Scales::Byte => LANES,
+        _ => 2 * LANES,
+    };
+    const SUB_BYTES: usize = Self::SCALE_BYTES + LANES * SUB * Self::BITS / 8;
+    const UNIT: usize = Self::HEAD + Self::SUBS * Self::SUB_BYTES;
+
+    /// The block's `d`, its minimum (or `dmin`), and where its sixteen or eight small scales begin.
+    fn head(block: &[u8]) -> [[u8; 2]; 2];
+    /// The small scales (and minima) of sub-block `sub`, as stored: `SCALE_BYTES / 16` bytes.
+    fn scales(block: &[u8], sub: usize) -> [u8; 2];
+    /// The codes of weights `4g..4g + 4` of sub-block `sub`, a byte each.
+    fn codes(block: &[u8], sub: usize, g: usize) -> u32;
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    match bytes[at..].first_chunk() {
+        Some(word) => u32::from_le_bytes(*word),
+        None => unreachable!("a word at {at} of a block of {}", bytes.len()),
+    }
+}
+
+fn half(bytes: &[u8], at: usize) -> [u8; 2] {
+    [bytes[at], bytes[at + 1]]
+}
+
+/// Nibbles: the low ones are weights 0 to 15, the high ones 16 to 31.
+fn nibbles(bytes: &[u8], at: usize, g: usize) -> u32 {
+    word(bytes, at + 4 * (g % 4)) >> (4 * (g / 4)) & 0x0f0f_0f0f
+}
+
+/// Four bits, one to a byte.
+fn spread(bits: u32) -> u32 {
+    (bits & 15).wrapping_mul(0x0020_4081) & 0x0101_0101
+}
+
+/// Nibbles of a superblock: sub-blocks 2j and 2j + 1 share 32 bytes.
+fn k_nibbles(bytes: &[u8], at: usize, sub: usize, g: usize) -> u32 {
+    word(bytes, at + 32 * (sub / 2) + 4 * g) >> (4 * (sub % 2)) & 0x0f0f_0f0f
+}
+
+/// Two bits each: four sub-blocks share 32 bytes.
+fn k_pairs(bytes: &[u8], at: usize, sub: usize, g: usize) -> u32 {
+    word(bytes, at + 32 * (sub / 4) + 4 * g) >> (2 * (sub % 4)) & 0x0303_0303
+}
+
+/// One bit each: all eight sub-blocks share 32 bytes.
+fn k_bits(bytes: &[u8], at: usize, sub: usize, g: usize) -> u32 {
+    word(bytes, at + 4 * g) >> sub & 0x0101_0101
+}
+
+macro_rules! form {
+    ($name:ident, $bits:literal, $scales:ident, zero $zero:literal $(, levels $levels:literal)?;
+     |$block:ident, $sub:ident, $g:ident| $head:expr, $small:expr, $codes:expr) => {
+        pub(super) struct $name;
+        #[allow(unused_variables)]
+        impl Form for $name {
+            const TYPE: WeightType = WeightType::$name;
+            const BITS: usize = $bits;
+            const SCALES: Scales = Scales::$scales;
+            const ZERO: u8 = $zero;
+            $(const LEVELS: bool = $levels;)?
+            #[inline(always)]
+            fn head($block: &[u8]) -> [[u8; 2]; 2] {
+                $head
+            }
+            #[inline(always)]
+            fn scales($block: &[u8], $sub: usize) -> [u8; 2] {
+                $small
+            }
+            #[inline(always)]
+            fn codes($block: &[u8], $sub: usize, $g: usize) -> u32 {
+                $codes
+            }
+        }
+    };
+}
+
+form!(Q4_0, 4, D, zero 8; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
+form!(Q4_1, 4, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2], nibbles(b, 4, g));
+form!(Q5_0, 5, D, zero 16; |b, s, g| [half(b, 0), [0; 2]], [0; 2],
+    nibbles(b, 6, g) | spread(word(b, 2) >> (4 * g)) << 4);
+form!(Q5_1, 5, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2],
+    nibbles(b, 8, g) | spread(word(b, 4) >> (4 * g)) << 4);
+form!(Q8_0, 8, D, zero 128; |b, s, g| [half(b, 0), [0; 2]], [0; 2], word(b, 2 + 4 * g) ^ 0x8080_8080);
+form!(Iq4Nl, 4, D, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
+form!(Q2K, 2, NibbleMin16, zero 0; |b, s, g| [half(b, 80), half(b, 82)], [b[2 * s], b[2 * s + 1]],
+    k_pairs(b, 16, s, g));
+form!(Q3K, 3, Byte16, zero 4; |b, s, g| [half(b, 108), [0; 2]],
+    {
+        let scales = q3_k_scales(b[96..].first_chunk().unwrap_or(&[0; 12]));
+        [scales[2 * s] as u8, scales[2 * s + 1] as u8]
+    },
+    k_pairs(b, 32, s, g) | k_bits(b, 0, s, g) << 2);
+form!(Q4K, 4, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
+    {
+        let (scales, mins) = k_scales_mins(b[4..].first_chunk().unwrap_or(&[0; 12]));
+        [scales[s], mins[s]]
+    },
+    k_nibbles(b, 16, s, g));
+form!(Q5K, 5, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
+    {
+        let (scales, mins) = k_scales_mins(b[4..].first_chunk().unwrap_or(&[0; 12]));
+        [scales[s], mins[s]]
+    },
+    k_nibbles(b, 48, s, g) | k_bits(b, 16, s, g) << 4);
+form!(Q6K, 6, Byte16, zero 32; |b, s, g| [half(b, 208), [0; 2]], [b[192 + 2 * s], b[193 + 2 * s]],
+{
+    let low = word(b, 64 * (s / 4) + 32 * (s % 2) + 4 * g) >> (4 * (s % 4 / 2)) & 0x0f0f_0f0f;
+    low | k_pairs(b, 128, s, g) << 4
+});
+form!(Iq4Xs, 4, Byte, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]],
+    {
+        let (high, low) = (half(b, 2), b[4..].first_chunk().unwrap_or(&[0; 4]));
+        [iq4_xs_scales(&high, low)[s] as u8, 0]
+    },
+    nibbles(b, 8 + 16 * s, g));
+
+/// Writes the codes of a group of row `r` into the codes of a sub-block, which begin as zeros.
+#[inline(always)]
+pub(super) fn put<Q: Form>(codes: &mut [u8], r: usize, g: usize, value: u32) {
+    let mut or = |at: usize, bits: u32| {
+        if let Some(bytes) = codes[at + 4 * r..].first_chunk_mut::<4>() {
+            *bytes = (u32::from_le_bytes(*bytes) | bits).to_le_bytes();
+        }
+    };
+    match Q::BITS {
+        2 | 3 => or(64 * (g / 4), (value & 0x0303_0303) << (2 * (g % 4))),
+        8 => or(64 * g, value),
+        _ => or(64 * (g % 4), (value & 0x0f0f_0f0f) << (4 * (g / 4))),
+    }
+    match Q::BITS {
+        3 => or(128, (value >> 2 & 0x0101_0101) << g),
+        5 => or(256, (value >> 4 & 0x0101_0101) << g),
+        6 => or(256 + 64 * (g / 4), (value >> 4 & 0x0303_0303) << (2 * (g % 4))),
+        _ => {}
+    }
+}
+
+/// The inverse of [`put`].
+#[inline(always)]
+pub(super) fn get<Q: Form>(codes: &[u8], r: usize, g: usize) -> u32 {
+    let at = |at: usize| word(codes, at + 4 * r);
+    let low = match Q::BITS {
+        2 | 3 => at(64 * (g / 4)) >> (2 * (g % 4)) & 0x0303_0303,
+        8 => at(64 * g),
+        _ => at(64 * (g % 4)) >> (4 * (g / 4)) & 0x0f0f_0f0f,
+    };
+    low | match Q::BITS {
+        3 => (at(128) >> g & 0x0101_0101) << 2,
+        5 => (at(256) >> g & 0x0101_0101) << 4,
+        6 => (at(256 + 64 * (g / 4)) >> (2 * (g % 4)) & 0x0303_0303) << 4,
+        _ => 0,
+    }
+}
+
+/// Group `g` of a sub-block whose codes begin at `codes`, unpacked. (No closures here: they would be compiled apart,
+/// without the tier's instructions.)
+///
+/// # Safety
+/// As [`Simd`]; the codes of a sub-block are readable.
+#[inline(always)]
+pub(super) unsafe fn unpack<S: Simd, Q: Form>(codes: *const u8, g: usize) -> S::I {
+    unsafe {
+        match Q::BITS {
+            2 => pairs::<S>(codes, g),
+            3 => S::or(pairs::<S>(codes, g), moved::<S>(codes.add(128), g, 2, 1)),
+            4 if Q::LEVELS => S::look_up(LEVELS.as_ptr(), low::<S>(codes, g)),
+            4 => low::<S>(codes, g),
+            5 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256), g, 4, 1)),
+            6 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256 + 64 * (g / 4)), 2 * (g % 4), 4, 3)),
+            _ => S::load_i(codes.add(64 * g)),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn low<S: Simd>(codes: *const u8, g: usize) -> S::I {
+    unsafe {
+        let both = S::load_i(codes.add(64 * (g % 4)));
+        S::and(if g < 4 { both } else { S::shr(both, 4) }, S::splat_i(0x0f0f_0f0f))
+    }
+}
+
+#[inline(always)]
+unsafe fn pairs<S: Simd>(codes: *const u8, g: usize) -> S::I {
+    unsafe {
+        let all = S::load_i(codes.add(64 * (g / 4)));
+        S::and(S::shr(all, 2 * (g as i32 % 4)), S::splat_i(0x0303_0303))
+    }
+}
+
+/// The bits `bits` of each byte of a plane that begin at bit `from` go to bit `to`.
+#[inline(always)]
+unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> S::I {
+    unsafe {
+        let plane = S::load_i(plane);
+        let moved = match from <= to {
+            true => S::shl(plane, (to - from) as i32),
+            false => S::shr(plane, (from - to) as i32),
+        };
+        S::and(moved, S::splat_i(i32::from_le_bytes([bits << to; 4])))
+    }
+}
+
+/// What the head of a unit says, for sixteen rows: `d`, and the minimum or `-dmin`.
+///
+/// # Safety
+/// As [`Simd`]; the head is readable.
+#[inline(always)]
+pub(super) unsafe fn load_head<S: Simd, Q: Form>(unit: *const u8) -> (S::F, S::F) {
+    unsafe {
+        let d = S::load_f16(unit);
+        match Q::SCALES {
+            Scales::DMin => (d, S::load_f16(unit.add(32))),
+            Scales::ByteMin | Scales::NibbleMin16 => (d, S::mul(S::load_f16(unit.add(32)), S::splat(-1.0))),
+            _ => (d, S::zero()),
+        }
+    }
+}
+
+/// Scale and offset of half `half` (0 where scales serve all 32) of a sub-block.
+///
+/// # Safety
+/// As [`Simd`]; the sub-block is readable.
+#[inline(always)]
+pub(super) unsafe fn load_scales<S: Simd, Q: Form>(
+    (d, min): (S::F, S::F),
+    sub: *const u8,
+    half: usize,
+) -> (S::F, S::F) {
+    unsafe {
+        match Q::SCALES {
+            Scales::D => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
+            Scales::DMin => (d, min),
+            Scales::Byte | Scales::Byte16 => {
+                let scale = S::mul(d, S::load_i8(sub.add(LANES * half)));
+                (scale, S::mul(scale, S::splat(-f32::from(Q::ZERO))))
+            }
+            Scales::ByteMin => (S::mul(d, S::load_u8(sub)), S::mul(min, S::load_u8(sub.add(LANES)))),
+            Scales::NibbleMin16 => {
+                let both = S::load_u8(sub.add(LANES * half));
+                // 16 h + l: rounding (16 h + l) / 16 - 15/32 gives h for each l below 16.
+                let high = S::to_f(S::round(S::fma(both, S::splat(1.0 / 16.0), S::splat(-15.0 / 32.0))));
+                let low = S::fma(high, S::splat(-16.0), both);
+                (S::mul(d, low), S::mul(min, high))
+            }
+        }
+    }
+}
+
+/// The 32 weights of row `r` in a sub-block as floats, computed as [`blocks`](crate::weights::blocks) computes them.
+pub(super) fn row_of_sub<Q: Form>(unit: &[u8], sub: usize, r: usize, out: &mut [f32; SUB]) {
+    let at = Q::HEAD + sub * Q::SUB_BYTES;
+    let (scales, codes) = unit[at..at + Q::SUB_BYTES].split_at(Q::SCALE_BYTES);
+    let d = f16_to_f32(half(unit, 2 * r));
+    let m = if Q::MIN { f16_to_f32(half(unit, 32 + 2 * r)) } else { 0.0 };
+    for g in 0..GROUPS {
+        let byte = scales.get(LANES * if Q::HALVES { g / 4 } else { 0 } + r).copied().unwrap_or(0);
+        let (scale, min) = match Q::SCALES {
+            Scales::D | Scales::DMin => (d, m),
+            Scales::Byte | Scales::Byte16 => (d * f32::from(byte as i8), 0.0),
+            Scales::ByteMin => (d * f32::from(byte), -(m * f32::from(scales[LANES + r]))),
+            Scales::NibbleMin16 => (d * f32::from(byte & 15), -(m * f32::from(byte >> 4))),
+        };
+        let codes = get::<Q>(codes, r, g).to_le_bytes();
+        for (out, code) in out[4 * g..4 * g + 4].iter_mut().zip(codes) {
+            let code = if Q::LEVELS { LEVELS[usize::from(code & 15)] } else { code };
+            let value = scale * (i32::from(code) - i32::from(Q::ZERO)) as f32;
+            *out = if Q::MIN { value + min } else { value };
+        }
+    }
+}

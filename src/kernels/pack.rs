@@ -1,0 +1,234 @@
+//! Weights packed once, at load, into panels of sixteen rows ([`forms`](super::forms)), and single rows of them
+//! read back for embeddings.
+//!
+//! Packing runs on the worker pool, straight from the memory map; the map's pages are given back afterwards, so
+//! that nothing is in memory twice. The panels lie in an [`Arena`]: anonymous maps of some megabytes each, which
+//! the operating system may back with large pages.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::forms::{self, Form, GROUPS, SUB};
+use super::pool::{Pool, Shares};
+use super::simd::LANES;
+use crate::error::{Error, Result};
+use crate::weights::{WeightTensor, WeightType, blocks};
+
+/// Bytes of a map of the arena, unless a matrix needs more.
+const CHUNK: usize = 32 << 20;
+
+/// A matrix `[n, k]` in panels.
+#[derive(Clone)]
+pub(super) struct Packed {
+    pub(super) dtype: WeightType,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) panel_bytes: usize,
+    data: Region,
+}
+
+impl Packed {
+    pub(super) fn panels(&self) -> usize {
+        self.n.div_ceil(LANES)
+    }
+
+    /// Panels `range`, one after another.
+    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.data.bytes()[range.start * self.panel_bytes..range.end * self.panel_bytes]
+    }
+
+    /// Row `row` as floats; bit for bit what [`blocks::dequantize_row`] makes of it.
+    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
+        with_form!(self.dtype, Q => row_of::<Q>(self, row, out), else dense_row(self, row, out));
+    }
+}
+
+/// Runs the expression for the form of a weight type; the other one for plain floats.
+macro_rules! with_form {
+    ($dtype:expr, $q:ident => $call:expr, else $dense:expr) => {{
+        use $crate::kernels::forms;
+        use $crate::weights::WeightType as Type;
+        macro_rules! call {
+            ($form:ident) => {{
+                type $q = forms::$form;
+                $call
+            }};
+        }
+        match $dtype {
+            Type::F32 | Type::F16 | Type::BF16 => $dense,
+            Type::Q4_0 => call!(Q4_0),
+            Type::Q4_1 => call!(Q4_1),
+            Type::Q5_0 => call!(Q5_0),
+            Type::Q5_1 => call!(Q5_1),
+            Type::Q8_0 => call!(Q8_0),
+            Type::Q2K => call!(Q2K),
+            Type::Q3K => call!(Q3K),
+            Type::Q4K => call!(Q4K),
+            Type::Q5K => call!(Q5K),
+            Type::Q6K => call!(Q6K),
+            Type::Iq4Nl => call!(Iq4Nl),
+            Type::Iq4Xs => call!(Iq4Xs),
+        }
+    }};
+}
+pub(super) use with_form;
+
+/// Packs the matrix `w` `[n, k]`, whose rows have `row_bytes`.
+///
+/// # Errors
+/// `OutOfMemory` when there is no room; `Internal` when a worker panicked.
+pub(super) fn pack(
+    pool: &Pool,
+    arena: &Arena,
+    w: &WeightTensor,
+    n: usize,
+    k: usize,
+    row_bytes: usize,
+) -> Result<Packed> {
+    let panel_bytes = panel_bytes(w.dtype, k);
+    let panels = n.div_ceil(LANES);
+    let size = panel_bytes.checked_mul(panels).ok_or_else(|| too_large(usize::MAX))?;
+    let mut data = arena.region(size)?;
+    let bundle = ((1 << 16) / panel_bytes).max(1);
+    let shares = Shares::new(data.bytes_mut());
+    pool.run("pack", panels.div_ceil(bundle), &|index| {
+        for panel in index * bundle..panels.min((index + 1) * bundle) {
+            // SAFETY: panels do not overlap.
+            let out = unsafe { shares.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
+            let rows = panel * LANES..n.min((panel + 1) * LANES);
+            let rows = &w.data[rows.start * row_bytes..rows.end * row_bytes];
+            with_form!(w.dtype, Q => pack_panel::<Q>(rows, row_bytes, out), else pack_dense(w.dtype, rows, row_bytes, out));
+        }
+    })?;
+    w.data.release();
+    Ok(Packed { dtype: w.dtype, n, k, panel_bytes, data })
+}
+
+fn panel_bytes(dtype: WeightType, k: usize) -> usize {
+    with_form!(dtype, Q => k / Q::TYPE.block_len() * Q::UNIT, else k * LANES * dtype.block_bytes())
+}
+
+/// `out` is zeros; rows that are not there stay zeros.
+fn pack_panel<Q: Form>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
+    let block_bytes = Q::TYPE.block_bytes();
+    for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+        for (block, unit) in row.chunks_exact(block_bytes).zip(out.chunks_exact_mut(Q::UNIT)) {
+            let [d, min] = Q::head(block);
+            unit[2 * r..2 * r + 2].copy_from_slice(&d);
+            if Q::MIN {
+                unit[32 + 2 * r..34 + 2 * r].copy_from_slice(&min);
+            }
+            for (sub, part) in unit[Q::HEAD..].chunks_exact_mut(Q::SUB_BYTES).enumerate() {
+                let (scales, codes) = part.split_at_mut(Q::SCALE_BYTES);
+                let small = Q::scales(block, sub);
+                for (scales, small) in scales.chunks_exact_mut(LANES).zip(small) {
+                    scales[r] = small;
+                }
+                for g in 0..GROUPS {
+                    forms::put::<Q>(codes, r, g, Q::codes(block, sub, g));
+                }
+            }
+        }
+    }
+}
+
+fn row_of<Q: Form>(w: &Packed, row: usize, out: &mut [f32]) {
+    let panel = w.bytes(row / LANES..row / LANES + 1);
+    let subs = out.as_chunks_mut::<SUB>().0;
+    for (unit, out) in panel.chunks_exact(Q::UNIT).zip(subs.chunks_exact_mut(Q::SUBS)) {
+        for (sub, out) in out.iter_mut().enumerate() {
+            forms::row_of_sub::<Q>(unit, sub, row % LANES, out);
+        }
+    }
+}
+
+/// Floats: sixteen of one `k` side by side.
+fn pack_dense(dtype: WeightType, rows: &[u8], row_bytes: usize, out: &mut [u8]) {
+    let size = dtype.block_bytes();
+    for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+        for (value, out) in row.chunks_exact(size).zip(out.chunks_exact_mut(LANES * size)) {
+            out[r * size..(r + 1) * size].copy_from_slice(value);
+        }
+    }
+}
+
+fn dense_row(w: &Packed, row: usize, out: &mut [f32]) {
+    let size = w.dtype.block_bytes();
+    let panel = w.bytes(row / LANES..row / LANES + 1);
+    let r = row % LANES;
+    for (out, lanes) in out.iter_mut().zip(panel.chunks_exact(LANES * size)) {
+        blocks::dequantize_row(w.dtype, &lanes[r * size..(r + 1) * size], std::slice::from_mut(out));
+    }
+}
+
+/// Where packed weights lie. One a model: small matrices share maps.
+#[derive(Default)]
+pub(super) struct Arena {
+    last: Mutex<Option<Region>>,
+}
+
+/// A part of a map. Whoever made it may write to it until it is cloned.
+#[derive(Clone)]
+struct Region {
+    map: Arc<Map>,
+    range: Range<usize>,
+}
+
+/// An anonymous map; regions of it do not overlap.
+struct Map {
+    start: *mut u8,
+    /// Keeps the memory, and gives it back.
+    _map: memmap2::MmapMut,
+}
+
+// SAFETY: the memory behind `start` lives as long as `_map`; it is written only through a `Region` that nobody else
+// has, and afterwards only read.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Arena {
+    /// `size` bytes of zeros, aligned to a cache line.
+    fn region(&self, size: usize) -> Result<Region> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = size.next_multiple_of(64);
+        if !last.as_ref().is_some_and(|rest| rest.range.len() >= size) {
+            let map = memmap2::MmapOptions::new().len(size.max(CHUNK)).map_anon();
+            let mut map = map.map_err(|error| too_large(size).with_source(error))?;
+            // Large pages save a third of the address translations of a decoded token; without them all works too.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            let range = 0..map.len();
+            *last = Some(Region { map: Arc::new(Map { start: map.as_mut_ptr(), _map: map }), range });
+        }
+        let rest = last.as_mut().ok_or_else(|| Error::internal("the arena has no map"))?;
+        let range = rest.range.start..rest.range.start + size;
+        rest.range.start = range.end;
+        Ok(Region { map: rest.map.clone(), range })
+    }
+}
+
+impl Region {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the range is inside the map, and nobody writes to it any more (see `Map`).
+        unsafe { std::slice::from_raw_parts(self.map.start.add(self.range.start), self.range.len()) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the range is inside the map, and this region is the only one over it: it has not been cloned yet.
+        unsafe { std::slice::from_raw_parts_mut(self.map.start.add(self.range.start), self.range.len()) }
+    }
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Packed([{}, {}], {})", self.n, self.k, self.dtype)
+    }
+}
+
+fn too_large(bytes: usize) -> Error {
+    Error::out_of_memory(format!(
+        "{:.1} GiB for packed weights cannot be had; use a smaller model or a smaller quantization",
+        bytes as f64 / (1u64 << 30) as f64
+    ))
+}

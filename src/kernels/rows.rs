@@ -1,0 +1,159 @@
+//! Activations `[rows, dim]` as the graph passes them on, and the recycling of their memory on the CPU.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::Tensor;
+
+use super::misuse;
+use super::quantize::Quantized;
+use crate::error::Result;
+
+/// One row a token of the step. Made and used by the same `Ops`.
+pub struct Rows(pub(super) Data);
+
+pub(super) enum Data {
+    Native(Block),
+    Plain(Tensor),
+}
+
+impl Rows {
+    /// `(rows, dim)`
+    pub fn dims(&self) -> (usize, usize) {
+        match &self.0 {
+            Data::Native(block) => (block.rows, block.dim),
+            Data::Plain(tensor) => tensor.dims2().unwrap_or((0, 0)),
+        }
+    }
+
+    pub(super) fn native(&self) -> Result<&Block> {
+        match &self.0 {
+            Data::Native(block) => Ok(block),
+            Data::Plain(_) => Err(foreign()),
+        }
+    }
+
+    pub(super) fn into_native(self) -> Result<Block> {
+        match self.0 {
+            Data::Native(block) => Ok(block),
+            Data::Plain(_) => Err(foreign()),
+        }
+    }
+
+    pub(super) fn plain(&self) -> Result<&Tensor> {
+        match &self.0 {
+            Data::Plain(tensor) => Ok(tensor),
+            Data::Native(_) => Err(foreign()),
+        }
+    }
+}
+
+impl From<Block> for Rows {
+    fn from(block: Block) -> Rows {
+        Rows(Data::Native(block))
+    }
+}
+
+impl From<Tensor> for Rows {
+    fn from(tensor: Tensor) -> Rows {
+        Rows(Data::Plain(tensor))
+    }
+}
+
+fn foreign() -> crate::error::Error {
+    misuse("activations were made by other Ops than those that use them")
+}
+
+/// Rows of f32 on the CPU, and the same as bytes once a product has asked for them.
+pub(super) struct Block {
+    pub(super) rows: usize,
+    pub(super) dim: usize,
+    floats: Vec<f32>,
+    pub(super) bytes: OnceLock<Quantized>,
+    home: Arc<Recycler>,
+}
+
+impl Block {
+    pub(super) fn floats(&self) -> &[f32] {
+        &self.floats[..self.rows * self.dim]
+    }
+
+    /// The floats, to be changed: what was computed from them is forgotten.
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
+        if let Some(bytes) = self.bytes.take() {
+            self.home.give_bytes(bytes);
+        }
+        &mut self.floats[..self.rows * self.dim]
+    }
+
+    /// The floats as a vector of their own.
+    pub(super) fn into_vec(mut self) -> Vec<f32> {
+        let mut floats = std::mem::take(&mut self.floats);
+        floats.truncate(self.rows * self.dim);
+        floats
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(bytes) = self.bytes.take() {
+            self.home.give_bytes(bytes);
+        }
+        self.home.give_floats(std::mem::take(&mut self.floats));
+    }
+}
+
+/// Memory that was used in a step and will be in the next: a large allocation comes as pages that have to be mapped
+/// and zeroed again, which cost as much as an operation on them.
+#[derive(Default)]
+pub(super) struct Recycler {
+    floats: Mutex<Vec<Vec<f32>>>,
+    bytes: Mutex<Vec<Quantized>>,
+}
+
+/// Pieces that are kept, more than a step has at one time.
+const KEPT: usize = 16;
+
+impl Recycler {
+    /// `[rows, dim]` of undefined numbers.
+    pub(super) fn block(self: &Arc<Self>, rows: usize, dim: usize) -> Block {
+        let len = rows * dim;
+        let mut kept = self.floats.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |floats: &Vec<f32>| floats.len() >= len;
+        // The smallest that is large enough; else the largest grows.
+        let best = (0..kept.len()).min_by_key(|&at| match fits(&kept[at]) {
+            true => (0, kept[at].len()),
+            false => (1, usize::MAX - kept[at].len()),
+        });
+        let mut floats = best.map(|at| kept.swap_remove(at)).unwrap_or_default();
+        drop(kept);
+        if floats.len() < len {
+            // Not `resize`: what was there need not be copied.
+            floats = vec![0.0; len];
+        }
+        Block { rows, dim, floats, bytes: OnceLock::new(), home: self.clone() }
+    }
+
+    /// Rows that hold `values`.
+    pub(super) fn filled(self: &Arc<Self>, values: Vec<f32>, dim: usize) -> Block {
+        let rows = values.len().checked_div(dim).unwrap_or(0);
+        Block { rows, dim, floats: values, bytes: OnceLock::new(), home: self.clone() }
+    }
+
+    pub(super) fn bytes(&self) -> Quantized {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give_bytes(&self, bytes: Quantized) {
+        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT {
+            kept.push(bytes);
+        }
+    }
+
+    fn give_floats(&self, floats: Vec<f32>) {
+        let mut kept = self.floats.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT && !floats.is_empty() {
+            kept.push(floats);
+        }
+    }
+}

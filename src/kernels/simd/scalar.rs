@@ -1,0 +1,221 @@
+//! The tier of every machine, and the oracle of the others: arrays of sixteen. On aarch64 the compiler makes
+//! NEON of them.
+
+use super::{LANES, Simd};
+use crate::weights::blocks::f16_to_f32;
+
+pub(in crate::kernels) struct Scalar;
+
+type F = [f32; LANES];
+type I = [i32; LANES];
+
+#[inline(always)]
+fn map(f: impl Fn(usize) -> f32) -> F {
+    let mut out = [0.0; LANES];
+    for (l, out) in out.iter_mut().enumerate() {
+        *out = f(l);
+    }
+    out
+}
+
+#[inline(always)]
+fn map_i(f: impl Fn(usize) -> i32) -> I {
+    let mut out = [0; LANES];
+    for (l, out) in out.iter_mut().enumerate() {
+        *out = f(l);
+    }
+    out
+}
+
+/// Shifts the two halves of each lane.
+#[inline(always)]
+fn halves(x: I, f: impl Fn(u16) -> u16) -> I {
+    map_i(|l| {
+        let (low, high) = (f(x[l] as u16), f((x[l] >> 16) as u16));
+        i32::from(low) | (i32::from(high) << 16)
+    })
+}
+
+#[inline(always)]
+fn bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// To the nearest bfloat16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(in crate::kernels) fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 }
+}
+
+// SAFETY of all methods: plain arrays; pointers are read as the trait promises.
+impl Simd for Scalar {
+    type F = F;
+    type I = I;
+
+    const QUERIES: usize = 2;
+    const WIDE_IS_SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn zero() -> F {
+        [0.0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> F {
+        unsafe { from.cast::<F>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: F) {
+        unsafe { to.cast::<F>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: F, b: F) -> F {
+        map(|l| a[l] + b[l])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: F, b: F) -> F {
+        map(|l| a[l] - b[l])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: F, b: F) -> F {
+        map(|l| a[l] * b[l])
+    }
+    #[inline(always)]
+    unsafe fn div(a: F, b: F) -> F {
+        map(|l| a[l] / b[l])
+    }
+    #[inline(always)]
+    unsafe fn fma(a: F, b: F, c: F) -> F {
+        map(|l| a[l].mul_add(b[l], c[l]))
+    }
+    #[inline(always)]
+    unsafe fn max(a: F, b: F) -> F {
+        map(|l| if a[l] > b[l] { a[l] } else { b[l] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: F, b: F) -> F {
+        map(|l| if a[l] < b[l] { a[l] } else { b[l] })
+    }
+    #[inline(always)]
+    unsafe fn abs(x: F) -> F {
+        map(|l| x[l].abs())
+    }
+    #[inline(always)]
+    unsafe fn copysign(size: F, sign: F) -> F {
+        map(|l| size[l].copysign(sign[l]))
+    }
+    #[inline(always)]
+    unsafe fn if_less(a: F, b: F, then: F, otherwise: F) -> F {
+        map(|l| if a[l] < b[l] { then[l] } else { otherwise[l] })
+    }
+    #[inline(always)]
+    unsafe fn round(x: F) -> I {
+        map_i(|l| x[l].round_ties_even() as i32)
+    }
+    #[inline(always)]
+    unsafe fn exp2(n: I) -> F {
+        map(|l| f32::from_bits(((n[l] + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> F {
+        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        map(|l| f16_to_f32(bytes[l]))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> F {
+        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        map(|l| bf16(u16::from_le_bytes(bytes[l])))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> F {
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        map(|l| f32::from(bytes[l]))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> F {
+        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        map(|l| f32::from(bytes[l]))
+    }
+    #[inline(always)]
+    unsafe fn zero_i() -> I {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load_i(from: *const u8) -> I {
+        let bytes = unsafe { from.cast::<[[u8; 4]; LANES]>().read_unaligned() };
+        map_i(|l| i32::from_le_bytes(bytes[l]))
+    }
+    #[inline(always)]
+    unsafe fn load_4(from: *const u8) -> I {
+        let bytes = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
+        [i32::from_le_bytes(bytes); LANES]
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: I, b: I) -> I {
+        map_i(|l| a[l].wrapping_add(b[l]))
+    }
+    #[inline(always)]
+    unsafe fn and(a: I, b: I) -> I {
+        map_i(|l| a[l] & b[l])
+    }
+    #[inline(always)]
+    unsafe fn or(a: I, b: I) -> I {
+        map_i(|l| a[l] | b[l])
+    }
+    #[inline(always)]
+    unsafe fn shr(x: I, by: i32) -> I {
+        halves(x, |half| half >> by)
+    }
+    #[inline(always)]
+    unsafe fn shl(x: I, by: i32) -> I {
+        halves(x, |half| half << by)
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: *const u8, x: I) -> I {
+        let table = unsafe { table.cast::<[u8; 16]>().read_unaligned() };
+        map_i(|l| i32::from_le_bytes(x[l].to_le_bytes().map(|at| table[usize::from(at & 15)])))
+    }
+    #[inline(always)]
+    unsafe fn to_f(x: I) -> F {
+        map(|l| x[l] as f32)
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: I, w: I, x: I) -> I {
+        map_i(|l| {
+            let (w, x) = (w[l].to_le_bytes(), x[l].to_le_bytes());
+            let mut sum = acc[l];
+            for t in 0..4 {
+                sum = sum.wrapping_add(i32::from(w[t]) * i32::from(x[t] as i8));
+            }
+            sum
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_wide(acc: I, w: I, x: I) -> I {
+        unsafe { Self::dot(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(to: *mut i8, x: I) {
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: F, a: I, b: I) -> F {
+        // A product of two bfloat16 has at most 16 bits, so that it is exact and the sum rounds once.
+        let odd = |x: i32| bf16((x >> 16) as u16);
+        let even = |x: i32| bf16(x as u16);
+        map(|l| acc[l] + odd(a[l]) * odd(b[l]) + even(a[l]) * even(b[l]))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: F) {
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(x.map(to_bf16)) }
+    }
+}
