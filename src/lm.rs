@@ -227,7 +227,7 @@ impl Lm {
     /// if it does not fit.
     pub fn load_prefix(&self, path: &Path) -> Result<usize> {
         self.check_prefix_cache()?;
-        let page_bytes = self.model.decoder().kv_bytes_per_position() * PAGE;
+        let page_bytes = self.model.decoder().prefix_page_bytes();
         let prefix = Prefix::read(path, &self.computation(), page_bytes)?;
         if prefix.tokens.iter().any(|&id| id as usize >= self.model.vocab_size()) {
             return Err(Error::model_file(format!("{}: a token is not in the vocabulary", path.display())));

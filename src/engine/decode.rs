@@ -10,6 +10,7 @@ use super::request::{Event, FinishReason, Generate, TokenEvent};
 use crate::error::{Context, Error, Result};
 use crate::sample::sampler::argmax;
 use crate::sample::{Filter, History, Logits, token_logprobs};
+use crate::trace;
 
 /// An answer in the making.
 pub(super) struct Decode {
@@ -83,7 +84,10 @@ impl Decode {
             return self.append(prompt_len, Some(raw), audience);
         }
         let sampler = &self.task.sampler;
-        let mask = self.guide.as_mut().map(Guide::mask).transpose()?;
+        let mask = {
+            let _span = self.guide.is_some().then(|| trace::span("mask"));
+            self.guide.as_mut().map(Guide::mask).transpose()?
+        };
         if sampler.is_argmax() {
             let id = argmax(raw)?;
             // Mostly the likeliest token fits the form, and no row need be copied.

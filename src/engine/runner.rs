@@ -7,6 +7,7 @@ use crate::cache::storage::KvCache;
 use crate::error::Result;
 use crate::model::Decoder;
 use crate::step::Step;
+use crate::trace;
 
 /// A decoder with a cache of its own.
 pub struct Runner {
@@ -45,6 +46,7 @@ impl Network for Runner {
                 wanted.iter().filter_map(|row| rows.binary_search(row).ok()).map(|at| at as u32).collect();
             ops.select_rows(&states, &places)
         };
+        let _span = trace::span("head");
         let logits = match step.logits.as_slice() {
             [] => vec![],
             all if all == rows => ops.into_vec(self.decoder.head(&states)?)?,

@@ -36,6 +36,7 @@ use crate::cache::prefix_file::Prefix;
 use crate::error::{Error, Result};
 use crate::sample::Logits;
 use crate::step::{PAGE, Step};
+use crate::trace;
 
 /// What handles ask of the thread.
 pub(super) enum Command {
@@ -246,7 +247,10 @@ impl Engine {
         // all that the queue's head was waiting for, and no command will come to tell.
         self.admit();
         self.publish();
+        let emit = trace::span("emit");
         self.flush();
+        drop(emit);
+        trace::flush();
     }
 
     /// Ends what was cancelled or is late, in work or in the queue.
@@ -296,7 +300,9 @@ impl Engine {
 
     /// One forward pass; false if there was nothing to compute.
     fn step(&mut self) -> bool {
+        let planned = trace::span("plan");
         let (step, seats, drafting) = self.gather();
+        drop(planned);
         if seats.is_empty() {
             return false;
         }
@@ -305,12 +311,17 @@ impl Engine {
         self.stats.computed_tokens += step.rows() as u64;
         self.stats.batched += seats.len() as u64;
         self.stats.largest_batch = self.stats.largest_batch.max(seats.len());
-        let output = self.forward(&step);
+        let output = {
+            let counts = [("rows", step.rows() as u64), ("sequences", seats.len() as u64)];
+            let _span = trace::span_with("forward", &counts);
+            self.forward(&step)
+        };
         if let Some(drafter) = &mut self.drafter {
             drafter.note(step.rows(), begin.elapsed(), drafting.as_ref());
         }
         match output {
             Ok(output) => {
+                let _span = trace::span("sample");
                 self.deliver(&seats, &output);
                 self.settle(&seats, drafting);
             }

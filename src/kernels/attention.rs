@@ -7,8 +7,8 @@
 //! the work, which use the same functions and so come to the same bits:
 //!
 //! * enough tasks for the threads (prompts, batches): a task walks its chunks and folds as it goes;
-//! * few tasks and long contexts (decoding): the chunks of a task are computed by whoever is free, and folded at
-//!   the end.
+//! * few tasks and long contexts (decoding): the chunks of a long task are computed by whoever is free, and folded
+//!   at the end.
 //!
 //! What a query gets depends on its own position and on what it sees; not on its neighbours in the task, on how a
 //! prompt was cut, on threads, nor on where the pages lie. Every sum has one order:
@@ -52,6 +52,13 @@ struct Layer<'a, N> {
     q: &'a [f32],
     pages: &'a Pages<N>,
     a: &'a Attention,
+}
+
+impl<N: Number> Layer<'_, N> {
+    /// Floats of what is found for a task.
+    fn found_len(&self, task: &Task<'_>) -> usize {
+        task.queries() * (self.pages.padded() + 2)
+    }
 }
 
 /// Queries `from..to` of a span (row by row, in a row the heads of the group) for one key head.
@@ -101,11 +108,6 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// Floats for that many queries.
-    fn len(queries: usize, padded: usize) -> usize {
-        queries * (padded + 2)
-    }
-
     fn new(floats: &'a mut [f32], queries: usize) -> Self {
         let (greatest, rest) = floats.split_at_mut(queries);
         let (sums, mixed) = rest.split_at_mut(queries);
@@ -150,12 +152,52 @@ pub(super) fn attention(
 
 fn run<N: Number>(pool: &Pool, isa: Isa, layer: &Layer<'_, N>, step: &Step, out: &mut [f32]) -> Result<()> {
     let tasks = tasks(step, layer.a);
-    let chunks: usize = tasks.iter().map(|task| task.chunks(layer.a).len()).sum();
-    if tasks.len() < 2 * pool.threads() && pool.threads() > 1 && chunks > tasks.len() {
-        return SPLIT.with_borrow_mut(|found| split(pool, isa, layer, &tasks, found, out));
-    }
+    let (units, len) = units(&tasks, layer, pool.threads());
     let out = Shares::new(out);
-    pool.run("attention", tasks.len(), &|index| walk(isa, layer, &tasks[index], &out))
+    SPLIT.with_borrow_mut(|found| {
+        let found = room(found, len);
+        let shares = Shares::new(found);
+        pool.run("attention", units.len(), &|index| match units[index] {
+            Unit::Whole(task) => walk(isa, layer, task, &out),
+            Unit::Part { task, at, start } => {
+                // SAFETY: every unit has its own part.
+                let part = unsafe { shares.part(start..start + layer.found_len(task)) };
+                compute_alone(isa, layer, task, at, &mut Found::new(part, task.queries()));
+            }
+        })?;
+        fold_parts(isa, layer, &units, found, &out);
+        Ok(())
+    })
+}
+
+/// What one thread computes at a time.
+#[derive(Clone, Copy)]
+enum Unit<'a> {
+    /// A task from its first chunk to its last.
+    Whole(&'a Task<'a>),
+    /// One chunk of a task; what it finds is kept from float `start` on. The parts of a task follow each other.
+    Part { task: &'a Task<'a>, at: usize, start: usize },
+}
+
+/// Cuts those tasks into chunks that are more than half of what a thread has to do; these come first. Also returns how
+/// many floats their chunks find: for at most twice as many tasks as there are threads.
+fn units<'a, N: Number>(
+    tasks: &'a [Task<'a>],
+    layer: &Layer<'_, N>,
+    threads: usize,
+) -> (Vec<Unit<'a>>, usize) {
+    let work = |task: &Task<'_>| task.chunks(layer.a).len() * task.queries();
+    let all: usize = tasks.iter().map(work).sum();
+    let is_long = |task: &&Task<'_>| threads > 1 && 2 * work(task) * threads > all;
+    let (mut units, mut end) = (Vec::with_capacity(tasks.len()), 0);
+    for task in tasks.iter().filter(|task| is_long(task)) {
+        for at in task.chunks(layer.a) {
+            units.push(Unit::Part { task, at, start: end });
+            end += layer.found_len(task);
+        }
+    }
+    units.extend(tasks.iter().filter(|task| !is_long(task)).map(Unit::Whole));
+    (units, end)
 }
 
 /// Cuts a step into tasks. Those of a key head follow each other, since they read the same pages; of those the longest
@@ -179,8 +221,7 @@ fn tasks<'a>(step: &'a Step, a: &Attention) -> Vec<Task<'a>> {
 
 /// Computes a task from its first chunk to its last.
 fn walk<N: Number>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &Shares<'_, f32>) {
-    let queries = task.queries();
-    let len = Found::len(queries, layer.pages.padded());
+    let (queries, len) = (task.queries(), layer.found_len(task));
     FOUND.with_borrow_mut(|[so_far, here]| {
         let mut so_far = Found::new(room(so_far, len), queries);
         let mut here = Found::new(room(here, len), queries);
@@ -196,49 +237,45 @@ fn walk<N: Number>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &Shares
     });
 }
 
-/// Computes the chunks of all tasks on their own, and folds them.
-fn split<N: Number>(
-    pool: &Pool,
+/// Computes one chunk of a task.
+fn compute_alone<N: Number>(
     isa: Isa,
     layer: &Layer<'_, N>,
-    tasks: &[Task<'_>],
-    found: &mut Vec<f32>,
-    out: &mut [f32],
-) -> Result<()> {
-    let padded = layer.pages.padded();
-    let (mut units, mut starts, mut end) = (Vec::new(), Vec::new(), 0);
-    for task in tasks {
-        starts.push(end);
-        for at in task.chunks(layer.a) {
-            units.push((task, at, end));
-            end += Found::len(task.queries(), padded);
-        }
-    }
-    let shares = Shares::new(room(found, end));
-    pool.run("attention", units.len(), &|index| {
-        let (task, at, start) = units[index];
-        // SAFETY: every unit has its own part.
-        let part = unsafe { shares.part(start..start + Found::len(task.queries(), padded)) };
-        let mut here = Found::new(part, task.queries());
-        SCRATCH.with_borrow_mut(|scratch| {
-            chunk::load_queries(isa, layer, task, scratch);
-            chunk::chunk(isa, layer, task, at, scratch, &mut here);
-        });
-    })?;
-    let out = Shares::new(out);
+    task: &Task<'_>,
+    at: usize,
+    found: &mut Found<'_>,
+) {
+    SCRATCH.with_borrow_mut(|scratch| {
+        chunk::load_queries(isa, layer, task, scratch);
+        chunk::chunk(isa, layer, task, at, scratch, found);
+    });
+}
+
+/// Folds the chunks of each task that was cut into parts.
+fn fold_parts<N: Number>(
+    isa: Isa,
+    layer: &Layer<'_, N>,
+    units: &[Unit<'_>],
+    found: &mut [f32],
+    out: &Shares<'_, f32>,
+) {
     FOUND.with_borrow_mut(|[so_far, _]| {
-        for (task, &start) in tasks.iter().zip(&starts) {
-            let (queries, len) = (task.queries(), Found::len(task.queries(), padded));
+        for unit in units {
+            // The first part stands for its task.
+            let &Unit::Part { task, at, start } = unit else { continue };
+            let chunks = task.chunks(layer.a);
+            if at != chunks.start {
+                continue;
+            }
+            let (queries, len) = (task.queries(), layer.found_len(task));
             let mut so_far = Found::new(room(so_far, len), queries);
             so_far.clear();
-            let chunks = task.chunks(layer.a).len();
-            for part in found[start..start + chunks * len].chunks_exact_mut(len) {
+            for part in found[start..start + chunks.len() * len].chunks_exact_mut(len) {
                 fold::fold(isa, &mut so_far, &Found::new(part, queries));
             }
-            fold::finish(isa, layer.a, task, &so_far, &out);
+            fold::finish(isa, layer.a, task, &so_far, out);
         }
     });
-    Ok(())
 }
 
 /// The first `len` floats, made if they are not there.

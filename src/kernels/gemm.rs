@@ -86,17 +86,27 @@ pub(super) fn products(
     })
 }
 
-/// Panels of a task: few enough to share the work evenly, and for the panels to stay in the cache.
+/// Panels of a task: few enough to share the work evenly. With one row, as much in one piece as that allows, since
+/// memory is read faster so; with many, no more than stay in the cache while the rows pass.
 fn bundle(panels: usize, rows: usize, threads: usize) -> usize {
-    let fair = panels / (16 * threads);
-    fair.clamp(1, if rows == 1 { 16 } else { 4 })
+    match rows {
+        1..=4 => (panels / (4 * threads)).clamp(1, 64),
+        _ => (panels / (16 * threads)).clamp(1, 4),
+    }
 }
 
-/// Sums of a tile: up to `TILE` rows of sixteen columns.
-type Sums = [[f32; LANES]; TILE];
+/// Where the sums of a tile go: sixteen columns of each row, rows `stride` apart.
+#[derive(Clone, Copy)]
+struct Sums {
+    first: *mut f32,
+    stride: usize,
+}
 
 /// Rows of a tile, at most.
 const TILE: usize = 12;
+
+/// Bytes of weights that are asked for in advance: more than memory delivers while it is waited for.
+const AHEAD: usize = 2048;
 
 fn multiply(isa: Isa, product: &Product<'_>, x: Input<'_>, panels: Range<usize>) {
     assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k);
@@ -127,17 +137,26 @@ fn tiles(
     product: &Product<'_>,
     rows: usize,
     panels: Range<usize>,
-    tile: impl Fn(*const u8, usize, usize, &mut Sums),
+    tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
-    let mut sums = [[0.0; LANES]; TILE];
+    let mut scratch = [[0.0; LANES]; TILE];
+    let plain = matches!(product.then, Then::Set) && product.bias.is_none();
+    let n = product.w.n;
     let mut row = 0;
     while row < rows {
         let size = tile_rows(isa, rows - row);
-        for (panel, bytes) in
-            panels.clone().zip(product.w.bytes(panels.clone()).chunks_exact(product.w.panel_bytes))
-        {
-            tile(bytes.as_ptr(), row, size, &mut sums);
-            finish(isa, product, row, panel, &sums[..size]);
+        let bytes = product.w.bytes(panels.clone()).chunks_exact(product.w.panel_bytes);
+        for (panel, bytes) in panels.clone().zip(bytes) {
+            if plain && (panel + 1) * LANES <= n {
+                let first = row * n + panel * LANES;
+                // Sixteen columns of each row are there, and no other task writes to them.
+                let out = product.out.pointer(first..first + (size - 1) * n + LANES);
+                tile(bytes.as_ptr(), row, size, Sums { first: out, stride: n });
+            } else {
+                let sums = Sums { first: scratch.as_mut_ptr().cast(), stride: LANES };
+                tile(bytes.as_ptr(), row, size, sums);
+                finish(isa, product, row, panel, &scratch[..size]);
+            }
         }
         row += size;
     }
@@ -205,28 +224,20 @@ tile! {
     /// Sums of `rows` rows from `row` on for the sixteen columns of a panel.
     ///
     /// # Safety
-    /// The panel has `k` weights for each column; `bytes` has the rows.
-    fn quantized<Q: Form>(w: *const u8, bytes: &Quantized, k: usize, row: usize, sums: &mut Sums) = quantized_tile;
+    /// The panel has `k` weights for each column; `bytes` has the rows; `sums` may be written to.
+    fn quantized<Q: Form>(w: *const u8, bytes: &Quantized, k: usize, row: usize, sums: Sums) = quantized_tile;
 }
 tile! {
     /// As [`quantized`], for floats.
     ///
     /// # Safety
-    /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`.
-    fn floats<F: Float>(w: *const u8, x: *const f32, k: usize, sums: &mut Sums) = float_tile;
+    /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`; `sums` may be written to.
+    fn floats<F: Float>(w: *const u8, x: *const f32, k: usize, sums: Sums) = float_tile;
 }
 
 /// # Safety
 /// As [`floats`].
-unsafe fn dense(
-    isa: Isa,
-    rows: usize,
-    dtype: WeightType,
-    w: *const u8,
-    x: *const f32,
-    k: usize,
-    sums: &mut Sums,
-) {
+unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *const f32, k: usize, sums: Sums) {
     unsafe {
         match dtype {
             WeightType::F16 => floats::<F16>(isa, rows, w, x, k, sums),
@@ -244,7 +255,7 @@ unsafe fn quantized_tile<S: Simd, Q: Form, const M: usize>(
     bytes: &Quantized,
     k: usize,
     row: usize,
-    sums: &mut Sums,
+    sums: Sums,
 ) {
     unsafe {
         let blocks = k / forms::SUB;
@@ -257,6 +268,14 @@ unsafe fn quantized_tile<S: Simd, Q: Form, const M: usize>(
             let mut sub = unit.add(Q::HEAD);
             for _ in 0..Q::SUBS {
                 let codes = sub.add(Q::SCALE_BYTES);
+                if M == 1 {
+                    // One row waits for memory alone, and a task is too short for the machine to guess what comes.
+                    let mut line = 0;
+                    while line < Q::SUB_BYTES {
+                        S::prefetch(sub.wrapping_add(AHEAD + line));
+                        line += 64;
+                    }
+                }
                 if Q::HALVES {
                     for half in 0..2 {
                         let dot = dots::<S, Q, M>(codes, q, k, half * 4);
@@ -291,7 +310,7 @@ unsafe fn quantized_tile<S: Simd, Q: Form, const M: usize>(
             unit = unit.add(Q::UNIT);
         }
         for i in 0..M {
-            S::store(sums[i].as_mut_ptr(), acc[i]);
+            S::store(sums.first.add(i * sums.stride), acc[i]);
         }
     }
 }
@@ -375,12 +394,7 @@ float!(BF16, 2, from => S::load_bf16(from));
 /// # Safety
 /// The tier's instructions, and as [`floats`].
 #[inline(always)]
-unsafe fn float_tile<S: Simd, F: Float, const M: usize>(
-    w: *const u8,
-    x: *const f32,
-    k: usize,
-    sums: &mut Sums,
-) {
+unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const f32, k: usize, sums: Sums) {
     unsafe {
         let size = LANES * F::BYTES;
         let (mut even, mut odd) = ([S::zero(); M], [S::zero(); M]);
@@ -400,7 +414,7 @@ unsafe fn float_tile<S: Simd, F: Float, const M: usize>(
             }
         }
         for i in 0..M {
-            S::store(sums[i].as_mut_ptr(), S::add(even[i], odd[i]));
+            S::store(sums.first.add(i * sums.stride), S::add(even[i], odd[i]));
         }
     }
 }

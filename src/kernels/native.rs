@@ -152,7 +152,8 @@ impl Native {
             .map(|((linear, w), out)| [product(linear, w, Then::Set, out)])
             .collect();
         let lists: Vec<&[Product<'_>]> = products.iter().map(|one| one.as_slice()).collect();
-        gemm::products(&self.pool, self.isa, "linear", input, &lists)?;
+        let name = if lists.len() > 1 { "linears" } else { "linear" };
+        gemm::products(&self.pool, self.isa, name, input, &lists)?;
         drop(shares);
         Ok(outputs)
     }

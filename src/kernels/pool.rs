@@ -392,16 +392,12 @@ impl<'a, T> Shares<'a, T> {
         // SAFETY: in bounds by the line above, and not shared by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
-}
 
-impl<T: Copy + Send> Shares<'_, T> {
-    /// # Safety
-    /// No two tasks set the same element, and nobody holds a [`Self::part`] with it.
-    #[inline(always)]
-    pub(super) unsafe fn set(&self, index: usize, value: T) {
-        assert!(index < self.len);
-        // SAFETY: in bounds by the line above, and not shared by the caller's promise.
-        unsafe { *self.start.add(index) = value }
+    /// Where element `range.start` is, for whoever writes to some of the range's elements and not to all: a slice of
+    /// it would overlap with those of other tasks.
+    pub(super) fn pointer(&self, range: std::ops::Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len);
+        self.start.wrapping_add(range.start)
     }
 }
 
@@ -496,7 +492,7 @@ mod tests {
                 let task = |i: usize| {
                     count_one(&counts[i]);
                     // SAFETY: every task has its own element.
-                    unsafe { shares.set(i, round) };
+                    unsafe { shares.part(i..i + 1)[0] = round };
                 };
                 pool.run("test", tasks, &task).unwrap();
                 let (now, never) = written.split_at(tasks);

@@ -10,6 +10,9 @@ use super::simd::{LANES, Simd};
 /// Numbers kept for a block: its scale, and `scale * sum(q)` of all, the first and the last sixteen.
 pub(super) const META: usize = 4;
 
+/// Blocks of smaller numbers are zeros: a 127th of them has no inverse in f32.
+const LEAST: f32 = 1e-36;
+
 /// Rows of activations in bytes; `k` is a multiple of 32.
 #[derive(Default)]
 pub(super) struct Quantized {
@@ -46,7 +49,8 @@ unsafe fn quantize_body<S: Simd>(x: &[f32], q: &mut [i8], meta: &mut [f32], sums
         unsafe {
             let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
             let greatest = S::greatest(S::max(S::abs(a), S::abs(b)));
-            let zero = S::sum(S::mul(S::add(a, b), S::zero())); // or NaN
+            let zero = S::sum(S::add(S::mul(a, S::zero()), S::mul(b, S::zero()))); // or NaN
+            let greatest = if greatest < LEAST { 0.0 } else { greatest };
             let scale = greatest / 127.0 + zero;
             let inverse = S::splat(if greatest > 0.0 { 127.0 / greatest } else { 0.0 });
             let (a, b) = (S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse)));

@@ -71,6 +71,8 @@ pub(super) trait Simd: 'static {
 
     unsafe fn zero_i() -> Self::I;
     unsafe fn splat_i(x: i32) -> Self::I;
+    /// Asks for the cache line at an address that need not be valid.
+    unsafe fn prefetch(at: *const u8);
     /// 64 bytes.
     unsafe fn load_i(from: *const u8) -> Self::I;
     /// The same four bytes in all lanes.

@@ -15,7 +15,7 @@ use crate::cache::storage::KvCache;
 use crate::config::{Block, Config};
 use crate::error::Result;
 use crate::kernels::{Attention, KvShape, Linear, Matrix, Norm, Ops, RopeTable, Rows};
-use crate::step::Step;
+use crate::step::{PAGE, Step};
 
 /// The weights of a decoder-only language model, and its blueprint.
 pub struct Decoder {
@@ -84,6 +84,11 @@ impl Decoder {
         let format = self.ops.kv_format();
         let layer = |shape| format.position_bytes(shape).unwrap_or(usize::MAX);
         self.kv_shapes().into_iter().map(layer).fold(0, usize::saturating_add)
+    }
+
+    /// Bytes of a page in a saved prefix: f32, whatever the cache is made of.
+    pub fn prefix_page_bytes(&self) -> usize {
+        self.kv_shapes().iter().map(|shape| 2 * 4 * PAGE * shape.width()).sum()
     }
 
     /// Computes the step, writing its keys and values into the cache; returns the hidden state after the last

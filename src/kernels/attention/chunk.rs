@@ -4,6 +4,8 @@
 //! chunk: all scores, all weights, all mixes. What is loaded in a pass (four pages of keys, some dimensions of the
 //! values) stays in the first cache for all queries.
 
+#![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
+
 use super::number::Number;
 use super::{Attention, CHUNK, CHUNK_PAGES, Found, Layer, TILE, Task};
 use crate::kernels::isa::{Isa, tiered};
@@ -204,10 +206,7 @@ unsafe fn score_pages<S: Simd, N: Number, const M: usize, const P: usize>(
 ) {
     // SAFETY: a block of keys has `padded / 2` groups, a panel of queries, too; a row of scores has all pages.
     unsafe {
-        let mut keys = [view.keys[page]; P];
-        for j in 1..P {
-            keys[j] = view.keys[page + j];
-        }
+        let keys = &view.keys[page..page + P];
         // One counter for all pointers: the loop has no registers to spare.
         let q = view.parts.q.add(i / LANES * LANES * view.padded + N::place(i % LANES, 0));
         let (mut at, end) = (0, view.padded / 2 * GROUP);

@@ -17,10 +17,16 @@ tiered! {
     pub(super) fn finish(a: &Attention, task: &Task<'_>, found: &Found<'_>, out: &Shares<'_, f32>) = finish_body;
 }
 
-/// `e^(own - greatest)`; 1 where `own` is the greatest, even if that is infinite.
+/// `e^(own - greatest)`; 1 for the greatest itself, even if that is infinite.
 #[inline(always)]
 unsafe fn share<S: Simd>(own: f32, greatest: f32) -> S::F {
-    unsafe { math::exp::<S>(S::splat(if own < greatest { own - greatest } else { 0.0 })) }
+    // SAFETY: the caller has the tier's instructions.
+    unsafe {
+        match own < greatest {
+            true => math::exp::<S>(S::splat(own - greatest)),
+            false => S::splat(1.0),
+        }
+    }
 }
 
 #[inline(always)]

@@ -79,7 +79,7 @@ impl Scene {
         let mut outputs = vec![Vec::new(); which.len()];
         let (width, dims) = (self.shape().width(), self.a.heads * self.a.head_dim);
         for (slot, &index) in which.iter().enumerate() {
-            write(&kv, &table[index], 0..done[slot], width, &sources[slot]);
+            fill(&kv, &table[index], 0..done[slot], width, &sources[slot]);
         }
         loop {
             let (mut step, mut q, mut lens) = (Step::default(), Vec::new(), Vec::new());
@@ -88,7 +88,7 @@ impl Scene {
                 let range = done[slot]..(done[slot] + way.rows).min(before + rows);
                 lens.push(range.len());
                 if !range.is_empty() {
-                    write(&kv, &table[index], range.clone(), width, &sources[slot]);
+                    fill(&kv, &table[index], range.clone(), width, &sources[slot]);
                     q.extend_from_slice(&sources[slot].0[2][range.start * dims..range.end * dims]);
                     step.push(&vec![0; range.len()], range.start, table[index].clone());
                 }
@@ -138,7 +138,7 @@ impl Scene {
     }
 }
 
-fn write(kv: &NativeKv, pages: &[u32], positions: Range<usize>, width: usize, source: &Source) {
+fn fill(kv: &NativeKv, pages: &[u32], positions: Range<usize>, width: usize, source: &Source) {
     let slot = |p: usize| pages[p / PAGE] * PAGE as u32 + (p % PAGE) as u32;
     let slots: Vec<u32> = positions.clone().map(slot).collect();
     let range = positions.start * width..positions.end * width;
@@ -262,7 +262,7 @@ fn what_is_not_seen_does_no_harm() {
         let kv = NativeKv::new(scene.shape(), 4, kind).unwrap();
         poison(&kv, 4);
         let pages = [2, 0, 3, 1];
-        write(&kv, &pages, 0..50, 32, &Source([keys, values, q.clone()]));
+        fill(&kv, &pages, 0..50, 32, &Source([keys, values, q.clone()]));
         let mut step = Step::default();
         step.push(&[0; 50], 0, pages.to_vec());
         let mut out = vec![0.0; q.len()];
@@ -275,7 +275,8 @@ fn what_is_not_seen_does_no_harm() {
 }
 
 /// Not a test: prints what this machine does.
-/// `cargo test --profile fast --lib attention::tests::speed -- --ignored --nocapture`
+/// `cargo test --release --lib attention::tests::speed -- --ignored --nocapture`; `ATTENTION='1 BF16 (9, 3, 64) 512'` for
+/// a part of it, `TALLOW_ISA` for another tier. (In the profile `fast`, checks of pointers halve the speed.)
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "prints timings"]
@@ -284,9 +285,8 @@ fn speed() {
         for kind in [KvType::BF16, KvType::F32] {
             for heads in [(9, 3, 64), (4, 1, 256), (32, 8, 128), (1, 1, 64)] {
                 for (before, rows) in [(0, 512), (1536, 512), (511, 1), (2047, 1), (8191, 1)] {
-                    if std::env::var("ATTN")
-                        .is_ok_and(|v| !format!("{threads} {kind:?} {heads:?} {rows}").contains(&v))
-                    {
+                    let name = format!("{threads} {kind:?} {heads:?} {rows}");
+                    if std::env::var("ATTENTION").is_ok_and(|only| !name.contains(&only)) {
                         continue;
                     }
                     time(threads, kind, &scene(heads, None, None, &[(before, rows)]));
@@ -306,55 +306,43 @@ fn time(threads: usize, kind: KvType, scene: &Scene) {
         unsafe { libc::clock_gettime(clock, &mut time) };
         time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
     };
+    let isa = Isa::from_env().unwrap();
     let (pool, a, (before, rows)) = (Pool::new(threads).unwrap(), scene.a, scene.sequences[0]);
     let pages = (before + rows).div_ceil(PAGE);
     // Several layers, so that a decoded token does not find all of its keys in the caches.
     let layers: Vec<_> = (0..16).map(|_| NativeKv::new(scene.shape(), pages, kind).unwrap()).collect();
-    let (source, ids) = (scene.source(0), (0..pages as u32).collect::<Vec<_>>());
+    let source = scene.source(0);
+    let slots: Vec<u32> = (0..(before + rows) as u32).collect();
     let start = now();
-    layers.iter().for_each(|kv| write(kv, &ids, 0..before, scene.shape().width(), &source));
-    let first = now();
-    let (pool1, n) = (Pool::new(threads).unwrap(), scene.shape().width() * rows);
-    let slots: Vec<u32> = (before as u32..(before + rows) as u32).collect();
-    layers.iter().for_each(|kv| {
-        super::write(
-            &pool1,
-            self::best(),
-            kv,
-            &slots,
-            &source.0[0][before * scene.shape().width()..][..n],
-            &source.0[1][before * scene.shape().width()..][..n],
-        )
-        .unwrap()
-    });
-    let last = now();
-    println!(
-        "write: {:.2} us a row, {:.2} us a row",
-        (first - start) * 1e6 / (16 * before) as f64,
-        (last - first) * 1e6 / (16 * rows) as f64
-    );
+    for kv in &layers {
+        super::write(&pool, isa, kv, &slots, &source.0[0], &source.0[1]).unwrap();
+    }
+    let write = (now() - start) / (layers.len() * slots.len()) as f64;
     let mut step = Step::default();
-    step.push(&vec![0; rows], before, ids);
+    step.push(&vec![0; rows], before, (0..pages as u32).collect());
     let q = &source.0[2][before * a.heads * a.head_dim..];
     let mut out = vec![0.0; q.len()];
     let mut best = f64::INFINITY;
-    for _ in 0..4 {
+    for _ in 0..6 {
         let start = now();
         for kv in &layers {
-            attention(&pool, self::best(), q, kv, &step, &a, &mut out).unwrap();
+            attention(&pool, isa, q, kv, &step, &a, &mut out).unwrap();
         }
         best = best.min((now() - start) / layers.len() as f64);
     }
     let seen: usize = (0..rows).map(|row| before + row + 1).sum();
     let bytes = (before + rows) * KvType::position_bytes(kind, scene.shape()).unwrap();
     println!(
-        "{threads} threads, {}, {}/{}x{}, {rows} rows after {before}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s",
+        "{threads} threads, {}, {}, {}/{}x{}, {rows} rows after {before}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s; \
+         writing {:.0} ns a row",
+        isa.name(),
         kind.name(),
         a.heads,
         a.kv_heads,
         a.head_dim,
         best * 1e6,
         (4 * a.heads * a.head_dim * seen) as f64 / best / 1e9,
-        bytes as f64 / best / 1e9
+        bytes as f64 / best / 1e9,
+        write * 1e9
     );
 }

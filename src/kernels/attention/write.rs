@@ -2,6 +2,8 @@
 //!
 //! A task is the keys or the values of one head: no two tasks share a number, whatever the slots are.
 
+#![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
+
 use super::number::Number;
 use crate::cache::storage::{NativeKv, Numbers, Pages};
 use crate::error::{Error, Result};

@@ -150,6 +150,8 @@ impl Simd for Scalar {
         [x; LANES]
     }
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn load_i(from: *const u8) -> I {
         let bytes = unsafe { from.cast::<[[u8; 4]; LANES]>().read_unaligned() };
         map_i(|l| i32::from_le_bytes(bytes[l]))

@@ -1,0 +1,9 @@
+//! The kernels against three judges: f64 arithmetic, candle's own operations, and themselves (alone or in a
+//! batch, on other threads, tiers of instructions, pages and chunks the bits must be the same).
+
+mod attention;
+mod misuse;
+mod products;
+mod rows;
+mod support;
+mod together;

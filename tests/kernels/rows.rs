@@ -1,0 +1,118 @@
+//! What is done to rows without a matrix: norms, rotations of heads, caps, selections.
+
+use tallow::config::NormKind;
+use tallow::kernels::{KvType, Norm, Ops};
+use tallow::weights::WeightType;
+
+use crate::support::*;
+
+fn norm(ops: &Ops, kind: NormKind, eps: f64, weight: &[f32], bias: Option<&[f32]>) -> Norm {
+    Norm { kind, eps, weight: vector(ops, weight), bias: bias.map(|bias| vector(ops, bias)) }
+}
+
+#[test]
+fn norms_agree_with_candle() {
+    let machines = machines(KvType::F32);
+    // Rows, groups a row, length of a group.
+    let shapes = [(1, 1, 1), (1, 1, 17), (2, 3, 20), (3, 1, 576), (40, 4, 64), (5, 2, 256), (300, 1, 100)];
+    let kinds = [(NormKind::Rms, 1e-6, 2e-6), (NormKind::Layer, 1e-5, 4e-6)];
+    let cases = shapes.into_iter().flat_map(|shape| kinds.map(|kind| (shape, kind)));
+    let cases = cases.flat_map(|(shape, kind)| [(shape, kind, false), (shape, kind, true)]);
+    each(cases, |&((rows, groups, len), (kind, eps, bound), biased)| {
+        let mut random = Random(len as u64);
+        // Away from zero, so that a mean that is not taken away is seen.
+        let x = random.table(rows, groups * len).map(|x| 4.0 * x + 1.0);
+        let (to, w, b) = (random.table(rows, groups * len), random.floats(len), random.floats(len));
+        let norm = |ops: &Ops| norm(ops, kind, eps, &w, biased.then_some(&b));
+        let alone = |ops: &Ops| table(ops, ops.norm(&norm(ops), &x.on(ops)).unwrap());
+        let added = |ops: &Ops| table(ops, ops.norm_add(&norm(ops), &x.on(ops), to.on(ops)).unwrap());
+        let y = same_on_all(&machines, alone)?;
+        close("norm", &y, &alone(&plain()), bound)?;
+        let sums = to.values.iter().zip(&y.values).map(|(a, b)| a + b).collect();
+        same("norm_add", &same_on_all(&machines, added)?, &Table { dim: x.dim, values: sums })?;
+        close("plain norm_add", &added(&plain()), &added(&machines[0]), bound)
+    });
+}
+
+/// Rows, heads, head_dim, rotated dimensions.
+const HEADS: [(usize, usize, usize, usize); 8] = [
+    (1, 1, 2, 2),
+    (3, 2, 20, 20),
+    (5, 9, 64, 64),
+    (4, 3, 80, 32),
+    (2, 3, 100, 38),
+    (33, 4, 256, 256),
+    (2, 2, 64, 0),
+    (129, 1, 64, 16),
+];
+
+#[test]
+fn heads_are_normed_and_turned_as_candle_does() {
+    let machines = machines(KvType::F32);
+    let cases = HEADS.into_iter().flat_map(|shape| [(shape, false), (shape, true)]);
+    each(cases, |&((rows, heads, head_dim, rotated), normed)| {
+        let mut random = Random(9);
+        let (x, w) = (random.table(rows, heads * head_dim), random.floats(head_dim));
+        let frequencies: Vec<f32> =
+            (0..rotated / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / rotated as f32)).collect();
+        let positions: Vec<u32> = (0..rows as u32).map(|i| i * 997).collect();
+        let turned = |ops: &Ops| {
+            let angles = ops.rope_table(&frequencies, 1.25, &positions).unwrap();
+            assert_eq!(angles.rotated(), rotated);
+            let norm = normed.then(|| norm(ops, NormKind::Rms, 1e-6, &w, None));
+            table(ops, ops.heads(x.on(ops), head_dim, norm.as_ref(), Some(&angles)).unwrap())
+        };
+        let y = same_on_all(&machines, turned)?;
+        close("plain", &y, &turned(&plain()), if normed { 3e-6 } else { 1e-6 })?;
+        // The norm is that of `norm`; position 0 is turned by nothing and scaled by the factor; what is not rotated
+        // is not scaled.
+        let norm = norm(&machines[0], NormKind::Rms, 1e-6, &w, None);
+        let only = |norm| {
+            let x = machines[0].heads(x.on(&machines[0]), head_dim, norm, None).unwrap();
+            table(&machines[0], x)
+        };
+        let before = if normed { only(Some(&norm)) } else { only(None) };
+        if normed {
+            let wanted = machines[0].norm(&norm, &x.on(&machines[0])).unwrap();
+            same("norm of heads", &before, &table(&machines[0], wanted))?;
+        }
+        let factor = |d: usize| if d % head_dim < rotated { 1.25 } else { 1.0 };
+        let first = before.part(0, 1);
+        let wanted = first.values.iter().enumerate().map(|(d, x)| x * factor(d)).collect();
+        same("position 0", &y.part(0, 1), &Table { dim: first.dim, values: wanted })
+    });
+}
+
+#[test]
+fn caps_and_selections_agree_with_candle() {
+    let machines = machines(KvType::F32);
+    // The last is logits: rows as long as the pieces that threads share, and longer.
+    each([(1, 1), (7, 33), (300, 100), (2, 16384), (3, 16385)], |&(rows, dim)| {
+        let x = Random(dim as u64).table(rows, dim).map(|x| 40.0 * x);
+        let capped = |ops: &Ops| table(ops, ops.soft_cap(x.on(ops), 12.5).unwrap());
+        close("soft_cap", &same_on_all(&machines, capped)?, &capped(&plain()), 1e-6)?;
+        let some: Vec<u32> = (0..rows as u32).rev().step_by(2).chain([0]).collect();
+        let selected = |ops: &Ops| table(ops, ops.select_rows(&x.on(ops), &some).unwrap());
+        let wanted: Vec<Table> = some.iter().map(|&row| x.part(row as usize, 1)).collect();
+        same("select_rows", &same_on_all(&machines, selected)?, &Table::cat(&wanted))?;
+        same("plain select_rows", &selected(&plain()), &Table::cat(&wanted))
+    });
+}
+
+#[test]
+fn vectors_are_f32_with_what_is_added() {
+    let mut w = weights(WeightType::BF16, 1, 33, &mut Random(5));
+    for shape in [vec![1, 33], vec![33]] {
+        w.shape = shape;
+        for ops in [native(1), plain()] {
+            // Seen through a norm of zeros, which is its bias.
+            let (one, bias) = (vector(&ops, &[1.0; 33]), ops.vector(&w, 1.0).unwrap());
+            assert_eq!((bias.len(), bias.is_empty()), (33, false));
+            let norm = Norm { kind: NormKind::Layer, eps: 1e-5, weight: one, bias: Some(bias) };
+            let zeros = Table { dim: 33, values: vec![0.0; 33] };
+            let found = table(&ops, ops.norm(&norm, &zeros.on(&ops)).unwrap());
+            let wanted: Vec<f32> = w.to_f32().iter().map(|x| x + 1.0).collect();
+            assert_eq!(found.values, wanted, "{ops:?}");
+        }
+    }
+}
