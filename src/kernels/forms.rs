@@ -347,3 +347,132 @@ pub(super) fn row_of_sub<Q: Form>(unit: &[u8], sub: usize, r: usize, out: &mut [
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::isa::{Isa, tiered};
+    use crate::kernels::pack::with_form;
+
+    fn quantized() -> impl Iterator<Item = WeightType> {
+        WeightType::ALL.into_iter().filter(|ty| ty.is_quantized())
+    }
+
+    /// Bytes without a pattern.
+    fn noise(len: usize, seed: u32) -> Vec<u8> {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        let next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 11) as u8
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    /// A unit of any codes and small scales, and small heads.
+    fn unit<Q: Form>() -> Vec<u8> {
+        let mut unit = noise(Q::UNIT, 1 + Q::BITS as u32);
+        for (r, half) in unit[..Q::HEAD].chunks_exact_mut(2).enumerate() {
+            let number = half::f16::from_f32((r as f32 - 11.3) / 64.0);
+            half.copy_from_slice(&number.to_le_bytes());
+        }
+        unit
+    }
+
+    #[test]
+    fn units_have_the_bits_of_the_file_and_little_more() {
+        for ty in quantized() {
+            let size: fn() -> (usize, usize) =
+                with_form!(ty, Q => || (Q::UNIT, Q::SUBS), else unreachable!());
+            let (unit, subs) = size();
+            let file = LANES * ty.block_bytes();
+            assert_eq!(subs * SUB, ty.block_len(), "{ty}");
+            assert!(unit >= file && unit - file <= 4 * LANES, "{ty}: {unit} bytes for {file}");
+        }
+    }
+
+    #[test]
+    fn codes_are_got_as_they_were_put_and_fill_their_place() {
+        fn check<Q: Form>() {
+            let mask = u32::from_le_bytes([(1u16 << Q::BITS.min(8)).wrapping_sub(1) as u8; 4]);
+            let words = noise(4 * LANES * GROUPS, 7);
+            let value = |r: usize, g: usize| word(&words, 4 * (r * GROUPS + g)) & mask;
+            let mut codes = vec![0; LANES * SUB * Q::BITS / 8];
+            let all = || (0..LANES).flat_map(|r| (0..GROUPS).map(move |g| (r, g)));
+            all().for_each(|(r, g)| put::<Q>(&mut codes, r, g, value(r, g)));
+            for (r, g) in all() {
+                assert_eq!(get::<Q>(&codes, r, g), value(r, g), "{}: row {r}, group {g}", Q::TYPE);
+            }
+            // No bit is wasted: were one, the panel would be longer than it must be.
+            all().for_each(|(r, g)| put::<Q>(&mut codes, r, g, mask));
+            assert!(codes.iter().all(|&byte| byte == 0xff), "{}", Q::TYPE);
+        }
+        quantized().for_each(|ty| with_form!(ty, Q => check::<Q>(), else unreachable!()));
+    }
+
+    tiered! {
+        /// The weights of a sub-block as products see them, `[32, 16]`: codes out of byte products, scales, offsets.
+        fn seen<Q: Form>(unit: &[u8], sub: usize, codes: &mut [[f32; LANES]; SUB], weights: &mut [[f32; LANES]; SUB]) = seen_body;
+    }
+
+    /// # Safety
+    /// The tier's instructions.
+    #[inline(always)]
+    unsafe fn seen_body<S: Simd, Q: Form>(
+        unit: &[u8],
+        sub: usize,
+        codes: &mut [[f32; LANES]; SUB],
+        weights: &mut [[f32; LANES]; SUB],
+    ) {
+        assert_eq!(unit.len(), Q::UNIT);
+        // SAFETY: the caller's promise, and a whole unit.
+        unsafe {
+            let head = load_head::<S, Q>(unit.as_ptr());
+            let sub = unit.as_ptr().add(Q::HEAD + sub * Q::SUB_BYTES);
+            for at in 0..SUB {
+                let w = unpack::<S, Q>(sub.add(Q::SCALE_BYTES), at / 4);
+                // One of the four bytes times 1.
+                let one = S::splat_i(1 << (8 * (at % 4)));
+                let (dot, less) = match Q::WIDE {
+                    true => (S::dot_wide(S::zero_i(), w, one), S::WIDE_IS_SIGNED),
+                    false => (S::dot(S::zero_i(), w, one), false),
+                };
+                let code = S::add(S::to_f(dot), S::splat(if less { 128.0 } else { 0.0 }));
+                let half = if Q::HALVES { at / 16 } else { 0 };
+                let (scale, offset) = load_scales::<S, Q>(head, sub, half);
+                S::store(codes[at].as_mut_ptr(), code);
+                S::store(weights[at].as_mut_ptr(), S::fma(scale, code, offset));
+            }
+        }
+    }
+
+    #[test]
+    fn every_tier_unpacks_the_weights_that_embeddings_read() {
+        fn check<Q: Form>(isa: Isa) {
+            let unit = unit::<Q>();
+            for sub in 0..Q::SUBS {
+                let (mut codes, mut weights) = ([[0.0; LANES]; SUB], [[0.0; LANES]; SUB]);
+                seen::<Q>(isa, &unit, sub, &mut codes, &mut weights);
+                let packed =
+                    &unit[Q::HEAD + sub * Q::SUB_BYTES + Q::SCALE_BYTES..][..LANES * SUB * Q::BITS / 8];
+                for r in 0..LANES {
+                    let mut row = [0.0; SUB];
+                    row_of_sub::<Q>(&unit, sub, r, &mut row);
+                    let greatest = row.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                    for (at, row) in row.iter().enumerate() {
+                        let code = get::<Q>(packed, r, at / 4).to_le_bytes()[at % 4];
+                        let code = if Q::LEVELS { LEVELS[usize::from(code)] } else { code };
+                        let place = || format!("{} on {}: weight {at} of row {r}", Q::TYPE, isa.name());
+                        assert_eq!(codes[at][r], f32::from(code), "{}", place());
+                        let off = (weights[at][r] - row).abs();
+                        assert!(off <= 2e-6 * greatest, "{}: {} instead of {row}", place(), weights[at][r]);
+                    }
+                }
+            }
+        }
+        for isa in Isa::available() {
+            quantized().for_each(|ty| with_form!(ty, Q => check::<Q>(isa), else unreachable!()));
+        }
+    }
+}

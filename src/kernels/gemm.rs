@@ -113,7 +113,7 @@ fn multiply(isa: Isa, product: &Product<'_>, x: Input<'_>, panels: Range<usize>)
     assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
     let w = product.w;
     with_form!(w.dtype, Q => {
-        let Some(bytes) = x.bytes else { return };
+        let Some(bytes) = x.bytes else { unreachable!("quantized weights are multiplied with bytes") };
         let blocks = x.k / forms::SUB;
         assert!(w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT && bytes.q.len() >= x.rows * x.k);
         assert!(bytes.meta.len() >= x.rows * blocks * META && bytes.sums.len() >= x.rows * blocks);
@@ -309,8 +309,8 @@ unsafe fn quantized_tile<S: Simd, Q: Form, const M: usize>(
             }
             unit = unit.add(Q::UNIT);
         }
-        for i in 0..M {
-            S::store(sums.first.add(i * sums.stride), acc[i]);
+        for (i, acc) in acc.into_iter().enumerate() {
+            S::store(sums.first.add(i * sums.stride), acc);
         }
     }
 }
@@ -409,12 +409,12 @@ unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const 
         }
         if at < k {
             let last = F::load::<S>(w.add(at * size));
-            for i in 0..M {
-                even[i] = S::fma(last, S::splat(*x.add(i * k + at)), even[i]);
+            for (i, even) in even.iter_mut().enumerate() {
+                *even = S::fma(last, S::splat(*x.add(i * k + at)), *even);
             }
         }
-        for i in 0..M {
-            S::store(sums.first.add(i * sums.stride), S::add(even[i], odd[i]));
+        for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+            S::store(sums.first.add(i * sums.stride), S::add(even, odd));
         }
     }
 }
@@ -448,3 +448,6 @@ unsafe fn finish_body<S: Simd>(product: &Product<'_>, row: usize, panel: usize, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

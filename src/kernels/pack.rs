@@ -192,7 +192,7 @@ impl Arena {
     fn region(&self, size: usize) -> Result<Region> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let size = size.next_multiple_of(64);
-        if !last.as_ref().is_some_and(|rest| rest.range.len() >= size) {
+        if last.as_ref().is_none_or(|rest| rest.range.len() < size) {
             let map = memmap2::MmapOptions::new().len(size.max(CHUNK)).map_anon();
             let mut map = map.map_err(|error| too_large(size).with_source(error))?;
             // Large pages save a third of the address translations of a decoded token; without them all works too.
@@ -231,4 +231,89 @@ fn too_large(bytes: usize) -> Error {
         "{:.1} GiB for packed weights cannot be had; use a smaller model or a smaller quantization",
         bytes as f64 / (1u64 << 30) as f64
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Bytes;
+
+    const SHAPES: [(usize, usize); 7] =
+        [(1, 256), (15, 32), (16, 512), (17, 256), (33, 96), (50, 768), (20, 17)];
+
+    /// Any bits: scales that are infinite or NaN among them.
+    fn tensor(dtype: WeightType, n: usize, k: usize) -> Option<(WeightTensor, usize)> {
+        let row_bytes = dtype.row_bytes(k)?;
+        let byte = |at: usize| ((at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 37) as u8;
+        let data = Bytes::from_vec((0..n * row_bytes).map(byte).collect());
+        Some((WeightTensor { name: "w".into(), dtype, shape: vec![n, k], data }, row_bytes))
+    }
+
+    fn packed(threads: usize, w: &WeightTensor, row_bytes: usize) -> Packed {
+        let pool = Pool::new(threads).unwrap();
+        pack(&pool, &Arena::default(), w, w.shape[0], w.shape[1], row_bytes).unwrap()
+    }
+
+    #[test]
+    fn rows_come_back_bit_for_bit() {
+        let mut count = 0;
+        for (dtype, (n, k)) in WeightType::ALL.into_iter().flat_map(|ty| SHAPES.map(|shape| (ty, shape))) {
+            let Some((w, row_bytes)) = tensor(dtype, n, k) else { continue };
+            let packed = packed(3, &w, row_bytes);
+            assert_eq!((packed.n, packed.k, packed.panels()), (n, k, n.div_ceil(LANES)));
+            for (row, bytes) in w.data.chunks_exact(row_bytes).enumerate() {
+                let (mut wanted, mut found) = (vec![0.0; k], vec![1.0; k]);
+                blocks::dequantize_row(dtype, bytes, &mut wanted);
+                packed.row(row, &mut found);
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert!(bits(&found) == bits(&wanted), "{dtype} [{n}, {k}], row {row}");
+                count += 1;
+            }
+            // What is there beside the last row is zero: products compute it, too.
+            for row in n..packed.panels() * LANES {
+                let mut found = vec![1.0; k];
+                packed.row(row, &mut found);
+                assert!(found.iter().all(|&x| x == 0.0), "{dtype} [{n}, {k}], after the last row");
+            }
+        }
+        assert!(count > 1000, "{count} rows");
+    }
+
+    #[test]
+    fn threads_make_the_same_panels() {
+        for dtype in [WeightType::Q4K, WeightType::Q3K, WeightType::Q8_0, WeightType::F16] {
+            // Enough for several tasks.
+            let (w, row_bytes) = tensor(dtype, 700, 1024).unwrap();
+            let (one, four) = (packed(1, &w, row_bytes), packed(4, &w, row_bytes));
+            assert!(one.bytes(0..one.panels()) == four.bytes(0..four.panels()), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn a_matrix_without_rows_has_no_panels() {
+        let (w, row_bytes) = tensor(WeightType::Q4K, 0, 256).unwrap();
+        let packed = packed(2, &w, row_bytes);
+        assert_eq!((packed.panels(), packed.bytes(0..0)), (0, [].as_slice()));
+    }
+
+    #[test]
+    fn regions_are_zero_aligned_and_apart() {
+        let arena = Arena::default();
+        let sizes = [1, 64, 100, 1 << 20, CHUNK - 64, CHUNK + 1, 7, 3 << 20];
+        let mut regions: Vec<Region> = sizes.iter().map(|&size| arena.region(size).unwrap()).collect();
+        for ((region, size), mark) in regions.iter_mut().zip(sizes).zip(1..) {
+            let bytes = region.bytes_mut();
+            assert!(bytes.len() >= size && bytes.as_ptr().addr().is_multiple_of(64), "{size}");
+            assert!(bytes.iter().all(|&byte| byte == 0), "{size}");
+            bytes.fill(mark);
+        }
+        for (region, mark) in regions.iter().zip(1..) {
+            assert!(region.bytes().iter().all(|&byte| byte == mark), "region {mark}");
+        }
+        assert!(Arc::ptr_eq(&regions[0].map, &regions[3].map), "small ones share a map");
+        // What is too large to be had is an error and leaves the arena as it was.
+        let error = arena.region(1 << 62).map(drop).unwrap_err();
+        assert_eq!(error.kind(), crate::error::ErrorKind::OutOfMemory);
+        assert!(arena.region(64).is_ok());
+    }
 }

@@ -125,10 +125,9 @@ impl Plain {
         table: Option<&RopeTable>,
     ) -> Result<Tensor> {
         let x = norm.map_or_else(|| Ok(x.clone()), |norm| self.norm(norm, x))?;
-        match table.and_then(|table| table.tensors.as_ref().map(|tensors| (table, tensors))) {
-            Some((table, tensors)) => self.rotate(&x, head_dim, table.half, tensors),
-            None => Ok(x),
-        }
+        let Some(table) = table.filter(|table| table.half > 0) else { return Ok(x) };
+        let foreign = || misuse("a rope table was made by other Ops than those that use it");
+        self.rotate(&x, head_dim, table.half, table.tensors.as_ref().ok_or_else(foreign)?)
     }
 
     fn rotate(

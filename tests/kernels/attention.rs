@@ -54,7 +54,7 @@ impl Scene {
     }
 
     /// Runs the sequences `which` in steps of `chunk` rows a sequence (all before the last step are history)
-    /// and returns the outputs of the last `rows` of each. Pages are dealt in an order that depends on `deal`.
+    /// and returns the outputs of the last `rows` of each. Pages are dealt in an order that `deal` decides.
     fn run(&self, ops: &Ops, which: &[usize], chunk: usize, deal: u64) -> Vec<Table> {
         let pages: Vec<usize> =
             self.sequences.iter().map(|(before, rows)| (before + rows).div_ceil(PAGE)).collect();

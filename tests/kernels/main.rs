@@ -5,5 +5,7 @@ mod attention;
 mod misuse;
 mod products;
 mod rows;
+#[cfg(target_os = "linux")]
+mod speed;
 mod support;
 mod together;

@@ -8,6 +8,9 @@ use tallow::weights::{WeightTensor, WeightType};
 
 use crate::support::*;
 
+/// What is wrong, what came of it, and what should.
+type Wrong = (&'static str, Result<()>, ErrorKind);
+
 const SHAPE: KvShape = KvShape { kv_heads: 1, head_dim: 64 };
 
 /// Two sides of which one is in use, and things to be used wrongly.
@@ -56,7 +59,7 @@ impl<'a> Bench<'a> {
         self.ops.attention(&self.x, &self.cache, layer, step, &a).map(drop)
     }
 
-    fn products(&self) -> Vec<(&'static str, Result<()>, ErrorKind)> {
+    fn products(&self) -> Vec<Wrong> {
         let Bench { ops, other, w, m, x, odd, .. } = self;
         let (foreign, narrow) =
             (linear(other, w, None), linear(ops, &weights(w.dtype, 7, 64, &mut Random(3)), None));
@@ -91,7 +94,7 @@ impl<'a> Bench<'a> {
         ]
     }
 
-    fn others(&self) -> Vec<(&'static str, Result<()>, ErrorKind)> {
+    fn others(&self) -> Vec<Wrong> {
         let Bench { ops, x, .. } = self;
         let (wide, few) = (&[0.0; 33][..], &[0u32, 1][..]);
         let heads = |head_dim, norm: Option<usize>, frequencies: &[f32], positions: &[u32]| {
@@ -119,7 +122,7 @@ impl<'a> Bench<'a> {
         ]
     }
 
-    fn caches(&self) -> Vec<(&'static str, Result<()>, ErrorKind)> {
+    fn caches(&self) -> Vec<Wrong> {
         let Bench { ops, other, x, odd, cache, .. } = self;
         let (good, foreign) = (self.step(&[0], 3), other.kv_cache(&[SHAPE], 2).unwrap());
         let gap = Step { positions: vec![0, 2, 3], ..good.clone() };
@@ -152,8 +155,9 @@ impl<'a> Bench<'a> {
 fn what_is_wrong_is_an_error_on_both_sides() {
     for (ops, other) in [(native(2), plain()), (plain(), native(1))] {
         let bench = Bench::new(&ops, &other);
-        let all = [bench.products(), bench.others(), bench.caches()].concat_results();
-        each(all, |(what, found, wanted)| match found {
+        let all = [bench.products(), bench.others(), bench.caches()].into_iter().flatten();
+        let kinds = |(what, result, kind): Wrong| (what, result.map_err(|error| error.kind()), kind);
+        each(all.map(kinds), |&(what, found, wanted)| match found {
             Err(kind) if kind == wanted => Ok(()),
             _ => Err(format!("{what} on {ops:?}: {found:?}")),
         });
@@ -161,17 +165,6 @@ fn what_is_wrong_is_an_error_on_both_sides() {
     for kind in [KvType::F32, KvType::BF16] {
         let error = Ops::native(0, kind).map(drop).map_err(|error| error.kind());
         assert_eq!(error, Err(ErrorKind::InvalidRequest));
-    }
-}
-
-trait Concat {
-    fn concat_results(self) -> Vec<(&'static str, std::result::Result<(), ErrorKind>, ErrorKind)>;
-}
-
-impl<const N: usize> Concat for [Vec<(&'static str, Result<()>, ErrorKind)>; N] {
-    fn concat_results(self) -> Vec<(&'static str, std::result::Result<(), ErrorKind>, ErrorKind)> {
-        let all = self.into_iter().flatten();
-        all.map(|(what, result, kind)| (what, result.map_err(|error| error.kind()), kind)).collect()
     }
 }
 
@@ -208,7 +201,7 @@ fn nothing_to_compute_is_nothing_computed() {
     }
 }
 
-/// After `fork` the child has no workers: it must compute alone, and must not wait for them, nor when it drops.
+/// After `fork` the child has no workers: it must compute alone, and wait for none of them, not even at its end.
 #[cfg(unix)]
 #[test]
 fn a_forked_child_computes_alone_and_does_not_hang() {

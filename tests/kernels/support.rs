@@ -135,8 +135,8 @@ pub fn plain() -> Ops {
     Ops::plain(Device::Cpu, DType::F32)
 }
 
-/// The machines that must agree to the last bit: the best tier first, all others, and several numbers of threads.
-/// What they reuse of memory begins as NaN.
+/// The machines that must agree to the last bit: the best tier first, all others, and several numbers of
+/// threads. What they reuse of memory begins as NaN.
 pub fn machines(kv: KvType) -> Vec<Ops> {
     let tiers = Isa::available().into_iter().map(|isa| Ops::native_with(1, kv, isa).unwrap());
     let machines: Vec<Ops> = tiers.chain([2, 3, 5].map(|n| Ops::native(n, kv).unwrap())).collect();

@@ -166,7 +166,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe {
             if BF16 {
                 // The same 64 bytes under the type that the intrinsic takes.
-                let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+                let a = std::mem::transmute::<__m512i, __m512bh>(a);
+                let b = std::mem::transmute::<__m512i, __m512bh>(b);
                 return _mm512_dpbf16_ps(acc, a, b);
             }
             let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
@@ -180,7 +181,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store_bf16(to: *mut u16, x: __m512) {
         unsafe {
             if BF16 {
-                let halves: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
+                let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
                 return _mm256_storeu_si256(to.cast(), halves);
             }
             let bits = _mm512_castps_si512(x);
