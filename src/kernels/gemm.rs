@@ -14,6 +14,8 @@
 use std::ops::Range;
 
 use super::Activation;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::forms::{self, Form, GROUPS};
 use super::isa::{Isa, Level, tiered};
 use super::math;
@@ -117,13 +119,21 @@ fn multiply(isa: Isa, product: &Product<'_>, x: Input<'_>, panels: Range<usize>)
         let blocks = x.k / forms::SUB;
         assert!(w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT && bytes.q.len() >= x.rows * x.k);
         assert!(bytes.meta.len() >= x.rows * blocks * META && bytes.sums.len() >= x.rows * blocks);
-        tiles(isa, product, x.rows, panels, |panel, row, rows, sums| {
+        let mut row = 0;
+        #[cfg(target_arch = "x86_64")]
+        if isa.level() == Level::Amx {
+            row = amx::rows_in_tiles(x.rows);
+            let put = |row, panel, sums: &[_]| finish(isa, product, row, panels.start + panel, sums);
+            // SAFETY: an `Isa` of this level exists only where AMX is; the rest by the lines above.
+            unsafe { amx::multiply::<Q>(w.bytes(panels.clone()), w.panel_bytes, bytes, x.k, row, put) }
+        }
+        tiles(isa, product, row..x.rows, panels, |panel, row, rows, sums| {
             // SAFETY: by the lines above the panel has `k` weights of sixteen columns; the rows are there.
             unsafe { quantized::<Q>(isa, rows, panel, bytes, x.k, row, sums) }
         });
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
-        tiles(isa, product, x.rows, panels, |panel, row, rows, sums| {
+        tiles(isa, product, 0..x.rows, panels, |panel, row, rows, sums| {
             let x_rows = x.floats[row * x.k..(row + rows) * x.k].as_ptr();
             // SAFETY: the panel has `k` vectors of sixteen weights; the rows are there.
             unsafe { dense(isa, rows, w.dtype, panel, x_rows, x.k, sums) }
@@ -131,20 +141,20 @@ fn multiply(isa: Isa, product: &Product<'_>, x: Input<'_>, panels: Range<usize>)
     });
 }
 
-/// All rows times the panels, tile by tile: a tile of rows stays in the first cache while the panels pass.
+/// The rows times the panels, tile by tile: a tile of rows stays in the first cache while the panels pass.
 fn tiles(
     isa: Isa,
     product: &Product<'_>,
-    rows: usize,
+    rows: Range<usize>,
     panels: Range<usize>,
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
     let mut scratch = [[0.0; LANES]; TILE];
     let plain = matches!(product.then, Then::Set) && product.bias.is_none();
     let n = product.w.n;
-    let mut row = 0;
-    while row < rows {
-        let size = tile_rows(isa, rows - row);
+    let mut row = rows.start;
+    while row < rows.end {
+        let size = tile_rows(isa, rows.end - row);
         let bytes = product.w.bytes(panels.clone()).chunks_exact(product.w.panel_bytes);
         for (panel, bytes) in panels.clone().zip(bytes) {
             if plain && (panel + 1) * LANES <= n {
@@ -169,7 +179,7 @@ fn tile_rows(isa: Isa, left: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::AvxVnni => &[2, 1],
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 => &[TILE, 4, 1],
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => &[TILE, 4, 1],
     };
     sizes.iter().copied().find(|&size| size <= left).unwrap_or(1)
 }

@@ -22,6 +22,9 @@ pub(super) enum Level {
     /// With VNNI and the bfloat16 products.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// With tiles too, for products of many rows.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 /// A tier that this machine has: holding one is the proof.
@@ -43,6 +46,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni");
             if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") {
+                if super::amx::available() {
+                    tiers.push(Isa(Level::Amx));
+                }
                 tiers.push(Isa(Level::Avx512Bf16));
             }
             if avx2 && avx512 {
@@ -70,7 +76,7 @@ impl Isa {
         }
     }
 
-    /// A tier by name: `avx512bf16`, `avx512`, `avxvnni`, `avx2` or `scalar`.
+    /// A tier by name: `amx`, `avx512bf16`, `avx512`, `avxvnni`, `avx2` or `scalar`.
     ///
     /// # Errors
     /// `Device` when it is none of this machine's.
@@ -96,6 +102,8 @@ impl Isa {
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => "amx",
         }
     }
 
@@ -149,7 +157,7 @@ macro_rules! tiered {
                     #[cfg(target_arch = "x86_64")]
                     Level::Avx512 => avx512 $(::<$g>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx512Bf16 => avx512bf16 $(::<$g>)? ($($arg),*),
+                    Level::Avx512Bf16 | Level::Amx => avx512bf16 $(::<$g>)? ($($arg),*),
                 }
             }
         }

@@ -15,6 +15,8 @@
 //! From the bottom up: [`isa`] and [`simd`] (tiers of instructions), [`pool`] (threads), [`forms`] and [`pack`]
 //! (weights in memory), [`quantize`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
 
+#[cfg(any(test, target_arch = "x86_64"))]
+mod amx;
 mod attention;
 mod check;
 mod elementwise;

@@ -17,6 +17,9 @@ use crate::weights::{WeightTensor, WeightType, blocks};
 /// Bytes of a map of the arena, unless a matrix needs more.
 const CHUNK: usize = 32 << 20;
 
+/// Bytes of packed weights after which the pages that they came from are given back.
+const SLICE: usize = 4 << 20;
+
 /// A matrix `[n, k]` in panels.
 #[derive(Clone)]
 pub(super) struct Packed {
@@ -89,19 +92,38 @@ pub(super) fn pack(
     let panels = n.div_ceil(LANES);
     let size = panel_bytes.checked_mul(panels).ok_or_else(|| too_large(usize::MAX))?;
     let mut data = arena.region(size)?;
-    let bundle = ((1 << 16) / panel_bytes).max(1);
     let shares = Shares::new(data.bytes_mut());
-    pool.run("pack", panels.div_ceil(bundle), &|index| {
-        for panel in index * bundle..panels.min((index + 1) * bundle) {
+    // In slices, after each of which the map's pages go back: all of a large matrix is never in memory twice.
+    let slice = (SLICE / panel_bytes).max(1);
+    for first in (0..panels).step_by(slice) {
+        let slice = first..panels.min(first + slice);
+        let rows = slice.start * LANES * row_bytes..n.min(slice.end * LANES) * row_bytes;
+        pack_slice(pool, w, slice, panel_bytes, row_bytes, n, &shares)?;
+        w.data.slice(rows)?.release();
+    }
+    Ok(Packed { dtype: w.dtype, n, k, panel_bytes, data })
+}
+
+fn pack_slice(
+    pool: &Pool,
+    w: &WeightTensor,
+    slice: Range<usize>,
+    panel_bytes: usize,
+    row_bytes: usize,
+    n: usize,
+    out: &Shares<'_, u8>,
+) -> Result<()> {
+    let bundle = ((1 << 16) / panel_bytes).max(1);
+    pool.run("pack", slice.len().div_ceil(bundle), &|index| {
+        let first = slice.start + index * bundle;
+        for panel in first..slice.end.min(first + bundle) {
             // SAFETY: panels do not overlap.
-            let out = unsafe { shares.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
+            let out = unsafe { out.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
             let rows = panel * LANES..n.min((panel + 1) * LANES);
             let rows = &w.data[rows.start * row_bytes..rows.end * row_bytes];
             with_form!(w.dtype, Q => pack_panel::<Q>(rows, row_bytes, out), else pack_dense(w.dtype, rows, row_bytes, out));
         }
-    })?;
-    w.data.release();
-    Ok(Packed { dtype: w.dtype, n, k, panel_bytes, data })
+    })
 }
 
 fn panel_bytes(dtype: WeightType, k: usize) -> usize {

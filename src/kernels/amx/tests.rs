@@ -1,0 +1,169 @@
+//! The kernels over emulated tiles give what the scalar tier gives, bit for bit.
+
+use super::tiles::Emulated;
+use super::*;
+use crate::kernels::gemm::{self, Input, Product, Then};
+use crate::kernels::isa::Isa;
+use crate::kernels::pack::{self, Arena, Packed, with_form};
+use crate::kernels::pool::{Pool, Shares};
+use crate::kernels::quantize;
+use crate::kernels::simd::scalar::Scalar;
+use crate::weights::{Bytes, WeightTensor, WeightType};
+
+const TYPES: [WeightType; 12] = [
+    WeightType::Q4_0,
+    WeightType::Q4_1,
+    WeightType::Q5_0,
+    WeightType::Q5_1,
+    WeightType::Q8_0,
+    WeightType::Q2K,
+    WeightType::Q3K,
+    WeightType::Q4K,
+    WeightType::Q5K,
+    WeightType::Q6K,
+    WeightType::Iq4Nl,
+    WeightType::Iq4Xs,
+];
+
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as u32
+    }
+}
+
+/// Where a block keeps half floats.
+fn halves(ty: WeightType) -> &'static [usize] {
+    match ty {
+        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => &[0, 2],
+        WeightType::Q2K => &[80, 82],
+        WeightType::Q3K => &[108],
+        WeightType::Q6K => &[208],
+        _ => &[0],
+    }
+}
+
+/// Random bits, and scales between 1/32 and 1/64 of either sign.
+fn weights(ty: WeightType, n: usize, k: usize, random: &mut Random) -> WeightTensor {
+    let mut bytes: Vec<u8> = (0..n * ty.row_bytes(k).unwrap()).map(|_| random.bits() as u8).collect();
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        for &at in halves(ty) {
+            block[at + 1] = block[at + 1] & 0x83 | 0x24;
+        }
+    }
+    WeightTensor { name: "w".into(), dtype: ty, shape: vec![n, k], data: Bytes::from_vec(bytes) }
+}
+
+/// Random rows, a few of them with single great values: sums of bytes of all sizes.
+fn quantized(isa: Isa, rows: usize, k: usize, random: &mut Random) -> (Vec<f32>, Quantized) {
+    let spike = |i: usize| if i % 97 == 5 { 100.0 } else { 1.0 };
+    let mut float = |i: usize| (random.bits() % 2001) as f32 / 1000.0 - if i % 64 < 32 { 1.0 } else { 0.1 };
+    let x: Vec<f32> = (0..rows * k).map(|i| float(i) * spike(i)).collect();
+    let mut bytes = Quantized::default();
+    bytes.resize(rows, k);
+    quantize::quantize(isa, &x, &mut bytes.q, &mut bytes.meta, &mut bytes.sums);
+    (x, bytes)
+}
+
+/// `[rows, n]` by emulated tiles; rows that are left to others stay NaN.
+fn emulated(w: &Packed, x: &Quantized, rows: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; rows * w.n];
+    let mut times = vec![0; rows * w.panels()];
+    with_form!(w.dtype, Q => {
+        let work = if Q::HALVES { work_body::<Scalar, Emulated, true> } else { work_body::<Scalar, Emulated, false> };
+        let kernels = Kernels { unpack: unpack_body::<Scalar, Q>, work };
+        let each = |first: usize, panel: usize, sums: &[[f32; LANES]]| {
+            for (row, sums) in (first..).zip(sums) {
+                let columns = panel * LANES..w.n.min((panel + 1) * LANES);
+                times[row * w.panels() + panel] += 1;
+                out[row * w.n..][columns.clone()].copy_from_slice(&sums[..columns.len()]);
+            }
+        };
+        let bytes = w.bytes(0..w.panels());
+        // SAFETY: neither needs anything of the machine; the panels are packed for `Q`.
+        unsafe { multiply_with::<Emulated, Q>(kernels, bytes, w.panel_bytes, x, w.k, rows_in_tiles(rows), each) }
+    }, else unreachable!());
+    let done = rows_in_tiles(rows) * w.panels();
+    assert!(
+        times[..done].iter().all(|&t| t == 1) && times[done..].iter().all(|&t| t == 0),
+        "each comes once"
+    );
+    out
+}
+
+/// The rows that differ for the first `rows` rows of a product, for each of `counts`.
+fn differences(
+    ty: WeightType,
+    n: usize,
+    k: usize,
+    counts: impl Iterator<Item = usize> + Clone,
+) -> Vec<String> {
+    let (pool, arena, isa) = (Pool::new(1).unwrap(), Arena::default(), Isa::named("scalar").unwrap());
+    let mut random = Random((n * k) as u64 + ty.block_bytes() as u64);
+    let tensor = weights(ty, n, k, &mut random);
+    let w = pack::pack(&pool, &arena, &tensor, n, k, ty.row_bytes(k).unwrap()).unwrap();
+    let rows = counts.clone().max().unwrap();
+    let (floats, bytes) = quantized(isa, rows, k, &mut random);
+    let mut want = vec![0.0; rows * n];
+    let out = Shares::new(&mut want);
+    let input = Input { rows, k, floats: &floats, bytes: Some(&bytes) };
+    gemm::products(
+        &pool,
+        isa,
+        "test",
+        input,
+        &[&[Product { w: &w, bias: None, then: Then::Set, out: &out }]],
+    )
+    .unwrap();
+    let mut wrong = Vec::new();
+    for count in counts {
+        // A copy without what is behind it: a read too far is then at least a read of something else.
+        let mut x = Quantized::default();
+        x.resize(count, k);
+        let (q, meta) = (x.q.len(), x.meta.len());
+        x.q.copy_from_slice(&bytes.q[..q]);
+        x.meta.copy_from_slice(&bytes.meta[..meta]);
+        let have = emulated(&w, &x, count);
+        for row in 0..rows_in_tiles(count) {
+            let bits =
+                |out: &[f32]| out[row * n..(row + 1) * n].iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            if bits(&have) != bits(&want) {
+                wrong.push(format!("{} [{n}, {k}]: row {row} of {count}", ty.name()));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn every_form_multiplies_as_the_scalar_tier_does() {
+    let mut wrong = Vec::new();
+    for ty in TYPES {
+        let unit = ty.block_len();
+        // One unit; several; stretches with and without a rest. Columns: less than a panel, some, more than a group.
+        let shapes = match unit {
+            32 => [(19, 32), (7, 96), (16, 256), (75, 352)],
+            _ => [(19, 256), (7, 512), (16, 768), (75, 256)],
+        };
+        for (at, (n, k)) in shapes.into_iter().enumerate() {
+            match at {
+                0 => wrong.extend(differences(ty, n, k, 1..=70)),
+                _ => wrong.extend(differences(ty, n, k, [16, 17, 33, 48, 63].into_iter())),
+            }
+        }
+    }
+    // More than one block of tiles.
+    wrong.extend(differences(WeightType::Q4K, 40, 512, [128, 129, 131, 300].into_iter()));
+    wrong.extend(differences(WeightType::Q8_0, 70, 288, [128, 144, 271].into_iter()));
+    assert!(wrong.is_empty(), "{} rows differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
+}
+
+#[test]
+fn rows_that_are_not_worth_a_tile_are_left() {
+    let cases =
+        [(0, 0), (1, 0), (15, 0), (16, 16), (17, 16), (18, 16), (19, 19), (31, 31), (32, 32), (34, 32)];
+    let wrong: Vec<_> = cases.iter().filter(|&&(rows, want)| rows_in_tiles(rows) != want).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}

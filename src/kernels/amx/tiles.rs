@@ -1,0 +1,310 @@
+//! The tile registers of AMX: a trait over the few instructions that products need, the instructions themselves, and
+//! an emulator of them.
+//!
+//! Eight registers of up to sixteen rows of up to 64 bytes; a configuration says how many of each. [`Tiles::dot`] adds
+//! to `C` (16 x 16 i32) the product of signed bytes `A` (16 rows of `k`) and unsigned bytes `B` (`k / 4` rows: lane `n`
+//! of row `j` has weights `4j..4j + 4` of column `n`, which is a group of [`forms`](crate::kernels::forms)).
+//!
+//! The instructions come as inline assembly, since their intrinsics are not stable Rust. [`Emulated`] follows the
+//! pseudocode and the exceptions of Intel's SDM, volume 2 (LDTILECFG, TILELOADD, TDPBSUD, TILESTORED): the tests run the
+//! kernels over it on any machine, and a machine is believed to have AMX only after both gave the same bytes.
+
+/// Rows of a tile, at most, and bytes of a row, at most.
+pub(in crate::kernels) const ROWS: usize = 16;
+const COLUMNS: usize = 64;
+
+/// The registers: four of `C`, two each of `A` and `B`.
+pub(in crate::kernels) const A: usize = 4;
+pub(in crate::kernels) const B: usize = 6;
+
+/// What LDTILECFG reads.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(in crate::kernels) struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    /// Bytes of a row of each register; eight are there.
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Config {
+    /// For products of `width` bytes, 16 or 32.
+    pub(in crate::kernels) const fn of(width: usize) -> Config {
+        let mut config =
+            Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut tile = 0;
+        while tile < 8 {
+            let is_a = tile == A || tile == A + 1;
+            config.row_bytes[tile] = if is_a { width as u16 } else { COLUMNS as u16 };
+            config.rows[tile] = if tile < B { ROWS as u8 } else { (width / 4) as u8 };
+            tile += 1;
+        }
+        config
+    }
+}
+
+/// Configured tile registers; they are released when this is dropped. Registers are named by constants, as the
+/// instructions name them.
+///
+/// # Safety
+/// Where AMX was detected. Addresses are good for all rows of the register, `stride` bytes apart.
+pub(in crate::kernels) trait Tiles {
+    unsafe fn configure(config: &Config) -> Self;
+    unsafe fn zero<const T: usize>(&mut self);
+    unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize);
+    unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize);
+    /// `C += A * B`, of signed bytes and unsigned ones.
+    unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
+}
+
+/// The machine's own. It belongs to the thread that configured it.
+#[cfg(target_arch = "x86_64")]
+pub(in crate::kernels) struct Amx(std::marker::PhantomData<*mut u8>);
+
+/// Assembly that may change any tile register and nothing else. Rust never keeps anything in them, so that what one
+/// block leaves there the next one finds (blocks that are not `pure` keep their order).
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile_asm {
+    ($text:literal, $($rest:tt)*) => {
+        std::arch::asm!($text, out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+            out("tmm5") _, out("tmm6") _, out("tmm7") _, $($rest)*)
+    };
+}
+
+// SAFETY of all methods: the caller promises AMX and the addresses; the registers are configured while `self` lives.
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Amx {
+    #[inline(always)]
+    unsafe fn configure(config: &Config) -> Self {
+        unsafe {
+            tile_asm!("ldtilecfg [{at}]", at = in(reg) config, options(nostack, readonly, preserves_flags));
+        }
+        Amx(std::marker::PhantomData)
+    }
+    #[inline(always)]
+    unsafe fn zero<const T: usize>(&mut self) {
+        unsafe { tile_asm!("tilezero tmm{t}", t = const T, options(nostack, nomem, preserves_flags)) }
+    }
+    #[inline(always)]
+    unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize) {
+        unsafe {
+            tile_asm!("tileloadd tmm{t}, [{at} + {stride}*1]", t = const T, at = in(reg) from, stride = in(reg) stride,
+                options(nostack, readonly, preserves_flags));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize) {
+        unsafe {
+            tile_asm!("tilestored [{at} + {stride}*1], tmm{t}", t = const T, at = in(reg) to, stride = in(reg) stride,
+                options(nostack, preserves_flags));
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
+        unsafe {
+            tile_asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Drop for Amx {
+    fn drop(&mut self) {
+        // SAFETY: as above. Without tiles in use, switching threads is cheaper, and the processor may sleep deeper.
+        unsafe { tile_asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+    }
+}
+
+/// The instructions in plain Rust. It panics where they would raise an exception.
+pub(in crate::kernels) struct Emulated {
+    config: Config,
+    tiles: [[[u8; COLUMNS]; ROWS]; 8],
+}
+
+impl Emulated {
+    /// Rows, and bytes of a row.
+    fn shape(&self, tile: usize) -> (usize, usize) {
+        (usize::from(self.config.rows[tile]), usize::from(self.config.row_bytes[tile]))
+    }
+}
+
+// SAFETY of all methods: the caller promises the addresses, and rows are no longer than the configuration says.
+impl Tiles for Emulated {
+    unsafe fn configure(config: &Config) -> Self {
+        let Config { palette, start_row, reserved, row_bytes, rows } = *config;
+        assert!(palette == 1 && start_row == 0 && reserved == [0; 14], "a configuration of no palette");
+        for (tile, (&rows, &bytes)) in rows.iter().zip(&row_bytes).enumerate() {
+            let fits = usize::from(rows) <= ROWS && usize::from(bytes) <= COLUMNS;
+            assert!(fits && (rows == 0) == (bytes == 0) && (tile < 8 || rows == 0), "shape of tile {tile}");
+        }
+        Emulated { config: *config, tiles: [[[0; COLUMNS]; ROWS]; 8] }
+    }
+    unsafe fn zero<const T: usize>(&mut self) {
+        assert!(self.shape(T).0 > 0, "tile {T} is not configured");
+        self.tiles[T] = [[0; COLUMNS]; ROWS];
+    }
+    unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize) {
+        unsafe { self.zero::<T>() };
+        let (rows, bytes) = self.shape(T);
+        for (row, to) in self.tiles[T].iter_mut().take(rows).enumerate() {
+            unsafe { std::ptr::copy_nonoverlapping(from.add(row * stride), to.as_mut_ptr(), bytes) };
+        }
+    }
+    unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize) {
+        let (rows, bytes) = self.shape(T);
+        assert!(rows > 0, "tile {T} is not configured");
+        for (row, from) in self.tiles[T].iter().take(rows).enumerate() {
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.add(row * stride), bytes) };
+        }
+    }
+    unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
+        let ((rows, bytes), (a_rows, k), (groups, b_bytes)) = (self.shape(C), self.shape(A), self.shape(B));
+        assert!(C != A && C != B && A != B, "one tile twice");
+        assert!(rows > 0 && rows == a_rows && bytes == b_bytes && k == 4 * groups, "shapes of a product");
+        assert!(bytes % 4 == 0 && k % 4 == 0, "rows of whole numbers");
+        let (a, b) = (self.tiles[A], self.tiles[B]);
+        for (sums, a) in self.tiles[C].iter_mut().zip(&a).take(rows) {
+            let sums = sums.as_chunks_mut::<4>().0;
+            for (a, b) in a.as_chunks::<4>().0.iter().zip(&b).take(groups) {
+                for (sum, b) in sums.iter_mut().zip(b.as_chunks::<4>().0).take(bytes / 4) {
+                    let products = a.iter().zip(b).map(|(&a, &b)| i32::from(a as i8) * i32::from(b));
+                    *sum = products.fold(i32::from_le_bytes(*sum), i32::wrapping_add).to_le_bytes();
+                }
+            }
+        }
+    }
+}
+
+/// Whether this process may use AMX, and it does what it should. Asked for once.
+#[cfg(target_arch = "x86_64")]
+pub(in crate::kernels) fn available() -> bool {
+    static AVAILABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    // SAFETY: the instructions are run only once the machine and the operating system have said yes.
+    *AVAILABLE.get_or_init(|| detected() && permitted() && unsafe { agrees::<Amx, Emulated>() })
+}
+
+/// Intel SDM volume 1, 18.3: CPUID.(7,0).EDX bits 22 (bf16), 24 (tiles) and 25 (bytes); the operating system says by XCR0
+/// bits 17 and 18 that it saves tiles.
+#[cfg(target_arch = "x86_64")]
+fn detected() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const STATE: u64 = 1 << 17 | 1 << 18;
+    #[target_feature(enable = "xsave")]
+    fn state() -> u64 {
+        // SAFETY: this function has the instruction.
+        unsafe { _xgetbv(0) }
+    }
+    if !is_x86_feature_detected!("xsave") || !is_x86_feature_detected!("avx512f") {
+        return false;
+    }
+    // CPUID is a safe function in newer Rust, and was an unsafe one in 1.90.
+    #[allow(unused_unsafe)]
+    // SAFETY: CPUID is there where AVX is; XGETBV where `xsave` is, which the line above asks the system too.
+    unsafe {
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES == TILES && state() & STATE == STATE
+    }
+}
+
+/// Asks Linux for tiles, for all threads of the process, also later ones. It says no where it is older than 5.16 or a
+/// thread's alternate signal stack is too small to save them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn permitted() -> bool {
+    // Linux, Documentation/arch/x86/xstate.rst
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILE_DATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn permitted() -> bool {
+    false
+}
+
+/// Whether two kinds of tiles give the same bytes for both configurations and all registers.
+///
+/// # Safety
+/// As [`Tiles`], of both.
+unsafe fn agrees<T: Tiles, U: Tiles>() -> bool {
+    // SAFETY: the caller's promise.
+    [16, 32].into_iter().all(|width| unsafe { exercise::<T>(width) == exercise::<U>(width) })
+}
+
+/// Loads, zeroes, adds up twice and stores, with strides of its own, over bytes of all values.
+///
+/// # Safety
+/// As [`Tiles`].
+unsafe fn exercise<T: Tiles>(width: usize) -> Vec<u8> {
+    const STRIDE: usize = 80;
+    let byte = |i: usize| (i * i * 31 + i * 7 + 129) as u8;
+    let a: Vec<u8> = (0..ROWS * STRIDE).map(byte).collect();
+    let b: Vec<u8> = (1000..1000 + ROWS * COLUMNS).map(|i| byte(i) | 0x81).collect();
+    let mut out = vec![0xaa; 4 * ROWS * STRIDE];
+    // SAFETY: sixteen rows of at most 64 bytes fit at each of the strides.
+    unsafe {
+        let mut tiles = T::configure(&Config::of(width));
+        macro_rules! product {
+            ($c:literal, $a:literal, $b:literal) => {
+                tiles.load::<$a>(a.as_ptr(), STRIDE);
+                tiles.load::<$b>(b.as_ptr(), COLUMNS);
+                tiles.zero::<$c>();
+                tiles.dot::<$c, $a, $b>();
+                tiles.load::<$a>(a.as_ptr().add(STRIDE - COLUMNS), STRIDE - $c);
+                tiles.dot::<$c, $a, $b>();
+                tiles.store::<$c>(out.as_mut_ptr().add($c * ROWS * STRIDE), STRIDE);
+            };
+        }
+        product!(0, 4, 6);
+        product!(1, 5, 7);
+        product!(2, 4, 6);
+        product!(3, 5, 7);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One product by the formula, at the places that the tiles are to put it.
+    #[test]
+    fn a_product_is_of_signed_rows_and_unsigned_columns() {
+        for width in [16, 32] {
+            let a: Vec<i8> = (0..ROWS * width).map(|i| (i * 37 + 11) as u8 as i8).collect();
+            let b: Vec<u8> = (0..width * ROWS).map(|i| (i * 91 + 200) as u8).collect();
+            let mut sums = [[7; ROWS]; ROWS];
+            // SAFETY: `a` has sixteen rows of `width`, `b` has `width / 4` rows of 64, `sums` sixteen of 64.
+            unsafe {
+                let mut tiles = Emulated::configure(&Config::of(width));
+                tiles.load::<A>(a.as_ptr().cast(), width);
+                tiles.load::<B>(b.as_ptr(), COLUMNS);
+                tiles.load::<1>(sums.as_ptr().cast(), COLUMNS);
+                tiles.dot::<1, A, B>();
+                tiles.store::<1>(sums.as_mut_ptr().cast(), COLUMNS);
+            }
+            for (m, row) in sums.iter().enumerate() {
+                for (n, &sum) in row.iter().enumerate() {
+                    let weight = |k: usize| i32::from(b[k / 4 * COLUMNS + 4 * n + k % 4]);
+                    let want: i32 = (0..width).map(|k| i32::from(a[m * width + k]) * weight(k)).sum();
+                    assert_eq!(sum, want + 7, "row {m}, column {n} of width {width}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_self_test_computes_depends_on_every_step() {
+        // SAFETY: the emulator needs nothing of the machine.
+        unsafe {
+            assert!(agrees::<Emulated, Emulated>());
+            let (narrow, wide) = (exercise::<Emulated>(16), exercise::<Emulated>(32));
+            assert_ne!(narrow, wide);
+            let tiles: Vec<_> = wide.chunks_exact(wide.len() / 4).collect();
+            assert!(tiles.windows(2).all(|pair| pair[0] != pair[1]), "the strides differ");
+        }
+    }
+}
