@@ -286,7 +286,9 @@ def test_reprs_say_what_they_hold(tiny, smollm2):
 
 def test_the_demo_model_answers_in_english(smollm2):
     answer = smollm2.generate(
-        [{"role": "user", "content": "What is the capital of France?"}], max_tokens=40, temperature=0
+        [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}],
+        max_tokens=40,
+        temperature=0,
     )
     assert "Paris" in answer.text and answer.finish_reason == "stop"
     assert answer.usage.completion_tokens > 1 and answer.tokens_per_second > 0
