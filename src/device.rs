@@ -73,8 +73,8 @@ impl Placement {
             (Place::Cpu, None | Some(ComputeType::F32)) => ComputeType::F32,
             (Place::Cpu, Some(other)) => {
                 return Err(Error::invalid(format!(
-                    "dtype {:?} is not available on the CPU, which computes in float32 whatever the weights are \
-                     stored in; use dtype=\"auto\"",
+                    "dtype {:?} is not available on the CPU, which chooses by the weights what it computes in; \
+                     use dtype=\"auto\", or \"float32\" for exact keys and values",
                     other.name()
                 )));
             }

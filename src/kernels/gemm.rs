@@ -9,11 +9,11 @@
 //!
 //! A task is a few panels of weights, times all rows in tiles of up to twelve: a panel is unpacked once a tile and
 //! serves all its rows from registers. With one row this streams the weights once, which is all that decoding
-//! can do. What happens to a finished tile ([`Then`]) is done while it is in registers.
+//! can do. What happens to a finished tile ([`Then`]) is done while it is in the first cache. On
+//! machines with AMX, [`amx`](super::amx) takes the rows of a prompt.
 
 use std::ops::Range;
 
-use super::Activation;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::forms::{self, Form, GROUPS};
@@ -26,6 +26,7 @@ use super::simd::scalar::Scalar;
 use super::simd::{LANES, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
+use super::{Activation, misuse};
 use crate::error::Result;
 use crate::weights::WeightType;
 
@@ -69,6 +70,10 @@ pub(super) fn products(
     x: Input<'_>,
     lists: &[&[Product<'_>]],
 ) -> Result<()> {
+    let quantized = lists.iter().copied().flatten().any(|product| product.w.dtype.is_quantized());
+    if quantized && x.bytes.is_none() {
+        return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
+    }
     let panels: usize = lists.iter().filter_map(|list| list.first()).map(|p| p.w.panels()).sum();
     let bundle = bundle(panels, x.rows, pool.threads());
     let tasks = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels().div_ceil(bundle));
@@ -115,7 +120,7 @@ fn multiply(isa: Isa, product: &Product<'_>, x: Input<'_>, panels: Range<usize>)
     assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
     let w = product.w;
     with_form!(w.dtype, Q => {
-        let Some(bytes) = x.bytes else { unreachable!("quantized weights are multiplied with bytes") };
+        let Some(bytes) = x.bytes else { return }; // `products` made sure
         let blocks = x.k / forms::SUB;
         assert!(w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT && bytes.q.len() >= x.rows * x.k);
         assert!(bytes.meta.len() >= x.rows * blocks * META && bytes.sums.len() >= x.rows * blocks);

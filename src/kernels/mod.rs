@@ -13,7 +13,7 @@
 //! Arguments are checked here, for both sides alike, so that the kernels below may trust shapes and indices.
 //!
 //! From the bottom up: [`isa`] and [`simd`] (tiers of instructions), [`pool`] (threads), [`forms`] and [`pack`]
-//! (weights in memory), [`quantize`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
+//! (weights in memory), [`quantize`], [`gemm`] and [`amx`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
 
 #[cfg(any(test, target_arch = "x86_64"))]
 mod amx;
@@ -191,7 +191,7 @@ impl Ops {
     /// `kv` says.
     ///
     /// The widest instructions that the machine has are used; the environment variable `TALLOW_ISA`
-    /// (`avx512bf16`, `avx512`, `avxvnni`, `avx2`, `scalar`) forces others.
+    /// (`amx`, `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `scalar`) forces others.
     ///
     /// # Errors
     /// `Device` when `TALLOW_ISA` names what this machine has not, or a thread cannot be started;

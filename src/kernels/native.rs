@@ -234,10 +234,8 @@ impl Native {
     }
 
     pub(super) fn soft_cap(&self, mut x: Block, cap: f32) -> Result<Block> {
-        let dim = x.dim;
-        // Rows of logits are long: pieces of them.
-        let width = if dim.is_multiple_of(PIECE) { PIECE } else { dim };
-        self.each_rows("soft cap", width, x.floats_mut(), |_, x| {
+        // Rows of logits are long: pieces of them, as if each number were a row.
+        self.each_rows("soft cap", 1, x.floats_mut(), |_, x| {
             elementwise::unary(self.isa, Unary::SoftCap(cap), x);
         })?;
         Ok(x)

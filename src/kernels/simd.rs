@@ -33,7 +33,7 @@ pub(super) trait Simd: 'static {
 
     /// Queries and vectors of a register tile of attention.
     const QUERIES: usize;
-    /// Codes above 127 come out of [`Simd::dot`] as `code - 128`, see there.
+    /// [`Simd::dot_wide`] multiplies `code - 128` instead of `code`, see there.
     const WIDE_IS_SIGNED: bool;
 
     unsafe fn zero() -> Self::F;

@@ -2,6 +2,7 @@
 //! NEON of them.
 
 use super::{LANES, Simd};
+use crate::cache::storage::Element;
 use crate::weights::blocks::f16_to_f32;
 
 pub(in crate::kernels) struct Scalar;
@@ -34,19 +35,6 @@ fn halves(x: I, f: impl Fn(u16) -> u16) -> I {
         let (low, high) = (f(x[l] as u16), f((x[l] >> 16) as u16));
         i32::from(low) | (i32::from(high) << 16)
     })
-}
-
-#[inline(always)]
-fn bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-/// To the nearest bfloat16, ties to even; NaN stays NaN.
-#[inline(always)]
-pub(in crate::kernels) fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 }
 }
 
 // SAFETY of all methods: plain arrays; pointers are read as the trait promises.
@@ -129,7 +117,7 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_bf16(from: *const u8) -> F {
         let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
-        map(|l| bf16(u16::from_le_bytes(bytes[l])))
+        map(|l| u16::from_le_bytes(bytes[l]).to_f32())
     }
     #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> F {
@@ -212,12 +200,12 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn dot_bf16(acc: F, a: I, b: I) -> F {
         // A product of two bfloat16 has at most 16 bits, so that it is exact and the sum rounds once.
-        let odd = |x: i32| bf16((x >> 16) as u16);
-        let even = |x: i32| bf16(x as u16);
+        let odd = |x: i32| ((x >> 16) as u16).to_f32();
+        let even = |x: i32| (x as u16).to_f32();
         map(|l| acc[l] + odd(a[l]) * odd(b[l]) + even(a[l]) * even(b[l]))
     }
     #[inline(always)]
     unsafe fn store_bf16(to: *mut u16, x: F) {
-        unsafe { to.cast::<[u16; LANES]>().write_unaligned(x.map(to_bf16)) }
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(x.map(u16::from_f32)) }
     }
 }

@@ -1,9 +1,7 @@
 //! What the bytes of a block mean: dequantization, one function a format.
 //!
-//! These are plain scalar loops and have two lives. They are the oracle that every faster kernel is tested
-//! against, and they are the source that the SIMD tiers are compiled from: everything is `inline(always)`, so
-//! a caller with `#[target_feature(enable = "avx2")]` gets a copy compiled with AVX2. For that the loops run
-//! over arrays of a fixed size and have no branch inside.
+//! These are plain scalar loops: the oracle that the packed forms of the CPU kernels are tested against, what reads
+//! norms and biases, and what quantization at load begins with. Products never call them.
 //!
 //! Arithmetic is f32, without fused multiply-add, in the order of `gguf-py/gguf/quants.py` of llama.cpp; the
 //! golden tests hold them to be equal bit for bit. The layouts are those of `ggml/src/ggml-common.h`.
@@ -18,8 +16,7 @@ use super::dtype::WeightType;
 
 /// Applies a format's function to each block.
 ///
-/// A macro, since a generic function over `impl Fn` kept the callee apart: the call through the `Fn` trait is
-/// not `inline(always)`, so the loops inside were compiled without the caller's target features.
+/// A macro, since the blocks of each format have another size, known when it is compiled.
 macro_rules! each_block {
     ($src:expr, $dst:expr, $block:path) => {
         for (src, dst) in $src.as_chunks().0.iter().zip($dst.as_chunks_mut().0) {
