@@ -12,7 +12,7 @@
 //! ```
 
 use crate::cache::storage::KvCache;
-use crate::config::{Block, Config};
+use crate::config::Config;
 use crate::error::Result;
 use crate::kernels::{Attention, KvShape, Linear, Matrix, Norm, Ops, RopeTable, Rows};
 use crate::step::{PAGE, Step};
@@ -40,7 +40,7 @@ pub(super) struct LayerWeights {
     pub q_norm: Option<Norm>,
     pub k_norm: Option<Norm>,
     pub attn_post_norm: Option<Norm>,
-    /// Absent in a parallel block.
+    /// Absent in a parallel block, whose MLP reads what the attention reads.
     pub mlp_norm: Option<Norm>,
     /// Absent in a plain (ungated) MLP.
     pub gate: Option<Linear>,
@@ -130,9 +130,9 @@ impl Decoder {
         let normed = ops.norm(&layer.attn_norm, &x)?;
         let attended = self.attention(index, layer, &normed, step, cache, tables)?;
         let x = self.join(&layer.o, layer.attn_post_norm.as_ref(), &attended, x)?;
-        let normed = match (&layer.mlp_norm, self.config.block) {
-            (Some(norm), Block::Sequential) => ops.norm(norm, &x)?,
-            _ => normed,
+        let normed = match &layer.mlp_norm {
+            Some(norm) => ops.norm(norm, &x)?,
+            None => normed,
         };
         let inner = self.mlp(layer, &normed)?; // [rows, intermediate]
         self.join(&layer.down, layer.mlp_post_norm.as_ref(), &inner, x)
