@@ -1,31 +1,28 @@
-//! `x * W^T` over packed weights.
+//! `x * W^T` over packed weights: how the work is shared, which kernel does a piece of it, and what becomes of the sums.
 //!
-//! The lanes of a vector are sixteen columns of the product, so nothing is ever summed across lanes, and a
-//! column's sum runs along `k` in one order, whatever the number of rows, the tile, the thread or the tier:
+//! A row's sums run along `k` in one order, whatever the number of rows, the tile, the thread or the tier:
 //!
-//! * quantized weights: for each 32 (or 16) weights an exact dot product of bytes in i32, then
-//!   `acc += (dot * scale_w) * scale_x` and `acc += offset_w * sum_x`, fused, in f32;
-//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end.
+//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). A few rows take the
+//!   panels as they are, one row after another, and stream the weights once, which is all that decoding can do; more rows
+//!   share panels that were unpacked ([`stretch`](super::stretch));
+//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of up to twelve rows.
 //!
-//! A task is a few panels of weights, times all rows in tiles of up to twelve: a panel is unpacked once a tile and
-//! serves all its rows from registers. With one row this streams the weights once, which is all that decoding
-//! can do. What happens to a finished tile ([`Then`]) is done while it is in the first cache. On
-//! machines with AMX, [`amx`](super::amx) takes the rows of a prompt.
+//! What happens to finished sums ([`Then`]) is done while they are in the first cache.
 
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
-use super::forms::{self, Form, GROUPS};
+use super::forms::{Form, SUB};
 use super::isa::{Isa, Level, tiered};
 use super::math;
 use super::pack::{Packed, with_form};
 use super::pool::{Pool, Shares};
-use super::quantize::{META, Quantized};
+use super::quantize::Quantized;
 use super::simd::scalar::Scalar;
 use super::simd::{LANES, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
+use super::stretch::{self, Panels};
+use super::tile::{self, Packed as Codes};
 use super::{Activation, misuse};
 use crate::error::Result;
 use crate::weights::WeightType;
@@ -74,77 +71,144 @@ pub(super) fn products(
     if quantized && x.bytes.is_none() {
         return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
     }
-    let panels: usize = lists.iter().filter_map(|list| list.first()).map(|p| p.w.panels()).sum();
-    let bundle = bundle(panels, x.rows, pool.threads());
-    let tasks = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels().div_ceil(bundle));
-    let total = lists.iter().map(|list| tasks(list)).sum();
-    pool.run(name, total, &|mut index| {
+    let columns = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels());
+    let split = Split::of(lists.iter().map(|list| columns(list)).sum(), x.rows, pool.threads());
+    let bundles = |list: &[Product<'_>]| columns(list).div_ceil(split.panels);
+    let total: usize = lists.iter().map(|list| bundles(list)).sum();
+    let parts = x.rows.div_ceil(split.rows.max(1));
+    pool.run(name, total * parts, &|index| {
+        let (mut bundle, part) = (index / parts, index % parts);
+        let rows = part * split.rows..x.rows.min((part + 1) * split.rows);
         for list in lists {
-            if index >= tasks(list) {
-                index -= tasks(list);
+            if bundle >= bundles(list) {
+                bundle -= bundles(list);
                 continue;
             }
-            for product in *list {
-                let range = index * bundle..product.w.panels().min((index + 1) * bundle);
-                multiply(isa, product, x, range);
+            let range = bundle * split.panels..columns(list).min((bundle + 1) * split.panels);
+            // What this thread is likely to do next, if all keep step.
+            let step = pool.threads().div_ceil(parts) * split.panels;
+            for (at, product) in list.iter().enumerate() {
+                let ahead = match list.get(at + 1) {
+                    Some(next) => next.w.bytes(range.clone()),
+                    None => {
+                        let next = |panel: usize| (panel + step).min(columns(list));
+                        list[0].w.bytes(next(range.start)..next(range.end))
+                    }
+                };
+                multiply(isa, product, x, rows.clone(), range.clone(), ahead);
             }
             return;
         }
     })
 }
 
-/// Panels of a task: few enough to share the work evenly. With one row, as much in one piece as that allows, since
-/// memory is read faster so; with many, no more than stay in the cache while the rows pass.
-fn bundle(panels: usize, rows: usize, threads: usize) -> usize {
-    match rows {
-        1..=4 => (panels / (4 * threads)).clamp(1, 64),
-        _ => (panels / (16 * threads)).clamp(1, 4),
+/// Panels of a task of few rows, at most.
+const MOST: usize = 64;
+
+/// Rows of quantized products up to which panels are not unpacked for them.
+const FEW: usize = 3;
+
+/// What a task has: panels, and rows.
+#[derive(Debug)]
+struct Split {
+    panels: usize,
+    rows: usize,
+}
+
+impl Split {
+    /// Few enough of both to share the work evenly. With few rows, as many panels in one piece as that allows, since memory
+    /// is read faster so; with many, the panels that are worked on together, times rows whose sums stay in the second
+    /// cache.
+    fn of(panels: usize, rows: usize, threads: usize) -> Split {
+        if rows <= FEW {
+            return Split { panels: (panels / (4 * threads)).clamp(1, MOST), rows };
+        }
+        // A fourth of what is unpacked for 16 rows is the unpacking itself.
+        let bundles = panels.div_ceil(stretch::PANELS);
+        let wanted = if threads == 1 { 1 } else { (8 * threads).div_ceil(bundles.max(1)) };
+        let parts = rows.div_ceil(stretch::ROWS).max(wanted.min(rows / 16)).max(1);
+        let rows = rows.div_ceil(parts);
+        // Whole tiles.
+        let rows = rows.next_multiple_of(if rows > 48 { 48 } else { 6 });
+        Split { panels: stretch::PANELS, rows: rows.min(stretch::ROWS) }
     }
 }
 
-/// Where the sums of a tile go: sixteen columns of each row, rows `stride` apart.
-#[derive(Clone, Copy)]
-struct Sums {
-    first: *mut f32,
-    stride: usize,
-}
-
-/// Rows of a tile, at most.
-const TILE: usize = 12;
-
-/// Bytes of weights that are asked for in advance: more than memory delivers while it is waited for.
-const AHEAD: usize = 2048;
-
-fn multiply(isa: Isa, product: &Product<'_>, x: Input<'_>, panels: Range<usize>) {
-    assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k);
+fn multiply(
+    isa: Isa,
+    product: &Product<'_>,
+    x: Input<'_>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    ahead: &[u8],
+) {
+    assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k && rows.end <= x.rows);
     assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
     let w = product.w;
     with_form!(w.dtype, Q => {
         let Some(bytes) = x.bytes else { return }; // `products` made sure
-        let blocks = x.k / forms::SUB;
-        assert!(w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT && bytes.q.len() >= x.rows * x.k);
-        assert!(bytes.meta.len() >= x.rows * blocks * META && bytes.sums.len() >= x.rows * blocks);
-        let mut row = 0;
-        #[cfg(target_arch = "x86_64")]
-        if isa.level() == Level::Amx {
-            row = amx::rows_in_tiles(x.rows);
+        assert!(bytes.rows >= x.rows && bytes.k == x.k);
+        assert!(x.k > 0 && w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT);
+        if rows.len() > FEW {
             let put = |row, panel, sums: &[_]| finish(isa, product, row, panels.start + panel, sums);
-            // SAFETY: an `Isa` of this level exists only where AMX is; the rest by the lines above.
-            unsafe { amx::multiply::<Q>(w.bytes(panels.clone()), w.panel_bytes, bytes, x.k, row, put) }
+            let soon = |rows, some: Range<usize>| {
+                ask(isa, product, rows, panels.start + some.start..panels.start + some.end);
+            };
+            let w = Panels { bytes: w.bytes(panels.clone()), panel_bytes: w.panel_bytes, ahead };
+            return stretch::multiply::<Q>(isa, w, bytes, rows, soon, put);
         }
-        tiles(isa, product, row..x.rows, panels, |panel, row, rows, sums| {
-            // SAFETY: by the lines above the panel has `k` weights of sixteen columns; the rows are there.
-            unsafe { quantized::<Q>(isa, rows, panel, bytes, x.k, row, sums) }
-        });
+        let mut sums = [[0.0; LANES]; MOST];
+        let sums = &mut sums[..panels.len()];
+        for row in rows {
+            one_row::<Q>(isa, w.bytes(panels.clone()), bytes, row, sums);
+            finish_row(isa, product, row, panels.start, sums);
+        }
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
-        tiles(isa, product, 0..x.rows, panels, |panel, row, rows, sums| {
+        tiles(isa, product, rows, panels, |panel, row, rows, sums| {
             let x_rows = x.floats[row * x.k..(row + rows) * x.k].as_ptr();
             // SAFETY: the panel has `k` vectors of sixteen weights; the rows are there.
             unsafe { dense(isa, rows, w.dtype, panel, x_rows, x.k, sums) }
         });
     });
 }
+
+tiered! {
+    /// The sums of a row for some panels.
+    fn one_row<Q: Form>(panels: &[u8], bytes: &Quantized, row: usize, sums: &mut [[f32; LANES]]) = one_row_body;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn one_row_body<S: Simd, Q: Form>(
+    panels: &[u8],
+    x: &Quantized,
+    row: usize,
+    sums: &mut [[f32; LANES]],
+) {
+    let units = x.k / Q::TYPE.block_len();
+    assert!(row < x.rows && units > 0 && panels.len() == sums.len() * units * Q::UNIT);
+    for (panel, sums) in panels.chunks_exact(units * Q::UNIT).zip(sums) {
+        // SAFETY: the caller's promise; the panel has `k` weights of sixteen columns.
+        unsafe {
+            let mut acc = [[S::zero()]];
+            let codes = Codes::<S, Q>::new(panel.as_ptr(), units);
+            tile::tile::<S, _, 1, 1>(codes, x.at(row, 0), 0, x.k / SUB, &mut acc);
+            S::store(sums.as_mut_ptr(), acc[0][0]);
+        }
+    }
+}
+
+/// Where the sums of a tile of floats go: sixteen columns of each row, rows `stride` apart.
+#[derive(Clone, Copy)]
+struct Sums {
+    first: *mut f32,
+    stride: usize,
+}
+
+/// Rows of a tile of floats, at most.
+const TILE: usize = 12;
 
 /// The rows times the panels, tile by tile: a tile of rows stays in the first cache while the panels pass.
 fn tiles(
@@ -236,14 +300,7 @@ macro_rules! tile {
 }
 
 tile! {
-    /// Sums of `rows` rows from `row` on for the sixteen columns of a panel.
-    ///
-    /// # Safety
-    /// The panel has `k` weights for each column; `bytes` has the rows; `sums` may be written to.
-    fn quantized<Q: Form>(w: *const u8, bytes: &Quantized, k: usize, row: usize, sums: Sums) = quantized_tile;
-}
-tile! {
-    /// As [`quantized`], for floats.
+    /// Sums of `rows` rows from `x` on for the sixteen columns of a panel of floats.
     ///
     /// # Safety
     /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`; `sums` may be written to.
@@ -260,125 +317,6 @@ unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *cons
             _ => floats::<F32>(isa, rows, w, x, k, sums),
         }
     }
-}
-
-/// # Safety
-/// The tier's instructions, and as [`quantized`].
-#[inline(always)]
-unsafe fn quantized_tile<S: Simd, Q: Form, const M: usize>(
-    w: *const u8,
-    bytes: &Quantized,
-    k: usize,
-    row: usize,
-    sums: Sums,
-) {
-    unsafe {
-        let blocks = k / forms::SUB;
-        let mut acc = [S::zero(); M];
-        let (mut q, mut meta) = (bytes.q.as_ptr().add(row * k), bytes.meta.as_ptr().add(row * blocks * META));
-        let mut totals = bytes.sums.as_ptr().add(row * blocks);
-        let mut unit = w;
-        for _ in 0..blocks / Q::SUBS {
-            let head = forms::load_head::<S, Q>(unit);
-            let mut sub = unit.add(Q::HEAD);
-            for _ in 0..Q::SUBS {
-                let codes = sub.add(Q::SCALE_BYTES);
-                if M == 1 {
-                    // One row waits for memory alone, and a task is too short for the machine to guess what comes.
-                    let mut line = 0;
-                    while line < Q::SUB_BYTES {
-                        S::prefetch(sub.wrapping_add(AHEAD + line));
-                        line += 64;
-                    }
-                }
-                if Q::HALVES {
-                    for half in 0..2 {
-                        let dot = dots::<S, Q, M>(codes, q, k, half * 4);
-                        let (scale, offset) = forms::load_scales::<S, Q>(head, sub, half);
-                        for i in 0..M {
-                            let meta = meta.add(i * blocks * META);
-                            let value = S::mul(S::to_f(dot[i]), scale);
-                            acc[i] = S::fma(value, S::splat(*meta), acc[i]);
-                            acc[i] = S::fma(offset, S::splat(*meta.add(2 + half)), acc[i]);
-                        }
-                    }
-                } else {
-                    let low = dots::<S, Q, M>(codes, q, k, 0);
-                    let dot = more_dots::<S, Q, M>(low, codes, q, k, 4);
-                    let (scale, offset) = forms::load_scales::<S, Q>(head, sub, 0);
-                    for i in 0..M {
-                        let meta = meta.add(i * blocks * META);
-                        let mut sum = dot[i];
-                        if Q::WIDE && S::WIDE_IS_SIGNED {
-                            sum = S::add_i(sum, S::splat_i(*totals.add(i * blocks) << 7));
-                        }
-                        let value = S::mul(S::to_f(sum), scale);
-                        acc[i] = S::fma(value, S::splat(*meta), acc[i]);
-                        acc[i] = S::fma(offset, S::splat(*meta.add(1)), acc[i]);
-                    }
-                }
-                q = q.add(forms::SUB);
-                meta = meta.add(META);
-                totals = totals.add(1);
-                sub = sub.add(Q::SUB_BYTES);
-            }
-            unit = unit.add(Q::UNIT);
-        }
-        for (i, acc) in acc.into_iter().enumerate() {
-            S::store(sums.first.add(i * sums.stride), acc);
-        }
-    }
-}
-
-/// Byte products of four groups from `from` on.
-///
-/// # Safety
-/// As [`quantized_tile`].
-#[inline(always)]
-unsafe fn dots<S: Simd, Q: Form, const M: usize>(
-    codes: *const u8,
-    q: *const i8,
-    k: usize,
-    from: usize,
-) -> [S::I; M] {
-    unsafe { more_dots::<S, Q, M>([S::zero_i(); M], codes, q, k, from) }
-}
-
-/// # Safety
-/// As [`quantized_tile`].
-#[inline(always)]
-unsafe fn more_dots<S: Simd, Q: Form, const M: usize>(
-    mut dot: [S::I; M],
-    codes: *const u8,
-    q: *const i8,
-    k: usize,
-    from: usize,
-) -> [S::I; M] {
-    const { assert!(GROUPS == 8) };
-    macro_rules! group {
-        ($g:expr) => {
-            let w = forms::unpack::<S, Q>(codes, $g);
-            for i in 0..M {
-                let x = S::load_4(q.add(i * k + 4 * $g).cast());
-                dot[i] = if Q::WIDE { S::dot_wide(dot[i], w, x) } else { S::dot(dot[i], w, x) };
-            }
-        };
-    }
-    // Written out, so that what depends on the group is a constant.
-    unsafe {
-        if from == 0 {
-            group!(0);
-            group!(1);
-            group!(2);
-            group!(3);
-        } else {
-            group!(4);
-            group!(5);
-            group!(6);
-            group!(7);
-        }
-    }
-    dot
 }
 
 /// A type of plain float weights.
@@ -435,32 +373,74 @@ unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const 
 }
 
 tiered! {
+    /// Asks for the lines where the sums of some rows will go.
+    fn ask(product: &Product<'_>, rows: Range<usize>, panels: Range<usize>) = ask_body;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn ask_body<S: Simd>(product: &Product<'_>, rows: Range<usize>, panels: Range<usize>) {
+    let n = product.w.n;
+    for row in rows {
+        let at = row * n + panels.start * LANES..row * n + n.min(panels.end * LANES);
+        let line = product.out.pointer(at.clone());
+        for ahead in (0..at.len()).step_by(LANES) {
+            // SAFETY: the caller's promise.
+            unsafe { S::prefetch(line.wrapping_add(ahead).cast()) };
+        }
+    }
+}
+
+tiered! {
     /// Puts the sums of rows from `row` on for the columns of `panel` where they go.
     fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = finish_body;
+}
+tiered! {
+    /// Puts the sums of `row` for the columns of panels from `panel` on where they go.
+    fn finish_row(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = finish_row_body;
 }
 
 /// # Safety
 /// The tier's instructions; no other task writes to these columns.
 #[inline(always)]
 unsafe fn finish_body<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) {
-    let n = product.w.n;
-    let (from, to) = (panel * LANES, n.min((panel + 1) * LANES));
     for (row, sums) in (row..).zip(sums) {
         // SAFETY: the caller's promise.
-        unsafe {
-            let out = product.out.part(row * n + from..row * n + to);
-            let mut sum = S::load(sums.as_ptr());
-            if let Some(bias) = product.bias {
-                sum = S::add(sum, S::load_some(&bias[from..to]));
-            }
-            let value = match product.then {
-                Then::Set => sum,
-                Then::Add => S::add(S::load_some(out), sum),
-                Then::Gate(act) => S::mul(math::activate::<S>(act, S::load_some(out)), sum),
-                Then::Activate(act) => math::activate::<S>(act, sum),
-            };
-            S::store_some(out, value);
+        unsafe { put::<S>(product, row, panel, sums) };
+    }
+}
+
+/// # Safety
+/// As [`finish_body`].
+#[inline(always)]
+unsafe fn finish_row_body<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) {
+    for (panel, sums) in (panel..).zip(sums) {
+        // SAFETY: the caller's promise.
+        unsafe { put::<S>(product, row, panel, sums) };
+    }
+}
+
+/// # Safety
+/// As [`finish_body`].
+#[inline(always)]
+unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[f32; LANES]) {
+    let n = product.w.n;
+    let (from, to) = (panel * LANES, n.min((panel + 1) * LANES));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let out = product.out.part(row * n + from..row * n + to);
+        let mut sum = S::load(sums.as_ptr());
+        if let Some(bias) = product.bias {
+            sum = S::add(sum, S::load_some(&bias[from..to]));
         }
+        let value = match product.then {
+            Then::Set => sum,
+            Then::Add => S::add(S::load_some(out), sum),
+            Then::Gate(act) => S::mul(math::activate::<S>(act, S::load_some(out)), sum),
+            Then::Activate(act) => math::activate::<S>(act, sum),
+        };
+        S::store_some(out, value);
     }
 }
 

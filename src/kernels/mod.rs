@@ -13,9 +13,9 @@
 //! Arguments are checked here, for both sides alike, so that the kernels below may trust shapes and indices.
 //!
 //! From the bottom up: [`isa`] and [`simd`] (tiers of instructions), [`pool`] (threads), [`forms`] and [`pack`]
-//! (weights in memory), [`quantize`], [`gemm`] and [`amx`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
+//! (weights in memory), [`quantize`], [`gemm`], [`tile`], [`stretch`] and [`amx`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
 
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod amx;
 mod attention;
 mod check;
@@ -33,6 +33,8 @@ mod quantize;
 mod rope;
 mod rows;
 mod simd;
+mod stretch;
+mod tile;
 
 use std::sync::Arc;
 
@@ -138,6 +140,9 @@ impl Vector {
 pub struct Linear {
     pub weight: Matrix,
     pub bias: Option<Vector>,
+    /// On the CPU, quantized weights are multiplied by activations of 8 bits; blocks of 32 with a number above this many root mean
+    /// squares of their row have 15. (Projections of the same rows share them: the first that is computed decides.)
+    pub fine: f32,
 }
 
 /// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use super::elementwise::{self, Unary};
-use super::forms::SUB;
 use super::gemm::{self, Input, Product, Then};
 use super::isa::Isa;
 use super::pack::{self, Arena, Packed};
 use super::pool::{Pool, Shares};
-use super::quantize::{self, META, Quantized};
+use super::quantize::{self, Quantized};
 use super::rows::{Block, Recycler};
 use super::{
     Activation, Attention, KvType, Linear, Matrix, MatrixData, Norm, RopeTable, attention, misuse, norm, rope,
@@ -108,41 +107,37 @@ impl Native {
     }
 
     /// The rows as products take them: as bytes too, once, if one of the weights is quantized.
-    fn input<'a>(&self, x: &'a Block, weights: &[&Packed]) -> Result<Input<'a>> {
+    /// Where keys and values are exact, all blocks have second bytes: 15 bits of every activation.
+    fn input<'a>(&self, x: &'a Block, weights: &[&Packed], fine: f32) -> Result<Input<'a>> {
         let mut bytes = x.bytes.get();
         if bytes.is_none() && weights.iter().any(|w| w.dtype.is_quantized()) {
-            let made = self.quantize(x)?;
+            let fine = if self.kv == KvType::F32 { 0.0 } else { fine };
+            let made = self.quantize(x, fine)?;
             bytes = Some(x.bytes.get_or_init(|| made));
         }
         Ok(Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes })
     }
 
-    fn quantize(&self, x: &Block) -> Result<Quantized> {
-        let (dim, blocks) = (x.dim, x.dim / SUB);
+    fn quantize(&self, x: &Block, fine: f32) -> Result<Quantized> {
+        let dim = x.dim;
         let mut made = self.recycler.bytes();
         made.resize(x.rows, dim);
-        let (q, meta) = (Shares::new(&mut made.q), Shares::new(&mut made.meta));
-        let sums = Shares::new(&mut made.sums);
+        let parts = made.shares();
         let bundle = (PIECE / dim).max(1);
         self.pool.run("quantize", x.rows.div_ceil(bundle), &|index| {
-            let (from, to) = (index * bundle, x.rows.min((index + 1) * bundle));
+            let rows = index * bundle..x.rows.min((index + 1) * bundle);
             // SAFETY: bundles do not overlap.
-            unsafe {
-                quantize::quantize(
-                    self.isa,
-                    &x.floats()[from * dim..to * dim],
-                    q.part(from * dim..to * dim),
-                    meta.part(from * blocks * META..to * blocks * META),
-                    sums.part(from * blocks..to * blocks),
-                );
-            }
+            let mut part = unsafe { parts.rows(rows.clone()) };
+            let floats = &x.floats()[rows.start * dim..rows.end * dim];
+            quantize::quantize(self.isa, floats, dim, fine, &mut part);
         })?;
         Ok(made)
     }
 
     pub(super) fn linears(&self, linears: &[&Linear], x: &Block) -> Result<Vec<Block>> {
         let weights = linears.iter().map(|linear| packed(&linear.weight)).collect::<Result<Vec<_>>>()?;
-        let input = self.input(x, &weights)?;
+        let fine = linears.iter().map(|linear| linear.fine).fold(f32::INFINITY, f32::min);
+        let input = self.input(x, &weights, fine)?;
         let mut outputs: Vec<Block> = weights.iter().map(|w| self.recycler.block(x.rows, w.n)).collect();
         let shares: Vec<_> = outputs.iter_mut().map(|out| Shares::new(out.floats_mut())).collect();
         let products: Vec<_> = linears
@@ -160,7 +155,7 @@ impl Native {
 
     pub(super) fn linear_add(&self, linear: &Linear, x: &Block, mut to: Block) -> Result<Block> {
         let w = packed(&linear.weight)?;
-        let input = self.input(x, &[w])?;
+        let input = self.input(x, &[w], linear.fine)?;
         let out = Shares::new(to.floats_mut());
         gemm::products(&self.pool, self.isa, "linear add", input, &[&[product(linear, w, Then::Add, &out)]])?;
         Ok(to)
@@ -168,7 +163,7 @@ impl Native {
 
     pub(super) fn gated(&self, gate: &Linear, up: &Linear, x: &Block, act: Activation) -> Result<Block> {
         let (g, u) = (packed(&gate.weight)?, packed(&up.weight)?);
-        let input = self.input(x, &[g, u])?;
+        let input = self.input(x, &[g, u], gate.fine.min(up.fine))?;
         let mut block = self.recycler.block(x.rows, g.n);
         let out = Shares::new(block.floats_mut());
         let list = [product(gate, g, Then::Set, &out), product(up, u, Then::Gate(act), &out)];
@@ -178,7 +173,7 @@ impl Native {
 
     pub(super) fn activated(&self, up: &Linear, x: &Block, act: Activation) -> Result<Block> {
         let w = packed(&up.weight)?;
-        let input = self.input(x, &[w])?;
+        let input = self.input(x, &[w], up.fine)?;
         let mut block = self.recycler.block(x.rows, w.n);
         let out = Shares::new(block.floats_mut());
         let list = [product(up, w, Then::Activate(act), &out)];

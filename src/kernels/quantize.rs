@@ -1,14 +1,26 @@
 //! Activations as bytes: blocks of 32 with a scale each, and the sums that offsets of weights are multiplied by.
 //!
-//! `x ≈ scale * q`, `scale` a 127th of the block's greatest size. A block that holds infinity or NaN gets a NaN for
-//! a scale, so that it stays visible in all that is computed from it.
+//! `x ≈ scale * q`, `scale` a 127th of the block's greatest size. What that leaves is noise in proportion to the
+//! block's greatest number, and a few blocks have most of it: those with a channel that is always large, or a neuron that
+//! fired. A block whose greatest number is above `fine` times the root mean square of its row gets a second byte a
+//! number, `x ≈ scale * (q + rest / 256)`, and two passes of products. Whether it does depends on the row alone, so that a row's bits
+//! are the same in any batch: beside a row whose block has second bytes, another's are zeros, and change nothing.
+//!
+//! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is computed from it.
+
+use std::ops::Range;
 
 use super::forms::SUB;
 use super::isa::tiered;
+use super::pool::Shares;
 use super::simd::{LANES, Simd};
 
-/// Numbers kept for a block: its scale, and `scale * sum(q)` of all, the first and the last sixteen.
+/// Numbers kept for a block: its scale, and `scale * sum(q + rest / 256)` of all, the first and the last sixteen.
 pub(super) const META: usize = 4;
+/// Whole numbers kept for a block: `-sum(256 q + rest)` of the same, and nothing.
+pub(super) const SUMS: usize = 4;
+/// Blocks whose second bytes a word tells of.
+pub(super) const WORD: usize = 64;
 
 /// Blocks of smaller numbers are zeros: a 127th of them has no inverse in f32.
 const LEAST: f32 = 1e-36;
@@ -16,51 +28,260 @@ const LEAST: f32 = 1e-36;
 /// Rows of activations in bytes; `k` is a multiple of 32.
 #[derive(Default)]
 pub(super) struct Quantized {
+    pub(super) rows: usize,
+    pub(super) k: usize,
     /// `[rows, k]`
-    pub(super) q: Vec<i8>,
+    q: Vec<i8>,
+    /// The second bytes, or zeros. `[rows, k]`
+    rest: Vec<i8>,
     /// `[rows, k / 32, META]`
-    pub(super) meta: Vec<f32>,
-    /// `sum(q)`, `[rows, k / 32]`
-    pub(super) sums: Vec<i32>,
+    meta: Vec<f32>,
+    /// `[rows, k / 32, SUMS]`
+    sums: Vec<i32>,
+    /// A bit for each block that has second bytes: `[rows, words]`, words of [`WORD`] blocks.
+    fine: Vec<u64>,
+}
+
+/// Where the bytes of a row and those after it begin, from a block on.
+#[derive(Clone, Copy)]
+pub(super) struct At {
+    pub(super) q: *const i8,
+    pub(super) rest: *const i8,
+    pub(super) meta: *const f32,
+    pub(super) sums: *const i32,
+    /// Of the row's first block.
+    pub(super) fine: *const u64,
+    /// From a row to the next, in bytes, blocks and words.
+    pub(super) k: usize,
+    pub(super) blocks: usize,
+    pub(super) words: usize,
+}
+
+/// Parts of all arrays for some rows, to be written.
+pub(super) struct Part<'a> {
+    pub(super) q: &'a mut [i8],
+    pub(super) rest: &'a mut [i8],
+    pub(super) meta: &'a mut [f32],
+    pub(super) sums: &'a mut [i32],
+    pub(super) fine: &'a mut [u64],
 }
 
 impl Quantized {
     /// Makes room for `rows` rows of `k`; what is in it is not defined.
     pub(super) fn resize(&mut self, rows: usize, k: usize) {
+        (self.rows, self.k) = (rows, k);
         self.q.resize(rows * k, 0);
+        self.rest.resize(rows * k, 0);
         self.meta.resize(rows * k / SUB * META, 0.0);
-        self.sums.resize(rows * k / SUB, 0);
+        self.sums.resize(rows * k / SUB * SUMS, 0);
+        self.fine.resize(rows * words(k), 0);
+    }
+
+    /// For several threads to write to.
+    pub(super) fn shares(&mut self) -> Parts<'_> {
+        let Quantized { q, rest, meta, sums, fine, k, .. } = self;
+        let (q, rest, meta) = (Shares::new(q), Shares::new(rest), Shares::new(meta));
+        Parts { k: *k, q, rest, meta, sums: Shares::new(sums), fine: Shares::new(fine) }
+    }
+
+    /// Row `row` from block `block` on.
+    pub(super) fn at(&self, row: usize, block: usize) -> At {
+        let (k, blocks, words) = (self.k, self.k / SUB, words(self.k));
+        let (from, block) = (row * k + block * SUB, row * blocks + block);
+        At {
+            q: self.q[from..].as_ptr(),
+            rest: self.rest[from..].as_ptr(),
+            meta: self.meta[block * META..].as_ptr(),
+            sums: self.sums[block * SUMS..].as_ptr(),
+            fine: self.fine[row * words..].as_ptr(),
+            k,
+            blocks,
+            words,
+        }
+    }
+}
+
+/// Words of a row that tell which blocks have second bytes.
+fn words(k: usize) -> usize {
+    (k / SUB).div_ceil(WORD)
+}
+
+/// All arrays, for several threads to write to.
+pub(super) struct Parts<'a> {
+    k: usize,
+    q: Shares<'a, i8>,
+    rest: Shares<'a, i8>,
+    meta: Shares<'a, f32>,
+    sums: Shares<'a, i32>,
+    fine: Shares<'a, u64>,
+}
+
+impl Parts<'_> {
+    /// The parts of some rows.
+    ///
+    /// # Safety
+    /// Nobody else has a part of these rows.
+    pub(super) unsafe fn rows(&self, rows: Range<usize>) -> Part<'_> {
+        let range = |size: usize| rows.start * size..rows.end * size;
+        let (k, blocks) = (self.k, self.k / SUB);
+        // SAFETY: the caller's promise.
+        unsafe {
+            Part {
+                q: self.q.part(range(k)),
+                rest: self.rest.part(range(k)),
+                meta: self.meta.part(range(blocks * META)),
+                sums: self.sums.part(range(blocks * SUMS)),
+                fine: self.fine.part(range(words(k))),
+            }
+        }
     }
 }
 
 tiered! {
-    /// Quantizes whole blocks: `q` has the length of `x`, `meta` and `sums` those that belong to it.
-    pub(super) fn quantize(x: &[f32], q: &mut [i8], meta: &mut [f32], sums: &mut [i32]) = quantize_body;
+    /// Quantizes rows of `k`. Blocks with a number above `fine` times the root mean square of their row get second bytes.
+    pub(super) fn quantize(x: &[f32], k: usize, fine: f32, to: &mut Part<'_>) = quantize_body;
 }
 
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn quantize_body<S: Simd>(x: &[f32], q: &mut [i8], meta: &mut [f32], sums: &mut [i32]) {
-    let (x, q) = (x.as_chunks::<SUB>().0, q.as_chunks_mut::<SUB>().0);
-    let meta = meta.as_chunks_mut::<META>().0;
-    for (((x, q), meta), sum) in x.iter().zip(q).zip(meta).zip(sums) {
-        // SAFETY: the arrays have two vectors of sixteen.
+unsafe fn quantize_body<S: Simd>(x: &[f32], k: usize, fine: f32, to: &mut Part<'_>) {
+    let (blocks, words) = (k / SUB, words(k));
+    for (row, x) in x.chunks_exact(k).enumerate() {
+        let (q, rest) = (&mut to.q[row * k..(row + 1) * k], &mut to.rest[row * k..(row + 1) * k]);
+        let meta = &mut to.meta[row * blocks * META..(row + 1) * blocks * META];
+        let sums = &mut to.sums[row * blocks * SUMS..(row + 1) * blocks * SUMS];
+        let found = &mut to.fine[row * words..(row + 1) * words];
+        // SAFETY: the caller's promise; the arrays have what belongs to the blocks.
         unsafe {
-            let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
-            let greatest = S::greatest(S::max(S::abs(a), S::abs(b)));
-            let zero = S::sum(S::add(S::mul(a, S::zero()), S::mul(b, S::zero()))); // or NaN
-            let greatest = if greatest < LEAST { 0.0 } else { greatest };
-            let scale = greatest / 127.0 + zero;
-            let inverse = S::splat(if greatest > 0.0 { 127.0 / greatest } else { 0.0 });
-            let (a, b) = (S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse)));
-            S::store_i8(q.as_mut_ptr(), a);
-            S::store_i8(q.as_mut_ptr().add(LANES), b);
-            // Whole numbers: exact in any order.
-            let (low, high) = (S::sum(S::to_f(a)), S::sum(S::to_f(b)));
-            *meta = [scale, scale * (low + high), scale * low, scale * high];
-            *sum = (low + high) as i32;
+            let limit = fine * root_mean_square::<S>(x);
+            found.fill(0);
+            for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
+                let (q, rest) = (q.as_mut_ptr().add(block * SUB), rest.as_mut_ptr().add(block * SUB));
+                let (scale, is_fine) = bytes_of_block::<S>(x, limit, q, rest);
+                meta[block * META] = scale;
+                found[block / WORD] |= u64::from(is_fine) << (block % WORD);
+            }
+            for block in (0..blocks).step_by(2) {
+                let fine = found[block / WORD] >> (block % WORD) & 3 != 0;
+                let here = (blocks - block).min(2);
+                let range = block * SUB..(block + here) * SUB;
+                let whole = halves::<S>(&q[range.clone()]);
+                let rests = if fine { halves::<S>(&rest[range]) } else { [0; 4] };
+                for i in 0..here {
+                    let half = |half: usize| 256 * whole[2 * i + half] + rests[2 * i + half];
+                    let parts = [half(0) + half(1), half(0), half(1)];
+                    let (at, scale) = (block + i, meta[(block + i) * META]);
+                    let floats = parts.map(|sum| scale * (sum as f32 / 256.0));
+                    meta[at * META + 1..(at + 1) * META].copy_from_slice(&floats);
+                    sums[at * SUMS..(at + 1) * SUMS].copy_from_slice(&[-parts[0], -parts[1], -parts[2], 0]);
+                }
+            }
         }
+    }
+}
+
+/// A block's bytes, its scale, and whether it has second ones.
+///
+/// # Safety
+/// The tier's instructions; `q` and `rest` have room for a block.
+#[inline(always)]
+unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], limit: f32, q: *mut i8, rest: *mut i8) -> (f32, bool) {
+    unsafe {
+        let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
+        let greatest = greatest::<S>(a, b);
+        let greatest = if greatest < LEAST { 0.0 } else { greatest };
+        let inverse = if greatest > 0.0 { 127.0 / greatest } else { 0.0 };
+        let (a, b) = (S::mul(a, S::splat(inverse)), S::mul(b, S::splat(inverse)));
+        let (whole_a, whole_b) = (S::round(a), S::round(b));
+        S::store_i8(q, whole_a);
+        S::store_i8(q.add(LANES), whole_b);
+        let fine = greatest > limit;
+        let (mut rest_a, mut rest_b) = (S::zero_i(), S::zero_i());
+        if fine {
+            (rest_a, rest_b) = (left::<S>(a, whole_a), left::<S>(b, whole_b));
+        }
+        S::store_i8(rest, rest_a);
+        S::store_i8(rest.add(LANES), rest_b);
+        (if greatest < f32::INFINITY { greatest / 127.0 } else { f32::NAN }, fine)
+    }
+}
+
+/// The greatest size; NaN is greater than infinity, as their bits are.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn greatest<S: Simd>(a: S::F, b: S::F) -> f32 {
+    unsafe { f32::from_bits(S::greatest_i(S::max_i(S::bits(S::abs(a)), S::bits(S::abs(b)))) as u32) }
+}
+
+/// The sums of the halves of one or two blocks of bytes.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn halves<S: Simd>(bytes: &[i8]) -> [i32; 4] {
+    const { assert!(size_of::<S::I>() == 64) };
+    let mut two = [0; 2 * SUB];
+    let from = match bytes.len() {
+        64.. => bytes,
+        _ => {
+            two[..SUB].copy_from_slice(&bytes[..SUB]);
+            &two
+        }
+    };
+    let mut lanes = [0; LANES];
+    // SAFETY: the caller's promise; 64 bytes are there.
+    unsafe {
+        let sums = S::dot(S::zero_i(), S::splat_i(0x0101_0101), S::load_i(from.as_ptr().cast()));
+        lanes.as_mut_ptr().cast::<S::I>().write_unaligned(sums);
+    }
+    std::array::from_fn(|half| lanes[4 * half..4 * half + 4].iter().sum())
+}
+
+/// What rounding `x` to `whole` left, in 256ths; half a step is 127 of them.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn left<S: Simd>(x: S::F, whole: S::I) -> S::I {
+    unsafe {
+        let rest = S::mul(S::sub(x, S::to_f(whole)), S::splat(256.0));
+        S::round(S::min(S::splat(127.0), S::max(S::splat(-127.0), rest)))
+    }
+}
+
+/// The root mean square, in parts of the greatest number: its square may be more or less than f32 has.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn root_mean_square<S: Simd>(x: &[f32]) -> f32 {
+    unsafe {
+        // Two at a time: each would wait for the one before it.
+        let (blocks, _) = x.as_chunks::<SUB>();
+        let mut most = [S::zero_i(); 2];
+        for x in blocks {
+            most[0] = S::max_i(most[0], S::bits(S::abs(S::load(x.as_ptr()))));
+            most[1] = S::max_i(most[1], S::bits(S::abs(S::load(x.as_ptr().add(LANES)))));
+        }
+        let most = f32::from_bits(S::greatest_i(S::max_i(most[0], most[1])) as u32);
+        if most < LEAST {
+            return 0.0;
+        }
+        let inverse = S::splat(1.0 / most);
+        let mut sums = [S::zero(); 4];
+        for x in blocks.chunks(2) {
+            for (x, sums) in x.iter().zip(sums.chunks_exact_mut(2)) {
+                let (a, b) =
+                    (S::mul(S::load(x.as_ptr()), inverse), S::mul(S::load(x.as_ptr().add(LANES)), inverse));
+                sums[0] = S::fma(a, a, sums[0]);
+                sums[1] = S::fma(b, b, sums[1]);
+            }
+        }
+        let sum = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
+        most * (S::sum(sum) / x.len() as f32).sqrt()
     }
 }
 
@@ -71,9 +292,15 @@ mod tests {
 
     /// Scales, whole numbers, and the sums that are kept, of whole blocks.
     fn run(isa: Isa, x: &[f32]) -> Quantized {
+        run_fine(isa, x, x.len(), f32::INFINITY)
+    }
+
+    fn run_fine(isa: Isa, x: &[f32], k: usize, fine: f32) -> Quantized {
         let mut out = Quantized::default();
-        out.resize(1, x.len());
-        quantize(isa, x, &mut out.q, &mut out.meta, &mut out.sums);
+        out.resize(x.len() / k, k);
+        let parts = out.shares();
+        // SAFETY: nobody else has a part.
+        quantize(isa, x, k, fine, &mut unsafe { parts.rows(0..x.len() / k) });
         out
     }
 
@@ -90,7 +317,8 @@ mod tests {
             .flat_map(|isa| [2.0 * LEAST, 1e-30, 1e-3, 1.0, 700.0, 3e38].map(|size| (isa, size)))
         {
             let x = floats(40 * SUB, size);
-            let Quantized { q, meta, sums } = run(isa, &x);
+            let Quantized { q, rest, meta, sums, fine, .. } = run(isa, &x);
+            assert!(rest.iter().all(|&rest| rest == 0) && fine == [0], "nothing is above infinity");
             for (block, x) in x.chunks_exact(SUB).enumerate() {
                 let (q, meta) = (&q[block * SUB..][..SUB], &meta[block * META..][..META]);
                 let greatest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
@@ -103,8 +331,48 @@ mod tests {
                 }
                 let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
                 let (low, high) = (sum(&q[..16]), sum(&q[16..]));
-                assert_eq!(sums[block], low + high);
+                assert_eq!(sums[block * SUMS..][..SUMS], [low + high, low, high, 0].map(|sum| -256 * sum));
                 assert_eq!(meta[1..], [low + high, low, high].map(|sum| meta[0] * sum as f32));
+            }
+        }
+    }
+
+    /// Two rows of 70 blocks, so that a row has more than a word; block `b` of the first has a number of size `b`.
+    #[test]
+    fn blocks_with_great_numbers_get_second_bytes_and_the_others_zeros() {
+        let (k, limit) = (70 * SUB, 1.5);
+        let mut x = floats(2 * k, 0.5);
+        (0..70).for_each(|block| x[block * SUB + block % SUB] = block as f32);
+        for isa in Isa::available() {
+            let found = run_fine(isa, &x, k, limit);
+            let plain = run(isa, &x);
+            for (row, x) in x.chunks_exact(k).enumerate() {
+                let mean = (x.iter().map(|x| x * x).sum::<f32>() / k as f32).sqrt();
+                for (block, x) in x.chunks_exact(SUB).enumerate() {
+                    let at = row * 70 + block;
+                    let greatest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                    let fine = found.fine[row * 2 + block / 64] >> (block % 64) & 1 == 1;
+                    assert_eq!(fine, greatest > limit * mean, "{}: {row}/{block}", isa.name());
+                    let (q, rest) = (&found.q[at * SUB..][..SUB], &found.rest[at * SUB..][..SUB]);
+                    assert_eq!(q, &plain.q[at * SUB..][..SUB], "second bytes change no first ones");
+                    assert!(fine || rest.iter().all(|&rest| rest == 0));
+                    let all = |range: std::ops::Range<usize>| {
+                        range.map(|i| 256 * i32::from(q[i]) + i32::from(rest[i])).sum::<i32>()
+                    };
+                    let sums = [all(0..32), all(0..16), all(16..32)];
+                    assert_eq!(found.sums[at * SUMS..][..3], sums.map(|sum| -sum));
+                    let scale = found.meta[at * META];
+                    assert_eq!(
+                        found.meta[at * META + 1..][..3],
+                        sums.map(|sum| scale * (sum as f32 / 256.0))
+                    );
+                    let step = f64::from(scale) / if fine { 128.0 } else { 1.0 };
+                    for i in 0..SUB {
+                        let value = f64::from(q[i]) + f64::from(rest[i]) / 256.0;
+                        let off = (f64::from(x[i]) - f64::from(scale) * value).abs();
+                        assert!(off <= step * 0.50001, "{}: {} became {value} of {scale}", isa.name(), x[i]);
+                    }
+                }
             }
         }
     }
@@ -123,9 +391,9 @@ mod tests {
     fn nothing_is_zero() {
         for isa in Isa::available() {
             for size in [0.0, -0.0, 1e-45, 1e-41, 1e-38, 1e-37, 0.99 * LEAST] {
-                let Quantized { q, meta, sums } = run(isa, &[size; SUB]);
+                let Quantized { q, meta, sums, .. } = run(isa, &[size; SUB]);
                 assert!(q.iter().all(|&q| q == 0), "{size:e} on {}: {q:?}", isa.name());
-                assert!(meta.iter().all(|&x| x == 0.0) && sums == [0], "{size:e} on {}", isa.name());
+                assert!(meta.iter().all(|&x| x == 0.0) && sums == [0; SUMS], "{size:e} on {}", isa.name());
             }
         }
     }

@@ -33,6 +33,8 @@ pub(super) trait Simd: 'static {
 
     /// Queries and vectors of a register tile of attention.
     const QUERIES: usize;
+    /// Rows and panels of a register tile of products.
+    const TILE: (usize, usize);
     /// [`Simd::dot_wide`] multiplies `code - 128` instead of `code`, see there.
     const WIDE_IS_SIGNED: bool;
 
@@ -70,14 +72,23 @@ pub(super) trait Simd: 'static {
     unsafe fn load_i8(from: *const u8) -> Self::F;
 
     unsafe fn zero_i() -> Self::I;
+    /// The bits of floats.
+    unsafe fn bits(x: Self::F) -> Self::I;
+    /// The greater of 32-bit lanes.
+    unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn splat_i(x: i32) -> Self::I;
     /// Asks for the cache line at an address that need not be valid.
     unsafe fn prefetch(at: *const u8);
+    /// The same, into the second cache.
+    unsafe fn prefetch_far(at: *const u8);
     /// 64 bytes.
     unsafe fn load_i(from: *const u8) -> Self::I;
     /// The same four bytes in all lanes.
     unsafe fn load_4(from: *const u8) -> Self::I;
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    /// Shifts 32-bit lanes, signs included.
+    unsafe fn shr_32(x: Self::I, by: i32) -> Self::I;
+    unsafe fn shl_32(x: Self::I, by: i32) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
     /// Shifts 16-bit lanes; what crosses a byte is for the caller to mask away.
@@ -129,6 +140,16 @@ pub(super) trait Simd: 'static {
             width /= 2;
         }
         lanes[0]
+    }
+
+    /// The greatest 32-bit lane.
+    #[inline(always)]
+    unsafe fn greatest_i(x: Self::I) -> i32 {
+        const { assert!(size_of::<Self::I>() == 4 * LANES) };
+        let mut lanes = [0; LANES];
+        // SAFETY: as in `sum`.
+        unsafe { lanes.as_mut_ptr().cast::<Self::I>().write_unaligned(x) };
+        lanes.into_iter().fold(i32::MIN, i32::max)
     }
 
     /// Up to sixteen floats, the rest zero.

@@ -71,11 +71,17 @@ fn tiles_cover_all_rows_and_bundles_all_panels() {
             }
         }
     }
-    for (panels, rows, threads) in [(0, 1, 1), (1, 1, 8), (36, 1, 2), (10_000, 1, 1), (10_000, 9, 64)] {
-        let bundle = bundle(panels, rows, threads);
-        // Enough tasks for every thread, where there are enough panels.
-        let enough = bundle == 1 || panels.div_ceil(bundle) >= 4 * threads;
-        assert!(bundle > 0 && enough, "{panels} panels, {rows} rows, {threads} threads: {bundle}");
+    for (panels, rows, threads) in
+        [(0, 1, 1), (1, 1, 8), (36, 1, 2), (10_000, 1, 1), (10_000, 9, 64), (9, 32, 2), (9, 512, 2)]
+    {
+        let split = Split::of(panels, rows, threads);
+        let tasks = panels.div_ceil(split.panels) * rows.div_ceil(split.rows);
+        // Enough tasks for every thread, where there are enough panels or rows.
+        let enough = tasks >= 4 * threads || split.panels == 1 || (split.panels == 4 && split.rows <= 18);
+        assert!(
+            split.panels > 0 && split.rows > 0 && enough,
+            "{panels} panels, {rows} rows, {threads} threads: {split:?}"
+        );
     }
 }
 

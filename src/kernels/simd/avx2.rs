@@ -25,6 +25,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type I = I;
 
     const QUERIES: usize = 2;
+    const TILE: (usize, usize) = (2, 1);
     const WIDE_IS_SIGNED: bool = !VNNI;
 
     #[inline(always)]
@@ -140,12 +141,24 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { [_mm256_setzero_si256(); 2] }
     }
     #[inline(always)]
+    unsafe fn bits(x: F) -> I {
+        unsafe { both!(x => _mm256_castps_si256(x)) }
+    }
+    #[inline(always)]
+    unsafe fn max_i(a: I, b: I) -> I {
+        unsafe { both!(a, b => _mm256_max_epi32(a, b)) }
+    }
+    #[inline(always)]
     unsafe fn splat_i(x: i32) -> I {
         unsafe { [_mm256_set1_epi32(x); 2] }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
     unsafe fn load_i(from: *const u8) -> I {
@@ -158,6 +171,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn add_i(a: I, b: I) -> I {
         unsafe { both!(a, b => _mm256_add_epi32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn shr_32(x: I, by: i32) -> I {
+        unsafe { both!(x => _mm256_sra_epi32(x, _mm_cvtsi32_si128(by))) }
+    }
+    #[inline(always)]
+    unsafe fn shl_32(x: I, by: i32) -> I {
+        unsafe { both!(x => _mm256_sll_epi32(x, _mm_cvtsi32_si128(by))) }
     }
     #[inline(always)]
     unsafe fn and(a: I, b: I) -> I {

@@ -13,6 +13,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type I = __m512i;
 
     const QUERIES: usize = 4;
+    const TILE: (usize, usize) = (6, 2);
     const WIDE_IS_SIGNED: bool = false;
 
     #[inline(always)]
@@ -106,12 +107,28 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_setzero_si512() }
     }
     #[inline(always)]
+    unsafe fn bits(x: __m512) -> __m512i {
+        unsafe { _mm512_castps_si512(x) }
+    }
+    #[inline(always)]
+    unsafe fn max_i(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_max_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn greatest_i(x: __m512i) -> i32 {
+        unsafe { _mm512_reduce_max_epi32(x) }
+    }
+    #[inline(always)]
     unsafe fn splat_i(x: i32) -> __m512i {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
     unsafe fn load_i(from: *const u8) -> __m512i {
@@ -124,6 +141,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn add_i(a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shr_32(x: __m512i, by: i32) -> __m512i {
+        unsafe { _mm512_sra_epi32(x, _mm_cvtsi32_si128(by)) }
+    }
+    #[inline(always)]
+    unsafe fn shl_32(x: __m512i, by: i32) -> __m512i {
+        unsafe { _mm512_sll_epi32(x, _mm_cvtsi32_si128(by)) }
     }
     #[inline(always)]
     unsafe fn and(a: __m512i, b: __m512i) -> __m512i {

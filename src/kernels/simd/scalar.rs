@@ -43,6 +43,7 @@ impl Simd for Scalar {
     type I = I;
 
     const QUERIES: usize = 2;
+    const TILE: (usize, usize) = (1, 1);
     const WIDE_IS_SIGNED: bool = false;
 
     #[inline(always)]
@@ -134,11 +135,21 @@ impl Simd for Scalar {
         [0; LANES]
     }
     #[inline(always)]
+    unsafe fn bits(x: F) -> I {
+        map_i(|l| x[l].to_bits() as i32)
+    }
+    #[inline(always)]
+    unsafe fn max_i(a: I, b: I) -> I {
+        map_i(|l| a[l].max(b[l]))
+    }
+    #[inline(always)]
     unsafe fn splat_i(x: i32) -> I {
         [x; LANES]
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_far(_: *const u8) {}
     #[inline(always)]
     unsafe fn load_i(from: *const u8) -> I {
         let bytes = unsafe { from.cast::<[[u8; 4]; LANES]>().read_unaligned() };
@@ -152,6 +163,14 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn add_i(a: I, b: I) -> I {
         map_i(|l| a[l].wrapping_add(b[l]))
+    }
+    #[inline(always)]
+    unsafe fn shr_32(x: I, by: i32) -> I {
+        map_i(|l| x[l] >> by)
+    }
+    #[inline(always)]
+    unsafe fn shl_32(x: I, by: i32) -> I {
+        map_i(|l| x[l] << by)
     }
     #[inline(always)]
     unsafe fn and(a: I, b: I) -> I {

@@ -1,0 +1,325 @@
+//! Quantized products of more than a few rows: panels are unpacked once, a stretch of `k` at a time, and serve all
+//! rows of a task from the first cache; the sums of the rows wait in the second for the next stretch.
+//!
+//! What multiplies is a register [`tile`](super::tile), or on machines with AMX its tiles.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::amx;
+use super::forms::{self, Form, GROUPS, SUB};
+use super::isa::{Isa, tiered};
+use super::quantize::Quantized;
+use super::simd::{LANES, Simd};
+use super::tile::{self, Kind, Unpacked, with_kind};
+
+/// Weights of a stretch, of each column, at most: four panels of it, codes and scales, are 50 KiB at most. Half of that would
+/// leave more of the first cache to the rows, and is 5 % slower.
+pub(super) const STRETCH: usize = 640;
+/// Panels that are worked on together.
+pub(super) const PANELS: usize = 4;
+/// Rows of a task, at most.
+pub(super) const ROWS: usize = 96;
+/// Rows that are finished together, while they are in the first cache: a multiple of all tiles' rows but AMX's.
+const FINISHED: usize = 12;
+/// Places for sums: AMX takes some rows twice.
+pub(super) const PLACES: usize = ROWS + amx::ROWS;
+
+/// The codes of a panel, `[k / 4][16][4]`, and scale and minimum of each dot.
+#[repr(C, align(64))]
+pub(super) struct Panel {
+    pub(super) codes: [u8; STRETCH * LANES],
+    pub(super) scales: [[[f32; LANES]; 2]; STRETCH / 16],
+}
+
+#[repr(C, align(64))]
+pub(super) struct Scratch {
+    pub(super) panels: [Panel; PANELS],
+    pub(super) sums: [[[f32; LANES]; PLACES]; PANELS],
+    pub(super) rings: amx::Rings,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(Box::new(Scratch {
+        panels: [const { Panel { codes: [0; _], scales: [[[0.0; LANES]; 2]; _] } }; PANELS],
+        sums: [[[0.0; LANES]; PLACES]; PANELS],
+        rings: amx::Rings::NEW,
+    }));
+}
+
+/// Some rows times the unpacked panels, over a stretch.
+pub(super) struct Work<'a> {
+    pub(super) x: &'a Quantized,
+    /// The rows, and where the sums of the first of them are.
+    pub(super) rows: Range<usize>,
+    pub(super) place: usize,
+    /// Blocks of the rows.
+    pub(super) first: usize,
+    pub(super) blocks: usize,
+    /// The codes' zero is 2 to this.
+    pub(super) zero: i32,
+    pub(super) panels: usize,
+}
+
+/// Panels of a matrix, and weights that are likely to be wanted next: memory delivers them while this computes.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) panel_bytes: usize,
+    pub(super) ahead: &'a [u8],
+}
+
+tiered! {
+    fn unpack<Q: Form>(units: &[u8], to: &mut Panel) = unpack_body;
+}
+tiered! {
+    /// Asks for weights that will be unpacked, into the second cache.
+    fn ask(bytes: &[u8]) = ask_body;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn ask_body<S: Simd>(bytes: &[u8]) {
+    for line in bytes.chunks(64) {
+        // SAFETY: the caller's promise.
+        unsafe { S::prefetch_far(line.as_ptr()) };
+    }
+}
+tiered! {
+    fn multiply_rows<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = multiply_rows_body;
+}
+
+/// Multiplies rows with panels, and gives away the sums: the first row of some, which panel of `w`, a vector a row. Each
+/// row and panel comes once; `soon` hears of some rows and panels some time before.
+///
+/// # Panics
+/// When the panels do not have `k` weights of each column in form `Q`, or rows are too many.
+pub(super) fn multiply<Q: Form>(
+    isa: Isa,
+    w: Panels<'_>,
+    x: &Quantized,
+    rows: Range<usize>,
+    soon: impl Fn(Range<usize>, Range<usize>),
+    each: impl FnMut(usize, usize, &[[f32; LANES]]),
+) {
+    let kernels = Kernels {
+        ask: |units: &[u8]| ask(isa, units),
+        unpack: |units: &[u8], to: &mut Panel| unpack::<Q>(isa, units, to),
+        rows: |work: &Work<'_>, scratch: &mut Scratch| {
+            with_kind!(Q, K => multiply_rows::<K>(isa, work, scratch));
+        },
+    };
+    #[cfg(target_arch = "x86_64")]
+    let in_tiles = amx::rows_in_tiles(rows.len());
+    #[cfg(target_arch = "x86_64")]
+    if isa.level() == super::isa::Level::Amx && in_tiles > 0 {
+        // SAFETY: an `Isa` of this level exists only where AMX is.
+        let mut tiles = unsafe { amx::configure::<Q>() };
+        let by_tiles =
+            |work: &Work<'_>, scratch: &mut Scratch| unsafe { amx::multiply::<Q>(work, scratch, &mut tiles) };
+        return multiply_with::<Q>(kernels, in_tiles, by_tiles, w, x, rows, soon, each);
+    }
+    multiply_with::<Q>(kernels, 0, |_, _| (), w, x, rows, soon, each);
+}
+
+/// The parts that are compiled with instructions of their own.
+pub(super) struct Kernels<A, U, R> {
+    pub(super) ask: A,
+    pub(super) unpack: U,
+    pub(super) rows: R,
+}
+
+/// As [`multiply`]; the first `in_tiles` rows by `by_tiles`.
+#[allow(clippy::too_many_arguments)] // They would be a struct that is taken apart at once.
+pub(super) fn multiply_with<Q: Form>(
+    kernels: Kernels<impl Fn(&[u8]), impl Fn(&[u8], &mut Panel), impl Fn(&Work<'_>, &mut Scratch)>,
+    in_tiles: usize,
+    mut by_tiles: impl FnMut(&Work<'_>, &mut Scratch),
+    w: Panels<'_>,
+    x: &Quantized,
+    rows: Range<usize>,
+    soon: impl Fn(Range<usize>, Range<usize>),
+    mut each: impl FnMut(usize, usize, &[[f32; LANES]]),
+) {
+    let Panels { bytes: w, panel_bytes, ahead } = w;
+    let unit = Q::TYPE.block_len();
+    assert!(x.k > 0 && panel_bytes == x.k / unit * Q::UNIT && w.len().is_multiple_of(panel_bytes));
+    assert!(rows.end <= x.rows && rows.len() <= ROWS && in_tiles <= rows.len());
+    let zero = Q::ZERO.trailing_zeros() as i32;
+    let rest = rows.start + in_tiles..rows.end;
+    // Behind those of the tiles, which may be a tile more than there are rows.
+    let rest_place = in_tiles.next_multiple_of(amx::ROWS);
+    let all = w.len() / panel_bytes;
+    SCRATCH.with_borrow_mut(|scratch| {
+        for group in (0..all).step_by(PANELS).map(|first| first..all.min(first + PANELS)) {
+            let panels = group.len();
+            let w = &w[group.start * panel_bytes..group.end * panel_bytes];
+            for stretch in stretches(x.k, unit) {
+                let units = stretch.start / unit * Q::UNIT..stretch.end / unit * Q::UNIT;
+                for panel in w.chunks_exact(panel_bytes) {
+                    (kernels.ask)(&panel[units.start..units.end.min(units.start + tile::AHEAD)]);
+                }
+                for (panel, to) in w.chunks_exact(panel_bytes).zip(&mut scratch.panels) {
+                    (kernels.unpack)(&panel[units.clone()], to);
+                }
+                let (first, blocks) = (stretch.start / SUB, stretch.len() / SUB);
+                let work = |rows, place| Work { x, rows, place, first, blocks, zero, panels };
+                if in_tiles > 0 {
+                    by_tiles(&work(rows.start..rest.start, 0), scratch);
+                }
+                let last = stretch.end == x.k;
+                for from in rest.clone().step_by(if last { FINISHED } else { ROWS }) {
+                    let some = from..rest.end.min(from + if last { FINISHED } else { ROWS });
+                    let place = rest_place + from - rest.start;
+                    if last {
+                        soon(some.clone(), group.clone());
+                        let share = |row: usize| ahead.len() * (row - rest.start) / rest.len();
+                        (kernels.ask)(&ahead[share(from)..share(some.end)]);
+                    }
+                    (kernels.rows)(&work(some.clone(), place), scratch);
+                    for (panel, sums) in group.clone().zip(&scratch.sums).filter(|_| last) {
+                        each(from, panel, &sums[place..place + some.len()]);
+                    }
+                }
+            }
+            for tile in (0..in_tiles).step_by(amx::ROWS) {
+                let again = tile - amx::first_row(tile, in_tiles);
+                for (panel, sums) in group.clone().zip(&scratch.sums) {
+                    each(rows.start + tile, panel, &sums[tile + again..tile + amx::ROWS]);
+                }
+            }
+        }
+    });
+}
+
+/// Stretches of about the same length, whole blocks of a file.
+fn stretches(k: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
+    let units = k / unit;
+    let len = units.div_ceil(units.div_ceil(STRETCH / unit)) * unit;
+    (0..k).step_by(len).map(move |start| start..k.min(start + len))
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+pub(super) unsafe fn unpack_body<S: Simd, Q: Form>(units: &[u8], to: &mut Panel) {
+    const { assert!(size_of::<S::I>() == 64 && GROUPS == 8 && Q::TYPE.block_len() <= STRETCH) };
+    assert!(units.len() <= STRETCH / Q::TYPE.block_len() * Q::UNIT);
+    let dots = if Q::HALVES { 2 } else { 1 };
+    let mut codes = to.codes.as_mut_ptr();
+    let mut scales = to.scales.as_mut_ptr().cast::<f32>();
+    for unit in units.chunks_exact(Q::UNIT) {
+        // SAFETY: a sub-block writes 512 bytes of codes and two vectors for each dot, and a stretch has room for its own.
+        unsafe {
+            let head = forms::load_head::<S, Q>(unit.as_ptr());
+            let mut sub = unit.as_ptr().add(Q::HEAD);
+            for _ in 0..Q::SUBS {
+                tile::prefetch::<S, Q>(sub);
+                macro_rules! groups {
+                    ($($g:literal)*) => {$(
+                        let group = forms::unpack::<S, Q>(sub.add(Q::SCALE_BYTES), $g);
+                        codes.add(64 * $g).cast::<S::I>().write_unaligned(group);
+                    )*};
+                }
+                // Written out, so that what depends on the group is a constant.
+                groups!(0 1 2 3 4 5 6 7);
+                for dot in 0..dots {
+                    let (scale, offset) = forms::load_scales::<S, Q>(head, sub, dot);
+                    S::store(scales, scale);
+                    S::store(scales.add(LANES), offset);
+                    scales = scales.add(2 * LANES);
+                }
+                codes = codes.add(LANES * SUB);
+                sub = sub.add(Q::SUB_BYTES);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+pub(super) unsafe fn multiply_rows_body<S: Simd, K: Kind>(work: &Work<'_>, scratch: &mut Scratch) {
+    assert!(work.rows.end <= work.x.rows && work.place + work.rows.len() <= PLACES);
+    assert!(work.first + work.blocks <= work.x.k / SUB && work.blocks * SUB <= STRETCH);
+    let mut row = 0;
+    while row < work.rows.len() {
+        // SAFETY: the caller's promise, and the lines above.
+        unsafe {
+            row += match (S::TILE, work.rows.len() - row) {
+                ((6, 2), 6..) => some_rows::<S, K, 6, 2>(work, scratch, row),
+                ((6, 2), 3..) => some_rows::<S, K, 3, 2>(work, scratch, row),
+                ((6, 2), 2) => some_rows::<S, K, 2, 2>(work, scratch, row),
+                ((6, 2), _) => some_rows::<S, K, 1, 2>(work, scratch, row),
+                ((2, _), 2..) => some_rows::<S, K, 2, 1>(work, scratch, row),
+                _ => some_rows::<S, K, 1, 1>(work, scratch, row),
+            };
+        }
+    }
+}
+
+/// `M` rows from the `row`th on, `P` panels at a time; beyond the last panel is what was there before, and nobody
+/// asks for it.
+///
+/// # Safety
+/// The tier's instructions; there are such rows.
+#[inline(always)]
+unsafe fn some_rows<S: Simd, K: Kind, const M: usize, const P: usize>(
+    work: &Work<'_>,
+    scratch: &mut Scratch,
+    row: usize,
+) -> usize {
+    let x = work.x.at(work.rows.start + row, work.first);
+    for panel in (0..work.panels).step_by(P) {
+        // SAFETY: the caller's promise; `PANELS` is a multiple of `P`.
+        unsafe {
+            const { assert!(PANELS.is_multiple_of(P)) };
+            let panels = scratch.panels.as_ptr().add(panel);
+            let sums = scratch.sums.as_mut_ptr().add(panel).cast::<f32>();
+            let sums = sums.add((work.place + row) * LANES);
+            let mut acc = [[S::zero(); M]; P];
+            if work.first > 0 {
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = S::load(sums.add((p * PLACES + i) * LANES));
+                    }
+                }
+            }
+            let codes = Unpacked::<K> {
+                codes: (&raw const (*panels).codes).cast(),
+                scales: (&raw const (*panels).scales).cast(),
+                codes_apart: size_of::<Panel>(),
+                scales_apart: size_of::<Panel>() / size_of::<f32>(),
+                zero: work.zero,
+                kind: PhantomData,
+            };
+            tile::tile::<S, _, M, P>(codes, x, work.first, work.blocks, &mut acc);
+            for (p, acc) in acc.into_iter().enumerate() {
+                for (i, acc) in acc.into_iter().enumerate() {
+                    S::store(sums.add((p * PLACES + i) * LANES), acc);
+                }
+            }
+        }
+    }
+    M
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_are_whole_blocks_one_after_another_and_fit() {
+        for (k, unit) in [(32, 32), (576, 32), (640, 32), (1536, 32), (12_320, 32), (256, 256), (2048, 256)] {
+            let mut end = 0;
+            for stretch in stretches(k, unit) {
+                assert_eq!(stretch.start, end, "{k}");
+                assert!(stretch.len() <= STRETCH && stretch.len().is_multiple_of(unit), "{k}: {stretch:?}");
+                end = stretch.end;
+            }
+            assert_eq!(end, k);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The inner loop of products with quantized weights: a tile of `M` rows and `P` panels, in registers, over a run of
+//! blocks.
+//!
+//! The lanes of a vector are sixteen columns of the product, so nothing is ever summed across lanes, and a
+//! column's sum runs along `k` in one order, whatever the number of rows, the tile, the thread or the tier. For each
+//! 32 (or 16) weights that share a scale:
+//!
+//! ```text
+//! dot  = sum of code * byte             exact, in i32; without a minimum: of (code - zero) * byte
+//! dot  = 256 dot + sum of code * rest   if the block of a row of the tile has second bytes
+//! acc += (dot * scale_w) * scale_x      fused, in f32
+//! acc += minimum_w * sum_x              fused, where the format has minima
+//! ```
+//!
+//! With AVX-512 a tile is six rows times two panels: 24 of 32 registers are sums, and a byte of activations that was loaded
+//! serves two products. (Twelve rows times one panel loads for each product, which takes as long as the product.)
+
+use std::marker::PhantomData;
+
+use super::forms::{self, Form};
+use super::quantize::{At, META, SUMS, WORD};
+use super::simd::{LANES, Simd};
+
+/// Where codes and scales of sixteen columns come from, block by block.
+pub(super) trait Codes<S: Simd> {
+    /// Scales serve 16 weights.
+    const HALVES: bool;
+    /// The format has minima; else codes have a zero.
+    const MIN: bool;
+    /// Codes may be above 127.
+    const WIDE: bool;
+
+    /// Group `g` of the block, of panel `p`.
+    ///
+    /// # Safety
+    /// As [`Simd`]; there is such a block.
+    unsafe fn group(&self, p: usize, g: usize) -> S::I;
+    /// Scale and minimum of half `half` of panel `p`.
+    ///
+    /// # Safety
+    /// As [`Codes::group`].
+    unsafe fn scales(&self, p: usize, half: usize) -> (S::F, S::F);
+    /// The zero is 2 to this.
+    fn zero(&self) -> i32;
+    /// Goes to the next block, if there is one.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn next(&mut self);
+}
+
+/// Bytes of weights that are asked for in advance: more than memory delivers while it is waited for.
+pub(super) const AHEAD: usize = 2048;
+
+/// A panel as it is kept, unpacked on the way: for one row, which waits for memory anyway.
+pub(super) struct Packed<S: Simd, Q: Form> {
+    sub: *const u8,
+    /// Sub-blocks left of the unit, and units, this one among them.
+    left: usize,
+    units: usize,
+    head: (S::F, S::F),
+    form: PhantomData<Q>,
+}
+
+impl<S: Simd, Q: Form> Packed<S, Q> {
+    /// # Safety
+    /// As [`Simd`]; `panel` has `units` units, at least one.
+    #[inline(always)]
+    pub(super) unsafe fn new(panel: *const u8, units: usize) -> Self {
+        let head = unsafe { forms::load_head::<S, Q>(panel) };
+        unsafe { prefetch::<S, Q>(panel) };
+        Packed { sub: panel.wrapping_add(Q::HEAD), left: Q::SUBS, units, head, form: PhantomData }
+    }
+}
+
+/// Asks for what will be read after the sub-block `sub`. A task is too short for the machine to guess what comes.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn prefetch<S: Simd, Q: Form>(sub: *const u8) {
+    let mut line = 0;
+    while line < Q::SUB_BYTES {
+        unsafe { S::prefetch(sub.wrapping_add(AHEAD + line)) };
+        line += 64;
+    }
+}
+
+impl<S: Simd, Q: Form> Codes<S> for Packed<S, Q> {
+    const HALVES: bool = Q::HALVES;
+    const MIN: bool = Q::MIN;
+    const WIDE: bool = Q::WIDE;
+
+    #[inline(always)]
+    unsafe fn group(&self, _: usize, g: usize) -> S::I {
+        unsafe { forms::unpack::<S, Q>(self.sub.add(Q::SCALE_BYTES), g) }
+    }
+    #[inline(always)]
+    unsafe fn scales(&self, _: usize, half: usize) -> (S::F, S::F) {
+        unsafe { forms::load_scales::<S, Q>(self.head, self.sub, half) }
+    }
+    #[inline(always)]
+    fn zero(&self) -> i32 {
+        const { Q::ZERO.trailing_zeros() as i32 }
+    }
+    #[inline(always)]
+    unsafe fn next(&mut self) {
+        self.sub = self.sub.wrapping_add(Q::SUB_BYTES);
+        self.left -= 1;
+        unsafe { prefetch::<S, Q>(self.sub) };
+        if self.left == 0 && self.units > 1 {
+            (self.left, self.units) = (Q::SUBS, self.units - 1);
+            self.head = unsafe { forms::load_head::<S, Q>(self.sub) };
+            self.sub = self.sub.wrapping_add(Q::HEAD);
+        }
+    }
+}
+
+/// What a kernel for unpacked codes has to know of a form.
+pub(super) trait Kind: 'static {
+    const HALVES: bool;
+    const MIN: bool;
+    const WIDE: bool;
+}
+
+pub(super) struct Kinds<const HALVES: bool, const MIN: bool, const WIDE: bool>;
+
+impl<const HALVES: bool, const MIN: bool, const WIDE: bool> Kind for Kinds<HALVES, MIN, WIDE> {
+    const HALVES: bool = HALVES;
+    const MIN: bool = MIN;
+    const WIDE: bool = WIDE;
+}
+
+/// Runs the expression for the kind of a form: there are five of them.
+macro_rules! with_kind {
+    ($q:ident, $kind:ident => $call:expr) => {{
+        macro_rules! call {
+            ($halves:literal, $min:literal, $wide:literal) => {{
+                type $kind = $crate::kernels::tile::Kinds<$halves, $min, $wide>;
+                $call
+            }};
+        }
+        match ($q::HALVES, $q::MIN, $q::WIDE) {
+            (false, false, false) => call!(false, false, false),
+            (false, false, true) => call!(false, false, true),
+            (false, true, _) => call!(false, true, false),
+            (true, false, _) => call!(true, false, false),
+            (true, true, _) => call!(true, true, false),
+        }
+    }};
+}
+pub(super) use with_kind;
+
+/// Panels that were unpacked: codes `[k / 4][16][4]`, and scale and minimum of each dot.
+pub(super) struct Unpacked<K> {
+    pub(super) codes: *const u8,
+    pub(super) scales: *const f32,
+    /// From a panel to the next, in bytes and floats.
+    pub(super) codes_apart: usize,
+    pub(super) scales_apart: usize,
+    pub(super) zero: i32,
+    pub(super) kind: PhantomData<K>,
+}
+
+impl<S: Simd, K: Kind> Codes<S> for Unpacked<K> {
+    const HALVES: bool = K::HALVES;
+    const MIN: bool = K::MIN;
+    const WIDE: bool = K::WIDE;
+
+    #[inline(always)]
+    unsafe fn group(&self, p: usize, g: usize) -> S::I {
+        unsafe { S::load_i(self.codes.add(p * self.codes_apart + 4 * LANES * g)) }
+    }
+    #[inline(always)]
+    unsafe fn scales(&self, p: usize, half: usize) -> (S::F, S::F) {
+        unsafe {
+            let scales = self.scales.add(p * self.scales_apart + 2 * LANES * half);
+            (S::load(scales), if K::MIN { S::load(scales.add(LANES)) } else { S::zero() })
+        }
+    }
+    #[inline(always)]
+    fn zero(&self) -> i32 {
+        self.zero
+    }
+    #[inline(always)]
+    unsafe fn next(&mut self) {
+        self.codes = self.codes.wrapping_add(LANES * forms::SUB);
+        self.scales = self.scales.wrapping_add(if K::HALVES { 4 * LANES } else { 2 * LANES });
+    }
+}
+
+/// Adds `blocks` blocks, from block `first` of the rows on, to the sums of a tile.
+///
+/// # Safety
+/// The tier's instructions; there are such blocks of `M` rows at `x`, and of `P` panels.
+#[inline(always)]
+pub(super) unsafe fn tile<S: Simd, C: Codes<S>, const M: usize, const P: usize>(
+    mut codes: C,
+    mut x: At,
+    first: usize,
+    blocks: usize,
+    acc: &mut [[S::F; M]; P],
+) {
+    unsafe {
+        let (mut block, end) = (first, first + blocks);
+        while block < end {
+            // Blocks in runs: with a branch for second bytes in the innermost loop, the compiler finds no place in registers
+            // for all sums (0.5 TOPS instead of 0.65).
+            let mut fine = 0;
+            for i in 0..M {
+                fine |= *x.fine.add(i * x.words + block / WORD);
+            }
+            fine >>= block % WORD;
+            let here = (end - block).min(WORD - block % WORD);
+            let plain = here.min(fine.trailing_zeros() as usize);
+            for _ in 0..plain {
+                one_block::<S, C, M, P, false>(&mut codes, &mut x, acc);
+            }
+            if plain < here {
+                one_block::<S, C, M, P, true>(&mut codes, &mut x, acc);
+            }
+            block += here.min(plain + 1);
+        }
+    }
+}
+
+/// Adds a block to the sums, and goes to the next. `FINE`: a row of the tile has second bytes.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn one_block<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FINE: bool>(
+    codes: &mut C,
+    x: &mut At,
+    acc: &mut [[S::F; M]; P],
+) {
+    unsafe {
+        if C::HALVES {
+            half::<S, C, M, P, FINE, 0, 4>(codes, *x, 0, 2, acc);
+            half::<S, C, M, P, FINE, 4, 8>(codes, *x, 1, 3, acc);
+        } else {
+            half::<S, C, M, P, FINE, 0, 8>(codes, *x, 0, 1, acc);
+        }
+        x.q = x.q.wrapping_add(forms::SUB);
+        x.rest = x.rest.wrapping_add(forms::SUB);
+        x.meta = x.meta.wrapping_add(META);
+        x.sums = x.sums.wrapping_add(SUMS);
+        codes.next();
+    }
+}
+
+/// The groups `FROM..TO` of a block, which share scale `half` of the weights and sum `sum` of the activations.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn half<
+    S: Simd,
+    C: Codes<S>,
+    const M: usize,
+    const P: usize,
+    const FINE: bool,
+    const FROM: usize,
+    const TO: usize,
+>(
+    codes: &C,
+    x: At,
+    half: usize,
+    sum: usize,
+    acc: &mut [[S::F; M]; P],
+) {
+    unsafe {
+        let zero = !(C::MIN || C::WIDE && S::WIDE_IS_SIGNED);
+        let mut dot = [[S::zero_i(); M]; P];
+        if zero {
+            for i in 0..M {
+                // All of it is 256ths; where there are no second bytes, these are whole.
+                let minus = S::splat_i(*x.sums.add(i * x.blocks * SUMS + sum - 1));
+                let minus = S::shl_32(S::shr_32(minus, 8), codes.zero());
+                for dot in &mut dot {
+                    dot[i] = minus;
+                }
+            }
+        }
+        dots::<S, C, M, P, FROM, TO>(codes, x.q, x.k, &mut dot);
+        if FINE {
+            for i in 0..M {
+                for dot in &mut dot {
+                    dot[i] = S::shl_32(dot[i], 8);
+                }
+                if zero {
+                    let minus = S::splat_i(*x.sums.add(i * x.blocks * SUMS + sum - 1) & 255);
+                    for dot in &mut dot {
+                        dot[i] = S::add_i(dot[i], S::shl_32(minus, codes.zero()));
+                    }
+                }
+            }
+            dots::<S, C, M, P, FROM, TO>(codes, x.rest, x.k, &mut dot);
+        }
+        for p in 0..P {
+            let (scale, offset) = codes.scales(p, half);
+            let scale = if FINE { S::mul(scale, S::splat(1.0 / 256.0)) } else { scale };
+            for i in 0..M {
+                let meta = x.meta.add(i * x.blocks * META);
+                let value = S::mul(S::to_f(dot[p][i]), scale);
+                acc[p][i] = S::fma(value, S::splat(*meta), acc[p][i]);
+                if C::MIN {
+                    acc[p][i] = S::fma(offset, S::splat(*meta.add(sum)), acc[p][i]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the byte products of the groups.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM: usize, const TO: usize>(
+    codes: &C,
+    x: *const i8,
+    k: usize,
+    dot: &mut [[S::I; M]; P],
+) {
+    macro_rules! group {
+        ($($g:literal)*) => {$(
+            if FROM <= $g && $g < TO {
+                let mut w = [S::zero_i(); P];
+                for p in 0..P {
+                    w[p] = codes.group(p, $g);
+                }
+                for i in 0..M {
+                    let x = S::load_4(x.add(i * k + 4 * $g).cast());
+                    for p in 0..P {
+                        dot[p][i] = if C::WIDE { S::dot_wide(dot[p][i], w[p], x) } else { S::dot(dot[p][i], w[p], x) };
+                    }
+                }
+            }
+        )*};
+    }
+    // Written out, so that what depends on the group is a constant.
+    unsafe {
+        group!(0 1 2 3 4 5 6 7);
+    }
+}
