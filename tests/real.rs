@@ -13,21 +13,23 @@ use tallow::model::{LoadOptions, Prompt};
 use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
 use tallow::step::{Step, pages_for};
 
-/// llama.cpp rounds activations to 8 bits and we do not: below this margin (in logits) between the two best
+/// llama.cpp rounds activations to 8 bits and we do so only in part: below this margin (in logits) between the two best
 /// tokens either may win. transformers in float32 differs from llama.cpp up to a margin of 0.55.
 const CLEAR: f64 = 0.6;
-/// Largest relative difference of the perplexity.
-const PERPLEXITY: f64 = 0.005;
+/// Largest relative differences of the perplexity from transformers' in float32, of a text of 1,447 tokens (which moves by
+/// some tenths of a percent with any change of rounding): as a model is loaded, and with dtype="float32".
+const PERPLEXITY: f64 = 0.004;
+const EXACT_PERPLEXITY: f64 = 0.0002;
 
 const MODELS: &[(&str, &str)] =
     &[("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), ("gemma3-270m", "gemma-3-270m-q4_k_m.gguf")];
 
 /// A model and its golden; `None` where the weights are not at hand and need not be.
-fn open(index: usize) -> Option<(Arc<Model>, Value)> {
+fn open(index: usize, options: &LoadOptions) -> Option<(Arc<Model>, Value)> {
     let (name, file) = MODELS[index];
     let path = common::real_model(file)?;
     let text = std::fs::read_to_string(common::golden(&format!("real/{name}.json"))).unwrap();
-    let model = Model::load(path.to_str().unwrap(), &LoadOptions::default()).unwrap();
+    let model = Model::load(path.to_str().unwrap(), options).unwrap();
     Some((model, serde_json::from_str(&text).unwrap()))
 }
 
@@ -48,7 +50,7 @@ fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
 }
 
 fn greedy_choices(index: usize) {
-    let Some((model, golden)) = open(index) else { return };
+    let Some((model, golden)) = open(index, &LoadOptions::default()) else { return };
     let vocab = model.vocab_size();
     let mut runner = Runner::new(model.decoder().clone(), 64).unwrap();
     let (mut clear, mut wrong) = (0, Vec::new());
@@ -85,7 +87,7 @@ fn gemma3_chooses_as_llama_cpp() {
 
 /// All prompts at once through the engine: each answer is llama.cpp's up to its first unclear step.
 fn answers(index: usize) {
-    let Some((model, golden)) = open(index) else { return };
+    let Some((model, golden)) = open(index, &LoadOptions::default()) else { return };
     let lm = Lm::start(model.clone(), &LmOptions::default()).unwrap();
     let prompts = golden["prompts"].as_array().unwrap();
     let options = GenerateOptions {
@@ -130,8 +132,8 @@ fn gemma3_answers_as_llama_cpp() {
     answers(1);
 }
 
-fn perplexity(index: usize) {
-    let Some((model, golden)) = open(index) else { return };
+fn perplexity(index: usize, options: &LoadOptions, most: f64) {
+    let Some((model, golden)) = open(index, options) else { return };
     let vocab = model.vocab_size();
     let mut runner = Runner::new(model.decoder().clone(), 64).unwrap();
     let (mut sum, mut count) = (0.0, 0);
@@ -144,18 +146,24 @@ fn perplexity(index: usize) {
         }
     }
     let (ours, theirs) =
-        (sum / count as f64, golden["perplexity"]["llama_cpp"]["mean_nll"].as_f64().unwrap());
+        (sum / count as f64, golden["perplexity"]["transformers"]["mean_nll"].as_f64().unwrap());
     let ratio = (ours - theirs).exp() - 1.0;
-    println!("perplexity {:.3}, llama.cpp {:.3}, {:+.3} %", ours.exp(), theirs.exp(), 100.0 * ratio);
-    assert!(ratio.abs() < PERPLEXITY, "perplexity {} against llama.cpp's {}", ours.exp(), theirs.exp());
+    println!("perplexity {:.4}, transformers {:.4}, {:+.4} %", ours.exp(), theirs.exp(), 100.0 * ratio);
+    assert!(ratio.abs() < most, "perplexity {} against transformers' {}", ours.exp(), theirs.exp());
 }
 
 #[test]
-fn smollm2_has_the_perplexity_of_llama_cpp() {
-    perplexity(0);
+fn smollm2_has_its_perplexity() {
+    perplexity(0, &LoadOptions::default(), PERPLEXITY);
+    perplexity(0, &exact(), EXACT_PERPLEXITY);
 }
 
 #[test]
-fn gemma3_has_the_perplexity_of_llama_cpp() {
-    perplexity(1);
+fn gemma3_has_its_perplexity() {
+    perplexity(1, &LoadOptions::default(), PERPLEXITY);
+    perplexity(1, &exact(), EXACT_PERPLEXITY);
+}
+
+fn exact() -> LoadOptions {
+    LoadOptions { dtype: "float32".into(), ..Default::default() }
 }

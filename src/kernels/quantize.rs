@@ -67,14 +67,21 @@ pub(super) struct Part<'a> {
 }
 
 impl Quantized {
-    /// Makes room for `rows` rows of `k`; what is in it is not defined.
+    /// Makes room for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows again is filled with zeros, by one
+    /// thread.)
     pub(super) fn resize(&mut self, rows: usize, k: usize) {
+        fn at_least<T: Clone + Default>(items: &mut Vec<T>, len: usize) {
+            if items.len() < len {
+                *items = vec![T::default(); len];
+            }
+        }
+        let blocks = rows * (k / SUB);
         (self.rows, self.k) = (rows, k);
-        self.q.resize(rows * k, 0);
-        self.rest.resize(rows * k, 0);
-        self.meta.resize(rows * k / SUB * META, 0.0);
-        self.sums.resize(rows * k / SUB * SUMS, 0);
-        self.fine.resize(rows * words(k), 0);
+        at_least(&mut self.q, rows * k);
+        at_least(&mut self.rest, rows * k);
+        at_least(&mut self.meta, blocks * META);
+        at_least(&mut self.sums, blocks * SUMS);
+        at_least(&mut self.fine, rows * words(k));
     }
 
     /// For several threads to write to.
