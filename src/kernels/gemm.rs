@@ -123,7 +123,7 @@ impl Split {
         if rows <= FEW {
             return Split { panels: (panels / (4 * threads)).clamp(1, MOST), rows };
         }
-        // A fourth of what is unpacked for 16 rows is the unpacking itself.
+        // Tasks of fewer than 16 rows would spend too much on unpacking.
         let bundles = panels.div_ceil(stretch::PANELS);
         let wanted = if threads == 1 { 1 } else { (8 * threads).div_ceil(bundles.max(1)) };
         let parts = rows.div_ceil(stretch::ROWS).max(wanted.min(rows / 16)).max(1);

@@ -15,7 +15,7 @@
 //! From the bottom up: [`isa`] and [`simd`] (tiers of instructions), [`pool`] (threads), [`forms`] and [`pack`]
 //! (weights in memory), [`quantize`], [`gemm`], [`tile`], [`stretch`] and [`amx`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
 mod attention;
 mod check;

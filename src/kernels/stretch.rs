@@ -87,6 +87,7 @@ unsafe fn ask_body<S: Simd>(bytes: &[u8]) {
         unsafe { S::prefetch_far(line.as_ptr()) };
     }
 }
+
 tiered! {
     fn multiply_rows<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = multiply_rows_body;
 }
