@@ -11,21 +11,6 @@ use crate::kernels::simd::scalar::Scalar;
 use crate::kernels::stretch;
 use crate::weights::{Bytes, WeightTensor, WeightType};
 
-const TYPES: [WeightType; 12] = [
-    WeightType::Q4_0,
-    WeightType::Q4_1,
-    WeightType::Q5_0,
-    WeightType::Q5_1,
-    WeightType::Q8_0,
-    WeightType::Q2K,
-    WeightType::Q3K,
-    WeightType::Q4K,
-    WeightType::Q5K,
-    WeightType::Q6K,
-    WeightType::Iq4Nl,
-    WeightType::Iq4Xs,
-];
-
 struct Random(u64);
 
 impl Random {
@@ -152,7 +137,7 @@ fn differences(
 #[test]
 fn every_form_multiplies_as_the_scalar_tier_does() {
     let mut wrong = Vec::new();
-    for ty in TYPES {
+    for ty in WeightType::ALL.into_iter().filter(|ty| ty.is_quantized()) {
         let unit = ty.block_len();
         // One unit; several; stretches with and without a rest. Columns: less than a panel, some, more than a group.
         let shapes = match unit {
