@@ -55,6 +55,34 @@ impl Step {
         self.spans.push(Span { rows: rows.clone(), pages });
         rows
     }
+
+    /// The same step with `rows` (ascending) alone: what attention reads for them is in the cache already.
+    pub fn only(&self, rows: &[u32]) -> Step {
+        let mut step = Step::default();
+        let mut spans = self.spans.iter();
+        let mut span = spans.next();
+        for &row in rows {
+            let at = row as usize;
+            while span.is_some_and(|span| span.rows.end <= at) {
+                span = spans.next();
+            }
+            let (Some(span), Some(&token), Some(&position)) =
+                (span, self.tokens.get(at), self.positions.get(at))
+            else {
+                break;
+            };
+            let own = step.rows();
+            step.tokens.push(token);
+            step.positions.push(position);
+            // A row that follows the one before it in the same sequence is of its span.
+            let follows = at > span.rows.start && own > 0 && rows[own - 1] + 1 == row;
+            match step.spans.last_mut().filter(|_| follows) {
+                Some(last) => last.rows.end += 1,
+                None => step.spans.push(Span { rows: own..own + 1, pages: span.pages.clone() }),
+            }
+        }
+        step
+    }
 }
 
 /// Pages that hold `positions` positions.
@@ -74,6 +102,15 @@ mod tests {
         assert_eq!(step.positions, [15, 16, 17, 0]);
         let slots: Vec<_> = (15..18).map(|p| step.spans[0].slot(p)).collect();
         assert_eq!(slots, [4 * PAGE + 15, 2 * PAGE, 2 * PAGE + 1]);
+        // Rows 1 and 2 follow each other; row 3 is of another sequence.
+        let some = step.only(&[1, 2, 3]);
+        assert_eq!((&some.tokens[..], &some.positions[..]), (&[8, 9, 1][..], &[16, 17, 0][..]));
+        let spans: Vec<_> = some.spans.iter().map(|span| (span.rows.clone(), &span.pages[..])).collect();
+        assert_eq!(spans, [(0..2, &[4, 2][..]), (2..3, &[3][..])]);
+        let apart = step.only(&[0, 2]);
+        assert_eq!(apart.positions, [15, 17]);
+        assert_eq!(apart.spans.iter().map(|span| span.rows.clone()).collect::<Vec<_>>(), [0..1, 1..2]);
+        assert_eq!(step.only(&[]), Step::default());
         assert_eq!(pages_for(0), 0);
         assert_eq!(pages_for(16), 1);
         assert_eq!(pages_for(17), 2);

@@ -22,7 +22,7 @@
 //! * sums stay in sixteen registers over a [`stretch`](super::stretch); between stretches they are in memory;
 //! * codes are unpacked once for 96 rows: 3 to 7 % of the time.
 //!
-//! Where a block of one of the sixteen rows has second bytes, a second product of theirs goes to a ring of its own.
+//! Second bytes are added afterwards, by AVX-512.
 //!
 //! Rows of activations are read where they are. Where they lie 4096 bytes apart they share too few places in
 //! the first cache, and come from the second, 1 KiB a dot, which it delivers.
@@ -34,7 +34,7 @@ use self::tiles::{A, B, Config, Tiles};
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::tiles::{Amx, available};
 use super::forms::{Form, SUB};
-use super::quantize::{At, META, SUMS, WORD};
+use super::quantize::{At, META, SUMS};
 use super::simd::{LANES, Simd};
 use super::stretch::{Panel, Scratch, Work};
 use super::tile::{Kind, with_kind};
@@ -45,12 +45,12 @@ const RING: usize = 8;
 /// Rows beyond whole tiles from which on another tile pays: one costs AVX-512 about 13 cycles a dot.
 const REST: usize = 3;
 
-/// Sums of bytes on their way from the tiles to the floats, and of second bytes.
+/// Sums of bytes on their way from the tiles to the floats.
 #[repr(C, align(64))]
-pub(super) struct Rings([[[[i32; LANES]; ROWS]; RING]; 2]);
+pub(super) struct Ring([[[i32; LANES]; ROWS]; RING]);
 
-impl Rings {
-    pub(super) const NEW: Rings = Rings([[[[0; LANES]; ROWS]; RING]; 2]);
+impl Ring {
+    pub(super) const NEW: Ring = Ring([[[0; LANES]; ROWS]; RING]);
 }
 
 /// How many of `rows` rows are worth tiles: the first ones.
@@ -97,11 +97,11 @@ pub(super) unsafe fn multiply<Q: Form>(work: &Work<'_>, scratch: &mut Scratch, t
     with_kind!(Q, K => unsafe { compiled::<K>(work, scratch, tiles) });
 }
 
-/// A tile of rows and a panel: where the rows begin, and which of the stretch's blocks have second bytes.
+/// A tile of rows and a panel.
 #[derive(Clone, Copy)]
 struct Item {
+    /// Where the rows begin.
     x: At,
-    fine: u64,
     panel: usize,
     /// Of the first row's sums.
     place: usize,
@@ -113,31 +113,16 @@ impl Item {
     fn of(work: &Work<'_>, index: usize) -> Item {
         let (tile, panel) = (index / work.panels * ROWS, index % work.panels);
         let x = work.x.at(work.rows.start + first_row(tile, work.rows.len()), work.first);
-        let (word, bit) = (work.first / WORD, work.first % WORD);
-        let (mut low, mut high) = (0, 0);
-        for i in 0..ROWS {
-            // SAFETY: sixteen rows are there, each with as many words.
-            unsafe {
-                low |= *x.fine.add(i * x.words + word);
-                if word + 1 < x.words {
-                    high |= *x.fine.add(i * x.words + word + 1);
-                }
-            }
-        }
-        const { assert!(super::stretch::STRETCH / SUB <= WORD) };
-        let fine = (u128::from(high) << WORD | u128::from(low)) >> bit;
-        Item { x, fine: fine as u64, panel, place: work.place + tile }
+        Item { x, panel, place: work.place + tile }
     }
 }
 
 /// Where the tiles are: they go through all dots of a tile of rows and a panel, then to the next panel, then to the
 /// next tile.
 struct Ahead {
-    /// The next dot's activations, their second bytes, and codes.
+    /// The next dot's activations and codes.
     a: *const u8,
-    rest: *const u8,
     b: *const u8,
-    fine: u64,
     /// Dots left of this item, the `item`th of `items`.
     left: usize,
     item: usize,
@@ -152,9 +137,8 @@ impl Ahead {
     fn enter(&mut self, work: &Work<'_>, scratch: &Scratch, dots: usize) {
         if self.item < self.items {
             let item = Item::of(work, self.item);
-            (self.a, self.rest) = (item.x.q.cast(), item.x.rest.cast());
+            self.a = item.x.q.cast();
             self.b = scratch.panels[item.panel].codes.as_ptr();
-            self.fine = item.fine;
             self.left = dots;
         }
     }
@@ -177,8 +161,7 @@ impl Ahead {
         let width = if K::HALVES { SUB / 2 } else { SUB };
         // SAFETY: sixteen rows of activations of `width` from here on, and `width / 4` groups of codes, are there.
         unsafe {
-            let [ring, rests] = &mut scratch.rings.0;
-            let to = ring.as_mut_ptr().add(self.done % RING).cast::<u8>();
+            let to = scratch.ring.0.as_mut_ptr().add(self.done % RING).cast::<u8>();
             macro_rules! product {
                 ($c:literal, $ab:literal) => {{
                     tiles.load::<{ A + $ab }>(self.a, work.x.k);
@@ -186,12 +169,6 @@ impl Ahead {
                     tiles.zero::<$c>();
                     tiles.dot::<$c, { A + $ab }, { B + $ab }>();
                     tiles.store::<$c>(to, 4 * LANES);
-                    if self.fine & 1 == 1 {
-                        tiles.load::<{ A + $ab }>(self.rest, work.x.k);
-                        tiles.zero::<$c>();
-                        tiles.dot::<$c, { A + $ab }, { B + $ab }>();
-                        tiles.store::<$c>(rests.as_mut_ptr().add(self.done % RING).cast::<u8>(), 4 * LANES);
-                    }
                 }};
             }
             // Registers in turn: one dot need not wait for the one before it.
@@ -203,13 +180,9 @@ impl Ahead {
             }
         }
         self.a = self.a.wrapping_add(width);
-        self.rest = self.rest.wrapping_add(width);
         self.b = self.b.wrapping_add(width * LANES);
         self.done += 1;
         self.left -= 1;
-        if !K::HALVES || self.left.is_multiple_of(2) {
-            self.fine >>= 1;
-        }
         if self.left == 0 {
             self.item += 1;
             self.enter(work, scratch, dots);
@@ -227,17 +200,16 @@ unsafe fn multiply_body<S: Simd, T: Tiles, K: Kind>(work: &Work<'_>, scratch: &m
     let dots = work.blocks * if K::HALVES { 2 } else { 1 };
     let items = work.rows.len().div_ceil(ROWS) * work.panels;
     let nowhere = std::ptr::null();
-    let mut ahead =
-        Ahead { a: nowhere, rest: nowhere, b: nowhere, fine: 0, left: 0, item: 0, items, done: 0 };
+    let mut ahead = Ahead { a: nowhere, b: nowhere, left: 0, item: 0, items, done: 0 };
     ahead.enter(work, scratch, dots);
     let mut done = 0;
-    // SAFETY: the caller's promise. The rings have the sums of a dot from its step until `RING` dots later.
+    // SAFETY: the caller's promise. The ring has the sums of a dot from its step until `RING` dots later.
     unsafe {
         for _ in 0..LEAD {
             ahead.step::<T, K>(work, scratch, tiles, dots);
         }
         for index in 0..items {
-            let Item { x, mut fine, panel, place } = Item::of(work, index);
+            let Item { x, panel, place } = Item::of(work, index);
             let panel: *const Panel = scratch.panels.as_ptr().add(panel);
             let sums = scratch.sums[index % work.panels].as_mut_ptr().add(place).cast::<f32>();
             let mut acc = [S::zero(); ROWS];
@@ -248,31 +220,21 @@ unsafe fn multiply_body<S: Simd, T: Tiles, K: Kind>(work: &Work<'_>, scratch: &m
             }
             for dot in 0..dots {
                 ahead.step::<T, K>(work, scratch, tiles, dots);
-                let ring = (&raw const scratch.rings.0[0][done % RING]).cast::<u8>();
-                let rest = (&raw const scratch.rings.0[1][done % RING]).cast::<u8>();
+                let ring = (&raw const scratch.ring.0[done % RING]).cast::<u8>();
                 let scales = (&raw const (*panel).scales).cast::<f32>().add(dot * 2 * LANES);
-                let is_fine = fine & 1 == 1;
-                let scale = S::mul(S::load(scales), S::splat(if is_fine { 1.0 / 256.0 } else { 1.0 }));
-                let offset = S::load(scales.add(LANES));
+                let (scale, offset) = (S::load(scales), S::load(scales.add(LANES)));
                 let (block, sum) = if K::HALVES { (dot / 2, 2 + dot % 2) } else { (dot, 1) };
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let meta = x.meta.add((i * x.blocks + block) * META);
                     let mut total = S::load_i(ring.add(i * 4 * LANES));
-                    if is_fine {
-                        total = S::add_i(S::shl_32(total, 8), S::load_i(rest.add(i * 4 * LANES)));
-                    }
                     if !K::MIN {
                         let minus = S::splat_i(*x.sums.add((i * x.blocks + block) * SUMS + sum - 1));
-                        let minus = if is_fine { minus } else { S::shr_32(minus, 8) };
                         total = S::add_i(total, S::shl_32(minus, work.zero));
                     }
                     *acc = S::fma(S::mul(S::to_f(total), scale), S::splat(*meta), *acc);
                     if K::MIN {
                         *acc = S::fma(offset, S::splat(*meta.add(sum)), *acc);
                     }
-                }
-                if !K::HALVES || dot % 2 == 1 {
-                    fine >>= 1;
                 }
                 done += 1;
             }

@@ -187,16 +187,30 @@ unsafe fn one_row_body<S: Simd, Q: Form>(
     row: usize,
     sums: &mut [[f32; LANES]],
 ) {
-    let units = x.k / Q::TYPE.block_len();
+    let unit = Q::TYPE.block_len();
+    let units = x.k / unit;
     assert!(row < x.rows && units > 0 && panels.len() == sums.len() * units * Q::UNIT);
+    // As many rows do it: second bytes after each stretch.
+    let stretch = stretch::stretch_len(x.k, unit);
     for (panel, sums) in panels.chunks_exact(units * Q::UNIT).zip(sums) {
-        // SAFETY: the caller's promise; the panel has `k` weights of sixteen columns.
-        unsafe {
-            let mut acc = [[S::zero()]];
-            let codes = Codes::<S, Q>::new(panel.as_ptr(), units);
-            tile::tile::<S, _, 1, 1>(codes, x.at(row, 0), 0, x.k / SUB, &mut acc);
-            S::store(sums.as_mut_ptr(), acc[0][0]);
+        // SAFETY: the caller's promise.
+        let mut acc = unsafe { [[S::zero()]] };
+        let mut start = 0;
+        while start < x.k {
+            let (len, first) = (stretch.min(x.k - start), start / SUB);
+            // SAFETY: the caller's promise; the panel has `k` weights of sixteen columns.
+            unsafe {
+                let (codes, x_at) = (panel.as_ptr().add(start / unit * Q::UNIT), x.at(row, first));
+                tile::tile::<S, _, 1, 1>(Codes::<S, Q>::new(codes, len / unit), x_at, len / SUB, &mut acc);
+                let fine = x.fine(row, first, len / SUB);
+                if fine != 0 {
+                    tile::second::<S, _, 1>(&Codes::<S, Q>::new(codes, 1), x_at, fine, &mut acc);
+                }
+            }
+            start += len;
         }
+        // SAFETY: the caller's promise.
+        unsafe { S::store(sums.as_mut_ptr(), acc[0][0]) };
     }
 }
 

@@ -3,8 +3,8 @@
 //! `x ≈ scale * q`, `scale` a 127th of the block's greatest size. What that leaves is noise in proportion to the
 //! block's greatest number, and a few blocks have most of it: those with a channel that is always large, or a neuron that
 //! fired. A block whose greatest number is above `fine` times the root mean square of its row gets a second byte a
-//! number, `x ≈ scale * (q + rest / 256)`, and two passes of products. Whether it does depends on the row alone, so that a row's bits
-//! are the same in any batch: beside a row whose block has second bytes, another's are zeros, and change nothing.
+//! number, `x ≈ scale * (q + rest / 256)`, and products a second pass over it. Whether it does depends on the row alone, so
+//! that a row's bits are the same in any batch.
 //!
 //! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is computed from it.
 
@@ -17,7 +17,7 @@ use super::simd::{LANES, Simd};
 
 /// Numbers kept for a block: its scale, and `scale * sum(q + rest / 256)` of all, the first and the last sixteen.
 pub(super) const META: usize = 4;
-/// Whole numbers kept for a block: `-sum(256 q + rest)` of the same, and nothing.
+/// Whole numbers kept for a block: `-sum(q)` of the same, and nothing.
 pub(super) const SUMS: usize = 4;
 /// Blocks whose second bytes a word tells of.
 pub(super) const WORD: usize = 64;
@@ -32,7 +32,7 @@ pub(super) struct Quantized {
     pub(super) k: usize,
     /// `[rows, k]`
     q: Vec<i8>,
-    /// The second bytes, or zeros. `[rows, k]`
+    /// The second bytes, of the blocks that have some. `[rows, k]`
     rest: Vec<i8>,
     /// `[rows, k / 32, META]`
     meta: Vec<f32>,
@@ -49,12 +49,23 @@ pub(super) struct At {
     pub(super) rest: *const i8,
     pub(super) meta: *const f32,
     pub(super) sums: *const i32,
-    /// Of the row's first block.
-    pub(super) fine: *const u64,
-    /// From a row to the next, in bytes, blocks and words.
+    /// From a row to the next, in bytes and blocks.
     pub(super) k: usize,
     pub(super) blocks: usize,
-    pub(super) words: usize,
+}
+
+impl At {
+    /// The same, some blocks on.
+    #[inline(always)]
+    pub(super) fn skip(self, blocks: usize) -> At {
+        At {
+            q: self.q.wrapping_add(blocks * SUB),
+            rest: self.rest.wrapping_add(blocks * SUB),
+            meta: self.meta.wrapping_add(blocks * META),
+            sums: self.sums.wrapping_add(blocks * SUMS),
+            ..self
+        }
+    }
 }
 
 /// Parts of all arrays for some rows, to be written.
@@ -93,18 +104,26 @@ impl Quantized {
 
     /// Row `row` from block `block` on.
     pub(super) fn at(&self, row: usize, block: usize) -> At {
-        let (k, blocks, words) = (self.k, self.k / SUB, words(self.k));
+        let (k, blocks) = (self.k, self.k / SUB);
         let (from, block) = (row * k + block * SUB, row * blocks + block);
         At {
             q: self.q[from..].as_ptr(),
             rest: self.rest[from..].as_ptr(),
             meta: self.meta[block * META..].as_ptr(),
             sums: self.sums[block * SUMS..].as_ptr(),
-            fine: self.fine[row * words..].as_ptr(),
             k,
             blocks,
-            words,
         }
+    }
+
+    /// Which of `blocks` blocks of a row, from `first` on, have second bytes: a bit each, at most [`WORD`].
+    pub(super) fn fine(&self, row: usize, first: usize, blocks: usize) -> u64 {
+        assert!((1..=WORD).contains(&blocks) && first + blocks <= self.k / SUB);
+        let words = &self.fine[row * words(self.k)..(row + 1) * words(self.k)];
+        let (word, bit) = (first / WORD, first % WORD);
+        let next = words.get(word + 1).copied().unwrap_or(0);
+        let bits = (u128::from(next) << WORD | u128::from(words[word])) >> bit;
+        bits as u64 & u64::MAX >> (WORD - blocks)
     }
 }
 
@@ -164,53 +183,119 @@ unsafe fn quantize_body<S: Simd>(x: &[f32], k: usize, fine: f32, to: &mut Part<'
             let limit = fine * root_mean_square::<S>(x);
             found.fill(0);
             for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
+                let greatest = greatest::<S>(x);
                 let (q, rest) = (q.as_mut_ptr().add(block * SUB), rest.as_mut_ptr().add(block * SUB));
-                let (scale, is_fine) = bytes_of_block::<S>(x, limit, q, rest);
-                meta[block * META] = scale;
-                found[block / WORD] |= u64::from(is_fine) << (block % WORD);
+                meta[block * META] = bytes_of_block::<S>(x, greatest, q);
+                if greatest > limit && greatest >= LEAST {
+                    found[block / WORD] |= 1 << (block % WORD);
+                    second_bytes::<S>(x, greatest, rest);
+                }
             }
             for block in (0..blocks).step_by(2) {
-                let fine = found[block / WORD] >> (block % WORD) & 3 != 0;
+                let fine = found[block / WORD] >> (block % WORD);
                 let here = (blocks - block).min(2);
                 let range = block * SUB..(block + here) * SUB;
                 let whole = halves::<S>(&q[range.clone()]);
-                let rests = if fine { halves::<S>(&rest[range]) } else { [0; 4] };
+                let mut rests = [0; 4];
+                if fine & 3 != 0 {
+                    rests = halves::<S>(&rest[range]);
+                }
                 for i in 0..here {
-                    let half = |half: usize| 256 * whole[2 * i + half] + rests[2 * i + half];
-                    let parts = [half(0) + half(1), half(0), half(1)];
-                    let (at, scale) = (block + i, meta[(block + i) * META]);
-                    let floats = parts.map(|sum| scale * (sum as f32 / 256.0));
-                    meta[at * META + 1..(at + 1) * META].copy_from_slice(&floats);
-                    sums[at * SUMS..(at + 1) * SUMS].copy_from_slice(&[-parts[0], -parts[1], -parts[2], 0]);
+                    let (low, high) = (whole[2 * i], whole[2 * i + 1]);
+                    let at = block + i;
+                    sums[at * SUMS..(at + 1) * SUMS].copy_from_slice(&[-low - high, -low, -high, 0]);
+                    let (low, high) = match fine >> i & 1 {
+                        0 => (low as f32, high as f32),
+                        _ => (
+                            (256 * low + rests[2 * i]) as f32 / 256.0,
+                            (256 * high + rests[2 * i + 1]) as f32 / 256.0,
+                        ),
+                    };
+                    let meta = &mut meta[at * META..(at + 1) * META];
+                    let scale = meta[0];
+                    meta[1..].copy_from_slice(&[scale * (low + high), scale * low, scale * high]);
                 }
             }
         }
     }
 }
 
-/// A block's bytes, its scale, and whether it has second ones.
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn root_mean_square<S: Simd>(x: &[f32]) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mut factor, mut sum) = (1.0, squares::<S>(x, 1.0));
+        if !(1e-25..1e35).contains(&sum) {
+            // Squares may be more or less than f32 has.
+            factor = if sum < 1.0 { EXTREME } else { 1.0 / EXTREME };
+            sum = squares::<S>(x, factor);
+        }
+        (sum / x.len() as f32).sqrt() / factor
+    }
+}
+
+/// A power of two between the extremes and 1.
+const EXTREME: f32 = (1u128 << 80) as f32;
+
+/// The sum of the squares of `x * factor`.
 ///
 /// # Safety
-/// The tier's instructions; `q` and `rest` have room for a block.
+/// The tier's instructions.
 #[inline(always)]
-unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], limit: f32, q: *mut i8, rest: *mut i8) -> (f32, bool) {
+unsafe fn squares<S: Simd>(x: &[f32], factor: f32) -> f32 {
     unsafe {
-        let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
-        let greatest = greatest::<S>(a, b);
-        let greatest = if greatest < LEAST { 0.0 } else { greatest };
-        let inverse = if greatest > 0.0 { 127.0 / greatest } else { 0.0 };
-        let (a, b) = (S::mul(a, S::splat(inverse)), S::mul(b, S::splat(inverse)));
-        let (whole_a, whole_b) = (S::round(a), S::round(b));
-        S::store_i8(q, whole_a);
-        S::store_i8(q.add(LANES), whole_b);
-        let fine = greatest > limit;
-        let (mut rest_a, mut rest_b) = (S::zero_i(), S::zero_i());
-        if fine {
-            (rest_a, rest_b) = (left::<S>(a, whole_a), left::<S>(b, whole_b));
+        // Four sums: each would wait for the one before it.
+        let mut sums = [S::zero(); 4];
+        for x in x.as_chunks::<SUB>().0.chunks(2) {
+            for (x, sums) in x.iter().zip(sums.chunks_exact_mut(2)) {
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    let x = S::mul(S::load(x.as_ptr().add(at * LANES)), S::splat(factor));
+                    *sum = S::fma(x, x, *sum);
+                }
+            }
         }
-        S::store_i8(rest, rest_a);
-        S::store_i8(rest.add(LANES), rest_b);
-        (if greatest < f32::INFINITY { greatest / 127.0 } else { f32::NAN }, fine)
+        S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+    }
+}
+
+/// What the numbers of a block are multiplied by, so that the greatest is 127.
+fn inverse(greatest: f32) -> f32 {
+    if greatest >= LEAST { 127.0 / greatest } else { 0.0 }
+}
+
+/// A block's bytes; its scale.
+///
+/// # Safety
+/// The tier's instructions; `q` has room for a block.
+#[inline(always)]
+unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], greatest: f32, q: *mut i8) -> f32 {
+    unsafe {
+        let inverse = S::splat(inverse(greatest));
+        let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
+        S::store_i8(q, S::round(S::mul(a, inverse)));
+        S::store_i8(q.add(LANES), S::round(S::mul(b, inverse)));
+    }
+    match greatest {
+        ..LEAST => 0.0,
+        ..f32::INFINITY => greatest / 127.0,
+        _ => f32::NAN,
+    }
+}
+
+/// The second bytes of a block.
+///
+/// # Safety
+/// The tier's instructions; `rest` has room for a block.
+#[inline(always)]
+unsafe fn second_bytes<S: Simd>(x: &[f32; SUB], greatest: f32, rest: *mut i8) {
+    unsafe {
+        let inverse = S::splat(inverse(greatest));
+        for at in [0, LANES] {
+            let x = S::mul(S::load(x.as_ptr().add(at)), inverse);
+            S::store_i8(rest.add(at), left::<S>(x, S::round(x)));
+        }
     }
 }
 
@@ -219,8 +304,11 @@ unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], limit: f32, q: *mut i8, rest: 
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn greatest<S: Simd>(a: S::F, b: S::F) -> f32 {
-    unsafe { f32::from_bits(S::greatest_i(S::max_i(S::bits(S::abs(a)), S::bits(S::abs(b)))) as u32) }
+unsafe fn greatest<S: Simd>(x: &[f32; SUB]) -> f32 {
+    unsafe {
+        let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
+        f32::from_bits(S::greatest_i(S::max_i(S::bits(S::abs(a)), S::bits(S::abs(b)))) as u32)
+    }
 }
 
 /// The sums of the halves of one or two blocks of bytes.
@@ -244,7 +332,11 @@ unsafe fn halves<S: Simd>(bytes: &[i8]) -> [i32; 4] {
         let sums = S::dot(S::zero_i(), S::splat_i(0x0101_0101), S::load_i(from.as_ptr().cast()));
         lanes.as_mut_ptr().cast::<S::I>().write_unaligned(sums);
     }
-    std::array::from_fn(|half| lanes[4 * half..4 * half + 4].iter().sum())
+    let mut halves = [0; 4];
+    for (half, lanes) in halves.iter_mut().zip(lanes.as_chunks::<4>().0) {
+        *half = lanes[0] + lanes[1] + lanes[2] + lanes[3];
+    }
+    halves
 }
 
 /// What rounding `x` to `whole` left, in 256ths; half a step is 127 of them.
@@ -256,39 +348,6 @@ unsafe fn left<S: Simd>(x: S::F, whole: S::I) -> S::I {
     unsafe {
         let rest = S::mul(S::sub(x, S::to_f(whole)), S::splat(256.0));
         S::round(S::min(S::splat(127.0), S::max(S::splat(-127.0), rest)))
-    }
-}
-
-/// The root mean square, in parts of the greatest number: its square may be more or less than f32 has.
-///
-/// # Safety
-/// The tier's instructions.
-#[inline(always)]
-unsafe fn root_mean_square<S: Simd>(x: &[f32]) -> f32 {
-    unsafe {
-        // Two at a time: each would wait for the one before it.
-        let (blocks, _) = x.as_chunks::<SUB>();
-        let mut most = [S::zero_i(); 2];
-        for x in blocks {
-            most[0] = S::max_i(most[0], S::bits(S::abs(S::load(x.as_ptr()))));
-            most[1] = S::max_i(most[1], S::bits(S::abs(S::load(x.as_ptr().add(LANES)))));
-        }
-        let most = f32::from_bits(S::greatest_i(S::max_i(most[0], most[1])) as u32);
-        if most < LEAST {
-            return 0.0;
-        }
-        let inverse = S::splat(1.0 / most);
-        let mut sums = [S::zero(); 4];
-        for x in blocks.chunks(2) {
-            for (x, sums) in x.iter().zip(sums.chunks_exact_mut(2)) {
-                let (a, b) =
-                    (S::mul(S::load(x.as_ptr()), inverse), S::mul(S::load(x.as_ptr().add(LANES)), inverse));
-                sums[0] = S::fma(a, a, sums[0]);
-                sums[1] = S::fma(b, b, sums[1]);
-            }
-        }
-        let sum = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
-        most * (S::sum(sum) / x.len() as f32).sqrt()
     }
 }
 
@@ -338,7 +397,7 @@ mod tests {
                 }
                 let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
                 let (low, high) = (sum(&q[..16]), sum(&q[16..]));
-                assert_eq!(sums[block * SUMS..][..SUMS], [low + high, low, high, 0].map(|sum| -256 * sum));
+                assert_eq!(sums[block * SUMS..][..SUMS], [low + high, low, high, 0].map(|sum| -sum));
                 assert_eq!(meta[1..], [low + high, low, high].map(|sum| meta[0] * sum as f32));
             }
         }
@@ -360,14 +419,17 @@ mod tests {
                     let greatest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
                     let fine = found.fine[row * 2 + block / 64] >> (block % 64) & 1 == 1;
                     assert_eq!(fine, greatest > limit * mean, "{}: {row}/{block}", isa.name());
+                    assert_eq!(found.fine(row, block, 1), u64::from(fine));
                     let (q, rest) = (&found.q[at * SUB..][..SUB], &found.rest[at * SUB..][..SUB]);
                     assert_eq!(q, &plain.q[at * SUB..][..SUB], "second bytes change no first ones");
                     assert!(fine || rest.iter().all(|&rest| rest == 0));
+                    let whole =
+                        |range: std::ops::Range<usize>| -q[range].iter().map(|&q| i32::from(q)).sum::<i32>();
+                    assert_eq!(found.sums[at * SUMS..][..3], [whole(0..32), whole(0..16), whole(16..32)]);
                     let all = |range: std::ops::Range<usize>| {
                         range.map(|i| 256 * i32::from(q[i]) + i32::from(rest[i])).sum::<i32>()
                     };
                     let sums = [all(0..32), all(0..16), all(16..32)];
-                    assert_eq!(found.sums[at * SUMS..][..3], sums.map(|sum| -sum));
                     let scale = found.meta[at * META];
                     assert_eq!(
                         found.meta[at * META + 1..][..3],

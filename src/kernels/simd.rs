@@ -86,8 +86,7 @@ pub(super) trait Simd: 'static {
     /// The same four bytes in all lanes.
     unsafe fn load_4(from: *const u8) -> Self::I;
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
-    /// Shifts 32-bit lanes, signs included.
-    unsafe fn shr_32(x: Self::I, by: i32) -> Self::I;
+    /// Shifts 32-bit lanes.
     unsafe fn shl_32(x: Self::I, by: i32) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::amx;
 use super::forms::{self, Form, GROUPS, SUB};
 use super::isa::{Isa, tiered};
-use super::quantize::Quantized;
+use super::quantize::{Quantized, WORD};
 use super::simd::{LANES, Simd};
 use super::tile::{self, Kind, Unpacked, with_kind};
 
@@ -37,14 +37,14 @@ pub(super) struct Panel {
 pub(super) struct Scratch {
     pub(super) panels: [Panel; PANELS],
     pub(super) sums: [[[f32; LANES]; PLACES]; PANELS],
-    pub(super) rings: amx::Rings,
+    pub(super) ring: amx::Ring,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(Box::new(Scratch {
         panels: [const { Panel { codes: [0; _], scales: [[[0.0; LANES]; 2]; _] } }; PANELS],
         sums: [[[0.0; LANES]; PLACES]; PANELS],
-        rings: amx::Rings::NEW,
+        ring: amx::Ring::NEW,
     }));
 }
 
@@ -91,6 +91,10 @@ unsafe fn ask_body<S: Simd>(bytes: &[u8]) {
 tiered! {
     fn multiply_rows<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = multiply_rows_body;
 }
+tiered! {
+    /// Adds what second bytes make to the sums of a stretch.
+    fn second_bytes<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = second_bytes_body;
+}
 
 /// Multiplies rows with panels, and gives away the sums: the first row of some, which panel of `w`, a vector a row. Each
 /// row and panel comes once; `soon` hears of some rows and panels some time before.
@@ -111,6 +115,9 @@ pub(super) fn multiply<Q: Form>(
         rows: |work: &Work<'_>, scratch: &mut Scratch| {
             with_kind!(Q, K => multiply_rows::<K>(isa, work, scratch));
         },
+        second: |work: &Work<'_>, scratch: &mut Scratch| {
+            with_kind!(Q, K => second_bytes::<K>(isa, work, scratch));
+        },
     };
     #[cfg(target_arch = "x86_64")]
     let in_tiles = amx::rows_in_tiles(rows.len());
@@ -126,16 +133,22 @@ pub(super) fn multiply<Q: Form>(
 }
 
 /// The parts that are compiled with instructions of their own.
-pub(super) struct Kernels<A, U, R> {
+pub(super) struct Kernels<A, U, R, T> {
     pub(super) ask: A,
     pub(super) unpack: U,
     pub(super) rows: R,
+    pub(super) second: T,
 }
 
 /// As [`multiply`]; the first `in_tiles` rows by `by_tiles`.
 #[allow(clippy::too_many_arguments)] // They would be a struct that is taken apart at once.
 pub(super) fn multiply_with<Q: Form>(
-    kernels: Kernels<impl Fn(&[u8]), impl Fn(&[u8], &mut Panel), impl Fn(&Work<'_>, &mut Scratch)>,
+    kernels: Kernels<
+        impl Fn(&[u8]),
+        impl Fn(&[u8], &mut Panel),
+        impl Fn(&Work<'_>, &mut Scratch),
+        impl Fn(&Work<'_>, &mut Scratch),
+    >,
     in_tiles: usize,
     mut by_tiles: impl FnMut(&Work<'_>, &mut Scratch),
     w: Panels<'_>,
@@ -169,6 +182,11 @@ pub(super) fn multiply_with<Q: Form>(
                 let work = |rows, place| Work { x, rows, place, first, blocks, zero, panels };
                 if in_tiles > 0 {
                     by_tiles(&work(rows.start..rest.start, 0), scratch);
+                    for tile in (0..in_tiles).step_by(amx::ROWS) {
+                        let again = tile - amx::first_row(tile, in_tiles);
+                        let end = in_tiles.min(tile + amx::ROWS);
+                        (kernels.second)(&work(rows.start + tile..rows.start + end, tile + again), scratch);
+                    }
                 }
                 let last = stretch.end == x.k;
                 for from in rest.clone().step_by(if last { FINISHED } else { ROWS }) {
@@ -180,6 +198,7 @@ pub(super) fn multiply_with<Q: Form>(
                         (kernels.ask)(&ahead[share(from)..share(some.end)]);
                     }
                     (kernels.rows)(&work(some.clone(), place), scratch);
+                    (kernels.second)(&work(some.clone(), place), scratch);
                     for (panel, sums) in group.clone().zip(&scratch.sums).filter(|_| last) {
                         each(from, panel, &sums[place..place + some.len()]);
                     }
@@ -195,10 +214,14 @@ pub(super) fn multiply_with<Q: Form>(
     });
 }
 
-/// Stretches of about the same length, whole blocks of a file.
-fn stretches(k: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
+/// How long stretches are: all about the same, whole blocks of a file.
+pub(super) fn stretch_len(k: usize, unit: usize) -> usize {
     let units = k / unit;
-    let len = units.div_ceil(units.div_ceil(STRETCH / unit)) * unit;
+    units.div_ceil(units.div_ceil(STRETCH / unit)) * unit
+}
+
+fn stretches(k: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = stretch_len(k, unit);
     (0..k).step_by(len).map(move |start| start..k.min(start + len))
 }
 
@@ -288,15 +311,7 @@ unsafe fn some_rows<S: Simd, K: Kind, const M: usize, const P: usize>(
                     }
                 }
             }
-            let codes = Unpacked::<K> {
-                codes: (&raw const (*panels).codes).cast(),
-                scales: (&raw const (*panels).scales).cast(),
-                codes_apart: size_of::<Panel>(),
-                scales_apart: size_of::<Panel>() / size_of::<f32>(),
-                zero: work.zero,
-                kind: PhantomData,
-            };
-            tile::tile::<S, _, M, P>(codes, x, work.first, work.blocks, &mut acc);
+            tile::tile::<S, _, M, P>(codes::<K>(panels, work.zero), x, work.blocks, &mut acc);
             for (p, acc) in acc.into_iter().enumerate() {
                 for (i, acc) in acc.into_iter().enumerate() {
                     S::store(sums.add((p * PLACES + i) * LANES), acc);
@@ -305,6 +320,69 @@ unsafe fn some_rows<S: Simd, K: Kind, const M: usize, const P: usize>(
         }
     }
     M
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+pub(super) unsafe fn second_bytes_body<S: Simd, K: Kind>(work: &Work<'_>, scratch: &mut Scratch) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match S::TILE {
+            (6, 2) => second_of::<S, K, PANELS>(work, scratch),
+            _ => second_of::<S, K, 1>(work, scratch),
+        }
+    }
+}
+
+/// `P` panels at a time, as in [`some_rows`].
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn second_of<S: Simd, K: Kind, const P: usize>(work: &Work<'_>, scratch: &mut Scratch) {
+    const { assert!(PANELS.is_multiple_of(P) && STRETCH / SUB <= WORD) };
+    assert!(work.blocks * SUB <= STRETCH && work.place + work.rows.len() <= PLACES);
+    for (place, row) in (work.place..).zip(work.rows.clone()) {
+        let fine = work.x.fine(row, work.first, work.blocks);
+        if fine == 0 {
+            continue;
+        }
+        let x = work.x.at(row, work.first);
+        for panel in (0..work.panels).step_by(P) {
+            // SAFETY: the caller's promise; `PANELS` is a multiple of `P`, and there is a place for each row.
+            unsafe {
+                let panels = scratch.panels.as_ptr().add(panel);
+                let sums = scratch.sums.as_mut_ptr().add(panel).cast::<f32>().add(place * LANES);
+                let mut acc = [[S::zero()]; P];
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    acc[0] = S::load(sums.add(p * PLACES * LANES));
+                }
+                tile::second::<S, _, P>(&codes::<K>(panels, work.zero), x, fine, &mut acc);
+                for (p, acc) in acc.into_iter().enumerate() {
+                    S::store(sums.add(p * PLACES * LANES), acc[0]);
+                }
+            }
+        }
+    }
+}
+
+/// The codes of some panels.
+///
+/// # Safety
+/// The first one is there.
+#[inline(always)]
+unsafe fn codes<K: Kind>(panels: *const Panel, zero: i32) -> Unpacked<K> {
+    Unpacked {
+        // SAFETY: the caller's promise.
+        codes: unsafe { (&raw const (*panels).codes).cast() },
+        // SAFETY: as above.
+        scales: unsafe { (&raw const (*panels).scales).cast() },
+        codes_apart: size_of::<Panel>(),
+        scales_apart: size_of::<Panel>() / size_of::<f32>(),
+        zero,
+        kind: PhantomData,
+    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,16 @@
 //!
 //! ```text
 //! dot  = sum of code * byte             exact, in i32; without a minimum: of (code - zero) * byte
-//! dot  = 256 dot + sum of code * rest   if the block of a row of the tile has second bytes
 //! acc += (dot * scale_w) * scale_x      fused, in f32
 //! acc += minimum_w * sum_x              fused, where the format has minima
+//! ```
+//!
+//! Second bytes come after a stretch of blocks, for the few blocks of a row that have them ([`second`]): in the tile itself one
+//! row's block would cost all rows a second pass.
+//!
+//! ```text
+//! rest = sum of (code - zero) * second byte
+//! acc += (rest * scale_w) * (scale_x / 256)
 //! ```
 //!
 //! With AVX-512 a tile is six rows times two panels: 24 of 32 registers are sums, and a byte of activations that was loaded
@@ -18,7 +25,7 @@
 use std::marker::PhantomData;
 
 use super::forms::{self, Form};
-use super::quantize::{At, META, SUMS, WORD};
+use super::quantize::{At, META, SUMS};
 use super::simd::{LANES, Simd};
 
 /// Where codes and scales of sixteen columns come from, block by block.
@@ -47,6 +54,11 @@ pub(super) trait Codes<S: Simd> {
     /// # Safety
     /// As [`Simd`].
     unsafe fn next(&mut self);
+    /// The codes `blocks` blocks on, for one block; this is the first block of a unit.
+    ///
+    /// # Safety
+    /// As [`Simd`]; there is such a block.
+    unsafe fn skip(&self, blocks: usize) -> Self;
 }
 
 /// Bytes of weights that are asked for in advance: more than memory delivers while it is waited for.
@@ -112,6 +124,14 @@ impl<S: Simd, Q: Form> Codes<S> for Packed<S, Q> {
             (self.left, self.units) = (Q::SUBS, self.units - 1);
             self.head = unsafe { forms::load_head::<S, Q>(self.sub) };
             self.sub = self.sub.wrapping_add(Q::HEAD);
+        }
+    }
+    #[inline(always)]
+    unsafe fn skip(&self, blocks: usize) -> Self {
+        unsafe {
+            let unit = self.sub.sub(Q::HEAD).add(blocks / Q::SUBS * Q::UNIT);
+            let sub = unit.add(Q::HEAD + blocks % Q::SUBS * Q::SUB_BYTES);
+            Packed { sub, left: 1, units: 1, head: forms::load_head::<S, Q>(unit), form: PhantomData }
         }
     }
 }
@@ -184,12 +204,20 @@ impl<S: Simd, K: Kind> Codes<S> for Unpacked<K> {
     }
     #[inline(always)]
     unsafe fn next(&mut self) {
-        self.codes = self.codes.wrapping_add(LANES * forms::SUB);
-        self.scales = self.scales.wrapping_add(if K::HALVES { 4 * LANES } else { 2 * LANES });
+        unsafe { *self = Codes::<S>::skip(self, 1) };
+    }
+    #[inline(always)]
+    unsafe fn skip(&self, blocks: usize) -> Self {
+        let scales = blocks * if K::HALVES { 4 * LANES } else { 2 * LANES };
+        Unpacked {
+            codes: self.codes.wrapping_add(blocks * LANES * forms::SUB),
+            scales: self.scales.wrapping_add(scales),
+            ..*self
+        }
     }
 }
 
-/// Adds `blocks` blocks, from block `first` of the rows on, to the sums of a tile.
+/// Adds `blocks` blocks to the sums of a tile.
 ///
 /// # Safety
 /// The tier's instructions; there are such blocks of `M` rows at `x`, and of `P` panels.
@@ -197,55 +225,20 @@ impl<S: Simd, K: Kind> Codes<S> for Unpacked<K> {
 pub(super) unsafe fn tile<S: Simd, C: Codes<S>, const M: usize, const P: usize>(
     mut codes: C,
     mut x: At,
-    first: usize,
     blocks: usize,
     acc: &mut [[S::F; M]; P],
 ) {
     unsafe {
-        let (mut block, end) = (first, first + blocks);
-        while block < end {
-            // Blocks in runs: with a branch for second bytes in the innermost loop, the compiler finds no place in registers
-            // for all sums (0.5 TOPS instead of 0.65).
-            let mut fine = 0;
-            for i in 0..M {
-                fine |= *x.fine.add(i * x.words + block / WORD);
+        for _ in 0..blocks {
+            if C::HALVES {
+                half::<S, C, M, P, 0, 4>(&codes, x, 0, 2, acc);
+                half::<S, C, M, P, 4, 8>(&codes, x, 1, 3, acc);
+            } else {
+                half::<S, C, M, P, 0, 8>(&codes, x, 0, 1, acc);
             }
-            fine >>= block % WORD;
-            let here = (end - block).min(WORD - block % WORD);
-            let plain = here.min(fine.trailing_zeros() as usize);
-            for _ in 0..plain {
-                one_block::<S, C, M, P, false>(&mut codes, &mut x, acc);
-            }
-            if plain < here {
-                one_block::<S, C, M, P, true>(&mut codes, &mut x, acc);
-            }
-            block += here.min(plain + 1);
+            x = x.skip(1);
+            codes.next();
         }
-    }
-}
-
-/// Adds a block to the sums, and goes to the next. `FINE`: a row of the tile has second bytes.
-///
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn one_block<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FINE: bool>(
-    codes: &mut C,
-    x: &mut At,
-    acc: &mut [[S::F; M]; P],
-) {
-    unsafe {
-        if C::HALVES {
-            half::<S, C, M, P, FINE, 0, 4>(codes, *x, 0, 2, acc);
-            half::<S, C, M, P, FINE, 4, 8>(codes, *x, 1, 3, acc);
-        } else {
-            half::<S, C, M, P, FINE, 0, 8>(codes, *x, 0, 1, acc);
-        }
-        x.q = x.q.wrapping_add(forms::SUB);
-        x.rest = x.rest.wrapping_add(forms::SUB);
-        x.meta = x.meta.wrapping_add(META);
-        x.sums = x.sums.wrapping_add(SUMS);
-        codes.next();
     }
 }
 
@@ -254,15 +247,7 @@ unsafe fn one_block<S: Simd, C: Codes<S>, const M: usize, const P: usize, const 
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-unsafe fn half<
-    S: Simd,
-    C: Codes<S>,
-    const M: usize,
-    const P: usize,
-    const FINE: bool,
-    const FROM: usize,
-    const TO: usize,
->(
+unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM: usize, const TO: usize>(
     codes: &C,
     x: At,
     half: usize,
@@ -270,36 +255,19 @@ unsafe fn half<
     acc: &mut [[S::F; M]; P],
 ) {
     unsafe {
-        let zero = !(C::MIN || C::WIDE && S::WIDE_IS_SIGNED);
         let mut dot = [[S::zero_i(); M]; P];
-        if zero {
+        if has_zero::<S, C>() {
             for i in 0..M {
-                // All of it is 256ths; where there are no second bytes, these are whole.
                 let minus = S::splat_i(*x.sums.add(i * x.blocks * SUMS + sum - 1));
-                let minus = S::shl_32(S::shr_32(minus, 8), codes.zero());
+                let minus = S::shl_32(minus, codes.zero());
                 for dot in &mut dot {
                     dot[i] = minus;
                 }
             }
         }
         dots::<S, C, M, P, FROM, TO>(codes, x.q, x.k, &mut dot);
-        if FINE {
-            for i in 0..M {
-                for dot in &mut dot {
-                    dot[i] = S::shl_32(dot[i], 8);
-                }
-                if zero {
-                    let minus = S::splat_i(*x.sums.add(i * x.blocks * SUMS + sum - 1) & 255);
-                    for dot in &mut dot {
-                        dot[i] = S::add_i(dot[i], S::shl_32(minus, codes.zero()));
-                    }
-                }
-            }
-            dots::<S, C, M, P, FROM, TO>(codes, x.rest, x.k, &mut dot);
-        }
         for p in 0..P {
             let (scale, offset) = codes.scales(p, half);
-            let scale = if FINE { S::mul(scale, S::splat(1.0 / 256.0)) } else { scale };
             for i in 0..M {
                 let meta = x.meta.add(i * x.blocks * META);
                 let value = S::mul(S::to_f(dot[p][i]), scale);
@@ -308,6 +276,71 @@ unsafe fn half<
                     acc[p][i] = S::fma(offset, S::splat(*meta.add(sum)), acc[p][i]);
                 }
             }
+        }
+    }
+}
+
+/// Codes have a zero that is still in them when they are multiplied.
+#[inline(always)]
+fn has_zero<S: Simd, C: Codes<S>>() -> bool {
+    !(C::MIN || C::WIDE && S::WIDE_IS_SIGNED)
+}
+
+/// Adds what second bytes make of the blocks whose bit is set in `fine`, for one row. `codes` and `x` are at the block of
+/// the first bit. (The sums that minima are multiplied by have had them from the start.)
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+pub(super) unsafe fn second<S: Simd, C: Codes<S>, const P: usize>(
+    codes: &C,
+    x: At,
+    mut fine: u64,
+    acc: &mut [[S::F; 1]; P],
+) {
+    unsafe {
+        while fine != 0 {
+            let block = fine.trailing_zeros() as usize;
+            fine &= fine - 1;
+            let (codes, x) = (codes.skip(block), x.skip(block));
+            if C::HALVES {
+                second_half::<S, C, P, 0, 4>(&codes, x, 0, acc);
+                second_half::<S, C, P, 4, 8>(&codes, x, 1, acc);
+            } else {
+                second_half::<S, C, P, 0, 8>(&codes, x, 0, acc);
+            }
+        }
+    }
+}
+
+/// As [`half`], for second bytes.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn second_half<S: Simd, C: Codes<S>, const P: usize, const FROM: usize, const TO: usize>(
+    codes: &C,
+    x: At,
+    half: usize,
+    acc: &mut [[S::F; 1]; P],
+) {
+    unsafe {
+        let mut dot = [[S::zero_i()]; P];
+        dots::<S, C, 1, P, FROM, TO>(codes, x.rest, x.k, &mut dot);
+        let mut zeros = S::zero();
+        if has_zero::<S, C>() {
+            let mut sum = S::zero_i();
+            for g in FROM..TO {
+                sum = S::dot(sum, S::splat_i(0x0101_0101), S::load_4(x.rest.add(4 * g).cast()));
+            }
+            zeros = S::to_f(S::shl_32(sum, codes.zero()));
+        }
+        let scale_x = S::splat(*x.meta / 256.0);
+        for p in 0..P {
+            let (scale, _) = codes.scales(p, half);
+            // Whole numbers below 2^24.
+            let dot = S::sub(S::to_f(dot[p][0]), zeros);
+            acc[p][0] = S::fma(S::mul(dot, scale), scale_x, acc[p][0]);
         }
     }
 }

@@ -49,6 +49,14 @@ pub(super) struct LayerWeights {
     pub mlp_post_norm: Option<Norm>,
 }
 
+/// The rows that queries are made for.
+struct Queries<'a> {
+    /// These rows alone, their number in the whole step unless they are all, and their rotations.
+    step: &'a Step,
+    rows: Option<&'a [u32]>,
+    tables: Vec<RopeTable>,
+}
+
 impl Decoder {
     pub fn config(&self) -> &Config {
         &self.config
@@ -96,16 +104,30 @@ impl Decoder {
     pub fn forward(&self, step: &Step, cache: &KvCache, rows: &[u32]) -> Result<Rows> {
         let ops = &self.ops;
         let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
-        let tables: Vec<RopeTable> = self
-            .frequencies
-            .iter()
-            .map(|(frequencies, scale)| ops.rope_table(frequencies, *scale, &step.positions))
-            .collect::<Result<_>>()?;
+        let all = Queries { step, rows: None, tables: self.tables(step)? };
+        // Of the last layer, the other rows are wanted for their keys and values alone.
+        let some = match rows.len() < step.rows() {
+            true => Some(step.only(rows)),
+            false => None,
+        };
+        let some = match &some {
+            Some(step) => Some(Queries { step, rows: Some(rows), tables: self.tables(step)? }),
+            None => None,
+        };
         for (index, layer) in self.layers.iter().enumerate() {
-            x = self.block(index, layer, x, step, cache, &tables)?;
+            let last = index + 1 == self.layers.len();
+            let queries = some.as_ref().filter(|_| last).unwrap_or(&all);
+            x = self.block(index, layer, x, &all, queries, cache)?;
         }
-        let x = if rows.len() == step.rows() { x } else { ops.select_rows(&x, rows)? };
         ops.norm(&self.final_norm, &x)
+    }
+
+    /// The rotations of each of the config's ropes.
+    fn tables(&self, step: &Step) -> Result<Vec<RopeTable>> {
+        let table = |(frequencies, scale): &(Vec<f32>, f32)| {
+            self.ops.rope_table(frequencies, *scale, &step.positions)
+        };
+        self.frequencies.iter().map(table).collect()
     }
 
     /// Hidden states `[rows, hidden]` -> logits `[rows, vocab]`.
@@ -117,22 +139,27 @@ impl Decoder {
         }
     }
 
+    /// One layer: `x` of `all` rows becomes that of the rows with `queries`.
     fn block(
         &self,
         index: usize,
         layer: &LayerWeights,
         x: Rows,
-        step: &Step,
+        all: &Queries<'_>,
+        queries: &Queries<'_>,
         cache: &KvCache,
-        tables: &[RopeTable],
     ) -> Result<Rows> {
         let ops = &self.ops;
         let normed = ops.norm(&layer.attn_norm, &x)?;
-        let attended = self.attention(index, layer, &normed, step, cache, tables)?;
+        let (x, some) = match queries.rows {
+            Some(rows) => (ops.select_rows(&x, rows)?, Some(ops.select_rows(&normed, rows)?)),
+            None => (x, None),
+        };
+        let attended = self.attention(index, layer, (&normed, all), (some.as_ref(), queries), cache)?;
         let x = self.join(&layer.o, layer.attn_post_norm.as_ref(), &attended, x)?;
         let normed = match &layer.mlp_norm {
             Some(norm) => ops.norm(norm, &x)?,
-            None => normed,
+            None => some.unwrap_or(normed),
         };
         let inner = self.mlp(layer, &normed)?; // [rows, intermediate]
         self.join(&layer.down, layer.mlp_post_norm.as_ref(), &inner, x)
@@ -146,22 +173,30 @@ impl Decoder {
         }
     }
 
-    /// What the queries of each row gather, `[rows, heads * head_dim]`.
+    /// What the queries of each row gather, `[rows, heads * head_dim]`. `all` rows have keys and values; `some` have
+    /// queries, or all of them.
     fn attention(
         &self,
         index: usize,
         layer: &LayerWeights,
-        x: &Rows,
-        step: &Step,
+        (x, all): (&Rows, &Queries<'_>),
+        (some, queries): (Option<&Rows>, &Queries<'_>),
         cache: &KvCache,
-        tables: &[RopeTable],
     ) -> Result<Rows> {
         let (ops, config) = (&self.ops, &self.config);
-        let [q, k, v] = ops.linears([&layer.q, &layer.k, &layer.v], x)?;
-        let table = config.layers[index].rope.map(|rope| &tables[rope]);
-        let q = ops.heads(q, config.head_dim, layer.q_norm.as_ref(), table)?;
-        let k = ops.heads(k, config.head_dim, layer.k_norm.as_ref(), table)?;
-        ops.kv_write(cache, index, &k, &v, step)?;
+        let [q, k, v] = match some {
+            None => ops.linears([&layer.q, &layer.k, &layer.v], x)?,
+            Some(some) => {
+                let [k, v] = ops.linears([&layer.k, &layer.v], x)?;
+                [ops.linear(&layer.q, some)?, k, v]
+            }
+        };
+        let rope = config.layers[index].rope;
+        let q_table = rope.map(|rope| &queries.tables[rope]);
+        let q = ops.heads(q, config.head_dim, layer.q_norm.as_ref(), q_table)?;
+        let k_table = rope.map(|rope| &all.tables[rope]);
+        let k = ops.heads(k, config.head_dim, layer.k_norm.as_ref(), k_table)?;
+        ops.kv_write(cache, index, &k, &v, all.step)?;
         let shape = Attention {
             heads: config.heads,
             kv_heads: config.kv_heads,
@@ -170,7 +205,7 @@ impl Decoder {
             window: config.layers[index].window,
             soft_cap: config.attention_cap,
         };
-        ops.attention(&q, cache, index, step, &shape)
+        ops.attention(&q, cache, index, queries.step, &shape)
     }
 
     fn mlp(&self, layer: &LayerWeights, x: &Rows) -> Result<Rows> {

@@ -75,6 +75,9 @@ fn emulated(w: &Packed, x: &Quantized, rows: usize) -> Vec<f32> {
             ask: |_: &[u8]| (),
             unpack: |units: &[u8], to: &mut Panel| unsafe { stretch::unpack_body::<Scalar, Q>(units, to) },
             rows: |_: &Work<'_>, _: &mut Scratch| (),
+            second: |work: &Work<'_>, scratch: &mut Scratch| {
+                with_kind!(Q, K => unsafe { stretch::second_bytes_body::<Scalar, K>(work, scratch) });
+            },
         };
         let each = |first: usize, panel: usize, sums: &[[f32; LANES]]| {
             for (row, sums) in (first..).zip(sums) {

@@ -143,10 +143,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn shr_32(x: __m512i, by: i32) -> __m512i {
-        unsafe { _mm512_sra_epi32(x, _mm_cvtsi32_si128(by)) }
-    }
-    #[inline(always)]
     unsafe fn shl_32(x: __m512i, by: i32) -> __m512i {
         unsafe { _mm512_sll_epi32(x, _mm_cvtsi32_si128(by)) }
     }

@@ -165,10 +165,6 @@ impl Simd for Scalar {
         map_i(|l| a[l].wrapping_add(b[l]))
     }
     #[inline(always)]
-    unsafe fn shr_32(x: I, by: i32) -> I {
-        map_i(|l| x[l] >> by)
-    }
-    #[inline(always)]
     unsafe fn shl_32(x: I, by: i32) -> I {
         map_i(|l| x[l] << by)
     }
