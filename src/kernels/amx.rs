@@ -22,7 +22,7 @@
 //! * sums stay in sixteen registers over a [`stretch`](super::stretch); between stretches they are in memory;
 //! * codes are unpacked once for 96 rows: 3 to 7 % of the time.
 //!
-//! Second bytes are added afterwards, by AVX-512.
+//! Outliers are added afterwards, by AVX-512.
 //!
 //! Rows of activations are read where they are. Where they lie 4096 bytes apart they share too few places in
 //! the first cache, and come from the second, 1 KiB a dot, which it delivers.
@@ -112,7 +112,8 @@ impl Item {
     #[inline(always)]
     fn of(work: &Work<'_>, index: usize) -> Item {
         let (tile, panel) = (index / work.panels * ROWS, index % work.panels);
-        let x = work.x.at(work.rows.start + first_row(tile, work.rows.len()), work.first);
+        let row = work.rows.start + first_row(tile, work.rows.len());
+        let x = work.x.at(work.layer, row, work.first);
         Item { x, panel, place: work.place + tile }
     }
 }
@@ -213,7 +214,7 @@ unsafe fn multiply_body<S: Simd, T: Tiles, K: Kind>(work: &Work<'_>, scratch: &m
             let panel: *const Panel = scratch.panels.as_ptr().add(panel);
             let sums = scratch.sums[index % work.panels].as_mut_ptr().add(place).cast::<f32>();
             let mut acc = [S::zero(); ROWS];
-            if work.first > 0 {
+            if work.add {
                 for (i, acc) in acc.iter_mut().enumerate() {
                     *acc = S::load(sums.add(i * LANES));
                 }

@@ -190,27 +190,31 @@ unsafe fn one_row_body<S: Simd, Q: Form>(
     let unit = Q::TYPE.block_len();
     let units = x.k / unit;
     assert!(row < x.rows && units > 0 && panels.len() == sums.len() * units * Q::UNIT);
-    // As many rows do it: second bytes after each stretch.
+    // As many rows do it: all layers of a stretch, then its outliers.
     let stretch = stretch::stretch_len(x.k, unit);
     for (panel, sums) in panels.chunks_exact(units * Q::UNIT).zip(sums) {
-        // SAFETY: the caller's promise.
-        let mut acc = unsafe { [[S::zero()]] };
-        let mut start = 0;
-        while start < x.k {
-            let (len, first) = (stretch.min(x.k - start), start / SUB);
-            // SAFETY: the caller's promise; the panel has `k` weights of sixteen columns.
-            unsafe {
-                let (codes, x_at) = (panel.as_ptr().add(start / unit * Q::UNIT), x.at(row, first));
-                tile::tile::<S, _, 1, 1>(Codes::<S, Q>::new(codes, len / unit), x_at, len / SUB, &mut acc);
-                let fine = x.fine(row, first, len / SUB);
-                if fine != 0 {
-                    tile::second::<S, _, 1>(&Codes::<S, Q>::new(codes, 1), x_at, fine, &mut acc);
+        // SAFETY: the caller's promise; the panel has `k` weights of sixteen columns.
+        unsafe {
+            let mut acc = [[S::zero()]];
+            let mut start = 0;
+            while start < x.k {
+                let end = x.k.min(start + stretch);
+                let (units, blocks) = ((end - start) / unit, (end - start) / SUB);
+                let codes = panel.as_ptr().add(start / unit * Q::UNIT);
+                for layer in 0..x.layers() {
+                    let x = x.at(layer, row, start / SUB);
+                    tile::tile::<S, _, 1, 1>(Codes::<S, Q>::new(codes, units), x, blocks, &mut acc);
                 }
+                let outliers = x.outliers(row, start..end);
+                if !outliers.is_empty() {
+                    let codes = Codes::<S, Q>::new(codes, units);
+                    let [sums] = &mut acc;
+                    tile::floats::<S, _, 1>(&codes, start, outliers, sums);
+                }
+                start = end;
             }
-            start += len;
+            S::store(sums.as_mut_ptr(), acc[0][0]);
         }
-        // SAFETY: the caller's promise.
-        unsafe { S::store(sums.as_mut_ptr(), acc[0][0]) };
     }
 }
 

@@ -140,9 +140,9 @@ impl Vector {
 pub struct Linear {
     pub weight: Matrix,
     pub bias: Option<Vector>,
-    /// On the CPU, quantized weights are multiplied by activations of 8 bits; blocks of 32 with a number above this many root mean
-    /// squares of their row have 15. (Projections of the same rows share them: the first that is computed decides.)
-    pub fine: f32,
+    /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root mean squares of their
+    /// row are multiplied as floats. (Projections of the same rows share them: the first that is computed decides.)
+    pub outlier: f32,
 }
 
 /// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.

@@ -9,7 +9,7 @@ use super::gemm::{self, Input, Product, Then};
 use super::isa::Isa;
 use super::pack::{self, Arena, Packed};
 use super::pool::{Pool, Shares};
-use super::quantize::{self, Quantized};
+use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler};
 use super::{
     Activation, Attention, KvType, Linear, Matrix, MatrixData, Norm, RopeTable, attention, misuse, norm, rope,
@@ -107,37 +107,39 @@ impl Native {
     }
 
     /// The rows as products take them: as bytes too, once, if one of the weights is quantized.
-    /// Where keys and values are exact, all blocks have second bytes: 15 bits of every activation.
-    fn input<'a>(&self, x: &'a Block, weights: &[&Packed], fine: f32) -> Result<Input<'a>> {
+    fn input<'a>(&self, x: &'a Block, weights: &[&Packed], outlier: f32) -> Result<Input<'a>> {
         let mut bytes = x.bytes.get();
         if bytes.is_none() && weights.iter().any(|w| w.dtype.is_quantized()) {
-            let fine = if self.kv == KvType::F32 { 0.0 } else { fine };
-            let made = self.quantize(x, fine)?;
+            let made = self.quantize(x, outlier)?;
             bytes = Some(x.bytes.get_or_init(|| made));
         }
         Ok(Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes })
     }
 
-    fn quantize(&self, x: &Block, fine: f32) -> Result<Quantized> {
+    fn quantize(&self, x: &Block, outlier: f32) -> Result<Quantized> {
+        // Where keys and values are exact, so are activations: to 15 bits.
+        let precision = match self.kv {
+            KvType::F32 => Precision::Double,
+            KvType::BF16 => Precision::Above(outlier),
+        };
         let dim = x.dim;
         let mut made = self.recycler.bytes();
-        made.resize(x.rows, dim);
-        let parts = made.shares();
+        made.resize(x.rows, dim, precision);
+        let to = made.shares();
         let bundle = (PIECE / dim).max(1);
         self.pool.run("quantize", x.rows.div_ceil(bundle), &|index| {
             let rows = index * bundle..x.rows.min((index + 1) * bundle);
-            // SAFETY: bundles do not overlap.
-            let mut part = unsafe { parts.rows(rows.clone()) };
             let floats = &x.floats()[rows.start * dim..rows.end * dim];
-            quantize::quantize(self.isa, floats, dim, fine, &mut part);
+            quantize::quantize(self.isa, Job { x: floats, first: rows.start, to: &to, precision });
         })?;
+        drop(to);
         Ok(made)
     }
 
     pub(super) fn linears(&self, linears: &[&Linear], x: &Block) -> Result<Vec<Block>> {
         let weights = linears.iter().map(|linear| packed(&linear.weight)).collect::<Result<Vec<_>>>()?;
-        let fine = linears.iter().map(|linear| linear.fine).fold(f32::INFINITY, f32::min);
-        let input = self.input(x, &weights, fine)?;
+        let outlier = linears.iter().map(|linear| linear.outlier).fold(f32::INFINITY, f32::min);
+        let input = self.input(x, &weights, outlier)?;
         let mut outputs: Vec<Block> = weights.iter().map(|w| self.recycler.block(x.rows, w.n)).collect();
         let shares: Vec<_> = outputs.iter_mut().map(|out| Shares::new(out.floats_mut())).collect();
         let products: Vec<_> = linears
@@ -155,7 +157,7 @@ impl Native {
 
     pub(super) fn linear_add(&self, linear: &Linear, x: &Block, mut to: Block) -> Result<Block> {
         let w = packed(&linear.weight)?;
-        let input = self.input(x, &[w], linear.fine)?;
+        let input = self.input(x, &[w], linear.outlier)?;
         let out = Shares::new(to.floats_mut());
         gemm::products(&self.pool, self.isa, "linear add", input, &[&[product(linear, w, Then::Add, &out)]])?;
         Ok(to)
@@ -163,7 +165,7 @@ impl Native {
 
     pub(super) fn gated(&self, gate: &Linear, up: &Linear, x: &Block, act: Activation) -> Result<Block> {
         let (g, u) = (packed(&gate.weight)?, packed(&up.weight)?);
-        let input = self.input(x, &[g, u], gate.fine.min(up.fine))?;
+        let input = self.input(x, &[g, u], gate.outlier.min(up.outlier))?;
         let mut block = self.recycler.block(x.rows, g.n);
         let out = Shares::new(block.floats_mut());
         let list = [product(gate, g, Then::Set, &out), product(up, u, Then::Gate(act), &out)];
@@ -173,7 +175,7 @@ impl Native {
 
     pub(super) fn activated(&self, up: &Linear, x: &Block, act: Activation) -> Result<Block> {
         let w = packed(&up.weight)?;
-        let input = self.input(x, &[w], up.fine)?;
+        let input = self.input(x, &[w], up.outlier)?;
         let mut block = self.recycler.block(x.rows, w.n);
         let out = Shares::new(block.floats_mut());
         let list = [product(up, w, Then::Activate(act), &out)];

@@ -1,10 +1,12 @@
 //! Activations as bytes: blocks of 32 with a scale each, and the sums that offsets of weights are multiplied by.
 //!
 //! `x ≈ scale * q`, `scale` a 127th of the block's greatest size. What that leaves is noise in proportion to the
-//! block's greatest number, and a few blocks have most of it: those with a channel that is always large, or a neuron that
-//! fired. A block whose greatest number is above `fine` times the root mean square of its row gets a second byte a
-//! number, `x ≈ scale * (q + rest / 256)`, and products a second pass over it. Whether it does depends on the row alone, so
-//! that a row's bits are the same in any batch.
+//! block's greatest number, and a few numbers make most of it: a channel that is always large, a neuron that
+//! fired. A number above some multiple of the root mean square of its row is an [`Outlier`]: it is a zero among the bytes, and
+//! is multiplied as a float. Whether it is one depends on the row alone, so that a row's bits are the same in any batch.
+//!
+//! Where that is not exact enough there are no outliers, but a second layer of bytes: `x ≈ scale * (q + rest / 256)`. It looks
+//! like the first one, with other scales, and products add both.
 //!
 //! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is computed from it.
 
@@ -15,38 +17,65 @@ use super::isa::tiered;
 use super::pool::Shares;
 use super::simd::{LANES, Simd};
 
-/// Numbers kept for a block: its scale, and `scale * sum(q + rest / 256)` of all, the first and the last sixteen.
+/// Numbers kept for a block: its scale, and `scale * sum(q)` of all, the first and the last sixteen.
 pub(super) const META: usize = 4;
 /// Whole numbers kept for a block: `-sum(q)` of the same, and nothing.
 pub(super) const SUMS: usize = 4;
-/// Blocks whose second bytes a word tells of.
-pub(super) const WORD: usize = 64;
 
 /// Blocks of smaller numbers are zeros: a 127th of them has no inverse in f32.
 const LEAST: f32 = 1e-36;
+
+/// How exactly activations are taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Precision {
+    /// A byte each, but numbers above so many root mean squares of their row are outliers.
+    Above(f32),
+    /// Two bytes.
+    Double,
+}
+
+/// Outliers that a row of `k` may have, and there are no more above four root mean squares.
+fn room(k: usize) -> usize {
+    k / 16
+}
+
+/// A number that is multiplied as a float.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Outlier {
+    /// Its place in the row.
+    pub(super) at: u32,
+    pub(super) value: f32,
+}
+
+/// A byte for each number.
+#[derive(Default)]
+struct Layer {
+    /// `[rows, k]`
+    q: Vec<i8>,
+    /// `[rows, k / 32, META]`
+    meta: Vec<f32>,
+    /// `[rows, k / 32, SUMS]`
+    sums: Vec<i32>,
+}
 
 /// Rows of activations in bytes; `k` is a multiple of 32.
 #[derive(Default)]
 pub(super) struct Quantized {
     pub(super) rows: usize,
     pub(super) k: usize,
-    /// `[rows, k]`
-    q: Vec<i8>,
-    /// The second bytes, of the blocks that have some. `[rows, k]`
-    rest: Vec<i8>,
-    /// `[rows, k / 32, META]`
-    meta: Vec<f32>,
-    /// `[rows, k / 32, SUMS]`
-    sums: Vec<i32>,
-    /// A bit for each block that has second bytes: `[rows, words]`, words of [`WORD`] blocks.
-    fine: Vec<u64>,
+    /// One or two that are in use.
+    layers: Vec<Layer>,
+    used: usize,
+    /// The first few of each row, in order: `[rows, room]`.
+    outliers: Vec<Outlier>,
+    /// How many a row has.
+    counts: Vec<u32>,
 }
 
-/// Where the bytes of a row and those after it begin, from a block on.
+/// Where a layer of a row and those after it begins, from a block on.
 #[derive(Clone, Copy)]
 pub(super) struct At {
     pub(super) q: *const i8,
-    pub(super) rest: *const i8,
     pub(super) meta: *const f32,
     pub(super) sums: *const i32,
     /// From a row to the next, in bytes and blocks.
@@ -55,32 +84,22 @@ pub(super) struct At {
 }
 
 impl At {
-    /// The same, some blocks on.
+    /// The next block.
     #[inline(always)]
-    pub(super) fn skip(self, blocks: usize) -> At {
+    pub(super) fn next(self) -> At {
         At {
-            q: self.q.wrapping_add(blocks * SUB),
-            rest: self.rest.wrapping_add(blocks * SUB),
-            meta: self.meta.wrapping_add(blocks * META),
-            sums: self.sums.wrapping_add(blocks * SUMS),
+            q: self.q.wrapping_add(SUB),
+            meta: self.meta.wrapping_add(META),
+            sums: self.sums.wrapping_add(SUMS),
             ..self
         }
     }
 }
 
-/// Parts of all arrays for some rows, to be written.
-pub(super) struct Part<'a> {
-    pub(super) q: &'a mut [i8],
-    pub(super) rest: &'a mut [i8],
-    pub(super) meta: &'a mut [f32],
-    pub(super) sums: &'a mut [i32],
-    pub(super) fine: &'a mut [u64],
-}
-
 impl Quantized {
     /// Makes room for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows again is filled with zeros, by one
     /// thread.)
-    pub(super) fn resize(&mut self, rows: usize, k: usize) {
+    pub(super) fn resize(&mut self, rows: usize, k: usize, precision: Precision) {
         fn at_least<T: Clone + Default>(items: &mut Vec<T>, len: usize) {
             if items.len() < len {
                 *items = vec![T::default(); len];
@@ -88,136 +107,153 @@ impl Quantized {
         }
         let blocks = rows * (k / SUB);
         (self.rows, self.k) = (rows, k);
-        at_least(&mut self.q, rows * k);
-        at_least(&mut self.rest, rows * k);
-        at_least(&mut self.meta, blocks * META);
-        at_least(&mut self.sums, blocks * SUMS);
-        at_least(&mut self.fine, rows * words(k));
+        self.used = if precision == Precision::Double { 2 } else { 1 };
+        self.layers.resize_with(self.used.max(self.layers.len()), Layer::default);
+        for layer in &mut self.layers[..self.used] {
+            at_least(&mut layer.q, rows * k);
+            at_least(&mut layer.meta, blocks * META);
+            at_least(&mut layer.sums, blocks * SUMS);
+        }
+        at_least(&mut self.outliers, rows * room(k));
+        at_least(&mut self.counts, rows);
     }
 
     /// For several threads to write to.
-    pub(super) fn shares(&mut self) -> Parts<'_> {
-        let Quantized { q, rest, meta, sums, fine, k, .. } = self;
-        let (q, rest, meta) = (Shares::new(q), Shares::new(rest), Shares::new(meta));
-        Parts { k: *k, q, rest, meta, sums: Shares::new(sums), fine: Shares::new(fine) }
-    }
-
-    /// Row `row` from block `block` on.
-    pub(super) fn at(&self, row: usize, block: usize) -> At {
-        let (k, blocks) = (self.k, self.k / SUB);
-        let (from, block) = (row * k + block * SUB, row * blocks + block);
-        At {
-            q: self.q[from..].as_ptr(),
-            rest: self.rest[from..].as_ptr(),
-            meta: self.meta[block * META..].as_ptr(),
-            sums: self.sums[block * SUMS..].as_ptr(),
-            k,
-            blocks,
+    pub(super) fn shares<'a>(&'a mut self) -> Parts<'a> {
+        let layer = |Layer { q, meta, sums }: &'a mut Layer| {
+            (Shares::new(q.as_mut_slice()), Shares::new(meta.as_mut_slice()), Shares::new(sums.as_mut_slice()))
+        };
+        Parts {
+            k: self.k,
+            layers: self.layers[..self.used].iter_mut().map(layer).collect(),
+            outliers: Shares::new(&mut self.outliers),
+            counts: Shares::new(&mut self.counts),
         }
     }
 
-    /// Which of `blocks` blocks of a row, from `first` on, have second bytes: a bit each, at most [`WORD`].
-    pub(super) fn fine(&self, row: usize, first: usize, blocks: usize) -> u64 {
-        assert!((1..=WORD).contains(&blocks) && first + blocks <= self.k / SUB);
-        let words = &self.fine[row * words(self.k)..(row + 1) * words(self.k)];
-        let (word, bit) = (first / WORD, first % WORD);
-        let next = words.get(word + 1).copied().unwrap_or(0);
-        let bits = (u128::from(next) << WORD | u128::from(words[word])) >> bit;
-        bits as u64 & u64::MAX >> (WORD - blocks)
+    /// Bytes that a number has.
+    pub(super) fn layers(&self) -> usize {
+        self.used
     }
-}
 
-/// Words of a row that tell which blocks have second bytes.
-fn words(k: usize) -> usize {
-    (k / SUB).div_ceil(WORD)
+    /// Row `row` of a layer from block `block` on.
+    pub(super) fn at(&self, layer: usize, row: usize, block: usize) -> At {
+        let (k, blocks) = (self.k, self.k / SUB);
+        let (from, block) = (row * k + block * SUB, row * blocks + block);
+        let Layer { q, meta, sums } = &self.layers[layer];
+        let (q, meta, sums) =
+            (q[from..].as_ptr(), meta[block * META..].as_ptr(), sums[block * SUMS..].as_ptr());
+        At { q, meta, sums, k, blocks }
+    }
+
+    /// The outliers of a row in a stretch of it, in order.
+    pub(super) fn outliers(&self, row: usize, stretch: Range<usize>) -> &[Outlier] {
+        let all = &self.outliers[row * room(self.k)..][..self.counts[row] as usize];
+        let before = |end: usize| all.iter().take_while(|outlier| (outlier.at as usize) < end).count();
+        &all[before(stretch.start)..before(stretch.end)]
+    }
 }
 
 /// All arrays, for several threads to write to.
 pub(super) struct Parts<'a> {
     k: usize,
-    q: Shares<'a, i8>,
-    rest: Shares<'a, i8>,
-    meta: Shares<'a, f32>,
-    sums: Shares<'a, i32>,
-    fine: Shares<'a, u64>,
+    layers: Vec<(Shares<'a, i8>, Shares<'a, f32>, Shares<'a, i32>)>,
+    outliers: Shares<'a, Outlier>,
+    counts: Shares<'a, u32>,
+}
+
+/// The arrays of one row, to be written.
+struct Row<'a> {
+    q: &'a mut [i8],
+    meta: &'a mut [f32],
+    sums: &'a mut [i32],
 }
 
 impl Parts<'_> {
-    /// The parts of some rows.
-    ///
     /// # Safety
-    /// Nobody else has a part of these rows.
-    pub(super) unsafe fn rows(&self, rows: Range<usize>) -> Part<'_> {
-        let range = |size: usize| rows.start * size..rows.end * size;
-        let (k, blocks) = (self.k, self.k / SUB);
+    /// Nobody else has this row.
+    unsafe fn row(&self, layer: usize, row: usize) -> Row<'_> {
+        let (q, meta, sums) = &self.layers[layer];
+        let range = |size: usize| row * size..(row + 1) * size;
+        let blocks = self.k / SUB;
         // SAFETY: the caller's promise.
         unsafe {
-            Part {
-                q: self.q.part(range(k)),
-                rest: self.rest.part(range(k)),
-                meta: self.meta.part(range(blocks * META)),
-                sums: self.sums.part(range(blocks * SUMS)),
-                fine: self.fine.part(range(words(k))),
+            Row {
+                q: q.part(range(self.k)),
+                meta: meta.part(range(blocks * META)),
+                sums: sums.part(range(blocks * SUMS)),
             }
         }
     }
 }
 
+/// Rows of floats that become rows `first` and following of `to`; nobody else writes to these.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) first: usize,
+    pub(super) to: &'a Parts<'a>,
+    pub(super) precision: Precision,
+}
+
 tiered! {
-    /// Quantizes rows of `k`. Blocks with a number above `fine` times the root mean square of their row get second bytes.
-    pub(super) fn quantize(x: &[f32], k: usize, fine: f32, to: &mut Part<'_>) = quantize_body;
+    pub(super) fn quantize(job: Job<'_>) = quantize_body;
 }
 
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn quantize_body<S: Simd>(x: &[f32], k: usize, fine: f32, to: &mut Part<'_>) {
-    let (blocks, words) = (k / SUB, words(k));
-    for (row, x) in x.chunks_exact(k).enumerate() {
-        let (q, rest) = (&mut to.q[row * k..(row + 1) * k], &mut to.rest[row * k..(row + 1) * k]);
-        let meta = &mut to.meta[row * blocks * META..(row + 1) * blocks * META];
-        let sums = &mut to.sums[row * blocks * SUMS..(row + 1) * blocks * SUMS];
-        let found = &mut to.fine[row * words..(row + 1) * words];
-        // SAFETY: the caller's promise; the arrays have what belongs to the blocks.
+pub(super) unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
+    let Job { x, first, to, precision } = job;
+    for (row, x) in (first..).zip(x.chunks_exact(to.k)) {
+        // SAFETY: the caller's promise; the row is this job's own.
         unsafe {
-            let limit = fine * root_mean_square::<S>(x);
-            found.fill(0);
-            for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
-                let greatest = greatest::<S>(x);
-                let (q, rest) = (q.as_mut_ptr().add(block * SUB), rest.as_mut_ptr().add(block * SUB));
-                meta[block * META] = bytes_of_block::<S>(x, greatest, q);
-                if greatest > limit && greatest >= LEAST {
-                    found[block / WORD] |= 1 << (block % WORD);
-                    second_bytes::<S>(x, greatest, rest);
+            let bytes = to.row(0, row);
+            let count = &mut to.counts.part(row..row + 1)[0];
+            *count = 0;
+            match precision {
+                Precision::Above(fine) => {
+                    let limit = fine * root_mean_square::<S>(x);
+                    let outliers = to.outliers.part(row * room(to.k)..(row + 1) * room(to.k));
+                    for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
+                        let mut taken = *x;
+                        let mut most = greatest::<S>(x);
+                        if most > limit && most >= LEAST {
+                            most = take_out(&mut taken, limit, block * SUB, outliers, count);
+                        }
+                        bytes_of_block::<S>(&taken, most, block, bytes.q, bytes.meta);
+                    }
+                }
+                Precision::Double => {
+                    let rest = to.row(1, row);
+                    for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
+                        let most = greatest::<S>(x);
+                        bytes_of_block::<S>(x, most, block, bytes.q, bytes.meta);
+                        second_bytes_of_block::<S>(x, most, block, rest.q);
+                        rest.meta[block * META] = bytes.meta[block * META] / 256.0;
+                    }
+                    sums::<S>(rest);
                 }
             }
-            for block in (0..blocks).step_by(2) {
-                let fine = found[block / WORD] >> (block % WORD);
-                let here = (blocks - block).min(2);
-                let range = block * SUB..(block + here) * SUB;
-                let whole = halves::<S>(&q[range.clone()]);
-                let mut rests = [0; 4];
-                if fine & 3 != 0 {
-                    rests = halves::<S>(&rest[range]);
-                }
-                for i in 0..here {
-                    let (low, high) = (whole[2 * i], whole[2 * i + 1]);
-                    let at = block + i;
-                    sums[at * SUMS..(at + 1) * SUMS].copy_from_slice(&[-low - high, -low, -high, 0]);
-                    let (low, high) = match fine >> i & 1 {
-                        0 => (low as f32, high as f32),
-                        _ => (
-                            (256 * low + rests[2 * i]) as f32 / 256.0,
-                            (256 * high + rests[2 * i + 1]) as f32 / 256.0,
-                        ),
-                    };
-                    let meta = &mut meta[at * META..(at + 1) * META];
-                    let scale = meta[0];
-                    meta[1..].copy_from_slice(&[scale * (low + high), scale * low, scale * high]);
-                }
-            }
+            sums::<S>(bytes);
         }
     }
+}
+
+/// Moves numbers above `limit` to the outliers, as long as there is room, and returns the greatest of the others.
+#[cold]
+fn take_out(x: &mut [f32; SUB], limit: f32, start: usize, outliers: &mut [Outlier], count: &mut u32) -> f32 {
+    let mut greatest = 0.0;
+    for (at, x) in (start..).zip(x) {
+        match outliers.get_mut(*count as usize) {
+            Some(outlier) if x.abs() > limit => {
+                *outlier = Outlier { at: at as u32, value: std::mem::take(x) };
+                *count += 1;
+            }
+            _ => greatest = f32::max(greatest, x.abs()),
+        }
+    }
+    greatest
 }
 
 /// # Safety
@@ -265,36 +301,45 @@ fn inverse(greatest: f32) -> f32 {
     if greatest >= LEAST { 127.0 / greatest } else { 0.0 }
 }
 
-/// A block's bytes; its scale.
+/// A block's bytes, and its scale.
 ///
 /// # Safety
-/// The tier's instructions; `q` has room for a block.
+/// The tier's instructions; the row has such a block.
 #[inline(always)]
-unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], greatest: f32, q: *mut i8) -> f32 {
+unsafe fn bytes_of_block<S: Simd>(
+    x: &[f32; SUB],
+    greatest: f32,
+    block: usize,
+    q: &mut [i8],
+    meta: &mut [f32],
+) {
     unsafe {
         let inverse = S::splat(inverse(greatest));
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
+        let q = q.as_mut_ptr().add(block * SUB);
         S::store_i8(q, S::round(S::mul(a, inverse)));
         S::store_i8(q.add(LANES), S::round(S::mul(b, inverse)));
     }
-    match greatest {
+    meta[block * META] = match greatest {
         ..LEAST => 0.0,
         ..f32::INFINITY => greatest / 127.0,
         _ => f32::NAN,
-    }
+    };
 }
 
-/// The second bytes of a block.
+/// What rounding to bytes left of a block, in 256ths; half a step is 127 of them.
 ///
 /// # Safety
-/// The tier's instructions; `rest` has room for a block.
+/// As [`bytes_of_block`].
 #[inline(always)]
-unsafe fn second_bytes<S: Simd>(x: &[f32; SUB], greatest: f32, rest: *mut i8) {
+unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], greatest: f32, block: usize, q: &mut [i8]) {
     unsafe {
         let inverse = S::splat(inverse(greatest));
         for at in [0, LANES] {
             let x = S::mul(S::load(x.as_ptr().add(at)), inverse);
-            S::store_i8(rest.add(at), left::<S>(x, S::round(x)));
+            let rest = S::mul(S::sub(x, S::to_f(S::round(x))), S::splat(256.0));
+            let rest = S::round(S::min(S::splat(127.0), S::max(S::splat(-127.0), rest)));
+            S::store_i8(q.as_mut_ptr().add(block * SUB + at), rest);
         }
     }
 }
@@ -311,43 +356,32 @@ unsafe fn greatest<S: Simd>(x: &[f32; SUB]) -> f32 {
     }
 }
 
-/// The sums of the halves of one or two blocks of bytes.
+/// Puts the sums of blocks beside their scales.
 ///
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn halves<S: Simd>(bytes: &[i8]) -> [i32; 4] {
-    const { assert!(size_of::<S::I>() == 64) };
-    let mut two = [0; 2 * SUB];
-    let from = match bytes.len() {
-        64.. => bytes,
-        _ => {
-            two[..SUB].copy_from_slice(&bytes[..SUB]);
-            &two
+unsafe fn sums<S: Simd>(row: Row<'_>) {
+    const { assert!(size_of::<S::I>() == 2 * SUB) };
+    let Row { q, meta, sums } = row;
+    let mut last = [0; 2 * SUB];
+    for ((q, meta), sums) in q.chunks(2 * SUB).zip(meta.chunks_mut(2 * META)).zip(sums.chunks_mut(2 * SUMS)) {
+        let q = match q.len() < last.len() {
+            true => {
+                last[..SUB].copy_from_slice(q);
+                &last
+            }
+            false => q,
+        };
+        // SAFETY: the caller's promise; 64 bytes are there.
+        let halves =
+            unsafe { S::quads(S::dot(S::zero_i(), S::splat_i(0x0101_0101), S::load_i(q.as_ptr().cast()))) };
+        let blocks = meta.chunks_exact_mut(META).zip(sums.chunks_exact_mut(SUMS));
+        for ((meta, sums), half) in blocks.zip(halves.chunks_exact(2)) {
+            let (scale, all) = (meta[0], half[0] + half[1]);
+            meta[1..].copy_from_slice(&[scale * all as f32, scale * half[0] as f32, scale * half[1] as f32]);
+            sums.copy_from_slice(&[-all, -half[0], -half[1], 0]);
         }
-    };
-    let mut lanes = [0; LANES];
-    // SAFETY: the caller's promise; 64 bytes are there.
-    unsafe {
-        let sums = S::dot(S::zero_i(), S::splat_i(0x0101_0101), S::load_i(from.as_ptr().cast()));
-        lanes.as_mut_ptr().cast::<S::I>().write_unaligned(sums);
-    }
-    let mut halves = [0; 4];
-    for (half, lanes) in halves.iter_mut().zip(lanes.as_chunks::<4>().0) {
-        *half = lanes[0] + lanes[1] + lanes[2] + lanes[3];
-    }
-    halves
-}
-
-/// What rounding `x` to `whole` left, in 256ths; half a step is 127 of them.
-///
-/// # Safety
-/// The tier's instructions.
-#[inline(always)]
-unsafe fn left<S: Simd>(x: S::F, whole: S::I) -> S::I {
-    unsafe {
-        let rest = S::mul(S::sub(x, S::to_f(whole)), S::splat(256.0));
-        S::round(S::min(S::splat(127.0), S::max(S::splat(-127.0), rest)))
     }
 }
 
@@ -356,18 +390,18 @@ mod tests {
     use super::*;
     use crate::kernels::isa::Isa;
 
-    /// Scales, whole numbers, and the sums that are kept, of whole blocks.
-    fn run(isa: Isa, x: &[f32]) -> Quantized {
-        run_fine(isa, x, x.len(), f32::INFINITY)
+    fn run_in(isa: Isa, x: &[f32], k: usize, precision: Precision) -> Quantized {
+        let mut out = Quantized::default();
+        out.resize(x.len() / k, k, precision);
+        quantize(isa, Job { x, first: 0, to: &out.shares(), precision });
+        out
     }
 
-    fn run_fine(isa: Isa, x: &[f32], k: usize, fine: f32) -> Quantized {
-        let mut out = Quantized::default();
-        out.resize(x.len() / k, k);
-        let parts = out.shares();
-        // SAFETY: nobody else has a part.
-        quantize(isa, x, k, fine, &mut unsafe { parts.rows(0..x.len() / k) });
-        out
+    /// A row without outliers: its bytes, scales, and the sums that are kept.
+    fn run(isa: Isa, x: &[f32]) -> Layer {
+        let mut out = run_in(isa, x, x.len(), Precision::Above(f32::INFINITY));
+        assert!(out.outliers(0, 0..x.len()).is_empty() && out.layers() == 1);
+        out.layers.remove(0)
     }
 
     /// Numbers without a pattern, between -size and size.
@@ -383,8 +417,7 @@ mod tests {
             .flat_map(|isa| [2.0 * LEAST, 1e-30, 1e-3, 1.0, 700.0, 3e38].map(|size| (isa, size)))
         {
             let x = floats(40 * SUB, size);
-            let Quantized { q, rest, meta, sums, fine, .. } = run(isa, &x);
-            assert!(rest.iter().all(|&rest| rest == 0) && fine == [0], "nothing is above infinity");
+            let Layer { q, meta, sums } = run(isa, &x);
             for (block, x) in x.chunks_exact(SUB).enumerate() {
                 let (q, meta) = (&q[block * SUB..][..SUB], &meta[block * META..][..META]);
                 let greatest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
@@ -403,45 +436,69 @@ mod tests {
         }
     }
 
-    /// Two rows of 70 blocks, so that a row has more than a word; block `b` of the first has a number of size `b`.
+    /// Two rows; channel `9 b` of the first is of size `b`.
     #[test]
-    fn blocks_with_great_numbers_get_second_bytes_and_the_others_zeros() {
-        let (k, limit) = (70 * SUB, 1.5);
+    fn great_numbers_are_taken_out_and_the_others_are_as_without_them() {
+        let (k, above) = (20 * SUB, 4.0);
         let mut x = floats(2 * k, 0.5);
-        (0..70).for_each(|block| x[block * SUB + block % SUB] = block as f32);
+        (0..70).for_each(|at| x[at * 9] = at as f32 / 10.0);
         for isa in Isa::available() {
-            let found = run_fine(isa, &x, k, limit);
-            let plain = run(isa, &x);
+            let found = run_in(isa, &x, k, Precision::Above(above));
+            let mut kept = x.clone();
             for (row, x) in x.chunks_exact(k).enumerate() {
-                let mean = (x.iter().map(|x| x * x).sum::<f32>() / k as f32).sqrt();
-                for (block, x) in x.chunks_exact(SUB).enumerate() {
-                    let at = row * 70 + block;
-                    let greatest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-                    let fine = found.fine[row * 2 + block / 64] >> (block % 64) & 1 == 1;
-                    assert_eq!(fine, greatest > limit * mean, "{}: {row}/{block}", isa.name());
-                    assert_eq!(found.fine(row, block, 1), u64::from(fine));
-                    let (q, rest) = (&found.q[at * SUB..][..SUB], &found.rest[at * SUB..][..SUB]);
-                    assert_eq!(q, &plain.q[at * SUB..][..SUB], "second bytes change no first ones");
-                    assert!(fine || rest.iter().all(|&rest| rest == 0));
-                    let whole =
-                        |range: std::ops::Range<usize>| -q[range].iter().map(|&q| i32::from(q)).sum::<i32>();
-                    assert_eq!(found.sums[at * SUMS..][..3], [whole(0..32), whole(0..16), whole(16..32)]);
-                    let all = |range: std::ops::Range<usize>| {
-                        range.map(|i| 256 * i32::from(q[i]) + i32::from(rest[i])).sum::<i32>()
-                    };
-                    let sums = [all(0..32), all(0..16), all(16..32)];
-                    let scale = found.meta[at * META];
-                    assert_eq!(
-                        found.meta[at * META + 1..][..3],
-                        sums.map(|sum| scale * (sum as f32 / 256.0))
-                    );
-                    let step = f64::from(scale) / if fine { 128.0 } else { 1.0 };
-                    for i in 0..SUB {
-                        let value = f64::from(q[i]) + f64::from(rest[i]) / 256.0;
-                        let off = (f64::from(x[i]) - f64::from(scale) * value).abs();
-                        assert!(off <= step * 0.50001, "{}: {} became {value} of {scale}", isa.name(), x[i]);
-                    }
+                let limit = above * (x.iter().map(|x| x * x).sum::<f32>() / k as f32).sqrt();
+                let great: Vec<_> = (0..k).filter(|&at| x[at].abs() > limit).collect();
+                assert_eq!(great.len(), [15, 0][row], "of {limit}");
+                let wanted: Vec<_> =
+                    great.iter().map(|&at| Outlier { at: at as u32, value: x[at] }).collect();
+                assert_eq!(found.outliers(row, 0..k), wanted);
+                for (from, to) in [(0, 32), (great.first().map_or(0, |at| at + 1), k), (k - 64, k - 32)] {
+                    let some: Vec<_> =
+                        wanted.iter().copied().filter(|o| (from..to).contains(&(o.at as usize))).collect();
+                    assert_eq!(found.outliers(row, from..to), some, "{from}..{to}");
                 }
+                great.iter().for_each(|at| kept[row * k + at] = 0.0);
+            }
+            let plain = run_in(isa, &kept, k, Precision::Above(f32::INFINITY));
+            assert!(found.layers[0].q == plain.layers[0].q && found.layers[0].meta == plain.layers[0].meta);
+            assert!(found.layers[0].sums == plain.layers[0].sums);
+        }
+    }
+
+    #[test]
+    fn there_is_room_for_all_that_is_above_four_root_mean_squares_and_else_numbers_stay() {
+        for isa in Isa::available() {
+            // One in 17 is above four; one in two above one.
+            for (every, above, wanted) in [(17, 4.0, 15), (2, 1.0, 16)] {
+                let x: Vec<f32> =
+                    (0..256).map(|at| if at % every == 5 % every { 9.0 } else { 0.001 }).collect();
+                let found = run_in(isa, &x, 256, Precision::Above(above));
+                assert_eq!(found.outliers(0, 0..256).len(), wanted, "{}", isa.name());
+                let left = found.layers[0].q.iter().filter(|&&q| q == 127).count();
+                assert!(wanted < 16 || left > 100, "{left} on {}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn two_layers_are_exact_to_fifteen_bits() {
+        let x = floats(7 * SUB, 3.0);
+        for isa in Isa::available() {
+            let found = run_in(isa, &x, x.len(), Precision::Double);
+            assert!(found.layers() == 2 && found.outliers(0, 0..x.len()).is_empty());
+            assert_eq!(found.layers[0].q, run(isa, &x).q, "the second changes nothing of the first");
+            for (at, &x) in x.iter().enumerate() {
+                let number = |layer: &Layer| f64::from(layer.meta[at / SUB * META]) * f64::from(layer.q[at]);
+                let off = (f64::from(x) - found.layers.iter().map(number).sum::<f64>()).abs();
+                let step = f64::from(found.layers[0].meta[at / SUB * META]);
+                assert!(off <= step / 256.0 * 1.001, "{}: {x} is off by {off}", isa.name());
+            }
+            for layer in &found.layers {
+                let sum: i32 = layer.q[32..48].iter().map(|&q| i32::from(q)).sum();
+                assert_eq!(
+                    (layer.sums[SUMS + 1], layer.meta[META + 2]),
+                    (-sum, layer.meta[META] * sum as f32)
+                );
             }
         }
     }
@@ -460,7 +517,7 @@ mod tests {
     fn nothing_is_zero() {
         for isa in Isa::available() {
             for size in [0.0, -0.0, 1e-45, 1e-41, 1e-38, 1e-37, 0.99 * LEAST] {
-                let Quantized { q, meta, sums, .. } = run(isa, &[size; SUB]);
+                let Layer { q, meta, sums } = run(isa, &[size; SUB]);
                 assert!(q.iter().all(|&q| q == 0), "{size:e} on {}: {q:?}", isa.name());
                 assert!(meta.iter().all(|&x| x == 0.0) && sums == [0; SUMS], "{size:e} on {}", isa.name());
             }
@@ -498,7 +555,7 @@ mod tests {
         let mut x = [0.0; SUB];
         (x[3], x[4], x[19], x[20]) = (f32::MAX, -f32::MAX, f32::MAX, -f32::MAX);
         for isa in Isa::available() {
-            let Quantized { q, meta, .. } = run(isa, &x);
+            let Layer { q, meta, .. } = run(isa, &x);
             assert_eq!((q[3], q[4], q[19], q[20]), (127, -127, 127, -127), "{}", isa.name());
             assert_eq!(meta, [f32::MAX / 127.0, 0.0, 0.0, 0.0], "{}", isa.name());
         }

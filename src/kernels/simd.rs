@@ -86,7 +86,8 @@ pub(super) trait Simd: 'static {
     /// The same four bytes in all lanes.
     unsafe fn load_4(from: *const u8) -> Self::I;
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
-    /// Shifts 32-bit lanes.
+    /// Shifts 32-bit lanes; zeros come in.
+    unsafe fn shr_32(x: Self::I, by: i32) -> Self::I;
     unsafe fn shl_32(x: Self::I, by: i32) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
@@ -149,6 +150,19 @@ pub(super) trait Simd: 'static {
         // SAFETY: as in `sum`.
         unsafe { lanes.as_mut_ptr().cast::<Self::I>().write_unaligned(x) };
         lanes.into_iter().fold(i32::MIN, i32::max)
+    }
+
+    /// The sums of lanes 0 to 3, 4 to 7, and so on.
+    #[inline(always)]
+    unsafe fn quads(x: Self::I) -> [i32; 4] {
+        const { assert!(size_of::<Self::I>() == 4 * LANES) };
+        let (mut lanes, mut sums) = ([0; LANES], [0; 4]);
+        // SAFETY: as in `sum`.
+        unsafe { lanes.as_mut_ptr().cast::<Self::I>().write_unaligned(x) };
+        for l in 0..LANES {
+            sums[l / 4] += lanes[l];
+        }
+        sums
     }
 
     /// Up to sixteen floats, the rest zero.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::amx;
 use super::forms::{self, Form, GROUPS, SUB};
 use super::isa::{Isa, tiered};
-use super::quantize::{Quantized, WORD};
+use super::quantize::Quantized;
 use super::simd::{LANES, Simd};
 use super::tile::{self, Kind, Unpacked, with_kind};
 
@@ -51,6 +51,9 @@ thread_local! {
 /// Some rows times the unpacked panels, over a stretch.
 pub(super) struct Work<'a> {
     pub(super) x: &'a Quantized,
+    /// Of the rows' bytes; and whether there are sums of others already.
+    pub(super) layer: usize,
+    pub(super) add: bool,
     /// The rows, and where the sums of the first of them are.
     pub(super) rows: Range<usize>,
     pub(super) place: usize,
@@ -92,8 +95,8 @@ tiered! {
     fn multiply_rows<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = multiply_rows_body;
 }
 tiered! {
-    /// Adds what second bytes make to the sums of a stretch.
-    fn second_bytes<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = second_bytes_body;
+    /// Adds the products of outliers to the sums.
+    fn outliers<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = outliers_body;
 }
 
 /// Multiplies rows with panels, and gives away the sums: the first row of some, which panel of `w`, a vector a row. Each
@@ -115,8 +118,8 @@ pub(super) fn multiply<Q: Form>(
         rows: |work: &Work<'_>, scratch: &mut Scratch| {
             with_kind!(Q, K => multiply_rows::<K>(isa, work, scratch));
         },
-        second: |work: &Work<'_>, scratch: &mut Scratch| {
-            with_kind!(Q, K => second_bytes::<K>(isa, work, scratch));
+        outliers: |work: &Work<'_>, scratch: &mut Scratch| {
+            with_kind!(Q, K => outliers::<K>(isa, work, scratch));
         },
     };
     #[cfg(target_arch = "x86_64")]
@@ -133,11 +136,11 @@ pub(super) fn multiply<Q: Form>(
 }
 
 /// The parts that are compiled with instructions of their own.
-pub(super) struct Kernels<A, U, R, T> {
+pub(super) struct Kernels<A, U, R, O> {
     pub(super) ask: A,
     pub(super) unpack: U,
     pub(super) rows: R,
-    pub(super) second: T,
+    pub(super) outliers: O,
 }
 
 /// As [`multiply`]; the first `in_tiles` rows by `by_tiles`.
@@ -179,13 +182,19 @@ pub(super) fn multiply_with<Q: Form>(
                     (kernels.unpack)(&panel[units.clone()], to);
                 }
                 let (first, blocks) = (stretch.start / SUB, stretch.len() / SUB);
-                let work = |rows, place| Work { x, rows, place, first, blocks, zero, panels };
+                let work = |rows, place, layer| {
+                    let add = stretch.start > 0 || layer > 0;
+                    Work { x, layer, add, rows, place, first, blocks, zero, panels }
+                };
                 if in_tiles > 0 {
-                    by_tiles(&work(rows.start..rest.start, 0), scratch);
+                    for layer in 0..x.layers() {
+                        by_tiles(&work(rows.start..rest.start, 0, layer), scratch);
+                    }
                     for tile in (0..in_tiles).step_by(amx::ROWS) {
                         let again = tile - amx::first_row(tile, in_tiles);
                         let end = in_tiles.min(tile + amx::ROWS);
-                        (kernels.second)(&work(rows.start + tile..rows.start + end, tile + again), scratch);
+                        let rows = rows.start + tile..rows.start + end;
+                        (kernels.outliers)(&work(rows, tile + again, 0), scratch);
                     }
                 }
                 let last = stretch.end == x.k;
@@ -197,8 +206,10 @@ pub(super) fn multiply_with<Q: Form>(
                         let share = |row: usize| ahead.len() * (row - rest.start) / rest.len();
                         (kernels.ask)(&ahead[share(from)..share(some.end)]);
                     }
-                    (kernels.rows)(&work(some.clone(), place), scratch);
-                    (kernels.second)(&work(some.clone(), place), scratch);
+                    for layer in 0..x.layers() {
+                        (kernels.rows)(&work(some.clone(), place, layer), scratch);
+                    }
+                    (kernels.outliers)(&work(some.clone(), place, 0), scratch);
                     for (panel, sums) in group.clone().zip(&scratch.sums).filter(|_| last) {
                         each(from, panel, &sums[place..place + some.len()]);
                     }
@@ -295,7 +306,7 @@ unsafe fn some_rows<S: Simd, K: Kind, const M: usize, const P: usize>(
     scratch: &mut Scratch,
     row: usize,
 ) -> usize {
-    let x = work.x.at(work.rows.start + row, work.first);
+    let x = work.x.at(work.layer, work.rows.start + row, work.first);
     for panel in (0..work.panels).step_by(P) {
         // SAFETY: the caller's promise; `PANELS` is a multiple of `P`.
         unsafe {
@@ -304,7 +315,7 @@ unsafe fn some_rows<S: Simd, K: Kind, const M: usize, const P: usize>(
             let sums = scratch.sums.as_mut_ptr().add(panel).cast::<f32>();
             let sums = sums.add((work.place + row) * LANES);
             let mut acc = [[S::zero(); M]; P];
-            if work.first > 0 {
+            if work.add {
                 for (p, acc) in acc.iter_mut().enumerate() {
                     for (i, acc) in acc.iter_mut().enumerate() {
                         *acc = S::load(sums.add((p * PLACES + i) * LANES));
@@ -325,43 +336,26 @@ unsafe fn some_rows<S: Simd, K: Kind, const M: usize, const P: usize>(
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-pub(super) unsafe fn second_bytes_body<S: Simd, K: Kind>(work: &Work<'_>, scratch: &mut Scratch) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match S::TILE {
-            (6, 2) => second_of::<S, K, PANELS>(work, scratch),
-            _ => second_of::<S, K, 1>(work, scratch),
-        }
-    }
-}
-
-/// `P` panels at a time, as in [`some_rows`].
-///
-/// # Safety
-/// The tier's instructions.
-#[inline(always)]
-unsafe fn second_of<S: Simd, K: Kind, const P: usize>(work: &Work<'_>, scratch: &mut Scratch) {
-    const { assert!(PANELS.is_multiple_of(P) && STRETCH / SUB <= WORD) };
+pub(super) unsafe fn outliers_body<S: Simd, K: Kind>(work: &Work<'_>, scratch: &mut Scratch) {
     assert!(work.blocks * SUB <= STRETCH && work.place + work.rows.len() <= PLACES);
+    let stretch = work.first * SUB..(work.first + work.blocks) * SUB;
     for (place, row) in (work.place..).zip(work.rows.clone()) {
-        let fine = work.x.fine(row, work.first, work.blocks);
-        if fine == 0 {
+        let outliers = work.x.outliers(row, stretch.clone());
+        if outliers.is_empty() {
             continue;
         }
-        let x = work.x.at(row, work.first);
-        for panel in (0..work.panels).step_by(P) {
-            // SAFETY: the caller's promise; `PANELS` is a multiple of `P`, and there is a place for each row.
-            unsafe {
-                let panels = scratch.panels.as_ptr().add(panel);
-                let sums = scratch.sums.as_mut_ptr().add(panel).cast::<f32>().add(place * LANES);
-                let mut acc = [[S::zero()]; P];
-                for (p, acc) in acc.iter_mut().enumerate() {
-                    acc[0] = S::load(sums.add(p * PLACES * LANES));
-                }
-                tile::second::<S, _, P>(&codes::<K>(panels, work.zero), x, fine, &mut acc);
-                for (p, acc) in acc.into_iter().enumerate() {
-                    S::store(sums.add(p * PLACES * LANES), acc[0]);
-                }
+        // All panels: beyond the last one is what was there before, as in `some_rows`.
+        // SAFETY: the caller's promise; there is a place for each row.
+        unsafe {
+            let sums = scratch.sums.as_mut_ptr().cast::<f32>().add(place * LANES);
+            let mut acc = [S::zero(); PANELS];
+            for (p, acc) in acc.iter_mut().enumerate() {
+                *acc = S::load(sums.add(p * PLACES * LANES));
+            }
+            let codes = codes::<K>(scratch.panels.as_ptr(), work.zero);
+            tile::floats::<S, _, PANELS>(&codes, stretch.start, outliers, &mut acc);
+            for (p, acc) in acc.into_iter().enumerate() {
+                S::store(sums.add(p * PLACES * LANES), acc);
             }
         }
     }

@@ -11,21 +11,15 @@
 //! acc += minimum_w * sum_x              fused, where the format has minima
 //! ```
 //!
-//! Second bytes come after a stretch of blocks, for the few blocks of a row that have them ([`second`]): in the tile itself one
-//! row's block would cost all rows a second pass.
-//!
-//! ```text
-//! rest = sum of (code - zero) * second byte
-//! acc += (rest * scale_w) * (scale_x / 256)
-//! ```
+//! [`Outlier`]s come after a stretch of blocks, row by row ([`floats`]): `acc += x * weight`, fused, of the weight in f32.
 //!
 //! With AVX-512 a tile is six rows times two panels: 24 of 32 registers are sums, and a byte of activations that was loaded
 //! serves two products. (Twelve rows times one panel loads for each product, which takes as long as the product.)
 
 use std::marker::PhantomData;
 
-use super::forms::{self, Form};
-use super::quantize::{At, META, SUMS};
+use super::forms::{self, Form, SUB};
+use super::quantize::{At, META, Outlier, SUMS};
 use super::simd::{LANES, Simd};
 
 /// Where codes and scales of sixteen columns come from, block by block.
@@ -210,7 +204,7 @@ impl<S: Simd, K: Kind> Codes<S> for Unpacked<K> {
     unsafe fn skip(&self, blocks: usize) -> Self {
         let scales = blocks * if K::HALVES { 4 * LANES } else { 2 * LANES };
         Unpacked {
-            codes: self.codes.wrapping_add(blocks * LANES * forms::SUB),
+            codes: self.codes.wrapping_add(blocks * LANES * SUB),
             scales: self.scales.wrapping_add(scales),
             ..*self
         }
@@ -236,7 +230,7 @@ pub(super) unsafe fn tile<S: Simd, C: Codes<S>, const M: usize, const P: usize>(
             } else {
                 half::<S, C, M, P, 0, 8>(&codes, x, 0, 1, acc);
             }
-            x = x.skip(1);
+            x = x.next();
             codes.next();
         }
     }
@@ -256,7 +250,8 @@ unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
 ) {
     unsafe {
         let mut dot = [[S::zero_i(); M]; P];
-        if has_zero::<S, C>() {
+        // A zero that is still in the codes when they are multiplied.
+        if !(C::MIN || C::WIDE && S::WIDE_IS_SIGNED) {
             for i in 0..M {
                 let minus = S::splat_i(*x.sums.add(i * x.blocks * SUMS + sum - 1));
                 let minus = S::shl_32(minus, codes.zero());
@@ -280,67 +275,35 @@ unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
     }
 }
 
-/// Codes have a zero that is still in them when they are multiplied.
-#[inline(always)]
-fn has_zero<S: Simd, C: Codes<S>>() -> bool {
-    !(C::MIN || C::WIDE && S::WIDE_IS_SIGNED)
-}
-
-/// Adds what second bytes make of the blocks whose bit is set in `fine`, for one row. `codes` and `x` are at the block of
-/// the first bit. (The sums that minima are multiplied by have had them from the start.)
+/// Adds the products of a row's outliers to its sums. `codes` begin with weight `from` of the row.
 ///
 /// # Safety
-/// As [`tile`].
+/// The tier's instructions; there are such weights, of `P` panels.
 #[inline(always)]
-pub(super) unsafe fn second<S: Simd, C: Codes<S>, const P: usize>(
+pub(super) unsafe fn floats<S: Simd, C: Codes<S>, const P: usize>(
     codes: &C,
-    x: At,
-    mut fine: u64,
-    acc: &mut [[S::F; 1]; P],
+    from: usize,
+    outliers: &[Outlier],
+    acc: &mut [S::F; P],
 ) {
     unsafe {
-        while fine != 0 {
-            let block = fine.trailing_zeros() as usize;
-            fine &= fine - 1;
-            let (codes, x) = (codes.skip(block), x.skip(block));
-            if C::HALVES {
-                second_half::<S, C, P, 0, 4>(&codes, x, 0, acc);
-                second_half::<S, C, P, 4, 8>(&codes, x, 1, acc);
-            } else {
-                second_half::<S, C, P, 0, 8>(&codes, x, 0, acc);
+        let zero = S::splat(if C::MIN { 0.0 } else { (1 << codes.zero()) as f32 });
+        for outlier in outliers {
+            let at = outlier.at as usize - from;
+            let codes = codes.skip(at / SUB);
+            let (group, byte) = (at % SUB / 4, at % 4);
+            let half = if C::HALVES { at % SUB / (SUB / 2) } else { 0 };
+            let x = S::splat(outlier.value);
+            for p in 0..P {
+                let code = S::shr_32(codes.group(p, group), 8 * byte as i32);
+                let code = S::to_f(S::and(code, S::splat_i(255)));
+                let (scale, offset) = codes.scales(p, half);
+                let weight = match C::MIN {
+                    true => S::fma(code, scale, offset),
+                    false => S::mul(S::sub(code, zero), scale),
+                };
+                acc[p] = S::fma(x, weight, acc[p]);
             }
-        }
-    }
-}
-
-/// As [`half`], for second bytes.
-///
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn second_half<S: Simd, C: Codes<S>, const P: usize, const FROM: usize, const TO: usize>(
-    codes: &C,
-    x: At,
-    half: usize,
-    acc: &mut [[S::F; 1]; P],
-) {
-    unsafe {
-        let mut dot = [[S::zero_i()]; P];
-        dots::<S, C, 1, P, FROM, TO>(codes, x.rest, x.k, &mut dot);
-        let mut zeros = S::zero();
-        if has_zero::<S, C>() {
-            let mut sum = S::zero_i();
-            for g in FROM..TO {
-                sum = S::dot(sum, S::splat_i(0x0101_0101), S::load_4(x.rest.add(4 * g).cast()));
-            }
-            zeros = S::to_f(S::shl_32(sum, codes.zero()));
-        }
-        let scale_x = S::splat(*x.meta / 256.0);
-        for p in 0..P {
-            let (scale, _) = codes.scales(p, half);
-            // Whole numbers below 2^24.
-            let dot = S::sub(S::to_f(dot[p][0]), zeros);
-            acc[p][0] = S::fma(S::mul(dot, scale), scale_x, acc[p][0]);
         }
     }
 }

@@ -33,7 +33,7 @@ impl Decoder {
         let final_norm = door.norm(Part::FinalNorm, None, config.hidden)?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
         let weight = ops.matrix(&door.quantized(embed, Part::Embed)?)?;
-        let embed = Linear { weight, bias: None, fine: fine(Part::Embed) };
+        let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
         Ok(Decoder { embed, layers, final_norm, head, frequencies, ops, config })
     }
 }
@@ -157,7 +157,7 @@ impl Door<'_> {
             None => (weight, bias),
         };
         let bias = bias.map(|bias| self.ops.vector(&bias, 0.0)).transpose()?;
-        Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, fine: fine(part) })
+        Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, outlier: outlier(part) })
     }
 
     /// Quantized, if that was asked for. Embedding and head stay at 6 bits or more: all else passes through them,
@@ -244,10 +244,10 @@ impl Door<'_> {
     }
 }
 
-/// Where activations are taken more precisely ([`Linear::fine`]). Measured on SmolLM2-135M Q4_1 and Gemma 3 270M Q4_K_M: how far the
+/// Where activations are taken more precisely ([`Linear::outlier`]). Measured on SmolLM2-135M Q4_1 and Gemma 3 270M Q4_K_M: how far the
 /// next token's probabilities move if only these inputs have 8 bits. The head's come first (and cost little: only rows
 /// that are sampled pass through it), then those of queries, keys and values; attention's outputs hardly matter.
-fn fine(part: Part) -> f32 {
+fn outlier(part: Part) -> f32 {
     match part {
         Part::Embed | Part::Head => 4.0,
         Part::Q | Part::K | Part::V | Part::Qkv => 5.0,

@@ -38,18 +38,13 @@ fn taken(ty: WeightType, x: &Table) -> Vec<f64> {
         return x.values.iter().map(|&x| f64::from(x)).collect();
     }
     let block = |x: &[f32], limit: f32| {
-        let greatest = greatest(x);
+        let greatest = greatest(x, limit);
         // Smaller numbers are taken for zeros: their scale has no inverse in f32.
         let some = greatest >= 1e-36;
         let (scale, inverse) = if some { (greatest / 127.0, 127.0 / greatest) } else { (0.0, 0.0) };
-        let number = |&x: &f32| {
-            let (x, whole) = (x * inverse, (x * inverse).round_ties_even());
-            let rest = if greatest > limit {
-                ((x - whole) * 256.0).clamp(-127.0, 127.0).round_ties_even()
-            } else {
-                0.0
-            };
-            f64::from(scale) * (f64::from(whole) + f64::from(rest) / 256.0)
+        let number = |&x: &f32| match x.abs() > limit {
+            true => f64::from(x),
+            false => f64::from(scale) * f64::from((x * inverse).round_ties_even()),
         };
         x.iter().map(number).collect::<Vec<_>>()
     };
@@ -60,13 +55,14 @@ fn taken(ty: WeightType, x: &Table) -> Vec<f64> {
     x.values.chunks_exact(x.dim).flat_map(row).collect()
 }
 
-fn greatest(x: &[f32]) -> f32 {
-    x.iter().fold(0.0f32, |a, b| a.max(b.abs()))
+/// The greatest size up to `limit`.
+fn greatest(x: &[f32], limit: f32) -> f32 {
+    x.iter().map(|x| x.abs()).filter(|&x| x <= limit).fold(0.0, f32::max)
 }
 
-/// Blocks with a greater number have second bytes. (None is near it here: it need not be summed as the kernels do.)
+/// Greater numbers are multiplied as floats. (None is near it here: it need not be summed as the kernels do.)
 fn limit(row: &[f32]) -> f32 {
-    FINE * (row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32).sqrt()
+    OUTLIER * (row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32).sqrt()
 }
 
 /// Rows with a great number here and there, not in the same blocks.
@@ -87,8 +83,7 @@ struct Element {
     size: f64,
     /// With the activations as they are.
     exact: f64,
-    /// How far these two may be apart: an activation is off by half a step, its block's greatest / 254; by a 128th of that
-    /// where there are second bytes.
+    /// How far these two may be apart: an activation is off by half a step, its block's greatest / 254.
     apart: f64,
 }
 
@@ -112,9 +107,8 @@ fn element(quantized: bool, x: &[f32], taken: &[f64], w: &[f32]) -> Element {
         size = taken.chunks(16).zip(w.chunks(16)).map(|(x, w)| group_size(x, w)).sum();
         let limit = limit(x);
         for (x, w) in x.chunks(32).zip(w.chunks(32)) {
-            let fine = if greatest(x) > limit { 128.0 } else { 1.0 };
-            apart +=
-                f64::from(greatest(x)) / 254.0 / fine * w.iter().map(|w| f64::from(w.abs())).sum::<f64>();
+            let step = f64::from(greatest(x, limit)) / 254.0;
+            apart += step * w.iter().map(|w| f64::from(w.abs())).sum::<f64>();
         }
     }
     Element { value: terms.iter().sum(), size, exact, apart }

@@ -123,11 +123,11 @@ pub fn vector(ops: &Ops, values: &[f32]) -> Vector {
     ops.vector(&tensor(WeightType::F32, vec![values.len()], bytes), 0.0).unwrap()
 }
 
-/// See `Linear::fine`.
-pub const FINE: f32 = 8.0;
+/// See `Linear::outlier`.
+pub const OUTLIER: f32 = 8.0;
 
 pub fn linear(ops: &Ops, w: &WeightTensor, bias: Option<&[f32]>) -> Linear {
-    Linear { weight: ops.matrix(w).unwrap(), bias: bias.map(|bias| vector(ops, bias)), fine: FINE }
+    Linear { weight: ops.matrix(w).unwrap(), bias: bias.map(|bias| vector(ops, bias)), outlier: OUTLIER }
 }
 
 pub fn native(threads: usize) -> Ops {

@@ -173,6 +173,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { both!(a, b => _mm256_add_epi32(a, b)) }
     }
     #[inline(always)]
+    unsafe fn shr_32(x: I, by: i32) -> I {
+        unsafe { both!(x => _mm256_srl_epi32(x, _mm_cvtsi32_si128(by))) }
+    }
+    #[inline(always)]
     unsafe fn shl_32(x: I, by: i32) -> I {
         unsafe { both!(x => _mm256_sll_epi32(x, _mm_cvtsi32_si128(by))) }
     }

@@ -143,6 +143,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn quads(x: __m512i) -> [i32; 4] {
+        unsafe {
+            let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b10_11_00_01>(x));
+            let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b01_00_11_10>(x));
+            let mut sums = [0; 4];
+            _mm_storeu_si128(
+                sums.as_mut_ptr().cast(),
+                _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, x)),
+            );
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn shr_32(x: __m512i, by: i32) -> __m512i {
+        unsafe { _mm512_srl_epi32(x, _mm_cvtsi32_si128(by)) }
+    }
+    #[inline(always)]
     unsafe fn shl_32(x: __m512i, by: i32) -> __m512i {
         unsafe { _mm512_sll_epi32(x, _mm_cvtsi32_si128(by)) }
     }

@@ -165,6 +165,10 @@ impl Simd for Scalar {
         map_i(|l| a[l].wrapping_add(b[l]))
     }
     #[inline(always)]
+    unsafe fn shr_32(x: I, by: i32) -> I {
+        map_i(|l| (x[l] as u32 >> by) as i32)
+    }
+    #[inline(always)]
     unsafe fn shl_32(x: I, by: i32) -> I {
         map_i(|l| x[l] << by)
     }
