@@ -85,8 +85,12 @@ pub(super) fn products(
                 continue;
             }
             let range = bundle * split.panels..columns(list).min((bundle + 1) * split.panels);
-            // What this thread is likely to do next, if all keep step.
+            // What this thread is likely to do next, if all keep step; the parts of the rows ask for a share each.
             let step = pool.threads().div_ceil(parts) * split.panels;
+            let share = |bytes: &[u8]| {
+                let at = |part: usize| (bytes.len() * part / parts).next_multiple_of(64).min(bytes.len());
+                at(part)..at(part + 1)
+            };
             for (at, product) in list.iter().enumerate() {
                 let ahead = match list.get(at + 1) {
                     Some(next) => next.w.bytes(range.clone()),
@@ -95,7 +99,7 @@ pub(super) fn products(
                         list[0].w.bytes(next(range.start)..next(range.end))
                     }
                 };
-                multiply(isa, product, x, rows.clone(), range.clone(), ahead);
+                multiply(isa, product, x, rows.clone(), range.clone(), &ahead[share(ahead)]);
             }
             return;
         }

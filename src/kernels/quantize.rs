@@ -147,8 +147,12 @@ impl Quantized {
     }
 
     /// The outliers of a row in a stretch of it, in order.
+    #[inline(always)]
     pub(super) fn outliers(&self, row: usize, stretch: Range<usize>) -> &[Outlier] {
         let all = &self.outliers[row * room(self.k)..][..self.counts[row] as usize];
+        if stretch.len() == self.k {
+            return all;
+        }
         let before = |end: usize| all.iter().take_while(|outlier| (outlier.at as usize) < end).count();
         &all[before(stretch.start)..before(stretch.end)]
     }
@@ -216,12 +220,13 @@ pub(super) unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
                     let limit = fine * root_mean_square::<S>(x);
                     let outliers = to.outliers.part(row * room(to.k)..(row + 1) * room(to.k));
                     for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
-                        let mut taken = *x;
-                        let mut most = greatest::<S>(x);
+                        let most = greatest::<S>(x);
                         if most > limit && most >= LEAST {
-                            most = take_out(&mut taken, limit, block * SUB, outliers, count);
+                            let (rest, most) = take_out(x, limit, block * SUB, outliers, count);
+                            bytes_of_block::<S>(&rest, most, block, bytes.q, bytes.meta);
+                        } else {
+                            bytes_of_block::<S>(x, most, block, bytes.q, bytes.meta);
                         }
-                        bytes_of_block::<S>(&taken, most, block, bytes.q, bytes.meta);
                     }
                 }
                 Precision::Double => {
@@ -240,20 +245,27 @@ pub(super) unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
     }
 }
 
-/// Moves numbers above `limit` to the outliers, as long as there is room, and returns the greatest of the others.
+/// Moves numbers above `limit` to the outliers, as long as there is room; what is left, and its greatest size.
 #[cold]
-fn take_out(x: &mut [f32; SUB], limit: f32, start: usize, outliers: &mut [Outlier], count: &mut u32) -> f32 {
-    let mut greatest = 0.0;
-    for (at, x) in (start..).zip(x) {
+fn take_out(
+    x: &[f32; SUB],
+    limit: f32,
+    start: usize,
+    outliers: &mut [Outlier],
+    count: &mut u32,
+) -> ([f32; SUB], f32) {
+    let (mut rest, mut greatest) = (*x, 0.0);
+    for (at, x) in (start..).zip(&mut rest) {
+        let size = x.abs();
         match outliers.get_mut(*count as usize) {
-            Some(outlier) if x.abs() > limit => {
+            Some(outlier) if size > limit => {
                 *outlier = Outlier { at: at as u32, value: std::mem::take(x) };
                 *count += 1;
             }
-            _ => greatest = f32::max(greatest, x.abs()),
+            _ => greatest = if size > greatest { size } else { greatest },
         }
     }
-    greatest
+    (rest, greatest)
 }
 
 /// # Safety
@@ -262,11 +274,12 @@ fn take_out(x: &mut [f32; SUB], limit: f32, start: usize, outliers: &mut [Outlie
 unsafe fn root_mean_square<S: Simd>(x: &[f32]) -> f32 {
     // SAFETY: the caller's promise.
     unsafe {
-        let (mut factor, mut sum) = (1.0, squares::<S>(x, 1.0));
+        let mut factor = 1.0;
+        let mut sum = squares::<S, false>(x, factor);
         if !(1e-25..1e35).contains(&sum) {
             // Squares may be more or less than f32 has.
             factor = if sum < 1.0 { EXTREME } else { 1.0 / EXTREME };
-            sum = squares::<S>(x, factor);
+            sum = squares::<S, true>(x, factor);
         }
         (sum / x.len() as f32).sqrt() / factor
     }
@@ -275,24 +288,34 @@ unsafe fn root_mean_square<S: Simd>(x: &[f32]) -> f32 {
 /// A power of two between the extremes and 1.
 const EXTREME: f32 = (1u128 << 80) as f32;
 
-/// The sum of the squares of `x * factor`.
+/// The sum of the squares, of `x * factor` if `SCALED`.
 ///
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn squares<S: Simd>(x: &[f32], factor: f32) -> f32 {
+unsafe fn squares<S: Simd, const SCALED: bool>(x: &[f32], factor: f32) -> f32 {
     unsafe {
-        // Four sums: each would wait for the one before it.
-        let mut sums = [S::zero(); 4];
-        for x in x.as_chunks::<SUB>().0.chunks(2) {
-            for (x, sums) in x.iter().zip(sums.chunks_exact_mut(2)) {
-                for (at, sum) in sums.iter_mut().enumerate() {
-                    let x = S::mul(S::load(x.as_ptr().add(at * LANES)), S::splat(factor));
-                    *sum = S::fma(x, x, *sum);
-                }
-            }
+        macro_rules! add {
+            ($sum:ident, $x:ident, $at:expr) => {
+                let x = S::load($x.as_ptr().add($at * LANES));
+                let x = if SCALED { S::mul(x, S::splat(factor)) } else { x };
+                $sum = S::fma(x, x, $sum);
+            };
         }
-        S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+        // Four sums: each would wait for the one before it.
+        let (mut a, mut b, mut c, mut d) = (S::zero(), S::zero(), S::zero(), S::zero());
+        let (pairs, last) = x.as_chunks::<{ 2 * SUB }>();
+        for x in pairs {
+            add!(a, x, 0);
+            add!(b, x, 1);
+            add!(c, x, 2);
+            add!(d, x, 3);
+        }
+        if !last.is_empty() {
+            add!(a, last, 0);
+            add!(b, last, 1);
+        }
+        S::sum(S::add(S::add(a, b), S::add(c, d)))
     }
 }
 

@@ -248,9 +248,12 @@ impl Door<'_> {
 /// next token's probabilities move if only these inputs have 8 bits. The head's come first (and cost little: only rows
 /// that are sampled pass through it), then those of queries, keys and values; attention's outputs hardly matter.
 fn outlier(part: Part) -> f32 {
+    let v: Vec<f32> = std::env::var("TALLOW_OUT").unwrap_or("4,5,8,8,8".into()).split(',').map(|x| x.parse().unwrap()).collect();
     match part {
-        Part::Embed | Part::Head => 4.0,
-        Part::Q | Part::K | Part::V | Part::Qkv => 5.0,
-        _ => 8.0,
+        Part::Embed | Part::Head => v[0],
+        Part::Q | Part::K | Part::V | Part::Qkv => v[1],
+        Part::Gate | Part::Up => v[2],
+        Part::Down => v[3],
+        _ => v[4],
     }
 }
