@@ -20,7 +20,7 @@ pub(super) const STRETCH: usize = 640;
 /// Panels that are worked on together.
 pub(super) const PANELS: usize = 4;
 /// Rows of a task, at most.
-pub(super) const ROWS: usize = 96;
+pub(super) const ROWS: usize = 192;
 /// Rows that are finished together, while they are in the first cache: a multiple of all tiles' rows but AMX's.
 const FINISHED: usize = 12;
 /// Places for sums: AMX takes some rows twice.
