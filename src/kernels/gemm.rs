@@ -87,23 +87,48 @@ pub(super) fn products(
             let range = bundle * split.panels..columns(list).min((bundle + 1) * split.panels);
             // What this thread is likely to do next, if all keep step; the parts of the rows ask for a share each.
             let step = pool.threads().div_ceil(parts) * split.panels;
-            let share = |bytes: &[u8]| {
-                let at = |part: usize| (bytes.len() * part / parts).next_multiple_of(64).min(bytes.len());
-                at(part)..at(part + 1)
-            };
-            for (at, product) in list.iter().enumerate() {
-                let ahead = match list.get(at + 1) {
-                    Some(next) => next.w.bytes(range.clone()),
-                    None => {
-                        let next = |panel: usize| (panel + step).min(columns(list));
-                        list[0].w.bytes(next(range.start)..next(range.end))
+            let next = |panel: usize| (panel + step).min(columns(list));
+            let next = next(range.start)..next(range.end);
+            let task = Task { isa, x, rows, panels: range };
+            match list {
+                [gate, up] if task.rows.len() > FEW && pair(gate, up) => {
+                    let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, parts));
+                    multiply(&task, &[*gate, *up], &ahead);
+                }
+                _ => {
+                    for (at, product) in list.iter().enumerate() {
+                        let ahead = match list.get(at + 1) {
+                            Some(other) => other.w.bytes(task.panels.clone()),
+                            None => list[0].w.bytes(next.clone()),
+                        };
+                        multiply(&task, &[*product], &[share(ahead, part, parts)]);
                     }
-                };
-                multiply(isa, product, x, rows.clone(), range.clone(), &ahead[share(ahead)]);
+                }
             }
             return;
         }
     })
+}
+
+/// Whole cache lines, about one of `parts` parts.
+fn share(bytes: &[u8], part: usize, parts: usize) -> &[u8] {
+    let start = |part: usize| (bytes.len() * part / parts).next_multiple_of(64).min(bytes.len());
+    &bytes[start(part)..start(part + 1)]
+}
+
+/// The rows, and the panels of a product or two, that are computed together.
+struct Task<'a> {
+    isa: Isa,
+    x: Input<'a>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+/// Whether these are a gate and what it lets through, in matrices alike: a column's sums of both are finished together.
+fn pair(gate: &Product<'_>, up: &Product<'_>) -> bool {
+    let alike = gate.w.dtype == up.w.dtype && gate.w.n == up.w.n && gate.w.k == up.w.k;
+    let gated = matches!((gate.then, up.then), (Then::Set, Then::Gate(_))) && std::ptr::eq(gate.out, up.out);
+    alike && gated && gate.w.dtype.is_quantized()
 }
 
 /// Panels of a task of few rows, at most.
@@ -138,38 +163,43 @@ impl Split {
     }
 }
 
-fn multiply(
-    isa: Isa,
-    product: &Product<'_>,
-    x: Input<'_>,
-    rows: Range<usize>,
-    panels: Range<usize>,
-    ahead: &[u8],
-) {
-    assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k && rows.end <= x.rows);
-    assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
+/// Multiplies with a matrix, or with a [`pair`].
+fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
+    let Task { isa, x, ref rows, ref panels } = *task;
+    for product in products {
+        assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k && rows.end <= x.rows);
+        assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
+    }
+    let product = &products[0];
     let w = product.w;
     with_form!(w.dtype, Q => {
         let Some(bytes) = x.bytes else { return }; // `products` made sure
         assert!(bytes.rows >= x.rows && bytes.k == x.k);
         assert!(x.k > 0 && w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT);
         if rows.len() > FEW {
-            let put = |row, panel, sums: &[_]| finish(isa, product, row, panels.start + panel, sums);
+            let put = |row, panel, [sums, second]: [&[_]; 2]| match products {
+                [gate, up] => finish_pair(isa, (gate, up), row, panels.start + panel, (sums, second)),
+                _ => finish(isa, product, row, panels.start + panel, sums),
+            };
             let soon = |rows, some: Range<usize>| {
                 ask(isa, product, rows, panels.start + some.start..panels.start + some.end);
             };
-            let w = Panels { bytes: w.bytes(panels.clone()), panel_bytes: w.panel_bytes, ahead };
-            return stretch::multiply::<Q>(isa, w, bytes, rows, soon, put);
+            let mut matrices = [w.bytes(panels.clone()); 2];
+            for (bytes, product) in matrices.iter_mut().zip(products) {
+                *bytes = product.w.bytes(panels.clone());
+            }
+            let w = Panels { matrices: &matrices[..products.len()], panel_bytes: w.panel_bytes, ahead };
+            return stretch::multiply::<Q>(isa, w, bytes, rows.clone(), soon, put);
         }
         let mut sums = [[0.0; LANES]; MOST];
         let sums = &mut sums[..panels.len()];
-        for row in rows {
+        for row in rows.clone() {
             one_row::<Q>(isa, w.bytes(panels.clone()), bytes, row, sums);
             finish_row(isa, product, row, panels.start, sums);
         }
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
-        tiles(isa, product, rows, panels, |panel, row, rows, sums| {
+        tiles(isa, product, rows.clone(), panels.clone(), |panel, row, rows, sums| {
             let x_rows = x.floats[row * x.k..(row + rows) * x.k].as_ptr();
             // SAFETY: the panel has `k` vectors of sixteen weights; the rows are there.
             unsafe { dense(isa, rows, w.dtype, panel, x_rows, x.k, sums) }
@@ -196,24 +226,30 @@ unsafe fn one_row_body<S: Simd, Q: Form>(
     assert!(row < x.rows && units > 0 && panels.len() == sums.len() * units * Q::UNIT);
     // As many rows do it: all layers of a stretch, then its outliers.
     let stretch = stretch::stretch_len(x.k, unit);
+    let layers = [x.at(0, row, 0), x.at(x.layers() - 1, row, 0)];
+    let layers = &layers[..x.layers()];
+    let outliers = x.outliers(row, 0..x.k);
     for (panel, sums) in panels.chunks_exact(units * Q::UNIT).zip(sums) {
         // SAFETY: the caller's promise; the panel has `k` weights of sixteen columns.
         unsafe {
             let mut acc = [[S::zero()]];
-            let mut start = 0;
+            let (mut start, mut outliers) = (0, outliers.iter());
+            let mut outlier = outliers.next();
             while start < x.k {
                 let end = x.k.min(start + stretch);
-                let (units, blocks) = ((end - start) / unit, (end - start) / SUB);
                 let codes = panel.as_ptr().add(start / unit * Q::UNIT);
-                for layer in 0..x.layers() {
-                    let x = x.at(layer, row, start / SUB);
-                    tile::tile::<S, _, 1, 1>(Codes::<S, Q>::new(codes, units), x, blocks, &mut acc);
+                for x in layers {
+                    let codes = Codes::<S, Q>::new(codes, (end - start) / unit);
+                    tile::tile::<S, _, 1, 1>(codes, x.skip(start / SUB), (end - start) / SUB, &mut acc);
                 }
-                let outliers = x.outliers(row, start..end);
-                if !outliers.is_empty() {
-                    let codes = Codes::<S, Q>::new(codes, units);
-                    let [sums] = &mut acc;
-                    tile::floats::<S, _, 1>(&codes, start, outliers, sums);
+                while let Some(some) = outlier {
+                    if some.at as usize >= end {
+                        break;
+                    }
+                    let codes = Codes::<S, Q>::new(codes, 1);
+                    let [weights] = tile::column::<S, _, 1>(&codes, some.at as usize - start);
+                    acc[0][0] = S::fma(S::splat(some.value), weights, acc[0][0]);
+                    outlier = outliers.next();
                 }
                 start = end;
             }
@@ -419,6 +455,15 @@ tiered! {
     fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = finish_body;
 }
 tiered! {
+    /// As [`finish`], of a gate and what it lets through.
+    fn finish_pair(
+        products: (&Product<'_>, &Product<'_>),
+        row: usize,
+        panel: usize,
+        sums: (&[[f32; LANES]], &[[f32; LANES]]),
+    ) = finish_pair_body;
+}
+tiered! {
     /// Puts the sums of `row` for the columns of panels from `panel` on where they go.
     fn finish_row(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = finish_row_body;
 }
@@ -430,6 +475,27 @@ unsafe fn finish_body<S: Simd>(product: &Product<'_>, row: usize, panel: usize, 
     for (row, sums) in (row..).zip(sums) {
         // SAFETY: the caller's promise.
         unsafe { put::<S>(product, row, panel, sums) };
+    }
+}
+
+/// # Safety
+/// As [`finish_body`].
+#[inline(always)]
+unsafe fn finish_pair_body<S: Simd>(
+    (gate, up): (&Product<'_>, &Product<'_>),
+    row: usize,
+    panel: usize,
+    (first, second): (&[[f32; LANES]], &[[f32; LANES]]),
+) {
+    let (n, Then::Gate(act)) = (up.w.n, up.then) else { return }; // `pair` made sure
+    let (from, to) = (panel * LANES, n.min((panel + 1) * LANES));
+    for (row, (first, second)) in (row..).zip(first.iter().zip(second)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (first, second) = (biased::<S>(gate, first, from, to), biased::<S>(up, second, from, to));
+            let out = up.out.part(row * n + from..row * n + to);
+            S::store_some(out, S::mul(math::activate::<S>(act, first), second));
+        }
     }
 }
 
@@ -452,10 +518,7 @@ unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[
     // SAFETY: the caller's promise.
     unsafe {
         let out = product.out.part(row * n + from..row * n + to);
-        let mut sum = S::load(sums.as_ptr());
-        if let Some(bias) = product.bias {
-            sum = S::add(sum, S::load_some(&bias[from..to]));
-        }
+        let sum = biased::<S>(product, sums, from, to);
         let value = match product.then {
             Then::Set => sum,
             Then::Add => S::add(S::load_some(out), sum),
@@ -463,6 +526,21 @@ unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[
             Then::Activate(act) => math::activate::<S>(act, sum),
         };
         S::store_some(out, value);
+    }
+}
+
+/// Sums with the bias of their columns.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn biased<S: Simd>(product: &Product<'_>, sums: &[f32; LANES], from: usize, to: usize) -> S::F {
+    unsafe {
+        let sum = S::load(sums.as_ptr());
+        match product.bias {
+            Some(bias) => S::add(sum, S::load_some(&bias[from..to])),
+            None => sum,
+        }
     }
 }
 

@@ -133,10 +133,6 @@ impl Native {
             quantize::quantize(self.isa, Job { x: floats, first: rows.start, to: &to, precision });
         })?;
         drop(to);
-        if std::env::var("COUNT").is_ok() && x.rows > 100 {
-            let n: usize = (0..x.rows).map(|r| made.outliers(r,0..dim).len()).sum();
-            eprintln!("fine {outlier} dim {dim} {:.4} rows", n as f64/x.rows as f64);
-        }
         Ok(made)
     }
 

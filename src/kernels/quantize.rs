@@ -84,13 +84,13 @@ pub(super) struct At {
 }
 
 impl At {
-    /// The next block.
+    /// The same, some blocks on.
     #[inline(always)]
-    pub(super) fn next(self) -> At {
+    pub(super) fn skip(self, blocks: usize) -> At {
         At {
-            q: self.q.wrapping_add(SUB),
-            meta: self.meta.wrapping_add(META),
-            sums: self.sums.wrapping_add(SUMS),
+            q: self.q.wrapping_add(blocks * SUB),
+            meta: self.meta.wrapping_add(blocks * META),
+            sums: self.sums.wrapping_add(blocks * SUMS),
             ..self
         }
     }
@@ -121,7 +121,11 @@ impl Quantized {
     /// For several threads to write to.
     pub(super) fn shares<'a>(&'a mut self) -> Parts<'a> {
         let layer = |Layer { q, meta, sums }: &'a mut Layer| {
-            (Shares::new(q.as_mut_slice()), Shares::new(meta.as_mut_slice()), Shares::new(sums.as_mut_slice()))
+            (
+                Shares::new(q.as_mut_slice()),
+                Shares::new(meta.as_mut_slice()),
+                Shares::new(sums.as_mut_slice()),
+            )
         };
         Parts {
             k: self.k,
@@ -222,7 +226,7 @@ pub(super) unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
                     for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
                         let most = greatest::<S>(x);
                         if most > limit && most >= LEAST {
-                            let (rest, most) = take_out(x, limit, block * SUB, outliers, count);
+                            let (rest, most) = take_out::<S>(x, limit, block * SUB, outliers, count);
                             bytes_of_block::<S>(&rest, most, block, bytes.q, bytes.meta);
                         } else {
                             bytes_of_block::<S>(x, most, block, bytes.q, bytes.meta);
@@ -246,26 +250,31 @@ pub(super) unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
 }
 
 /// Moves numbers above `limit` to the outliers, as long as there is room; what is left, and its greatest size.
-#[cold]
-fn take_out(
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn take_out<S: Simd>(
     x: &[f32; SUB],
     limit: f32,
     start: usize,
     outliers: &mut [Outlier],
     count: &mut u32,
 ) -> ([f32; SUB], f32) {
-    let (mut rest, mut greatest) = (*x, 0.0);
-    for (at, x) in (start..).zip(&mut rest) {
-        let size = x.abs();
-        match outliers.get_mut(*count as usize) {
-            Some(outlier) if size > limit => {
-                *outlier = Outlier { at: at as u32, value: std::mem::take(x) };
-                *count += 1;
-            }
-            _ => greatest = if size > greatest { size } else { greatest },
+    let mut rest = *x;
+    unsafe {
+        let (limit, low, high) = (S::splat(limit), S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
+        let mut above =
+            u32::from(S::less(limit, S::abs(high))) << LANES | u32::from(S::less(limit, S::abs(low)));
+        while above != 0 && (*count as usize) < outliers.len() {
+            let at = above.trailing_zeros() as usize;
+            above &= above - 1;
+            outliers[*count as usize] = Outlier { at: (start + at) as u32, value: x[at] };
+            *count += 1;
+            rest[at] = 0.0;
         }
+        (rest, greatest::<S>(&rest))
     }
-    (rest, greatest)
 }
 
 /// # Safety

@@ -57,6 +57,8 @@ pub(super) trait Simd: 'static {
     unsafe fn copysign(size: Self::F, sign: Self::F) -> Self::F;
     /// `then` in lanes where `a < b`, else `otherwise`.
     unsafe fn if_less(a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
+    /// A bit for each lane where `a < b`.
+    unsafe fn less(a: Self::F, b: Self::F) -> u16;
     /// To the nearest whole number, halves to even; `x` is within ±2^31.
     unsafe fn round(x: Self::F) -> Self::I;
     /// `2^n` for whole `n` in -127..=127, where 2^-127 is 0.

@@ -33,15 +33,48 @@ pub(super) struct Panel {
     pub(super) scales: [[[f32; LANES]; 2]; STRETCH / 16],
 }
 
+/// Columns of weights as floats, of places where some row has an outlier: others are likely to have one there, too.
+#[repr(C, align(64))]
+pub(super) struct Columns {
+    weights: [[[f32; LANES]; PANELS]; COLUMNS],
+    /// Which column a place of the stretch has, or [`NONE`].
+    of: [u8; STRETCH],
+    used: usize,
+}
+
+const NONE: u8 = u8::MAX;
+/// The last one is for what finds no room.
+const COLUMNS: usize = 64;
+
+impl Columns {
+    const NEW: Columns = Columns { weights: [[[0.0; LANES]; PANELS]; COLUMNS], of: [NONE; STRETCH], used: 0 };
+
+    fn clear(&mut self) {
+        if self.used > 0 {
+            (self.of, self.used) = ([NONE; STRETCH], 0);
+        }
+    }
+}
+
 #[repr(C, align(64))]
 pub(super) struct Scratch {
+    columns: Columns,
     pub(super) panels: [Panel; PANELS],
     pub(super) sums: [[[f32; LANES]; PLACES]; PANELS],
     pub(super) ring: amx::Ring,
 }
 
+impl Scratch {
+    /// The sums of a panel, and of that of the second matrix, which is so much further on, if there are two.
+    fn sums_of(&self, panel: usize, further: usize, places: Range<usize>) -> [&[[f32; LANES]]; 2] {
+        let second = if further > 0 { &self.sums[panel + further][places.clone()] } else { &[] };
+        [&self.sums[panel][places], second]
+    }
+}
+
 thread_local! {
     static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(Box::new(Scratch {
+        columns: Columns::NEW,
         panels: [const { Panel { codes: [0; _], scales: [[[0.0; LANES]; 2]; _] } }; PANELS],
         sums: [[[0.0; LANES]; PLACES]; PANELS],
         ring: amx::Ring::NEW,
@@ -65,12 +98,13 @@ pub(super) struct Work<'a> {
     pub(super) panels: usize,
 }
 
-/// Panels of a matrix, and weights that are likely to be wanted next: memory delivers them while this computes.
+/// The same panels of one matrix or two.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
-    pub(super) bytes: &'a [u8],
+    pub(super) matrices: &'a [&'a [u8]],
     pub(super) panel_bytes: usize,
-    pub(super) ahead: &'a [u8],
+    /// Weights that are likely to be wanted next: memory delivers them while this computes.
+    pub(super) ahead: &'a [&'a [u8]],
 }
 
 tiered! {
@@ -99,8 +133,8 @@ tiered! {
     fn outliers<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = outliers_body;
 }
 
-/// Multiplies rows with panels, and gives away the sums: the first row of some, which panel of `w`, a vector a row. Each
-/// row and panel comes once; `soon` hears of some rows and panels some time before.
+/// Multiplies rows with panels, and gives away the sums: the first row of some, which panel, and for each matrix a vector a row.
+/// Each row and panel comes once; `soon` hears of some rows and panels some time before.
 ///
 /// # Panics
 /// When the panels do not have `k` weights of each column in form `Q`, or rows are too many.
@@ -110,7 +144,7 @@ pub(super) fn multiply<Q: Form>(
     x: &Quantized,
     rows: Range<usize>,
     soon: impl Fn(Range<usize>, Range<usize>),
-    each: impl FnMut(usize, usize, &[[f32; LANES]]),
+    each: impl FnMut(usize, usize, [&[[f32; LANES]]; 2]),
 ) {
     let kernels = Kernels {
         ask: |units: &[u8]| ask(isa, units),
@@ -158,29 +192,34 @@ pub(super) fn multiply_with<Q: Form>(
     x: &Quantized,
     rows: Range<usize>,
     soon: impl Fn(Range<usize>, Range<usize>),
-    mut each: impl FnMut(usize, usize, &[[f32; LANES]]),
+    mut each: impl FnMut(usize, usize, [&[[f32; LANES]]; 2]),
 ) {
-    let Panels { bytes: w, panel_bytes, ahead } = w;
+    let Panels { matrices, panel_bytes, ahead } = w;
     let unit = Q::TYPE.block_len();
-    assert!(x.k > 0 && panel_bytes == x.k / unit * Q::UNIT && w.len().is_multiple_of(panel_bytes));
+    assert!(x.k > 0 && panel_bytes == x.k / unit * Q::UNIT && (1..=2).contains(&matrices.len()));
+    let bytes = matrices[0].len();
+    assert!(matrices.iter().all(|w| w.len() == bytes) && bytes.is_multiple_of(panel_bytes));
     assert!(rows.end <= x.rows && rows.len() <= ROWS && in_tiles <= rows.len());
     let zero = Q::ZERO.trailing_zeros() as i32;
     let rest = rows.start + in_tiles..rows.end;
     // Behind those of the tiles, which may be a tile more than there are rows.
     let rest_place = in_tiles.next_multiple_of(amx::ROWS);
-    let all = w.len() / panel_bytes;
+    let all = bytes / panel_bytes;
+    let of_each = PANELS / matrices.len();
     SCRATCH.with_borrow_mut(|scratch| {
-        for group in (0..all).step_by(PANELS).map(|first| first..all.min(first + PANELS)) {
-            let panels = group.len();
-            let w = &w[group.start * panel_bytes..group.end * panel_bytes];
+        for group in (0..all).step_by(of_each).map(|first| first..all.min(first + of_each)) {
+            let panels = matrices.len() * group.len();
+            let range = group.start * panel_bytes..group.end * panel_bytes;
+            let packed = || matrices.iter().flat_map(|w| w[range.clone()].chunks_exact(panel_bytes));
             for stretch in stretches(x.k, unit) {
                 let units = stretch.start / unit * Q::UNIT..stretch.end / unit * Q::UNIT;
-                for panel in w.chunks_exact(panel_bytes) {
+                for panel in packed() {
                     (kernels.ask)(&panel[units.start..units.end.min(units.start + tile::AHEAD)]);
                 }
-                for (panel, to) in w.chunks_exact(panel_bytes).zip(&mut scratch.panels) {
+                for (panel, to) in packed().zip(&mut scratch.panels) {
                     (kernels.unpack)(&panel[units.clone()], to);
                 }
+                scratch.columns.clear();
                 let (first, blocks) = (stretch.start / SUB, stretch.len() / SUB);
                 let work = |rows, place, layer| {
                     let add = stretch.start > 0 || layer > 0;
@@ -203,22 +242,29 @@ pub(super) fn multiply_with<Q: Form>(
                     let place = rest_place + from - rest.start;
                     if last {
                         soon(some.clone(), group.clone());
-                        let share = |row: usize| ahead.len() * (row - rest.start) / rest.len();
-                        (kernels.ask)(&ahead[share(from)..share(some.end)]);
+                        for ahead in ahead {
+                            let share = |row: usize| ahead.len() * (row - rest.start) / rest.len();
+                            (kernels.ask)(&ahead[share(from)..share(some.end)]);
+                        }
                     }
                     for layer in 0..x.layers() {
                         (kernels.rows)(&work(some.clone(), place, layer), scratch);
                     }
                     (kernels.outliers)(&work(some.clone(), place, 0), scratch);
-                    for (panel, sums) in group.clone().zip(&scratch.sums).filter(|_| last) {
-                        each(from, panel, &sums[place..place + some.len()]);
+                    for (at, panel) in group.clone().enumerate().filter(|_| last) {
+                        each(
+                            from,
+                            panel,
+                            scratch.sums_of(at, panels - group.len(), place..place + some.len()),
+                        );
                     }
                 }
             }
             for tile in (0..in_tiles).step_by(amx::ROWS) {
                 let again = tile - amx::first_row(tile, in_tiles);
-                for (panel, sums) in group.clone().zip(&scratch.sums) {
-                    each(rows.start + tile, panel, &sums[tile + again..tile + amx::ROWS]);
+                for (at, panel) in group.clone().enumerate() {
+                    let places = tile + again..tile + amx::ROWS;
+                    each(rows.start + tile, panel, scratch.sums_of(at, panels - group.len(), places));
                 }
             }
         }
@@ -352,8 +398,26 @@ pub(super) unsafe fn outliers_body<S: Simd, K: Kind>(work: &Work<'_>, scratch: &
             for (p, acc) in acc.iter_mut().enumerate() {
                 *acc = S::load(sums.add(p * PLACES * LANES));
             }
-            let codes = codes::<K>(scratch.panels.as_ptr(), work.zero);
-            tile::floats::<S, _, PANELS>(&codes, stretch.start, outliers, &mut acc);
+            for outlier in outliers {
+                let at = outlier.at as usize - stretch.start;
+                let (mut column, columns) = (scratch.columns.of[at], &mut scratch.columns);
+                if column == NONE {
+                    column = columns.used as u8;
+                    if columns.used + 1 < COLUMNS {
+                        columns.of[at] = column;
+                        columns.used += 1;
+                    }
+                    let codes = codes::<K>(scratch.panels.as_ptr(), work.zero);
+                    let weights = tile::column::<S, _, PANELS>(&codes, at);
+                    for (to, weights) in columns.weights[usize::from(column)].iter_mut().zip(weights) {
+                        S::store(to.as_mut_ptr(), weights);
+                    }
+                }
+                let x = S::splat(outlier.value);
+                for (weights, acc) in columns.weights[usize::from(column)].iter().zip(&mut acc) {
+                    *acc = S::fma(x, S::load(weights.as_ptr()), *acc);
+                }
+            }
             for (p, acc) in acc.into_iter().enumerate() {
                 S::store(sums.add(p * PLACES * LANES), acc);
             }

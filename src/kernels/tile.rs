@@ -11,7 +11,7 @@
 //! acc += minimum_w * sum_x              fused, where the format has minima
 //! ```
 //!
-//! [`Outlier`]s come after a stretch of blocks, row by row ([`floats`]): `acc += x * weight`, fused, of the weight in f32.
+//! Outliers come after a stretch of blocks, row by row: `acc += x * weight`, fused, of the weight in f32 ([`column`]).
 //!
 //! With AVX-512 a tile is six rows times two panels: 24 of 32 registers are sums, and a byte of activations that was loaded
 //! serves two products. (Twelve rows times one panel loads for each product, which takes as long as the product.)
@@ -19,7 +19,7 @@
 use std::marker::PhantomData;
 
 use super::forms::{self, Form, SUB};
-use super::quantize::{At, META, Outlier, SUMS};
+use super::quantize::{At, META, SUMS};
 use super::simd::{LANES, Simd};
 
 /// Where codes and scales of sixteen columns come from, block by block.
@@ -230,7 +230,7 @@ pub(super) unsafe fn tile<S: Simd, C: Codes<S>, const M: usize, const P: usize>(
             } else {
                 half::<S, C, M, P, 0, 8>(&codes, x, 0, 1, acc);
             }
-            x = x.next();
+            x = x.skip(1);
             codes.next();
         }
     }
@@ -275,36 +275,28 @@ unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
     }
 }
 
-/// Adds the products of a row's outliers to its sums. `codes` begin with weight `from` of the row.
+/// The weights of one place in the row, as floats. `codes` begin `at` places before it.
 ///
 /// # Safety
-/// The tier's instructions; there are such weights, of `P` panels.
+/// The tier's instructions; there is such a weight, of `P` panels.
 #[inline(always)]
-pub(super) unsafe fn floats<S: Simd, C: Codes<S>, const P: usize>(
-    codes: &C,
-    from: usize,
-    outliers: &[Outlier],
-    acc: &mut [S::F; P],
-) {
+pub(super) unsafe fn column<S: Simd, C: Codes<S>, const P: usize>(codes: &C, at: usize) -> [S::F; P] {
     unsafe {
         let zero = S::splat(if C::MIN { 0.0 } else { (1 << codes.zero()) as f32 });
-        for outlier in outliers {
-            let at = outlier.at as usize - from;
-            let codes = codes.skip(at / SUB);
-            let (group, byte) = (at % SUB / 4, at % 4);
-            let half = if C::HALVES { at % SUB / (SUB / 2) } else { 0 };
-            let x = S::splat(outlier.value);
-            for p in 0..P {
-                let code = S::shr_32(codes.group(p, group), 8 * byte as i32);
-                let code = S::to_f(S::and(code, S::splat_i(255)));
-                let (scale, offset) = codes.scales(p, half);
-                let weight = match C::MIN {
-                    true => S::fma(code, scale, offset),
-                    false => S::mul(S::sub(code, zero), scale),
-                };
-                acc[p] = S::fma(x, weight, acc[p]);
-            }
+        let codes = codes.skip(at / SUB);
+        let (group, byte) = (at % SUB / 4, at % 4);
+        let half = if C::HALVES { at % SUB / (SUB / 2) } else { 0 };
+        let mut weights = [S::zero(); P];
+        for p in 0..P {
+            let code = S::shr_32(codes.group(p, group), 8 * byte as i32);
+            let code = S::to_f(S::and(code, S::splat_i(255)));
+            let (scale, offset) = codes.scales(p, half);
+            weights[p] = match C::MIN {
+                true => S::fma(code, scale, offset),
+                false => S::mul(S::sub(code, zero), scale),
+            };
         }
+        weights
     }
 }
 

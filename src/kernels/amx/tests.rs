@@ -74,14 +74,15 @@ fn emulated(w: &Packed, x: &Quantized, rows: usize) -> Vec<f32> {
                 with_kind!(Q, K => unsafe { stretch::outliers_body::<Scalar, K>(work, scratch) });
             },
         };
-        let each = |first: usize, panel: usize, sums: &[[f32; LANES]]| {
+        let each = |first: usize, panel: usize, [sums, none]: [&[[f32; LANES]]; 2]| {
+            assert!(none.is_empty());
             for (row, sums) in (first..).zip(sums) {
                 let columns = panel * LANES..w.n.min((panel + 1) * LANES);
                 times[row * w.panels() + panel] += 1;
                 out[row * w.n..][columns.clone()].copy_from_slice(&sums[..columns.len()]);
             }
         };
-        let panels = stretch::Panels { bytes: w.bytes(0..w.panels()), panel_bytes: w.panel_bytes, ahead: &[] };
+        let panels = stretch::Panels { matrices: &[w.bytes(0..w.panels())], panel_bytes: w.panel_bytes, ahead: &[] };
         let worth = rows_in_tiles(rows);
         stretch::multiply_with::<Q>(kernels, worth, by_tiles, panels, x, 0..worth, |_, _| (), each);
     }, else unreachable!());

@@ -93,6 +93,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn less(a: F, b: F) -> u16 {
+        unsafe {
+            let mask = both!(a, b => _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)));
+            (mask[1] << 8 | mask[0]) as u16
+        }
+    }
+    #[inline(always)]
     unsafe fn round(x: F) -> I {
         unsafe {
             both!(x => _mm256_cvttps_epi32(

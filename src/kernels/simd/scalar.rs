@@ -103,6 +103,10 @@ impl Simd for Scalar {
         map(|l| if a[l] < b[l] { then[l] } else { otherwise[l] })
     }
     #[inline(always)]
+    unsafe fn less(a: F, b: F) -> u16 {
+        (0..LANES).fold(0, |mask, l| mask | u16::from(a[l] < b[l]) << l)
+    }
+    #[inline(always)]
     unsafe fn round(x: F) -> I {
         map_i(|l| x[l].round_ties_even() as i32)
     }
