@@ -152,10 +152,12 @@ impl Split {
         if rows <= FEW {
             return Split { panels: (panels / (4 * threads)).clamp(1, MOST), rows };
         }
-        // Tasks of fewer than 16 rows would spend too much on unpacking.
-        let bundles = panels.div_ceil(stretch::PANELS);
-        let wanted = if threads == 1 { 1 } else { (8 * threads).div_ceil(bundles.max(1)) };
-        let parts = rows.div_ceil(stretch::ROWS).max(wanted.min(rows / 16)).max(1);
+        let bundles = panels.div_ceil(stretch::PANELS).max(1);
+        // Unpacking takes as long as three rows of a task. At the end, threads wait for half a task. Both together are least
+        // where there are about this many parts; and tasks of fewer than 16 rows would spend too much on unpacking.
+        let best = ((rows * threads) as f32 / (6 * bundles) as f32).sqrt().round() as usize;
+        let wanted = if threads == 1 { 1 } else { best.max((4 * threads).div_ceil(bundles)).min(rows / 16) };
+        let parts = rows.div_ceil(stretch::ROWS).max(wanted).max(1);
         let rows = rows.div_ceil(parts);
         // Whole tiles.
         let rows = rows.next_multiple_of(if rows > 48 { 48 } else { 6 });
