@@ -287,11 +287,11 @@ pub(super) unsafe fn column<S: Simd, C: Codes<S>, const P: usize>(codes: &C, at:
         let (group, byte) = (at % SUB / 4, at % 4);
         let half = if C::HALVES { at % SUB / (SUB / 2) } else { 0 };
         let mut weights = [S::zero(); P];
-        for p in 0..P {
+        for (p, weight) in weights.iter_mut().enumerate() {
             let code = S::shr_32(codes.group(p, group), 8 * byte as i32);
             let code = S::to_f(S::and(code, S::splat_i(255)));
             let (scale, offset) = codes.scales(p, half);
-            weights[p] = match C::MIN {
+            *weight = match C::MIN {
                 true => S::fma(code, scale, offset),
                 false => S::mul(S::sub(code, zero), scale),
             };
