@@ -8,7 +8,7 @@ PROFILE := fast
 MODELS := target/test-models
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-peers demo test test-rust test-python test-newest-dspy check format lint stubs check-cuda develop models clean
+.PHONY: help bench bench-kernels bench-peers demo test test-rust test-python test-newest-dspy check format lint stubs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ check-cuda: ## Type-check the CUDA build with a stand-in compiler
 bench: models ## Time tallow beside the installed peers; writes benches/RESULTS.md, results.json and results.svg
 	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --quiet --release
 	$(BIN)/python benches/compare.py $(ARGS)
+
+bench-kernels: ## Time single kernels by criterion (ARGS='"product Q4_K"' chooses)
+	cargo bench --bench kernels -- $(ARGS)
 
 bench-peers: ## Install the benchmark's peers into target/peers, each into an environment of its own
 	$(PYTHON) benches/peers/install.py $(PEERS)

@@ -42,7 +42,7 @@ class Model:
     - ``revision``: branch, tag or commit, for the hub.
     - ``device``: "auto", "cpu", "cuda:0", "metal"; ``dtype``: what it computes in, "auto" for the device's
       best. On the CPU "float32" keeps keys and values exact (in twice the memory, instead of in bfloat16) and
-      gives all activations 15 bits before quantized weights, instead of a few: slower, for comparisons.
+      takes activations at 15 bits before quantized weights, instead of 8: slower, for comparisons.
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
     - ``threads``: CPU threads; None is one a core.

@@ -1,0 +1,99 @@
+//! Times single kernels on one thread: `make bench-kernels`, or `cargo bench -- "product Q4_K"` for some of them. criterion says
+//! what has changed since the last time. What they reach of the machine's limits is printed by
+//! `cargo test --release --test kernels speed -- --ignored --nocapture`.
+
+#[allow(dead_code)] // The tests use all of it.
+#[path = "../tests/kernels/support.rs"]
+mod support;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use support::{Random, linear, vector, weights};
+use tallow::config::NormKind;
+use tallow::kernels::{Activation, Attention, KvShape, KvType, Norm, Ops};
+use tallow::step::{PAGE, Step};
+use tallow::weights::WeightType;
+
+/// Rows of a step: an answer, a batch of them, a prompt.
+const ROWS: [usize; 3] = [1, 32, 512];
+
+fn ops() -> Ops {
+    Ops::native(1, KvType::BF16).unwrap()
+}
+
+/// Of rows that are bytes already. Operations: a product and its sum are two.
+fn products(c: &mut Criterion) {
+    let (ops, mut random, n, k) = (ops(), Random(1), 1536, 768);
+    for ty in WeightType::ALL {
+        let mut group = c.benchmark_group(format!("product {}", ty.name()));
+        let linear = linear(&ops, &weights(ty, n, k, &mut random), None);
+        for rows in ROWS {
+            let x = random.table(rows, k).on(&ops);
+            group.throughput(Throughput::Elements(2 * (rows * n * k) as u64));
+            let product = |b: &mut criterion::Bencher<'_>| b.iter(|| ops.linear(&linear, &x).unwrap());
+            group.bench_function(BenchmarkId::from_parameter(rows), product);
+        }
+    }
+}
+
+/// Gate and up together, and rows that become bytes first.
+fn gated(c: &mut Criterion) {
+    let (ops, mut random, n, k) = (ops(), Random(2), 1536, 768);
+    let mut group = c.benchmark_group("quantize, gate and up Q4_K");
+    let [gate, up] = [(); 2].map(|()| linear(&ops, &weights(WeightType::Q4K, n, k, &mut random), None));
+    for rows in ROWS {
+        let x = random.table(rows, k);
+        group.throughput(Throughput::Elements(4 * (rows * n * k) as u64));
+        group.bench_function(BenchmarkId::from_parameter(rows), |b| {
+            let fresh = || x.on(&ops);
+            let gated = |x| ops.gated(&gate, &up, &x, Activation::Silu).unwrap();
+            b.iter_batched(fresh, gated, criterion::BatchSize::LargeInput);
+        });
+    }
+}
+
+/// Rows after 1024 positions, nine heads of 64 that share three keys. Operations as above.
+fn attention(c: &mut Criterion) {
+    let (ops, mut random, before) = (ops(), Random(3), 1024);
+    let shape = KvShape { kv_heads: 3, head_dim: 64 };
+    let a = Attention { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, window: None, soft_cap: None };
+    let mut group = c.benchmark_group("attention after 1024");
+    for rows in ROWS {
+        let len = before + rows;
+        let pages: Vec<u32> = (0..len.div_ceil(PAGE) as u32).collect();
+        let cache = ops.kv_cache(&[shape], pages.len()).unwrap();
+        let (mut history, mut step) = (Step::default(), Step::default());
+        history.push(&vec![0; len], 0, pages.clone());
+        step.push(&vec![0; rows], before, pages);
+        let [keys, values] = [(); 2].map(|()| random.table(len, shape.width()).on(&ops));
+        ops.kv_write(&cache, 0, &keys, &values, &history).unwrap();
+        let q = random.table(rows, a.heads * a.head_dim).on(&ops);
+        let pairs: usize = (before + 1..=len).sum();
+        group.throughput(Throughput::Elements(4 * (pairs * a.heads * a.head_dim) as u64));
+        let attend = |b: &mut criterion::Bencher<'_>| {
+            b.iter(|| ops.attention(&q, &cache, 0, &step, &a).unwrap());
+        };
+        group.bench_function(BenchmarkId::from_parameter(rows), attend);
+    }
+}
+
+/// A norm and a rotation of 512 rows. Elements are numbers.
+fn rows(c: &mut Criterion) {
+    let (ops, mut random, rows, dim) = (ops(), Random(4), 512, 576);
+    let mut group = c.benchmark_group("512 rows of 576");
+    group.throughput(Throughput::Elements((rows * dim) as u64));
+    let x = random.table(rows, dim);
+    let on_machine = x.on(&ops);
+    let weight = vector(&ops, &random.floats(dim));
+    let norm = Norm { kind: NormKind::Rms, eps: 1e-5, weight, bias: None };
+    group.bench_function("norm", |b| b.iter(|| ops.norm(&norm, &on_machine).unwrap()));
+    let frequencies: Vec<f32> = (0..32).map(|i| 1e4f32.powf(i as f32 / -32.0)).collect();
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    let table = ops.rope_table(&frequencies, 1.0, &positions).unwrap();
+    group.bench_function("rope", |b| {
+        let turn = |x| ops.heads(x, 64, None, Some(&table)).unwrap();
+        b.iter_batched(|| x.on(&ops), turn, criterion::BatchSize::LargeInput);
+    });
+}
+
+criterion_group!(benches, products, gated, attention, rows);
+criterion_main!(benches);
