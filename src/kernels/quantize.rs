@@ -220,8 +220,8 @@ pub(super) unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
             let count = &mut to.counts.part(row..row + 1)[0];
             *count = 0;
             match precision {
-                Precision::Above(fine) => {
-                    let limit = fine * root_mean_square::<S>(x);
+                Precision::Above(above) => {
+                    let limit = above * root_mean_square::<S>(x);
                     let outliers = to.outliers.part(row * room(to.k)..(row + 1) * room(to.k));
                     for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
                         let most = greatest::<S>(x);

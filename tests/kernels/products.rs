@@ -172,7 +172,7 @@ fn floats_of_any_length_multiply() {
 #[test]
 fn a_row_is_multiplied_the_same_alone_and_in_any_batch() {
     let machines = machines(KvType::BF16);
-    each(typed(&[(70, 512), (33, 256), (16, 96)], |(_, k)| k), |&(ty, (n, k))| {
+    each(typed(&[(70, 512), (33, 256), (16, 96), (18, 1536)], |(_, k)| k), |&(ty, (n, k))| {
         let mut random = Random(k as u64 + 7);
         let (w, x) = (weights(ty, n, k, &mut random), uneven(&mut random, 40, k));
         let whole = same_on_all(&machines, |ops| multiply(ops, &w, &x))?;

@@ -35,7 +35,11 @@ GRAMMAR = 'start: "Name: " /[A-Z][a-z]{1,12}/ ("; tag: " /[a-z]{2,8}/){1,2} "."'
 FORMS = [
     ("json_schema", SCHEMA, lambda text: City.model_validate_json(text)),
     ("json_schema", City, lambda text: City.model_validate_json(text)),
-    ("json_schema", {"type": "array", "items": {"type": "boolean"}, "maxItems": 4}, json.loads),
+    (
+        "json_schema",
+        {"type": "array", "items": {"type": "boolean"}, "maxItems": 4},
+        lambda text: type(json.loads(text)) is list,
+    ),
     ("regex", r"[A-C]{2}-\d{3,6}", lambda text: re.fullmatch(r"[A-C]{2}-\d{3,6}", text)),
     ("regex", r"(été|naïve|日本)( (été|naïve|日本)){2}", lambda text: len(text.split()) == 3),
     (
