@@ -20,7 +20,7 @@
 //! * the tiles run [`LEAD`] dots ahead of the floats, over the borders of rows and panels: loading, multiplying and
 //!   storing a dot takes some 130 cycles from end to end;
 //! * sums stay in sixteen registers over a [`stretch`](super::stretch); between stretches they are in memory;
-//! * codes are unpacked once for 96 rows: 3 to 7 % of the time.
+//! * codes are unpacked once for all rows of a task: 3 to 7 % of the time with 96.
 //!
 //! Outliers are added afterwards, by AVX-512.
 //!

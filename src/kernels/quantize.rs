@@ -205,13 +205,14 @@ pub(super) struct Job<'a> {
 }
 
 tiered! {
+    /// Makes bytes, and outliers, of the rows.
     pub(super) fn quantize(job: Job<'_>) = quantize_body;
 }
 
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-pub(super) unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
+unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
     let Job { x, first, to, precision } = job;
     for (row, x) in (first..).zip(x.chunks_exact(to.k)) {
         // SAFETY: the caller's promise; the row is this job's own.
