@@ -45,6 +45,7 @@ pub mod network;
 pub mod request;
 mod runner;
 pub mod schedule;
+mod scratch;
 pub mod stats;
 
 mod client;

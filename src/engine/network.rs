@@ -24,6 +24,18 @@ pub trait Network: Send {
     /// must be as they were.
     fn forward(&mut self, step: &Step) -> Result<StepOutput>;
 
+    /// Takes back what [`forward`](Network::forward) gave, so that its memory serves the next step.
+    fn recycle(&mut self, _output: StepOutput) {}
+
+    /// Calls `task` with each of `0..tasks`, on the threads that compute, and returns when all are done.
+    ///
+    /// # Errors
+    /// `Internal` when a task panicked.
+    fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        (0..tasks).for_each(task);
+        Ok(())
+    }
+
     /// Makes page `to` hold what page `from` holds, in every layer.
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()>;
 

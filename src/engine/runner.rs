@@ -56,6 +56,15 @@ impl Network for Runner {
         Ok(StepOutput { logits, hidden })
     }
 
+    fn recycle(&mut self, output: StepOutput) {
+        self.decoder.ops().recycle(output.logits);
+        self.decoder.ops().recycle(output.hidden);
+    }
+
+    fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.decoder.ops().spread("draw", tasks, task)
+    }
+
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
         self.decoder.ops().copy_page(&self.cache, from, to)
     }

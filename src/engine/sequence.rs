@@ -200,16 +200,11 @@ impl Sequence {
         }
     }
 
-    /// Takes in what a step computed for one of its lanes. `scratch` is a row that all may use in turn.
-    pub fn absorb(
-        &mut self,
-        lane: usize,
-        part: &Part,
-        scratch: &mut Logits,
-        cache: &mut PrefixCache,
-    ) -> Result<()> {
+    /// Takes in what a step computed for one of its lanes. True: an answer, which [`extend`](Self::extend) is to go on
+    /// with.
+    pub fn absorb(&mut self, lane: usize, part: &Part, cache: &mut PrefixCache) -> Result<bool> {
         if self.ended.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let it = &mut self.lanes[lane];
         it.computed += part.rows;
@@ -219,8 +214,7 @@ impl Sequence {
             self.clock.prefilled = Some(Instant::now());
         }
         match &mut self.work {
-            Work::Decode(_) if closed => self.extend(part, scratch, cache)?,
-            Work::Decode(_) => {}
+            Work::Decode(_) => return Ok(closed),
             Work::Rows => {
                 self.audience.push(Event::Rows(part.logits.to_vec()));
                 if closed {
@@ -244,11 +238,11 @@ impl Sequence {
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
-    /// The next token, and one more for each token of the draft that was right.
-    fn extend(&mut self, part: &Part, scratch: &mut Logits, cache: &mut PrefixCache) -> Result<()> {
+    /// The next token, and one more for each token of the draft that was right. `scratch` is a row to work in.
+    pub fn extend(&mut self, part: &Part, scratch: &mut Logits) -> Result<()> {
         let drafted = self.lanes[0].draft.as_ref().map_or(Vec::new(), |draft| draft.tokens.clone());
         self.accepted = 0;
         while let Some(raw) = part.logits.chunks_exact(part.vocab).nth(self.accepted) {
@@ -269,8 +263,14 @@ impl Sequence {
                 break;
             }
         }
-        self.lanes[0].keep(cache);
         Ok(())
+    }
+
+    /// Gives the prefix tree the pages that are full now.
+    pub fn keep(&mut self, cache: &mut PrefixCache) {
+        if let [lane] = &mut self.lanes[..] {
+            lane.keep(cache);
+        }
     }
 
     /// Puts a draft behind its one missing token, if that seems to pay; returns its length.

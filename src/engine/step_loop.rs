@@ -17,9 +17,9 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::client::Audience;
@@ -28,6 +28,7 @@ use super::handle::{EngineOptions, Shared};
 use super::lane::Taken;
 use super::network::{Network, StepOutput};
 use super::schedule::{Gap, StepLimits, plan};
+use super::scratch::Scratch;
 use super::sequence::{Ended, Part, Sequence};
 use super::stats::Stats;
 use crate::cache::pages::Lease;
@@ -67,7 +68,7 @@ pub(super) struct Engine {
     /// None: no speculation.
     drafter: Option<Drafter>,
     stats: Stats,
-    scratch: Logits,
+    scratch: Scratch,
 }
 
 /// Where a lane's rows went.
@@ -98,7 +99,7 @@ pub(super) fn run(
         leaving: Vec::new(),
         drafter: options.speculation.then(Drafter::new),
         stats,
-        scratch: Logits::default(),
+        scratch: Scratch::default(),
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         while engine.listen() {
@@ -230,8 +231,7 @@ impl Engine {
         let mut all = self.running.iter_mut().chain(&mut self.waiting);
         let Some(sequence) = all.find(|it| it.id == id) else { return };
         let before = sequence.usage.completion_tokens;
-        let scratch = &mut self.scratch;
-        guard(sequence, |it| it.resume(logits?, scratch));
+        self.scratch.lend(|scratch| guard(sequence, |it| it.resume(logits?, scratch)));
         self.stats.completion_tokens += (sequence.usage.completion_tokens - before) as u64;
     }
 
@@ -324,6 +324,7 @@ impl Engine {
                 let _span = trace::span("sample");
                 self.deliver(&seats, &output);
                 self.settle(&seats, drafting);
+                self.network.recycle(output);
             }
             Err(error) => {
                 for seat in &seats {
@@ -435,9 +436,11 @@ impl Engine {
         Ok(output)
     }
 
+    /// Gives each lane its part of what was computed, and goes on with the answers.
     fn deliver(&mut self, seats: &[Seat], output: &StepOutput) {
         let (vocab, hidden) = (self.network.vocab_size(), self.network.hidden_size());
-        for Seat { sequence, lane, taken } in seats {
+        let mut answers = Vec::new();
+        for Seat { sequence: number, lane, taken } in seats {
             let part = Part {
                 rows: taken.rows,
                 logits: &output.logits[taken.logits.start * vocab..taken.logits.end * vocab],
@@ -445,11 +448,43 @@ impl Engine {
                 states: &output.hidden[taken.hidden.start * hidden..taken.hidden.end * hidden],
                 hidden,
             };
-            let sequence = &mut self.running[*sequence];
-            let before = sequence.usage.completion_tokens;
-            let (scratch, cache) = (&mut self.scratch, &mut self.cache);
-            guard(sequence, |it| it.absorb(*lane, &part, scratch, cache));
-            self.stats.completion_tokens += (sequence.usage.completion_tokens - before) as u64;
+            let (cache, mut goes_on) = (&mut self.cache, false);
+            guard(&mut self.running[*number], |it| {
+                goes_on = it.absorb(*lane, &part, cache)?;
+                Ok(())
+            });
+            if goes_on {
+                answers.push((*number, part));
+            }
+        }
+        self.extend(answers);
+    }
+
+    /// The next tokens of these sequences, in the order of their numbers. Each draws on its own, so all threads do:
+    /// grammars, penalties and a vocabulary of exponentials would keep one of them busy for longer than the network.
+    fn extend(&mut self, answers: Vec<(usize, Part)>) {
+        let mut parts = answers.into_iter().peekable();
+        let mut draws = Vec::with_capacity(parts.len());
+        for (number, sequence) in self.running.iter_mut().enumerate() {
+            if let Some((_, part)) = parts.next_if(|(at, _)| *at == number) {
+                draws.push(Mutex::new((sequence, part)));
+            }
+        }
+        let before: usize = draws.iter_mut().map(|draw| completed(draw)).sum();
+        let scratch = &self.scratch;
+        let spread = self.network.spread(draws.len(), &|index| {
+            let mut draw = draws[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let (sequence, part) = &mut *draw;
+            scratch.lend(|row| guard(sequence, |it| it.extend(part, row)));
+        });
+        let after: usize = draws.iter_mut().map(|draw| completed(draw)).sum();
+        self.stats.completion_tokens += (after - before) as u64;
+        for draw in draws {
+            let (sequence, _) = draw.into_inner().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = &spread {
+                sequence.fail(error.clone());
+            }
+            sequence.keep(&mut self.cache);
         }
     }
 
@@ -539,6 +574,11 @@ impl Engine {
 /// The whole pages of `tokens`.
 fn chunks(tokens: &[u32]) -> impl Iterator<Item = Chunk> {
     tokens.chunks_exact(PAGE).filter_map(|chunk| chunk.try_into().ok())
+}
+
+/// The tokens that a draw's sequence has generated.
+fn completed(draw: &mut Mutex<(&mut Sequence, Part)>) -> usize {
+    draw.get_mut().unwrap_or_else(PoisonError::into_inner).0.usage.completion_tokens
 }
 
 /// Runs what concerns one request: its error, or its panic, is its own.

@@ -2,27 +2,24 @@
 //!
 //! A row's sums run along `k` in one order, whatever the number of rows, the tile, the thread or the tier:
 //!
-//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). A few rows take the
-//!   panels as they are, one row after another, and stream the weights once, which is all that decoding can do; more rows
-//!   share panels that were unpacked ([`stretch`](super::stretch));
+//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). [A few](super::few) rows take
+//!   the panels as they are, and stream the weights once, which is all that decoding can do; more rows share panels that
+//!   were unpacked ([`stretch`](super::stretch));
 //! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of up to twelve rows.
 //!
 //! What happens to finished sums ([`Then`]) is done while they are in the first cache.
 
 use std::ops::Range;
 
-use super::forms::{Form, SUB};
-use super::isa::{Isa, Level, tiered};
+use super::few;
+use super::forms::Form;
+use super::isa::{Isa, Tiles, tiered, tile_rows, tiled};
 use super::math;
 use super::pack::{Packed, with_form};
 use super::pool::{Pool, Shares};
 use super::quantize::Quantized;
-use super::simd::scalar::Scalar;
 use super::simd::{LANES, Simd};
-#[cfg(target_arch = "x86_64")]
-use super::simd::{avx2::Avx2, avx512::Avx512};
 use super::stretch::{self, Panels};
-use super::tile::{self, Packed as Codes};
 use super::{Activation, misuse};
 use crate::error::Result;
 use crate::weights::WeightType;
@@ -72,7 +69,8 @@ pub(super) fn products(
         return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
     }
     let columns = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels());
-    let split = Split::of(lists.iter().map(|list| columns(list)).sum(), x.rows, pool.threads());
+    let few = lists.iter().copied().flatten().map(|p| few::most_rows(isa, p.w.dtype)).max().unwrap_or(0);
+    let split = Split::of(lists.iter().map(|list| columns(list)).sum(), x.rows, pool.threads(), few);
     let bundles = |list: &[Product<'_>]| columns(list).div_ceil(split.panels);
     let total: usize = lists.iter().map(|list| bundles(list)).sum();
     let parts = x.rows.div_ceil(split.rows.max(1));
@@ -91,7 +89,7 @@ pub(super) fn products(
             let next = next(range.start)..next(range.end);
             let task = Task { isa, x, rows, panels: range };
             match list {
-                [gate, up] if task.rows.len() > FEW && pair(gate, up) => {
+                [gate, up] if task.rows.len() > few::most_rows(isa, gate.w.dtype) && pair(gate, up) => {
                     let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, parts));
                     multiply(&task, &[*gate, *up], &ahead);
                 }
@@ -134,9 +132,6 @@ fn pair(gate: &Product<'_>, up: &Product<'_>) -> bool {
 /// Panels of a task of few rows, at most.
 const MOST: usize = 64;
 
-/// Rows of quantized products up to which panels are not unpacked for them.
-const FEW: usize = 3;
-
 /// What a task has: panels, and rows.
 #[derive(Debug)]
 struct Split {
@@ -148,8 +143,8 @@ impl Split {
     /// Few enough of both to share the work evenly. With few rows, as many panels in one piece as that allows, since memory
     /// is read faster so; with many, the panels that are worked on together, times rows whose sums stay in the second
     /// cache.
-    fn of(panels: usize, rows: usize, threads: usize) -> Split {
-        if rows <= FEW {
+    fn of(panels: usize, rows: usize, threads: usize, few: usize) -> Split {
+        if rows <= few {
             return Split { panels: (panels / (4 * threads)).clamp(1, MOST), rows };
         }
         let bundles = panels.div_ceil(stretch::PANELS).max(1);
@@ -178,7 +173,7 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
         let Some(bytes) = x.bytes else { return }; // `products` made sure
         assert!(bytes.rows >= x.rows && bytes.k == x.k);
         assert!(x.k > 0 && w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT);
-        if rows.len() > FEW {
+        if rows.len() > few::most_rows(isa, w.dtype) {
             let put = |row, panel, [sums, second]: [&[_]; 2]| match products {
                 [gate, up] => finish_pair(isa, (gate, up), row, panels.start + panel, (sums, second)),
                 _ => finish(isa, product, row, panels.start + panel, sums),
@@ -193,12 +188,9 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
             let w = Panels { matrices: &matrices[..products.len()], panel_bytes: w.panel_bytes, ahead };
             return stretch::multiply::<Q>(isa, w, bytes, rows.clone(), soon, put);
         }
-        let mut sums = [[0.0; LANES]; MOST];
-        let sums = &mut sums[..panels.len()];
-        for row in rows.clone() {
-            one_row::<Q>(isa, w.bytes(panels.clone()), bytes, row, sums);
-            finish_row(isa, product, row, panels.start, sums);
-        }
+        few::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), |row, panel, sums| {
+            finish(isa, product, row, panels.start + panel, sums);
+        });
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
         tiles(isa, product, rows.clone(), panels.clone(), |panel, row, rows, sums| {
@@ -209,57 +201,6 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
     });
 }
 
-tiered! {
-    /// The sums of a row for some panels.
-    fn one_row<Q: Form>(panels: &[u8], bytes: &Quantized, row: usize, sums: &mut [[f32; LANES]]) = one_row_body;
-}
-
-/// # Safety
-/// The tier's instructions.
-#[inline(always)]
-unsafe fn one_row_body<S: Simd, Q: Form>(
-    panels: &[u8],
-    x: &Quantized,
-    row: usize,
-    sums: &mut [[f32; LANES]],
-) {
-    let unit = Q::TYPE.block_len();
-    let units = x.k / unit;
-    assert!(row < x.rows && units > 0 && panels.len() == sums.len() * units * Q::UNIT);
-    // As many rows do it: all layers of a stretch, then its outliers.
-    let stretch = stretch::stretch_len(x.k, unit);
-    let layers = [x.at(0, row, 0), x.at(x.layers() - 1, row, 0)];
-    let layers = &layers[..x.layers()];
-    let outliers = x.outliers(row, 0..x.k);
-    for (panel, sums) in panels.chunks_exact(units * Q::UNIT).zip(sums) {
-        // SAFETY: the caller's promise; the panel has `k` weights of sixteen columns.
-        unsafe {
-            let mut acc = [[S::zero()]];
-            let (mut start, mut outliers) = (0, outliers.iter());
-            let mut outlier = outliers.next();
-            while start < x.k {
-                let end = x.k.min(start + stretch);
-                let codes = panel.as_ptr().add(start / unit * Q::UNIT);
-                for x in layers {
-                    let codes = Codes::<S, Q>::new(codes, (end - start) / unit);
-                    tile::tile::<S, _, 1, 1>(codes, x.skip(start / SUB), (end - start) / SUB, &mut acc);
-                }
-                while let Some(some) = outlier {
-                    if some.at as usize >= end {
-                        break;
-                    }
-                    let codes = Codes::<S, Q>::new(codes, 1);
-                    let [weights] = tile::column::<S, _, 1>(&codes, some.at as usize - start);
-                    acc[0][0] = S::fma(S::splat(some.value), weights, acc[0][0]);
-                    outlier = outliers.next();
-                }
-                start = end;
-            }
-            S::store(sums.as_mut_ptr(), acc[0][0]);
-        }
-    }
-}
-
 /// Where the sums of a tile of floats go: sixteen columns of each row, rows `stride` apart.
 #[derive(Clone, Copy)]
 struct Sums {
@@ -267,8 +208,8 @@ struct Sums {
     stride: usize,
 }
 
-/// Rows of a tile of floats, at most.
-const TILE: usize = 12;
+/// Rows of a tile of floats.
+const FLOATS: Tiles = Tiles { avx512: &[12, 4, 1], avx2: &[2, 1] };
 
 /// The rows times the panels, tile by tile: a tile of rows stays in the first cache while the panels pass.
 fn tiles(
@@ -278,12 +219,12 @@ fn tiles(
     panels: Range<usize>,
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
-    let mut scratch = [[0.0; LANES]; TILE];
+    let mut scratch = [[0.0; LANES]; FLOATS.avx512[0]];
     let plain = matches!(product.then, Then::Set) && product.bias.is_none();
     let n = product.w.n;
     let mut row = rows.start;
     while row < rows.end {
-        let size = tile_rows(isa, rows.end - row);
+        let size = tile_rows(isa, &FLOATS, rows.end - row);
         let bytes = product.w.bytes(panels.clone()).chunks_exact(product.w.panel_bytes);
         for (panel, bytes) in panels.clone().zip(bytes) {
             if plain && (panel + 1) * LANES <= n {
@@ -301,65 +242,8 @@ fn tiles(
     }
 }
 
-/// Rows of the next tile: as many as the tier has registers for.
-fn tile_rows(isa: Isa, left: usize) -> usize {
-    let sizes: &[usize] = match isa.level() {
-        Level::Scalar => &[1],
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::AvxVnni => &[2, 1],
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => &[TILE, 4, 1],
-    };
-    sizes.iter().copied().find(|&size| size <= left).unwrap_or(1)
-}
-
-/// Makes `$name(isa, rows, arguments)`: the body compiled for each tier and each size of tile that it has. Written
-/// out, and not with `tiered!`, because every tile that is compiled costs: there are a dozen forms of weights.
-macro_rules! tile {
-    ($(#[$doc:meta])* fn $name:ident<$g:ident $(: $bound:path)?>($($arg:ident: $ty:ty),* $(,)?) = $body:ident;) => {
-        $(#[$doc])*
-        #[inline]
-        unsafe fn $name<$g $(: $bound)?>(isa: Isa, rows: usize, $($arg: $ty),*) {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-            unsafe fn avx512<$g $(: $bound)?, const M: usize>($($arg: $ty),*) {
-                unsafe { $body::<Avx512<false>, $g, M>($($arg),*) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-            unsafe fn avxvnni<$g $(: $bound)?, const M: usize>($($arg: $ty),*) {
-                unsafe { $body::<Avx2<true>, $g, M>($($arg),*) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn avx2<$g $(: $bound)?, const M: usize>($($arg: $ty),*) {
-                unsafe { $body::<Avx2<false>, $g, M>($($arg),*) }
-            }
-            // SAFETY: an `Isa` of a level exists only where the machine has its features; the rest is the caller's.
-            unsafe {
-                match (isa.level(), rows) {
-                    (Level::Scalar, _) => $body::<Scalar, $g, 1>($($arg),*),
-                    #[cfg(target_arch = "x86_64")]
-                    (Level::Avx2, 2) => avx2::<$g, 2>($($arg),*),
-                    #[cfg(target_arch = "x86_64")]
-                    (Level::Avx2, _) => avx2::<$g, 1>($($arg),*),
-                    #[cfg(target_arch = "x86_64")]
-                    (Level::AvxVnni, 2) => avxvnni::<$g, 2>($($arg),*),
-                    #[cfg(target_arch = "x86_64")]
-                    (Level::AvxVnni, _) => avxvnni::<$g, 1>($($arg),*),
-                    #[cfg(target_arch = "x86_64")]
-                    (_, TILE) => avx512::<$g, TILE>($($arg),*),
-                    #[cfg(target_arch = "x86_64")]
-                    (_, 4) => avx512::<$g, 4>($($arg),*),
-                    #[cfg(target_arch = "x86_64")]
-                    _ => avx512::<$g, 1>($($arg),*),
-                }
-            }
-        }
-    };
-}
-
-tile! {
+tiled! {
+    [12, 4, 1] [2, 1]
     /// Sums of `rows` rows from `x` on for the sixteen columns of a panel of floats.
     ///
     /// # Safety
@@ -465,11 +349,6 @@ tiered! {
         sums: (&[[f32; LANES]], &[[f32; LANES]]),
     ) = finish_pair_body;
 }
-tiered! {
-    /// Puts the sums of `row` for the columns of panels from `panel` on where they go.
-    fn finish_row(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = finish_row_body;
-}
-
 /// # Safety
 /// The tier's instructions; no other task writes to these columns.
 #[inline(always)]
@@ -498,16 +377,6 @@ unsafe fn finish_pair_body<S: Simd>(
             let out = up.out.part(row * n + from..row * n + to);
             S::store_some(out, S::mul(math::activate::<S>(act, first), second));
         }
-    }
-}
-
-/// # Safety
-/// As [`finish_body`].
-#[inline(always)]
-unsafe fn finish_row_body<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) {
-    for (panel, sums) in (panel..).zip(sums) {
-        // SAFETY: the caller's promise.
-        unsafe { put::<S>(product, row, panel, sums) };
     }
 }
 

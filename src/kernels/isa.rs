@@ -165,6 +165,77 @@ macro_rules! tiered {
 }
 pub(super) use tiered;
 
+/// Rows that tiles of a product have, the largest first, on machines with AVX-512 and on others.
+pub(super) struct Tiles {
+    pub(super) avx512: &'static [usize],
+    pub(super) avx2: &'static [usize],
+}
+
+/// Rows of the next tile: as many as the tier has registers for.
+pub(super) fn tile_rows(isa: Isa, tiles: &Tiles, left: usize) -> usize {
+    let sizes: &[usize] = match isa.level() {
+        Level::Scalar => &[1],
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::AvxVnni => tiles.avx2,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => tiles.avx512,
+    };
+    sizes.iter().copied().find(|&size| size <= left).unwrap_or(1)
+}
+
+/// `tiled! { [8, 1] [2, 1] fn name<G: Bound>(a: A) = body; }` makes `name::<G>(isa, rows, a)`, which runs `body::<tier, G, rows>(a)` compiled
+/// for each tier and each of the numbers of rows, those of AVX-512 and those of AVX2. (The others panic.) Not every tier has its
+/// own, as with `tiered!`, because every tile that is compiled costs: there are a dozen forms of weights.
+macro_rules! tiled {
+    (
+        [$($wide:literal),*] [$($narrow:literal),*]
+        $(#[$doc:meta])* $vis:vis fn $name:ident<$g:ident: $bound:path>($($arg:ident: $ty:ty),* $(,)?) = $body:ident;
+    ) => {
+        $(#[$doc])*
+        #[inline]
+        $vis unsafe fn $name<$g: $bound>(isa: $crate::kernels::isa::Isa, rows: usize, $($arg: $ty),*) {
+            use $crate::kernels::isa::Level;
+            use $crate::kernels::simd::scalar::Scalar;
+            #[cfg(target_arch = "x86_64")]
+            use $crate::kernels::simd::{avx2::Avx2, avx512::Avx512};
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+            unsafe fn avx512<$g: $bound, const M: usize>($($arg: $ty),*) {
+                unsafe { $body::<Avx512<false>, $g, M>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+            unsafe fn avxvnni<$g: $bound, const M: usize>($($arg: $ty),*) {
+                unsafe { $body::<Avx2<true>, $g, M>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn avx2<$g: $bound, const M: usize>($($arg: $ty),*) {
+                unsafe { $body::<Avx2<false>, $g, M>($($arg),*) }
+            }
+            // SAFETY: an `Isa` of a level exists only where the machine has its features; the rest is the caller's.
+            unsafe { tiled!(@call isa rows $body $g ($($arg),*) [$($wide),*] [$($narrow),*]) }
+        }
+    };
+    (@call $isa:ident $rows:ident $body:ident $g:ident $args:tt [$($wide:literal),*] [$($narrow:literal),*]) => {
+        match ($isa.level(), $rows) {
+            (Level::Scalar, 1) => $body::<Scalar, $g, 1>$args,
+            $(
+                #[cfg(target_arch = "x86_64")]
+                (Level::Avx2, $narrow) => avx2::<$g, $narrow>$args,
+                #[cfg(target_arch = "x86_64")]
+                (Level::AvxVnni, $narrow) => avxvnni::<$g, $narrow>$args,
+            )*
+            $(
+                #[cfg(target_arch = "x86_64")]
+                (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, $wide) => avx512::<$g, $wide>$args,
+            )*
+            _ => unreachable!("no tile of {} rows on {}", $rows, $isa.name()),
+        }
+    };
+}
+pub(super) use tiled;
+
 #[cfg(test)]
 mod tests {
     use super::*;

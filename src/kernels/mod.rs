@@ -20,6 +20,7 @@ mod amx;
 mod attention;
 mod check;
 mod elementwise;
+mod few;
 mod forms;
 mod gemm;
 mod isa;
@@ -274,6 +275,28 @@ impl Ops {
         match x.0 {
             Data::Native(block) => Ok(block.into_vec()),
             Data::Plain(tensor) => Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
+        }
+    }
+
+    /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more than half as
+    /// much as computing them (32 rows of a vocabulary of 262,144).
+    pub fn recycle(&self, values: Vec<f32>) {
+        if let Side::Native(native) = &*self.0 {
+            native.recycle(values);
+        }
+    }
+
+    /// Calls `task` with each of `0..tasks`, on the threads that compute. `what` is its name in a trace.
+    ///
+    /// # Errors
+    /// `Internal` when a task panicked.
+    pub fn spread(&self, what: &'static str, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        match &*self.0 {
+            Side::Native(native) => native.spread(what, tasks, task),
+            Side::Plain(_) => {
+                (0..tasks).for_each(task);
+                Ok(())
+            }
         }
     }
 

@@ -74,6 +74,19 @@ impl Native {
         self.recycler.filled(values, dim)
     }
 
+    pub(super) fn recycle(&self, values: Vec<f32>) {
+        self.recycler.give_floats(values);
+    }
+
+    pub(super) fn spread(
+        &self,
+        what: &'static str,
+        tasks: usize,
+        task: &(dyn Fn(usize) + Sync),
+    ) -> Result<()> {
+        self.pool.run(what, tasks, task)
+    }
+
     pub(super) fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Block> {
         let packed = packed(m)?;
         let mut out = self.recycler.block(ids.len(), m.k);

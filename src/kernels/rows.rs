@@ -113,6 +113,10 @@ pub(super) struct Recycler {
 /// Pieces that are kept, more than a step has at one time.
 const KEPT: usize = 16;
 
+/// Floats of the largest piece that is kept: the logits of 64 sequences, 262,144 each. What is larger is rare (the
+/// scores of long texts beside them), and would be held for good.
+const LARGEST: usize = 64 << 18;
+
 impl Recycler {
     /// `[rows, dim]` of undefined numbers.
     pub(super) fn block(self: &Arc<Self>, rows: usize, dim: usize) -> Block {
@@ -150,9 +154,9 @@ impl Recycler {
         }
     }
 
-    fn give_floats(&self, floats: Vec<f32>) {
+    pub(super) fn give_floats(&self, floats: Vec<f32>) {
         let mut kept = self.floats.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT && !floats.is_empty() {
+        if kept.len() < KEPT && (1..=LARGEST).contains(&floats.len()) {
             kept.push(floats);
         }
     }

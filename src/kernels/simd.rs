@@ -102,6 +102,14 @@ pub(super) trait Simd: 'static {
     unsafe fn to_f(x: Self::I) -> Self::F;
     /// `acc + w0 x0 + w1 x1 + w2 x2 + w3 x3` in each lane, for unsigned bytes `w` up to 127 and signed `x`.
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// [`Simd::dot`] of the four bytes `AT` bytes behind `x`, in all lanes; [`Simd::dot_wide`] if `WIDE`.
+    #[inline(always)]
+    unsafe fn dot_at<const WIDE: bool, const AT: usize>(acc: Self::I, w: Self::I, x: *const i8) -> Self::I {
+        unsafe {
+            let x = Self::load_4(x.add(AT).cast());
+            if WIDE { Self::dot_wide(acc, w, x) } else { Self::dot(acc, w, x) }
+        }
+    }
     /// As [`Simd::dot`] for any unsigned bytes `w`; where `WIDE_IS_SIGNED`, of `w - 128` instead of `w`.
     unsafe fn dot_wide(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// Stores 16 i32 lanes in -128..=127 as bytes.

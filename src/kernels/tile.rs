@@ -319,6 +319,13 @@ unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
                     w[p] = codes.group(p, $g);
                 }
                 for i in 0..M {
+                    if P == 1 {
+                        dot[0][i] = match C::WIDE {
+                            true => S::dot_at::<true, { 4 * $g }>(dot[0][i], w[0], x.add(i * k)),
+                            false => S::dot_at::<false, { 4 * $g }>(dot[0][i], w[0], x.add(i * k)),
+                        };
+                        continue;
+                    }
                     let x = S::load_4(x.add(i * k + 4 * $g).cast());
                     for p in 0..P {
                         dot[p][i] = if C::WIDE { S::dot_wide(dot[p][i], w[p], x) } else { S::dot(dot[p][i], w[p], x) };

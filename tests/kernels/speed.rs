@@ -194,8 +194,10 @@ fn report(seconds: f64, flops: f64, reading: f64, computing: f64) -> String {
     format!("{micros:9.1} us {rate:7.1} GFLOP/s, {:3.0} % of {which}", 100.0 * limit / seconds)
 }
 
-fn chosen_rows(rows: usize) -> bool {
-    std::env::var("ROWS").map_or(true, |only| only == rows.to_string())
+/// The numbers of rows: `ROWS=1,4`, or some of each kind.
+fn row_counts() -> Vec<usize> {
+    let rows = std::env::var("ROWS").unwrap_or("1,4,8,32,512".into());
+    rows.split(',').map(|count| count.parse().expect("ROWS=1,4")).collect()
 }
 
 fn chosen(what: &str) -> bool {
@@ -211,7 +213,7 @@ fn products(ops: &Ops, limits: &Limits) {
             let k = k.next_multiple_of(ty.block_len());
             let w = weights(ty, n, k, &mut Random(1));
             let copies: Vec<_> = (0..(MANY / w.data.len()).max(2)).map(|_| linear(ops, &w, None)).collect();
-            for rows in [1, 4, 32, 512].into_iter().filter(|rows| chosen_rows(*rows)) {
+            for rows in row_counts() {
                 let x = Random(2).table(rows, k).on(ops);
                 let turns = copies.len().min(1 + 256 / rows);
                 let next = std::cell::Cell::new(0);

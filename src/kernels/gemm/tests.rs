@@ -65,8 +65,8 @@ fn tiles_cover_all_rows_and_bundles_all_panels() {
         for rows in 1..60 {
             let mut left = rows;
             while left > 0 {
-                let size = tile_rows(isa, left);
-                assert!((1..=TILE.min(left)).contains(&size), "{} rows on {}", left, isa.name());
+                let size = tile_rows(isa, &FLOATS, left);
+                assert!((1..=left.min(12)).contains(&size), "{} rows on {}", left, isa.name());
                 left -= size;
             }
         }
@@ -74,7 +74,7 @@ fn tiles_cover_all_rows_and_bundles_all_panels() {
     for (panels, rows, threads) in
         [(0, 1, 1), (1, 1, 8), (36, 1, 2), (10_000, 1, 1), (10_000, 9, 64), (9, 32, 2), (9, 512, 2)]
     {
-        let split = Split::of(panels, rows, threads);
+        let split = Split::of(panels, rows, threads, 3);
         let tasks = panels.div_ceil(split.panels) * rows.div_ceil(split.rows);
         // Enough tasks for every thread, where there are enough panels or rows.
         let enough = tasks >= 4 * threads || split.panels == 1 || (split.panels == 4 && split.rows <= 18);

@@ -1,0 +1,192 @@
+//! Quantized products of a few rows: the panels are unpacked on the way, in registers, for up to twelve rows at once.
+//!
+//! Memory delivers a panel about as fast as it can be unpacked and multiplied with four rows; a row beyond these takes
+//! about as long as it does among hundreds. With many rows, or scales for 16 weights, unpacking for each dozen is too much,
+//! and [`stretch`](super::stretch) takes over.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::amx;
+use super::forms::{Form, SUB};
+use super::isa::{Isa, Level, Tiles, tile_rows, tiled};
+use super::pack::with_form;
+use super::quantize::{self, Quantized};
+use super::simd::{LANES, Simd};
+use super::stretch;
+use super::tile::{self, Packed};
+use crate::weights::WeightType;
+
+/// Rows that are multiplied at once.
+const TILES: Tiles = Tiles { avx512: &[12, 8, 4, 2, 1], avx2: &[2, 1] };
+
+/// Sums of some panels, of all rows of a tile.
+const SUMS: usize = 64;
+
+/// Rows up to which panels of a type are not unpacked for them: measured.
+pub(super) fn most_rows(isa: Isa, dtype: WeightType) -> usize {
+    let most = with_form!(dtype, Q => match Q::BITS {
+        _ if Q::HALVES => 16,
+        8 => 24,
+        _ => 48,
+    }, else { NARROW });
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Bf16 => most,
+        // From there on it has tiles of its own.
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => most.min(amx::ROWS - 1),
+        _ => NARROW,
+    }
+}
+
+/// The same without AVX-512, whose registers the tiles need.
+const NARROW: usize = 3;
+
+/// An outlier of one of the rows of a tile.
+#[derive(Clone, Copy)]
+struct Outlier {
+    /// The first row of the tile.
+    tile: usize,
+    at: usize,
+    row: usize,
+    value: f32,
+}
+
+thread_local! {
+    static OUTLIERS: RefCell<Vec<Outlier>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Some rows, and their outliers, in the order of their places: a column of weights that is wanted as floats mostly is by several
+/// rows.
+struct Rows<'a> {
+    x: &'a Quantized,
+    first: usize,
+    outliers: &'a [Outlier],
+}
+
+/// Multiplies rows with panels, and gives away the sums: the first row of some, which panel, and a vector a row.
+///
+/// # Panics
+/// When the panels do not have `k` weights of each column in form `Q`, or there are no such rows.
+pub(super) fn multiply<Q: Form>(
+    isa: Isa,
+    panels: &[u8],
+    panel_bytes: usize,
+    x: &Quantized,
+    rows: Range<usize>,
+    mut each: impl FnMut(usize, usize, &[[f32; LANES]]),
+) {
+    assert!(x.k > 0 && panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT && rows.end <= x.rows);
+    assert!(panels.len().is_multiple_of(panel_bytes));
+    let mut sums = [[0.0; LANES]; SUMS];
+    let tiles = |mut first| {
+        std::iter::from_fn(move || {
+            let left = rows.end - first;
+            let tile = first..first + if left > 0 { tile_rows(isa, &TILES, left) } else { 0 };
+            first = tile.end;
+            Some(tile).filter(|tile| !tile.is_empty())
+        })
+    };
+    let some = SUMS / tile_rows(isa, &TILES, rows.len());
+    OUTLIERS.with_borrow_mut(|outliers| {
+        outliers.clear();
+        tiles(rows.start).for_each(|tile| gather(x, tile, outliers));
+        for (chunk, panels) in panels.chunks(some * panel_bytes).enumerate() {
+            let mut outliers = outliers.as_slice();
+            for tile in tiles(rows.start) {
+                let own = outliers.partition_point(|outlier| outlier.tile <= tile.start);
+                let rows = Rows { x, first: tile.start, outliers: &outliers[..own] };
+                outliers = &outliers[own..];
+                let sums = &mut sums[..panels.len() / panel_bytes * tile.len()];
+                // SAFETY: asserted above; there are so many sums.
+                unsafe { some_rows::<Q>(isa, tile.len(), panels, &rows, sums) };
+                for (panel, sums) in sums.chunks_exact(tile.len()).enumerate() {
+                    each(tile.start, chunk * some + panel, sums);
+                }
+            }
+        }
+    });
+}
+
+/// Appends the outliers of a tile.
+fn gather(x: &Quantized, tile: Range<usize>, outliers: &mut Vec<Outlier>) {
+    let begin = outliers.len();
+    for row in tile.clone() {
+        let own = x.outliers(row, 0..x.k).iter();
+        let tell = |it: &quantize::Outlier| Outlier {
+            tile: tile.start,
+            at: it.at as usize,
+            row: row - tile.start,
+            value: it.value,
+        };
+        outliers.extend(own.map(tell));
+    }
+    if tile.len() > 1 {
+        outliers[begin..].sort_unstable_by_key(|outlier| (outlier.at, outlier.row));
+    }
+}
+
+tiled! {
+    [12, 8, 4, 2, 1] [2, 1]
+    /// The sums of some rows for some panels, `[panels, rows]`.
+    ///
+    /// # Safety
+    /// The panels have `k` weights of each column, there are such rows, and as many sums.
+    fn some_rows<Q: Form>(panels: &[u8], rows: &Rows<'_>, sums: &mut [[f32; LANES]]) = some_rows_body;
+}
+
+/// # Safety
+/// The tier's instructions, and as [`some_rows`].
+#[inline(always)]
+unsafe fn some_rows_body<S: Simd, Q: Form, const M: usize>(
+    panels: &[u8],
+    rows: &Rows<'_>,
+    sums: &mut [[f32; LANES]],
+) {
+    let Rows { x, first, outliers } = rows;
+    let unit = Q::TYPE.block_len();
+    // As many rows do it: all layers of a stretch, then its outliers.
+    let stretch = stretch::stretch_len(x.k, unit);
+    let layers = [x.at(0, *first, 0), x.at(x.layers() - 1, *first, 0)];
+    let layers = &layers[..x.layers()];
+    for (panel, sums) in panels.chunks_exact(x.k / unit * Q::UNIT).zip(sums.chunks_exact_mut(M)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut acc = [[S::zero(); M]];
+            let (mut start, mut outliers) = (0, *outliers);
+            while start < x.k {
+                let end = x.k.min(start + stretch);
+                let codes = panel.as_ptr().add(start / unit * Q::UNIT);
+                for x in layers {
+                    let codes = Packed::<S, Q>::new(codes, (end - start) / unit);
+                    tile::tile::<S, _, M, 1>(codes, x.skip(start / SUB), (end - start) / SUB, &mut acc);
+                }
+                if outliers.first().is_some_and(|outlier| outlier.at < end) {
+                    for (sum, acc) in sums.iter_mut().zip(&acc[0]) {
+                        S::store(sum.as_mut_ptr(), *acc);
+                    }
+                    while let Some(&Outlier { at, .. }) = outliers.first()
+                        && at < end
+                    {
+                        let [weights] = tile::column::<S, _, 1>(&Packed::<S, Q>::new(codes, 1), at - start);
+                        while let [Outlier { at: same, row, value, .. }, rest @ ..] = outliers
+                            && *same == at
+                        {
+                            let sum = sums[*row].as_mut_ptr();
+                            S::store(sum, S::fma(S::splat(*value), weights, S::load(sum)));
+                            outliers = rest;
+                        }
+                    }
+                    for (sum, acc) in sums.iter().zip(&mut acc[0]) {
+                        *acc = S::load(sum.as_ptr());
+                    }
+                }
+                start = end;
+            }
+            for (sum, acc) in sums.iter_mut().zip(&acc[0]) {
+                S::store(sum.as_mut_ptr(), *acc);
+            }
+        }
+    }
+}
