@@ -2,8 +2,9 @@
 //!
 //! A query's positions are cut into chunks of 256, counted from position 0. In a chunk it gets its scores, their
 //! maximum, weights `exp(score - maximum)`, their sum, and the values mixed by the weights ([`chunk`]); the chunks
-//! are then folded together, one after the other ([`fold`]). A [`Task`] is a handful of queries of one sequence that
-//! share a key head, so that every key and value that is loaded serves them all. There are two ways to share
+//! are then folded together, one after the other ([`fold`]). A [`Task`] is a handful of queries that share a key
+//! head, so that every key and value that is loaded serves them all: of one sequence, or of several that begin with the same
+//! pages. There are two ways to share
 //! the work, which use the same functions and so come to the same bits:
 //!
 //! * enough tasks for the threads (prompts, batches): a task walks its chunks and folds as it goes;
@@ -61,12 +62,28 @@ impl<N: Number> Layer<'_, N> {
     }
 }
 
-/// Queries `from..to` of a span (row by row, in a row the heads of the group) for one key head.
+/// A row of the step.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    row: usize,
+    position: usize,
+    pages: &'a [u32],
+}
+
+impl<'a> Row<'a> {
+    /// The pages of its sequence from chunk `at` on.
+    fn pages_from(&self, at: usize) -> &'a [u32] {
+        self.pages.get(at * CHUNK_PAGES..).unwrap_or(&[])
+    }
+}
+
+/// Queries `from..to` of some rows (row by row, in a row the heads of the group) for one key head. Either the rows follow each
+/// other in one sequence, or each is of a sequence of its own and they are in the order of their positions.
 #[derive(Clone, Copy)]
 struct Task<'a> {
-    span: &'a Span,
-    /// The position of the span's first row.
-    first: usize,
+    rows: &'a [Row<'a>],
+    /// The rows are of several sequences.
+    apart: bool,
     kv_head: usize,
     from: usize,
     to: usize,
@@ -82,13 +99,13 @@ impl Task<'_> {
     fn place(&self, a: &Attention, i: usize) -> usize {
         let group = a.heads / a.kv_heads;
         let query = self.from + i;
-        (self.span.rows.start + query / group) * a.heads + self.kv_head * group + query % group
+        self.rows[query / group].row * a.heads + self.kv_head * group + query % group
     }
 
     /// The positions that the task's query `i` sees.
     #[inline(always)]
     fn sees(&self, a: &Attention, i: usize) -> Range<usize> {
-        let position = self.first + (self.from + i) / (a.heads / a.kv_heads);
+        let position = self.rows[(self.from + i) / (a.heads / a.kv_heads)].position;
         let from = a.window.map_or(0, |window| (position + 1).saturating_sub(window));
         from..position + 1
     }
@@ -96,6 +113,16 @@ impl Task<'_> {
     /// The chunks that any of its queries sees.
     fn chunks(&self, a: &Attention) -> Range<usize> {
         self.sees(a, 0).start / CHUNK..self.sees(a, self.queries() - 1).end.div_ceil(CHUNK)
+    }
+
+    /// Pages at the beginning of chunk `at` that all rows have, and see to their end.
+    fn common_pages(&self, at: usize) -> usize {
+        let Some(shortest) = self.rows.first() else { return 0 };
+        let whole = (shortest.position + 1) / PAGE;
+        let most = whole.saturating_sub(at * CHUNK_PAGES).min(CHUNK_PAGES);
+        let first = shortest.pages_from(at).iter().take(most);
+        let same = |row: &Row<'_>| first.clone().zip(row.pages_from(at)).take_while(|(a, b)| a == b).count();
+        self.rows.iter().map(same).min().unwrap_or(0)
     }
 }
 
@@ -151,7 +178,8 @@ pub(super) fn attention(
 }
 
 fn run<N: Number>(pool: &Pool, isa: Isa, layer: &Layer<'_, N>, step: &Step, out: &mut [f32]) -> Result<()> {
-    let tasks = tasks(step, layer.a);
+    let (rows, parts) = rows(step, layer.a, pool.threads());
+    let tasks = tasks(&rows, &parts, layer.a);
     let (units, len) = units(&tasks, layer, pool.threads());
     let out = Shares::new(out);
     SPLIT.with_borrow_mut(|found| {
@@ -200,19 +228,68 @@ fn units<'a, N: Number>(
     (units, end)
 }
 
-/// Cuts a step into tasks. Those of a key head follow each other, since they read the same pages; of those the longest
-/// comes first, and the longest span of all, so that what is left to wait for at the end is short.
-fn tasks<'a>(step: &'a Step, a: &Attention) -> Vec<Task<'a>> {
+/// The rows of a step, and which of them are computed together: those of one sequence; or, of answers that get a token each, those
+/// that begin with the same pages, since whatever is loaded of these serves them all.
+fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec<Range<usize>>) {
+    let all = |span: &'a Span| {
+        let first = step.positions[span.rows.start] as usize;
+        let row =
+            move |at: usize| Row { row: at, position: first + at - span.rows.start, pages: &span.pages };
+        span.rows.clone().map(row)
+    };
+    let (single, more): (Vec<_>, Vec<_>) = step.spans.iter().partition(|span| span.rows.len() == 1);
+    let (mut rows, mut parts) = (Vec::with_capacity(step.rows()), Vec::with_capacity(step.spans.len()));
+    for span in more {
+        parts.push(rows.len()..rows.len() + span.rows.len());
+        rows.extend(all(span));
+    }
+    let start = rows.len();
+    rows.extend(single.into_iter().flat_map(all));
+    rows[start..].sort_by(|a, b| signs(a).cmp(signs(b)).then(a.position.cmp(&b.position)));
+    // Enough for all threads: tasks, or chunks of them.
+    let chunk = |row: &Row<'_>| a.window.map_or(row.position, |window| window.min(row.position)) / CHUNK;
+    let chunks = rows[start..].iter().map(chunk).max().unwrap_or(0).max(1);
+    let most = (rows.len() - start) * a.kv_heads * chunks / (3 * threads);
+    let most = most.min(TILE * a.kv_heads / a.heads).max(1);
+    for relatives in
+        rows[start..].chunk_by_mut(|a, b| signs(a).next().is_some() && signs(a).next() == signs(b).next())
+    {
+        let first = parts.last().map_or(0, |part: &Range<usize>| part.end);
+        let mut count = relatives.len().div_ceil(most);
+        if count > 1 && !a.kv_heads.is_multiple_of(threads) {
+            count = count.next_multiple_of(threads);
+        }
+        let size = relatives.len().div_ceil(count);
+        for (number, part) in relatives.chunks_mut(size).enumerate() {
+            part.sort_by_key(|row| row.position);
+            parts.push(first + number * size..first + number * size + part.len());
+        }
+    }
+    (rows, parts)
+}
+
+/// Some of the pages, by which sequences are put beside those that they have most in common with. A page has but one
+/// beginning.
+fn signs<'a>(row: &Row<'a>) -> impl Iterator<Item = &'a u32> {
+    row.pages.iter().skip(SIGN - 1).step_by(SIGN)
+}
+
+/// Pages between two signs, and the fewest for which sequences are put together.
+const SIGN: usize = 8;
+
+/// Cuts rows into tasks. Those of a key head follow each other, since they read the same pages; of those the longest
+/// comes first, and the longest part of all, so that what is left to wait for at the end is short.
+fn tasks<'a>(rows: &'a [Row<'a>], parts: &[Range<usize>], a: &Attention) -> Vec<Task<'a>> {
     let group = a.heads / a.kv_heads;
-    let mut spans: Vec<_> =
-        step.spans.iter().map(|span| (step.positions[span.rows.start] as usize, span)).collect();
-    spans.sort_by_key(|(first, span)| std::cmp::Reverse(first + span.rows.len()));
+    let mut parts: Vec<_> = parts.iter().map(|part| &rows[part.clone()]).collect();
+    parts.sort_by_key(|rows| std::cmp::Reverse(rows.last().map_or(0, |row| row.position)));
     let mut tasks = Vec::new();
-    for (first, span) in spans {
-        let queries = span.rows.len() * group;
+    for rows in parts {
+        let queries = rows.len() * group;
+        let apart = rows.len() > 1 && !std::ptr::eq(rows[0].pages, rows[1].pages);
         for kv_head in 0..a.kv_heads {
             for from in (0..queries).step_by(TILE).rev() {
-                tasks.push(Task { span, first, kv_head, from, to: queries.min(from + TILE) });
+                tasks.push(Task { rows, apart, kv_head, from, to: queries.min(from + TILE) });
             }
         }
     }

@@ -25,11 +25,7 @@ const SUMS: usize = 64;
 
 /// Rows up to which panels of a type are not unpacked for them: measured.
 pub(super) fn most_rows(isa: Isa, dtype: WeightType) -> usize {
-    let most = with_form!(dtype, Q => match Q::BITS {
-        _ if Q::HALVES => 16,
-        8 => 24,
-        _ => 48,
-    }, else { NARROW });
+    let most = with_form!(dtype, Q => if Q::HALVES { 16 } else { 24 }, else { NARROW });
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Avx512Bf16 => most,

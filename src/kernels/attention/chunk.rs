@@ -6,6 +6,8 @@
 
 #![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
 
+use std::ops::Range;
+
 use super::number::Number;
 use super::{Attention, CHUNK, CHUNK_PAGES, Found, Layer, TILE, Task};
 use crate::kernels::isa::{Isa, tiered};
@@ -19,6 +21,9 @@ const WIDE: usize = 4;
 const LINE: usize = 16;
 /// Numbers of a group: pairs in 16 lanes.
 const GROUP: usize = 2 * LANES;
+
+/// Bytes that are asked for at a time.
+const PIECE: usize = 512;
 
 /// The parts of a task's scratch: queries, scores and weights.
 struct Parts<N> {
@@ -45,17 +50,23 @@ impl<N: Number> Parts<N> {
     }
 }
 
-/// A chunk as a task sees it. Pointers go to the pages and to scratch; all are good as long as [`chunk`] runs.
+/// A chunk as some queries of a task see it. Pointers go to the pages and to scratch; all are good as long as [`chunk`] runs.
 struct View<N> {
     /// Queries.
     count: usize,
     /// Dimensions of a head with the zeros behind them.
     padded: usize,
-    /// Positions that each query sees, counted from the chunk's first.
+    /// Positions that each query of the task sees, counted from the chunk's first.
     sees: [(usize, usize); TILE],
-    /// Blocks of the pages that any query sees.
+    /// Which of them, and which pages, are looked at now; what was mixed before is gone on with.
+    queries: Range<usize>,
+    limits: Range<usize>,
+    resume: bool,
+    /// Blocks of the pages that any of these queries sees.
     keys: [*const N; CHUNK_PAGES],
     values: [*const N; CHUNK_PAGES],
+    /// Pieces of the pages that will be looked at next: memory delivers them while this computes.
+    ahead: Vec<*const N>,
     parts: Parts<N>,
 }
 
@@ -70,23 +81,67 @@ impl<N: Number> View<N> {
             *sees = ((seen.start.clamp(base, base + CHUNK) - base).min(to), to);
         }
         let null = [std::ptr::null(); CHUNK_PAGES];
-        let mut view = View { count, padded, sees, keys: null, values: null, parts };
-        let (from, to) = view.pages(0, count);
-        let block = layer.pages.block();
-        for page in from..to {
-            let id = task.span.pages[at * CHUNK_PAGES + page] as usize;
-            let blocks = &layer.pages.groups()[layer.pages.offset(id, task.kv_head)..][..2 * block];
-            view.keys[page] = blocks.as_ptr();
-            view.values[page] = blocks[block..].as_ptr();
-        }
-        view
+        let (queries, limits) = (0..count, 0..CHUNK_PAGES);
+        let (keys, values, ahead) = (null, null, Vec::new());
+        View { count, padded, sees, queries, limits, resume: false, keys, values, ahead, parts }
     }
 
-    /// The pages that any of `rows` queries from `i` on sees. (Later queries see later positions.)
+    /// Sets down the pages that each row has of its own.
+    fn expect(&mut self, layer: &Layer<'_, N>, task: &Task<'_>, at: usize, common: usize) {
+        let group = layer.a.heads / layer.a.kv_heads;
+        self.limits = common..CHUNK_PAGES;
+        for (number, row) in task.rows.iter().enumerate() {
+            let (from, to) = self.pages(number * group, 1);
+            for &id in row.pages_from(at).get(from..to).unwrap_or(&[]) {
+                let offset = layer.pages.offset(id as usize, task.kv_head);
+                let blocks = &layer.pages.groups()[offset..][..2 * layer.pages.block()];
+                self.ahead.extend(blocks.chunks(PIECE / size_of::<N>()).map(<[N]>::as_ptr));
+            }
+        }
+    }
+
+    /// Asks for some of the pieces, into the second cache.
+    ///
+    /// # Safety
+    /// The tier's instructions.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&self, pieces: Range<usize>) {
+        for piece in &self.ahead[pieces] {
+            let mut line = 0;
+            while line < PIECE {
+                // SAFETY: the caller's promise. What is asked for need not be there.
+                unsafe { S::prefetch_far(piece.cast::<u8>().wrapping_add(line)) };
+                line += 64;
+            }
+        }
+    }
+
+    /// Looks at these queries alone, and at these pages of theirs in the chunk.
+    fn look(
+        &mut self,
+        layer: &Layer<'_, N>,
+        kv_head: usize,
+        ids: &[u32],
+        queries: Range<usize>,
+        limits: Range<usize>,
+    ) {
+        (self.queries, self.limits) = (queries, limits);
+        let (from, to) = self.pages(self.queries.start, self.queries.len());
+        let block = layer.pages.block();
+        for page in from..to {
+            let offset = layer.pages.offset(ids[page] as usize, kv_head);
+            let blocks = &layer.pages.groups()[offset..][..2 * block];
+            self.keys[page] = blocks.as_ptr();
+            self.values[page] = blocks[block..].as_ptr();
+        }
+    }
+
+    /// The pages that are looked at and that any of `rows` queries from `i` on sees. (Later queries see later positions.)
     #[inline(always)]
     fn pages(&self, i: usize, rows: usize) -> (usize, usize) {
         let (from, to) = (self.sees[i].0 / PAGE, self.sees[i + rows - 1].1.div_ceil(PAGE));
-        (from.min(to), to)
+        let to = to.min(self.limits.end);
+        (from.max(self.limits.start).min(to), to)
     }
 }
 
@@ -111,11 +166,44 @@ pub(super) fn chunk<N: Number>(
     found: &mut Found<'_>,
 ) {
     let parts = Parts::new(scratch, task.queries(), layer.pages.padded());
-    let view = View::new(layer, task, at, parts);
+    let mut view = View::new(layer, task, at, parts);
     assert!(found.mixed.len() == view.count * view.padded);
-    scores(isa, layer.a.scale, &view);
-    weights(isa, layer.a, &view, found);
-    mixes(isa, &view, found);
+    let common = if task.apart { Some(task.common_pages(at)) } else { None };
+    if let Some(common) = common.filter(|common| *common > 0) {
+        view.expect(layer, task, at, common);
+    }
+    each_part(layer, task, at, common, &mut view, |view| scores(isa, layer.a.scale, view));
+    (view.queries, view.limits) = (0..view.count, 0..CHUNK_PAGES);
+    weights(isa, layer.a, &view, found, common.is_some());
+    each_part(layer, task, at, common, &mut view, |view| mixes(isa, view, found));
+}
+
+/// Looks at the pages that all rows have in common, then at each row's own; or simply at all, in one sequence.
+fn each_part<N: Number>(
+    layer: &Layer<'_, N>,
+    task: &Task<'_>,
+    at: usize,
+    common: Option<usize>,
+    view: &mut View<N>,
+    mut f: impl FnMut(&View<N>),
+) {
+    let (all, limits) = (0..view.count, 0..CHUNK_PAGES);
+    view.resume = false;
+    let Some(common) = common else {
+        view.look(layer, task.kv_head, task.rows[0].pages_from(at), all, limits);
+        return f(view);
+    };
+    if common > 0 {
+        view.look(layer, task.kv_head, task.rows[0].pages_from(at), all, 0..common);
+        f(view);
+        view.resume = true;
+    }
+    let group = layer.a.heads / layer.a.kv_heads;
+    for (number, row) in task.rows.iter().enumerate() {
+        let own = number * group..(number + 1) * group;
+        view.look(layer, task.kv_head, row.pages_from(at), own, common..CHUNK_PAGES);
+        f(view);
+    }
 }
 
 tiered! {
@@ -163,13 +251,21 @@ tiered! {
 
 #[inline(always)]
 unsafe fn scores_body<S: Simd, N: Number>(scale: f32, view: &View<N>) {
-    let (mut page, last) = view.pages(0, view.count);
+    let queries = view.queries.clone();
+    let (mut page, last) = view.pages(queries.start, queries.len());
+    // What is asked for, spread over what is computed.
+    let (mut asked, all) = (0, if view.resume { 0 } else { view.ahead.len() });
+    let share = all.div_ceil(((last - page).div_ceil(WIDE) * queries.len().div_ceil(WIDE)).max(1));
     while page < last {
-        let mut i = 0;
-        while i < view.count {
-            let rows = WIDE.min(S::QUERIES).min(view.count - i);
+        let mut i = queries.start;
+        while i < queries.end {
+            // Within a panel.
+            let rows = WIDE.min(S::QUERIES).min(queries.end - i).min(LANES - i % LANES);
             // SAFETY: the caller has the tier's instructions; these queries are there.
             unsafe { by_rows!(rows, score::<S, N>(view, i, page, scale)) };
+            // SAFETY: the caller has the tier's instructions.
+            unsafe { view.ask::<S>(asked..all.min(asked + share)) };
+            asked = all.min(asked + share);
             i += rows;
         }
         page += WIDE;
@@ -235,16 +331,24 @@ unsafe fn score_pages<S: Simd, N: Number, const M: usize, const P: usize>(
 
 tiered! {
     /// All weights, with their sums and the greatest scores.
-    fn weights<N: Number>(a: &Attention, view: &View<N>, found: &mut Found<'_>) = weights_body;
+    fn weights<N: Number>(a: &Attention, view: &View<N>, found: &mut Found<'_>, apart: bool) = weights_body;
 }
 
 #[inline(always)]
-unsafe fn weights_body<S: Simd, N: Number>(a: &Attention, view: &View<N>, found: &mut Found<'_>) {
+unsafe fn weights_body<S: Simd, N: Number>(
+    a: &Attention,
+    view: &View<N>,
+    found: &mut Found<'_>,
+    apart: bool,
+) {
     let step = WIDE.min(S::QUERIES);
     for i in 0..view.count {
-        // The pages that are mixed with those of its register tile.
+        // The pages that are mixed with those of its register tile, where these have them in common.
         let tile = i / step * step;
-        let pages = view.pages(tile, step.min(view.count - tile));
+        let mut pages = view.pages(tile, step.min(view.count - tile));
+        if apart {
+            pages.1 = view.pages(i, 1).1;
+        }
         // SAFETY: the caller has the tier's instructions; this query is there.
         unsafe { weigh::<S, N>(a, view, i, pages, found) };
     }
@@ -313,9 +417,9 @@ tiered! {
 unsafe fn mixes_body<S: Simd, N: Number>(view: &View<N>, found: &mut Found<'_>) {
     let mut d = 0;
     while d < view.padded {
-        let mut i = 0;
-        while i < view.count {
-            let rows = WIDE.min(S::QUERIES).min(view.count - i);
+        let mut i = view.queries.start;
+        while i < view.queries.end {
+            let rows = WIDE.min(S::QUERIES).min(view.queries.end - i);
             // SAFETY: the caller has the tier's instructions; these queries are there, as are their mixed values.
             unsafe { by_rows!(rows, mix::<S, N>(view, i, d, found.mixed.as_mut_ptr())) };
             i += rows;
@@ -357,12 +461,19 @@ unsafe fn mix_vectors<S: Simd, N: Number, const M: usize, const D: usize>(
     // SAFETY: pages `first..last` are there; a row of mixed values has `padded` dimensions.
     unsafe {
         let mut acc = [[S::zero(); D]; M];
+        if view.resume {
+            for m in 0..M {
+                for j in 0..D {
+                    acc[m][j] = S::load(mixed.add((i + m) * view.padded + d + j * LANES));
+                }
+            }
+        }
         let mut page = first;
         while page < from.min(last) {
             mix_page::<S, N, M, D, true>(view, i, d, page, &mut acc);
             page += 1;
         }
-        while page < to {
+        while page < to.min(last) {
             mix_page::<S, N, M, D, false>(view, i, d, page, &mut acc);
             page += 1;
         }

@@ -34,6 +34,8 @@ impl Random {
 struct Scene {
     a: Attention,
     sequences: Vec<(usize, usize)>,
+    /// Pages that all of them begin with.
+    common: usize,
 }
 
 /// One sequence: keys, values and queries of all positions.
@@ -59,8 +61,15 @@ impl Scene {
     fn source(&self, index: usize) -> Source {
         let mut random = Random(index as u64 + 100);
         let len = self.sequences[index].0 + self.sequences[index].1;
-        let (width, queries) = (len * self.shape().width(), len * self.a.heads * self.a.head_dim);
-        Source([random.floats(width, 3.0), random.floats(width, 1.0), random.floats(queries, 3.0)])
+        let (width, queries) = (self.shape().width(), len * self.a.heads * self.a.head_dim);
+        let mut common = Random(99);
+        let mut floats = |factor| {
+            let mut floats = common.floats(self.common * PAGE * width, factor);
+            floats.extend(random.floats((len - self.common * PAGE) * width, factor));
+            floats
+        };
+        let (keys, values) = (floats(3.0), floats(1.0));
+        Source([keys, values, random.floats(queries, 3.0)])
     }
 
     /// The outputs of the last rows of the sequences `which`. What lies before them is written at once; pages are full of
@@ -70,7 +79,11 @@ impl Scene {
         let total = pages.iter().sum::<usize>() + 3;
         let mut free: Vec<u32> = (0..total as u32).collect();
         Random(way.deal).shuffle(&mut free);
-        let table: Vec<Vec<u32>> = pages.iter().map(|&count| free.drain(..count).collect()).collect();
+        let mut table: Vec<Vec<u32>> = pages.iter().map(|&count| free.drain(..count).collect()).collect();
+        for index in 1..table.len() {
+            let (first, rest) = table.split_at_mut(index);
+            rest[0][..self.common].copy_from_slice(&first[0][..self.common]);
+        }
         let kv = NativeKv::new(self.shape(), total, way.kind).unwrap();
         poison(&kv, total);
         let pool = Pool::new(way.threads).unwrap();
@@ -162,7 +175,20 @@ fn scene(
     Scene {
         a: Attention { heads, kv_heads, head_dim, scale, window, soft_cap },
         sequences: sequences.to_vec(),
+        common: 0,
     }
+}
+
+/// Answers that begin with the same pages.
+fn relatives(
+    heads: (usize, usize, usize),
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+    common: usize,
+    lengths: &[usize],
+) -> Scene {
+    let sequences: Vec<_> = lengths.iter().map(|&before| (before, 1)).collect();
+    Scene { common, ..scene(heads, window, soft_cap, &sequences) }
 }
 
 fn scenes() -> Vec<Scene> {
@@ -181,6 +207,13 @@ fn scenes() -> Vec<Scene> {
         scene((1, 1, 80), Some(300), Some(30.0), &[(250, 20), (550, 12), (1299, 1)]),
         scene((2, 2, 16), Some(1), None, &[(255, 3), (600, 1)]),
         scene((3, 1, 36), Some(256), None, &[(500, 30), (0, 1)]),
+        // Pages in common: up to the last one, none in the second chunk, ends in other chunks.
+        relatives((9, 3, 64), None, None, 9, &[150, 144, 200, 161, 147, 260, 159, 151, 180, 144, 153]),
+        relatives((4, 1, 64), None, None, 16, &[257, 300, 256, 258, 271, 530, 272]),
+        relatives((3, 1, 36), None, Some(20.0), 20, &[321, 322, 330, 327, 400, 590, 325, 341]),
+        relatives((8, 1, 16), Some(40), None, 18, &[290, 300, 310, 350, 600, 289, 299]),
+        relatives((6, 2, 20), Some(300), None, 24, &[385, 390, 700, 388, 420, 560, 384, 386]),
+        relatives((2, 2, 16), None, None, 8, &[128, 129, 128, 143, 144]),
     ]
 }
 
