@@ -21,7 +21,7 @@ pub struct Guide {
     opening: Vec<u32>,
     /// The budget has ended the answer.
     closed: bool,
-    /// Time spent on the engine's thread, and tokens that were never sampled.
+    /// Time spent, and tokens that were never sampled.
     took: Duration,
     decided: u64,
 }
@@ -83,7 +83,7 @@ impl Guide {
         Ok(ids)
     }
 
-    /// The time that was spent here on the engine's thread, and the tokens that were never sampled.
+    /// The time that was spent here, and the tokens that were never sampled.
     pub fn account(&self) -> (Duration, u64) {
         (self.took, self.decided)
     }

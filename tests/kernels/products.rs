@@ -9,7 +9,8 @@ use tallow::weights::{WeightTensor, WeightType};
 
 use crate::support::*;
 
-/// Rows, n and k. The rows are met one by one, and as tiles of 6, 3, 2 and 1 (floats: 12, 4, 2, 1); n in panels of 16 that are full and not.
+/// Rows, n and k. Few rows are met as tiles of 12, 8, 4, 2 and 1, the 40 as tiles of 6, 3, 2 and 1 (floats: 12, 4, 2, 1); n in
+/// panels of 16 that are full and not.
 const SHAPES: [(usize, usize, usize); 10] = [
     (1, 1, 32),
     (1, 7, 64),
