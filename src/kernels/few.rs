@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::amx;
 use super::forms::{Form, SUB};
 use super::isa::{Isa, Level, Tiles, tile_rows, tiled};
 use super::pack::with_form;
@@ -31,8 +30,8 @@ pub(super) fn most_rows(isa: Isa, dtype: WeightType) -> usize {
         Level::Avx512 | Level::Avx512Bf16 => most,
         // From there on it has tiles of its own.
         #[cfg(target_arch = "x86_64")]
-        Level::Amx => most.min(amx::ROWS - 1),
-        _ => NARROW,
+        Level::Amx => most.min(super::amx::ROWS - 1),
+        _ => most.min(NARROW),
     }
 }
 
