@@ -144,6 +144,7 @@ impl Reader<'_> {
             ropes: self.ropes(head_dim, context)?,
             layers: self.layers(layers)?,
             tied: false,
+            causal: true,
             interleaved_qk: a.interleaved_qk,
         }
         .validate()

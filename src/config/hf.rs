@@ -182,6 +182,7 @@ fn build(family: &Family, f: Fields) -> Result<Config> {
         ropes,
         layers,
         tied: f.bool("tie_word_embeddings")?.unwrap_or(family.tied),
+        causal: true,
         interleaved_qk: false,
     }
     .validate()

@@ -49,6 +49,9 @@ pub struct Config {
     pub layers: Vec<Layer>,
     /// The head is the embedding even if the checkpoint holds another matrix; without one it always is.
     pub tied: bool,
+    /// A position sees only itself and those before it; `false`: every position sees all of the text, as in encoders
+    /// (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
+    pub causal: bool,
     /// q/k rows come in interleaved pairs (GGUF of the Llama family) and go back to halves at the door.
     pub interleaved_qk: bool,
 }
