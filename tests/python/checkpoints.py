@@ -1,8 +1,8 @@
 """Tiny checkpoints out of a table: seeded weights, edits of them, and the writers of safetensors and GGUF.
 
 ``scripts/golden/variants.py`` writes a row's folder with this module for transformers to read, and
-``test_variants.py`` writes the same bytes for tallow. Weights are named, not stored: each is drawn by its name with
-``RandomState``, whose stream numpy promises to keep, as k/2048 times a power of two, which float16 holds exactly.
+``test_variants.py`` writes the same bytes for tallow. Weights are named, not stored: each is drawn by its name
+with ``RandomState``, whose stream numpy promises to keep, and is a number that float16 holds exactly.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def weight(name: str, shape: list[int], shift: float = 1.0) -> np.ndarray:
     stream = np.random.RandomState(zlib.crc32(name.encode()))
     noise = stream.randint(-1024, 1025, size=shape).astype(np.float32) / 1024
     if "norm" in name and name.endswith("weight"):
-        return noise / 4 + np.float32(shift)
+        return np.round(noise * 64) / 256 + np.float32(shift)
     return noise if "embed" in name or "lm_head" in name else noise / 2
 
 
@@ -135,7 +135,7 @@ def write(folder: Path, row: dict[str, Any], bases: dict[str, Any]) -> Path:
         write_safetensors(folder / "model.safetensors", tensors)
         return folder
     meta = {key: value for key, value in {**base["gguf"], **row["gguf"]}.items() if value is not None}
-    tensors = gguf_tensors(tensors, meta["general.architecture"], base["config"])
+    tensors = gguf_tensors(tensors, meta["general.architecture"], base["config"], meta)
     path = folder / "model.gguf"
     write_gguf(path, meta, edited(tensors, row.get("gguf_tensors", [])))
     return path
@@ -192,10 +192,12 @@ FOUR_NORMS = {
 PERMUTED = ("llama", "smollm3")
 
 
-def gguf_tensors(tensors: Tensors, arch: str, config: dict[str, Any]) -> Tensors:
-    """The weights under llama.cpp's names: permuted and shifted as it wants them; vectors are float32."""
+def gguf_tensors(tensors: Tensors, arch: str, config: dict[str, Any], meta: dict[str, Any]) -> Tensors:
+    """The weights under llama.cpp's names: permuted and shifted as it wants them."""
     names = GGUF_NAMES | (FOUR_NORMS if arch in ("gemma2", "gemma3") else {})
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    if f"{arch}.attention.head_count_kv" not in meta:
+        heads["k_proj"] = heads["q_proj"]
     made = {}
     for name, array in tensors.items():
         module, _, kind = name.rpartition(".")

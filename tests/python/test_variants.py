@@ -1,8 +1,9 @@
-"""Checkpoints as people bring them: every family with a key absent, null, in its old and its new spelling, with
-stray keys and tensors, tied and not, inside a wrapper, and as GGUF.
+"""Checkpoints as people bring them: every family with a key absent, null, in its old and its new spelling,
+with stray keys and tensors, tied and not, inside a wrapper, and as GGUF.
 
-Each row of ``tests/golden/variants/variants.json`` (made by ``scripts/golden/variants.py``) either has the logits that
-transformers computes for it, or is refused with an error that names what is wrong. None may differ in silence.
+Each row of ``tests/golden/variants/variants.json`` (made by ``scripts/golden/variants.py``) either has the
+logits that transformers computes for it, or is refused with an error that names what is wrong. None may differ
+in silence.
 """
 
 from __future__ import annotations
