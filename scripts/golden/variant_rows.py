@@ -127,7 +127,6 @@ SCALED = [name for name in TEXT if name not in ("phi3", "gemma3_text")]
 FLAT_ROPE = [name for name in TEXT if name != "gemma3_text"]
 UNTIED = [name for name in TEXT if not name.startswith("gemma")]
 GATED = [name for name in TEXT if name not in ("phi", "phi3")]
-SPLIT = [name for name in TEXT if name != "phi3"]
 
 
 # -- Every family -------------------------------------------------------------------------------------------
@@ -139,14 +138,8 @@ def every_family():
         same(name, "dtype instead of torch_dtype", dict(dtype="float32"), without=["torch_dtype"])
         refused(name, "no model_type", "model_type", "raises", without=["model_type"])
         moves(name, "rope_theta absent", without=["rope_theta"])
-        same(name, "rope_theta as an integer", dict(rope_theta=5000))
         same(name, "rope_scaling null", dict(rope_scaling=None))
-        same(name, "quantization_config null", dict(quantization_config=None))
-        same(name, "rotary_emb.inv_freq stored", tensors=stray(FIRST + "self_attn.rotary_emb.inv_freq", 8))
-        same(name, "scales of a quantized cache stored", tensors=stray(FIRST + "self_attn.k_scale", 1)
-             + stray(FIRST + "self_attn.v_scale", 1))
         same(name, "float64", tensors=[["cast", "*", "float64"]])
-        same(name, "float16", tensors=[["cast", "*", "float16"]])
         moves(name, "bfloat16", tensors=[["cast", "*", "BF16"]])
         moves(name, "not causal", dict(is_causal=False), pending="bidirectional attention")
         refused(name, "a layer too many", "layers.9.", "unused",
@@ -158,18 +151,25 @@ def every_family():
                 tensors=stray(FIRST + ("mlp.fc2" if name == "phi" else "mlp.down_proj") + ".scale", 1))
         refused(name, "no final norm", "model.norm|final_layernorm", "random",
                 tensors=drop("model.final_layernorm.weight" if name == "phi" else "model.norm.weight"))
+        refused(name, "rope type banana", "banana", "raises", dict(rope_scaling=dict(rope_type="banana", factor=2.0)))
+    for name in ("llama", "gemma3_text", "phi3"):
+        same(name, "rope_theta as an integer", dict(rope_theta=5000))
+        same(name, "float16", tensors=[["cast", "*", "float16"]])
+        same(name, "quantization_config null", dict(quantization_config=None))
+        same(name, "rotary_emb.inv_freq stored", tensors=stray(FIRST + "self_attn.rotary_emb.inv_freq", 8))
+        same(name, "scales of a quantized cache stored", tensors=stray(FIRST + "self_attn.k_scale", 1)
+             + stray(FIRST + "self_attn.v_scale", 1))
         refused(name, "gptq", "gptq", "raises", dict(quantization_config=dict(quant_method="gptq", bits=4, group_size=32)))
         refused(name, "bitnet online", "bitnet", "ours", dict(quantization_config=dict(
             quant_method="bitnet", linear_class="autobitlinear", quantization_mode="online")))
-        refused(name, "rope type banana", "banana", "raises", dict(rope_scaling=dict(rope_type="banana", factor=2.0)))
         refused(name, "layers that differ", "per_layer_config", "raises",
                 dict(per_layer_config={"01": dict(intermediate_size=24)}))
         refused(name, "another vocabulary", ["embed_tokens", "60"], "raises", dict(vocab_size=60))
     for name in GATED:
         refused(name, "no gate", "gate_proj", "random", tensors=drop(FIRST + "mlp.gate_proj.weight"))
-        refused(name, "one gate packed", "gate_proj", "unused",
-                tensors=[["rename", FIRST + "mlp.gate_proj.weight", FIRST + "mlp.gate_proj.qweight"]])
-    for name in SPLIT:
+    refused("llama", "one gate packed", "gate_proj", "unused",
+            tensors=[["rename", FIRST + "mlp.gate_proj.weight", FIRST + "mlp.gate_proj.qweight"]])
+    for name in ("llama", "qwen2", "phi"):
         refused(name, "no v_proj", "v_proj", "random", tensors=drop(FIRST + "self_attn.v_proj.weight"))
 
 
@@ -229,8 +229,15 @@ FOREIGN = dict(
 def keys_of_others():
     """A key counts only for families that read it."""
     for name, keys in IGNORED.items():
-        for key in keys:
-            same(name, f"ignores {key}", {key: LOUD[key]})
+        same(name, "keys of other families", {key: LOUD[key] for key in keys})
+    for key in IGNORED["llama"]:
+        same("llama", f"ignores {key}", {key: LOUD[key]})
+    for name in ("qwen2", "mistral", "gemma"):
+        for key in ("attention_bias", *CAPS):
+            if key in IGNORED[name]:
+                same(name, f"ignores {key}", {key: LOUD[key]})
+    same("gemma2", "ignores hidden_act", dict(hidden_act="relu"))
+    same("gemma", "ignores hidden_activation", dict(hidden_activation="relu"))
     for name in TEXT:
         keys = {key: value for key, value in FOREIGN.items() if (name, key) != ("phi3", "resid_pdrop")}
         same(name, "keys that no class reads", keys)
@@ -286,7 +293,7 @@ def ropes():
               rope_scaling=dict(rope_type="yarn", **YARN)), without=["rope_theta"])
         same(name, "dynamic, a short prompt", dict(rope_scaling=dict(type="dynamic", factor=4.0)))
         moves(name, "llama3", dict(rope_scaling=dict(rope_type="llama3", **LLAMA3)))
-    for name in ("llama", "qwen2", "qwen3", "gemma2", "mistral"):
+    for name in ("llama", "qwen3"):
         yarn = dict(rope_type="yarn", **YARN)
         moves(name, "yarn, 32 and 1 and its attention factor written out", like=f"{name}/yarn as a model card advises",
               config=dict(rope_scaling=dict(yarn, beta_fast=32, beta_slow=1, attention_factor=1.1386294361119891)))
@@ -344,7 +351,7 @@ def longropes():
     moves("phi3", "longrope called yarn", dict(original, rope_scaling=dict(lists, type="yarn")), like="phi3/longrope")
     # As the first Phi-3 128k files have it. transformers 5.24 wants the original length inside for this one name.
     moves("phi3", "longrope called su", dict(original, rope_scaling=dict(lists, type="su")), like="phi3/longrope",
-          reference=dict(config=dict(original, rope_scaling=dict(lists, original, type="su"))))
+          reference=dict(config=dict(original, rope_scaling=dict(lists, **original, type="su"))))
     moves("phi3", "longrope, rope_type", dict(original, rope_scaling=dict(lists, rope_type="longrope")), like="phi3/longrope")
     moves("phi3", "longrope, rope_parameters", dict(original, rope_parameters=dict(
         lists, rope_type="longrope", rope_theta=5000.0)), without=["rope_theta"], like="phi3/longrope")
@@ -381,8 +388,8 @@ def heads():
             moves(name, "flag absent, no head", without=["tie_word_embeddings"], tensors=head, like="smollm3/tied without a head")
         else:
             refused(name, "flag absent, no head", "lm_head", "random", without=["tie_word_embeddings"], tensors=head)
-        refused(name, "head packed", "lm_head", "random", tensors=[["rename", "lm_head.weight", "lm_head.qweight"]])
-        if name != "phi":
+        if name in ("llama", "qwen3", "seed_oss"):
+            refused(name, "head packed", "lm_head", "random", tensors=[["rename", "lm_head.weight", "lm_head.qweight"]])
             moves(name, "head and embedding are one, tied", dict(tie_word_embeddings=True), tensors=[
                   ["copy", "model.embed_tokens.weight", "lm_head.weight"]], like=f"{name}/tied without a head")
     for name in ("gemma", "gemma2", "gemma3_text"):
@@ -720,11 +727,16 @@ def ggufs():
         gguf(name, "not causal", {"attention.causal": False}, reference=as_config(dict(is_causal=False)), pending="bidirectional attention")
         gguf(name, "causal", {"attention.causal": True})
         gguf(name, "add_eos_token", {"tokenizer.ggml.add_eos_token": True})
-        if name != "phi3":
+        # A norm behind a projection takes its scale away.
+        if name not in ("phi3", "qwen3", "gemma3_text"):
             gguf(name, "a scale of q", tensors=[["fill", Q0 + ".scale", [0.5]]],
                  reference=as_config(tensors=[["scale", FIRST + "self_attn.q_proj.weight", 0.5]]))
-        gguf(name, "a scale of ffn_down", tensors=[["fill", "blk.1.ffn_down.scale", [0.25]]], reference=as_config(tensors=[
-             ["scale", "model.layers.1.mlp." + ("fc2" if name == "phi" else "down_proj") + ".weight", 0.25]]))
+        if name in ("llama", "phi", "qwen2", "gemma"):
+            gguf(name, "a scale of ffn_down", tensors=[["fill", "blk.1.ffn_down.scale", [0.25]]], reference=as_config(tensors=[
+                 ["scale", "model.layers.1.mlp." + ("fc2" if name == "phi" else "down_proj") + ".weight", 0.25]]))
+        if name in GATED:
+            gguf(name, "a scale of ffn_gate", tensors=[["fill", "blk.0.ffn_gate.scale", [0.25]]],
+                 reference=as_config(tensors=[["scale", FIRST + "mlp.gate_proj.weight", 0.25]]))
         gguf(name, "an input_scale", tensors=[["fill", "blk.0.ffn_up.input_scale", [0.5]]])
         gguf(name, "an unknown tensor", words="blk.0.attn_sinks.weight", tensors=[["fill", "blk.0.attn_sinks.weight", [0.5, 0.5]]])
         gguf(name, "a layer too many", words="blk.9.attn_norm.weight", tensors=[["copy", "blk.0.attn_norm.weight", "blk.9.attn_norm.weight"]])
@@ -776,8 +788,8 @@ def ggufs():
     gguf("gemma2", "sliding_window absent", {"attention.sliding_window": None}, reference=as_config(without=["sliding_window"]))
     pattern = "attention.sliding_window_pattern"
     gguf("gemma3_text", "pattern absent", {pattern: None}, reference=as_config(without=["sliding_window_pattern"]))
-    for n in (2, 3):
-        gguf("gemma3_text", f"pattern {n}", {pattern: n}, reference=as_config(dict(sliding_window_pattern=n)))
+    gguf("gemma3_text", "pattern 3", {pattern: 3})
+    gguf("gemma3_text", "pattern 2", {pattern: 2}, reference=as_config(dict(sliding_window_pattern=2)))
     gguf("gemma3_text", "pattern by layer", {pattern: [False, True, True, True, False, True]}, reference=as_config(dict(
          layer_types=[FULL, SLIDING, SLIDING, SLIDING, FULL, SLIDING])))
     gguf("gemma3_text", "pattern too short", {pattern: [True, False]}, words=pattern)

@@ -1,13 +1,14 @@
 """Tiny checkpoints out of a table: seeded weights, edits of them, and the writers of safetensors and GGUF.
 
 ``scripts/golden/variants.py`` writes a row's folder with this module for transformers to read, and
-``test_variants.py`` writes the same bytes for tallow. Weights are named, not stored: each is drawn by its name
-with ``RandomState``, whose stream numpy promises to keep, and is a number that float16 holds exactly.
+``test_variants.py`` writes the same bytes for tallow. Weights are named, not stored: each is drawn by its
+name with ``RandomState``, whose stream numpy promises to keep, and is a number that float16 holds exactly.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import struct
 import zlib
@@ -86,7 +87,12 @@ def bf16(array: np.ndarray) -> np.ndarray:
 
 def weight(name: str, shape: list[int], shift: float = 1.0) -> np.ndarray:
     """The float32 weight of this name. Large enough that a mistake anywhere moves the logits; norms lie about
-    ``shift``."""
+    ``shift``. Not to be written to."""
+    return _weight(name, tuple(shape), shift)
+
+
+@functools.cache
+def _weight(name: str, shape: tuple[int, ...], shift: float) -> np.ndarray:
     stream = np.random.RandomState(zlib.crc32(name.encode()))
     noise = stream.randint(-1024, 1025, size=shape).astype(np.float32) / 1024
     if "norm" in name and name.endswith("weight"):

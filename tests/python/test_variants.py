@@ -2,8 +2,8 @@
 with stray keys and tensors, tied and not, inside a wrapper, and as GGUF.
 
 Each row of ``tests/golden/variants/variants.json`` (made by ``scripts/golden/variants.py``) either has the
-logits that transformers computes for it, or is refused with an error that names what is wrong. None may differ
-in silence.
+logits that transformers computes for it, or is refused with an error that names what is wrong. None may
+differ in silence.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
-from conftest import ROOT, write_tokenizer
 
+import checkpoints
 import tallow
+from conftest import ROOT, write_tokenizer
 
 FOLDER = ROOT / "tests" / "golden" / "variants"
 TABLE: dict[str, Any] = json.loads((FOLDER / "variants.json").read_text())
