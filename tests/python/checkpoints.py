@@ -75,6 +75,12 @@ def fill(tensors: Tensors, name: str, values: list[float]) -> None:
     tensors[name] = np.array(values, np.float32)
 
 
+@verb
+def stack(tensors: Tensors, name: str, parts: list[str]) -> None:
+    """The rows of ``parts`` below one another."""
+    tensors[name] = np.concatenate([tensors[part] for part in parts])
+
+
 class BFloat16(np.ndarray):
     """The upper halves of float32 numbers, as uint16."""
 
@@ -188,11 +194,16 @@ GGUF_NAMES = {
     "mlp.down_proj": "ffn_down",
     "mlp.fc2": "ffn_down",
 }
-#: Gemma 2 and 3 have a norm after attention as well.
 FOUR_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
+}
+#: Gemma 2 and 3 have a norm after attention as well; Seed-OSS calls that before the MLP so.
+OTHER_NAMES = {
+    "gemma2": FOUR_NORMS,
+    "gemma3": FOUR_NORMS,
+    "seed_oss": {"post_attention_layernorm": "post_attention_norm"},
 }
 #: The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
 PERMUTED = ("llama", "smollm3")
@@ -200,7 +211,7 @@ PERMUTED = ("llama", "smollm3")
 
 def gguf_tensors(tensors: Tensors, arch: str, config: dict[str, Any], meta: dict[str, Any]) -> Tensors:
     """The weights under llama.cpp's names: permuted and shifted as it wants them."""
-    names = GGUF_NAMES | (FOUR_NORMS if arch in ("gemma2", "gemma3") else {})
+    names = GGUF_NAMES | OTHER_NAMES.get(arch, {})
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     if f"{arch}.attention.head_count_kv" not in meta:
         heads["k_proj"] = heads["q_proj"]

@@ -9,6 +9,8 @@ differ in silence.
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,21 @@ def load(folder: Path, row: dict[str, Any]) -> tallow.Model:
     return tallow.Model(source, dtype="float32", threads=1, progress=False, **options)
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Gone after the test: pytest keeps its own, and there are a thousand rows."""
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
 def rows(kind: str) -> list[Any]:
     found = [row for row in TABLE["rows"] if kind in row and "pending" not in row]
     return [pytest.param(row, id=row["name"]) for row in found]
 
 
 @pytest.mark.parametrize("row", rows("logits"))
-def test_a_variant_agrees_with_transformers(tmp_path: Path, row: dict[str, Any]) -> None:
-    model = load(tmp_path, row)
+def test_a_variant_agrees_with_transformers(folder: Path, row: dict[str, Any]) -> None:
+    model = load(folder, row)
     want = LOGITS[row["logits"]]
     got = model.logits(prompt(row.get("tokens", TABLE["tokens"])).tolist())[-len(want) :]
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE, err_msg=row.get("why", ""))
@@ -54,9 +63,9 @@ def test_a_variant_agrees_with_transformers(tmp_path: Path, row: dict[str, Any])
 
 
 @pytest.mark.parametrize("row", rows("refused"))
-def test_a_variant_is_refused_by_name(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_a_variant_is_refused_by_name(folder: Path, row: dict[str, Any]) -> None:
     with pytest.raises(tallow.Error) as caught:
-        load(tmp_path, row)
+        load(folder, row)
     said = str(caught.value)
     for words in row["refused"]:
         assert any(word in said for word in words.split("|")), f"{words} is not named in: {said}"
