@@ -22,6 +22,11 @@ pub(super) fn missing(field: &str) -> Error {
 pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
+    /// Whether the key is there at all, `null` included.
+    pub(super) fn states(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     fn get<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(None),

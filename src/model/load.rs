@@ -245,9 +245,9 @@ impl Request {
 
     fn context_length(&self, config: &Config) -> Result<usize> {
         match self.context_length {
-            Some(asked) if asked > config.context => Err(Error::invalid(format!(
+            Some(asked) if asked > config.longest => Err(Error::invalid(format!(
                 "context_length is {asked}, and this model was made for at most {} positions",
-                config.context
+                config.longest
             ))),
             asked => Ok(asked.unwrap_or(config.context)),
         }

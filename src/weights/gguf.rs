@@ -103,7 +103,7 @@ impl Part {
     fn add_to(self, weights: &mut Weights, path: &Path, bytes: Bytes) -> Result<Metadata> {
         let file = weights.add_file(path, bytes);
         for (name, Tensor { stored, shape, range }) in self.tensors {
-            weights.insert(name, Entry { stored, shape, file, range }).context(path.display())?;
+            weights.insert(name, Entry::new(stored, shape, file, range)).context(path.display())?;
         }
         Ok(self.metadata)
     }

@@ -18,6 +18,7 @@ pub mod safetensors;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::bytes::Bytes;
 pub use self::dtype::WeightType;
@@ -145,6 +146,14 @@ struct Entry {
     file: usize,
     /// Byte range in that file.
     range: std::ops::Range<usize>,
+    /// Whether it was asked for: what nobody asks for was meant for another model.
+    read: AtomicBool,
+}
+
+impl Entry {
+    fn new(stored: Stored, shape: Vec<usize>, file: usize, range: std::ops::Range<usize>) -> Self {
+        Entry { stored, shape, file, range, read: AtomicBool::new(false) }
+    }
 }
 
 #[derive(Debug)]
@@ -201,6 +210,7 @@ impl Weights {
         let missing = || Error::model_file(format!("{}: there is no tensor {name:?}", self.source.display()));
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         let (path, bytes) = self.files.get(entry.file).ok_or_else(missing)?;
+        entry.read.store(true, Ordering::Relaxed);
         match &entry.stored {
             Stored::Read(dtype) => Ok(WeightTensor {
                 name: name.to_owned(),
@@ -214,6 +224,12 @@ impl Weights {
                 path.display()
             ))),
         }
+    }
+
+    /// The names of the tensors that nobody has asked for, sorted.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        let unread = self.tensors.iter().filter(|(_, entry)| !entry.read.load(Ordering::Relaxed));
+        unread.map(|(name, _)| name.as_str())
     }
 
     /// The shape of a tensor, outermost dimension first; also of one whose type is not read.

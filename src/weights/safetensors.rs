@@ -168,7 +168,7 @@ fn add_file(
 ) -> Result<()> {
     let file = weights.add_file(path, bytes);
     for Tensor { name, stored, shape, range } in tensors {
-        weights.insert(name, Entry { stored, shape, file, range }).context(path.display())?;
+        weights.insert(name, Entry::new(stored, shape, file, range)).context(path.display())?;
     }
     Ok(())
 }
