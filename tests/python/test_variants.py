@@ -1,0 +1,67 @@
+"""Checkpoints as people bring them: every family with a key absent, null, in its old and its new spelling, with
+stray keys and tensors, tied and not, inside a wrapper, and as GGUF.
+
+Each row of ``tests/golden/variants/variants.json`` (made by ``scripts/golden/variants.py``) either has the logits that
+transformers computes for it, or is refused with an error that names what is wrong. None may differ in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+from conftest import ROOT, write_tokenizer
+
+import tallow
+
+FOLDER = ROOT / "tests" / "golden" / "variants"
+TABLE: dict[str, Any] = json.loads((FOLDER / "variants.json").read_text())
+LOGITS = np.load(FOLDER / "logits.npz")
+TOLERANCE = 1e-4
+
+
+def prompt(length: int) -> np.ndarray:
+    low, high = TABLE["ids"]
+    return np.random.RandomState(length).randint(low, high, size=length)
+
+
+def load(folder: Path, row: dict[str, Any]) -> tallow.Model:
+    source = checkpoints.write(folder, row, TABLE["bases"])
+    if source.is_dir():
+        write_tokenizer(source, TABLE["vocab_size"])
+    options = {"context_length": row["context_length"]} if "context_length" in row else {}
+    return tallow.Model(source, dtype="float32", threads=1, progress=False, **options)
+
+
+def rows(kind: str) -> list[Any]:
+    found = [row for row in TABLE["rows"] if kind in row and "pending" not in row]
+    return [pytest.param(row, id=row["name"]) for row in found]
+
+
+@pytest.mark.parametrize("row", rows("logits"))
+def test_a_variant_agrees_with_transformers(tmp_path: Path, row: dict[str, Any]) -> None:
+    model = load(tmp_path, row)
+    want = LOGITS[row["logits"]]
+    got = model.logits(prompt(row.get("tokens", TABLE["tokens"])).tolist())[-len(want) :]
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE, err_msg=row.get("why", ""))
+    if "context" in row:
+        assert model.context_length == row["context"]
+
+
+@pytest.mark.parametrize("row", rows("refused"))
+def test_a_variant_is_refused_by_name(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(tallow.Error) as caught:
+        load(tmp_path, row)
+    said = str(caught.value)
+    for words in row["refused"]:
+        assert any(word in said for word in words.split("|")), f"{words} is not named in: {said}"
+
+
+def test_the_table_is_whole() -> None:
+    names = [row["name"] for row in TABLE["rows"]]
+    assert len(names) >= 200
+    assert len(set(names)) == len(names)
