@@ -138,6 +138,7 @@ impl Lm {
         options: &GenerateOptions,
         notify: Option<Notify>,
     ) -> Result<Generation> {
+        self.check_head()?;
         check_stops(&options.stop)?;
         options.sampler.check_vocab(self.model.vocab_size())?;
         let ids = self.model.prompt_ids(prompt)?;
@@ -247,6 +248,18 @@ impl Lm {
         }
     }
 
+    /// What is to become text or probabilities needs a head.
+    fn check_head(&self) -> Result<()> {
+        match self.model.decoder().has_head() {
+            true => Ok(()),
+            false => Err(Error::unsupported(format!(
+                "{} is a base model, saved without the head that makes tokens of hidden states \
+                 (tie_word_embeddings is false, and there is no lm_head.weight): it embeds, and writes nothing",
+                self.model.name()
+            ))),
+        }
+    }
+
     fn check_prefix_cache(&self) -> Result<()> {
         match self.prefix_cache {
             true => Ok(()),
@@ -265,6 +278,7 @@ impl Lm {
 
     /// The logits of every position of `ids`.
     pub fn logits(&self, ids: Vec<u32>) -> Result<Generation> {
+        self.check_head()?;
         self.engine.submit(Request::new(ids, Task::Logits))
     }
 
@@ -277,6 +291,7 @@ impl Lm {
     /// The log probability of every token of every candidate after the prompt, which is computed once; with
     /// the ids of the candidates.
     pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<(Vec<Vec<u32>>, Generation)> {
+        self.check_head()?;
         let ids = self.model.prompt_ids(prompt)?;
         let candidates: Vec<Vec<u32>> = candidates
             .iter()

@@ -179,6 +179,11 @@ class Model:
         """The number formats that its weights are stored in."""
         return self._native.weight_types
 
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing of how its files were read: "left alone: images (437 tensors)"."""
+        return self._native.notes
+
     # Text and tokens
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
@@ -463,12 +468,11 @@ class Model:
     def __repr__(self) -> str:
         native = self._native
         facts = [str(native.config.get("family", "model"))]
-        if "parameters" in native.config:
-            facts.append(f"{_short(native.config['parameters'])} parameters")
         facts.append(f"{native.weight_bytes / 2**20:.0f} MiB {'+'.join(native.weight_types)}")
         facts.append(f"context {native.context_length}")
         facts.append(native.device)
-        return f"<tallow.Model {native.name!r}: {', '.join(facts)}>"
+        notes = "".join(f"; {note}" for note in native.notes)
+        return f"<tallow.Model {native.name!r}: {', '.join(facts)}{notes}>"
 
 
 LOAD_OPTIONS = (
@@ -579,10 +583,3 @@ def _check_load_option(name: str, value: object) -> None:
 
 def _load(source: str, options: dict[str, Any]) -> Model:
     return Model(source, **options)
-
-
-def _short(count: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)

@@ -88,6 +88,21 @@ impl Rope {
         })
     }
 
+    /// What a scaling that depends on the length decides for a model of `context_length` positions.
+    pub fn note(&self, context_length: usize) -> Option<String> {
+        match &self.scaling {
+            Scaling::LongRope { original, .. } if context_length > *original => Some(format!(
+                "LongRoPE's long factors, for {context_length} positions; context_length={original} takes the short ones, \
+                 as transformers does for texts of up to {original} tokens"
+            )),
+            Scaling::Dynamic { original, .. } if context_length > *original => Some(format!(
+                "dynamic NTK for {context_length} positions; texts of up to {original} tokens have transformers' numbers \
+                 with context_length={original}"
+            )),
+            _ => None,
+        }
+    }
+
     /// The frequency of each pair `[dims / 2]`, radians a position, and what cos and sin are multiplied by.
     pub fn frequencies(&self, context_length: usize) -> (Vec<f32>, f32) {
         match &self.scaling {

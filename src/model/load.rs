@@ -214,6 +214,7 @@ impl Request {
         let decoder =
             Decoder::build(files.config, &files.weights, ops, context_length, self.quantize, &mut advance)?;
         let (weight_bytes, weight_types) = stored(&decoder);
+        let notes = notes(&decoder, context_length);
         Ok(Model {
             name: located.name.clone(),
             revision: located.revision.clone(),
@@ -222,6 +223,7 @@ impl Request {
             placement: self.placement.clone(),
             weight_bytes,
             weight_types,
+            notes,
             tokenizer: files.tokenizer,
             template: files.template,
             decoder: Arc::new(decoder),
@@ -383,6 +385,23 @@ fn stored(decoder: &Decoder) -> (u64, Vec<&'static str>) {
     let mut types: Vec<_> = bytes.into_iter().collect();
     types.sort_by_key(|(name, bytes)| (std::cmp::Reverse(*bytes), *name));
     (total, types.into_iter().map(|(name, _)| name).collect())
+}
+
+/// What people should know of how the files were read.
+fn notes(decoder: &Decoder, context_length: usize) -> Vec<String> {
+    let config = decoder.config();
+    let mut notes = Vec::new();
+    if let Some(wrapper) = config.wrapper {
+        notes.push(format!("the language model of a {wrapper} model; it takes text alone"));
+    }
+    if !decoder.left_alone().is_empty() {
+        notes.push(format!("left alone: {}", decoder.left_alone().join(", ")));
+    }
+    if !decoder.has_head() {
+        notes.push("a base model without a head: it makes vectors and no text".into());
+    }
+    notes.extend(config.ropes.first().and_then(|rope| rope.note(context_length)));
+    notes
 }
 
 /// The argument `chat_template`: the text of a template (it has a `{`), or a file that holds one.

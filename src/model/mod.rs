@@ -30,6 +30,7 @@ pub struct Model {
     placement: Placement,
     weight_bytes: u64,
     weight_types: Vec<&'static str>,
+    notes: Vec<String>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     decoder: Arc<Decoder>,
@@ -96,6 +97,11 @@ impl Model {
     /// The storage types of the weights, the largest share first.
     pub fn weight_types(&self) -> &[&'static str] {
         &self.weight_types
+    }
+
+    /// What people should know of how the files were read: what was left alone, what was decided for them.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     pub fn decoder(&self) -> &Arc<Decoder> {

@@ -87,7 +87,7 @@ impl PyModel {
             "num_kv_heads": c.kv_heads,
             "head_dim": c.head_dim,
             "vocab_size": c.vocab,
-            "max_context_length": c.context,
+            "max_context_length": c.longest,
             "rope_theta": c.ropes.first().map(|rope| rope.theta),
             "sliding_windows": windows,
         });
@@ -122,6 +122,11 @@ impl PyModel {
     #[getter]
     fn weight_types(&self) -> Vec<&'static str> {
         self.0.weight_types().to_vec()
+    }
+
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.0.notes().to_vec()
     }
 
     #[getter]
