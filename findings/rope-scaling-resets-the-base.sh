@@ -20,6 +20,8 @@ trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "transformers==5.24.0"
 cat > "$work/run.py" <<'PY'
+import copy
+
 import transformers
 
 transformers.logging.set_verbosity_error()
@@ -34,7 +36,8 @@ GEMMA = {
 
 
 def read(kind, **keys):
-    found = getattr(transformers, kind).from_dict(keys).rope_parameters
+    # A copy: from_dict writes the defaults that it finds into the nested objects it is given.
+    found = getattr(transformers, kind).from_dict(copy.deepcopy(keys)).rope_parameters
     found = found.get("full_attention", found)
     return float(found["rope_theta"]), found["rope_type"]
 

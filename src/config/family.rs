@@ -512,3 +512,30 @@ impl Has {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_leads_to_one_row() {
+        let mut names: Vec<_> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
+        names.extend(WRAPPERS.iter().map(|wrapper| wrapper.model_type));
+        let mut architectures: Vec<_> =
+            FAMILIES.iter().flat_map(|family| family.gguf).map(|gguf| gguf.architecture).collect();
+        for list in [&mut names, &mut architectures] {
+            let count = list.len();
+            list.sort_unstable();
+            list.dedup();
+            assert_eq!(list.len(), count, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn every_wrapper_has_a_text_model() {
+        for wrapper in WRAPPERS {
+            let (Text::Fixed(name) | Text::Own(name)) = wrapper.text;
+            assert!(Family::of_model_type(name).is_ok(), "{}: {name}", wrapper.model_type);
+        }
+    }
+}

@@ -541,6 +541,44 @@ mod tests {
                 "layer_types",
             ),
             (&with(r#"{"model_type": "mistral", "sliding_window": 0}"#), ErrorKind::ModelFile, "window"),
+            (
+                &with(
+                    r#"{"model_type": "ministral", "layer_types": ["sliding_attention", "full_attention"], "sliding_window": null}"#,
+                ),
+                ErrorKind::ModelFile,
+                "sliding_window",
+            ),
+            (
+                &with(r#"{"per_layer_config": {"1": {"head_dim": 8}}}"#),
+                ErrorKind::UnsupportedModel,
+                "per_layer_config",
+            ),
+            (
+                &with(r#"{"model_type": "gemma2", "use_bidirectional_attention": true}"#),
+                ErrorKind::UnsupportedModel,
+                "use_bidirectional_attention",
+            ),
+            (
+                &with(r#"{"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}"#),
+                ErrorKind::UnsupportedModel,
+                "full_attention",
+            ),
+            (
+                &with(r#"{"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}"#),
+                ErrorKind::UnsupportedModel,
+                "linear",
+            ),
+            (
+                &with(r#"{"rope_scaling": {"type": "yarn", "factor": 2.0}, "partial_rotary_factor": 0.5}"#),
+                ErrorKind::UnsupportedModel,
+                "partial_rotary_factor",
+            ),
+            (r#"{"model_type": "llava", "vision_config": {}}"#, ErrorKind::ModelFile, "text_config"),
+            (
+                r#"{"model_type": "llava", "text_config": {"model_type": "mamba"}}"#,
+                ErrorKind::UnsupportedModel,
+                "text_config: model_type \"mamba\"",
+            ),
         ];
         for (text, kind, word) in cases {
             let error = parse(text).expect_err(text);
@@ -555,5 +593,35 @@ mod tests {
         let modern =
             with(r#"{"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}"#);
         assert_eq!(parse(&classic).unwrap(), parse(&modern).unwrap());
+    }
+
+    #[test]
+    fn what_is_absent_is_the_class_default() {
+        let gemma2 = parse(&with(r#"{"model_type": "gemma2"}"#)).unwrap();
+        assert_eq!((gemma2.attention_cap, gemma2.logit_cap), (Some(50.0), Some(30.0)));
+        assert_eq!((gemma2.attention_scale, gemma2.layers[0].window), (0.0625, Some(4096)));
+        let uncapped = parse(&with(r#"{"model_type": "gemma2", "attn_logit_softcapping": null}"#)).unwrap();
+        assert_eq!(uncapped.attention_cap, None);
+        // Absent means the class's 32 heads, and null as many as query heads.
+        let qwen2 = with(r#"{"model_type": "qwen2", "num_attention_heads": 32}"#);
+        assert_eq!(parse(&qwen2).unwrap().kv_heads, 32);
+        let null = with(r#"{"model_type": "qwen2", "num_key_value_heads": null}"#);
+        assert_eq!(parse(&null).unwrap().kv_heads, 4);
+        let llava = r#"{"model_type": "llava", "text_config": {"vocab_size": 32064}}"#;
+        let llava = parse(llava).unwrap();
+        assert_eq!((llava.hidden, llava.vocab, llava.wrapper), (4096, 32064, Some("llava")));
+    }
+
+    #[test]
+    fn a_stretch_says_how_far_it_reaches() {
+        for (scaling, context, longest) in [
+            (r#"{"type": "dynamic", "factor": 4.0}"#, 128, 512),
+            (r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 96}"#, 128, 384),
+            (r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}"#, 128, 128),
+            (r#"{"type": "linear", "factor": 4.0}"#, 128, 128),
+        ] {
+            let config = parse(&with(&format!("{{\"rope_scaling\": {scaling}}}"))).unwrap();
+            assert_eq!((config.context, config.longest), (context, longest), "{scaling}");
+        }
     }
 }

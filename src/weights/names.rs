@@ -130,6 +130,7 @@ const HARMLESS: &[&str] = &[
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
+    ".attn_rot_embd.weight",
     ".k_scale",
     ".v_scale",
     ".k_cache_scale",
