@@ -110,8 +110,12 @@ const FAMILIES: &[Family] = &[
 
 /// Reads the text of a `config.json`.
 pub fn parse(text: &str) -> Result<Config> {
-    let root = object(text)?;
-    let fields = Fields(&root);
+    parse_object(&object(text)?)
+}
+
+/// As [`parse`], of what the text holds.
+pub fn parse_object(root: &Map<String, Value>) -> Result<Config> {
+    let fields = Fields(root);
     match fields.str("model_type")? {
         // The multimodal wrapper: its language model stands inside.
         Some("gemma3") => {
