@@ -17,6 +17,7 @@ use crate::engine::{
     Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Request, Runner, Stats, Task,
 };
 use crate::error::{Error, Result};
+use crate::hub::NoProgress;
 use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::sample::{Sampler, SamplerFields};
@@ -216,7 +217,7 @@ impl Lm {
             }
         }
         let pages = Bytes::from_vec(self.engine.export(ids.clone())?);
-        Prefix { tokens: ids, pages }.write(path, &self.computation())?;
+        Prefix { tokens: ids, pages }.write(path, &self.computation()?)?;
         Ok(tokens)
     }
 
@@ -229,7 +230,7 @@ impl Lm {
     pub fn load_prefix(&self, path: &Path) -> Result<usize> {
         self.check_prefix_cache()?;
         let page_bytes = self.model.decoder().prefix_page_bytes();
-        let prefix = Prefix::read(path, &self.computation(), page_bytes)?;
+        let prefix = Prefix::read(path, &self.computation()?, page_bytes)?;
         if prefix.tokens.iter().any(|&id| id as usize >= self.model.vocab_size()) {
             return Err(Error::model_file(format!("{}: a token is not in the vocabulary", path.display())));
         }
@@ -269,11 +270,12 @@ impl Lm {
         }
     }
 
-    /// All that the numbers in the cache depend on, but for the tokens.
-    fn computation(&self) -> String {
+    /// All that the numbers in the cache depend on, but for the tokens: to the last byte, for a file of them must
+    /// not be taken for that of another model.
+    fn computation(&self) -> Result<String> {
         let machine = self.model.decoder().ops().describe();
         let machine = machine.split(',').next().unwrap_or_default();
-        format!("{} on {machine}", self.model.fingerprint())
+        Ok(format!("{} on {machine}", self.model.content_hash(&NoProgress)?))
     }
 
     /// The logits of every position of `ids`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -124,8 +125,22 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two models only if they compute the same: weights, their types, context, template."""
+        """16 hexadecimal digits for what it computes with: all small tensors and samples of each large one,
+        the files beside them, the types it computes in, context, template. (DSPy's cache and saved prefixes
+        go by every byte instead.)"""
         return self._native.fingerprint
+
+    def _exact_name(self, progress: bool | Report = False) -> str:
+        """16 hexadecimal digits over every byte that it computes with, for caches that outlive the process.
+        The files are read for it the first time, and then remembered by size and times. A model whose files
+        have changed or gone since it was loaded gets a name that nobody else has."""
+        shared = self._shared
+        if shared.exact is None:
+            try:
+                shared.exact = self._native.content_hash(reporter(progress))[:16]
+            except _core.ModelFileError:
+                shared.exact = secrets.token_hex(8)
+        return shared.exact
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ pub mod fields;
 pub mod generation;
 pub mod gguf;
 pub mod hf;
+pub mod json;
+pub mod quantization;
 pub mod rope;
 
 use crate::error::{Error, Result};

@@ -1,5 +1,6 @@
 //! `_core.Model`: a loaded model, its tokenizer and its template.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ impl PyModel {
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
         py: Python<'_>,
-        source: String,
+        source: OsString,
         revision: Option<String>,
         offline: Option<bool>,
         device: String,
@@ -72,6 +73,12 @@ impl PyModel {
     #[getter]
     fn fingerprint(&self) -> &str {
         self.0.fingerprint()
+    }
+
+    /// 32 hexadecimal digits over every byte of the files. The first time they are read for it.
+    #[pyo3(signature = (progress=None))]
+    fn content_hash(&self, py: Python<'_>, progress: Option<Bound<'_, PyAny>>) -> PyResult<String> {
+        load::content_hash(py, &self.0, progress)
     }
 
     #[getter]
