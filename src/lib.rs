@@ -9,6 +9,7 @@
 //! | | |
 //! |---|---|
 //! | [`error`], [`step`], [`memory`] | the one error type; the ragged batch that everything computes; what memory there is |
+//! | [`small_file`] | texts up to a limit; files that appear whole |
 //! | [`hub`], [`weights`], [`config`], [`text`] | a name -> files -> tensors, blueprint, tokenizer, template |
 //! | [`kernels`], [`cache`], [`device`], [`model`] | what a device computes, where keys and values lie, the decoder |
 //! | [`sample`], [`constrain`] | logits -> token; the form that an answer must have |
@@ -17,6 +18,7 @@
 
 pub mod error;
 pub mod memory;
+pub mod small_file;
 pub mod step;
 pub mod trace;
 

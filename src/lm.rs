@@ -17,6 +17,7 @@ use crate::engine::{
     Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Request, Runner, Stats, Task,
 };
 use crate::error::{Error, Result};
+use crate::hub::NoProgress;
 use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::sample::{Sampler, SamplerFields};
@@ -138,6 +139,7 @@ impl Lm {
         options: &GenerateOptions,
         notify: Option<Notify>,
     ) -> Result<Generation> {
+        self.check_head()?;
         check_stops(&options.stop)?;
         options.sampler.check_vocab(self.model.vocab_size())?;
         let ids = self.model.prompt_ids(prompt)?;
@@ -215,7 +217,7 @@ impl Lm {
             }
         }
         let pages = Bytes::from_vec(self.engine.export(ids.clone())?);
-        Prefix { tokens: ids, pages }.write(path, &self.computation())?;
+        Prefix { tokens: ids, pages }.write(path, &self.computation()?)?;
         Ok(tokens)
     }
 
@@ -228,7 +230,7 @@ impl Lm {
     pub fn load_prefix(&self, path: &Path) -> Result<usize> {
         self.check_prefix_cache()?;
         let page_bytes = self.model.decoder().prefix_page_bytes();
-        let prefix = Prefix::read(path, &self.computation(), page_bytes)?;
+        let prefix = Prefix::read(path, &self.computation()?, page_bytes)?;
         if prefix.tokens.iter().any(|&id| id as usize >= self.model.vocab_size()) {
             return Err(Error::model_file(format!("{}: a token is not in the vocabulary", path.display())));
         }
@@ -247,6 +249,18 @@ impl Lm {
         }
     }
 
+    /// What is to become text or probabilities needs a head.
+    fn check_head(&self) -> Result<()> {
+        match self.model.decoder().has_head() {
+            true => Ok(()),
+            false => Err(Error::unsupported(format!(
+                "{} is a base model, saved without the head that makes tokens of hidden states \
+                 (tie_word_embeddings is false, and there is no lm_head.weight): it embeds, and writes nothing",
+                self.model.name()
+            ))),
+        }
+    }
+
     fn check_prefix_cache(&self) -> Result<()> {
         match self.prefix_cache {
             true => Ok(()),
@@ -256,15 +270,17 @@ impl Lm {
         }
     }
 
-    /// All that the numbers in the cache depend on, but for the tokens.
-    fn computation(&self) -> String {
+    /// All that the numbers in the cache depend on, but for the tokens: to the last byte, for a file of them must
+    /// not be taken for that of another model.
+    fn computation(&self) -> Result<String> {
         let machine = self.model.decoder().ops().describe();
         let machine = machine.split(',').next().unwrap_or_default();
-        format!("{} on {machine}", self.model.fingerprint())
+        Ok(format!("{} on {machine}", self.model.content_hash(&NoProgress)?))
     }
 
     /// The logits of every position of `ids`.
     pub fn logits(&self, ids: Vec<u32>) -> Result<Generation> {
+        self.check_head()?;
         self.engine.submit(Request::new(ids, Task::Logits))
     }
 
@@ -277,6 +293,7 @@ impl Lm {
     /// The log probability of every token of every candidate after the prompt, which is computed once; with
     /// the ids of the candidates.
     pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<(Vec<Vec<u32>>, Generation)> {
+        self.check_head()?;
         let ids = self.model.prompt_ids(prompt)?;
         let candidates: Vec<Vec<u32>> = candidates
             .iter()

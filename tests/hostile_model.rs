@@ -262,7 +262,7 @@ fn put(root: &mut Value, place: &str, value: Option<Value>) {
 fn every_field_of_config_json() {
     let families: [(&str, &[&str]); 8] = [
         ("llama-gqa-tied", &["rope_parameters", "layer_types", "sliding_window", "partial_rotary_factor"]),
-        ("llama-llama3", &["head_dim"]),
+        ("llama-llama3", &["head_dim", "quantization_config", "quantization"]),
         ("gemma2-caps", &["head_dim", "layer_types", "sliding_window_pattern"]),
         ("gemma3-nested", &["model_type", "text_config"]),
         ("phi3-longrope-short", &["original_max_position_embeddings"]),

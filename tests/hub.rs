@@ -549,6 +549,24 @@ fn ggufs_of_a_repository() {
 }
 
 #[test]
+fn ggufs_in_capitals() {
+    let hub = Hub::new(&[
+        ("M-00001-of-00002.GGUF", b"first"),
+        ("M-00002-of-00002.GGUF", b"second"),
+        ("mmproj.GGUF", b"x"),
+    ]);
+    for source in ["org/name", "org/name/M-00001-of-00002.GGUF"] {
+        let found = hub.locate(source).unwrap();
+        assert_eq!(fs::read(&found.path).unwrap(), b"first", "{source}");
+        assert_eq!(
+            fs::read(found.path.with_file_name("M-00002-of-00002.GGUF")).unwrap(),
+            b"second",
+            "{source}"
+        );
+    }
+}
+
+#[test]
 fn shards_come_from_the_index_and_stay_inside() {
     let index = |file: &str| format!(r#"{{"weight_map":{{"a":"x.safetensors","b":"{file}"}}}}"#).into_bytes();
     for (file, word) in
@@ -577,6 +595,7 @@ fn repositories_without_a_model_say_why() {
     let rows: &[(Files, &str)] = &[
         (&[("pytorch_model.bin", b"x"), ("config.json", b"{}")], "pickles"),
         (&[("adapter_model.safetensors", b"x")], "adapter"),
+        (&[("adapter_model.bin", b"x"), ("adapter_config.json", b"{}")], "it is an adapter"),
         (&[("model.safetensors", b"x"), ("config.json", b"{}")], "no tokenizer.json"),
         (&[("../m.gguf", b"x")], "neither"),
     ];
@@ -584,6 +603,21 @@ fn repositories_without_a_model_say_why() {
         let error = Hub::new(files).error("org/name");
         assert!(error.kind() == ErrorKind::UnsupportedModel && error.message().contains(word), "{error:?}");
     }
+}
+
+#[test]
+fn a_quantized_checkpoint_is_refused_before_its_weights_are_fetched() {
+    let hub = safetensors();
+    let config =
+        br#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}, "x": NaN}"#;
+    hub.state.lock().unwrap().files.insert("config.json".into(), config.to_vec());
+    let error = hub.error("org/name");
+    assert_eq!(error.kind(), ErrorKind::UnsupportedModel, "{error:?}");
+    assert!(
+        error.message().starts_with("org/name: ") && error.message().contains("GPTQ, 4 bits, group 128"),
+        "{error}"
+    );
+    assert_eq!(hub.served("model.safetensors"), 0);
 }
 
 #[test]

@@ -142,6 +142,17 @@ fn a_split_model_opens_by_its_first_part() {
 }
 
 #[test]
+fn parts_may_end_in_capitals() {
+    let dir = split_model();
+    for part in 0..3 {
+        let name = dir.path().join(part_name(part));
+        std::fs::rename(&name, name.with_extension("GGUF")).unwrap();
+    }
+    let first = dir.path().join(part_name(0)).with_extension("GGUF");
+    assert_eq!(Gguf::open(&first).unwrap().weights.names().collect::<Vec<_>>(), ["t0", "t1", "t2"]);
+}
+
+#[test]
 fn a_split_model_that_is_not_whole_says_why() {
     type Break = fn(&Path);
     let rows: [(&str, u16, Break, &str); 6] = [
@@ -223,6 +234,177 @@ fn safetensors_give_what_is_there() {
     assert!(error.message().contains("several safetensors files"), "{error}");
     let error = safetensors::open(tempfile::tempdir().unwrap().path()).unwrap_err();
     assert!(error.message().contains("no safetensors file"), "{error}");
+}
+
+/// A safetensors file of these tensors: name, type, shape, bytes.
+fn file_of(tensors: &[(&str, &str, &[usize], usize)]) -> Weights {
+    let (mut entries, mut at) = (Vec::new(), 0);
+    for (name, dtype, shape, bytes) in tensors {
+        entries.push(format!(
+            r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{at},{}]}}"#,
+            at + bytes
+        ));
+        at += bytes;
+    }
+    let bytes = writer::safetensors(&format!("{{{}}}", entries.join(",")), &vec![0; at]);
+    safetensors::from_bytes(Bytes::from_vec(bytes), Path::new("file.x")).unwrap()
+}
+
+#[test]
+fn f64_becomes_f32() {
+    let values = [1.0, -0.1, 1e-60, f64::from(f32::MAX), f64::NAN, f64::NEG_INFINITY];
+    let bytes = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let header = r#"{"w":{"dtype":"F64","shape":[2,3],"data_offsets":[0,48]}}"#;
+    let open = |values: &[f64]| {
+        let file = writer::safetensors(header, &bytes(values));
+        safetensors::from_bytes(Bytes::from_vec(file), Path::new("file.x")).unwrap()
+    };
+    let mut file = writer::GgufFile::new().tensor(writer::tensor("w", &[3, 2], 28, 0));
+    file.data = bytes(&values);
+    let gguf = Gguf::from_bytes(Bytes::from_vec(file.bytes()), Path::new("file.x")).unwrap().weights;
+    for weights in [open(&values), gguf] {
+        let (w, largest) = allocations::largest(|| weights.get("w").unwrap());
+        assert!(largest <= 48, "{largest} bytes at once");
+        assert_eq!((w.dtype, w.shape.as_slice(), w.data.len()), (WeightType::F32, &[2, 3][..], 24));
+        let found: Vec<_> = w.to_f32().iter().map(|value| value.to_bits()).collect();
+        assert_eq!(found, values.map(|value| (value as f32).to_bits()));
+        assert_eq!(weights.total_bytes(), 48);
+    }
+    let error = open(&[1.0, 1e39, 0.0, 0.0, 0.0, 0.0]).get("w").unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::ModelFile && error.message().contains("\"w\": holds 1e39"),
+        "{error:?}"
+    );
+    // Half of its bytes are an error of the file, as for any other type.
+    let cut = writer::GgufFile::new().tensor(writer::tensor("w", &[3, 2], 28, 0)).data(24).bytes();
+    assert!(
+        Gguf::from_bytes(Bytes::from_vec(cut), Path::new("x")).unwrap_err().message().contains("cut short")
+    );
+}
+
+/// One tensor of a type that is not read spoils no file, and is refused by the name of its type.
+#[test]
+fn types_that_are_not_read_are_refused_when_asked_for() {
+    let types: [(&str, usize); 19] = [
+        ("BOOL", 8),
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("U8", 8),
+        ("I8", 8),
+        ("F8_E5M2", 8),
+        ("F8_E4M3", 8),
+        ("F8_E8M0", 8),
+        ("F8_E4M3FNUZ", 8),
+        ("F8_E5M2FNUZ", 8),
+        ("I16", 16),
+        ("U16", 16),
+        ("I32", 32),
+        ("U32", 32),
+        ("C64", 64),
+        ("I64", 64),
+        ("U64", 64),
+        ("F64", 64),
+    ];
+    let mut tensors: Vec<_> =
+        types.iter().map(|(dtype, bits)| (*dtype, *dtype, &[2, 6][..], 12 * bits / 8)).collect();
+    tensors.push(("w", "F32", &[2, 6], 48));
+    let weights = file_of(&tensors);
+    weights.get("w").unwrap();
+    weights.get("F64").unwrap();
+    for (dtype, _) in types.iter().filter(|(dtype, _)| *dtype != "F64") {
+        let error = weights.get(dtype).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnsupportedModel, "{dtype}");
+        assert!(error.message().contains(&format!("is stored as {dtype}, which is not read")), "{error}");
+        assert_eq!(weights.shape(dtype), Some(&[2, 6][..]));
+    }
+}
+
+/// What stands beside or instead of a weight tells which format it is, where the configuration does not.
+#[test]
+fn packed_weights_are_named_by_their_tensors() {
+    let (missing, unread) = ("is there instead", "is stored as");
+    let rows: [(&[(&str, &str)], &str, &str); 18] = [
+        (
+            &[("q.qweight", "I32"), ("q.qzeros", "I32"), ("q.scales", "F16")],
+            missing,
+            "\"m.q.qweight\" is there instead: GPTQ or AWQ",
+        ),
+        (&[("q.qweight", "I32"), ("q.g_idx", "I32")], missing, "\"m.q.g_idx\" is there instead: GPTQ,"),
+        (
+            &[("q.weight_packed", "I32"), ("q.weight_scale", "BF16")],
+            missing,
+            "weight_packed\" is there instead: compressed-tensors,",
+        ),
+        (
+            &[("q.weight_packed", "U8"), ("q.weight_global_scale", "F32")],
+            missing,
+            "NVFP4 of compressed-tensors",
+        ),
+        (&[("q._weight_qdata", "I8"), ("q._weight_scale", "F32")], missing, "torchao"),
+        (&[("q.W_q", "U8")], missing, "HQQ"),
+        (&[("q.codebooks", "F16"), ("q.codes", "I16")], missing, "AQLM"),
+        (&[("q.other", "F32")], missing, "\"m.q.other\" is there instead"),
+        (
+            &[("q.weight", "F8_E4M3"), ("q.weight_scale_inv", "F32")],
+            unread,
+            "is stored as F8_E4M3, with \"m.q.weight_scale_inv\" beside it: FP8 by blocks",
+        ),
+        (&[("q.weight", "F8_E4M3"), ("q.weight_scale", "F32")], unread, "FP8, int8 or BitNet"),
+        (&[("q.weight", "I8"), ("q.weight_scale", "BF16")], unread, "is stored as I8, with"),
+        (
+            &[("q.weight", "U8"), ("q.weight_scale", "F8_E4M3"), ("q.weight_scale_2", "F32")],
+            unread,
+            "NVFP4 of ModelOpt",
+        ),
+        (&[("q.weight", "U8"), ("q.weight.absmax", "F32")], unread, "bitsandbytes, 4 bits"),
+        (&[("q.weight", "I8"), ("q.SCB", "F32")], unread, "bitsandbytes, 8 bits"),
+        (
+            &[("q.weight", "U32"), ("q.scales", "BF16"), ("q.biases", "BF16"), ("q.bias", "F32")],
+            unread,
+            "MLX",
+        ),
+        // Of another module, or no sign of anything: as it was.
+        (
+            &[("q2.qweight", "I32"), ("r.scales", "F16")],
+            "there is no tensor \"m.q.weight\"",
+            "\"m.q.weight\"",
+        ),
+        (
+            &[("q.weight", "I64"), ("q.bias", "F32")],
+            unread,
+            "which is not read; use a file with another quantization",
+        ),
+        (&[("q.bias", "F32")], "there is no tensor \"m.q.weight\"", "\"m.q.weight\""),
+    ];
+    for (tensors, what, words) in rows {
+        let names: Vec<_> = tensors.iter().map(|(name, _)| format!("m.{name}")).collect();
+        let sized = tensors
+            .iter()
+            .zip(&names)
+            .map(|((_, dtype), name)| (name.as_str(), *dtype, &[8][..], 8 * size(dtype)));
+        let weights = file_of(&sized.collect::<Vec<_>>());
+        let error = weights.get("m.q.weight").unwrap_err();
+        let told = error.message();
+        assert!(
+            told.contains(what) && told.contains(words) && told.contains("file.x"),
+            "{tensors:?}: {told}"
+        );
+        let named = told.ends_with("which is not run yet: use the original model or a GGUF file of it");
+        let unsupported = error.kind() == ErrorKind::UnsupportedModel;
+        assert!(unsupported == (named || what == unread), "{error:?}");
+        let plain = tensors.iter().all(|(name, _)| matches!(*name, "q.bias" | "q.other"));
+        assert_eq!(weights.packed().is_none(), plain, "{tensors:?}");
+    }
+}
+
+fn size(dtype: &str) -> usize {
+    match dtype {
+        "I64" => 8,
+        "I32" | "U32" | "F32" => 4,
+        "I16" | "F16" | "BF16" => 2,
+        _ => 1,
+    }
 }
 
 fn matrix(n: usize, k: usize) -> WeightTensor {

@@ -36,6 +36,8 @@ class Shared:
     def __init__(self, native: _core.Model, options: EngineOptions) -> None:
         self.native = native
         self.options = options
+        #: ``Model._exact_name``, once somebody has asked for it.
+        self.exact: str | None = None
         self._lock = threading.RLock()
         self._engine: _core.Engine | None = None
 

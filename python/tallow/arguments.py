@@ -138,13 +138,20 @@ def texts(name: str, value: object, what: str = "texts") -> list[str]:
 
 
 def path_text(name: str, value: object) -> str:
+    """A name or a path. Bytes of a path that are no UTF-8 are lone surrogates in a str (PEP 383)."""
     if not isinstance(value, (str, os.PathLike)):
         wrong_type(name, value, "a name or a path")
-    result = text(name, os.fspath(value))
+    result = os.fsdecode(value)
     if not result.strip():
         raise InvalidRequestError(
             f'{name} is empty; give a name like "smollm2", a hub id "org/name", or a path'
         )
+    try:
+        os.fsencode(result)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{name} holds a lone surrogate at index {error.start}, which no name of a file can hold"
+        ) from None
     return result
 
 

@@ -159,6 +159,7 @@ def _info(options: argparse.Namespace) -> None:
         ("chat template", "yes" if model.has_template else "no: takes plain prompts only"),
         ("sampling", model.defaults or "greedy (its makers advise nothing)"),
         *model.config.items(),
+        *(("note", note) for note in model.notes),
     ]
     for name, value in rows:
         if value is not None:

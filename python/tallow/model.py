@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -124,8 +125,22 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two models only if they compute the same: weights, their types, context, template."""
+        """16 hexadecimal digits for what it computes with: all small tensors and samples of each large one,
+        the files beside them, the types it computes in, context, template. (DSPy's cache and saved prefixes
+        go by every byte instead.)"""
         return self._native.fingerprint
+
+    def _exact_name(self, progress: bool | Report = False) -> str:
+        """16 hexadecimal digits over every byte that it computes with, for caches that outlive the process.
+        The files are read for it the first time, and then remembered by size and times. A model whose files
+        have changed or gone since it was loaded gets a name that nobody else has."""
+        shared = self._shared
+        if shared.exact is None:
+            try:
+                shared.exact = self._native.content_hash(reporter(progress))[:16]
+            except _core.ModelFileError:
+                shared.exact = secrets.token_hex(8)
+        return shared.exact
 
     @property
     def config(self) -> dict[str, Any]:
@@ -178,6 +193,11 @@ class Model:
     def weight_types(self) -> list[str]:
         """The number formats that its weights are stored in."""
         return self._native.weight_types
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing of how its files were read: "left alone: images (437 tensors)"."""
+        return self._native.notes
 
     # Text and tokens
 
@@ -463,12 +483,11 @@ class Model:
     def __repr__(self) -> str:
         native = self._native
         facts = [str(native.config.get("family", "model"))]
-        if "parameters" in native.config:
-            facts.append(f"{_short(native.config['parameters'])} parameters")
         facts.append(f"{native.weight_bytes / 2**20:.0f} MiB {'+'.join(native.weight_types)}")
         facts.append(f"context {native.context_length}")
         facts.append(native.device)
-        return f"<tallow.Model {native.name!r}: {', '.join(facts)}>"
+        notes = "".join(f"; {note}" for note in native.notes)
+        return f"<tallow.Model {native.name!r}: {', '.join(facts)}{notes}>"
 
 
 LOAD_OPTIONS = (
@@ -579,10 +598,3 @@ def _check_load_option(name: str, value: object) -> None:
 
 def _load(source: str, options: dict[str, Any]) -> Model:
     return Model(source, **options)
-
-
-def _short(count: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)

@@ -11,12 +11,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::small_file::staged;
 use crate::step::PAGE;
 use crate::weights::bytes::Bytes;
 
@@ -83,8 +83,8 @@ impl Prefix {
         }
         if entry("computation") != computation {
             return Err(refuse(&format!(
-                "this prefix was computed by another model, or on another kind of machine ({:.80}, and here it is \
-                 {computation}); save it again with this one",
+                "this prefix was computed by another model, or on another kind of machine ({:.100}, and here it \
+                 is {computation}); save it again with this one",
                 entry("computation")
             )));
         }
@@ -115,14 +115,6 @@ fn checksum(tokens: &[u8], pages: &[u8]) -> String {
     hash.update(tokens);
     hash.update(pages);
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A name beside `path` that nobody else uses.
-fn staged(path: &Path) -> std::path::PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    path.with_file_name(name)
 }
 
 #[cfg(test)]

@@ -2,32 +2,30 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, LINE, Result, shortened};
-
-/// A JSON text whose top level is an object.
-pub fn object(text: &str) -> Result<Map<String, Value>> {
-    match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Error::model_file("the top level must be an object")),
-        Err(error) => Err(Error::model_file(format!("not valid JSON: {error}"))),
-    }
-}
+pub use super::json::object;
+use super::json::shown;
+use crate::error::{Error, Result};
 
 /// The error for a field that must be there.
 pub(super) fn missing(field: &str) -> Error {
     Error::model_file(format!("the field {field:?} is missing"))
 }
 
-/// Typed access to a JSON object; `null` is absent, a wrong type is an error that names the field.
+/// Typed access to a JSON object; `null` is absent, a wrong type (an infinite number or NaN among them) is an
+/// error that names the field.
 pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
+    /// Whether the key is there at all, `null` included.
+    pub(super) fn states(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     fn get<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => read(value).map(Some).ok_or_else(|| {
-                let shown = shortened(value, LINE);
-                Error::model_file(format!("the field {key:?} must be {what}, not {shown}"))
+                Error::model_file(format!("the field {key:?} must be {what}, not {}", shown(value)))
             }),
         }
     }
@@ -37,7 +35,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn f64(&self, key: &str) -> Result<Option<f64>> {
-        self.get(key, "a number", Value::as_f64)
+        self.get(key, "a finite number", Value::as_f64)
     }
 
     pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
@@ -57,7 +55,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        self.get(key, "a list of numbers", |v| {
+        self.get(key, "a list of finite numbers", |v| {
             v.as_array()?.iter().map(|x| x.as_f64().map(|x| x as f32)).collect()
         })
     }

@@ -1,115 +1,32 @@
 //! GGUF metadata -> [`Config`]. Key names: ggml's `docs/gguf.md`; what a key's absence means, and what llama.cpp
 //! writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows llama.cpp.
 
+use super::family::{Family, Gguf};
 use super::rope::yarn_attention;
-use super::{Activation, Block, Config, Layer, Norm, NormKind, Rope, Scaling, windowed};
+use super::{Config, Layer, Norm, NormKind, Presence, Rope, Scaling, Tensors};
 use crate::error::{Error, Result, quoted};
+use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
-
-/// What an architecture does not write into its metadata.
-struct Architecture {
-    name: &'static str,
-    norm: NormKind,
-    block: Block,
-    activation: Activation,
-    scaled_embedding: bool,
-    /// Rows of q and k pair neighbours.
-    interleaved_qk: bool,
-    /// Which layers have the window.
-    window: Window,
-    /// Base of the layers with a window, if it is their own.
-    local_theta: Option<f32>,
-    /// Each n-th layer has no position encoding.
-    no_rope_step: Option<usize>,
-    attention_cap: Option<f32>,
-    logit_cap: Option<f32>,
-    /// This many layers: the model whose scores are scaled by `hidden / heads`, not by the head size.
-    wide_scale_layers: Option<usize>,
-}
-
-#[derive(Clone, Copy)]
-enum Window {
-    All,
-    /// All but each n-th.
-    AllBut(usize),
-}
-
-const LLAMA: Architecture = Architecture {
-    name: "llama",
-    norm: NormKind::Rms,
-    block: Block::Sequential,
-    activation: Activation::Silu,
-    scaled_embedding: false,
-    interleaved_qk: true,
-    window: Window::All,
-    local_theta: None,
-    no_rope_step: None,
-    attention_cap: None,
-    logit_cap: None,
-    wide_scale_layers: None,
-};
-
-const QWEN2: Architecture = Architecture { name: "qwen2", interleaved_qk: false, ..LLAMA };
-
-const GEMMA: Architecture =
-    Architecture { name: "gemma", activation: Activation::GeluTanh, scaled_embedding: true, ..QWEN2 };
-
-const ARCHITECTURES: &[Architecture] = &[
-    LLAMA,
-    Architecture { name: "smollm3", no_rope_step: Some(4), ..LLAMA },
-    QWEN2,
-    Architecture { name: "qwen3", ..QWEN2 },
-    Architecture {
-        name: "phi2",
-        norm: NormKind::Layer,
-        block: Block::Parallel,
-        activation: Activation::GeluTanh,
-        ..QWEN2
-    },
-    Architecture { name: "phi3", ..QWEN2 },
-    GEMMA,
-    Architecture {
-        name: "gemma2",
-        window: Window::AllBut(2),
-        attention_cap: Some(50.0),
-        logit_cap: Some(30.0),
-        wide_scale_layers: Some(46),
-        ..GEMMA
-    },
-    Architecture {
-        name: "gemma3",
-        window: Window::AllBut(6),
-        local_theta: Some(10_000.0),
-        wide_scale_layers: Some(62),
-        ..GEMMA
-    },
-];
 
 /// Reads the configuration of a GGUF model.
 pub fn parse(metadata: &Metadata, weights: &Weights) -> Result<Config> {
     let name = metadata
         .str("general.architecture")?
         .ok_or_else(|| Error::model_file("the metadata key \"general.architecture\" is missing"))?;
-    let architecture = ARCHITECTURES.iter().find(|a| a.name == name).ok_or_else(|| {
-        let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
-        Error::unsupported(format!(
-            "architecture {} is not supported; supported are {}",
-            quoted(name),
-            known.join(", ")
-        ))
-    })?;
-    Reader { architecture, metadata, weights }.config()
+    let (family, architecture) = Family::of_architecture(name)?;
+    Reader { family, architecture, metadata, weights }.config()
 }
 
 struct Reader<'a> {
-    architecture: &'static Architecture,
+    family: &'static Family,
+    architecture: &'static Gguf,
     metadata: &'a Metadata,
     weights: &'a Weights,
 }
 
 impl Reader<'_> {
     fn config(&self) -> Result<Config> {
-        let a = self.architecture;
+        let (family, a) = (self.family, self.architecture);
         let hidden = self.require("embedding_length")?;
         let heads = self.require("attention.head_count")?;
         let layers = self.require("block_count")?;
@@ -125,8 +42,11 @@ impl Reader<'_> {
                 "keys of {head_dim} and values of {value} dimensions a head are not supported"
             )));
         }
+        let causal = self.metadata.bool(&self.key("attention.causal"))?.unwrap_or(a.causal);
+        let ropes = self.ropes(head_dim, context)?;
+        let (attention_cap, logit_cap) = a.caps;
         Config {
-            family: a.name.to_string(),
+            family: a.architecture.to_string(),
             hidden,
             intermediate: self.require("feed_forward_length")?,
             vocab: self.vocab()?,
@@ -134,20 +54,45 @@ impl Reader<'_> {
             kv_heads: self.usize("attention.head_count_kv")?.unwrap_or(heads),
             head_dim,
             context,
+            longest: ropes[0].reach(context),
             norm: self.norm()?,
-            activation: a.activation,
-            block: a.block,
+            activation: family.activation,
+            block: family.block,
             attention_scale: self.scale(hidden, heads, head_dim, layers)?,
-            attention_cap: self.f32("attn_logit_softcapping")?.or(a.attention_cap),
-            logit_cap: self.f32("final_logit_softcapping")?.or(a.logit_cap),
-            embed_scale: a.scaled_embedding.then(|| (hidden as f32).sqrt()),
-            ropes: self.ropes(head_dim, context)?,
-            layers: self.layers(layers)?,
-            tied: false,
-            causal: true,
+            attention_cap: self.cap("attn_logit_softcapping", attention_cap)?,
+            logit_cap: self.cap("final_logit_softcapping", logit_cap)?,
+            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            layers: self.layers(layers, ropes.len() > 1, causal)?,
+            ropes,
+            tied: !a.own_head,
+            tensors: self.tensors(),
+            wrapper: None,
+            causal,
             interleaved_qk: a.interleaved_qk,
         }
         .validate()
+    }
+
+    fn tensors(&self) -> Tensors {
+        let t = &self.family.tensors;
+        Tensors {
+            qkv_bias: t.qkv_bias.bias_in_gguf(),
+            o_bias: t.o_bias.bias_in_gguf(),
+            mlp_bias: t.mlp_bias.bias_in_gguf(),
+            head_bias: t.head_bias.in_gguf(),
+            qk_norm: t.qk_norm.in_gguf(),
+            gate: t.gate,
+            post_norms: t.post_norms,
+            fused: Presence::IfStored,
+        }
+    }
+
+    /// A soft-cap of a family that has them; elsewhere llama.cpp does not read the key.
+    fn cap(&self, key: &str, default: Option<f32>) -> Result<Option<f32>> {
+        match self.family.caps {
+            Some(_) => Ok(self.f32(key)?.or(default)),
+            None => Ok(None),
+        }
     }
 
     fn vocab(&self) -> Result<usize> {
@@ -158,7 +103,7 @@ impl Reader<'_> {
     }
 
     fn norm(&self) -> Result<Norm> {
-        let kind = self.architecture.norm;
+        let kind = self.family.norm;
         let key = match kind {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
             NormKind::Layer => "attention.layer_norm_epsilon",
@@ -178,33 +123,43 @@ impl Reader<'_> {
         Ok((1.0 / (width as f64).sqrt()) as f32)
     }
 
-    fn layers(&self, layers: usize) -> Result<Vec<Layer>> {
-        let a = self.architecture;
+    fn layers(&self, layers: usize, local_rope: bool, causal: bool) -> Result<Vec<Layer>> {
         let window = self.usize("attention.sliding_window")?.filter(|w| *w > 0);
-        let windows = match (self.window_flags()?, a.window) {
-            (Some(flags), _) if flags.len() == layers => windowed(|i| flags[i], layers, window),
-            (Some(flags), _) => {
-                return Err(Error::model_file(format!(
-                    "attention.sliding_window_pattern has {} entries for {layers} layers",
-                    flags.len()
-                )));
-            }
-            (None, Window::All) => windowed(|_| true, layers, window),
-            (None, Window::AllBut(n)) => windowed(|i| (i + 1) % n != 0, layers, window),
+        // Looking both ways, half of it lies on each side, the position itself not counted (llama.cpp's symmetric window).
+        let window = if causal { window } else { window.map(|window| window / 2 + 1) };
+        let sliding = self.sliding(layers)?;
+        let interval = self.family.no_rope_interval;
+        let bare = |i: usize| interval.is_some_and(|n| (i + 1).is_multiple_of(n));
+        let layer = |i: usize| {
+            let window = window.filter(|_| sliding[i]);
+            Layer { window, rope: (!bare(i)).then_some(usize::from(window.is_some() && local_rope)) }
         };
-        let bare = |i: usize| a.no_rope_step.is_some_and(|n| (i + 1).is_multiple_of(n));
-        let local = |window: Option<usize>| window.is_some() && a.local_theta.is_some();
-        Ok((0..layers)
-            .map(|i| Layer { window: windows[i], rope: (!bare(i)).then_some(usize::from(local(windows[i]))) })
-            .collect())
+        Ok((0..layers).map(layer).collect())
     }
 
-    /// Newer files say layer by layer which have the window.
-    fn window_flags(&self) -> Result<Option<&[bool]>> {
+    /// Which layers have the window, if there is one: `attention.sliding_window_pattern` has a flag a layer, or a number
+    /// n: each n-th layer is full.
+    fn sliding(&self, layers: usize) -> Result<Vec<bool>> {
         let key = self.key("attention.sliding_window_pattern");
-        match self.metadata.get(&key) {
-            Some(crate::weights::gguf::Value::Array(_)) => self.metadata.bools(&key),
-            _ => Ok(None),
+        let period = match self.metadata.get(&key) {
+            Some(Value::Array(_)) => return self.window_flags(&key, layers),
+            Some(_) => self.metadata.usize(&key)?,
+            None => self.architecture.window_period,
+        };
+        match period {
+            Some(0) => Err(Error::model_file(format!("{key} is 0; it must be at least 1"))),
+            Some(n) => Ok((0..layers).map(|i| (i + 1) % n != 0).collect()),
+            None => Ok(vec![true; layers]),
+        }
+    }
+
+    fn window_flags(&self, key: &str, layers: usize) -> Result<Vec<bool>> {
+        match self.metadata.bools(key)? {
+            Some(flags) if flags.len() == layers => Ok(flags.to_vec()),
+            flags => Err(Error::model_file(format!(
+                "{key} has {} entries for {layers} layers",
+                flags.map_or(0, <[bool]>::len)
+            ))),
         }
     }
 
@@ -268,7 +223,7 @@ impl Reader<'_> {
     }
 
     fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture.name)
+        format!("{}.{key}", self.architecture.architecture)
     }
 
     fn missing(&self, key: &str) -> Error {
@@ -278,7 +233,7 @@ impl Reader<'_> {
     /// A number; where a file gives one a layer, they must all be the same.
     fn usize(&self, key: &str) -> Result<Option<usize>> {
         let key = self.key(key);
-        let Some(crate::weights::gguf::Value::Array(_)) = self.metadata.get(&key) else {
+        let Some(Value::Array(_)) = self.metadata.get(&key) else {
             return self.metadata.usize(&key);
         };
         let list = self.metadata.u64s(&key)?.unwrap_or_default();

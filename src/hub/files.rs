@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::error::{Error, Result, quoted};
+use crate::config::json;
+use crate::error::{Error, Result, quoted, shortened};
 
 pub const CONFIG: &str = "config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -66,17 +67,30 @@ pub fn shards(index: &[u8], what: &str) -> Result<Vec<String>> {
     Ok(names.into_iter().collect())
 }
 
+/// Whether a file's name says GGUF: `.gguf`, or `.GGUF` as some write it.
+pub fn is_gguf(name: &str) -> bool {
+    gguf_ending(name).is_some()
+}
+
+/// A GGUF file's name in two: what stands before its ending, and the ending as it is written.
+fn gguf_ending(name: &str) -> Option<(&str, &str)> {
+    let (stem, ending) = name.split_at_checked(name.len().checked_sub(".gguf".len())?)?;
+    ending.eq_ignore_ascii_case(".gguf").then_some((stem, ending))
+}
+
 /// The files of a split GGUF (`x-00001-of-00003.gguf`), first one first; a file that is not split is alone.
 pub fn gguf_parts(name: &str) -> Vec<String> {
-    match split_number(name) {
-        Some((stem, _, count)) => (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.gguf")).collect(),
-        None => vec![name.to_string()],
+    match (split_number(name), gguf_ending(name)) {
+        (Some((stem, _, count)), Some((_, ending))) => {
+            (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}{ending}")).collect()
+        }
+        _ => vec![name.to_string()],
     }
 }
 
 /// `x-00002-of-00003.gguf` is `("x", 2, 3)`.
 fn split_number(name: &str) -> Option<(&str, u32, u32)> {
-    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (rest, count) = gguf_ending(name)?.0.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     let five = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
     if !five(number) || !five(count) {
@@ -90,9 +104,9 @@ fn split_number(name: &str) -> Option<(&str, u32, u32)> {
 /// model (`mmproj-…`) is no model of its own.
 pub fn gguf_models<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let first = |name: &&str| split_number(name).is_none_or(|(_, number, _)| number == 1);
-    let model = |name: &&str| !name.rsplit('/').next().unwrap_or(name).starts_with("mmproj");
-    let mut models: Vec<&str> =
-        names.filter(|name| name.ends_with(".gguf")).filter(first).filter(model).collect();
+    let model =
+        |name: &&str| !name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase().starts_with("mmproj");
+    let mut models: Vec<&str> = names.filter(|name| is_gguf(name)).filter(first).filter(model).collect();
     models.sort_unstable();
     models
 }
@@ -125,11 +139,17 @@ pub fn kind<'a>(names: &[&'a str], what: &str, how: &str) -> Result<Kind<'a>> {
     }
 }
 
+/// Whether a file of this name belongs to an adapter (LoRA and its kin, as peft writes them): it changes a model
+/// and is none.
+fn is_adapter(name: &str) -> bool {
+    matches!(name, "adapter_config.json" | "adapter_model.safetensors" | "adapter_model.bin")
+}
+
 fn nothing_to_load(names: &[&str], what: &str) -> Error {
     let pickled =
         names.iter().any(|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)));
-    let hint = if names.contains(&"adapter_model.safetensors") {
-        "it is an adapter: load the base model it was made for"
+    let hint = if names.iter().any(|name| is_adapter(name)) {
+        "it is an adapter: load the base model it was made for, or a copy with the adapter merged into it"
     } else if pickled {
         "its weights are pickles, which run code when they are read; take a safetensors or GGUF copy of it"
     } else {
@@ -139,25 +159,55 @@ fn nothing_to_load(names: &[&str], what: &str) -> Error {
 }
 
 /// A folder that a user named: itself, or the one GGUF file in it where there are no safetensors.
+///
+/// # Errors
+/// `ModelFile` if there is nothing to load, `UnsupportedModel` if there is an adapter and no model.
 pub fn resolve_folder(folder: &Path) -> Result<PathBuf> {
     let told = |error: std::io::Error| {
         Error::model_file(format!("{}: {error}", folder.display())).with_source(error)
     };
+    // A name that is no text names none of the files that are looked for here.
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(told)? {
-        names.push(entry.map_err(told)?.file_name().to_string_lossy().into_owned());
+        names.extend(entry.map_err(told)?.file_name().into_string());
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // A lone file of another name, or shards without their index, are the weight reader's to judge.
-    if names.iter().any(|name| name.ends_with(".safetensors") || *name == INDEX) {
+    let weights = |name: &&str| (name.ends_with(".safetensors") && !is_adapter(name)) || *name == INDEX;
+    if names.iter().any(weights) {
         return Ok(folder.to_path_buf());
     }
     let what = format!("the folder {}", folder.display());
     match kind(&names, &what, "give its path") {
         Ok(Kind::Gguf(name)) => Ok(folder.join(name)),
         Ok(Kind::Safetensors { .. }) => Ok(folder.to_path_buf()),
+        Err(_) if names.iter().any(|name| is_adapter(name)) => Err(adapter(folder, &what)),
         Err(error) => Err(Error::model_file(error.message())),
     }
+}
+
+/// Refuses a file of an adapter that a user named.
+///
+/// # Errors
+/// `UnsupportedModel` that names the base model, if it is one.
+pub fn check_file(path: &Path) -> Result<()> {
+    match (path.file_name().and_then(|name| name.to_str()), path.parent()) {
+        (Some(name), Some(folder)) if is_adapter(name) => Err(adapter(folder, &path.display().to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// What to do with an adapter: its own configuration names the model that it belongs to.
+fn adapter(folder: &Path, what: &str) -> Error {
+    let config = json::read_object(&folder.join("adapter_config.json")).ok().flatten().unwrap_or_default();
+    let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let kind = text("peft_type").map(|kind| format!(" ({})", shortened(kind.escape_debug(), 20)));
+    let base = text("base_model_name_or_path").map_or("the base model it was made for".into(), quoted);
+    Error::unsupported(format!(
+        "{what} is an adapter{}, which changes a model and is none: load {base}, or a copy of that with the \
+         adapter merged into it (peft's merge_and_unload)",
+        kind.unwrap_or_default()
+    ))
 }
 
 #[cfg(test)]
@@ -224,11 +274,45 @@ mod tests {
                 .starts_with("Hub it holds 2 GGUF models; name one (how): a.gguf, b.gguf")
         );
         assert!(of(&["pytorch_model.bin"]).contains("pickles"));
-        assert!(of(&["adapter_model.safetensors"]).contains("adapter"));
+        assert!(of(&["adapter_config.json", "adapter_model.bin"]).contains("it is an adapter"));
+        assert_eq!(of(&["MMPROJ-a.GGUF", "A.GGUF"]), "A.GGUF");
+        assert_eq!(of(&["é.gguf", "gguf", ".ggufx"]), "é.gguf");
+        assert_eq!(gguf_parts("A-00001-of-00002.GGUF"), ["A-00001-of-00002.GGUF", "A-00002-of-00002.GGUF"]);
         assert_eq!(
             gguf_parts("d/a-00001-of-00002.gguf"),
             ["d/a-00001-of-00002.gguf", "d/a-00002-of-00002.gguf"]
         );
         assert_eq!(gguf_parts("a-00003-of-00002.gguf").len(), 1);
+    }
+
+    #[test]
+    fn folders_and_files_of_an_adapter_are_called_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let told = |found: Result<()>| match found {
+            Err(error) => format!("{:?} {}", error.kind(), error.message()),
+            Ok(()) => "Ok".into(),
+        };
+        let resolve = || told(resolve_folder(folder.path()).map(drop));
+        assert!(resolve().starts_with("ModelFile the folder"), "{}", resolve());
+        write("adapter_model.safetensors", "");
+        assert!(resolve().contains("load the base model it was made for"), "{}", resolve());
+        write(
+            "adapter_config.json",
+            r#"{"peft_type": "LORA", "base_model_name_or_path": "org/base", "x": NaN}"#,
+        );
+        let words = "is an adapter (LORA), which changes a model and is none: load \"org/base\"";
+        assert!(
+            resolve().starts_with("UnsupportedModel the folder") && resolve().contains(words),
+            "{}",
+            resolve()
+        );
+        for name in ["adapter_model.safetensors", "adapter_config.json"] {
+            let said = told(check_file(&folder.path().join(name)));
+            assert!(said.starts_with("UnsupportedModel") && said.contains(words), "{said}");
+        }
+        // With a model beside it, the model is what was asked for.
+        write("model.safetensors", "");
+        assert_eq!((resolve(), told(check_file(&folder.path().join(WEIGHTS)))), ("Ok".into(), "Ok".into()));
     }
 }

@@ -26,6 +26,7 @@ mod source;
 mod unpack;
 mod wheel;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -70,17 +71,18 @@ pub struct Located {
     pub licence: Option<&'static str>,
 }
 
-/// Finds the files of a model, and fetches what is missing.
+/// Finds the files of a model, and fetches what is missing. A `source` that is no UTF-8 is a path.
 ///
 /// Errors: `ModelFile` for a path that is not there, `Hub` for a name that cannot be turned into files,
 /// `UnsupportedModel` for a repository without weights that can be read, `InvalidRequest` for a wrong
 /// argument, `Cancelled` when the progress says so.
-pub fn locate(source: &str, options: &HubOptions) -> Result<Located> {
+pub fn locate(source: impl AsRef<OsStr>, options: &HubOptions) -> Result<Located> {
     locate_in(&Env::Process, source, options)
 }
 
 /// [`locate`] with an environment of the caller's choice.
-pub fn locate_in(env: &Env, source: &str, options: &HubOptions) -> Result<Located> {
+pub fn locate_in(env: &Env, source: impl AsRef<OsStr>, options: &HubOptions) -> Result<Located> {
+    let source = source.as_ref();
     let parsed = Source::parse(source, env)?;
     if options.revision.is_some() && !matches!(parsed, Source::Hub { .. }) {
         return Err(Error::invalid(format!(
@@ -99,6 +101,7 @@ pub fn locate_in(env: &Env, source: &str, options: &HubOptions) -> Result<Locate
 }
 
 fn locate_path(path: &Path) -> Result<Located> {
+    files::check_file(path)?;
     let found = if path.is_dir() { files::resolve_folder(path)? } else { path.to_path_buf() };
     // `.` and `..` have no name of their own.
     let named = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());

@@ -15,7 +15,8 @@ use super::files::{self, CONFIG, INDEX, Kind, OPTIONAL, TOKENIZER, WEIGHTS};
 use super::progress::Progress;
 use super::remote::{Listing, Refusal, Remote, Why};
 use super::{HubOptions, Located};
-use crate::error::{Error, Result};
+use crate::config::{json, quantization};
+use crate::error::{Context, Error, Result};
 
 pub(super) fn locate(repo: &str, file: Option<&str>, options: &HubOptions, env: &Env) -> Result<Located> {
     let revision = options.revision.as_deref().unwrap_or("main");
@@ -174,6 +175,7 @@ impl Wish<'_> {
         for name in OPTIONAL.iter().chain(&[CONFIG, TOKENIZER]).filter(|name| has(name)) {
             self.ensure(remote, commit, name)?;
         }
+        self.check_config(&self.cache.snapshot(commit).join(CONFIG))?;
         for name in self.weights(remote, commit, sharded)? {
             if !has(&name) {
                 return Err(Error::model_file(format!(
@@ -185,6 +187,15 @@ impl Wish<'_> {
             self.ensure(remote, commit, &name)?;
         }
         Ok((self.cache.snapshot(commit), commit.clone()))
+    }
+
+    /// A quantized checkpoint is refused before its weights are fetched. A configuration that cannot be read is
+    /// the loader's to refuse.
+    fn check_config(&self, path: &Path) -> Result<()> {
+        match json::read_object(path) {
+            Ok(Some(root)) => quantization::check(&root).context(self.repo),
+            _ => Ok(()),
+        }
     }
 
     fn weights(&self, remote: &Remote, commit: &str, sharded: bool) -> Result<Vec<String>, Refusal> {

@@ -3,7 +3,11 @@
 //! [`Source::parse`] looks at the text and at what exists on disk, never at the network. The order is fixed:
 //! `pypi:`, what is written as a path, an alias, what exists as a path, a hub id. An alias goes before a folder
 //! of the same name, so that `smollm2` is the same model in every working folder (`./smollm2` is the folder).
+//!
+//! White space around a name does not count, but a file may well be named with it: a path is looked for as it
+//! is written first. What is no UTF-8 can only be a path.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::alias::{self, ALIASES, Alias};
@@ -30,10 +34,17 @@ pub enum Source {
 }
 
 impl Source {
-    pub fn parse(text: &str, env: &Env) -> Result<Source> {
-        let text = text.trim();
+    pub fn parse(source: &OsStr, env: &Env) -> Result<Source> {
+        let Some(written) = source.to_str() else {
+            let path = Path::new(source);
+            return if path.exists() { Ok(Source::Path(path.into())) } else { Err(no_such_file(path)) };
+        };
+        let text = written.trim();
         if text.is_empty() || text.contains('\0') {
             return Err(Error::invalid("the model source is empty or holds a NUL character"));
+        }
+        if text != written && env.expand(written).exists() {
+            return Ok(Source::Path(env.expand(written)));
         }
         if let Some(requirement) = text.strip_prefix("pypi:") {
             return parse_wheel(requirement);
@@ -62,7 +73,7 @@ fn written_as_path(text: &str) -> bool {
 }
 
 fn is_model_file(text: &str) -> bool {
-    text.ends_with(".gguf") || text.ends_with(".safetensors")
+    files::is_gguf(text) || text.ends_with(".safetensors")
 }
 
 /// `NAME` or `NAME==VERSION`. Nothing else gets through: the text becomes an argument of pip.
@@ -111,7 +122,7 @@ fn parse_hub(text: &str) -> Option<(String, Option<String>)> {
         // Two segments that end in .gguf are a mistyped path far more often than a repository.
         None => (names && !is_model_file(text)).then_some((repo, None)),
         Some(file) => {
-            let sound = names && file.ends_with(".gguf") && files::is_safe_name(file);
+            let sound = names && files::is_gguf(file) && files::is_safe_name(file);
             sound.then(|| (repo, Some(file.to_string())))
         }
     }
@@ -198,7 +209,7 @@ mod tests {
     use super::*;
 
     fn show(text: &str) -> String {
-        match Source::parse(text, &Env::fixed([("HOME", "/no/home")])) {
+        match Source::parse(OsStr::new(text), &Env::fixed([("HOME", "/no/home")])) {
             Ok(Source::Path(path)) => format!("path {}", path.display()),
             Ok(Source::Alias(alias)) => format!("alias {}", alias.name),
             Ok(Source::Wheel { package, version }) => {
@@ -221,6 +232,10 @@ mod tests {
             ("Qwen/Qwen3-0.6B", "hub Qwen/Qwen3-0.6B "),
             ("a/b/c.Q4_0.gguf", "hub a/b c.Q4_0.gguf"),
             ("a/b/sub/c.gguf", "hub a/b sub/c.gguf"),
+            ("a/b/C-Q4_0.GGUF", "hub a/b C-Q4_0.GGUF"),
+            ("X.GGUF", "ModelFile"),
+            ("models/X.Gguf", "ModelFile"),
+            (" src ", "path src"),
             ("", "InvalidRequest"),
             ("a\0b", "InvalidRequest"),
             ("./nope", "ModelFile"),
@@ -250,10 +265,33 @@ mod tests {
     #[test]
     fn errors_say_what_is_near() {
         let env = Env::fixed([("HOME", "/no/home")]);
-        let message = |text: &str| Source::parse(text, &env).unwrap_err().message().to_string();
+        let message = |text: &str| Source::parse(OsStr::new(text), &env).unwrap_err().message().to_string();
         assert!(message("smolm2").contains("Did you mean smollm2?"), "{}", message("smolm2"));
         assert!(message("gemma").contains("gemma3-270m"));
         assert!(message("./src/lib.sr").contains("lib.rs"), "{}", message("./src/lib.sr"));
         assert!(message("./nowhere/at/all").contains("not there either"));
+    }
+
+    /// A file of this name, whatever it is, is found by it; also where the name is no text.
+    #[test]
+    #[cfg(unix)]
+    fn odd_names_are_paths() {
+        use std::os::unix::ffi::OsStrExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::fixed([("HOME", folder.path().to_str().unwrap())]);
+        for name in [&b"m "[..], b" m", b"\tm\n", b"mod\xe8le", b"\xff\xfe.gguf"] {
+            let path = folder.path().join(OsStr::from_bytes(name));
+            let found = |path: &Path| match Source::parse(path.as_os_str(), &env) {
+                Ok(Source::Path(found)) => Ok(found),
+                other => Err(format!("{other:?}")),
+            };
+            let missing = found(&path).unwrap_err();
+            assert!(missing.contains("no such file"), "{missing}");
+            std::fs::write(&path, "").unwrap();
+            assert_eq!(found(&path).as_deref(), Ok(path.as_path()));
+        }
+        let home = Source::parse(OsStr::new("~/m "), &env).unwrap();
+        assert!(matches!(&home, Source::Path(path) if path.ends_with("m ")), "{home:?}");
     }
 }

@@ -241,7 +241,7 @@ fn model_name(entry: &str) -> Option<(String, Option<u32>)> {
         Some((file, number)) => (file, Some(number.trim_start_matches(['-', '_']).parse().ok()?)),
         None => (name, None),
     };
-    (file.ends_with(".gguf") && super::files::is_safe_name(file)).then(|| (file.to_string(), number))
+    (super::files::is_gguf(file) && super::files::is_safe_name(file)).then(|| (file.to_string(), number))
 }
 
 /// A `Requires-Dist` that names a package, pinned or free; one with an environment marker is optional.

@@ -4,10 +4,10 @@
 use std::ops::Range;
 
 use super::decoder::{Decoder, LayerWeights};
-use crate::config::{Block, Config};
+use crate::config::{Block, Config, NormKind, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
-use crate::weights::names::{Names, Part};
+use crate::weights::names::{Names, Part, left_alone};
 use crate::weights::quantize::quantize;
 use crate::weights::{Bytes, WeightTensor, WeightType, Weights};
 
@@ -22,24 +22,26 @@ impl Decoder {
         to: Option<WeightType>,
         after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
-        let door = Door { names: Names::of(weights), weights, config: &config, ops: &ops, to };
+        let names = Names::of(weights, config.tensors.post_norms);
+        let loader = TensorLoader { names, weights, config: &config, ops: &ops, to };
         let mut layers = Vec::with_capacity(config.layers.len());
         for index in 0..config.layers.len() {
-            layers.push(door.layer(index)?);
+            layers.push(loader.layer(index)?);
             after_layer()?;
         }
-        let embed = door.tensor(Part::Embed, None, &[config.vocab, config.hidden])?;
-        let head = if config.tied { None } else { door.head()? };
-        let final_norm = door.norm(Part::FinalNorm, None, config.hidden)?;
+        let (embed, head) = loader.embed_and_head()?;
+        let headless = !config.tied && head.is_none();
+        let final_norm = loader.norm(Part::FinalNorm, None, config.hidden)?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
-        let weight = ops.matrix(&door.quantized(embed, Part::Embed)?)?;
+        let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
         let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
-        Ok(Decoder { embed, layers, final_norm, head, frequencies, ops, config })
+        let left_alone = left_alone(weights, config.wrapper.is_some())?;
+        Ok(Decoder { embed, layers, final_norm, head, headless, frequencies, ops, config, left_alone })
     }
 }
 
 /// What the tensors pass through on their way in.
-struct Door<'a> {
+struct TensorLoader<'a> {
     names: Names,
     weights: &'a Weights,
     config: &'a Config,
@@ -47,10 +49,10 @@ struct Door<'a> {
     to: Option<WeightType>,
 }
 
-impl Door<'_> {
+impl TensorLoader<'_> {
     fn layer(&self, index: usize) -> Result<LayerWeights> {
         let c = self.config;
-        let at = Some(index);
+        let (at, t) = (Some(index), &c.tensors);
         let (q, k, v) = self.qkv(index)?;
         let (gate, up) = self.gate_up(index)?;
         let mlp_norm = match c.block {
@@ -63,14 +65,14 @@ impl Door<'_> {
             k,
             v,
             o: self.linear(Part::O, at, c.hidden, c.heads * c.head_dim)?,
-            q_norm: self.optional_norm(Part::QNorm, at, c.head_dim)?,
-            k_norm: self.optional_norm(Part::KNorm, at, c.head_dim)?,
-            attn_post_norm: self.optional_norm(Part::AttnPostNorm, at, c.hidden)?,
+            q_norm: self.head_norm(Part::QNorm, at)?,
+            k_norm: self.head_norm(Part::KNorm, at)?,
+            attn_post_norm: t.post_norms.then(|| self.norm(Part::AttnPostNorm, at, c.hidden)).transpose()?,
             mlp_norm,
             gate,
             up,
             down: self.linear(Part::Down, at, c.hidden, c.intermediate)?,
-            mlp_post_norm: self.optional_norm(Part::MlpPostNorm, at, c.hidden)?,
+            mlp_post_norm: t.post_norms.then(|| self.norm(Part::MlpPostNorm, at, c.hidden)).transpose()?,
         })
     }
 
@@ -78,20 +80,25 @@ impl Door<'_> {
     fn qkv(&self, index: usize) -> Result<(Linear, Linear, Linear)> {
         let (c, at) = (self.config, Some(index));
         let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        if self.has(Part::Qkv, at) {
+        if self.is_stored(c.tensors.fused, Part::Qkv, at, "weight") {
             let rows = wide + 2 * narrow;
             let weight = self.tensor(Part::Qkv, at, &[rows, c.hidden])?;
             let bias = self.bias(Part::Qkv, at, rows)?;
             let cut = |range: Range<usize>, heads| {
                 let bias = bias.as_ref().map(|bias| self.slice_rows(bias, range.clone())).transpose()?;
-                self.turned(Part::Qkv, self.slice_rows(&weight, range)?, bias, heads)
+                self.projection(Part::Qkv, self.slice_rows(&weight, range)?, bias, heads)
             };
             let q = cut(0..wide, Some(c.heads))?;
             let k = cut(wide..wide + narrow, Some(c.kv_heads))?;
             return Ok((q, k, cut(wide + narrow..rows, None)?));
         }
         let one = |part, rows, heads| {
-            self.turned(part, self.tensor(part, at, &[rows, c.hidden])?, self.bias(part, at, rows)?, heads)
+            self.projection(
+                part,
+                self.tensor(part, at, &[rows, c.hidden])?,
+                self.bias(part, at, rows)?,
+                heads,
+            )
         };
         Ok((
             one(Part::Q, wide, Some(c.heads))?,
@@ -104,17 +111,8 @@ impl Door<'_> {
     fn gate_up(&self, index: usize) -> Result<(Option<Linear>, Linear)> {
         let (c, at) = (self.config, Some(index));
         let inner = c.intermediate;
-        let doubled = self
-            .weights
-            .shape(&self.names.name(self.weights, Part::Up, at, "weight"))
-            .is_some_and(|shape| shape.first() == Some(&(2 * inner)));
-        let fused = match (self.has(Part::GateUp, at), doubled && !self.has(Part::Gate, at)) {
-            (true, _) => Some(Part::GateUp),
-            (_, true) => Some(Part::Up),
-            _ => None,
-        };
-        let Some(part) = fused else {
-            let gate = match self.has(Part::Gate, at) {
+        let Some(part) = self.fused_gate_up(at) else {
+            let gate = match c.tensors.gate {
                 true => Some(self.linear(Part::Gate, at, inner, c.hidden)?),
                 false => None,
             };
@@ -124,24 +122,61 @@ impl Door<'_> {
         let bias = self.bias(part, at, 2 * inner)?;
         let cut = |range: Range<usize>| {
             let bias = bias.as_ref().map(|bias| self.slice_rows(bias, range.clone())).transpose()?;
-            self.turned(part, self.slice_rows(&weight, range)?, bias, None)
+            self.projection(part, self.slice_rows(&weight, range)?, bias, None)
         };
         Ok((Some(cut(0..inner)?), cut(inner..2 * inner)?))
     }
 
-    fn head(&self) -> Result<Option<Linear>> {
-        if !self.has(Part::Head, None) {
-            return Ok(None);
+    /// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice the
+    /// height, with no gate beside it.
+    fn fused_gate_up(&self, at: Option<usize>) -> Option<Part> {
+        let fused = self.config.tensors.fused;
+        if !self.config.tensors.gate || fused == Presence::Never {
+            return None;
         }
-        self.linear(Part::Head, None, self.config.vocab, self.config.hidden).map(Some)
+        if self.is_stored(fused, Part::GateUp, at, "weight") {
+            return Some(Part::GateUp);
+        }
+        let up = self.weights.shape(&self.name(Part::Up, at, "weight"));
+        let doubled = up.is_some_and(|shape| shape.first() == Some(&(2 * self.config.intermediate)));
+        (doubled && !self.has(Part::Gate, at)).then_some(Part::Up)
+    }
+
+    /// The embedding, and the head where that is another matrix. A stored head counts, whatever the configuration says of
+    /// tying; in a tied file it may be the only one of the two that is stored. A base model may have neither.
+    fn embed_and_head(&self) -> Result<(WeightTensor, Option<Linear>)> {
+        let shape = [self.config.vocab, self.config.hidden];
+        let (tied, has_head) = (self.config.tied, self.has(Part::Head, None));
+        if tied && has_head && !self.has(Part::Embed, None) {
+            return Ok((self.tensor(Part::Head, None, &shape)?, None));
+        }
+        let embed = self.tensor(Part::Embed, None, &shape)?;
+        let head_bias = self.config.tensors.head_bias;
+        if !has_head && head_bias != Presence::Always && (tied || self.names.is_headless()) {
+            return Ok((embed, None));
+        }
+        let head = self.tensor(Part::Head, None, &shape).map_err(|error| match has_head {
+            true => error,
+            false => error.context("tie_word_embeddings is false, so that the head must be stored"),
+        })?;
+        let bias = self.bias(Part::Head, None, self.config.vocab)?;
+        if tied && bias.is_none() && head.dtype == embed.dtype && head.data[..] == embed.data[..] {
+            return Ok((embed, None));
+        }
+        Ok((embed, Some(self.projection(Part::Head, head, bias, None)?)))
     }
 
     fn linear(&self, part: Part, layer: Option<usize>, rows: usize, columns: usize) -> Result<Linear> {
-        self.turned(part, self.tensor(part, layer, &[rows, columns])?, self.bias(part, layer, rows)?, None)
+        self.projection(
+            part,
+            self.tensor(part, layer, &[rows, columns])?,
+            self.bias(part, layer, rows)?,
+            None,
+        )
     }
 
     /// A projection from its tensors; `heads`: q or k, whose interleaved rows go back to halves.
-    fn turned(
+    fn projection(
         &self,
         part: Part,
         weight: WeightTensor,
@@ -169,28 +204,86 @@ impl Door<'_> {
         quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())
     }
 
-    fn optional_norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Option<Norm>> {
-        self.has(part, layer).then(|| self.norm(part, layer, width)).transpose()
+    /// The norm of each query's or key's head, where there is one.
+    fn head_norm(&self, part: Part, layer: Option<usize>) -> Result<Option<Norm>> {
+        let stored = self.is_stored(self.config.tensors.qk_norm, part, layer, "weight");
+        stored.then(|| self.norm(part, layer, self.config.head_dim)).transpose()
     }
 
     fn norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Norm> {
         let norm = self.config.norm;
         let weight = self.ops.vector(&self.tensor(part, layer, &[width])?, norm.offset)?;
-        let bias = self.bias(part, layer, width)?.map(|bias| self.ops.vector(&bias, 0.0)).transpose()?;
+        let bias = match norm.kind {
+            NormKind::Layer => {
+                let name = self.name(part, layer, "bias");
+                Some(self.ops.vector(&self.checked(&name, &[width])?, 0.0)?)
+            }
+            NormKind::Rms => None,
+        };
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
     }
 
+    fn name(&self, part: Part, layer: Option<usize>, kind: &str) -> String {
+        self.names.name(self.weights, part, layer, kind)
+    }
+
     fn has(&self, part: Part, layer: Option<usize>) -> bool {
-        self.weights.contains(&self.names.name(self.weights, part, layer, "weight"))
+        self.weights.contains(&self.name(part, layer, "weight"))
+    }
+
+    /// Whether a tensor is to be read; one that must be there and is not fails when it is.
+    fn is_stored(&self, presence: Presence, part: Part, layer: Option<usize>, kind: &str) -> bool {
+        match presence {
+            Presence::Never => false,
+            Presence::Always => true,
+            Presence::IfStored => self.weights.contains(&self.name(part, layer, kind)),
+        }
     }
 
     fn bias(&self, part: Part, layer: Option<usize>, rows: usize) -> Result<Option<WeightTensor>> {
-        let name = self.names.name(self.weights, part, layer, "bias");
-        self.weights.contains(&name).then(|| self.checked(&name, &[rows])).transpose()
+        let t = &self.config.tensors;
+        let presence = match part {
+            Part::Q | Part::K | Part::V | Part::Qkv => t.qkv_bias,
+            Part::O => t.o_bias,
+            Part::Gate | Part::Up | Part::GateUp | Part::Down => t.mlp_bias,
+            Part::Head => t.head_bias,
+            _ => Presence::Never,
+        };
+        let stored = self.is_stored(presence, part, layer, "bias");
+        stored.then(|| self.checked(&self.name(part, layer, "bias"), &[rows])).transpose()
     }
 
+    /// A matrix or vector; multiplied by the scale that GGUF may have beside it.
     fn tensor(&self, part: Part, layer: Option<usize>, shape: &[usize]) -> Result<WeightTensor> {
-        self.checked(&self.names.name(self.weights, part, layer, "weight"), shape)
+        let tensor = self.checked(&self.name(part, layer, "weight"), shape)?;
+        match self.names {
+            Names::Gguf => self.scaled(tensor, &self.name(part, layer, "scale")),
+            Names::Transformers { .. } => Ok(tensor),
+        }
+    }
+
+    /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type. Floats take the
+    /// factor in; blocks could not without being rounded again.
+    fn scaled(&self, tensor: WeightTensor, scale: &str) -> Result<WeightTensor> {
+        if !self.weights.contains(scale) {
+            return Ok(tensor);
+        }
+        let factor = match self.checked(scale, &[1])?.to_f32().first() {
+            Some(factor) if factor.is_finite() => *factor,
+            _ => return Err(Error::model_file(format!("the tensor {scale} must be one finite number"))),
+        };
+        if factor == 1.0 {
+            return Ok(tensor);
+        }
+        if tensor.dtype.is_quantized() {
+            return Err(Error::unsupported(format!(
+                "{}: {scale} is {factor}, and a scale beside a weight stored as {} is not supported",
+                self.weights.file_of(scale).display(),
+                tensor.dtype
+            )));
+        }
+        let scaled = tensor.to_f32().iter().flat_map(|w| (w * factor).to_le_bytes()).collect();
+        Ok(WeightTensor { dtype: WeightType::F32, data: Bytes::from_vec(scaled), ..tensor })
     }
 
     fn checked(&self, name: &str, shape: &[usize]) -> Result<WeightTensor> {

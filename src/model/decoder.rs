@@ -27,8 +27,12 @@ pub struct Decoder {
     pub(super) final_norm: Norm,
     /// `None`: the head is the embedding.
     pub(super) head: Option<Linear>,
+    /// A base model saved without its head: it makes vectors, and no logits.
+    pub(super) headless: bool,
     /// The frequencies and the cos/sin factor of each of the config's ropes.
     pub(super) frequencies: Vec<(Vec<f32>, f32)>,
+    /// What the checkpoint holds beside the language model: "images (12 tensors)".
+    pub(super) left_alone: Vec<String>,
 }
 
 pub(super) struct LayerWeights {
@@ -64,6 +68,16 @@ impl Decoder {
 
     pub fn ops(&self) -> &Ops {
         &self.ops
+    }
+
+    /// Whether hidden states can become logits; a base model saved without its head makes vectors alone.
+    pub fn has_head(&self) -> bool {
+        !self.headless
+    }
+
+    /// What the checkpoint holds beside the language model, and was not loaded.
+    pub fn left_alone(&self) -> &[String] {
+        &self.left_alone
     }
 
     /// The weights of all projections.

@@ -2,25 +2,24 @@
 //! what is already in memory.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::fingerprint::fingerprint;
+use super::fingerprint::Identity;
 use super::{Decoder, Model};
 use crate::config::generation::{self, Generation};
-use crate::config::{self, Config, Pooling};
+use crate::config::{self, Config, Pooling, json, quantization};
 use crate::device::{Placement, default_threads};
 use crate::error::{Context, Error, Result, quoted};
 use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
+use crate::small_file::{TEXT_LIMIT, read_text};
 use crate::text::chat::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
-
-/// A configuration or a template is a small text; a larger one is not one.
-const MAX_TEXT_BYTES: u64 = 64 << 20;
 
 /// Files beside safetensors that decide about answers too.
 const COMPANIONS: &[&str] = &[
@@ -31,7 +30,12 @@ const COMPANIONS: &[&str] = &[
     "special_tokens_map.json",
     "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+    POOLING,
 ];
+
+/// What sentence-transformers writes beside an embedding model.
+const POOLING: &str = "1_Pooling/config.json";
 
 /// How a model is loaded.
 #[derive(Clone)]
@@ -107,7 +111,7 @@ impl Model {
     /// # Errors
     /// `InvalidRequest` for a wrong argument, `Hub` if files cannot be had, `ModelFile` if they are broken,
     /// `UnsupportedModel` if they hold something that is not run, `Device` if the device cannot be opened.
-    pub fn load(source: &str, options: &LoadOptions) -> Result<Arc<Model>> {
+    pub fn load(source: impl AsRef<OsStr>, options: &LoadOptions) -> Result<Arc<Model>> {
         // Arguments first: a typo must not cost a download.
         let request = Request::check(options)?;
         let located = hub::locate(
@@ -210,18 +214,20 @@ impl Request {
                 false => Ok(()),
             }
         };
-        let fingerprint = self.fingerprint(&files, &located.path, context_length)?;
+        let identity = self.identity(&files, context_length)?;
         let decoder =
             Decoder::build(files.config, &files.weights, ops, context_length, self.quantize, &mut advance)?;
         let (weight_bytes, weight_types) = stored(&decoder);
+        let notes = notes(&decoder, context_length);
         Ok(Model {
             name: located.name.clone(),
             revision: located.revision.clone(),
-            fingerprint,
+            identity,
             context_length,
             placement: self.placement.clone(),
             weight_bytes,
             weight_types,
+            notes,
             tokenizer: files.tokenizer,
             template: files.template,
             decoder: Arc::new(decoder),
@@ -232,22 +238,17 @@ impl Request {
     }
 
     /// All that decides about an answer: weights, how they are computed with, tokenizer and template.
-    fn fingerprint(&self, files: &Files, path: &Path, context_length: usize) -> Result<String> {
-        let Request { placement, quantize, chat_template, .. } = self;
+    fn identity(&self, files: &Files, context_length: usize) -> Result<Identity> {
+        let Request { placement, quantize, chat_template, threads, .. } = self;
         let options = format!("{placement:?} {quantize:?} {context_length} {chat_template:?}");
-        let companions: Vec<PathBuf> = match detect(path)? {
-            Format::Gguf => vec![],
-            Format::Safetensors => COMPANIONS.iter().map(|name| folder_of(path).join(name)).collect(),
-        };
-        let companions = companions.iter().map(PathBuf::as_path).filter(|file| file.is_file());
-        fingerprint(files.weights.files().chain(companions), &options)
+        Identity::new(&files.weights, &files.companions, &options, *threads)
     }
 
     fn context_length(&self, config: &Config) -> Result<usize> {
         match self.context_length {
-            Some(asked) if asked > config.context => Err(Error::invalid(format!(
+            Some(asked) if asked > config.longest => Err(Error::invalid(format!(
                 "context_length is {asked}, and this model was made for at most {} positions",
-                config.context
+                config.longest
             ))),
             asked => Ok(asked.unwrap_or(config.context)),
         }
@@ -268,6 +269,8 @@ struct Files {
     /// End ids that `config.json` names.
     config_eos: Vec<u32>,
     pooling: Pooling,
+    /// Files beside the weights that decide about answers too.
+    companions: Vec<(&'static str, PathBuf)>,
 }
 
 impl Files {
@@ -299,6 +302,7 @@ impl Files {
             generation: Generation::default(),
             config_eos: vec![],
             pooling,
+            companions: vec![],
         })
     }
 
@@ -306,27 +310,33 @@ impl Files {
     fn transformers(path: &Path, template: Option<&str>) -> Result<Self> {
         let folder = folder_of(path);
         let config_path = folder.join("config.json");
-        let text = read_text(&config_path)?.ok_or_else(|| {
+        let root = json::read_object(&config_path)?.ok_or_else(|| {
             Error::model_file(format!(
                 "{}: there is no config.json beside the weights; it says what model they are",
                 folder.display()
             ))
         })?;
-        let config = config::hf::parse(&text).context(config_path.display())?;
-        let root = config::fields::object(&text).context(config_path.display())?;
+        quantization::check(&root).context(config_path.display())?;
+        let config = config::hf::parse_object(&root).context(config_path.display())?;
         let generation_path = folder.join("generation_config.json");
-        let generation = match read_text(&generation_path)? {
+        let generation = match read_text(&generation_path, TEXT_LIMIT)? {
             Some(text) => Generation::parse(&text).context(generation_path.display())?,
             None => Generation::default(),
         };
+        let weights = safetensors::open(path)?;
+        if weights.packed().is_some() {
+            quantization::check_files(folder)?;
+        }
+        let companions = COMPANIONS.iter().map(|name| (*name, folder.join(name)));
         Ok(Files {
             config,
-            weights: safetensors::open(path)?,
+            weights,
             tokenizer: Arc::new(Tokenizer::from_hf(folder)?),
             template: ChatTemplate::from_hf(folder, template)?,
             generation,
             config_eos: generation::eos_ids(&root),
             pooling: pooling(folder)?,
+            companions: companions.filter(|(_, path)| path.is_file()).collect(),
         })
     }
 
@@ -361,10 +371,7 @@ fn check_tokenizer(files: &Files) -> Result<()> {
 
 /// The pooling that sentence-transformers wrote beside an embedding model; the mean otherwise.
 fn pooling(folder: &Path) -> Result<Pooling> {
-    let path = folder.join("1_Pooling").join("config.json");
-    let Some(text) = read_text(&path)? else { return Ok(Pooling::Mean) };
-    let root: Value = serde_json::from_str(&text)
-        .map_err(|e| Error::model_file(format!("{}: not valid JSON: {e}", path.display())))?;
+    let Some(root) = json::read_object(&folder.join(POOLING))? else { return Ok(Pooling::Mean) };
     let on = |key: &str| root.get(key).and_then(Value::as_bool).unwrap_or(false);
     Ok(match (on("pooling_mode_cls_token"), on("pooling_mode_lasttoken")) {
         (true, _) => Pooling::First,
@@ -385,30 +392,33 @@ fn stored(decoder: &Decoder) -> (u64, Vec<&'static str>) {
     (total, types.into_iter().map(|(name, _)| name).collect())
 }
 
+/// What people should know of how the files were read.
+fn notes(decoder: &Decoder, context_length: usize) -> Vec<String> {
+    let config = decoder.config();
+    let mut notes = Vec::new();
+    if let Some(wrapper) = config.wrapper {
+        notes.push(format!("the language model of a {wrapper} model; it takes text alone"));
+    }
+    if !decoder.left_alone().is_empty() {
+        notes.push(format!("left alone: {}", decoder.left_alone().join(", ")));
+    }
+    if !decoder.has_head() {
+        notes.push("a base model without a head: it makes vectors and no text".into());
+    }
+    notes.extend(config.ropes.first().and_then(|rope| rope.note(context_length)));
+    notes
+}
+
 /// The argument `chat_template`: the text of a template (it has a `{`), or a file that holds one.
 fn template_text(argument: &str) -> Result<String> {
     if argument.contains('{') {
         return Ok(argument.to_string());
     }
-    read_text(Path::new(argument))?.ok_or_else(|| {
+    read_text(Path::new(argument), TEXT_LIMIT)?.ok_or_else(|| {
         Error::invalid(format!(
             "chat_template: {argument:?} is neither a Jinja template nor an existing file"
         ))
     })
-}
-
-/// A small text file; `None` if it is not there.
-fn read_text(path: &Path) -> Result<Option<String>> {
-    match path.metadata() {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(unreadable(path, e)),
-        Ok(data) if data.len() > MAX_TEXT_BYTES => {
-            let size = data.len();
-            return Err(Error::model_file(format!("{} has {size} bytes, too large", path.display())));
-        }
-        Ok(_) => {}
-    }
-    std::fs::read_to_string(path).map(Some).map_err(|e| unreadable(path, e))
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> Error {

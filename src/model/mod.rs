@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod decoder;
+mod file_hash;
 mod fingerprint;
 mod load;
 
@@ -13,11 +14,13 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 pub use self::decoder::Decoder;
+use self::fingerprint::Identity;
 pub use self::load::LoadOptions;
 use crate::config::generation::Generation;
 use crate::config::{Config, Pooling};
 use crate::device::Placement;
 use crate::error::{Error, Result};
+use crate::hub::Progress;
 use crate::text::chat::{ChatTemplate, RenderRequest, Rendered};
 use crate::text::tokenizer::Tokenizer;
 
@@ -25,11 +28,12 @@ use crate::text::tokenizer::Tokenizer;
 pub struct Model {
     name: String,
     revision: Option<String>,
-    fingerprint: String,
+    identity: Identity,
     context_length: usize,
     placement: Placement,
     weight_bytes: u64,
     weight_types: Vec<&'static str>,
+    notes: Vec<String>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     decoder: Arc<Decoder>,
@@ -70,9 +74,19 @@ impl Model {
         self.revision.as_deref()
     }
 
-    /// Names the weights and how they are computed with: 16 hexadecimal digits.
+    /// Names the weights and how they are computed with: 16 hexadecimal digits over all small tensors and samples
+    /// of each large one.
     pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+        self.identity.fingerprint()
+    }
+
+    /// The same over every byte: 32 hexadecimal digits, for what outlives this process. The first time it reads
+    /// the files again, unless a process of this user has done so before.
+    ///
+    /// # Errors
+    /// `ModelFile` if a file has changed or gone since it was loaded, `Cancelled` when the progress says so.
+    pub fn content_hash(&self, progress: &dyn Progress) -> Result<&str> {
+        self.identity.exact(progress)
     }
 
     pub fn config(&self) -> &Config {
@@ -96,6 +110,11 @@ impl Model {
     /// The storage types of the weights, the largest share first.
     pub fn weight_types(&self) -> &[&'static str] {
         &self.weight_types
+    }
+
+    /// What people should know of how the files were read: what was left alone, what was decided for them.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     pub fn decoder(&self) -> &Arc<Decoder> {
@@ -198,6 +217,6 @@ impl Model {
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Model").field("name", &self.name).field("fingerprint", &self.fingerprint).finish()
+        f.debug_struct("Model").field("name", &self.name).field("fingerprint", &self.fingerprint()).finish()
     }
 }

@@ -9,12 +9,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use super::convert::{invalid, json};
-use super::door;
 use super::errors::to_python;
 use super::generation::PyGeneration;
 use super::model::{Conversation, PyModel};
 use super::sampler::{PySampler, read_fields};
 use super::waker::PyWaker;
+use super::{door, load};
 use crate::constrain::Constraint;
 use crate::engine::{Event, Generation, Notify, Poll, Pooling};
 use crate::error::{Error, Result};
@@ -195,11 +195,14 @@ impl PyEngine {
         arguments: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
         let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
+        // What takes long the first time, and what Ctrl-C ends.
+        load::content_hash(py, self.lm.model(), None)?;
         door::detached(py, || self.lm.save_prefix(&prompt.borrow(), &path))
     }
 
     /// Takes up what `save_prefix` wrote; returns the number of its tokens.
     fn load_prefix(&self, py: Python<'_>, path: PathBuf) -> PyResult<usize> {
+        load::content_hash(py, self.lm.model(), None)?;
         door::detached(py, || self.lm.load_prefix(&path))
     }
 

@@ -1,5 +1,6 @@
 //! Loading from Python: the work runs on a thread of its own, so that the caller sees progress and Ctrl-C.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -65,11 +66,21 @@ impl Drop for CancelOnDrop {
 /// Loads a model.
 pub fn load(
     py: Python<'_>,
-    source: String,
+    source: OsString,
     options: LoadOptions,
     progress: Option<Bound<'_, PyAny>>,
 ) -> PyResult<Arc<Model>> {
     watched(py, progress, move |progress| Model::load(&source, &LoadOptions { progress, ..options }))
+}
+
+/// The name of every byte that the model computes with; `Model::content_hash`.
+pub fn content_hash(
+    py: Python<'_>,
+    model: &Arc<Model>,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<String> {
+    let model = model.clone();
+    watched(py, progress, move |progress| model.content_hash(&*progress).map(str::to_string))
 }
 
 /// Runs `work` on a thread of its own and calls `progress(what, total, done)` here; if the caller is interrupted,
@@ -142,7 +153,7 @@ fn next_reports<T>(inbox: &Mutex<Receiver<Report<T>>>) -> Result<Option<Vec<Repo
 #[pyo3(signature = (source, *, revision=None, offline=None, progress=None, python=None))]
 pub fn locate(
     py: Python<'_>,
-    source: String,
+    source: OsString,
     revision: Option<String>,
     offline: Option<bool>,
     progress: Option<Bound<'_, PyAny>>,

@@ -1,5 +1,6 @@
 //! `_core.Model`: a loaded model, its tokenizer and its template.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ impl PyModel {
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
         py: Python<'_>,
-        source: String,
+        source: OsString,
         revision: Option<String>,
         offline: Option<bool>,
         device: String,
@@ -74,6 +75,12 @@ impl PyModel {
         self.0.fingerprint()
     }
 
+    /// 32 hexadecimal digits over every byte of the files. The first time they are read for it.
+    #[pyo3(signature = (progress=None))]
+    fn content_hash(&self, py: Python<'_>, progress: Option<Bound<'_, PyAny>>) -> PyResult<String> {
+        load::content_hash(py, &self.0, progress)
+    }
+
     #[getter]
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let c = self.0.config();
@@ -87,7 +94,7 @@ impl PyModel {
             "num_kv_heads": c.kv_heads,
             "head_dim": c.head_dim,
             "vocab_size": c.vocab,
-            "max_context_length": c.context,
+            "max_context_length": c.longest,
             "rope_theta": c.ropes.first().map(|rope| rope.theta),
             "sliding_windows": windows,
         });
@@ -122,6 +129,11 @@ impl PyModel {
     #[getter]
     fn weight_types(&self) -> Vec<&'static str> {
         self.0.weight_types().to_vec()
+    }
+
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.0.notes().to_vec()
     }
 
     #[getter]

@@ -136,7 +136,7 @@ impl std::fmt::Display for WeightType {
 
 /// Names of GGUF tensor types that exist but are not read, so that a refusal can say which one it met.
 pub(super) fn ggml_type_name(id: u32) -> Option<&'static str> {
-    const OTHERS: [(u32, &str); 20] = [
+    const OTHERS: [(u32, &str); 21] = [
         (9, "Q8_1"),
         (15, "Q8_K"),
         (16, "IQ2_XXS"),
@@ -149,7 +149,6 @@ pub(super) fn ggml_type_name(id: u32) -> Option<&'static str> {
         (25, "I16"),
         (26, "I32"),
         (27, "I64"),
-        (28, "F64"),
         (29, "IQ1_M"),
         (31, "Q4_0_4_4"),
         (32, "Q4_0_4_8"),
@@ -157,6 +156,8 @@ pub(super) fn ggml_type_name(id: u32) -> Option<&'static str> {
         (34, "TQ1_0"),
         (35, "TQ2_0"),
         (39, "MXFP4"),
+        (40, "NVFP4"),
+        (41, "Q1_0"),
     ];
     OTHERS.iter().find(|(other, _)| *other == id).map(|(_, name)| *name)
 }

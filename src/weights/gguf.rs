@@ -28,6 +28,8 @@ const ALIGNMENT_KEY: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=65_536;
 const MAX_DIMS: u32 = 4;
+/// The id of f64, which is no [`WeightType`]: it becomes f32.
+const F64: u32 = 28;
 /// The fewest bytes of a tensor's entry: an empty name, no dimensions, type and offset.
 const LEAST_TENSOR: usize = 8 + 4 + 4 + 8;
 
@@ -103,7 +105,7 @@ impl Part {
     fn add_to(self, weights: &mut Weights, path: &Path, bytes: Bytes) -> Result<Metadata> {
         let file = weights.add_file(path, bytes);
         for (name, Tensor { stored, shape, range }) in self.tensors {
-            weights.insert(name, Entry { stored, shape, file, range }).context(path.display())?;
+            weights.insert(name, Entry::new(stored, shape, file, range)).context(path.display())?;
         }
         Ok(self.metadata)
     }
@@ -174,6 +176,10 @@ fn read_tensor(reader: &mut Reader) -> Result<Tensor> {
         usize::try_from(offset).map_err(|_| reader.error(format!("the offset {offset} is too large")))?;
     let (stored, size) = match WeightType::from_ggml(type_id) {
         Some(dtype) => (Stored::Read(dtype), data_bytes(dtype, &shape)?),
+        None if type_id == F64 => {
+            let size = data_bytes(WeightType::F32, &shape)?.checked_mul(2);
+            (Stored::F64, size.ok_or_else(|| reader.error("its size is too large".into()))?)
+        }
         // Its size is not known, so it takes no room in the checks and can never be asked for.
         None => (Stored::Other(describe_type(type_id)), 0),
     };

@@ -2,7 +2,8 @@
 //!
 //! [`Weights`] maps a tensor's name to its bytes; it comes from a GGUF file ([`gguf`]) or from safetensors
 //! ([`safetensors`]). Nothing is converted or copied here: a [`WeightTensor`] is a slice of the mapped file
-//! with a type and a shape. [`blocks`] says what the bytes mean, [`quantize`] makes smaller ones at load.
+//! with a type and a shape (f64 alone becomes f32 here). [`blocks`] says what the bytes mean, [`quantize`] makes
+//! smaller ones at load.
 //!
 //! The readers trust nothing: every count is held against the bytes that are left before memory is asked
 //! for, every size is computed with checks, and every failure is an error that names the file. One tensor of
@@ -13,15 +14,18 @@ pub mod bytes;
 pub mod dtype;
 pub mod gguf;
 pub mod names;
+mod packed;
 pub mod quantize;
 pub mod safetensors;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::bytes::Bytes;
 pub use self::dtype::WeightType;
 pub use self::gguf::{Gguf, Metadata};
+use self::packed::Beside;
 use crate::error::{Context, Error, Result, quoted};
 
 /// One tensor, as it is stored.
@@ -128,6 +132,25 @@ fn refuse_pickle() -> Error {
     )
 }
 
+/// What helps with a quantized checkpoint that is not run.
+const REMEDY: &str = "which is not run yet: use the original model or a GGUF file of it";
+
+/// f64 as f32, in half of the memory.
+fn narrowed(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut narrowed = Vec::with_capacity(bytes.len() / 2);
+    for wide in bytes.as_chunks().0 {
+        let wide = f64::from_le_bytes(*wide);
+        let narrow = wide as f32;
+        if narrow.is_infinite() && wide.is_finite() {
+            return Err(Error::model_file(format!(
+                "holds {wide:e}, which is beyond what is computed with (f32)"
+            )));
+        }
+        narrowed.extend_from_slice(&narrow.to_le_bytes());
+    }
+    Ok(narrowed)
+}
+
 /// The tensors of a checkpoint by name, over one file or several.
 #[derive(Debug)]
 pub struct Weights {
@@ -145,11 +168,21 @@ struct Entry {
     file: usize,
     /// Byte range in that file.
     range: std::ops::Range<usize>,
+    /// Whether it was asked for: what nobody asks for was meant for another model.
+    read: AtomicBool,
+}
+
+impl Entry {
+    fn new(stored: Stored, shape: Vec<usize>, file: usize, range: std::ops::Range<usize>) -> Self {
+        Entry { stored, shape, file, range, read: AtomicBool::new(false) }
+    }
 }
 
 #[derive(Debug)]
 enum Stored {
     Read(WeightType),
+    /// Little-endian f64, which becomes f32 when it is asked for: nothing here computes with more.
+    F64,
     /// A type that is not read: its name, and its id where the format has one.
     Other(String),
 }
@@ -192,28 +225,61 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
-    /// A tensor by name; shares the file's memory.
+    /// A tensor by name; shares the file's memory, but for f64, which becomes f32.
     ///
     /// # Errors
-    /// `ModelFile` naming the file and the tensor when there is none of that name; `UnsupportedModel` naming
-    /// the type when it is stored in a format that is not read.
+    /// `ModelFile` naming the file and the tensor when there is none of that name, or when an f64 is beyond f32.
+    /// `UnsupportedModel` naming the type when it is stored in a format that is not read, and the format of a
+    /// quantized checkpoint where other tensors beside it tell.
     pub fn get(&self, name: &str) -> Result<WeightTensor> {
-        let missing = || Error::model_file(format!("{}: there is no tensor {name:?}", self.source.display()));
-        let entry = self.tensors.get(name).ok_or_else(missing)?;
-        let (path, bytes) = self.files.get(entry.file).ok_or_else(missing)?;
-        match &entry.stored {
-            Stored::Read(dtype) => Ok(WeightTensor {
-                name: name.to_owned(),
-                dtype: *dtype,
-                shape: entry.shape.clone(),
-                data: bytes.slice(entry.range.clone()).map_err(|error| error.context(path.display()))?,
-            }),
-            Stored::Other(stored) => Err(Error::unsupported(format!(
-                "{}: the tensor {name:?} is stored as {stored}, which is not read; \
-                 use a file with another quantization",
-                path.display()
-            ))),
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (path, bytes) = self.files.get(entry.file).ok_or_else(|| self.missing(name))?;
+        entry.read.store(true, Ordering::Relaxed);
+        let data = || bytes.slice(entry.range.clone()).context(path.display());
+        let (dtype, data) = match &entry.stored {
+            Stored::Read(dtype) => (*dtype, data()?),
+            Stored::F64 => {
+                let narrowed =
+                    narrowed(&data()?).context(format!("{}: the tensor {name:?}", path.display()))?;
+                (WeightType::F32, Bytes::from_vec(narrowed))
+            }
+            Stored::Other(stored) => return Err(self.unsupported(name, stored).context(path.display())),
+        };
+        Ok(WeightTensor { name: name.to_owned(), dtype, shape: entry.shape.clone(), data })
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let source = self.source.display();
+        match self.beside(name) {
+            None => Error::model_file(format!("{source}: there is no tensor {name:?}")),
+            Some(Beside { name: there, format: None }) => Error::model_file(format!(
+                "{source}: there is no tensor {name:?}; {} is there instead",
+                quoted(there)
+            )),
+            Some(Beside { name: there, format: Some(format) }) => Error::unsupported(format!(
+                "{source}: there is no tensor {name:?}; {} is there instead: {format}, {REMEDY}",
+                quoted(there)
+            )),
         }
+    }
+
+    fn unsupported(&self, name: &str, stored: &str) -> Error {
+        Error::unsupported(match self.beside(name) {
+            Some(Beside { name: there, format: Some(format) }) => format!(
+                "the tensor {name:?} is stored as {stored}, with {} beside it: {format}, {REMEDY}",
+                quoted(there)
+            ),
+            _ => format!(
+                "the tensor {name:?} is stored as {stored}, which is not read; use a file with another \
+                 quantization"
+            ),
+        })
+    }
+
+    /// The names of the tensors that nobody has asked for, sorted.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        let unread = self.tensors.iter().filter(|(_, entry)| !entry.read.load(Ordering::Relaxed));
+        unread.map(|(name, _)| name.as_str())
     }
 
     /// The shape of a tensor, outermost dimension first; also of one whose type is not read.
@@ -235,6 +301,23 @@ impl Weights {
     /// The files that hold the tensors.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// Each file with its bytes, and where its tensors begin and end: ascending, with 0 and the file's length.
+    pub fn extents(&self) -> Vec<(&Path, &[u8], Vec<usize>)> {
+        let mut extents: Vec<_> =
+            self.files.iter().map(|(path, bytes)| (path.as_path(), &**bytes, vec![0, bytes.len()])).collect();
+        for entry in self.tensors.values() {
+            if let Some((_, _, borders)) = extents.get_mut(entry.file) {
+                borders.extend([entry.range.start, entry.range.end]);
+            }
+        }
+        for (_, bytes, borders) in &mut extents {
+            borders.retain(|border| *border <= bytes.len());
+            borders.sort_unstable();
+            borders.dedup();
+        }
+        extents
     }
 
     /// Bytes of all tensors, as stored.

@@ -3,7 +3,10 @@
 //! Two naming worlds are known: the modules of transformers (`model.layers.0.self_attn.q_proj.weight`) and GGUF
 //! (`blk.0.attn_q.weight`). A new family is a spelling in [`TABLE`], never code elsewhere.
 
+use std::collections::BTreeMap;
+
 use super::Weights;
+use crate::error::{Error, Result, quoted};
 
 /// A part of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,28 +57,43 @@ const TABLE: &[(Part, &[&str], &str)] = &[
     (Part::MlpPostNorm, &["post_feedforward_layernorm"], "post_ffw_norm"),
 ];
 
-/// Where the decoder stands in a checkpoint of transformers: alone, headless, or inside a multimodal model.
-const PREFIXES: &[&str] = &["model.", "", "model.language_model.", "language_model.model."];
+/// Where the decoder stands in a checkpoint of transformers, and its head: alone, headless, or inside a model of pictures
+/// or sound.
+const PLACES: &[(&str, &str)] = &[
+    ("model.", "lm_head"),
+    ("", "lm_head"),
+    ("model.language_model.", "lm_head"),
+    ("language_model.model.", "language_model.lm_head"),
+    ("model.text_model.", "lm_head"),
+];
 
 /// How one checkpoint spells the parts.
 pub enum Names {
     Gguf,
     Transformers {
         prefix: &'static str,
-        /// Four norms a block: `post_attention_layernorm` is then the norm after attention, else that before the MLP.
-        four_norms: bool,
+        head: &'static str,
+        /// Norms after attention and MLP too: `post_attention_layernorm` is then the norm after attention, else that
+        /// before the MLP.
+        post_norms: bool,
     },
 }
 
 impl Names {
-    pub fn of(weights: &Weights) -> Self {
+    pub fn of(weights: &Weights, post_norms: bool) -> Self {
         if weights.contains("token_embd.weight") {
             return Names::Gguf;
         }
-        let has = |prefix: &&&str| weights.contains(&format!("{prefix}embed_tokens.weight"));
-        let prefix = PREFIXES.iter().find(has).copied().unwrap_or("model.");
-        let four_norms = weights.contains(&format!("{prefix}layers.0.pre_feedforward_layernorm.weight"));
-        Names::Transformers { prefix, four_norms }
+        // A tied file may store its embedding as the head alone.
+        let probes = ["embed_tokens.weight", "layers.0.input_layernorm.weight"];
+        let has = |prefix: &str| probes.iter().any(|probe| weights.contains(&format!("{prefix}{probe}")));
+        let (prefix, head) = PLACES.iter().find(|(prefix, _)| has(prefix)).copied().unwrap_or(PLACES[0]);
+        Names::Transformers { prefix, head, post_norms }
+    }
+
+    /// Whether this is a base model of transformers, saved without the class that adds a head.
+    pub fn is_headless(&self) -> bool {
+        matches!(self, Names::Transformers { prefix: "", .. })
     }
 
     /// The checkpoint's name of a part's tensor: the spelling that exists, else the usual one (for the error).
@@ -90,21 +108,88 @@ impl Names {
         match (self, layer) {
             (Names::Gguf, Some(i)) => vec![format!("blk.{i}.{gguf}.{kind}")],
             (Names::Gguf, None) => vec![format!("{gguf}.{kind}")],
-            (Names::Transformers { prefix, .. }, None) if part == Part::Head => {
-                let outer = prefix.strip_suffix("model.").unwrap_or("");
-                vec![format!("{outer}lm_head.{kind}"), format!("lm_head.{kind}")]
-            }
+            (Names::Transformers { head, .. }, None) if part == Part::Head => vec![format!("{head}.{kind}")],
             (Names::Transformers { prefix, .. }, None) => {
                 transformers.iter().map(|name| format!("{prefix}{name}.{kind}")).collect()
             }
-            (Names::Transformers { prefix, four_norms }, Some(i)) => {
-                // With two norms a block there is no norm after attention: a name that cannot exist.
-                let absent = part == Part::AttnPostNorm && !four_norms;
-                let names = if absent { &["post_attention_norm"][..] } else { transformers };
+            (Names::Transformers { prefix, post_norms, .. }, Some(i)) => {
+                let names = match (part, post_norms) {
+                    (Part::MlpNorm, true) => &["pre_feedforward_layernorm"][..],
+                    (Part::MlpNorm, false) => &["post_attention_layernorm"][..],
+                    _ => transformers,
+                };
                 names.iter().map(|name| format!("{prefix}layers.{i}.{name}.{kind}")).collect()
             }
         }
     }
+}
+
+/// Tensors that change nothing in any model: what can be computed again, and the scales of a quantized cache and of
+/// quantized activations, neither of which is quantized by a file's scales here.
+const HARMLESS: &[&str] = &[
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    ".attn_rot_embd.weight",
+    ".k_scale",
+    ".v_scale",
+    ".k_cache_scale",
+    ".v_cache_scale",
+    ".input_scale",
+];
+
+/// Modules around the language model, by the start of their tensors' names (after `model.`): what they are.
+const AROUND: &[(&str, &str)] = &[
+    ("visual.", "images"),
+    ("vision_tower.", "images"),
+    ("vision_model.", "images"),
+    ("vision_adapter.", "images"),
+    ("vision_projection.", "images"),
+    ("embed_vision.", "images"),
+    ("multi_modal_projector.", "images"),
+    ("connector.", "images"),
+    ("image_newline", "images"),
+    ("audio_tower.", "audio"),
+    ("embed_audio.", "audio"),
+];
+
+/// A draft head (multi-token prediction), which no answer needs.
+const DRAFT_HEAD: &str = "mtp.";
+
+/// Sees to it that nothing in a file was meant for another model, once a decoder has taken its tensors. `wrapper`: the
+/// checkpoint is that of a model of pictures or sound, whose other parts are left alone.
+///
+/// Returns what was left alone, for people: "images (12 tensors)".
+///
+/// # Errors
+/// `UnsupportedModel` naming the first tensor that nothing uses: transformers would pass over it with a warning,
+/// and give numbers that its maker never saw.
+pub fn left_alone(weights: &Weights, wrapper: bool) -> Result<Vec<String>> {
+    let mut left: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut foreign = Vec::new();
+    for name in weights.unread().filter(|name| !HARMLESS.iter().any(|end| name.ends_with(end))) {
+        let inner = name.strip_prefix("model.").unwrap_or(name);
+        let around = AROUND.iter().find(|(start, _)| wrapper && inner.starts_with(start));
+        match around {
+            Some((_, what)) => *left.entry(what).or_default() += 1,
+            None if inner.starts_with(DRAFT_HEAD) => *left.entry("a draft head").or_default() += 1,
+            None => foreign.push(name),
+        }
+    }
+    if let Some(first) = foreign.first() {
+        let others = match foreign.len() {
+            1 => String::new(),
+            n => format!(" (and {} more)", n - 1),
+        };
+        return Err(Error::unsupported(format!(
+            "{}: nothing uses the tensor {}{others}: the configuration describes a model without it, and reading the file \
+             as that one would give other numbers than its maker's; it may be quantized in a way that is not read, \
+             or its config.json belongs to another model",
+            weights.file_of(first).display(),
+            quoted(first)
+        )));
+    }
+    Ok(left.into_iter().map(|(what, count)| format!("{what} ({count} tensors)")).collect())
 }
 
 #[cfg(test)]
@@ -135,11 +220,14 @@ mod tests {
             MlpPostNorm,
         ];
         for part in parts {
-            for names in [Names::Gguf, Names::Transformers { prefix: "model.", four_norms: false }] {
+            for names in
+                [Names::Gguf, Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false }]
+            {
                 assert!(!names.spellings(part, Some(3), "weight").is_empty(), "{part:?}");
             }
         }
-        let gemma = Names::Transformers { prefix: "language_model.model.", four_norms: true };
+        let (prefix, head) = PLACES[3];
+        let gemma = Names::Transformers { prefix, head, post_norms: true };
         assert_eq!(gemma.spellings(Head, None, "weight")[0], "language_model.lm_head.weight");
         assert_eq!(
             gemma.spellings(AttnPostNorm, Some(0), "weight"),

@@ -6,12 +6,13 @@
 //!
 //! Tensors begin wherever the header ends: their bytes need not be aligned to anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::bytes::Bytes;
 use super::dtype::WeightType;
@@ -20,6 +21,8 @@ use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+const ADAPTER: &str = "adapter_model.safetensors";
+const METADATA: &str = "__metadata__";
 /// The most that a header or an index may take, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -73,7 +76,9 @@ pub(super) fn in_folder(folder: &Path) -> Result<PathBuf> {
         found.sort();
         found
     };
-    match ending("safetensors").as_slice() {
+    let mut files = ending("safetensors");
+    files.retain(|name| name.as_os_str() != ADAPTER);
+    match files.as_slice() {
         [one] => Ok(folder.join(one)),
         [] if !ending("bin").is_empty() => Err(pickle(folder)),
         [] => Err(Error::model_file(format!(
@@ -116,7 +121,7 @@ fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
         ));
     };
     // `SafeTensors::read_metadata` would do this too, but it adds up the sizes of the file unchecked.
-    let header: Metadata = serde_json::from_slice(header).map_err(|error| {
+    let Header(header) = serde_json::from_slice(header).map_err(|error| {
         let at = culprit(header).map_or(String::new(), |name| format!(" at the tensor {}", quoted(&name)));
         let error = shortened(error, PARAGRAPH);
         Error::model_file(format!("the safetensors header is malformed{at}: {error}"))
@@ -137,16 +142,54 @@ fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
     Ok(header.tensors().into_iter().map(place).collect())
 }
 
+/// The header as the crate checks it, and no name in it twice: the crate takes the last one of a name, and of
+/// two tensors in the same range of bytes (`F16` and `BF16`, say) it would silently choose one.
+struct Header(Metadata);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor).map(Header)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Metadata;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Metadata, A::Error> {
+        let mut tensors = BTreeMap::<String, TensorInfo>::new();
+        let mut metadata = None;
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                metadata = map.next_value::<Option<HashMap<String, String>>>()?;
+            } else if tensors.contains_key(&name) {
+                return Err(A::Error::custom(format!("the tensor {} is there twice", quoted(&name))));
+            } else {
+                tensors.insert(name, map.next_value()?);
+            }
+        }
+        let mut tensors: Vec<_> = tensors.into_iter().collect();
+        tensors.sort_by_key(|(_, info)| info.data_offsets);
+        Metadata::new(metadata, tensors).map_err(A::Error::custom)
+    }
+}
+
 /// The tensor that makes a header malformed, which the crate does not name: the first that cannot be read, or
 /// whose shape does not take the bytes that it claims.
 fn culprit(header: &[u8]) -> Option<String> {
     let mut entries: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
-    entries.remove("__metadata__");
+    entries.remove(METADATA);
     let fits = |entry: serde_json::Value| {
         let info: TensorInfo = serde_json::from_value(entry).ok()?;
         let count = info.shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim))?;
         let (from, to) = info.data_offsets;
-        (count.checked_mul(info.dtype.bitsize())?.div_ceil(8) == to.checked_sub(from)?).then_some(())
+        // Types of less than a byte must fill their bytes.
+        (count.checked_mul(info.dtype.bitsize())? == to.checked_sub(from)?.checked_mul(8)?).then_some(())
     };
     entries.into_iter().find_map(|(name, entry)| fits(entry).is_none().then_some(name))
 }
@@ -156,6 +199,7 @@ fn stored(dtype: Dtype) -> Stored {
         Dtype::F32 => Stored::Read(WeightType::F32),
         Dtype::F16 => Stored::Read(WeightType::F16),
         Dtype::BF16 => Stored::Read(WeightType::BF16),
+        Dtype::F64 => Stored::F64,
         other => Stored::Other(format!("{other:?}")),
     }
 }
@@ -168,7 +212,7 @@ fn add_file(
 ) -> Result<()> {
     let file = weights.add_file(path, bytes);
     for Tensor { name, stored, shape, range } in tensors {
-        weights.insert(name, Entry { stored, shape, file, range }).context(path.display())?;
+        weights.insert(name, Entry::new(stored, shape, file, range)).context(path.display())?;
     }
     Ok(())
 }
@@ -185,7 +229,11 @@ fn add_shards(weights: &mut Weights, path: &Path, bytes: &[u8]) -> Result<()> {
     }
     let index: Index = serde_json::from_slice(bytes).map_err(|error| {
         let error = shortened(error, PARAGRAPH);
-        Error::model_file(format!("{}: this is not an index of safetensors shards: {error}", path.display()))
+        Error::model_file(format!(
+            "{}: this is JSON, but no index of a model's files ({error}); give the folder, or the file with the \
+             weights",
+            path.display()
+        ))
     })?;
     let mut shards = BTreeMap::<&str, Vec<&str>>::new();
     for (tensor, shard) in &index.weight_map {

@@ -212,6 +212,19 @@ fn safetensors_headers_that_lie() {
         safetensors(&header, &[0; 16])
     };
     open(Bytes::from_vec(one("[4]", "0", "16"))).expect("the sound one");
+    let twice = |first: &str, second: &str| {
+        let entry = |dtype| {
+            format!(
+                r#""a":{{"dtype":"{dtype}","shape":[4],"data_offsets":[0,{}]}}"#,
+                if dtype == "F32" { 16 } else { 8 }
+            )
+        };
+        safetensors(&format!("{{{},{}}}", entry(first), entry(second)), &[0; 16])
+    };
+    let half = |shape: &str, bytes: usize| {
+        let header = format!(r#"{{"a":{{"dtype":"F4","shape":{shape},"data_offsets":[0,{bytes}]}}}}"#);
+        safetensors(&header, &[0; 16][..bytes])
+    };
     let long = |len: u64| [&len.to_le_bytes(), b"{}".as_slice()].concat();
     let deep = format!(r#"{{"a":{}"#, "[".repeat(100_000));
     // Sixteen times 2^60 bytes are 2^64, and one byte less is a size that a careless sum overflows with.
@@ -241,6 +254,10 @@ fn safetensors_headers_that_lie() {
             ("2^40 x 2^40", one("[1099511627776,1099511627776]", "0", "16"), ModelFile, "malformed"),
             ("a negative size", one("[-4]", "0", "16"), ModelFile, "malformed"),
             ("sizes past 2^64", sixteen(1 << 60), ModelFile, "malformed"),
+            ("a name twice", twice("F32", "F32"), ModelFile, "the tensor \"a\" is there twice"),
+            ("a name twice as two types", twice("F16", "BF16"), ModelFile, "\"a\" is there twice"),
+            ("half a byte too many", half("[3]", 2), ModelFile, "at the tensor \"a\""),
+            ("a byte too many", half("[2]", 2), ModelFile, "at the tensor \"a\""),
             ("sizes near 2^64", sixteen((1 << 60) - 1), ModelFile, "download it again"),
         ],
     );
@@ -307,7 +324,7 @@ fn shards_are_files_of_the_folder() {
         ("a missing tensor", index("b", "one.safetensors"), ModelFile, "\"b\""),
         ("a pickle as shard", index("a", "model.bin"), UnsupportedModel, "never loaded"),
         ("no index", b"{}".to_vec(), ModelFile, "weight_map"),
-        ("no text", b"{\"weight_map\": {\"a\": 3}}".to_vec(), ModelFile, "not an index"),
+        ("no text", b"{\"weight_map\": {\"a\": 3}}".to_vec(), ModelFile, "no index"),
     ];
     let outside = [
         "../outside.safetensors",

@@ -1,7 +1,7 @@
 """``tallow.Embed``: a model's embeddings as DSPy wants them, ``dspy.Embedder(tallow.Embed("org/name"))``.
 
 DSPy's cache knows a callable by its ``__name__`` and copies it deeply for every lookup. So the name holds all
-that changes a vector (model, pooling, prefixes), and a copy is the object itself.
+that changes a vector (every byte of the model, pooling, prefixes), and a copy is the object itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Embed:
     def __name__(self) -> str:
         given = "\0".join((self.pooling, *(self.prefixes[kind] for kind in _KINDS)))
         digest = hashlib.sha256(given.encode()).hexdigest()[:8]
-        return f"tallow/{self.model.name}@{self.model.fingerprint[:16]}:{self.pooling}:{digest}"
+        return f"tallow/{self.model.name}@{self.model._exact_name()}:{self.pooling}:{digest}"
 
     def __call__(self, texts: Sequence[str], *, kind: str = "document") -> NDArray[np.float32]:
         prefix = self.prefixes[arguments.choice("kind", kind, _KINDS)]

@@ -98,7 +98,8 @@ class Judge(dspy.BaseLM):
         given = {"temperature": temperature, "calibrate": calibrate, "cache": cache}
         self._set({**given, "template_arguments": template_arguments})
         self.language_model: Model = _model(model, load, progress)
-        super().__init__(_model_string(self.language_model), cache=cache, callbacks=callbacks, num_retries=0)
+        name = _model_string(self.language_model, cached=cache, progress=progress)
+        super().__init__(name, cache=cache, callbacks=callbacks, num_retries=0)
 
     def _set(self, given: dict[str, Any]) -> None:
         for name, value in given.items():
@@ -143,6 +144,8 @@ class Judge(dspy.BaseLM):
             arguments.unknown("Judge()", name, ["state", "questions"])
         if not isinstance(asked, Mapping) or not asked:
             arguments.wrong_type("questions", asked, "a dict of name -> question, with at least one")
+        if self.cache:  # which a copy may have where the original had none
+            self.model = _model_string(self.language_model, cached=True)
         cases = self._cases(decisions.state(state), [decisions.decision(*item) for item in asked.items()])
         request = self._request(cases)
         return _Call(cases, request, dspy.cache.get(request) if self.cache else None)

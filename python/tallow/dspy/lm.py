@@ -1,13 +1,14 @@
 """``tallow.LM``: the ``dspy.LM`` over a model in this process.
 
 DSPy keeps its cache, its retries, history and callbacks; all that is added is what it cannot do for an
-engine: make one from a model's name, name the model by its fingerprint (so that the cache never mixes two
-models), carry sampler fields that DSPy has no name for, and hand ``n`` and ``rollout_id`` to the engine.
+engine: make one from a model's name, name the model by its bytes (so that the cache never mixes two models),
+carry sampler fields that DSPy has no name for, and hand ``n`` and ``rollout_id`` to the engine.
 ``forward`` is not overridden: DSPy would then treat this as an old-style LM, without cache.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -63,7 +64,7 @@ class LM(dspy.LM):
             found = _model(model, load, progress)
             engine, async_engine = Engine(found, timeout=timeout), AsyncEngine(found, timeout=timeout)
         super().__init__(
-            model=_model_string(engine.model),
+            model=_model_string(engine.model, cached=kwargs.get("cache", True), progress=progress),
             engine=engine,
             async_engine=async_engine,
             num_retries=num_retries,
@@ -72,11 +73,15 @@ class LM(dspy.LM):
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         kwargs = _folded(kwargs, self.kwargs)
+        self._name_for_cache(kwargs)
         with planned(self._plan(kwargs)):
             return super().__call__(prompt, messages=messages, **kwargs)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         kwargs = _folded(kwargs, self.kwargs)
+        if kwargs.get("cache", self.cache) and self.engine.model._shared.exact is None:
+            await asyncio.to_thread(self.engine.model._exact_name)
+        self._name_for_cache(kwargs)
         with planned(self._plan(kwargs)):
             return await super().acall(prompt, messages=messages, **kwargs)
 
@@ -96,6 +101,7 @@ class LM(dspy.LM):
 
     def _joined(self, kwargs: dict[str, Any]) -> AbstractContextManager[Any]:
         """The plan of a call within a call is that of the outer one, unless it says otherwise."""
+        self._name_for_cache(kwargs)
         if running(self.model) and not {"n", "rollout_id"} & kwargs.keys():
             return nullcontext()
         return planned(self._plan(kwargs))
@@ -107,9 +113,17 @@ class LM(dspy.LM):
             arguments.integer("n", n, 1, arguments.MAX_CANDIDATES)
         return Plan(self.model, n=n or 1, rollout_id=merged.get("rollout_id"))
 
+    def _name_for_cache(self, kwargs: dict[str, Any]) -> None:
+        """An LM without cache is not worth hashing its files for; where one call or a copy has a cache after
+        all, its answers are kept under the exact name."""
+        if kwargs.get("cache", self.cache):
+            self.model = _model_string(self.engine.model, cached=True)
+
     def copy(self, **kwargs: Any) -> LM:
         _check_copy(self, kwargs)
-        return super().copy(**_folded(kwargs, self.kwargs))
+        copied = super().copy(**_folded(kwargs, self.kwargs))
+        copied._name_for_cache({})
+        return copied
 
     def stats(self) -> dict[str, Any]:
         """What the engine has done so far: requests, tokens, batches, pages, tokens a second."""
@@ -149,9 +163,11 @@ def _model(model: str | Model, load: dict[str, Any], progress: Any) -> Model:
     return model
 
 
-def _model_string(model: Model) -> str:
-    """DSPy's cache knows a model by this string alone."""
-    return f"tallow/{model.name}@{model.fingerprint[:16]}+f{constraints.VERSION}"
+def _model_string(model: Model, *, cached: Any, progress: Any = False) -> str:
+    """DSPy's cache knows a model by this string alone, so it names every byte. Where nothing is ``cached``,
+    the fingerprint does, and no file is read again."""
+    name = model._exact_name(progress) if cached else model.fingerprint
+    return f"tallow/{model.name}@{name}+f{constraints.VERSION}"
 
 
 #: What one call may be told, as DSPy names it; the LM takes the same as defaults.

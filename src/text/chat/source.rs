@@ -11,7 +11,9 @@ use serde_json::Value as Json;
 
 use super::ChatTemplate;
 use super::limits::SOURCE_BYTES;
+use crate::config::json;
 use crate::error::{Context, Error, Result};
+use crate::small_file::read_text;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::gguf::Metadata;
 
@@ -108,46 +110,21 @@ impl Found {
     }
 }
 
-/// The text of a file, `None` if there is none.
-fn read(file: &Path, limit: usize) -> Result<Option<String>> {
-    let failed = |e: std::io::Error| Error::model_file(format!("{} cannot be read: {e}", file.display()));
-    let size = match std::fs::metadata(file) {
-        Ok(meta) => meta.len(),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(e) => return Err(failed(e)),
-    };
-    if size > limit as u64 {
-        return Err(Error::model_file(format!("{} has {size} bytes; the limit is {limit}", file.display())));
-    }
-    std::fs::read_to_string(file).map(Some).map_err(failed)
-}
-
-/// `tokenizer_config.json` also lists the added tokens, thousands for some models.
-const CONFIG_BYTES: usize = 64 << 20;
-
-fn read_json(file: &Path) -> Result<Option<Json>> {
-    let Some(text) = read(file, CONFIG_BYTES)? else { return Ok(None) };
-    let json = serde_json::from_str(&text);
-    json.map(Some).map_err(|e| Error::model_file(format!("{} is not JSON: {e}", file.display())))
-}
-
 impl ChatTemplate {
     /// The template of a model folder, or the user's `own` with the model's tokens; `None` if there is none.
     pub fn from_hf(dir: &Path, own: Option<&str>) -> Result<Option<Self>> {
         let (mut found, mut tokens) = (Found::default(), TemplateTokens::default());
         let jinja = dir.join("chat_template.jinja");
-        if let Some(text) = read(&jinja, SOURCE_BYTES)? {
+        if let Some(text) = read_text(&jinja, SOURCE_BYTES as u64)? {
             found.put("default", text);
         }
         let tools = dir.join("additional_chat_templates").join("tool_use.jinja");
-        if let Some(text) = read(&tools, SOURCE_BYTES)? {
+        if let Some(text) = read_text(&tools, SOURCE_BYTES as u64)? {
             found.put("tool_use", text);
         }
         for name in ["chat_template.json", "tokenizer_config.json", "special_tokens_map.json"] {
             let file = dir.join(name);
-            if let Some(json) = read_json(&file)? {
+            if let Some(json) = json::read(&file)? {
                 // A template beside the configuration wins over the one in it, for all uses.
                 if found.default.is_none() {
                     found.read(json.get("chat_template"), &file)?;

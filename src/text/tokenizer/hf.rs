@@ -30,6 +30,7 @@ use super::added::{Allow, TokenTrie};
 use super::ends;
 use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
 use super::{Backend, SpacePrefix, Tokenizer};
+use crate::config::json;
 use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -93,8 +94,8 @@ fn read(dir: &Path, path: &Path) -> Result<Tokenizer> {
     // what a training script left switched on would cut prompts silently
     tokenizer.with_truncation(None).map_err(malformed)?;
     tokenizer.with_padding(None);
-    let config = optional_json(&dir.join(CONFIG))?;
-    let specials = optional_json(&dir.join(SPECIALS))?;
+    let config = json::read(&dir.join(CONFIG))?.unwrap_or_default();
+    let specials = json::read(&dir.join(SPECIALS))?.unwrap_or_default();
     assemble(tokenizer, &config, &specials).context(path.display())
 }
 
@@ -126,16 +127,6 @@ fn switch_off_dropout(tokenizer: &mut tokenizers::Tokenizer) {
         let mut model = model.clone();
         model.dropout = None;
         tokenizer.with_model(model);
-    }
-}
-
-/// A JSON file that need not exist: `Null` then.
-fn optional_json(path: &Path) -> Result<Value> {
-    match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(error) => Err(Error::model_file(format!("{}: {error}", path.display()))),
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| Error::model_file(format!("{} is not JSON: {error}", path.display()))),
     }
 }
 

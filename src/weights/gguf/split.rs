@@ -12,6 +12,8 @@ const NO_KEY: &str = "split.no";
 const COUNT_KEY: &str = "split.count";
 pub(super) const TENSORS_KEY: &str = "split.tensors.count";
 
+const ENDING: &str = ".gguf";
+
 /// The files beside `path` that make the model whole, with their index; none when it is not split.
 pub(super) fn other_parts(path: &Path, metadata: &Metadata) -> Result<Vec<(u64, PathBuf)>> {
     let count = metadata.u64(COUNT_KEY)?.unwrap_or(0);
@@ -20,15 +22,20 @@ pub(super) fn other_parts(path: &Path, metadata: &Metadata) -> Result<Vec<(u64, 
         return Ok(Vec::new());
     }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // Some files are named .GGUF, and then their other parts are, too.
+    let ending = name.get(name.len().saturating_sub(ENDING.len())..).unwrap_or_default();
+    let ending = if ending.eq_ignore_ascii_case(ENDING) { ending } else { ENDING };
+    let part_name = |prefix: &str, number, count| format!("{}{ending}", part_stem(prefix, number, count));
+    let prefix = |number, count| name.strip_suffix(&part_name("", number, count));
     if number != 0 {
         return Err(Error::model_file(format!(
             "this is part {} of {count} of a split model; open the first part, {}",
             number.saturating_add(1),
-            prefix(name, number.saturating_add(1), count)
+            prefix(number.saturating_add(1), count)
                 .map_or("NAME-00001-of-…".into(), |prefix| part_name(prefix, 1, count))
         )));
     }
-    let Some(prefix) = prefix(name, 1, count) else {
+    let Some(prefix) = prefix(1, count) else {
         return Err(Error::model_file(format!(
             "this is the first of {count} parts, and to find the others its name must end in {}",
             part_name("", 1, count)
@@ -66,12 +73,7 @@ pub(super) fn check_part(part: &Metadata, first: &Metadata, number: u64) -> Resu
     Ok(())
 }
 
-/// The name of part `number`, from 1.
-fn part_name(prefix: &str, number: u64, count: u64) -> String {
-    format!("{prefix}-{number:05}-of-{count:05}.gguf")
-}
-
-/// What stands before the part's number in a file name, if it is named as that part.
-fn prefix(name: &str, number: u64, count: u64) -> Option<&str> {
-    name.strip_suffix(&part_name("", number, count))
+/// The name of part `number`, from 1, without its ending.
+fn part_stem(prefix: &str, number: u64, count: u64) -> String {
+    format!("{prefix}-{number:05}-of-{count:05}")
 }
