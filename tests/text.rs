@@ -137,8 +137,7 @@ fn real_vocabularies_as_llama_cpp() {
                 failures.push(format!("{name}, plain, {text:?}: {got:?}, not {}", case["plain"]));
             }
             if !case["with_bos"].is_null() {
-                let mut with_bos: Vec<u32> =
-                    tokenizer.bos().filter(|_| tokenizer.add_bos()).into_iter().collect();
+                let mut with_bos = tokenizer.prefix().to_vec();
                 with_bos.extend(tokenizer.encode(text, true).unwrap());
                 assert_eq!(with_bos, ids(&case["with_bos"]), "{name}, with BOS, {text:?}");
             }
@@ -150,13 +149,19 @@ fn real_vocabularies_as_llama_cpp() {
 #[test]
 fn real_vocabularies_know_their_ends() {
     if let Some(tokenizer) = real(SMOLLM2) {
-        assert_eq!((tokenizer.bos(), tokenizer.add_bos(), tokenizer.vocab_size()), (Some(1), false, 49152));
+        assert_eq!(
+            (tokenizer.prefix(), tokenizer.suffix(), tokenizer.vocab_size()),
+            (&[][..], &[][..], 49152)
+        );
         assert_eq!(tokenizer.eos_ids(), [0, 2, 4]); // <|endoftext|> <|im_end|> <reponame>
         assert_eq!((tokenizer.id("Ġthe"), tokenizer.id("<|im_end|>")), (Some(260), Some(2)));
         assert_eq!(tokenizer.special_tokens().count(), 17);
     }
     if let Some(tokenizer) = real(GEMMA3) {
-        assert_eq!((tokenizer.bos(), tokenizer.add_bos(), tokenizer.vocab_size()), (Some(2), true, 262144));
+        assert_eq!(
+            (tokenizer.prefix(), tokenizer.suffix(), tokenizer.vocab_size()),
+            (&[2][..], &[][..], 262144)
+        );
         assert_eq!(tokenizer.eos_ids(), [1, 106]); // <eos> <end_of_turn>
         assert_eq!(tokenizer.id("▁Hello"), Some(26352));
     }
@@ -217,7 +222,8 @@ fn tokenizer_json_as_hugging_face() {
         let tokenizer = hf(name);
         let golden = json(&format!("{name}/cases.json"));
         assert_eq!(tokenizer.bos().map(u64::from), golden["bos"].as_u64(), "{name}");
-        assert_eq!(tokenizer.add_bos(), golden["add_bos"].as_bool().unwrap(), "{name}");
+        let prefix: Vec<u32> = tokenizer.bos().filter(|_| golden["add_bos"] == true).into_iter().collect();
+        assert_eq!(tokenizer.prefix(), prefix, "{name}");
         assert_eq!(tokenizer.eos_ids(), ids(&golden["eos"]), "{name}");
         for case in golden["cases"].as_array().unwrap() {
             let text = case["text"].as_str().unwrap();
@@ -271,7 +277,7 @@ fn sentencepiece_order() {
 #[test]
 fn defaults_of_sentencepiece() {
     let tokenizer = Tokenizer::from_gguf(&tiny_spm(&[])).unwrap();
-    assert_eq!((tokenizer.bos(), tokenizer.add_bos(), tokenizer.eos_ids()), (Some(1), true, &[2][..]));
+    assert_eq!((tokenizer.prefix(), tokenizer.suffix(), tokenizer.eos_ids()), (&[1][..], &[][..], &[2][..]));
     let kinds: Vec<_> = tokenizer.special_tokens().collect();
     assert_eq!(kinds, [(0, "<unk>"), (1, "<s>"), (2, "</s>")]);
     assert_eq!(
@@ -395,7 +401,7 @@ fn bad_tokenizer_json_is_refused() {
     {
         std::fs::write(empty.path().join("tokenizer.json"), &good).unwrap();
         std::fs::write(empty.path().join("tokenizer_config.json"), config).unwrap();
-        assert!(!Tokenizer::from_hf(empty.path()).unwrap().add_bos(), "{config}");
+        assert!(Tokenizer::from_hf(empty.path()).unwrap().prefix().is_empty(), "{config}");
     }
 }
 

@@ -12,7 +12,8 @@
 //! - **`decode` undoes `encode`.** A tokenizer that puts a space before a text loses it again in `decode`,
 //!   and keeps it in [`Tokenizer::decode_continuation`], where the ids go on from a prompt.
 //!
-//! Nothing is added to what is encoded: BOS is the caller's business ([`Tokenizer::add_bos`]).
+//! Nothing is added to what is encoded: BOS and EOS are the caller's business ([`Tokenizer::prefix`],
+//! [`Tokenizer::suffix`]).
 
 use std::ops::Range;
 use std::path::Path;
@@ -39,9 +40,16 @@ pub struct Tokenizer {
     vocab: Vocab,
     backend: Backend,
     bos: Option<u32>,
-    add_bos: bool,
+    affixes: Affixes,
     ends: Vec<u32>,
-    prefix: SpacePrefix,
+    space: SpacePrefix,
+}
+
+/// The tokens that go around a single text.
+#[derive(Debug, Default)]
+struct Affixes {
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
 }
 
 enum Backend {
@@ -115,9 +123,16 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a prompt begins with BOS when the chat template does not write it.
-    pub fn add_bos(&self) -> bool {
-        self.add_bos
+    /// What goes before a text: mostly BOS or nothing. The post-processor of `tokenizer.json` says it, and
+    /// `tokenizer.ggml.add_bos_token` in a GGUF file.
+    pub fn prefix(&self) -> &[u32] {
+        &self.affixes.prefix
+    }
+
+    /// What goes after a text that is complete, such as one to be embedded: EOS or nothing. A prompt is to be
+    /// continued, so it does not belong there.
+    pub fn suffix(&self) -> &[u32] {
+        &self.affixes.suffix
     }
 
     pub fn bos(&self) -> Option<u32> {
@@ -161,14 +176,14 @@ impl Tokenizer {
     /// Control tokens are left out unless `special`. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], special: bool) -> String {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
-        let mut prefixed = self.prefix != SpacePrefix::Never;
+        let mut prefixed = self.space != SpacePrefix::Never;
         for id in ids {
             let token = self.token_bytes(*id);
             match self.vocab.kind(*id) {
                 Some(Kind::Control | Kind::Unknown | Kind::UserDefined) => {
                     let shown = special || !self.is_special(*id);
                     bytes.extend_from_slice(if shown { token } else { &[] });
-                    prefixed = self.prefix == SpacePrefix::Every || prefixed && token.is_empty();
+                    prefixed = self.space == SpacePrefix::Every || prefixed && token.is_empty();
                 }
                 _ => {
                     let stripped = token.strip_prefix(b" ").filter(|_| prefixed);
@@ -183,7 +198,7 @@ impl Tokenizer {
     /// The ids of a text that goes on from another, as an answer goes on from its prompt: as
     /// [`Tokenizer::encode`] without control tokens, and no space is put before it.
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
-        if self.prefix == SpacePrefix::Never {
+        if self.space == SpacePrefix::Never {
             return self.encode(text, false);
         }
         // A line break takes the space; it merges with nothing but other line breaks.
@@ -216,7 +231,7 @@ impl std::fmt::Debug for Tokenizer {
         };
         let mut this = f.debug_struct("Tokenizer");
         this.field("source", &source).field("tokens", &self.vocab_size()).field("bos", &self.bos);
-        this.field("add_bos", &self.add_bos).field("eos", &self.ends).finish()
+        this.field("affixes", &self.affixes).field("eos", &self.ends).finish()
     }
 }
 

@@ -13,7 +13,7 @@ use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::spm::{SPACE_MARK, Spm};
 use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
-use super::{Backend, SpacePrefix, Tokenizer, ends};
+use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
 use crate::error::{Context, Error, Result, quoted};
 use crate::weights::gguf::Metadata;
 
@@ -78,12 +78,9 @@ fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
             (Merging::Bpe(bpe), add_bos)
         }
     };
-    let said = meta.bool("tokenizer.ggml.add_bos_token")?;
-    if said == Some(true) && bos.is_none() {
-        let what = "tokenizer.ggml.add_bos_token is true and there is no tokenizer.ggml.bos_token_id";
-        return Err(Error::model_file(what));
-    }
-    let prefix = match &merging {
+    let affixes =
+        Affixes { prefix: affix(meta, "bos", bos, add_bos)?, suffix: affix(meta, "eos", eos, false)? };
+    let space = match &merging {
         Merging::Spm(spm) if spm.add_space_prefix => SpacePrefix::Every,
         _ => SpacePrefix::Never,
     };
@@ -91,8 +88,18 @@ fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
     let added = TokenTrie::new(found.map(|id| (vocab.bytes(id), id)));
     let swallowing = swallowing(meta, alphabet, &vocab)?;
     let backend = Backend::Tables(Box::new(Tables { merging, added, swallowing }));
-    let add_bos = said.unwrap_or(add_bos) && bos.is_some();
-    Ok(Tokenizer { vocab, backend, bos, add_bos, ends, prefix })
+    Ok(Tokenizer { vocab, backend, bos, affixes, ends, space })
+}
+
+/// The token `name` where `tokenizer.ggml.add_{name}_token` is true.
+fn affix(meta: &Metadata, name: &str, id: Option<u32>, default: bool) -> Result<Vec<u32>> {
+    let key = format!("tokenizer.ggml.add_{name}_token");
+    match (meta.bool(&key)?, id) {
+        (Some(true), None) => {
+            Err(Error::model_file(format!("{key} is true and there is no tokenizer.ggml.{name}_token_id")))
+        }
+        (said, id) => Ok(id.filter(|_| said.unwrap_or(default)).into_iter().collect()),
+    }
 }
 
 fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {

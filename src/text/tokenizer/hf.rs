@@ -22,14 +22,14 @@ use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizer::Range as TextRange;
 use tokenizers::{
-    AddedToken, Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
-    PreTokenizer, Token,
+    AddedToken, Encoding, Model, NormalizedString, Normalizer, OffsetReferential, OffsetType,
+    PreTokenizedString, PreTokenizer, Token,
 };
 
 use super::added::{Allow, TokenTrie};
 use super::ends;
 use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
-use super::{Backend, SpacePrefix, Tokenizer};
+use super::{Affixes, Backend, SpacePrefix, Tokenizer};
 use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -147,17 +147,13 @@ fn assemble(tokenizer: tokenizers::Tokenizer, config: &Value, specials: &Value) 
         let text = token_text(&config[name]).or_else(|| token_text(&specials[name]))?;
         tokenizer.token_to_id(text)
     };
-    let first = first_special(&tokenizer)?;
-    let bos = token("bos_token").or(first);
-    let add_bos = match config["add_bos_token"].as_bool() {
-        Some(said) => said && bos.is_some(),
-        None => first.is_some() && first == bos,
-    };
+    let affixes = affixes(&tokenizer)?;
+    let bos = token("bos_token").or(affixes.prefix.first().copied());
     let eos = token("eos_token");
     let ends = ends::find(&mut vocab, &[eos], |kind, _| kind == Kind::UserDefined);
-    let prefix = spelling.prefix;
+    let space = spelling.space;
     let json = Json::new(tokenizer, added)?;
-    Ok(Tokenizer { vocab, backend: Backend::Json(Box::new(json)), bos, add_bos, ends, prefix })
+    Ok(Tokenizer { vocab, backend: Backend::Json(Box::new(json)), bos, affixes, ends, space })
 }
 
 /// A token in a configuration: its text, or an object with it.
@@ -165,11 +161,20 @@ fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
 }
 
-/// The token that the post-processor puts before every text, if it does.
-fn first_special(tokenizer: &tokenizers::Tokenizer) -> Result<Option<u32>> {
-    let encoding = tokenizer.encode_fast("a", true).map_err(failed)?;
-    let is_special = encoding.get_special_tokens_mask().first() == Some(&1);
-    Ok(encoding.get_ids().first().copied().filter(|_| is_special))
+/// What the post-processor puts around a single text; nothing without one. `add_bos_token` and `add_eos_token`
+/// of `tokenizer_config.json` are from before there were post-processors, and transformers 5 ignores them here.
+fn affixes(tokenizer: &tokenizers::Tokenizer) -> Result<Affixes> {
+    // a text of one token, which no vocabulary has
+    const TEXT: u32 = u32::MAX;
+    let text = Token::new(TEXT, "a".into(), (0, 1));
+    let ids = tokenizer.post_process(Encoding::from_tokens(vec![text], 0), None, true).map_err(failed)?;
+    match ids.get_ids().split(|id| *id == TEXT).collect::<Vec<_>>().as_slice() {
+        [prefix, suffix] => Ok(Affixes { prefix: prefix.to_vec(), suffix: suffix.to_vec() }),
+        parts => Err(Error::unsupported(format!(
+            "the post-processor writes a text {} times; once is supported",
+            parts.len().saturating_sub(1)
+        ))),
+    }
 }
 
 fn read_vocab(
@@ -356,7 +361,7 @@ struct Spelling {
     replacements: Vec<(String, String)>,
     /// `<0xNN>` is a byte.
     named_bytes: bool,
-    prefix: SpacePrefix,
+    space: SpacePrefix,
 }
 
 impl Spelling {
@@ -377,13 +382,13 @@ impl Spelling {
             byte_level: false,
             replacements: Vec::new(),
             named_bytes: false,
-            prefix: SpacePrefix::Never,
+            space: SpacePrefix::Never,
         };
         for part in parts(&decoder) {
             spelling.add(part)?;
         }
-        if spelling.prefix == SpacePrefix::First && prefixes_every_piece(&splitter, &normalizer) {
-            spelling.prefix = SpacePrefix::Every;
+        if spelling.space == SpacePrefix::First && prefixes_every_piece(&splitter, &normalizer) {
+            spelling.space = SpacePrefix::Every;
         }
         Ok(spelling)
     }
@@ -403,12 +408,12 @@ impl Spelling {
                 let mark = part["replacement"].as_str().unwrap_or("▁");
                 self.replacements.push((mark.to_owned(), " ".to_owned()));
                 if part["prepend_scheme"] != "never" {
-                    self.prefix = SpacePrefix::First;
+                    self.space = SpacePrefix::First;
                 }
             }
             Some("Strip") if part["content"] == " " && part["stop"] == 0 => {
                 if part["start"] != 0 {
-                    self.prefix = SpacePrefix::First;
+                    self.space = SpacePrefix::First;
                 }
             }
             other => {
