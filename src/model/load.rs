@@ -29,6 +29,7 @@ const COMPANIONS: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
 ];
@@ -170,7 +171,9 @@ impl Request {
     fn key(&self, path: &Path) -> Result<Key> {
         let path = path.canonicalize().map_err(|e| unreadable(path, e))?;
         let mut files = vec![path.clone()];
-        if path.is_dir() {
+        if path.is_file() {
+            files.extend(COMPANIONS.iter().map(|name| folder_of(&path).join(name)));
+        } else {
             let entries = path.read_dir().map_err(|e| unreadable(&path, e))?;
             files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
             files.sort();
@@ -236,8 +239,8 @@ impl Request {
         let Request { placement, quantize, chat_template, .. } = self;
         let options = format!("{placement:?} {quantize:?} {context_length} {chat_template:?}");
         let companions: Vec<PathBuf> = match detect(path)? {
-            Format::Gguf => vec![],
-            Format::Safetensors => COMPANIONS.iter().map(|name| folder_of(path).join(name)).collect(),
+            Format::Gguf if files.tokenizer.source() == "GGUF" => vec![],
+            _ => COMPANIONS.iter().map(|name| folder_of(path).join(name)).collect(),
         };
         let companions = companions.iter().map(PathBuf::as_path).filter(|file| file.is_file());
         fingerprint(files.weights.files().chain(companions), &options)
@@ -282,7 +285,7 @@ impl Files {
     fn gguf(path: &Path, template: Option<&str>) -> Result<Self> {
         let Gguf { metadata, weights } = Gguf::open(path)?;
         let config = config::gguf::parse(&metadata, &weights).context(path.display())?;
-        let tokenizer = Tokenizer::from_gguf(&metadata).context(path.display())?;
+        let tokenizer = Tokenizer::from_gguf_or_beside(&metadata, folder_of(path)).context(path.display())?;
         let template = ChatTemplate::from_gguf(&metadata, &tokenizer, template).context(path.display())?;
         // llama.cpp's `pooling_type`: 1 mean, 2 cls, 3 last.
         let pooling =

@@ -18,7 +18,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::weights::gguf::Metadata;
 use added::Literals;
 use gguf::Tables;
@@ -43,6 +43,8 @@ pub struct Tokenizer {
     affixes: Affixes,
     ends: Vec<u32>,
     space: SpacePrefix,
+    /// Tokens are words: each brings the space before it.
+    joined: bool,
 }
 
 /// The tokens that go around a single text.
@@ -88,6 +90,33 @@ impl Tokenizer {
     /// contradicts another.
     pub fn from_gguf(meta: &Metadata) -> Result<Tokenizer> {
         gguf::load(meta)
+    }
+
+    /// The tokenizer inside a GGUF file, or the `tokenizer.json` in the folder `beside` it where the file's own
+    /// is of a kind that is not known, or missing. It must have the same tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_gguf`] where there is no `tokenizer.json`, else as [`Tokenizer::from_hf`];
+    /// `ModelFile` when it has other tokens.
+    pub fn from_gguf_or_beside(meta: &Metadata, beside: &Path) -> Result<Tokenizer> {
+        let own = gguf::load(meta);
+        match &own {
+            Err(error) if gguf::is_foreign(meta, error) && hf::is_in(beside) => {}
+            _ => return own,
+        }
+        let tokenizer = hf::load(beside)?;
+        if let Backend::Json(json) = &tokenizer.backend {
+            gguf::check_same(meta, |id| json.written(id)).context(hf::path_in(beside).display())?;
+        }
+        Ok(tokenizer)
+    }
+
+    /// Where it was read: "GGUF" or "tokenizer.json".
+    pub fn source(&self) -> &'static str {
+        match self.backend {
+            Backend::Tables(_) => "GGUF",
+            Backend::Json(_) => "tokenizer.json",
+        }
     }
 
     /// The tokens of a text, without BOS or EOS. With `special`, control tokens written in the text are read.
@@ -178,19 +207,18 @@ impl Tokenizer {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         let mut prefixed = self.space != SpacePrefix::Never;
         for id in ids {
-            let token = self.token_bytes(*id);
-            match self.vocab.kind(*id) {
-                Some(Kind::Control | Kind::Unknown | Kind::UserDefined) => {
-                    let shown = special || !self.is_special(*id);
-                    bytes.extend_from_slice(if shown { token } else { &[] });
-                    prefixed = self.space == SpacePrefix::Every || prefixed && token.is_empty();
-                }
-                _ => {
-                    let stripped = token.strip_prefix(b" ").filter(|_| prefixed);
-                    bytes.extend_from_slice(stripped.unwrap_or(token));
-                    prefixed = prefixed && token.is_empty();
-                }
+            let hidden = self.is_special(*id) && !special;
+            let added =
+                matches!(self.vocab.kind(*id), Some(Kind::Control | Kind::Unknown | Kind::UserDefined));
+            let (space, token) = if hidden { (&b""[..], &b""[..]) } else { self.shown(*id) };
+            let start = bytes.len();
+            bytes.extend_from_slice(space);
+            bytes.extend_from_slice(token);
+            if prefixed && (self.joined || !added) && bytes.get(start) == Some(&b' ') {
+                bytes.remove(start);
             }
+            let nothing = space.is_empty() && token.is_empty();
+            prefixed = self.space == SpacePrefix::Every && added || prefixed && nothing;
         }
         lossy(bytes)
     }
@@ -212,8 +240,20 @@ impl Tokenizer {
     /// The text of ids that go on from others, as an answer goes on from its prompt: as
     /// [`Tokenizer::decode`], and every space stays.
     pub fn decode_continuation(&self, ids: &[u32], special: bool) -> String {
-        let shown = ids.iter().filter(|id| special || !self.is_special(**id));
-        lossy(shown.flat_map(|id| self.token_bytes(*id)).copied().collect())
+        let shown = ids.iter().filter(|id| special || !self.is_special(**id)).map(|id| self.shown(*id));
+        lossy(shown.flat_map(|(space, token)| [space, token]).flatten().copied().collect())
+    }
+
+    /// What a token shows in a text: its bytes, and a space before them if they lack it.
+    pub(super) fn shown(&self, id: u32) -> (&'static [u8], &[u8]) {
+        let space: &[u8] = if self.joined && self.is_special(id) { b" " } else { b"" };
+        (space, self.token_bytes(id))
+    }
+
+    /// Whether tokens are words, so that there is no text without spaces between them: a `tokenizer.json`
+    /// without a decoder, or with WordPiece's.
+    pub fn is_joined(&self) -> bool {
+        self.joined
     }
 
     /// The control tokens with their texts, by id.
@@ -225,12 +265,8 @@ impl Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let source = match self.backend {
-            Backend::Tables(_) => "GGUF",
-            Backend::Json(_) => "tokenizer.json",
-        };
         let mut this = f.debug_struct("Tokenizer");
-        this.field("source", &source).field("tokens", &self.vocab_size()).field("bos", &self.bos);
+        this.field("source", &self.source()).field("tokens", &self.vocab_size()).field("bos", &self.bos);
         this.field("affixes", &self.affixes).field("eos", &self.ends).finish()
     }
 }
