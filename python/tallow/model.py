@@ -189,7 +189,7 @@ class Model:
     # Text and tokens
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text, without BOS or EOS. ``special=True`` reads control tokens written in it as such."""
+        """The ids of a text, without BOS or EOS. ``special=True`` reads the control tokens written in it."""
         return self._native.tokenize(arguments.text("text", text), arguments.boolean("special", special))
 
     def detokenize(self, ids: Sequence[int] | NDArray[Any], special: bool = False) -> str:

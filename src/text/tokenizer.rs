@@ -71,13 +71,14 @@ enum SpacePrefix {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a folder with a `tokenizer.json`. `tokenizer_config.json` and
-    /// `special_tokens_map.json` beside it say which tokens begin and end a text, where they exist.
+    /// The tokenizer of a folder with a `tokenizer.json`. `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `added_tokens.json` beside it name special tokens and may add some, as in transformers 5.
     /// Truncation, padding and BPE dropout, which are for training, are switched off.
     ///
     /// # Errors
     /// `ModelFile` naming the file when it is missing, malformed or contradicts itself, or when its ids lie
-    /// far apart; `UnsupportedModel` when it decodes in a way that cannot be told token by token.
+    /// far apart; `UnsupportedModel` when it decodes in a way that cannot be told token by token, or writes a
+    /// text more than once.
     pub fn from_hf(dir: &Path) -> Result<Tokenizer> {
         hf::load(dir)
     }

@@ -175,6 +175,9 @@ fn assemble(tokenizer: tokenizers::Tokenizer, beside: &Beside) -> Result<Tokeniz
 /// What the post-processor puts around a single text; nothing without one. `add_bos_token` and `add_eos_token`
 /// of `tokenizer_config.json` are from before there were post-processors, and transformers 5 ignores them here.
 fn affixes(tokenizer: &tokenizers::Tokenizer) -> Result<Affixes> {
+    // what contradicts itself for every text must be found now and not with the first prompt; one letter may
+    // well have no token
+    drop(tokenizer.encode_fast("a", false));
     // a text of one token, which no vocabulary has
     const TEXT: u32 = u32::MAX;
     let text = Token::new(TEXT, "a".into(), (0, 1));

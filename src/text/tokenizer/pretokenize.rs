@@ -292,7 +292,7 @@ const RULES: &[Rule] = &[
     Rule {
         names: &["spark2_5"],
         patterns: &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", SPARK, r"\p{N}"],
-        spaces: Spaces::LeaveUnlessBreak,
+        spaces: Spaces::Leave,
         whole_words: false,
         add_bos: false,
     },

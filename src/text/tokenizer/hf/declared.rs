@@ -9,7 +9,7 @@
 //! The crate gives a new token the next free id. One that was declared with another id is refused: the model
 //! was trained with one of the two, and no file says with which.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -108,30 +108,31 @@ pub(super) fn complete(tokenizer: &mut tokenizers::Tokenizer, beside: &Beside) -
     let names: HashSet<&str> = named.iter().map(|token| token.content.as_str()).collect();
     let extras: HashSet<&str> = extra.iter().map(|token| token.content.as_str()).collect();
     let numbered = beside.numbered(|text| names.contains(text) || extras.contains(text))?;
-    let known = tokenizer.get_added_tokens_decoder();
+    let decoder = tokenizer.get_added_tokens_decoder();
+    let known: HashMap<&str, &AddedToken> =
+        decoder.values().map(|token| (token.content.as_str(), token)).collect();
 
-    // what is there already stays special, and becomes it by having a name
-    let was_special: HashSet<&str> =
-        known.values().filter(|token| token.special).map(|token| token.content.as_str()).collect();
     let mut tokens: Vec<AddedToken> = numbered.iter().map(|(_, token)| token.clone()).collect();
     if beside.config["added_tokens_decoder"].is_null() {
         let listed: HashSet<&str> = numbered.iter().map(|(_, token)| token.content.as_str()).collect();
-        let mut own: Vec<_> = known.iter().filter(|(_, t)| !listed.contains(t.content.as_str())).collect();
+        let mut own: Vec<_> = decoder.iter().filter(|(_, t)| !listed.contains(t.content.as_str())).collect();
         own.sort_unstable_by_key(|(id, _)| **id);
         tokens.extend(own.into_iter().map(|(_, token)| token.clone()));
     }
     for token in &mut tokens {
-        let text = token.content.as_str();
-        token.special |= names.contains(text) || was_special.contains(text);
+        // what is special stays special, and whatever has a name becomes it
+        let was_special = known.get(token.content.as_str()).is_some_and(|known| known.special);
+        token.special |= was_special || names.contains(token.content.as_str());
     }
-    let mut seen: HashSet<String> =
-        known.values().chain(&tokens).map(|token| token.content.clone()).collect();
-    let new = named.iter().chain(&extra).filter(|token| seen.insert(token.content.clone()));
-    let new: Vec<AddedToken> = new.cloned().collect();
+    let mut seen: HashSet<String> = decoder.values().chain(&tokens).map(|t| t.content.clone()).collect();
+    tokens.extend(named.iter().chain(&extra).filter(|token| seen.insert(token.content.clone())).cloned());
+    tokens.retain(|token| known.get(token.content.as_str()) != Some(&token));
+    if tokens.is_empty() {
+        return Ok(());
+    }
     let fresh: Vec<&(u64, AddedToken)> =
         numbered.iter().filter(|(_, token)| tokenizer.token_to_id(&token.content).is_none()).collect();
-
-    tokenizer.add_tokens(tokens.into_iter().chain(new)).map_err(super::failed)?;
+    tokenizer.add_tokens(tokens).map_err(super::failed)?;
     for (id, token) in fresh.into_iter().filter(|(_, token)| !token.content.is_empty()) {
         let given = tokenizer.token_to_id(&token.content);
         if given.map(u64::from) != Some(*id) {

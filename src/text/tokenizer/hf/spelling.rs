@@ -33,7 +33,6 @@ impl Spelling {
     pub fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Self> {
         let json = |part: serde_json::Result<Value>| part.map_err(|error| Error::internal(error.to_string()));
         let splitter = json(serde_json::to_value(tokenizer.get_pre_tokenizer()))?;
-        let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()))?;
         let mut decoder = json(serde_json::to_value(tokenizer.get_decoder()))?;
         let mut joined = false;
         if decoder.is_null() {
@@ -54,10 +53,6 @@ impl Spelling {
         steps.into_iter().try_for_each(|part| spelling.add(part))?;
         if spelling.byte_level && !spelling.steps.is_empty() {
             return Err(unsupported("ByteLevel together with other steps that change tokens"));
-        }
-        let every = prefixes_every_piece(&splitter, &normalizer) && !spelling.joined;
-        if spelling.space == SpacePrefix::First && every {
-            spelling.space = SpacePrefix::Every;
         }
         Ok(spelling)
     }
@@ -189,12 +184,4 @@ fn parts(value: &Value) -> Vec<&Value> {
         Some(list) => list.iter().flat_map(parts).collect(),
         None => vec![value],
     }
-}
-
-/// Whether the space goes before each stretch of plain text, and not before the whole text alone.
-fn prefixes_every_piece(splitter: &Value, normalizer: &Value) -> bool {
-    parts(normalizer).iter().any(|part| part["type"] == "Prepend")
-        || parts(splitter)
-            .iter()
-            .any(|part| part["type"] == "Metaspace" && part["prepend_scheme"] == "always")
 }
