@@ -416,6 +416,19 @@ fn a_tokenizer_json_beside_a_gguf_file() {
     let second = bench.load().unwrap();
     let ids = [&first, &second].map(|model| model.prompt_ids(&Prompt::Text("ab")).unwrap());
     assert!(ids[0].len() == ids[1].len() + 1 && first.fingerprint() != second.fingerprint(), "{ids:?}");
+
+    // a prompt is to be continued: what ends a text does not end it
+    let ends = |text: &str| json!({"SpecialToken": {"id": text, "type_id": 0}});
+    let whole = json!([ends("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, ends("</s>")]);
+    original["post_processor"] = tokenizer()["post_processor"].clone();
+    original["post_processor"]["single"] = whole;
+    original["post_processor"]["special_tokens"]["</s>"] =
+        json!({"id": "</s>", "ids": [2], "tokens": ["</s>"]});
+    std::fs::write(&beside, original.to_string()).unwrap();
+    let third = bench.load().unwrap();
+    assert_eq!((third.tokenizer().prefix(), third.tokenizer().suffix()), (&[1][..], &[2][..]));
+    assert_eq!(third.prompt_ids(&Prompt::Text("ab")).unwrap(), ids[0]);
+
     original["model"]["vocab"]["a"] = json!(63);
     std::fs::write(&beside, original.to_string()).unwrap();
     let error = bench.load().unwrap_err();
