@@ -9,13 +9,15 @@ mod schemas;
 mod small;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use regex::Regex;
 use serde_json::{Value, json};
 use small::{Random, compile, compiler, text};
-use tallow::constrain::{Constraint, GrammarCompiler, Matcher, Reserve, TokenMask};
+use tallow::constrain::{Constraint, GrammarCompiler, Matcher, Reserve, TokenMask, Vocabulary};
 use tallow::error::ErrorKind;
+use tallow::text::tokenizer::Tokenizer;
 
 /// Every text over `letters` of at most `most` letters that the expression matches as a whole.
 fn language(expression: &str, letters: &str, most: usize) -> BTreeSet<Vec<u8>> {
@@ -296,6 +298,17 @@ fn control_tokens_stay_out_of_text_unless_a_grammar_names_them() {
 }
 
 /// Properties nested `depth` deep.
+#[test]
+fn tokens_that_are_words_are_held_to_no_grammar() {
+    let file = json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "e4": 1, "e5": 2}, "unk_token": "<unk>"}});
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_hf(dir.path()).unwrap());
+    let error = Vocabulary::new(tokenizer, &[0], 3).unwrap_err();
+    assert!(error.kind() == ErrorKind::UnsupportedModel && error.message().contains("words"), "{error:?}");
+}
+
 fn nested(depth: usize) -> Value {
     (0..depth).fold(json!({"type": "null"}), |inner, _| json!({"type": "object", "properties": {"a": inner}}))
 }

@@ -389,6 +389,54 @@ fn every_field_of_tokenizer_json() {
     }));
 }
 
+#[test]
+fn a_tokenizer_json_beside_a_gguf_file() {
+    let bytes = std::fs::read(golden("llama-gqa-tied").join("model.gguf")).unwrap();
+    let mut file = read_gguf(&bytes);
+    let mut original = tokenizer();
+    let vocab = original["model"]["vocab"].as_object().unwrap();
+    let tokens: Vec<u8> = vocab.keys().flat_map(|token| writer::text(token.as_bytes())).collect();
+    for (key, value) in &mut file.pairs {
+        match key.as_slice() {
+            b"tokenizer.ggml.pre" => *value = writer::str_value("brandnew"),
+            b"tokenizer.ggml.tokens" => *value = writer::array_value(8, vocab.len() as u64, &tokens),
+            _ => {}
+        }
+    }
+    let mut bench = Bench::new(vec![("model.gguf", file.bytes())], "model.gguf");
+    let error = bench.load().unwrap_err();
+    assert!(error.message().contains("tokenizer.json"), "{error:?}");
+    // the advice can be followed, and what stood there before is not what is used
+    let beside = bench.folder.path().join("tokenizer.json");
+    std::fs::write(&beside, original.to_string()).unwrap();
+    let first = bench.load().unwrap();
+    assert_eq!(first.tokenizer().source(), "tokenizer.json");
+    original["post_processor"] = Value::Null;
+    std::fs::write(&beside, original.to_string()).unwrap();
+    let second = bench.load().unwrap();
+    let ids = [&first, &second].map(|model| model.prompt_ids(&Prompt::Text("ab")).unwrap());
+    assert!(ids[0].len() == ids[1].len() + 1 && first.fingerprint() != second.fingerprint(), "{ids:?}");
+
+    // a prompt is to be continued: what ends a text does not end it
+    let ends = |text: &str| json!({"SpecialToken": {"id": text, "type_id": 0}});
+    let whole = json!([ends("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, ends("</s>")]);
+    original["post_processor"] = tokenizer()["post_processor"].clone();
+    original["post_processor"]["single"] = whole;
+    original["post_processor"]["special_tokens"]["</s>"] =
+        json!({"id": "</s>", "ids": [2], "tokens": ["</s>"]});
+    std::fs::write(&beside, original.to_string()).unwrap();
+    let third = bench.load().unwrap();
+    assert_eq!((third.tokenizer().prefix(), third.tokenizer().suffix()), (&[1][..], &[2][..]));
+    assert_eq!(third.prompt_ids(&Prompt::Text("ab")).unwrap(), ids[0]);
+
+    original["model"]["vocab"]["a"] = json!(63);
+    std::fs::write(&beside, original.to_string()).unwrap();
+    let error = bench.load().unwrap_err();
+    assert!(error.message().contains("not this model's tokenizer"), "{error:?}");
+    bench.tried += 1;
+    bench.loaded += 1;
+}
+
 /// Gemma 3 1B's tokenizer has one control token more than its embedding has rows (an image's place).
 #[test]
 fn a_control_token_beyond_the_embedding_is_no_reason_to_refuse() {

@@ -90,6 +90,10 @@ fn tiny_spm(changes: &[(&str, Option<Value>)]) -> Metadata {
 
 /// The byte-level vocabulary of the pre-tokenizer goldens under some rule.
 fn byte_level(golden: &Json, pre: Option<&str>) -> Metadata {
+    byte_level_with(golden, pre, &[])
+}
+
+fn byte_level_with(golden: &Json, pre: Option<&str>, more: &[(&'static str, Value)]) -> Metadata {
     let list = |key: &str| -> Value {
         let strings = golden[key].as_array().unwrap().iter().map(|token| token.as_str().unwrap());
         Value::Array(Array::Strs(strings.collect()))
@@ -100,6 +104,7 @@ fn byte_level(golden: &Json, pre: Option<&str>) -> Metadata {
         ("tokenizer.ggml.merges", list("merges")),
     ];
     pairs.extend(pre.map(|pre| ("tokenizer.ggml.pre", Value::Str(pre.into()))));
+    pairs.extend(more.iter().cloned());
     pairs.into_iter().collect()
 }
 
@@ -137,8 +142,7 @@ fn real_vocabularies_as_llama_cpp() {
                 failures.push(format!("{name}, plain, {text:?}: {got:?}, not {}", case["plain"]));
             }
             if !case["with_bos"].is_null() {
-                let mut with_bos: Vec<u32> =
-                    tokenizer.bos().filter(|_| tokenizer.add_bos()).into_iter().collect();
+                let mut with_bos = tokenizer.prefix().to_vec();
                 with_bos.extend(tokenizer.encode(text, true).unwrap());
                 assert_eq!(with_bos, ids(&case["with_bos"]), "{name}, with BOS, {text:?}");
             }
@@ -150,24 +154,30 @@ fn real_vocabularies_as_llama_cpp() {
 #[test]
 fn real_vocabularies_know_their_ends() {
     if let Some(tokenizer) = real(SMOLLM2) {
-        assert_eq!((tokenizer.bos(), tokenizer.add_bos(), tokenizer.vocab_size()), (Some(1), false, 49152));
+        assert_eq!(
+            (tokenizer.prefix(), tokenizer.suffix(), tokenizer.vocab_size()),
+            (&[][..], &[][..], 49152)
+        );
         assert_eq!(tokenizer.eos_ids(), [0, 2, 4]); // <|endoftext|> <|im_end|> <reponame>
         assert_eq!((tokenizer.id("Ġthe"), tokenizer.id("<|im_end|>")), (Some(260), Some(2)));
         assert_eq!(tokenizer.special_tokens().count(), 17);
     }
     if let Some(tokenizer) = real(GEMMA3) {
-        assert_eq!((tokenizer.bos(), tokenizer.add_bos(), tokenizer.vocab_size()), (Some(2), true, 262144));
+        assert_eq!(
+            (tokenizer.prefix(), tokenizer.suffix(), tokenizer.vocab_size()),
+            (&[2][..], &[][..], 262144)
+        );
         assert_eq!(tokenizer.eos_ids(), [1, 106]); // <eos> <end_of_turn>
         assert_eq!(tokenizer.id("▁Hello"), Some(26352));
     }
 }
 
 /// Where llama.cpp's version of a rule and the family's own, which is ours, part: rules, and what is in the
-/// text. The first cut words at capitals of any alphabet and keep marks with their letters; llama.cpp knows A
-/// to Z. The second has a range of characters with white space in it, for which llama.cpp looks in a text
-/// where that is replaced.
+/// text. The first cut words at capitals of any alphabet and keep marks with their letters, and llama.cpp knows
+/// A to Z; `splits.json` has what they mean. The second has a range of characters with white space in it, for
+/// which llama.cpp looks in a text where that is replaced.
 const PARTING: &[(&[&str], &str)] = &[
-    (&["tekken", "gpt-4o", "llama4"], r"[\p{L}\p{M}&&[^A-Za-z]]"),
+    (&["tekken", "gpt-4o", "llama4", "minimax-m2"], r"[\p{L}\p{M}&&[^A-Za-z]]"),
     (&["deepseek-coder"], r"[\s&&[^\x00-\x7f]]"),
 ];
 
@@ -211,13 +221,35 @@ fn pre_tokenizers_as_llama_cpp() {
 }
 
 #[test]
+fn pre_tokenizers_by_their_published_patterns() {
+    let (vocabulary, rules) = (json("pretokenizers.json"), json("splits.json"));
+    let texts: Vec<&str> =
+        vocabulary["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+    let mut failures = Vec::new();
+    for rule in rules.as_array().unwrap() {
+        for name in rule["pre"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()) {
+            let tokenizer = Tokenizer::from_gguf(&byte_level(&vocabulary, Some(name))).unwrap();
+            for (text, wanted) in texts.iter().zip(rule["ids"].as_array().unwrap()) {
+                let got = tokenizer.encode(text, false).unwrap();
+                if got != ids(wanted) {
+                    let shown = [&got, &ids(wanted)].map(|ids| names(&tokenizer, ids));
+                    failures.push(format!("{name} {text:?}: {:?}, not {:?}", shown[0], shown[1]));
+                }
+            }
+        }
+    }
+    fail(&failures);
+}
+
+#[test]
 fn tokenizer_json_as_hugging_face() {
     let mut failures = Vec::new();
     for name in HF {
         let tokenizer = hf(name);
         let golden = json(&format!("{name}/cases.json"));
         assert_eq!(tokenizer.bos().map(u64::from), golden["bos"].as_u64(), "{name}");
-        assert_eq!(tokenizer.add_bos(), golden["add_bos"].as_bool().unwrap(), "{name}");
+        let prefix: Vec<u32> = tokenizer.bos().filter(|_| golden["add_bos"] == true).into_iter().collect();
+        assert_eq!(tokenizer.prefix(), prefix, "{name}");
         assert_eq!(tokenizer.eos_ids(), ids(&golden["eos"]), "{name}");
         for case in golden["cases"].as_array().unwrap() {
             let text = case["text"].as_str().unwrap();
@@ -230,6 +262,61 @@ fn tokenizer_json_as_hugging_face() {
             let decoded = tokenizer.decode(&ids(&case["plain"]), true);
             if decoded != case["decoded"].as_str().unwrap() {
                 failures.push(format!("{name}, decoded, {text:?}: {decoded:?}, not {}", case["decoded"]));
+            }
+        }
+    }
+    fail(&failures);
+}
+
+/// A folder with these files: name to JSON.
+fn folder(files: &Json) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in files.as_object().unwrap() {
+        std::fs::write(dir.path().join(name), content.to_string()).unwrap();
+    }
+    dir
+}
+
+fn streamed(tokenizer: &Arc<Tokenizer>, ids: &[u32], show: bool) -> String {
+    let mut stream = TextStream::new(tokenizer.clone(), Vec::new()).show_special(show);
+    let text: String = ids.iter().map(|id| stream.push(*id).text).collect();
+    text + &stream.finish()
+}
+
+#[test]
+fn tokenizer_files_as_transformers() {
+    let mut failures = Vec::new();
+    let rows = json("door-tokenizers.json");
+    for row in rows.as_array().unwrap() {
+        let name = row["name"].as_str().unwrap();
+        let dir = folder(&row["files"]);
+        let tokenizer = match (Tokenizer::from_hf(dir.path()), row["refused"].as_str()) {
+            (Ok(tokenizer), None) => Arc::new(tokenizer),
+            (Err(error), Some(word)) if error.message().contains(word) => continue,
+            (got, wanted) => {
+                failures.push(format!("{name}: {got:?}, refused: {wanted:?}"));
+                continue;
+            }
+        };
+        let around = (tokenizer.prefix().to_vec(), tokenizer.suffix().to_vec());
+        if around != (ids(&row["prefix"]), ids(&row["suffix"])) {
+            failures.push(format!("{name}: {around:?}, not {} {}", row["prefix"], row["suffix"]));
+        }
+        for case in row["cases"].as_array().unwrap() {
+            let (text, wanted) = (case["text"].as_str().unwrap(), ids(&case["ids"]));
+            let got = tokenizer.encode(text, true).unwrap();
+            if got != wanted {
+                failures.push(format!("{name}, {text:?}: {got:?}, not {wanted:?}"));
+            }
+            for (key, show) in [("decoded", true), ("shown", false)] {
+                let decoded = tokenizer.decode(&wanted, show);
+                if decoded != case[key].as_str().unwrap() {
+                    failures.push(format!("{name}, {key}, {text:?}: {decoded:?}, not {}", case[key]));
+                }
+                let pieces = streamed(&tokenizer, &wanted, show);
+                if pieces != tokenizer.decode_continuation(&wanted, show) || !pieces.ends_with(&decoded) {
+                    failures.push(format!("{name}, streamed, {text:?}: {pieces:?}, not {decoded:?}"));
+                }
             }
         }
     }
@@ -271,7 +358,7 @@ fn sentencepiece_order() {
 #[test]
 fn defaults_of_sentencepiece() {
     let tokenizer = Tokenizer::from_gguf(&tiny_spm(&[])).unwrap();
-    assert_eq!((tokenizer.bos(), tokenizer.add_bos(), tokenizer.eos_ids()), (Some(1), true, &[2][..]));
+    assert_eq!((tokenizer.prefix(), tokenizer.suffix(), tokenizer.eos_ids()), (&[1][..], &[][..], &[2][..]));
     let kinds: Vec<_> = tokenizer.special_tokens().collect();
     assert_eq!(kinds, [(0, "<unk>"), (1, "<s>"), (2, "</s>")]);
     assert_eq!(
@@ -361,6 +448,101 @@ fn bad_gguf_tokenizers_are_refused() {
     assert!(error.kind() == UnsupportedModel && error.message().contains("\"a-new-rule\""), "{error:?}");
 }
 
+/// The tokenizer.json of the vocabulary of the pre-tokenizer goldens, split as Qwen 2 splits.
+fn original(golden: &Json) -> Json {
+    let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                                        "use_regex": false});
+    let pattern = json("splits.json").as_array().unwrap().iter().find_map(|rule| {
+        let named = rule["pre"].as_array().unwrap().contains(&"qwen2".into());
+        named.then(|| rule["patterns"][0].clone())
+    });
+    let split = serde_json::json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+                                   "invert": false});
+    let tokens = golden["tokens"].as_array().unwrap().iter().map(|token| token.as_str().unwrap());
+    let vocab: serde_json::Map<String, Json> = tokens.map(String::from).zip((0..).map(Json::from)).collect();
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "post_processor": null,
+        "decoder": byte_level, "model": {"type": "BPE", "vocab": vocab, "merges": golden["merges"]},
+    })
+}
+
+#[test]
+fn what_a_gguf_file_cannot_say_a_tokenizer_json_beside_it_can() {
+    let golden = json("pretokenizers.json");
+    let qwen = Tokenizer::from_gguf(&byte_level(&golden, Some("qwen2"))).unwrap();
+    let beside = folder(&serde_json::json!({"tokenizer.json": original(&golden)}));
+    let nothing = tempfile::tempdir().unwrap();
+    let rwkv: Metadata = [("tokenizer.ggml.model", Value::Str("rwkv".into()))].into_iter().collect();
+    let none = Metadata::default();
+    let unknown = [
+        byte_level(&golden, Some("brandnew-2027")),
+        byte_level(&golden, Some("default")),
+        byte_level(&golden, None),
+    ];
+    for meta in unknown.iter().chain([&rwkv, &none]) {
+        let tokenizer = Tokenizer::from_gguf_or_beside(meta, beside.path()).unwrap();
+        assert_eq!(tokenizer.source(), "tokenizer.json");
+        for text in ["It's 2027!", "naïve  café\n\n", "日本語 x=10;"] {
+            assert_eq!(tokenizer.encode(text, false).unwrap(), qwen.encode(text, false).unwrap(), "{text}");
+        }
+        let error = Tokenizer::from_gguf_or_beside(meta, nothing.path()).unwrap_err();
+        assert!(error.message().contains("tokenizer.json"), "{error:?}");
+    }
+    let known = byte_level(&golden, Some("gpt-2"));
+    assert_eq!(Tokenizer::from_gguf_or_beside(&known, beside.path()).unwrap().source(), "GGUF");
+
+    // rows that a converter filled up are no tokens; another text is another tokenizer
+    let with = |change: &dyn Fn(&mut Vec<String>)| {
+        let list = golden["tokens"].as_array().unwrap();
+        let mut tokens: Vec<String> = list.iter().map(|token| token.as_str().unwrap().into()).collect();
+        change(&mut tokens);
+        let tokens = strings(&tokens.iter().map(String::as_str).collect::<Vec<_>>());
+        let pairs = [("tokenizer.ggml.model", Value::Str("new".into())), ("tokenizer.ggml.tokens", tokens)];
+        Tokenizer::from_gguf_or_beside(&pairs.into_iter().collect(), beside.path())
+    };
+    assert!(with(&|tokens| tokens.extend(["[PAD2400]".into(), "[PAD2401]".into()])).is_ok());
+    type Change<'a> = (&'a dyn Fn(&mut Vec<String>), &'a str);
+    let changes: [Change; 2] = [
+        (&|tokens| tokens[300] = "other".into(), "\"other\""),
+        (&|tokens| tokens.push("more".into()), "\"more\""),
+    ];
+    for (change, word) in changes {
+        let error = with(change).unwrap_err();
+        let named = ["tokenizer.json", word, "not this model's"].map(|word| error.message().contains(word));
+        assert!(error.kind() == ErrorKind::ModelFile && named == [true; 3], "{error:?}");
+    }
+}
+
+#[test]
+fn gguf_says_what_goes_around_a_text() {
+    let golden = json("pretokenizers.json");
+    let with = |pre: &str, pairs: &[(&'static str, Value)]| {
+        let tokenizer = Tokenizer::from_gguf(&byte_level_with(&golden, Some(pre), pairs)).unwrap();
+        (tokenizer.prefix().to_vec(), tokenizer.suffix().to_vec())
+    };
+    let ids =
+        [("tokenizer.ggml.bos_token_id", Value::Uint(7)), ("tokenizer.ggml.eos_token_id", Value::Uint(8))];
+    let bos = |on: bool| ("tokenizer.ggml.add_bos_token", Value::Bool(on));
+    let eos = |on: bool| ("tokenizer.ggml.add_eos_token", Value::Bool(on));
+    type Case<'a> = (&'a str, &'a [(&'static str, Value)], &'a [u32], &'a [u32]);
+    let cases: &[Case] = &[
+        ("gpt-2", &[], &[], &[]),
+        ("glm4", &[], &[], &[]),
+        ("llama-bpe", &[], &[7], &[]),
+        ("falcon-h1", &[], &[7], &[]),
+        ("tekken", &[], &[7], &[]),
+        ("tekken", &[bos(false)], &[], &[]),
+        ("qwen2", &[bos(true), eos(true)], &[7], &[8]),
+        ("qwen2", &[eos(true)], &[], &[8]),
+        ("llama-bpe", &[eos(false)], &[7], &[]),
+    ];
+    for (pre, more, prefix, suffix) in cases {
+        let got = with(pre, &[&ids, *more].concat());
+        assert_eq!(got, (prefix.to_vec(), suffix.to_vec()), "{pre} {more:?}");
+    }
+}
+
 #[test]
 fn bad_tokenizer_json_is_refused() {
     let good = std::fs::read_to_string(golden("hf-llama/tokenizer.json")).unwrap();
@@ -395,7 +577,7 @@ fn bad_tokenizer_json_is_refused() {
     {
         std::fs::write(empty.path().join("tokenizer.json"), &good).unwrap();
         std::fs::write(empty.path().join("tokenizer_config.json"), config).unwrap();
-        assert!(!Tokenizer::from_hf(empty.path()).unwrap().add_bos(), "{config}");
+        assert_eq!(Tokenizer::from_hf(empty.path()).unwrap().prefix(), [1u32], "{config}");
     }
 }
 

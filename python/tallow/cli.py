@@ -155,6 +155,7 @@ def _info(options: argparse.Namespace) -> None:
         ("device", f"{model.device}, computes in {model.dtype}"),
         ("context", f"{model.context_length} tokens"),
         ("vocabulary", f"{model.vocab_size} tokens"),
+        ("tokenizer", model.tokenizer_source),
         ("ends with", model.eos_ids),
         ("chat template", "yes" if model.has_template else "no: takes plain prompts only"),
         ("sampling", model.defaults or "greedy (its makers advise nothing)"),

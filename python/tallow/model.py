@@ -199,10 +199,17 @@ class Model:
         """What is worth knowing of how its files were read: "left alone: images (437 tensors)"."""
         return self._native.notes
 
+    @property
+    def tokenizer_source(self) -> str:
+        """Where its tokenizer was read: "GGUF" or "tokenizer.json". The second can stand beside a GGUF file
+        whose own tokenizer is of a kind that is not known; it is read then, if it has the same tokens.
+        """
+        return self._native.tokenizer_source
+
     # Text and tokens
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text, nothing added. ``special=True`` reads control tokens written in it as such."""
+        """The ids of a text, without BOS or EOS. ``special=True`` reads the control tokens written in it."""
         return self._native.tokenize(arguments.text("text", text), arguments.boolean("special", special))
 
     def detokenize(self, ids: Sequence[int] | NDArray[Any], special: bool = False) -> str:

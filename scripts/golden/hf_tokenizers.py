@@ -107,7 +107,9 @@ def llama():
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     t = sentencepiece(normalizer, None, decoders.Sequence(steps))
     t.add_special_tokens([control("<|end|>", rstrip=True)])
-    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": True}
+    t.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", t.token_to_id("<s>"))])
+    # what transformers 5 no longer reads where there is a tokenizer.json
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": False}
     return t, config, True, "<s>", ["</s>", "<|end|>"]
 
 

@@ -42,8 +42,15 @@ impl Vocabulary {
     /// Builds the trie. `eos` are the ids that end an answer, `size` is the number of logits of a row.
     ///
     /// # Errors
-    /// ModelFile if the tokenizer and the model have no tokens, or absurdly many.
+    /// ModelFile if the tokenizer and the model have no tokens, or absurdly many. UnsupportedModel if its tokens
+    /// are words: every one brings a space, so hardly any grammar has a first token.
     pub fn new(tokenizer: Arc<Tokenizer>, eos: &[u32], size: usize) -> Result<Self> {
+        if tokenizer.is_joined() {
+            return Err(Error::unsupported(
+                "this model's tokens are words with a space before each, so its answers cannot be held to a \
+                 grammar; ask without response_format, choices, regex or grammar",
+            ));
+        }
         if size == 0 || size > MOST_TOKENS || tokenizer.vocab_size() > MOST_TOKENS {
             return Err(Error::model_file(format!(
                 "a vocabulary of {size} tokens cannot be held to a grammar; at most {MOST_TOKENS} can"

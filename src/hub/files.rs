@@ -23,6 +23,7 @@ pub const OPTIONAL: &[&str] = &[
     "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "modules.json",

@@ -28,6 +28,7 @@ const COMPANIONS: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
     "additional_chat_templates/tool_use.jinja",
@@ -174,7 +175,9 @@ impl Request {
     fn key(&self, path: &Path) -> Result<Key> {
         let path = path.canonicalize().map_err(|e| unreadable(path, e))?;
         let mut files = vec![path.clone()];
-        if path.is_dir() {
+        if path.is_file() {
+            files.extend(COMPANIONS.iter().map(|name| folder_of(&path).join(name)));
+        } else {
             let entries = path.read_dir().map_err(|e| unreadable(&path, e))?;
             files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
             files.sort();
@@ -285,7 +288,7 @@ impl Files {
     fn gguf(path: &Path, template: Option<&str>) -> Result<Self> {
         let Gguf { metadata, weights } = Gguf::open(path)?;
         let config = config::gguf::parse(&metadata, &weights).context(path.display())?;
-        let tokenizer = Tokenizer::from_gguf(&metadata).context(path.display())?;
+        let tokenizer = Tokenizer::from_gguf_or_beside(&metadata, folder_of(path)).context(path.display())?;
         let template = ChatTemplate::from_gguf(&metadata, &tokenizer, template).context(path.display())?;
         // llama.cpp's `pooling_type`: 1 mean, 2 cls, 3 last.
         let pooling =
@@ -294,6 +297,11 @@ impl Files {
                 Some(3) => Pooling::Last,
                 _ => Pooling::Mean,
             };
+        // Of the files beside it, only a tokenizer that stands in for its own counts.
+        let companions = match tokenizer.source() {
+            "GGUF" => vec![],
+            _ => companions(folder_of(path)),
+        };
         Ok(Files {
             config,
             weights,
@@ -302,7 +310,7 @@ impl Files {
             generation: Generation::default(),
             config_eos: vec![],
             pooling,
-            companions: vec![],
+            companions,
         })
     }
 
@@ -327,7 +335,6 @@ impl Files {
         if weights.packed().is_some() {
             quantization::check_files(folder)?;
         }
-        let companions = COMPANIONS.iter().map(|name| (*name, folder.join(name)));
         Ok(Files {
             config,
             weights,
@@ -336,7 +343,7 @@ impl Files {
             generation,
             config_eos: generation::eos_ids(&root),
             pooling: pooling(folder)?,
-            companions: companions.filter(|(_, path)| path.is_file()).collect(),
+            companions: companions(folder),
         })
     }
 
@@ -350,6 +357,12 @@ impl Files {
         ids.dedup();
         ids.into()
     }
+}
+
+/// The files of a folder that decide about answers beside its weights.
+fn companions(folder: &Path) -> Vec<(&'static str, PathBuf)> {
+    let all = COMPANIONS.iter().map(|name| (*name, folder.join(name)));
+    all.filter(|(_, path)| path.is_file()).collect()
 }
 
 /// A tokenizer that belongs to another model would index beyond the embedding. Control tokens may lie there

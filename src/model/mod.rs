@@ -171,7 +171,8 @@ impl Model {
         })
     }
 
-    /// The ids that the decoder is given for a prompt, BOS included where the model wants it.
+    /// The ids that the decoder is given for a prompt, with what the tokenizer puts before a text (BOS). What it
+    /// puts after a complete text (EOS) is left out: a prompt is to be continued.
     pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.to_vec()),
@@ -181,7 +182,7 @@ impl Model {
                 self.tokenizer.encode_with_literals(&rendered.text, &rendered.literals)?
             }
         };
-        Ok(self.with_bos(ids))
+        Ok(self.with_prefix(ids))
     }
 
     /// The ids of `text` where it continues a prompt: as they stand in the whole text if the prompt's own ids
@@ -198,20 +199,16 @@ impl Model {
                 Some(self.tokenizer.encode_with_literals(&rendered.text, &rendered.literals)?)
             }
         };
-        match whole.map(|ids| self.with_bos(ids)) {
+        match whole.map(|ids| self.with_prefix(ids)) {
             Some(ids) if ids.starts_with(prompt_ids) => Ok(ids[prompt_ids.len()..].to_vec()),
             _ => self.tokenizer.encode_continuation(text),
         }
     }
 
-    /// Most templates write the BOS themselves: it is added where the model wants one and none is there.
-    fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
-        if let Some(bos) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
-        }
-        ids
+    /// Most templates write the BOS themselves: what goes before a text is added where it does not stand there.
+    fn with_prefix(&self, ids: Vec<u32>) -> Vec<u32> {
+        let prefix = self.tokenizer.prefix();
+        if prefix.first().is_some_and(|bos| ids.first() == Some(bos)) { ids } else { [prefix, &ids].concat() }
     }
 }
 

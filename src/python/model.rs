@@ -137,6 +137,11 @@ impl PyModel {
     }
 
     #[getter]
+    fn tokenizer_source(&self) -> &'static str {
+        self.0.tokenizer().source()
+    }
+
+    #[getter]
     fn eos_ids(&self) -> Vec<u32> {
         self.0.eos_ids().to_vec()
     }

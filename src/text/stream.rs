@@ -72,7 +72,8 @@ impl TextStream {
         if self.stopped || (tokenizer.is_special(id) && !self.show_special) {
             return Piece { text: String::new(), stopped: self.stopped };
         }
-        self.push_bytes(tokenizer.token_bytes(id))
+        let (space, token) = tokenizer.shown(id);
+        self.push_bytes(&[space, token].concat())
     }
 
     /// The end of the answer: what was held back. An unfinished character becomes U+FFFD.

@@ -12,12 +12,13 @@
 //! - **`decode` undoes `encode`.** A tokenizer that puts a space before a text loses it again in `decode`,
 //!   and keeps it in [`Tokenizer::decode_continuation`], where the ids go on from a prompt.
 //!
-//! Nothing is added to what is encoded: BOS is the caller's business ([`Tokenizer::add_bos`]).
+//! Nothing is added to what is encoded: BOS and EOS are the caller's business ([`Tokenizer::prefix`],
+//! [`Tokenizer::suffix`]).
 
 use std::ops::Range;
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::weights::gguf::Metadata;
 use added::Literals;
 use gguf::Tables;
@@ -39,9 +40,18 @@ pub struct Tokenizer {
     vocab: Vocab,
     backend: Backend,
     bos: Option<u32>,
-    add_bos: bool,
+    affixes: Affixes,
     ends: Vec<u32>,
-    prefix: SpacePrefix,
+    space: SpacePrefix,
+    /// Tokens are words: each brings the space before it.
+    joined: bool,
+}
+
+/// The tokens that go around a single text.
+#[derive(Debug, Default)]
+struct Affixes {
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
 }
 
 enum Backend {
@@ -61,13 +71,14 @@ enum SpacePrefix {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a folder with a `tokenizer.json`. `tokenizer_config.json` and
-    /// `special_tokens_map.json` beside it say which tokens begin and end a text, where they exist.
+    /// The tokenizer of a folder with a `tokenizer.json`. `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `added_tokens.json` beside it name special tokens and may add some, as in transformers 5.
     /// Truncation, padding and BPE dropout, which are for training, are switched off.
     ///
     /// # Errors
     /// `ModelFile` naming the file when it is missing, malformed or contradicts itself, or when its ids lie
-    /// far apart; `UnsupportedModel` when it decodes in a way that cannot be told token by token.
+    /// far apart; `UnsupportedModel` when it decodes in a way that cannot be told token by token, or writes a
+    /// text more than once.
     pub fn from_hf(dir: &Path) -> Result<Tokenizer> {
         hf::load(dir)
     }
@@ -80,6 +91,33 @@ impl Tokenizer {
     /// contradicts another.
     pub fn from_gguf(meta: &Metadata) -> Result<Tokenizer> {
         gguf::load(meta)
+    }
+
+    /// The tokenizer inside a GGUF file, or the `tokenizer.json` in the folder `beside` it where the file's own
+    /// is of a kind that is not known, or missing. It must have the same tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_gguf`] where there is no `tokenizer.json`, else as [`Tokenizer::from_hf`];
+    /// `ModelFile` when it has other tokens.
+    pub fn from_gguf_or_beside(meta: &Metadata, beside: &Path) -> Result<Tokenizer> {
+        let own = gguf::load(meta);
+        match &own {
+            Err(error) if gguf::is_foreign(meta, error) && hf::is_in(beside) => {}
+            _ => return own,
+        }
+        let tokenizer = hf::load(beside)?;
+        if let Backend::Json(json) = &tokenizer.backend {
+            gguf::check_same(meta, |id| json.written(id)).context(hf::path_in(beside).display())?;
+        }
+        Ok(tokenizer)
+    }
+
+    /// Where it was read: "GGUF" or "tokenizer.json".
+    pub fn source(&self) -> &'static str {
+        match self.backend {
+            Backend::Tables(_) => "GGUF",
+            Backend::Json(_) => "tokenizer.json",
+        }
     }
 
     /// The tokens of a text, without BOS or EOS. With `special`, control tokens written in the text are read.
@@ -115,9 +153,16 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a prompt begins with BOS when the chat template does not write it.
-    pub fn add_bos(&self) -> bool {
-        self.add_bos
+    /// What goes before a text: mostly BOS or nothing. The post-processor of `tokenizer.json` says it, and
+    /// `tokenizer.ggml.add_bos_token` in a GGUF file.
+    pub fn prefix(&self) -> &[u32] {
+        &self.affixes.prefix
+    }
+
+    /// What goes after a text that is complete, such as one to be embedded: EOS or nothing. A prompt is to be
+    /// continued, so it does not belong there.
+    pub fn suffix(&self) -> &[u32] {
+        &self.affixes.suffix
     }
 
     pub fn bos(&self) -> Option<u32> {
@@ -161,21 +206,20 @@ impl Tokenizer {
     /// Control tokens are left out unless `special`. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], special: bool) -> String {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
-        let mut prefixed = self.prefix != SpacePrefix::Never;
+        let mut prefixed = self.space != SpacePrefix::Never;
         for id in ids {
-            let token = self.token_bytes(*id);
-            match self.vocab.kind(*id) {
-                Some(Kind::Control | Kind::Unknown | Kind::UserDefined) => {
-                    let shown = special || !self.is_special(*id);
-                    bytes.extend_from_slice(if shown { token } else { &[] });
-                    prefixed = self.prefix == SpacePrefix::Every || prefixed && token.is_empty();
-                }
-                _ => {
-                    let stripped = token.strip_prefix(b" ").filter(|_| prefixed);
-                    bytes.extend_from_slice(stripped.unwrap_or(token));
-                    prefixed = prefixed && token.is_empty();
-                }
+            let hidden = self.is_special(*id) && !special;
+            let added =
+                matches!(self.vocab.kind(*id), Some(Kind::Control | Kind::Unknown | Kind::UserDefined));
+            let (space, token) = if hidden { (&b""[..], &b""[..]) } else { self.shown(*id) };
+            let start = bytes.len();
+            bytes.extend_from_slice(space);
+            bytes.extend_from_slice(token);
+            if prefixed && (self.joined || !added) && bytes.get(start) == Some(&b' ') {
+                bytes.remove(start);
             }
+            let nothing = space.is_empty() && token.is_empty();
+            prefixed = self.space == SpacePrefix::Every && added || prefixed && nothing;
         }
         lossy(bytes)
     }
@@ -183,7 +227,7 @@ impl Tokenizer {
     /// The ids of a text that goes on from another, as an answer goes on from its prompt: as
     /// [`Tokenizer::encode`] without control tokens, and no space is put before it.
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
-        if self.prefix == SpacePrefix::Never {
+        if self.space == SpacePrefix::Never {
             return self.encode(text, false);
         }
         // A line break takes the space; it merges with nothing but other line breaks.
@@ -197,8 +241,20 @@ impl Tokenizer {
     /// The text of ids that go on from others, as an answer goes on from its prompt: as
     /// [`Tokenizer::decode`], and every space stays.
     pub fn decode_continuation(&self, ids: &[u32], special: bool) -> String {
-        let shown = ids.iter().filter(|id| special || !self.is_special(**id));
-        lossy(shown.flat_map(|id| self.token_bytes(*id)).copied().collect())
+        let shown = ids.iter().filter(|id| special || !self.is_special(**id)).map(|id| self.shown(*id));
+        lossy(shown.flat_map(|(space, token)| [space, token]).flatten().copied().collect())
+    }
+
+    /// What a token shows in a text: its bytes, and a space before them if they lack it.
+    pub(super) fn shown(&self, id: u32) -> (&'static [u8], &[u8]) {
+        let space: &[u8] = if self.joined && self.is_special(id) { b" " } else { b"" };
+        (space, self.token_bytes(id))
+    }
+
+    /// Whether tokens are words, so that there is no text without spaces between them: a `tokenizer.json`
+    /// without a decoder, or with WordPiece's.
+    pub fn is_joined(&self) -> bool {
+        self.joined
     }
 
     /// The control tokens with their texts, by id.
@@ -210,13 +266,9 @@ impl Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let source = match self.backend {
-            Backend::Tables(_) => "GGUF",
-            Backend::Json(_) => "tokenizer.json",
-        };
         let mut this = f.debug_struct("Tokenizer");
-        this.field("source", &source).field("tokens", &self.vocab_size()).field("bos", &self.bos);
-        this.field("add_bos", &self.add_bos).field("eos", &self.ends).finish()
+        this.field("source", &self.source()).field("tokens", &self.vocab_size()).field("bos", &self.bos);
+        this.field("affixes", &self.affixes).field("eos", &self.ends).finish()
     }
 }
 

@@ -13,9 +13,13 @@ use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::spm::{SPACE_MARK, Spm};
 use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
-use super::{Backend, SpacePrefix, Tokenizer, ends};
-use crate::error::{Context, Error, Result, quoted};
+use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
+use crate::error::{Context, Error, ErrorKind, Result, quoted};
 use crate::weights::gguf::Metadata;
+
+/// What there is to do about a tokenizer in a GGUF file that cannot be read.
+pub(super) const REMEDY: &str = "put the tokenizer.json of the original model (and its tokenizer_config.json) beside the \
+     GGUF file, and it is read instead";
 
 /// What text becomes tokens by.
 pub(super) struct Tables {
@@ -46,16 +50,49 @@ pub(super) fn load(meta: &Metadata) -> Result<Tokenizer> {
         Some(other) => {
             return Err(Error::unsupported(format!(
                 "the tokenizer in this GGUF file is of the kind {}; \
-                 \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported",
+                 \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported; {REMEDY}",
                 quoted(other)
             )));
         }
         None => {
             let what = "this GGUF file holds no tokenizer (there is no key tokenizer.ggml.model)";
-            return Err(Error::model_file(what));
+            return Err(Error::model_file(format!("{what}; {REMEDY}")));
         }
     };
     assemble(meta, alphabet).context("reading the tokenizer in the GGUF file")
+}
+
+/// Whether [`load`] fails for want of knowledge, so that a `tokenizer.json` beside the file can help.
+pub(super) fn is_foreign(meta: &Metadata, error: &Error) -> bool {
+    let none = || meta.str("tokenizer.ggml.model").is_ok_and(|model| model.is_none());
+    error.kind() == ErrorKind::UnsupportedModel || none()
+}
+
+/// Checks that a tokenizer has the tokens of a file, each with the same id; `written` is a token's text. The
+/// file may have more: converters fill up to the rows of the embedding.
+pub(super) fn check_same(meta: &Metadata, written: impl Fn(u32) -> Option<String>) -> Result<()> {
+    let tokens = meta.strs("tokenizer.ggml.tokens")?;
+    for (id, token) in (0u32..).zip(tokens.iter().flat_map(|tokens| tokens.iter())) {
+        // converters write the spaces of user-defined tokens as spaces
+        let plain = |text: &str| text.replace(SPACE_MARK, " ");
+        match written(id) {
+            Some(text) if plain(&text) != plain(token) => {
+                return Err(Error::model_file(format!(
+                    "token {id} is {} there and {} in the GGUF file: it is not this model's tokenizer",
+                    quoted(&text),
+                    quoted(token)
+                )));
+            }
+            None if !token.starts_with("[PAD") => {
+                return Err(Error::model_file(format!(
+                    "it has no token {id}, which is {} in the GGUF file: it is not this model's tokenizer",
+                    quoted(token)
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
@@ -78,12 +115,9 @@ fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
             (Merging::Bpe(bpe), add_bos)
         }
     };
-    let said = meta.bool("tokenizer.ggml.add_bos_token")?;
-    if said == Some(true) && bos.is_none() {
-        let what = "tokenizer.ggml.add_bos_token is true and there is no tokenizer.ggml.bos_token_id";
-        return Err(Error::model_file(what));
-    }
-    let prefix = match &merging {
+    let affixes =
+        Affixes { prefix: affix(meta, "bos", bos, add_bos)?, suffix: affix(meta, "eos", eos, false)? };
+    let space = match &merging {
         Merging::Spm(spm) if spm.add_space_prefix => SpacePrefix::Every,
         _ => SpacePrefix::Never,
     };
@@ -91,8 +125,18 @@ fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
     let added = TokenTrie::new(found.map(|id| (vocab.bytes(id), id)));
     let swallowing = swallowing(meta, alphabet, &vocab)?;
     let backend = Backend::Tables(Box::new(Tables { merging, added, swallowing }));
-    let add_bos = said.unwrap_or(add_bos) && bos.is_some();
-    Ok(Tokenizer { vocab, backend, bos, add_bos, ends, prefix })
+    Ok(Tokenizer { vocab, backend, bos, affixes, ends, space, joined: false })
+}
+
+/// The token `name` where `tokenizer.ggml.add_{name}_token` is true.
+fn affix(meta: &Metadata, name: &str, id: Option<u32>, default: bool) -> Result<Vec<u32>> {
+    let key = format!("tokenizer.ggml.add_{name}_token");
+    match (meta.bool(&key)?, id) {
+        (Some(true), None) => {
+            Err(Error::model_file(format!("{key} is true and there is no tokenizer.ggml.{name}_token_id")))
+        }
+        (said, id) => Ok(id.filter(|_| said.unwrap_or(default)).into_iter().collect()),
+    }
 }
 
 fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {
@@ -162,10 +206,10 @@ fn spm(meta: &Metadata, vocab: &Vocab, unknown: Option<u32>) -> Result<Spm> {
 
 fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<Bpe> {
     let rule = meta.str("tokenizer.ggml.pre")?.ok_or_else(|| {
-        Error::unsupported(
+        Error::unsupported(format!(
             "the file does not say how its tokenizer splits words (there is no tokenizer.ggml.pre; it was \
-             converted before April 2024): convert the model again, or use its tokenizer.json",
-        )
+             converted before April 2024): convert the model again, or {REMEDY}"
+        ))
     })?;
     let splitter = Splitter::named(rule)?;
     let merges = meta.strs("tokenizer.ggml.merges")?;

@@ -3,39 +3,52 @@
 //! The crate normalizes, splits and merges. Finding the added tokens is done here: the crate can only read
 //! all special tokens or none, and a prompt needs those of the template and not those that a user wrote.
 //! Decoding is done here as well, from a table of bytes: [`Spelling`] reads from the file's decoder how its
-//! tokens are written.
+//! tokens are written. Tokens that stand only in the files beside it are added by [`declared`].
+//!
+//! The file says what a text becomes. transformers 5 builds some tokenizers anew from a file's vocabulary and
+//! merges alone (`LlamaTokenizer`, `GemmaTokenizer`, `GPTNeoXTokenizer` among its classes), with the splitting
+//! that the class knows; those classes are not imitated.
+//!
+//! `clean_up_tokenization_spaces` has no effect: it takes spaces before punctuation out of the text that is
+//! shown, which transformers itself does for BPE no longer because it destroys what the model wrote.
 //!
 //! The crate panics, loading or encoding, at contradictions in the file (a post-processor's token that is not
 //! defined, a prefix longer than a token, a pattern that matches nothing), too many kinds of them to look for
 //! each beforehand: every way into it goes through [`guarded`].
 //!
-//! Nothing in these files is executed, and no file is read but the three named in [`load`].
+//! Nothing in these files is executed, and no file is read but `tokenizer.json` and the three of [`Beside`].
 
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizer::Range as TextRange;
 use tokenizers::{
-    AddedToken, Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
-    PreTokenizer, Token,
+    AddedToken, Encoding, Model, NormalizedString, Normalizer, OffsetReferential, OffsetType,
+    PreTokenizedString, PreTokenizer, Token,
 };
 
 use super::added::{Allow, TokenTrie};
 use super::ends;
-use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
-use super::{Backend, SpacePrefix, Tokenizer};
-use crate::config::json;
+use super::vocab::{Kind, Vocab};
+use super::{Affixes, Backend, Tokenizer};
 use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
+use crate::small_file::read_text;
+use declared::Beside;
+use spelling::Spelling;
+
+mod declared;
+mod spelling;
 
 const TOKENIZER: &str = "tokenizer.json";
-const CONFIG: &str = "tokenizer_config.json";
-const SPECIALS: &str = "special_tokens_map.json";
+
+/// The largest published ones have some 35 MB.
+const TOKENIZER_LIMIT: u64 = 256 << 20;
 
 /// Ids that no token has take five bytes each, so one token with a huge id would cost gigabytes. Real
 /// vocabularies have holes of some hundred ids (rows kept free for new tokens); an id is believed up to twice
@@ -72,31 +85,40 @@ fn guarded<T>(file: impl Display, work: impl FnOnce() -> Result<T>) -> Result<T>
     })
 }
 
+/// The file that [`load`] reads of a folder.
+pub(super) fn path_in(dir: &Path) -> PathBuf {
+    dir.join(TOKENIZER)
+}
+
+pub(super) fn is_in(dir: &Path) -> bool {
+    path_in(dir).is_file()
+}
+
 /// Reads the tokenizer of a folder.
 pub(super) fn load(dir: &Path) -> Result<Tokenizer> {
-    let path = dir.join(TOKENIZER);
+    let path = path_in(dir);
     guarded(path.display(), || read(dir, &path))
 }
 
 fn read(dir: &Path, path: &Path) -> Result<Tokenizer> {
-    let bytes = std::fs::read(path).map_err(|error| {
-        Error::model_file(format!("{}: {error}; the folder needs a {TOKENIZER}", path.display()))
+    let text = read_text(path, TOKENIZER_LIMIT)?.ok_or_else(|| {
+        Error::model_file(format!("{} is missing; the folder needs a {TOKENIZER}", path.display()))
     })?;
     let malformed = |error: tokenizers::Error| {
         let error = shortened(error, PARAGRAPH);
         Error::model_file(format!("{} is not a tokenizer that can be read: {error}", path.display()))
     };
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
-    let declared: Declared = serde_json::from_slice(&bytes).map_err(|error| malformed(error.into()))?;
-    drop(bytes);
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&text).map_err(malformed)?;
+    let declared: Declared = serde_json::from_str(&text).map_err(|error| malformed(error.into()))?;
+    drop(text);
     check_declared(&tokenizer, &declared).context(path.display())?;
     switch_off_dropout(&mut tokenizer);
     // what a training script left switched on would cut prompts silently
     tokenizer.with_truncation(None).map_err(malformed)?;
     tokenizer.with_padding(None);
-    let config = json::read(&dir.join(CONFIG))?.unwrap_or_default();
-    let specials = json::read(&dir.join(SPECIALS))?.unwrap_or_default();
-    assemble(tokenizer, &config, &specials).context(path.display())
+    let beside = Beside::read(dir)?;
+    declared::complete(&mut tokenizer, &beside).context(dir.display())?;
+    assemble(tokenizer, &beside).context(path.display())
 }
 
 /// The crate numbers the added tokens by their order, whatever ids they say they have, and only logs where
@@ -130,37 +152,37 @@ fn switch_off_dropout(tokenizer: &mut tokenizers::Tokenizer) {
     }
 }
 
-fn assemble(tokenizer: tokenizers::Tokenizer, config: &Value, specials: &Value) -> Result<Tokenizer> {
+fn assemble(tokenizer: tokenizers::Tokenizer, beside: &Beside) -> Result<Tokenizer> {
     let spelling = Spelling::of(&tokenizer)?;
     let added: HashMap<u32, AddedToken> = tokenizer.get_added_tokens_decoder().into_iter().collect();
     let mut vocab = read_vocab(&tokenizer, &added, &spelling)?;
-    let token = |name: &str| {
-        let text = token_text(&config[name]).or_else(|| token_text(&specials[name]))?;
-        tokenizer.token_to_id(text)
-    };
-    let first = first_special(&tokenizer)?;
-    let bos = token("bos_token").or(first);
-    let add_bos = match config["add_bos_token"].as_bool() {
-        Some(said) => said && bos.is_some(),
-        None => first.is_some() && first == bos,
-    };
+    let token = |name: &str| tokenizer.token_to_id(beside.token(name)?);
+    let affixes = affixes(&tokenizer)?;
+    let bos = token("bos_token").or(affixes.prefix.first().copied());
     let eos = token("eos_token");
     let ends = ends::find(&mut vocab, &[eos], |kind, _| kind == Kind::UserDefined);
-    let prefix = spelling.prefix;
-    let json = Json::new(tokenizer, added)?;
-    Ok(Tokenizer { vocab, backend: Backend::Json(Box::new(json)), bos, add_bos, ends, prefix })
+    let (space, joined) = (spelling.space, spelling.joined);
+    let backend = Backend::Json(Box::new(Json::new(tokenizer, added)?));
+    Ok(Tokenizer { vocab, backend, bos, affixes, ends, space, joined })
 }
 
-/// A token in a configuration: its text, or an object with it.
-fn token_text(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value["content"].as_str())
-}
-
-/// The token that the post-processor puts before every text, if it does.
-fn first_special(tokenizer: &tokenizers::Tokenizer) -> Result<Option<u32>> {
-    let encoding = tokenizer.encode_fast("a", true).map_err(failed)?;
-    let is_special = encoding.get_special_tokens_mask().first() == Some(&1);
-    Ok(encoding.get_ids().first().copied().filter(|_| is_special))
+/// What the post-processor puts around a single text; nothing without one. `add_bos_token` and `add_eos_token`
+/// of `tokenizer_config.json` are from before there were post-processors, and transformers 5 ignores them here.
+fn affixes(tokenizer: &tokenizers::Tokenizer) -> Result<Affixes> {
+    // what contradicts itself for every text must be found now and not with the first prompt; one letter may
+    // well have no token
+    drop(tokenizer.encode_fast("a", false));
+    // a text of one token, which no vocabulary has
+    const TEXT: u32 = u32::MAX;
+    let text = Token::new(TEXT, "a".into(), (0, 1));
+    let ids = tokenizer.post_process(Encoding::from_tokens(vec![text], 0), None, true).map_err(failed)?;
+    match ids.get_ids().split(|id| *id == TEXT).collect::<Vec<_>>().as_slice() {
+        [prefix, suffix] => Ok(Affixes { prefix: prefix.to_vec(), suffix: suffix.to_vec() }),
+        parts => Err(Error::unsupported(format!(
+            "the post-processor writes a text {} times; once is supported",
+            parts.len().saturating_sub(1)
+        ))),
+    }
 }
 
 fn read_vocab(
@@ -194,7 +216,11 @@ fn read_vocab(
             None => Kind::Normal,
         };
         match added.get(id) {
-            Some(token) => vocab.push(token.content.as_bytes(), kind)?,
+            Some(token) if token.special => vocab.push(token.content.as_bytes(), kind)?,
+            Some(token) => {
+                spelling.decode_added(&normalized(tokenizer, token)?, &mut bytes);
+                vocab.push(&bytes, kind)?;
+            }
             None => {
                 spelling.decode(text, &mut bytes);
                 vocab.push(&bytes, kind)?;
@@ -204,27 +230,37 @@ fn read_vocab(
     Ok(vocab)
 }
 
+/// The text by which an added token is found, and which the decoder is given for it.
+fn normalized(tokenizer: &tokenizers::Tokenizer, token: &AddedToken) -> Result<String> {
+    let mut text = NormalizedString::from(token.content.as_str());
+    if let Some(normalizer) = tokenizer.get_normalizer().filter(|_| token.normalized) {
+        normalizer.normalize(&mut text).map_err(failed)?;
+    }
+    Ok(text.get().to_owned())
+}
+
 impl Json {
     fn new(tokenizer: tokenizers::Tokenizer, added: HashMap<u32, AddedToken>) -> Result<Self> {
         let mut written = Vec::new();
-        let mut normalized = Vec::new();
+        let mut found_later = Vec::new();
         for (id, token) in &added {
-            let mut text = NormalizedString::from(token.content.as_str());
-            if let Some(normalizer) = tokenizer.get_normalizer().filter(|_| token.normalized) {
-                normalizer.normalize(&mut text).map_err(failed)?;
-            }
-            let list = if token.normalized { &mut normalized } else { &mut written };
-            list.push((text.get().to_owned(), *id));
+            let list = if token.normalized { &mut found_later } else { &mut written };
+            list.push((normalized(&tokenizer, token)?, *id));
         }
         let trie = |mut tokens: Vec<(String, u32)>| {
             tokens.sort_unstable_by_key(|(_, id)| *id);
             TokenTrie::new(tokens.iter().map(|(text, id)| (text.as_bytes(), *id)))
         };
-        Ok(Json { tokenizer, added, as_written: trie(written), normalized: trie(normalized) })
+        Ok(Json { tokenizer, added, as_written: trie(written), normalized: trie(found_later) })
     }
 
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
+    }
+
+    /// A token as the file writes it.
+    pub fn written(&self, id: u32) -> Option<String> {
+        self.added.get(&id).map(|token| token.content.clone()).or_else(|| self.tokenizer.id_to_token(id))
     }
 
     /// The tokens of a text; `control` says where control tokens may be read.
@@ -338,111 +374,4 @@ fn stands_alone(text: &str, range: &Range<usize>) -> bool {
 
 fn failed(error: tokenizers::Error) -> Error {
     Error::invalid(format!("the tokenizer failed: {}", shortened(error, PARAGRAPH)))
-}
-
-/// How the tokens of the model are written, read from the decoder.
-struct Spelling {
-    byte_level: bool,
-    /// What is replaced in each token, in this order.
-    replacements: Vec<(String, String)>,
-    /// `<0xNN>` is a byte.
-    named_bytes: bool,
-    prefix: SpacePrefix,
-}
-
-impl Spelling {
-    fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Self> {
-        let json = |part: serde_json::Result<Value>| part.map_err(|error| Error::internal(error.to_string()));
-        let splitter = json(serde_json::to_value(tokenizer.get_pre_tokenizer()))?;
-        let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()))?;
-        let mut decoder = json(serde_json::to_value(tokenizer.get_decoder()))?;
-        if decoder.is_null() {
-            // some files leave it out; the splitter knows the alphabet
-            decoder = parts(&splitter)
-                .into_iter()
-                .find(|part| part["type"] == "ByteLevel")
-                .cloned()
-                .unwrap_or_default();
-        }
-        let mut spelling = Spelling {
-            byte_level: false,
-            replacements: Vec::new(),
-            named_bytes: false,
-            prefix: SpacePrefix::Never,
-        };
-        for part in parts(&decoder) {
-            spelling.add(part)?;
-        }
-        if spelling.prefix == SpacePrefix::First && prefixes_every_piece(&splitter, &normalizer) {
-            spelling.prefix = SpacePrefix::Every;
-        }
-        Ok(spelling)
-    }
-
-    /// Takes one step of the decoder.
-    fn add(&mut self, part: &Value) -> Result<()> {
-        match part["type"].as_str() {
-            Some("ByteLevel") => self.byte_level = true,
-            Some("ByteFallback") => self.named_bytes = true,
-            Some("Fuse") => {}
-            Some("Replace") if part["pattern"]["String"].is_string() => {
-                let from = part["pattern"]["String"].as_str().unwrap_or_default();
-                let to = part["content"].as_str().unwrap_or_default();
-                self.replacements.push((from.to_owned(), to.to_owned()));
-            }
-            Some("Metaspace") => {
-                let mark = part["replacement"].as_str().unwrap_or("▁");
-                self.replacements.push((mark.to_owned(), " ".to_owned()));
-                if part["prepend_scheme"] != "never" {
-                    self.prefix = SpacePrefix::First;
-                }
-            }
-            Some("Strip") if part["content"] == " " && part["stop"] == 0 => {
-                if part["start"] != 0 {
-                    self.prefix = SpacePrefix::First;
-                }
-            }
-            other => {
-                let name = quoted(other.unwrap_or("none"));
-                return Err(Error::unsupported(format!(
-                    "the tokenizer decodes by {name}; byte-level and SentencePiece tokenizers are supported"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn decode(&self, token: &str, bytes: &mut Vec<u8>) {
-        bytes.clear();
-        if self.byte_level {
-            return decode_byte_level(token, bytes);
-        }
-        if let Some(byte) = named_byte(token).filter(|_| self.named_bytes) {
-            return bytes.push(byte);
-        }
-        let mut text = std::borrow::Cow::Borrowed(token);
-        for (from, to) in self.replacements.iter().filter(|(from, _)| !from.is_empty()) {
-            if text.contains(from) {
-                text = text.replace(from, to).into();
-            }
-        }
-        bytes.extend_from_slice(text.as_bytes());
-    }
-}
-
-/// The steps of a sequence, nested ones too; of anything else, itself.
-fn parts(value: &Value) -> Vec<&Value> {
-    let lists = ["decoders", "pretokenizers", "normalizers"];
-    match lists.iter().find_map(|list| value[list].as_array()) {
-        Some(list) => list.iter().flat_map(parts).collect(),
-        None => vec![value],
-    }
-}
-
-/// Whether the space goes before each stretch of plain text, and not before the whole text alone.
-fn prefixes_every_piece(splitter: &Value, normalizer: &Value) -> bool {
-    parts(normalizer).iter().any(|part| part["type"] == "Prepend")
-        || parts(splitter)
-            .iter()
-            .any(|part| part["type"] == "Metaspace" && part["prepend_scheme"] == "always")
 }

@@ -9,9 +9,16 @@
 //! The originals end in `\s+(?!\S)|\s+`: white space before a word leaves its last character to that word.
 //! The `regex` crate has no look-ahead and is ten times faster than the ones that do, so the patterns end in
 //! `\s+` here and [`Spaces`] gives the last character back.
+//!
+//! Of the names that llama.cpp knows, these are not here: those whose patterns look ahead elsewhere ("jais-2",
+//! "tiny_aya", "cohere2moe", "superbpe", "kimi-k2", "afmoe"), those without byte-level tokens ("gemma4",
+//! "sarvam-moe", "whitespace"), those of encoders ("roberta-bpe", "jina-v1-en", "jina-v2-code",
+//! "granite-embed-multi-…"), "chameleon", whose tokens are images, "default", which is a rule of no model, and
+//! "deepseek-llm", whose letters are a list of ranges.
 
 use regex::Regex;
 
+use super::gguf::REMEDY;
 use crate::error::{Error, Result, quoted};
 
 /// What becomes of the last character of white space that stands before a word.
@@ -28,7 +35,7 @@ enum Spaces {
 struct Rule {
     names: &'static [&'static str],
     patterns: &'static [&'static str],
-    /// For the last pattern.
+    /// For the pattern that ends in `\s+`.
     spaces: Spaces,
     /// A word that is a token is that token, whatever the merges say (`ignore_merges` in tokenizer.json).
     whole_words: bool,
@@ -65,12 +72,52 @@ const DEEPSEEK: &str = concat!(
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"##,
     r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+",
 );
+const SPARK: &str = concat!(
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"##,
+    r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+",
+);
+const YOUTU: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
+);
+const MINICPM5: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+|",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+);
+const BAILING: &str = concat!(
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+",
+);
+const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const EXAONE_MOE: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}|",
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+",
+);
+const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const HAN: &str = r"[一-龥ࠀ-一가-퟿]+";
 
 const RULES: &[Rule] = &[
-    // GPT-2, Phi-1.5 and Phi-2, MPT, OLMo, EXAONE 4
+    // GPT-2, Phi-1.5 and Phi-2, MPT, OLMo, EXAONE 4, Granite Docling, GigaChat, Trillion
     Rule {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "exaone4"],
+        names: &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "exaone4",
+            "granite-docling",
+            "gigachat",
+            "trillion",
+            "jais",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+        ],
         patterns: &[GPT2],
         spaces: Spaces::Leave,
         whole_words: false,
@@ -78,23 +125,50 @@ const RULES: &[Rule] = &[
     },
     // the same after single digits: SmolLM 1-3, StarCoder, Refact, Command-R, CodeShell, EXAONE 3, Minerva
     Rule {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        names: &[
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+            "mellum2",
+        ],
         patterns: &[r"\p{N}", GPT2],
         spaces: Spaces::Leave,
         whole_words: false,
         add_bos: false,
     },
-    // Llama 3 and what was trained with its vocabulary or its rule: Falcon 3, LFM2, Pixtral's text part
+    // Llama 3 and what was trained with its vocabulary or its rule: Falcon 3 and H1, LFM2, Pixtral's text part
     Rule {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2", "pixtral"],
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "lfm2",
+            "pixtral",
+            "midm-2.0",
+            "jina-v5-nano",
+        ],
         patterns: &[LLAMA3],
         spaces: Spaces::LeaveUnlessBreak,
         whole_words: true,
         add_bos: true,
     },
-    // the same rule, merges always: DBRX, Phi-4 (it says "dbrx"), Smaug, GLM 4
+    // the same rule without BOS: GLM 4 and 5
     Rule {
-        names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"],
+        names: &["glm4", "glm5"],
+        patterns: &[LLAMA3],
+        spaces: Spaces::LeaveUnlessBreak,
+        whole_words: true,
+        add_bos: false,
+    },
+    // and merges always: DBRX, Phi-4 (it says "dbrx"), Smaug, ChatGLM
+    Rule {
+        names: &["dbrx", "smaug-bpe", "chatglm-bpe"],
         patterns: &[LLAMA3],
         spaces: Spaces::LeaveUnlessBreak,
         whole_words: false,
@@ -102,7 +176,17 @@ const RULES: &[Rule] = &[
     },
     // Qwen 2, 2.5 and 3, DeepSeek's distillations of them, StableLM 2, Megrez, Hunyuan, Grok 2
     Rule {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "grok-2"],
+        names: &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "stablelm2",
+            "megrez",
+            "hunyuan",
+            "grok-2",
+            "kormo",
+            "f2llmv2",
+            "solar-open",
+        ],
         patterns: &[QWEN2],
         spaces: Spaces::LeaveUnlessBreak,
         whole_words: false,
@@ -124,9 +208,9 @@ const RULES: &[Rule] = &[
         whole_words: true,
         add_bos: true,
     },
-    // o200k: GPT-4o's rule, in Phi-4-mini and Llama 4
+    // o200k: GPT-4o's rule, in Phi-4-mini, Llama 4, gpt-oss, MiniMax M2
     Rule {
-        names: &["gpt-4o", "llama4"],
+        names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
         patterns: &[O200K],
         spaces: Spaces::LeaveUnlessBreak,
         whole_words: false,
@@ -142,7 +226,7 @@ const RULES: &[Rule] = &[
     },
     // DeepSeek 2.5, 3 and R1; Hunyuan's dense models
     Rule {
-        names: &["deepseek-v3", "hunyuan-dense"],
+        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         patterns: &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK],
         spaces: Spaces::LeaveUnlessBreak,
         whole_words: false,
@@ -153,6 +237,86 @@ const RULES: &[Rule] = &[
         names: &["seed-coder"],
         patterns: &[SEED],
         spaces: Spaces::LeaveUnlessBreak,
+        whole_words: false,
+        add_bos: false,
+    },
+    // Laguna: lines, each as Qwen 2
+    Rule {
+        names: &["laguna"],
+        patterns: &[r"[^\n]+|[\n]+", QWEN2],
+        spaces: Spaces::LeaveUnlessBreak,
+        whole_words: false,
+        add_bos: false,
+    },
+    // MiniCPM 5
+    Rule {
+        names: &["minicpm5"],
+        patterns: &[r"\p{N}{1,3}", MINICPM5],
+        spaces: Spaces::LeaveUnlessBreak,
+        whole_words: true,
+        add_bos: false,
+    },
+    // Ling, Ring and LLaDA
+    Rule {
+        names: &["bailingmoe", "bailingmoe2", "llada-moe"],
+        patterns: &[BAILING],
+        spaces: Spaces::LeaveUnlessBreak,
+        whole_words: false,
+        add_bos: false,
+    },
+    // EXAONE's mixture: letters that single spaces part are one word
+    Rule {
+        names: &["exaone-moe"],
+        patterns: &[EXAONE_MOE],
+        spaces: Spaces::LeaveUnlessBreak,
+        whole_words: false,
+        add_bos: false,
+    },
+    // Qwen 2's rule without English contractions
+    Rule {
+        names: &["ufakzeka"],
+        patterns: &[UFAKZEKA],
+        spaces: Spaces::LeaveUnlessBreak,
+        whole_words: false,
+        add_bos: false,
+    },
+    // Youtu: scripts of East Asia first, then as o200k with single digits
+    Rule {
+        names: &["youtu"],
+        patterns: &[r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+", YOUTU],
+        spaces: Spaces::LeaveUnlessBreak,
+        whole_words: true,
+        add_bos: false,
+    },
+    // Spark 2.5
+    Rule {
+        names: &["spark2_5"],
+        patterns: &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", SPARK, r"\p{N}"],
+        spaces: Spaces::Leave,
+        whole_words: false,
+        add_bos: false,
+    },
+    // Falcon 1 and 2
+    Rule {
+        names: &["falcon"],
+        patterns: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"],
+        spaces: Spaces::Leave,
+        whole_words: false,
+        add_bos: false,
+    },
+    // Bloom, Poro, GPT-3 Finnish
+    Rule {
+        names: &["bloom", "poro-chat", "gpt3-finnish"],
+        patterns: &[BLOOM],
+        spaces: Spaces::Keep,
+        whole_words: false,
+        add_bos: false,
+    },
+    // Viking
+    Rule {
+        names: &["viking"],
+        patterns: &[BLOOM, r"\p{N}"],
+        spaces: Spaces::Keep,
         whole_words: false,
         add_bos: false,
     },
@@ -174,7 +338,7 @@ impl Splitter {
             let known: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
             Error::unsupported(format!(
                 "the tokenizer splits words by a rule named {} (tokenizer.ggml.pre), which is not known \
-                 here; the tokenizer.json of the original model can be used instead. Known are: {}",
+                 here; {REMEDY}. Known are: {}",
                 quoted(name),
                 known.join(", ")
             ))
@@ -199,7 +363,7 @@ impl Splitter {
 
     fn split_by(&self, patterns: &[Regex], text: &str, word: &mut dyn FnMut(&str)) {
         let Some((pattern, rest)) = patterns.split_first() else { return word(text) };
-        let spaces = if rest.is_empty() { self.rule.spaces } else { Spaces::Keep };
+        let spaces = if pattern.as_str().ends_with(r"\s+") { self.rule.spaces } else { Spaces::Keep };
         let mut done = 0;
         while let Some(found) = pattern.find_at(text, done).filter(|found| !found.is_empty()) {
             // between two matches: a word for the next pattern to cut
