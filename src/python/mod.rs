@@ -22,6 +22,7 @@ use pyo3::types::PyDict;
 fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     module.add_class::<model::PyModel>()?;
+    module.add_class::<model::PyPrompt>()?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<generation::PyGeneration>()?;
     module.add_class::<sampler::PySampler>()?;

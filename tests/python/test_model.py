@@ -51,7 +51,8 @@ def test_chat_is_the_rendered_template(tiny):
 
 
 def test_template_arguments_reach_the_template(tiny_folder):
-    model = tallow.Model(tiny_folder, chat_template="{{ 'thinking' if thinking else 'plain' }} {{ mood }}")
+    template = "{{ 'thinking' if thinking else messages[0].content }} {{ mood }}"
+    model = tallow.Model(tiny_folder, chat_template=template)
     assert model.render(CHAT, thinking=True, mood="good") == "thinking good"
     options = {"template_arguments": {"thinking": True, "mood": "good"}, "max_tokens": 4}
     assert model.generate(CHAT, **options).tokens == model.generate("thinking good", max_tokens=4).tokens
@@ -270,7 +271,7 @@ def test_a_model_is_a_value(tiny, tiny_folder):
     assert tallow.Model(tiny_folder) == tiny
     other = tallow.Model(tiny_folder, context_length=64)
     assert other != tiny and other.context_length == 64 and other.fingerprint != tiny.fingerprint
-    assert other != tallow.Model(tiny_folder, chat_template="{{ 1 }}")
+    assert other != tallow.Model(tiny_folder, chat_template="{{ messages }}")
 
 
 def test_reprs_say_what_they_hold(tiny, smollm2):
