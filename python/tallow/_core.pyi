@@ -34,6 +34,7 @@ __all__ = [
     "end_filters",
     "features",
     "locate",
+    "plain_messages",
 ]
 
 __version__: str
@@ -44,6 +45,9 @@ def features() -> dict[str, Any]:
 def end_filters(seconds: float) -> None: ...
 def aliases() -> list[tuple[str, str, str, int]]:
     """The short names of models: name, licence, description, bytes to download."""
+
+def plain_messages(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Messages in the one spelling that chat templates know: no null fields, no old names."""
 
 def locate(
     source: str,

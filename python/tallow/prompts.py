@@ -56,7 +56,7 @@ def rendered(
     if continue_final_message:
         own["continue_final_message"] = arguments.continued("continue_final_message", continue_final_message)
     offered = arguments.json_list("tools", tools) if tools is not None else []
-    turns, shown = _with_tools(model, messages, offered)
+    turns, shown = _with_tools(model, messages, offered, name)
     return model.render(turns, shown.pop("tools", None), {**shown, **own}, name)
 
 
@@ -66,10 +66,15 @@ def notes(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _with_tools(
-    model: _core.Model, messages: Sequence[Mapping[str, Any]], offered: list[Any]
+    model: _core.Model, messages: Sequence[Mapping[str, Any]], offered: list[Any], name: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    spoken = any(turn.get("tool_calls") or turn.get("role") == "tool" for turn in messages)
-    if not offered and not spoken:
-        return [dict(turn) for turn in messages], {}
+    turns = [dict(turn) for turn in messages]
+    if not offered and not any(_is_about_tools(turn) for turn in turns):
+        return turns, {}
     form = detect(model.chat_template)
-    return form.prepare(messages, offered, shown=model.shows_calls)
+    return form.prepare(_core.plain_messages(turns, name), offered, shown=model.shows_calls)
+
+
+def _is_about_tools(turn: Mapping[str, Any]) -> bool:
+    called = turn.get("tool_calls") or turn.get("function_call")
+    return bool(called) or turn.get("role") in ("tool", "function")

@@ -31,6 +31,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aliases, module)?)?;
     module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;
     module.add_function(wrap_pyfunction!(load::locate, module)?)?;
+    module.add_function(wrap_pyfunction!(model::plain_messages, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__doc__", "The native part of tallow.")?;
     Ok(())

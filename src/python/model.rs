@@ -7,9 +7,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use serde_json::json;
 
+use super::errors::to_python;
 use super::{convert, door, load};
 use crate::engine::Pooling;
 use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
+use crate::text::chat::{check_messages, plain};
 
 #[pyclass(frozen, name = "Model", module = "tallow._core")]
 pub struct PyModel(pub Arc<Model>);
@@ -192,9 +194,7 @@ impl PyModel {
         arguments: Option<&Bound<'_, PyAny>>,
         name: &str,
     ) -> PyResult<PyPrompt> {
-        let serde_json::Value::Array(messages) = convert::json(messages, name)? else {
-            return Err(convert::invalid(Some(py), format!("{name} must be a list of dicts")));
-        };
+        let messages = read_messages(messages, name)?;
         let tools = tools.filter(|tools| !tools.is_none());
         let tools = tools.map(|tools| convert::json(tools, "tools")).transpose()?;
         let arguments = convert::object(arguments, "template_arguments")?;
@@ -221,6 +221,22 @@ pub fn pooling_name(pooling: Pooling) -> &'static str {
         Pooling::Mean => "mean",
         Pooling::Last => "last",
         Pooling::First => "cls",
+    }
+}
+
+/// Messages in the one spelling that templates know: no null fields, no old names. `name` is how errors call them.
+#[pyfunction]
+pub fn plain_messages<'py>(messages: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    let py = messages.py();
+    let messages = read_messages(messages, name)?;
+    check_messages(&messages).map_err(|error| to_python(py, &error))?;
+    convert::python(py, &serde_json::Value::Array(plain(&messages)))
+}
+
+fn read_messages(messages: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<serde_json::Value>> {
+    match convert::json(messages, name)? {
+        serde_json::Value::Array(messages) => Ok(messages),
+        _ => Err(convert::invalid(Some(messages.py()), format!("{name} must be a list of dicts"))),
     }
 }
 

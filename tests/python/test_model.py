@@ -51,11 +51,12 @@ def test_chat_is_the_rendered_template(tiny):
 
 
 def test_template_arguments_reach_the_template(tiny_folder):
-    template = "{{ 'thinking' if thinking else messages[0].content }} {{ mood }}"
+    template = "{{ 'thinking' if thinking else 'plain' }} {{ mood }} {{ messages[0].content }}"
     model = tallow.Model(tiny_folder, chat_template=template)
-    assert model.render(CHAT, thinking=True, mood="good") == "thinking good"
+    text = f"thinking good {CHAT[0]['content']}"
+    assert model.render(CHAT, thinking=True, mood="good") == text
     options = {"template_arguments": {"thinking": True, "mood": "good"}, "max_tokens": 4}
-    assert model.generate(CHAT, **options).tokens == model.generate("thinking good", max_tokens=4).tokens
+    assert model.generate(CHAT, **options).tokens == model.generate(text, max_tokens=4).tokens
 
 
 def test_greedy_is_the_largest_logit(tiny):

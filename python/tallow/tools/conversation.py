@@ -6,7 +6,6 @@ calls and results; these are written out as text then, in the same words that th
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -130,25 +129,15 @@ def _plain(form: ToolFormat, turns: list[Message]) -> list[Message]:
 
 def _with_calls(form: ToolFormat, turn: Message) -> Message:
     calls = [call.get("function", call) for call in turn["tool_calls"]]
-    texts = [written(form, call["name"], _arguments(call.get("arguments"))) for call in calls]
+    texts = [written(form, call["name"], call.get("arguments") or {}) for call in calls]
     content = _text(turn.get("content"))
     kept = {key: value for key, value in turn.items() if key != "tool_calls"}
     return {**kept, "content": "\n".join([content, *texts] if content else texts)}
 
 
-def _arguments(given: Any) -> Any:
-    """The arguments of a call, which OpenAI writes as JSON text."""
-    if isinstance(given, str):
-        with contextlib.suppress(ValueError):
-            given = json.loads(given or "{}")
-    return given or {}
-
-
 def _text(content: Any) -> str:
     """The text of a message's content, which may be a list of parts."""
-    if isinstance(content, (list, tuple)):
-        return "\n".join(str(part.get("text") or part.get("refusal") or "") for part in content)
-    return content or ""
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 def _dumps(value: Any) -> str:

@@ -8,7 +8,7 @@ any size, sometimes never stops; so ``bounded`` puts a limit where the schema ha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..errors import InvalidRequestError
@@ -29,7 +29,7 @@ class Function:
     description: str | None
     parameters: dict[str, Any]
     #: OpenAI's dict, if it was given as one: it may say more than is read here ("strict", "return").
-    given: Mapping[str, Any] | None = None
+    given: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def shown(self) -> dict[str, Any]:
         """For a chat template that shows tools itself: what was given, if it is a dict of OpenAI's."""

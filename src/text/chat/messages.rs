@@ -99,6 +99,8 @@ fn check_calls(at: &str, calls: Option<&Json>) -> Result<()> {
 /// field, and templates ask `'tool_calls' in message`: a null field is no field, and an empty list of calls
 /// no call. A refusal is the text of its message; `function_call` and the role "function" are the old names
 /// of calls.
+///
+/// They are messages that [`check_messages`] takes.
 pub fn plain(messages: &[Json]) -> Vec<Json> {
     let plain = messages.iter().map(|message| match message {
         Json::Object(message) => Json::Object(plain_message(message.clone())),

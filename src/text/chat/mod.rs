@@ -37,7 +37,7 @@ use serde_json::{Map, Value as Json};
 use crate::error::{Context, Error, Result, nearest};
 use program::Program;
 
-pub use messages::check_messages;
+pub use messages::{check_messages, plain};
 pub use source::{Own, TemplateTokens};
 
 /// What to render.

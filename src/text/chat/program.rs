@@ -11,8 +11,15 @@ use super::shows::Verdict;
 use super::{RenderRequest, TemplateTokens, clock, filters, limits, literals, operators, rewrite, values};
 use crate::error::{Error, Result};
 
-/// Shapes of conversations that are remembered.
-const MAX_VERDICTS: usize = 256;
+/// Bytes of the shapes of conversations that are remembered; a turn takes about sixty.
+const MAX_SHAPES: usize = 4 << 20;
+
+/// What was found out, by shape.
+#[derive(Default)]
+struct Verdicts {
+    known: HashMap<String, Arc<Verdict>>,
+    bytes: usize,
+}
 
 pub struct Program {
     pub source: String,
@@ -22,7 +29,7 @@ pub struct Program {
     tokens: TemplateTokens,
     parts: OnceLock<bool>,
     null: OnceLock<bool>,
-    verdicts: Mutex<HashMap<String, Arc<Verdict>>>,
+    verdicts: Mutex<Verdicts>,
 }
 
 /// What `raise_exception` was given; found again behind the interpreter's error.
@@ -92,15 +99,16 @@ impl Program {
     /// What was found out about conversations of this shape, or is found out now.
     pub fn verdict(&self, shape: String, find: impl FnOnce() -> Verdict) -> Arc<Verdict> {
         let lock = || self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&shape) {
+        if let Some(known) = lock().known.get(&shape) {
             return known.clone();
         }
         let found = Arc::new(find());
         let mut verdicts = lock();
-        if verdicts.len() >= MAX_VERDICTS {
-            verdicts.clear();
+        if verdicts.bytes + shape.len() > MAX_SHAPES {
+            *verdicts = Verdicts::default();
         }
-        verdicts.insert(shape, found.clone());
+        verdicts.bytes += shape.len();
+        verdicts.known.insert(shape, found.clone());
         found
     }
 
