@@ -295,10 +295,7 @@ impl Lm {
     pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<(Vec<Vec<u32>>, Generation)> {
         self.check_head()?;
         let ids = self.model.prompt_ids(prompt)?;
-        let candidates: Vec<Vec<u32>> = candidates
-            .iter()
-            .map(|candidate| self.model.continuation_ids(prompt, &ids, candidate))
-            .collect::<Result<_>>()?;
+        let candidates = self.model.continuation_ids(prompt, &ids, candidates)?;
         let request = Request::score(ids, candidates.clone());
         Ok((candidates, self.engine.submit(request)?))
     }

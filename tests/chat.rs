@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use tallow::error::ErrorKind;
-use tallow::text::chat::{ChatTemplate, RenderRequest, Rendered, TemplateTokens, check_messages};
+use tallow::text::chat::{ChatTemplate, Own, RenderRequest, Rendered, TemplateTokens, check_messages};
 
 fn golden(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/chat").join(name);
@@ -18,28 +18,43 @@ fn tokens() -> TemplateTokens {
 }
 
 fn request<'a>(messages: &'a [Value], arguments: &'a Map<String, Value>) -> RenderRequest<'a> {
-    RenderRequest {
-        messages,
-        tools: None,
-        documents: None,
-        add_generation_prompt: false,
-        arguments,
-        control_tokens: &[],
-    }
+    RenderRequest::new(messages, arguments)
 }
 
+type Render = fn(&ChatTemplate, &RenderRequest<'_>) -> tallow::error::Result<Rendered>;
+
 /// Renders a golden conversation: its named fields, everything else an argument of the template.
-fn converse(template: &ChatTemplate, conversation: &Value) -> tallow::error::Result<Rendered> {
+fn converse(
+    template: &ChatTemplate,
+    conversation: &Value,
+    render: Render,
+) -> tallow::error::Result<Rendered> {
     let mut arguments = conversation.as_object().unwrap().clone();
     let messages = arguments.shift_remove("messages").unwrap();
     let tools = arguments.shift_remove("tools");
     let documents = arguments.shift_remove("documents");
     let prompt = arguments.shift_remove("add_generation_prompt").is_some();
-    template.render(&RenderRequest {
+    let continued = arguments.shift_remove("continue_final_message");
+    let request = RenderRequest {
         tools: tools.as_ref(),
         documents: documents.as_ref(),
         add_generation_prompt: prompt,
+        continue_final_message: continued.as_ref().and_then(Value::as_str),
         ..request(messages.as_array().unwrap(), &arguments)
+    };
+    render(template, &request)
+}
+
+/// As a user asks: tools, documents and arguments only where the template reads them.
+fn read_alone(template: &ChatTemplate, request: &RenderRequest<'_>) -> tallow::error::Result<Rendered> {
+    let variables = template.variables();
+    let mut arguments = request.arguments.clone();
+    arguments.retain(|name, _| variables.contains(name.as_str()));
+    template.render(&RenderRequest {
+        tools: request.tools.filter(|_| variables.contains("tools")),
+        documents: request.documents.filter(|_| variables.contains("documents")),
+        arguments: &arguments,
+        ..*request
     })
 }
 
@@ -84,7 +99,8 @@ fn expressions_are_jinja2s() {
     assert!(rows.len() >= 120);
     let failed = rows.iter().filter_map(|row| {
         let source = row["template"].as_str().unwrap();
-        let got = ChatTemplate::new(source, tokens()).and_then(|t| t.render(&request(&messages, arguments)));
+        let got = ChatTemplate::new(source, tokens())
+            .and_then(|t| t.render_as_given(&request(&messages, arguments)));
         let known = KNOWN.iter().any(|(template, _)| *template == source);
         differs(row, got.map(|r| r.text)).filter(|_| !known).map(|why| format!("{source}{why}"))
     });
@@ -103,10 +119,80 @@ fn templates_are_jinja2s() {
         .collect();
     let failed = rows.iter().filter_map(|row| {
         let (name, key) = (row["template"].as_str().unwrap(), row["conversation"].as_str().unwrap());
-        let got = converse(&compiled[name], &file["conversations"][key]);
+        let got = converse(&compiled[name], &file["conversations"][key], ChatTemplate::render_as_given);
         differs(row, got.map(|r| r.text)).map(|why| format!("{name} x {key}{why}"))
     });
     report(failed.collect(), rows.len());
+}
+
+/// The door renders what transformers renders, byte for byte, unless the template refuses or drops a message: then
+/// it says what it did, or which message cannot be shown.
+#[test]
+fn what_a_template_shows_is_not_changed() {
+    let file = golden("cases.json");
+    let (rows, templates) = (file["rows"].as_array().unwrap(), file["templates"].as_object().unwrap());
+    let mut counts = [0; 4];
+    let failed = rows.iter().filter_map(|row| {
+        let (name, key) = (row["template"].as_str().unwrap(), row["conversation"].as_str().unwrap());
+        let template = ChatTemplate::new(templates[name].as_str().unwrap(), tokens()).unwrap();
+        if !template.reads_messages() {
+            return None;
+        }
+        let conversation = &file["conversations"][key];
+        let got = converse(&template, conversation, read_alone);
+        let shown = |text: &str| {
+            let contents = conversation["messages"].as_array().unwrap().iter().map(|m| &m["content"]);
+            contents.filter_map(Value::as_str).all(|content| text.contains(content.trim()))
+        };
+        let outcome = match (row["text"].as_str(), &got) {
+            (Some(text), Ok(got)) if text == got.text => 0,
+            (Some(text), Ok(got)) if !got.notes.is_empty() && !shown(text) => 1,
+            (Some(text), Err(error)) if error.message().contains("drops messages[") && !shown(text) => 2,
+            (None, Ok(got)) if !got.notes.is_empty() => 1,
+            (None, Err(error)) if error.kind() == ErrorKind::Template => 3,
+            _ => return Some(format!("{name} x {key}: expected {row}, got {got:?}")),
+        };
+        counts[outcome] += 1;
+        None
+    });
+    report(failed.collect(), rows.len());
+    eprintln!("as transformers, repaired, named as dropped, refused: {counts:?}");
+    assert!(counts[0] > 250 && counts[1] > 5);
+}
+
+/// As `apply_chat_template(continue_final_message=True)`; where that fails we may do better, never otherwise.
+#[test]
+fn a_last_message_is_continued_as_by_transformers() {
+    let file = golden("continued.json");
+    let templates = golden("cases.json")["templates"].clone();
+    let rows = file["rows"].as_array().unwrap();
+    let mut equal = 0;
+    let failed = rows.iter().filter_map(|row| {
+        let (name, key) = (row["template"].as_str().unwrap(), row["conversation"].as_str().unwrap());
+        let template = ChatTemplate::new(templates[name].as_str().unwrap(), tokens()).unwrap();
+        let mut conversation = file["conversations"][key].clone();
+        let fields = conversation.as_object_mut().unwrap();
+        fields.entry("continue_final_message").or_insert("content".into());
+        // transformers checks this pair elsewhere (`apply_chat_template`).
+        let both = fields.contains_key("add_generation_prompt");
+        let got = converse(&template, &conversation, read_alone);
+        match (row["text"].as_str(), &got) {
+            _ if both => got.is_ok().then(|| format!("{name}: both")),
+            (Some(text), Ok(got)) if text == got.text => {
+                equal += 1;
+                None
+            }
+            (Some(text), Ok(got)) if !got.notes.is_empty() => {
+                (!got.text.ends_with("It is")).then(|| text.to_owned())
+            }
+            (Some(_), Err(error)) if error.message().contains("drops messages[") => None,
+            (Some(_), Err(error)) if error.message().contains("reads no messages") => None,
+            (None, _) => None,
+            _ => Some(format!("{name} x {key}: expected {row}, got {got:?}")),
+        }
+    });
+    report(failed.collect(), rows.len());
+    assert!(equal > 120, "{equal}");
 }
 
 /// The folder of real models, or a skip that is loud in CI.
@@ -128,7 +214,7 @@ fn the_template_in_a_real_file() {
         let template = ChatTemplate::new(&gguf_string(&bytes, "tokenizer.chat_template"), tokens()).unwrap();
         let rows = rows.as_object().unwrap();
         let failed = rows.iter().filter_map(|(key, row)| {
-            let got = converse(&template, &file["conversations"][key]);
+            let got = converse(&template, &file["conversations"][key], ChatTemplate::render_as_given);
             differs(row, got.map(|r| r.text)).map(|why| format!("{name} x {key}{why}"))
         });
         report(failed.collect(), rows.len());
@@ -235,8 +321,8 @@ fn attacks_end_in_errors() {
         let mut failed = Vec::new();
         for (source, fails) in rows {
             let start = std::time::Instant::now();
-            let got =
-                ChatTemplate::new(&source, tokens()).and_then(|t| t.render(&request(&messages, &arguments)));
+            let got = ChatTemplate::new(&source, tokens())
+                .and_then(|t| t.render_as_given(&request(&messages, &arguments)));
             let took = start.elapsed();
             let shown: String = source.chars().take(90).collect();
             eprintln!("{:>8.1} ms  {shown}", took.as_secs_f64() * 1e3);
@@ -245,7 +331,7 @@ fn attacks_end_in_errors() {
                 Ok(rendered) if !fails && rendered.text.len() < 1000 && !rendered.text.contains("class") => {}
                 got => failed.push(format!("{shown}: {:?}", got.map(|r| r.text.len()))),
             }
-            // Twice: `reads_parts` renders too. Debug assertions and a busy machine are in it.
+            // Debug assertions and a busy machine are in it.
             if took.as_millis() > 2500 {
                 failed.push(format!("{shown}: took {took:?}"));
             }
@@ -406,10 +492,12 @@ fn templates_are_found_in_folders() {
         write(dir.path(), files);
         let template = ChatTemplate::from_hf(dir.path(), None).unwrap();
         let got = template.map(|t| {
-            let plain = t.render(&request(&[], &arguments)).unwrap().text;
+            let plain = t.render_as_given(&request(&[], &arguments)).unwrap().text;
             (
                 plain,
-                t.render(&RenderRequest { tools: Some(&tools), ..request(&[], &arguments) }).unwrap().text,
+                t.render_as_given(&RenderRequest { tools: Some(&tools), ..request(&[], &arguments) })
+                    .unwrap()
+                    .text,
             )
         });
         assert_eq!(got, expected.map(|(a, b)| (a.to_owned(), b.to_owned())), "{files:?}");
@@ -428,13 +516,330 @@ fn time_of_a_render() {
         let template = ChatTemplate::new(source, tokens()).unwrap();
         let compile = start.elapsed();
         let conversation = &file["conversations"]["long"];
-        converse(&template, conversation).unwrap();
+        converse(&template, conversation, ChatTemplate::render).unwrap();
         let start = std::time::Instant::now();
         for _ in 0..50 {
-            converse(&template, conversation).unwrap();
+            converse(&template, conversation, ChatTemplate::render).unwrap();
         }
         let render = start.elapsed() / 50;
         eprintln!("{name}: compile {compile:?}, render of 25 messages {render:?}");
         assert!(render.as_millis() < 100, "{name} took {render:?}");
+    }
+}
+
+const ALTERNATE: &str = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+    {{ raise_exception('roles must alternate') }}{% endif %}[{{ m.role }}] {{ m.content | trim }}{% endfor %}";
+/// Shows the roles that it knows, and drops all others without a word.
+const KNOWS_TWO: &str = "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }};{% elif m.role == 'assistant' %}\
+    A:{{ m.content }};{% endif %}{% endfor %}";
+/// A system message may only be the first.
+const FIRST: &str = "{% if messages[0].role == 'system' %}S:{{ messages[0].content }};{% set messages = messages[1:] %}\
+    {% endif %}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('late') }}{% endif %}\
+    {{ m.role }}:{{ m.content }};{% endfor %}";
+/// Glues parts together, trimmed, as Gemma 3 does; no system message.
+const PARTS: &str = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m.role }}:\
+    {% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text | trim }}{% endfor %}{% endif %};{% endfor %}";
+const KNOWS_DEVELOPER: &str = "{% for m in messages %}{{ '' if m.role == 'developer' else m.role ~ ':' ~ m.content ~ ';' }}{% endfor %}";
+const LAST: &str = "{{ messages[-1].content }}";
+const SHOUTS: &str =
+    "{% for m in messages %}{{ m.role | upper }}:{{ m.content | upper | tojson }};{% endfor %}";
+
+/// "role text" a message.
+fn turns(given: &[&str]) -> Vec<Value> {
+    let turn = |text: &&str| {
+        let (role, content) = text.split_once(' ').unwrap_or((text, ""));
+        json!({"role": role, "content": content})
+    };
+    given.iter().map(turn).collect()
+}
+
+/// A template, a conversation, and the prompt with the number of its notes.
+#[test]
+fn every_message_reaches_the_prompt() {
+    let gemma = [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}",
+        ALTERNATE,
+    ]
+    .concat();
+    let rows: [(&str, &[&str], &str, usize); 17] = [
+        (&gemma, &["system Be brief.", "user Hi"], "[user] Be brief.\n\nHi", 1),
+        (&gemma, &["developer Be brief.", "user Hi"], "[user] Be brief.\n\nHi", 1),
+        (&gemma, &["user Hi"], "[user] Hi", 0),
+        (&gemma, &["system", "user Hi"], "[user] Hi", 1),
+        (ALTERNATE, &["system Be brief.", "user Hi"], "[user] Be brief.\n\nHi", 1),
+        (ALTERNATE, &["system a", "system b", "user c"], "[user] a\n\nb\n\nc", 1),
+        (
+            ALTERNATE,
+            &["system a", "user b", "assistant c", "system d", "user e"],
+            "[user] a\n\nb[assistant] c[user] d\n\ne",
+            1,
+        ),
+        (ALTERNATE, &["user a", "assistant b", "system c"], "[user] a[assistant] b[user] c", 1),
+        (ALTERNATE, &["system a"], "[user] a", 1),
+        (ALTERNATE, &["system a", "assistant b"], "[user] a[assistant] b", 1),
+        (ALTERNATE, &["user a", "user b"], "[user] a\n\nb", 1),
+        (ALTERNATE, &["system s", "user a", "user b", "assistant c"], "[user] s\n\na\n\nb[assistant] c", 2),
+        (KNOWS_TWO, &["system a", "user b", "assistant c", "user d"], "U:a\n\nb;A:c;U:d;", 1),
+        (FIRST, &["system a", "system b", "user c", "system d"], "S:a\n\nb;user:c\n\nd;", 1),
+        (KNOWS_DEVELOPER, &["developer a", "user b"], "system:a;user:b;", 1),
+        (SHOUTS, &["system Straße", "user b"], "SYSTEM:\"STRASSE\";USER:\"B\";", 0),
+        // What is longer than the mark that was tried is still the template's business.
+        (
+            "{% for m in messages %}{{ m.content[:12] }};{% endfor %}",
+            &["user 0123456789abcdef"],
+            "0123456789ab;",
+            0,
+        ),
+    ];
+    for (source, messages, expected, notes) in rows {
+        let template = ChatTemplate::new(source, tokens()).unwrap();
+        // Twice: the second time, what was found out is known.
+        for _ in 0..2 {
+            let got = template.render(&request(&turns(messages), &Map::new())).unwrap();
+            assert_eq!(
+                (got.text.as_str(), got.notes.len()),
+                (expected, notes),
+                "{source} {messages:?} {got:?}"
+            );
+        }
+    }
+    let parts = json!([{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
+    let template = ChatTemplate::new(PARTS, tokens()).unwrap();
+    let got = template.render(&request(parts.as_array().unwrap(), &Map::new())).unwrap();
+    assert_eq!(got.text, "user:s\n\nab;");
+}
+
+/// A message that cannot be shown is named; a template that fails on everything says why itself.
+#[test]
+fn what_cannot_be_shown_is_named() {
+    let calls = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% elif m.tool_calls %}\
+        CALL {{ m.tool_calls[0].function.name }}{% endif %}{% endfor %}";
+    let call = |name: &str| json!({"id": "c", "function": {"name": name, "arguments": "{}"}});
+    let asked = |calls: Value| json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "so", "tool_calls": calls}]);
+    let rows = [
+        (LAST, json!(turns(&["user a", "assistant b", "user c"])), "drops messages[0] (role \"user\")"),
+        (KNOWS_TWO, json!(turns(&["user a", "tool b"])), "drops messages[1] (role \"tool\")"),
+        (calls, asked(json!([call("f"), call("g")])), "drops messages[1]"),
+        (ALTERNATE, json!(turns(&["assistant a", "user b"])), "refused the messages: roles must alternate"),
+        ("chatml", json!(turns(&["user a"])), "reads no messages"),
+        ("<|user|>{prompt}<|assistant|>", json!(turns(&["user a"])), "reads no messages"),
+        ("{% if x %}y{% endif %}z", json!(turns(&["user a"])), "reads no messages"),
+        ("{% set messages = [] %}{{ messages }}", json!(turns(&["user a"])), "reads no messages"),
+    ];
+    for (source, messages, expected) in rows {
+        let template = ChatTemplate::new(source, tokens()).unwrap();
+        let error = template.render(&request(messages.as_array().unwrap(), &Map::new())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Template);
+        assert!(error.message().contains(expected), "{error:?} is not {expected:?}");
+    }
+    // The text beside a call is often left out, by Llama's templates for one: that is told, and no error.
+    let template = ChatTemplate::new(calls, tokens()).unwrap();
+    let got = template.render(&request(asked(json!([call("f")])).as_array().unwrap(), &Map::new())).unwrap();
+    assert_eq!((got.text.as_str(), got.notes.len()), ("xCALL f", 1));
+}
+
+/// OpenAI's fields: (message, the same in the one spelling that templates know).
+#[test]
+fn openais_fields_mean_what_they_say() {
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": {"a": 1}}});
+    let with =
+        |arguments: Value| json!([{"type": "function", "function": {"name": "f", "arguments": arguments}}]);
+    let no_arguments = with(json!({}));
+    let rows = [
+        (
+            json!({"role": "assistant", "content": "b", "tool_calls": null, "function_call": null, "refusal": null, "audio": null, "name": null}),
+            json!({"role": "assistant", "content": "b"}),
+        ),
+        (
+            json!({"role": "assistant", "content": "b", "tool_calls": []}),
+            json!({"role": "assistant", "content": "b"}),
+        ),
+        (
+            json!({"role": "assistant", "content": null, "refusal": "No."}),
+            json!({"role": "assistant", "content": "No."}),
+        ),
+        (
+            json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}),
+            json!({"role": "assistant", "content": "No."}),
+        ),
+        (
+            json!({"role": "user", "content": [{"type": "input_text", "text": "t"}]}),
+            json!({"role": "user", "content": "t"}),
+        ),
+        (
+            json!({"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"a\": 1}"}}),
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+        ),
+        (
+            json!({"role": "function", "name": "f", "content": "5"}),
+            json!({"role": "tool", "name": "f", "content": "5"}),
+        ),
+        (
+            json!({"role": "assistant", "content": null, "tool_calls": [{"id": null, "type": "function", "index": null, "function": {"name": "f", "arguments": ""}}]}),
+            json!({"role": "assistant", "content": "", "tool_calls": no_arguments}),
+        ),
+        (
+            json!({"role": "assistant", "tool_calls": with(json!("{\"a\":1}"))}),
+            json!({"role": "assistant", "content": "", "tool_calls": with(json!({"a": 1}))}),
+        ),
+    ];
+    // Prints whatever there is; cannot do with null.
+    let template = ChatTemplate::new(
+        "{% for m in messages %}{% for k, v in m | dictsort %}{{ k }}={{ v | tojson if v is not string else v + '' }};{% endfor %}{% endfor %}",
+        tokens(),
+    )
+    .unwrap();
+    for (given, plain) in rows {
+        let render = |message: &Value| {
+            let messages = [json!({"role": "user", "content": "x"}), message.clone()];
+            template.render(&request(&messages, &Map::new())).unwrap().text
+        };
+        let all = render(&given);
+        assert_eq!(all, render(&plain), "{given}");
+        assert!(!all.contains("null"), "{all}");
+    }
+}
+
+/// Beside calls, `content` stays null for templates that know a call by it, and is "" for those that add to it.
+#[test]
+fn content_beside_calls_is_what_the_template_can_read() {
+    let function = json!({"name": "f", "arguments": {}});
+    let messages = [
+        json!({"role": "user", "content": "x"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [{"id": "c", "function": function}]}),
+    ];
+    let rows = [
+        (
+            "{% for m in messages %}{{ m.content + '|' }}{{ m.tool_calls[0].function.name }}{% endfor %}",
+            "x||f",
+        ),
+        ("{% for m in messages %}{{ m.content }}|{{ m.tool_calls[0].function.name }}{% endfor %}", "x||f"),
+        (
+            "{% for m in messages %}{% if m.content is none %}C{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}{% endfor %}",
+            "xCf",
+        ),
+    ];
+    for (source, expected) in rows {
+        let template = ChatTemplate::new(source, tokens()).unwrap();
+        assert_eq!(template.render(&request(&messages, &Map::new())).unwrap().text, expected, "{source}");
+    }
+}
+
+/// (template, argument, whether it is read or what the error says).
+#[test]
+fn arguments_that_nothing_reads_are_refused() {
+    let show = |more: &str| format!("{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}{more}");
+    let thinks = "{% if enable_thinking is defined and not enable_thinking %}x{% endif %}";
+    let rows = [
+        (thinks, "enable_thinking", ""),
+        (thinks, "enable_thinkin", "did you mean \"enable_thinking\"?"),
+        (thinks, "add_generation_promt", "did you mean \"add_generation_prompt\"?"),
+        (thinks, "quite_different", "It reads enable_thinking"),
+        ("", "thinking", "It reads no arguments"),
+        ("", "bos_token", ""),
+        ("", "tokenize", "rendered as a text"),
+        ("", "chat_template", "when the model is loaded"),
+        ("{{ chat_template }}", "chat_template", ""),
+        // Read before it is set, in one branch only, in a macro, through a filter, as an argument, in a condition.
+        ("{% set date = date | default('now') %}{{ date }}", "date", ""),
+        ("{% set date = other.date %}{{ date }}", "date", "does not read"),
+        ("{% if tools %}{% set date = 1 %}{% endif %}{{ date }}", "date", ""),
+        ("{% macro f(a) %}{{ a }}{{ date }}{% endmacro %}{{ f(1) }}", "date", ""),
+        ("{{ [1] | join(sep) }}", "sep", ""),
+        ("{{ dict(a=day) }}", "day", ""),
+        ("{{ 1 if mood else 2 }}", "mood", ""),
+        ("{% with x = mood %}{{ x }}{% endwith %}", "mood", ""),
+        ("{% for x in list if x != mood %}{% endfor %}", "mood", ""),
+        // Names that the template makes itself, attributes and texts.
+        ("{% set ns = namespace(a=1) %}{{ ns.a }}", "ns", "does not read"),
+        ("{% set ns = namespace(a=1) %}{{ ns.a }}", "a", "does not read"),
+        ("", "m", "does not read"),
+        ("{{ 'mood' }}", "mood", "does not read"),
+        ("{# mood #}", "mood", "does not read"),
+        ("{{ raise_exception }}", "raise_exception", "does not read"),
+    ];
+    let messages = turns(&["user x"]);
+    for (more, name, expected) in rows {
+        let template = ChatTemplate::new(&show(more), tokens()).unwrap();
+        let arguments = Map::from_iter([(name.to_owned(), json!("given"))]);
+        match template.render(&request(&messages, &arguments)) {
+            Ok(_) => assert_eq!(expected, "", "{more:?} {name}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{more:?} {name} {error:?}");
+                assert!(!expected.is_empty() && error.message().contains(expected), "{more:?} {error:?}");
+            }
+        }
+    }
+    let template = ChatTemplate::new(&show(""), tokens()).unwrap();
+    for (name, tools, documents) in
+        [("tools", Some(json!([1])), None), ("documents", None, Some(json!([{"text": "x"}])))]
+    {
+        let (tools, documents) = (tools.as_ref(), documents.as_ref());
+        let arguments = Map::new();
+        let error = template.render(&RenderRequest { tools, documents, ..request(&messages, &arguments) });
+        assert!(error.unwrap_err().message().starts_with(name));
+    }
+}
+
+/// Templates by name: (files, the user's choice, what is asked with, the prompt or a part of the error).
+#[test]
+fn templates_are_chosen_by_name_and_use() {
+    const MORE: [(&str, &str); 3] = [
+        ("chat_template.jinja", "D{{ messages[0].content }}"),
+        ("additional_chat_templates/rag.jinja", "R{{ messages[0].content }}{{ documents | length }}"),
+        ("additional_chat_templates/tool_use.jinja", "T{{ messages[0].content }}{{ tools | length }}"),
+    ];
+    const LIST: [(&str, &str); 1] = [(
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"name": "default", "template": "D{{ messages[0].content }}"},
+            {"name": "rag", "template": "R{{ messages[0].content }}{{ documents | length }}"},
+            {"name": "tool_use", "template": "T{{ messages[0].content }}{{ tools | length }}"}]}"#,
+    )];
+    const BLANK: [(&str, &str); 1] = [("tokenizer_config.json", r#"{"chat_template": " "}"#)];
+    let name = |name: &str| Some(Own::Name(name.to_owned()));
+    let text = |text: &str| Some(Own::Text(text.to_owned()));
+    let rows: [(&[(&str, &str)], Option<Own>, &str, &str); 13] = [
+        (&MORE, None, "", "Dx"),
+        (&MORE, None, "tools", "Tx1"),
+        (&MORE, None, "documents", "Rx1"),
+        (&MORE, name("rag"), "documents", "Rx1"),
+        (&MORE, name("rag"), "tools", "never reads them"),
+        (
+            &MORE,
+            name("chatml"),
+            "",
+            "\"chatml\" is neither a Jinja template, nor an existing file, nor the name",
+        ),
+        (&LIST, None, "", "Dx"),
+        (&LIST, None, "tools", "Tx1"),
+        (&LIST, None, "documents", "Rx1"),
+        (&LIST, text("O{{ messages[0].content }}"), "tools", "never reads them"),
+        (&LIST, text("{{ prompt }}"), "", "chat_template reads no messages"),
+        (&BLANK, None, "", "none"),
+        (&BLANK, name("rag"), "", "it has none with a name"),
+    ];
+    let (messages, arguments, list) = (turns(&["user x"]), Map::new(), json!([{"text": "y"}]));
+    for (files, own, with, expected) in rows {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let file = dir.path().join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, text).unwrap();
+        }
+        let given = RenderRequest {
+            tools: (with == "tools").then_some(&list),
+            documents: (with == "documents").then_some(&list),
+            ..request(&messages, &arguments)
+        };
+        let got = match ChatTemplate::from_hf(dir.path(), own.as_ref()) {
+            Ok(Some(template)) => template.render(&given).map(|rendered| rendered.text),
+            Ok(None) => Ok("none".to_owned()),
+            Err(error) => Err(error),
+        };
+        let got = got.unwrap_or_else(|error| error.message().to_owned());
+        assert!(
+            got == expected || (expected.len() > 8 && got.contains(expected)),
+            "{got:?} is not {expected:?}"
+        );
     }
 }

@@ -180,9 +180,16 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
     };
     let arguments = Map::new();
     let messages = [json!({"role": "user", "content": "ab <|im_end|>"})];
-    let chat = Chat { messages: &messages, tools: None, add_generation_prompt: true, arguments: &arguments };
-    let mut prompts = vec![Prompt::Text("ab c"), Prompt::Ids(&[1, 2, 3]), Prompt::Chat(chat)];
-    prompts.truncate(if lm.model().template().is_some() { 3 } else { 2 });
+    let chat = Chat { messages: &messages, tools: None, arguments: &arguments };
+    let rendered = match lm.model().template().map(|_| lm.model().render(&chat)).transpose() {
+        Ok(rendered) => rendered,
+        Err(error) => {
+            proper(error, &Prompt::Text("ab c")).map_err(|problem| format!("template: {problem}"))?;
+            None
+        }
+    };
+    let mut prompts = vec![Prompt::Text("ab c"), Prompt::Ids(&[1, 2, 3])];
+    prompts.extend(rendered.as_ref().map(Prompt::Chat));
     let started: Vec<_> = prompts.iter().map(|prompt| lm.generate(prompt, &options, None)).collect();
     for (index, (prompt, generation)) in prompts.iter().zip(started).enumerate() {
         if let Err(error) = generation.and_then(end) {

@@ -265,6 +265,7 @@ const SMALL: Files = &[
     ("tokenizer.json", b"{\"t\":1}"),
     ("tokenizer_config.json", b"{\"c\":1}"),
     ("1_Pooling/config.json", b"{\"p\":1}"),
+    ("additional_chat_templates/rag.jinja", b"r"),
     ("pytorch_model.bin", b"pickle"),
     ("modeling.py", b"code"),
     (".gitattributes", b"x"),

@@ -22,6 +22,7 @@ __all__ = [
     "Model",
     "ModelFileError",
     "OutOfMemoryError",
+    "Prompt",
     "Sampler",
     "TemplateError",
     "Timeout",
@@ -33,6 +34,7 @@ __all__ = [
     "end_filters",
     "features",
     "locate",
+    "plain_messages",
 ]
 
 __version__: str
@@ -43,6 +45,9 @@ def features() -> dict[str, Any]:
 def end_filters(seconds: float) -> None: ...
 def aliases() -> list[tuple[str, str, str, int]]:
     """The short names of models: name, licence, description, bytes to download."""
+
+def plain_messages(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Messages in the one spelling that chat templates know: no null fields, no old names."""
 
 def locate(
     source: str,
@@ -114,10 +119,25 @@ class Model:
     def render(
         self,
         messages: list[dict[str, Any]],
-        tools: list[Any] | None,
-        add_generation_prompt: bool,
-        arguments: dict[str, Any],
-    ) -> str: ...
+        tools: list[Any] | None = None,
+        arguments: dict[str, Any] | None = None,
+        name: str = "messages",
+    ) -> Prompt: ...
+    @property
+    def template_variables(self) -> list[str] | None: ...
+    @property
+    def shows_calls(self) -> bool: ...
+
+@final
+class Prompt:
+    """A conversation that a model has rendered, which the engine takes for a prompt. Its length is in
+    tokens."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def notes(self) -> list[str]: ...
+    def __len__(self) -> int: ...
 
 @final
 class Engine:
@@ -134,10 +154,8 @@ class Engine:
     ) -> Engine: ...
     def generate(
         self,
-        prompt: str | list[dict[str, Any]] | Sequence[int],
+        prompt: str | Prompt | Sequence[int],
         *,
-        tools: list[Any] | None = None,
-        arguments: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         sampler: Sampler | None = None,
         fields: dict[str, Any] | None = None,
@@ -156,17 +174,13 @@ class Engine:
     def embed(self, texts: list[str], pooling: str) -> NDArray[np.float32]: ...
     def score(
         self,
-        prompt: str | list[dict[str, Any]] | Sequence[int],
+        prompt: str | Prompt | Sequence[int],
         candidates: list[str],
-        tools: list[Any] | None = None,
-        arguments: dict[str, Any] | None = None,
     ) -> list[tuple[list[int], list[float]]]: ...
     def save_prefix(
         self,
         path: str | PathLike[str],
-        prompt: str | list[dict[str, Any]] | Sequence[int],
-        tools: list[Any] | None = None,
-        arguments: dict[str, Any] | None = None,
+        prompt: str | Prompt | Sequence[int],
     ) -> int: ...
     def load_prefix(self, path: str | PathLike[str]) -> int: ...
     def stats(self) -> dict[str, Any]: ...

@@ -7,6 +7,7 @@ template's own arguments) are judged by the native half, before any work is done
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fractions
 import math
@@ -17,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from ._core import Sampler
+from . import _core
 from .errors import ArgumentTypeError, InvalidRequestError
 
 Prompt = str | list[dict[str, Any]] | list[int]
@@ -30,6 +31,10 @@ MAX_COUNT = 2**31 - 1
 MAX_SEED = 2**64 - 1
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+#: What a turn may hold instead of a ``content``.
+_INSTEAD = ("tool_calls", "function_call", "refusal", "reasoning_content", "reasoning", "thinking")
+#: Objects in objects; the native half refuses what is deeper.
+_MAX_DEPTH = 64
 
 
 def wrong_type(name: str, value: object, wanted: str) -> NoReturn:
@@ -182,38 +187,60 @@ def token_ids(name: str, value: object) -> list[int]:
     return ids
 
 
-def messages(name: str, value: Sequence[object]) -> list[dict[str, Any]]:
-    """Turns of a conversation, as plain dicts."""
+def plain(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """Objects of OpenAI's client, other pydantic models and dataclasses as the dicts that they stand for."""
+    if depth == 0:
+        return value
+    if callable(getattr(value, "model_dump", None)) and not isinstance(value, type):
+        value = value.model_dump()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, depth - 1) for item in value]
+    return value
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "role")
+
+
+def messages(name: str, value: Sequence[object], roles: str | None = None) -> list[dict[str, Any]]:
+    """Turns of a conversation, as plain dicts. ``roles``: a chat template, whose own roles are allowed."""
     if not value:
         raise InvalidRequestError(f"{name} is empty; give at least one message")
-    return [_message(f"{name}[{at}]", item) for at, item in enumerate(value)]
+    return [_message(f"{name}[{at}]", item, roles or "") for at, item in enumerate(value)]
 
 
-def _message(name: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
+def _message(name: str, value: object, roles: str) -> dict[str, Any]:
+    if not _is_message(value):
         wrong_type(name, value, 'a dict like {"role": "user", "content": "Hello"}')
-    result = {text(f"a key of {name}", key): item for key, item in value.items()}
-    if "role" not in result:
+    result = {text(f"a key of {name}", key): item for key, item in plain(value).items()}
+    role = result.get("role")
+    if role is None:
         raise InvalidRequestError(f'{name} has no "role"; it must be one of {", ".join(_ROLES)}')
-    choice(f'{name}["role"]', result["role"], _ROLES)
+    # Granite has a role "documents", Llama "ipython"; "function" is OpenAI's old name of "tool".
+    if role != "function" and not (isinstance(role, str) and (f"'{role}'" in roles or f'"{role}"' in roles)):
+        choice(f'{name}["role"]', role, _ROLES)
     content = result.get("content")
     if isinstance(content, str):
         text(f'{name}["content"]', content)
-    elif content is None and "tool_calls" not in result:
+    elif content is None and not any(result.get(field) for field in _INSTEAD):
         raise InvalidRequestError(f'{name} has no "content"; give its text')
-    elif content is not None and not isinstance(content, (list, tuple)):
+    elif content is not None and not isinstance(content, list):
         wrong_type(f'{name}["content"]', content, "a str or a list of parts")
     return result
 
 
-def prompt(value: object, name: str = "prompt") -> Prompt:
-    """Plain text (str), a conversation (dicts), or token ids (integers)."""
+def prompt(value: object, name: str = "prompt", roles: str | None = None) -> Prompt:
+    """Plain text (str), a conversation (dicts, or objects with a role), or token ids (integers)."""
     if isinstance(value, str):
         if not value:
             raise InvalidRequestError(f"{name} is empty; give at least one character")
         return text(name, value)
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-        return messages(name, value)
+    if isinstance(value, (list, tuple)) and value and _is_message(value[0]):
+        return messages(name, value, roles)
     if isinstance(value, Mapping):
         wrong_type(name, value, "a list of messages: put the dict into a list")
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], str):
@@ -270,7 +297,7 @@ def choices(name: str, value: object) -> list[str]:
 
 
 #: What a chat template gets from elsewhere; given as an argument it would be overwritten in silence.
-_TEMPLATE_OWN = ("messages", "tools", "add_generation_prompt")
+_TEMPLATE_OWN = ("messages", "tools")
 
 
 def template_arguments(name: str, value: object) -> dict[str, Any]:
@@ -281,6 +308,13 @@ def template_arguments(name: str, value: object) -> dict[str, Any]:
                 f"{name} holds {own!r}, which has an argument of its own; give it there"
             )
     return result
+
+
+def continued(name: str, value: object) -> bool | str:
+    """True, or the field of the last message that the answer continues."""
+    if not isinstance(value, (bool, str)):
+        wrong_type(name, value, "True, False or a field of the last message")
+    return text(name, value) if isinstance(value, str) else value
 
 
 def logit_bias(name: str, value: object) -> dict[int, float]:
@@ -328,8 +362,6 @@ def sampler_fields(given: Mapping[str, object]) -> dict[str, Any]:
 
 #: What every way to generate takes, and how each argument is read.
 _OPTIONS: dict[str, Callable[[str, object], Any]] = {
-    "tools": json_list,
-    "template_arguments": template_arguments,
     "max_tokens": _positive,
     "stop": stops,
     "seed": lambda name, value: integer(name, value, 0, MAX_SEED),
@@ -357,10 +389,6 @@ def constraint(given: Mapping[str, object]) -> tuple[str, Any] | None:
     return (found[0], CONSTRAINTS[found[0]](found[0], given[found[0]])) if found else None
 
 
-#: Arguments of the engine that have another name there.
-_NATIVE_NAMES = {"template_arguments": "arguments"}
-
-
 def no_others(function: str, fields: Mapping[str, object], options: Iterable[str]) -> None:
     """Refuses what is neither an option of the function nor a field of the sampler."""
     for name in fields:
@@ -369,33 +397,19 @@ def no_others(function: str, fields: Mapping[str, object], options: Iterable[str
 
 
 def generation(
-    prompt_: object, options: Mapping[str, Any], fields: Mapping[str, object]
-) -> tuple[Prompt, dict[str, Any]]:
-    """Checks a request, and returns its prompt and the arguments for the native ``Engine.generate``."""
-    checked = prompt(prompt_)
+    prompt_: Any, options: Mapping[str, Any], fields: Mapping[str, object]
+) -> tuple[Any, dict[str, Any]]:
+    """Checks a request whose prompt is ready (see ``prompts``), and returns it with the arguments for the
+    native ``Engine.generate``."""
     sampler = options.get("sampler")
-    if sampler is not None and not isinstance(sampler, Sampler):
+    if sampler is not None and not isinstance(sampler, _core.Sampler):
         wrong_type("sampler", sampler, "a tallow.Sampler")
     native: dict[str, Any] = {"sampler": sampler, "fields": sampler_fields(fields)}
     for name, check in _OPTIONS.items():
         value = options.get(name)
         if value is not None:
-            native[_NATIVE_NAMES.get(name, name)] = check(name, value)
+            native[name] = check(name, value)
     held = constraint(options)
     if held is not None:
         native["constraint"] = held
-    only_for_messages(
-        checked, tools=options.get("tools"), template_arguments=options.get("template_arguments")
-    )
-    return checked, native
-
-
-def only_for_messages(prompt_: Prompt, **given: object) -> None:
-    """Arguments that a chat template reads mean nothing for a plain prompt, and nothing is silently
-    ignored."""
-    is_chat = isinstance(prompt_, list) and isinstance(prompt_[0], dict)
-    for name, value in given.items():
-        if value is not None and not is_chat:
-            raise InvalidRequestError(
-                f"{name} is for a list of messages; this prompt is plain text or token ids"
-            )
+    return prompt_, native

@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, arguments, results
+from . import _core, arguments, prompts, results
 from ._engines import EngineOptions, Shared, shared
 from .progress import Report, reporter
 from .results import Chunk, Completion, Score
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ._async import AsyncGeneration
 
-PromptLike = arguments.Prompt | Sequence[Any]
+PromptLike = arguments.Prompt | Sequence[Any] | _core.Prompt
 _Start = Callable[..., _core.Generation]
 
 #: How ``embed`` makes one vector of many.
@@ -47,7 +47,8 @@ class Model:
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
     - ``threads``: CPU threads; None is one a core.
-    - ``chat_template``: a Jinja template instead of the model's own.
+    - ``chat_template``: a Jinja template instead of the model's own, a file that holds one, or the name of
+      one of the model's ("rag"), where it has several.
     - ``progress``: True shows a bar on a terminal or in a notebook, False does not, and a callable gets
       ``(what, total_bytes_or_None, done_bytes)``, with -1 for an item that is finished.
 
@@ -222,21 +223,32 @@ class Model:
 
     def render(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Sequence[Any],
         *,
         tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
         **template_kwargs: Any,
     ) -> str:
-        """The prompt that the chat template makes of messages; other arguments go to the template."""
+        """The prompt that the chat template makes of messages, as ``generate`` does; other arguments go to
+        the template, and one that it does not read is refused.
+
+        ``add_generation_prompt``: ends the prompt where the answer begins; so it is unless told otherwise.
+        ``continue_final_message``: ends it with the last message's own text instead, which the answer
+        continues; True, or the field of the message that is meant ("reasoning_content")."""
         if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
             arguments.wrong_type("messages", messages, "a list of dicts")
-        return self._native.render(
-            arguments.messages("messages", messages),
-            None if tools is None else arguments.json_list("tools", tools),
-            arguments.boolean("add_generation_prompt", add_generation_prompt),
-            arguments.template_arguments("template_kwargs", template_kwargs),
-        )
+        if add_generation_prompt is not None:
+            template_kwargs["add_generation_prompt"] = arguments.boolean(
+                "add_generation_prompt", add_generation_prompt
+            )
+        return prompts.rendered(
+            self._native,
+            arguments.messages("messages", messages, self.chat_template),
+            tools=tools,
+            template_arguments=template_kwargs,
+            continue_final_message=continue_final_message,
+        ).text
 
     # Answers
 
@@ -262,9 +274,13 @@ class Model:
         choices: Sequence[str] | None = None,
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
+        continue_final_message: bool | str = False,
         **sampler_fields: Any,
     ) -> Completion | list[Completion]:
         """Continues a text, answers messages, or continues token ids.
+
+        Messages are dicts as OpenAI's API has them, or its client's objects. Where the chat template does
+        not take them as they are (many know no system message), ``notes`` of the answer say what was done.
 
         - ``max_tokens``: None goes on until the model ends its answer or the context is full.
         - ``sampler``: a Sampler; its fields may also be given directly (``temperature=0.7``). What is not
@@ -281,7 +297,11 @@ class Model:
           while the answer is written, and what can only be one thing is not sampled but appended. An answer
           that would not end within ``max_tokens`` is brought to its shortest end, with "length" as its finish
           reason. A ``stop`` text still ends an answer wherever it is met.
-        - ``tools``, ``template_arguments``: what the chat template gets, for messages.
+        - ``tools``: functions that the model may call, shown by the chat template or, where that knows none,
+          in a system message. ``template_arguments``: variables for the template; one that it does not read
+          is refused. Both are for messages.
+        - ``continue_final_message``: the answer goes on from the text of the last message. True, or the field
+          of the message that is meant ("reasoning_content").
         """
         options: dict[str, Any] = {
             "max_tokens": max_tokens,
@@ -298,8 +318,9 @@ class Model:
             "choices": choices,
             "tools": tools,
             "template_arguments": template_arguments,
+            "continue_final_message": continue_final_message,
         }
-        start = self._request("generate()", prompt, sampler_fields, **options)
+        start, notes = self._request("generate()", prompt, sampler_fields, **options)
         running = [start(index) for index in range(n)]  # all submitted before the first is waited for
         try:
             raw = [generation.collect() for generation in running]
@@ -308,7 +329,7 @@ class Model:
             for generation in running:
                 generation.cancel()
             raise
-        done = [results.completion(one, self._native.token_bytes) for one in raw]
+        done = [results.completion(one, self._native.token_bytes, notes) for one in raw]
         return done[0] if n == 1 else done
 
     def stream(self, prompt: PromptLike, **options: Any) -> Stream:
@@ -321,8 +342,8 @@ class Model:
                     print(chunk.text, end="", flush=True)
         """
         fields = _only_fields(options)
-        start = self._request("stream()", prompt, fields, **options)
-        return Stream(start(0), self._shared)
+        start, notes = self._request("stream()", prompt, fields, **options)
+        return Stream(start(0), self._shared, notes)
 
     @overload
     async def agenerate(self, prompt: PromptLike, *, n: Literal[1] = 1, **options: Any) -> Completion: ...
@@ -334,7 +355,7 @@ class Model:
 
         fields = _only_fields(options)
         n = options.setdefault("n", 1)
-        start = self._request("agenerate()", prompt, fields, **options)
+        start, notes = self._request("agenerate()", prompt, fields, **options)
         running: list[AsyncGeneration] = []
         try:
             for index in range(n):
@@ -343,7 +364,7 @@ class Model:
         finally:
             for generation in running:
                 generation.close()
-        made = [results.completion(raw, self._native.token_bytes) for raw in done]
+        made = [results.completion(raw, self._native.token_bytes, notes) for raw in done]
         return made[0] if n == 1 else made
 
     def astream(self, prompt: PromptLike, **options: Any) -> AsyncStream:
@@ -351,25 +372,31 @@ class Model:
         from ._async import AsyncGeneration
 
         fields = _only_fields(options)
-        start = self._request("astream()", prompt, fields, **options)
-        return AsyncStream(AsyncGeneration(functools.partial(start, 0), every_token=True), self._shared)
+        start, notes = self._request("astream()", prompt, fields, **options)
+        generation = AsyncGeneration(functools.partial(start, 0), every_token=True)
+        return AsyncStream(generation, self._shared, notes)
 
     def _request(
         self, function: str, prompt: object, fields: dict[str, Any], n: int = 1, **options: Any
-    ) -> _Start:
-        """Checks everything, and returns what submits answer number ``index``."""
+    ) -> tuple[_Start, tuple[str, ...]]:
+        """Checks everything, and returns what submits answer number ``index``, with the prompt's notes."""
         count = arguments.integer("n", n, 1, arguments.MAX_CANDIDATES)
         if count > 1 and "stream" in function:
             arguments.wrong_value(
                 "n", count, f"1 for {function}; open several streams, or use generate(n=...)"
             )
         arguments.no_others(function, fields, _OPTIONS)
-        checked, native = arguments.generation(prompt, options, fields)
+        ready = prompts.ready(
+            self._native, prompt, **{name: options.pop(name) for name in _CHAT if name in options}
+        )
+        checked, native = arguments.generation(ready, options, fields)
         seed = native.pop("seed", None)
         engine = self._shared.engine()
-        return lambda index, **waker: engine.generate(
-            checked, **native, seed=derived_seed(seed, index), **waker
-        )
+
+        def start(index: int, **waker: Any) -> _core.Generation:
+            return engine.generate(checked, **native, seed=derived_seed(seed, index), **waker)
+
+        return start, prompts.notes(ready)
 
     # Numbers
 
@@ -387,26 +414,24 @@ class Model:
         *,
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
+        continue_final_message: bool | str = False,
     ) -> list[Score]:
         """The exact log likelihood of each candidate as the continuation of the prompt, which is computed
         once."""
-        checked = arguments.prompt(prompt)
-        arguments.only_for_messages(checked, tools=tools, template_arguments=template_arguments)
+        ready = prompts.ready(
+            self._native,
+            prompt,
+            tools=tools,
+            template_arguments=template_arguments,
+            continue_final_message=continue_final_message,
+        )
         texts = arguments.texts("candidates", candidates)
         for at, text in enumerate(texts):
             if not text:
                 raise _core.InvalidRequestError(
                     f"candidates[{at}] is empty; a candidate needs at least one character"
                 )
-        raw = self._shared.engine().score(
-            checked,
-            texts,
-            None if tools is None else arguments.json_list("tools", tools),
-            None
-            if template_arguments is None
-            else arguments.template_arguments("template_arguments", template_arguments),
-        )
-        return results.scores(texts, raw)
+        return results.scores(texts, self._shared.engine().score(ready, texts))
 
     def embed(self, texts: Sequence[str], pooling: str = "auto") -> NDArray[np.float32]:
         """One vector of unit length a text: float32 [len(texts), hidden]. ``pooling``: auto, mean, last,
@@ -426,21 +451,20 @@ class Model:
         *,
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
+        continue_final_message: bool | str = False,
     ) -> int:
         """Saves what the engine has computed of a prompt (a system message with demos, say) as a safetensors
         file, and returns how many tokens that are. After ``load_prefix``, in any process with this model on
         this kind of machine, prompts that begin with the same tokens are computed only from there on, and
         the answers are the same, bit by bit."""
-        checked = arguments.prompt(prompt)
-        arguments.only_for_messages(checked, tools=tools, template_arguments=template_arguments)
-        return self._shared.engine().save_prefix(
-            arguments.path_text("path", path),
-            checked,
-            None if tools is None else arguments.json_list("tools", tools),
-            None
-            if template_arguments is None
-            else arguments.template_arguments("template_arguments", template_arguments),
+        ready = prompts.ready(
+            self._native,
+            prompt,
+            tools=tools,
+            template_arguments=template_arguments,
+            continue_final_message=continue_final_message,
         )
+        return self._shared.engine().save_prefix(arguments.path_text("path", path), ready)
 
     def load_prefix(self, path: str | os.PathLike[str]) -> int:
         """Takes up what ``save_prefix`` wrote; returns how many tokens that are. A file that is damaged or
@@ -501,6 +525,8 @@ LOAD_OPTIONS = (
     *("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template"),
     *EngineOptions._fields,
 )
+#: What is for messages alone.
+_CHAT = ("tools", "template_arguments", "continue_final_message")
 _OPTIONS = (
     "max_tokens",
     "sampler",
@@ -511,15 +537,15 @@ _OPTIONS = (
     "timeout",
     "prediction",
     *arguments.CONSTRAINTS,
-    "tools",
-    "template_arguments",
+    *_CHAT,
 )
 
 
 class Stream(Iterator[Chunk]):
-    """The pieces of one answer as they come; see ``Model.stream``."""
+    """The pieces of one answer as they come; see ``Model.stream``. ``notes``: as those of a Completion."""
 
-    def __init__(self, generation: _core.Generation, shared: Shared) -> None:
+    def __init__(self, generation: _core.Generation, shared: Shared, notes: tuple[str, ...] = ()) -> None:
+        self.notes = notes
         self._generation: _core.Generation | None = generation
         self._shared = shared  # the engine lives as long as its stream
         self._token_bytes = shared.native.token_bytes
@@ -554,9 +580,10 @@ class Stream(Iterator[Chunk]):
 
 
 class AsyncStream(AsyncIterator[Chunk]):
-    """The pieces of one answer as they come; see ``Model.astream``."""
+    """The pieces of one answer as they come; see ``Model.astream``. ``notes``: as those of a Completion."""
 
-    def __init__(self, generation: AsyncGeneration, shared: Shared) -> None:
+    def __init__(self, generation: AsyncGeneration, shared: Shared, notes: tuple[str, ...] = ()) -> None:
+        self.notes = notes
         self._generation: AsyncGeneration | None = generation
         self._shared = shared  # the engine lives as long as its stream
         self._token_bytes = shared.native.token_bytes

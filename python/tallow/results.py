@@ -68,6 +68,8 @@ class Completion:
     usage: Usage
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = None
+    #: What the chat template could not take as it was given, and what was done instead: a sentence each.
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -132,7 +134,7 @@ def speed(usage: Usage, timings: Timings) -> float:
 TokenBytes = Callable[[int], bytes]
 
 
-def completion(raw: dict[str, Any], token_bytes: TokenBytes) -> Completion:
+def completion(raw: dict[str, Any], token_bytes: TokenBytes, notes: tuple[str, ...] = ()) -> Completion:
     """From what the engine hands over at the end of a request."""
     return Completion(
         text=raw["text"],
@@ -141,6 +143,7 @@ def completion(raw: dict[str, Any], token_bytes: TokenBytes) -> Completion:
         usage=Usage(*raw["usage"]),
         timings=Timings(*raw["timings"]),
         logprobs=_logprobs(raw["logprobs"], token_bytes),
+        notes=notes,
     )
 
 

@@ -4,7 +4,7 @@
     python scripts/golden/chat.py [folder with SmolLM2-135M-Instruct.Q4_1.gguf]
 
 Reads templates.json-like tables below (our own wording, in the manner of the families) and writes
-tests/golden/chat/{cases,micro,real}.json. Real templates are never copied: only their output is kept.
+tests/golden/chat/{cases,continued,micro,real}.json. Real templates are never copied: only their output is kept.
 """
 
 import json
@@ -20,7 +20,15 @@ OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden" / "chat"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def render(template, messages, tools=None, documents=None, add_generation_prompt=False, **arguments):
+def render(
+    template,
+    messages,
+    tools=None,
+    documents=None,
+    add_generation_prompt=False,
+    continue_final_message=False,
+    **arguments,
+):
     """What `apply_chat_template(tokenize=False)` gives, or the error."""
     try:
         text, _ = render_jinja_template(
@@ -29,6 +37,7 @@ def render(template, messages, tools=None, documents=None, add_generation_prompt
             documents=documents,
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             **(TOKENS | arguments),
         )
         return {"text": text[0]}
@@ -160,6 +169,35 @@ def cases():
     return {"templates": TEMPLATES, "conversations": CONVERSATIONS, "rows": rows}
 
 
+#: Conversations whose last message is to be continued, and the field of it.
+CONTINUED = {
+    "open": dict(messages=[U("Hi"), A("Sure, ")]),
+    "closed": dict(messages=[U("Hi"), A("Sure,")]),
+    "lines": dict(messages=[U("Hi"), A("\n1. a\n2. b\n\n")]),
+    "twice": dict(messages=[U("Sure"), A("Sure"), U("x"), A("Sure")]),
+    "system": dict(messages=[S("Be brief."), U("Hi"), A("It is")]),
+    "user": dict(messages=[U("Tell me, ")]),
+    "empty": dict(messages=[U("Hi"), A("")]),
+    "thought": dict(messages=[U("Hi"), A("<think>\nhm\n</think>\n\nWell, ")]),
+    "parts": dict(messages=[U("Hi"), {"role": "assistant", "content": [{"type": "text", "text": "Sure, "}]}]),
+    "reasoning": dict(
+        messages=[U("Hi"), {"role": "assistant", "content": "", "reasoning_content": "First, "}],
+        continue_final_message="reasoning_content",
+    ),
+    "call": dict(messages=[U("Weather?"), {**CALL, "content": None}]),
+    "both": dict(messages=[U("Hi"), A("Sure")], add_generation_prompt=True),
+}
+
+
+def continued():
+    rows = []
+    for name, template in TEMPLATES.items():
+        for key, conversation in CONTINUED.items():
+            given = {"continue_final_message": True} | conversation
+            rows.append({"template": name, "conversation": key} | render(template, **given))
+    return {"conversations": CONTINUED, "rows": rows}
+
+
 def real(folder):
     from gguf import GGUFReader
 
@@ -179,5 +217,6 @@ def write(name, value):
 OUT.mkdir(parents=True, exist_ok=True)
 write("micro.json", micro())
 write("cases.json", cases())
+write("continued.json", continued())
 if len(sys.argv) > 1:
     write("real.json", real(pathlib.Path(sys.argv[1])))

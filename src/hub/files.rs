@@ -30,6 +30,12 @@ pub const OPTIONAL: &[&str] = &[
     "1_Pooling/config.json",
 ];
 
+/// Whether a file is a chat template by name; a repository that has some has them all there.
+pub fn is_named_template(name: &str) -> bool {
+    let named = name.strip_prefix("additional_chat_templates/").and_then(|name| name.strip_suffix(".jinja"));
+    named.is_some_and(|name| !name.contains('/'))
+}
+
 /// Shards of one model, at most. The largest published ones have fewer than 200.
 const MAX_SHARDS: usize = 10_000;
 

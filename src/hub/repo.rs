@@ -176,6 +176,9 @@ impl Wish<'_> {
             self.ensure(remote, commit, name)?;
         }
         self.check_config(&self.cache.snapshot(commit).join(CONFIG))?;
+        for name in listing.files.iter().filter(|name| files::is_named_template(name)) {
+            self.ensure(remote, commit, name)?;
+        }
         for name in self.weights(remote, commit, sharded)? {
             if !has(&name) {
                 return Err(Error::model_file(format!(

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::alias::{self, ALIASES, Alias};
 use super::env::Env;
 use super::files;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// A source, understood.
 #[derive(Debug)]
@@ -166,42 +166,6 @@ fn unknown(text: &str) -> Error {
          \"org/name\" or \"org/name/file.gguf\" on the Hugging Face hub; \"pypi:NAME\" or \"pypi:NAME==VERSION\"",
         names.collect::<Vec<_>>().join(", ")
     ))
-}
-
-/// Up to three candidates that a slip of the fingers away, nearest first.
-pub(super) fn nearest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let wanted = wanted.to_lowercase();
-    let limit = (wanted.chars().count() / 3).max(2);
-    let mut scored: Vec<(usize, &str)> = candidates
-        .take(10_000)
-        .map(|name| (distance(&wanted, &name.to_lowercase()), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .collect();
-    scored.sort();
-    scored.into_iter().take(3).map(|(_, name)| name).collect()
-}
-
-/// Levenshtein distance in characters; a prefix counts as near, because people stop typing.
-fn distance(a: &str, b: &str) -> usize {
-    if a.len() >= 3 && b.starts_with(a) {
-        return 1;
-    }
-    let b: Vec<char> = b.chars().take(256).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().take(256).enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cb, cell) in b.iter().zip(row.iter_mut().skip(1)) {
-            let best = (diagonal + usize::from(ca != *cb)).min(left + 1).min(*cell + 1);
-            diagonal = *cell;
-            *cell = best;
-            left = best;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ impl Identity {
     /// `ModelFile` if a file cannot be read.
     pub fn new(
         weights: &Weights,
-        companions: &[(&str, PathBuf)],
+        companions: &[(String, PathBuf)],
         options: &str,
         threads: usize,
     ) -> Result<Identity> {

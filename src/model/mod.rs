@@ -9,7 +9,8 @@ mod file_hash;
 mod fingerprint;
 mod load;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
@@ -46,8 +47,8 @@ pub struct Model {
 pub enum Prompt<'a> {
     /// Plain text. Control tokens written in it are text.
     Text(&'a str),
-    /// A conversation, rendered by the model's chat template.
-    Chat(Chat<'a>),
+    /// A conversation that this model has rendered.
+    Chat(&'a ChatPrompt),
     /// Token ids, taken as they are.
     Ids(&'a [u32]),
 }
@@ -57,10 +58,29 @@ pub enum Prompt<'a> {
 pub struct Chat<'a> {
     pub messages: &'a [Value],
     pub tools: Option<&'a Value>,
-    /// Ends the text where the answer begins.
-    pub add_generation_prompt: bool,
-    /// More variables for the template (`enable_thinking`, `date_string`, …).
+    /// Variables for the template (`enable_thinking`, `date_string`, …), and what else transformers takes
+    /// beside the messages: `documents`; `add_generation_prompt`, which ends the prompt where the answer
+    /// begins (so it is unless told otherwise); `continue_final_message`, which ends it with the last message's
+    /// own text instead (true, or the field of the message that is to be continued).
     pub arguments: &'a Map<String, Value>,
+}
+
+/// A conversation as the chat template wrote it. Its ids are made once, when they are first needed.
+#[derive(Debug)]
+pub struct ChatPrompt {
+    rendered: Rendered,
+    ids: OnceLock<Vec<u32>>,
+}
+
+impl ChatPrompt {
+    pub fn text(&self) -> &str {
+        &self.rendered.text
+    }
+
+    /// What the template could not take as it was, and what was done instead.
+    pub fn notes(&self) -> &[String] {
+        &self.rendered.notes
+    }
 }
 
 impl Model {
@@ -149,11 +169,12 @@ impl Model {
         self.template.as_ref()
     }
 
-    /// The text of a conversation, as the chat template writes it.
+    /// A conversation as the chat template writes it; see [`ChatTemplate::render`].
     ///
     /// # Errors
-    /// `Template` if the model has none, or if it refuses the messages.
-    pub fn render(&self, chat: &Chat) -> Result<Rendered> {
+    /// `Template` if the model has none, or if it refuses or drops messages; `InvalidRequest` for malformed
+    /// messages, and for arguments that the template does not read.
+    pub fn render(&self, chat: &Chat) -> Result<ChatPrompt> {
         let template = self.template.as_ref().ok_or_else(|| {
             Error::template(format!(
                 "the model {} has no chat template; give it a plain text prompt, or load it with chat_template=…",
@@ -161,14 +182,24 @@ impl Model {
             ))
         })?;
         let control: Vec<&str> = self.tokenizer.special_tokens().map(|(_, token)| token).collect();
-        template.render(&RenderRequest {
+        let mut arguments = chat.arguments.clone();
+        let continues = continued(arguments.shift_remove("continue_final_message"))?;
+        let documents = arguments.shift_remove("documents").filter(|documents| !documents.is_null());
+        let add_generation_prompt = match arguments.shift_remove("add_generation_prompt") {
+            None | Some(Value::Null) => continues.is_none(),
+            Some(Value::Bool(add)) => add,
+            Some(_) => return Err(Error::invalid("add_generation_prompt must be true or false")),
+        };
+        let rendered = template.render(&RenderRequest {
             messages: chat.messages,
             tools: chat.tools,
-            documents: None,
-            add_generation_prompt: chat.add_generation_prompt,
-            arguments: chat.arguments,
+            documents: documents.as_ref(),
+            add_generation_prompt,
+            continue_final_message: continues.as_deref(),
+            arguments: &arguments,
             control_tokens: &control,
-        })
+        })?;
+        Ok(ChatPrompt { rendered, ids: OnceLock::new() })
     }
 
     /// The ids that the decoder is given for a prompt, with what the tokenizer puts before a text (BOS). What it
@@ -177,38 +208,114 @@ impl Model {
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.to_vec()),
             Prompt::Text(text) => self.tokenizer.encode(text, false)?,
-            Prompt::Chat(chat) => {
-                let rendered = self.render(chat)?;
-                self.tokenizer.encode_with_literals(&rendered.text, &rendered.literals)?
-            }
+            Prompt::Chat(chat) => match chat.ids.get() {
+                Some(ids) => return Ok(ids.clone()),
+                None => {
+                    let Rendered { text, literals, .. } = &chat.rendered;
+                    let ids = self.with_prefix(self.tokenizer.encode_with_literals(text, literals)?);
+                    return Ok(chat.ids.get_or_init(|| ids).clone());
+                }
+            },
         };
         Ok(self.with_prefix(ids))
     }
 
-    /// The ids of `text` where it continues a prompt: as they stand in the whole text if the prompt's own ids
-    /// stay what they are, else those of `text` alone, with no space put before it.
-    pub fn continuation_ids(&self, prompt: &Prompt, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
-        let whole = match prompt {
-            Prompt::Ids(_) => None,
-            Prompt::Text(before) => Some(self.tokenizer.encode(&format!("{before}{text}"), false)?),
-            Prompt::Chat(chat) => {
-                let mut rendered = self.render(chat)?;
-                // What is appended is the user's text: control tokens in it stay text.
-                rendered.literals.push(rendered.text.len()..rendered.text.len() + text.len());
-                rendered.text.push_str(text);
-                Some(self.tokenizer.encode_with_literals(&rendered.text, &rendered.literals)?)
+    /// The ids of each text where it continues a prompt: as they stand in the whole text if the prompt's own
+    /// ids stay what they are, else those of the text alone, with no space put before it.
+    pub fn continuation_ids(
+        &self,
+        prompt: &Prompt,
+        prompt_ids: &[u32],
+        texts: &[String],
+    ) -> Result<Vec<Vec<u32>>> {
+        let (before, literals): (&str, &[Range<usize>]) = match prompt {
+            Prompt::Ids(_) => {
+                return texts.iter().map(|text| self.tokenizer.encode_continuation(text)).collect();
+            }
+            Prompt::Text(before) => (before, &[]),
+            Prompt::Chat(chat) => (&chat.rendered.text, &chat.rendered.literals),
+        };
+        // What is appended is the user's text: control tokens in it stay text.
+        let special = !matches!(prompt, Prompt::Text(_));
+        let whole = |text: &String| {
+            let ids = self.with_prefix(self.encode_after(before, literals, text, special)?);
+            match ids.strip_prefix(prompt_ids) {
+                Some(rest) => Ok(rest.to_vec()),
+                None => self.tokenizer.encode_continuation(text),
             }
         };
-        match whole.map(|ids| self.with_prefix(ids)) {
-            Some(ids) if ids.starts_with(prompt_ids) => Ok(ids[prompt_ids.len()..].to_vec()),
-            _ => self.tokenizer.encode_continuation(text),
+        let Some((first, others)) = texts.split_first() else { return Ok(Vec::new()) };
+        let mut found = vec![whole(first)?];
+        // The whole prompt is tokenized once more for the first text. For the others its last turn is enough, if
+        // it gives the same for the first.
+        let tail = if special { self.tail(before, literals, prompt_ids)? } else { None };
+        let after = |(tail, literals, ids): &Tail, text: &String| -> Result<Option<Vec<u32>>> {
+            let all = self.encode_after(tail, literals, text, true)?;
+            Ok(all.strip_prefix(ids.as_slice()).map(<[u32]>::to_vec))
+        };
+        let tail = match tail {
+            Some(tail) => (after(&tail, first)?.as_ref() == found.first()).then_some(tail),
+            None => None,
+        };
+        for text in others {
+            let short = tail.as_ref().map(|tail| after(tail, text)).transpose()?.flatten();
+            found.push(match short {
+                Some(ids) => ids,
+                None => whole(text)?,
+            });
         }
+        Ok(found)
+    }
+
+    fn encode_after(
+        &self,
+        before: &str,
+        literals: &[Range<usize>],
+        text: &str,
+        special: bool,
+    ) -> Result<Vec<u32>> {
+        let whole = format!("{before}{text}");
+        if !special {
+            return self.tokenizer.encode(&whole, false);
+        }
+        let literals: Vec<_> = literals.iter().cloned().chain([before.len()..whole.len()]).collect();
+        self.tokenizer.encode_with_literals(&whole, &literals)
+    }
+
+    /// What stands behind the last control token of a prompt, for nothing merges across one; with its literals
+    /// and its ids.
+    fn tail(&self, text: &str, literals: &[Range<usize>], ids: &[u32]) -> Result<Option<Tail>> {
+        let start = ids.iter().rposition(|id| self.tokenizer.is_special(*id)).map_or(0, |at| at + 1);
+        let ids = ids.get(start..).unwrap_or_default();
+        let tail = self.tokenizer.decode_continuation(ids, true);
+        let Some(from) = text.len().checked_sub(tail.len()).filter(|_| text.ends_with(&tail)) else {
+            return Ok(None);
+        };
+        let within = literals.iter().filter(|range| range.start >= from);
+        let literals: Vec<_> = within.map(|range| range.start - from..range.end - from).collect();
+        let same = self.tokenizer.encode_with_literals(&tail, &literals)? == ids;
+        Ok(same.then(|| (tail, literals, ids.to_vec())))
     }
 
     /// Most templates write the BOS themselves: what goes before a text is added where it does not stand there.
     fn with_prefix(&self, ids: Vec<u32>) -> Vec<u32> {
         let prefix = self.tokenizer.prefix();
         if prefix.first().is_some_and(|bos| ids.first() == Some(bos)) { ids } else { [prefix, &ids].concat() }
+    }
+}
+
+type Tail = (String, Vec<Range<usize>>, Vec<u32>);
+
+/// The field of the last message that a prompt ends with: transformers' `continue_final_message`.
+fn continued(argument: Option<Value>) -> Result<Option<String>> {
+    match argument {
+        None | Some(Value::Null | Value::Bool(false)) => Ok(None),
+        Some(Value::Bool(true)) => Ok(Some("content".to_owned())),
+        Some(Value::String(field)) => Ok(Some(field)),
+        Some(_) => Err(Error::invalid(
+            "continue_final_message must be true, false or the field of the last message that is to be \
+             continued",
+        )),
     }
 }
 

@@ -35,7 +35,7 @@ fn at_depth(value: &Bound<'_, PyAny>, name: &str, depth: usize) -> PyResult<Valu
         return Ok(Value::Bool(flag.is_true()));
     }
     if let Ok(text) = value.cast::<PyString>() {
-        return Ok(Value::String(text.to_cow()?.into_owned()));
+        return string(text, name).map(Value::String);
     }
     if value.cast::<PyInt>().is_ok() {
         return integer(value, name);
@@ -63,12 +63,31 @@ fn at_depth(value: &Bound<'_, PyAny>, name: &str, depth: usize) -> PyResult<Valu
     ))
 }
 
+/// A text that a tokenizer can read: Python's may hold half of a UTF-16 pair alone.
+pub fn string(text: &Bound<'_, PyString>, name: &str) -> PyResult<String> {
+    match text.to_cow() {
+        Ok(text) => Ok(text.into_owned()),
+        Err(_) => Err(invalid(
+            Some(text.py()),
+            format!(
+                "{name} holds a lone surrogate, which no tokenizer can read; repair it with \
+                 text.encode('utf-8', 'replace').decode()"
+            ),
+        )),
+    }
+}
+
 fn entries(dict: &Bound<'_, PyDict>, name: &str, depth: usize) -> PyResult<Value> {
     let mut map = Map::new();
     for (key, item) in dict.iter() {
-        let key: String = key
-            .extract()
-            .map_err(|_| invalid(Some(dict.py()), format!("{name} has a key that is not a string: {key}")))?;
+        let key = match key.cast::<PyString>() {
+            Ok(key) => string(key, &format!("a key of {name}"))?,
+            Err(_) => {
+                let message =
+                    format!("{name} has a key that is not a string: {}", key.repr()?.to_string_lossy());
+                return Err(invalid(Some(dict.py()), message));
+            }
+        };
         let item = at_depth(&item, &format!("{name}[{key:?}]"), depth + 1)?;
         map.insert(key, item);
     }

@@ -8,10 +8,11 @@ use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::convert::{invalid, json};
+use super::convert::{invalid, json, string};
+use super::door;
 use super::errors::to_python;
 use super::generation::PyGeneration;
-use super::model::{Conversation, PyModel};
+use super::model::{PyModel, PyPrompt};
 use super::sampler::{PySampler, read_fields};
 use super::waker::PyWaker;
 use super::{door, load};
@@ -31,29 +32,29 @@ pub struct PyEngine {
 enum OwnedPrompt {
     Text(String),
     Ids(Vec<u32>),
-    Chat(Conversation),
+    Chat(Py<PyPrompt>),
 }
 
 impl OwnedPrompt {
-    fn read(
-        prompt: &Bound<'_, PyAny>,
-        tools: Option<&Bound<'_, PyAny>>,
-        arguments: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Self> {
+    fn read(prompt: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(prompt) = prompt.cast::<PyPrompt>() {
+            return Ok(OwnedPrompt::Chat(prompt.clone().unbind()));
+        }
         if let Ok(text) = prompt.cast::<PyString>() {
-            return Ok(OwnedPrompt::Text(text.to_cow()?.into_owned()));
+            return string(text, "prompt").map(OwnedPrompt::Text);
         }
-        if let Ok(ids) = prompt.extract::<Vec<u32>>() {
-            return Ok(OwnedPrompt::Ids(ids));
-        }
-        Conversation::read(prompt, tools, arguments, true).map(OwnedPrompt::Chat)
+        let ids = prompt.extract::<Vec<u32>>();
+        ids.map(OwnedPrompt::Ids).map_err(|_| {
+            let message = "a prompt is a text, a list of token ids, or what Model.render made of messages";
+            invalid(Some(prompt.py()), message.into())
+        })
     }
 
     fn borrow(&self) -> Prompt<'_> {
         match self {
             OwnedPrompt::Text(text) => Prompt::Text(text),
             OwnedPrompt::Ids(ids) => Prompt::Ids(ids),
-            OwnedPrompt::Chat(conversation) => Prompt::Chat(conversation.chat()),
+            OwnedPrompt::Chat(prompt) => Prompt::Chat(&prompt.get().prompt),
         }
     }
 }
@@ -77,7 +78,7 @@ impl PyEngine {
     }
 
     /// Submits a prompt; the answer is read from the Generation.
-    #[pyo3(signature = (prompt, *, tools=None, arguments=None, max_tokens=None, sampler=None, fields=None,
+    #[pyo3(signature = (prompt, *, max_tokens=None, sampler=None, fields=None,
         stop=vec![], seed=None, logprobs=None, timeout=None, prediction=None, constraint=None,
         waker=None, key=0, every_token=false))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
@@ -85,8 +86,6 @@ impl PyEngine {
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
-        tools: Option<&Bound<'_, PyAny>>,
-        arguments: Option<&Bound<'_, PyAny>>,
         max_tokens: Option<usize>,
         sampler: Option<&Bound<'_, PySampler>>,
         fields: Option<&Bound<'_, PyDict>>,
@@ -100,7 +99,7 @@ impl PyEngine {
         key: u64,
         every_token: bool,
     ) -> PyResult<PyGeneration> {
-        let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
+        let prompt = OwnedPrompt::read(prompt)?;
         let fields = match fields {
             Some(fields) => read_fields(fields)?.0,
             None => SamplerFields::default(),
@@ -169,32 +168,21 @@ impl PyEngine {
     }
 
     /// The ids of each candidate and their log probabilities after the prompt.
-    #[pyo3(signature = (prompt, candidates, tools=None, arguments=None))]
     fn score(
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
         candidates: Vec<String>,
-        tools: Option<&Bound<'_, PyAny>>,
-        arguments: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<(Vec<u32>, Vec<f32>)>> {
-        let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
+        let prompt = OwnedPrompt::read(prompt)?;
         let (ids, generation) = door::detached(py, || self.lm.score(&prompt.borrow(), &candidates))?;
         let scores = finished(py, generation)?.1;
         Ok(ids.into_iter().zip(scores).collect())
     }
 
     /// Saves what was computed of a prompt; returns the number of its tokens.
-    #[pyo3(signature = (path, prompt, tools=None, arguments=None))]
-    fn save_prefix(
-        &self,
-        py: Python<'_>,
-        path: PathBuf,
-        prompt: &Bound<'_, PyAny>,
-        tools: Option<&Bound<'_, PyAny>>,
-        arguments: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<usize> {
-        let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
+    fn save_prefix(&self, py: Python<'_>, path: PathBuf, prompt: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let prompt = OwnedPrompt::read(prompt)?;
         // What takes long the first time, and what Ctrl-C ends.
         load::content_hash(py, self.lm.model(), None)?;
         door::detached(py, || self.lm.save_prefix(&prompt.borrow(), &path))

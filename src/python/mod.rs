@@ -22,6 +22,7 @@ use pyo3::types::PyDict;
 fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     module.add_class::<model::PyModel>()?;
+    module.add_class::<model::PyPrompt>()?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<generation::PyGeneration>()?;
     module.add_class::<sampler::PySampler>()?;
@@ -30,6 +31,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(aliases, module)?)?;
     module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;
     module.add_function(wrap_pyfunction!(load::locate, module)?)?;
+    module.add_function(wrap_pyfunction!(model::plain_messages, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__doc__", "The native part of tallow.")?;
     Ok(())

@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use serde_json::json;
 
+use super::errors::to_python;
 use super::{convert, door, load};
 use crate::engine::Pooling;
-use crate::model::{Chat, LoadOptions, Model};
+use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
+use crate::text::chat::{check_messages, plain};
 
 #[pyclass(frozen, name = "Model", module = "tallow._core")]
 pub struct PyModel(pub Arc<Model>);
@@ -199,16 +201,35 @@ impl PyModel {
         PyBytes::new(py, self.0.tokenizer().token_bytes(id))
     }
 
+    /// The prompt that the chat template makes of messages. `name` is how errors call them.
+    #[pyo3(signature = (messages, tools=None, arguments=None, name="messages"))]
     fn render(
         &self,
         py: Python<'_>,
         messages: &Bound<'_, PyAny>,
         tools: Option<&Bound<'_, PyAny>>,
-        add_generation_prompt: bool,
         arguments: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<String> {
-        let owned = Conversation::read(messages, tools, arguments, add_generation_prompt)?;
-        door::detached(py, || self.0.render(&owned.chat()).map(|rendered| rendered.text))
+        name: &str,
+    ) -> PyResult<PyPrompt> {
+        let messages = read_messages(messages, name)?;
+        let tools = tools.filter(|tools| !tools.is_none());
+        let tools = tools.map(|tools| convert::json(tools, "tools")).transpose()?;
+        let arguments = convert::object(arguments, "template_arguments")?;
+        let chat = Chat { messages: &messages, tools: tools.as_ref(), arguments: &arguments };
+        let prompt = door::detached(py, || self.0.render(&chat))?;
+        Ok(PyPrompt { model: self.0.clone(), prompt })
+    }
+
+    /// The variables that the chat template reads; None without one.
+    #[getter]
+    fn template_variables(&self) -> Option<Vec<&str>> {
+        self.0.template().map(|template| template.variables().into_iter().collect())
+    }
+
+    /// Whether the chat template shows calls of tools and their results as they are.
+    #[getter]
+    fn shows_calls(&self, py: Python<'_>) -> PyResult<bool> {
+        door::detached(py, || Ok(self.0.template().is_some_and(|template| template.shows_calls())))
     }
 }
 
@@ -220,39 +241,44 @@ pub fn pooling_name(pooling: Pooling) -> &'static str {
     }
 }
 
-/// A conversation, read from Python.
-pub struct Conversation {
-    messages: Vec<serde_json::Value>,
-    tools: Option<serde_json::Value>,
-    arguments: serde_json::Map<String, serde_json::Value>,
-    add_generation_prompt: bool,
+/// Messages in the one spelling that templates know: no null fields, no old names. `name` is how errors call them.
+#[pyfunction]
+pub fn plain_messages<'py>(messages: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    let py = messages.py();
+    let messages = read_messages(messages, name)?;
+    check_messages(&messages).map_err(|error| to_python(py, &error))?;
+    convert::python(py, &serde_json::Value::Array(plain(&messages)))
 }
 
-impl Conversation {
-    pub fn read(
-        messages: &Bound<'_, PyAny>,
-        tools: Option<&Bound<'_, PyAny>>,
-        arguments: Option<&Bound<'_, PyAny>>,
-        add_generation_prompt: bool,
-    ) -> PyResult<Self> {
-        let serde_json::Value::Array(messages) = convert::json(messages, "messages")? else {
-            return Err(convert::invalid(Some(messages.py()), "messages must be a list of dicts".into()));
-        };
-        let tools = tools.filter(|tools| !tools.is_none());
-        Ok(Conversation {
-            messages,
-            tools: tools.map(|tools| convert::json(tools, "tools")).transpose()?,
-            arguments: convert::object(arguments, "template arguments")?,
-            add_generation_prompt,
-        })
+fn read_messages(messages: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<serde_json::Value>> {
+    match convert::json(messages, name)? {
+        serde_json::Value::Array(messages) => Ok(messages),
+        _ => Err(convert::invalid(Some(messages.py()), format!("{name} must be a list of dicts"))),
+    }
+}
+
+/// A conversation that a model has rendered: what the engine takes for a prompt.
+#[pyclass(frozen, name = "Prompt", module = "tallow._core")]
+pub struct PyPrompt {
+    model: Arc<Model>,
+    pub prompt: ChatPrompt,
+}
+
+#[pymethods]
+impl PyPrompt {
+    #[getter]
+    fn text(&self) -> &str {
+        self.prompt.text()
     }
 
-    pub fn chat(&self) -> Chat<'_> {
-        Chat {
-            messages: &self.messages,
-            tools: self.tools.as_ref(),
-            add_generation_prompt: self.add_generation_prompt,
-            arguments: &self.arguments,
-        }
+    /// What the template could not take as it was, and what was done instead.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.prompt.notes().to_vec()
+    }
+
+    /// Tokens of the prompt.
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        door::detached(py, || self.model.prompt_ids(&Prompt::Chat(&self.prompt)).map(|ids| ids.len()))
     }
 }

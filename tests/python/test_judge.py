@@ -464,7 +464,7 @@ def test_streams_and_requests_that_want_none():
 
 
 def test_settings_without_effect_are_noted(roomy):
-    extra = {"metadata": {"template_arguments": {"x": 1}, "min_p": 0.1}, "logit_bias": {"1": 2}}
+    extra = {"metadata": {"template_arguments": {"bos_token": "<s>"}, "min_p": 0.1}, "logit_bias": {"1": 2}}
     asked = request(JUDGMENTS, temperature=0.5, seed=1, stop=("x",), extensions=extra)
     fields = {note.field for note in probabilities.answer(roomy, asked).adaptations}
     sampling = {"config.temperature", "config.seed", "config.stop"}

@@ -51,10 +51,12 @@ def test_chat_is_the_rendered_template(tiny):
 
 
 def test_template_arguments_reach_the_template(tiny_folder):
-    model = tallow.Model(tiny_folder, chat_template="{{ 'thinking' if thinking else 'plain' }} {{ mood }}")
-    assert model.render(CHAT, thinking=True, mood="good") == "thinking good"
+    template = "{{ 'thinking' if thinking else 'plain' }} {{ mood }} {{ messages[0].content }}"
+    model = tallow.Model(tiny_folder, chat_template=template)
+    text = f"thinking good {CHAT[0]['content']}"
+    assert model.render(CHAT, thinking=True, mood="good") == text
     options = {"template_arguments": {"thinking": True, "mood": "good"}, "max_tokens": 4}
-    assert model.generate(CHAT, **options).tokens == model.generate("thinking good", max_tokens=4).tokens
+    assert model.generate(CHAT, **options).tokens == model.generate(text, max_tokens=4).tokens
 
 
 def test_greedy_is_the_largest_logit(tiny):
@@ -270,7 +272,7 @@ def test_a_model_is_a_value(tiny, tiny_folder):
     assert tallow.Model(tiny_folder) == tiny
     other = tallow.Model(tiny_folder, context_length=64)
     assert other != tiny and other.context_length == 64 and other.fingerprint != tiny.fingerprint
-    assert other != tallow.Model(tiny_folder, chat_template="{{ 1 }}")
+    assert other != tallow.Model(tiny_folder, chat_template="{{ messages }}")
 
 
 def test_reprs_say_what_they_hold(tiny, smollm2):

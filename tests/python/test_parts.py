@@ -211,6 +211,19 @@ def test_a_reasoning_field_is_filled_by_the_thought(thinker):
     assert (str(done.why), done.answer, len(lm.scripts)) == ("Is it?", "yes", 1)
 
 
+def rendered(monkeypatch):
+    """The template's arguments and the text of every prompt."""
+    seen, real = [], tallow.prompts.rendered
+
+    def spy(*given, **named):
+        prompt = real(*given, **named)
+        seen.append((named["template_arguments"], prompt.text))
+        return prompt
+
+    monkeypatch.setattr(tallow.prompts, "rendered", spy)
+    return seen
+
+
 #: reasoning_effort, whether a format bounds the answer, template_arguments -> what the template gets.
 SWITCHES = [
     (None, False, {}, None),
@@ -227,8 +240,9 @@ def test_when_it_thinks(thinker, options, monkeypatch, effort, is_bound, own, ex
     found = Format("chat", {"choices": ["yes"]} if is_bound else {}, None if is_bound else "free")
     monkeypatch.setattr(formats, "find", lambda *_, **__: found)
     lm = scripted(thinker, "yes")
+    shown = rendered(monkeypatch)
     lm("hello", reasoning_effort=effort, template_arguments=own)
-    assert (options[-1]["template_arguments"] or {}).get("enable_thinking") is expected
+    assert shown[-1][0].get("enable_thinking") is expected
     bounds = bound(options[-1])
     if is_bound:
         assert ("THOUGHT" in bounds.get("grammar", "")) is bool(expected), bounds
@@ -323,11 +337,9 @@ CHOICES = [
 def test_tool_choice(roomy, options, monkeypatch, choice, shown, must):
     monkeypatch.setattr(formats, "find", lambda *_, **__: Format("none", {}, "free"))
     lm = scripted(roomy, CALL if must else "Three.")
-    prompts = []
-    real = tallow.Model.render
-    monkeypatch.setattr(tallow.Model, "render", lambda *a, **k: prompts.append(real(*a, **k)) or prompts[-1])
+    prompts = rendered(monkeypatch)
     lm.engine.complete(with_tools(lm, tool_choice=choice))
-    assert ("add" in prompts[-1]) is shown
+    assert ("add" in prompts[-1][1]) is shown
     grammar = bound(options[-1]).get("grammar", "")
     assert ("start: calls" in grammar) is must and bool(grammar) is shown
     if choice is not None and choice.allowed:

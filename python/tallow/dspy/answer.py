@@ -113,6 +113,8 @@ class Facts:
     model: str
     format: dict[str, Any]
     adaptations: tuple[lm15.Adaptation, ...] = ()
+    #: What the chat template could not take as it was, and what was done instead.
+    prompt_notes: tuple[str, ...] = ()
 
     def with_notes(self, more: tuple[lm15.Adaptation, ...]) -> Facts:
         return replace(self, adaptations=(*self.adaptations, *more)) if more else self
@@ -121,8 +123,10 @@ class Facts:
         return lm15.StreamStartEvent(model=self.model, adaptations=self.adaptations)
 
     def provider_data(self, found: results.Usage, timings: results.Timings) -> dict[str, Any]:
-        """What DSPy keeps with the history: where the time went, and what bound the answer."""
+        """What DSPy keeps with the history: where the time went, what bound the answer, and what was done to
+        the messages for the sake of the chat template, if anything."""
         return {
+            **({"notes": list(self.prompt_notes)} if self.prompt_notes else {}),
             "timings": {"queue_s": timings.queue, "prefill_s": timings.prefill, "decode_s": timings.decode},
             "tokens_per_second": results.speed(found, timings),
             "format": self.format,

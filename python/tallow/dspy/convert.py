@@ -67,7 +67,8 @@ def _turns(message: lm15.Message, where: str) -> Iterator[dict[str, Any]]:
     calls = [part for part in message.parts if isinstance(part, lm15.ToolCallPart)]
     thoughts = [part.text for part in message.parts if isinstance(part, lm15.ThinkingPart)]
     rest = [part for part in message.parts if not isinstance(part, (lm15.ToolCallPart, lm15.ThinkingPart))]
-    turn = {"role": message.role, "content": _text(rest, where)}
+    # OpenAI's API has null beside calls alone; what a template needs instead, the native half finds out.
+    turn = {"role": message.role, "content": _text(rest, where) if rest or not calls else None}
     if thoughts:
         turn["reasoning_content"] = "\n".join(thoughts)
     if calls:

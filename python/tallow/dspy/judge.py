@@ -196,7 +196,8 @@ class Judge(dspy.BaseLM):
         prompt = sum(one.prompt_tokens for one in measured)
         answer = sum(one.answer_tokens for one in measured)
         usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-        return {"model": self.model, "usage": usage, "answers": answers, "coverage": coverage}
+        notes = {"notes": list(measured[0].notes)} if measured[0].notes else {}
+        return {"model": self.model, "usage": usage, "answers": answers, "coverage": coverage, **notes}
 
     def _finish(self, call: _Call, response: dict[str, Any]) -> dict[str, Any]:
         """Cache, usage and history, which DSPy leaves to a decision client."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import arguments, thinking, tools
+from .. import _core, arguments, prompts, thinking, tools
 from ..model import Model
 from . import answer, constraints, convert, plan
 from .formats import Format
@@ -69,15 +69,16 @@ def prepare(
     chosen = constraints.possible(model, constraints.choose(request, given))
     own = arguments.template_arguments("template_arguments", given.pop("template_arguments", None) or {})
     thinks, switch, notes = _thinks(request.config.reasoning, template, chosen, own)
-    turns, shown = template.form.prepare(convert.messages(request), _offered(request))
-    shown = {**shown, **switch, **own}
-    options = {"tools": shown.pop("tools", None), "template_arguments": shown or None}
-    prompt = model.render(turns, tools=options["tools"], **shown)
-    opened = template.tags is not None and template.tags.opened_by(prompt)
+    turns = convert.messages(request)
+    prompt = prompts.rendered(
+        model._native, turns, tools=_offered(request), template_arguments={**switch, **own}
+    )
+    opened = template.tags is not None and template.tags.opened_by(prompt.text)
     bound = _bound(template, request, given, chosen, thought=thinks is True or opened, opened=opened)
     notes = (*notes, *_clamp(model, prompt, given))
-    options |= {name: given.pop(name, None) for name in _OPTIONS}
-    start = _starter(model, turns, {**options, "timeout": timeout, **bound}, given, rollout_id)
+    options = {name: given.pop(name, None) for name in _OPTIONS}
+    seeded = _seeds(given, turns, rollout_id)
+    start = _starter(model, prompt, {**options, "timeout": timeout, **bound}, given, seeded)
     told = constraints.told(chosen, bool(chosen.constraint)) | (
         {"tools": template.form.name} if request.tools else {}
     )
@@ -90,26 +91,32 @@ def prepare(
             _call_splitter(template, request),
         )
 
-    return Prepared(answer.Facts(request.model, told, noted), start, reader)
+    return Prepared(answer.Facts(request.model, told, noted, tuple(prompt.notes)), start, reader)
 
 
 def _starter(
     model: Model,
-    turns: list[dict[str, Any]],
+    prompt: _core.Prompt,
     options: dict[str, Any],
     fields: dict[str, Any],
-    rollout_id: Any,
+    seeded: Callable[[int], int | None],
 ) -> Callable[..., Any]:
-    seed = fields.pop("seed", None)
-    if seed is not None:
-        arguments.integer("seed", seed, 0, arguments.MAX_SEED)
-    checked, native = arguments.generation(turns, options, fields)
+    checked, native = arguments.generation(prompt, options, fields)
     engine = model._shared.engine()
 
     def start(index: int, **waker: Any) -> Any:
-        return engine.generate(checked, **native, seed=plan.seed(seed, turns, rollout_id, index), **waker)
+        return engine.generate(checked, **native, seed=seeded(index), **waker)
 
     return start
+
+
+def _seeds(
+    given: dict[str, Any], turns: list[dict[str, Any]], rollout_id: Any
+) -> Callable[[int], int | None]:
+    seed = given.pop("seed", None)
+    if seed is not None:
+        arguments.integer("seed", seed, 0, arguments.MAX_SEED)
+    return lambda index: plan.seed(seed, turns, rollout_id, index)
 
 
 # Tools
@@ -213,13 +220,13 @@ def _reasoning_notes(asked: lm15.Reasoning, tags: thinking.Tags) -> Notes:
 # Room
 
 
-def _clamp(model: Model, prompt: str, given: dict[str, Any]) -> Notes:
+def _clamp(model: Model, prompt: _core.Prompt, given: dict[str, Any]) -> Notes:
     """Holds ``max_tokens`` to the room that the prompt leaves. A prompt that leaves none is refused by the
     engine, with the numbers."""
     asked, limit = given.get("max_tokens"), model.context_length
-    if not isinstance(asked, int) or asked + len(prompt.encode()) < limit:  # a token is a byte or more
+    if not isinstance(asked, int) or asked + len(prompt.text.encode()) < limit:  # a token is a byte or more
         return ()
-    room = limit - len(model.tokenize(prompt, special=True))
+    room = limit - len(prompt)
     if not 0 < room < asked:
         return ()
     given["max_tokens"] = room

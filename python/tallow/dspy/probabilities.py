@@ -194,7 +194,8 @@ def _response(request: lm15.Request, found: list[Question], measured: list[Measu
             output_tokens=sum(one.answer_tokens for one in measured),
         ),
         provider_data={
-            "coverage": {one.name: its.coverage for one, its in zip(found, measured, strict=True)}
+            "coverage": {one.name: its.coverage for one, its in zip(found, measured, strict=True)},
+            **({"notes": list(measured[0].notes)} if measured[0].notes else {}),
         },
         adaptations=_without_effect(request),
     )

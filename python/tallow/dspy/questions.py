@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .. import arguments, results
+from .. import arguments, prompts, results
 from ..model import Model
 
 T = TypeVar("T")
@@ -103,6 +103,8 @@ class Measured:
     #: Tokens of the prompt, and of all answers together.
     prompt_tokens: int
     answer_tokens: int
+    #: What the chat template could not take as it was, and what was done instead.
+    notes: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -125,22 +127,27 @@ def measure(
     model: Model, turns: Turns, answers: Sequence[str], template_arguments: dict[str, Any] | None = None
 ) -> Measured:
     """The exact likelihood of each answer after the prompt, which is computed once."""
-    scores = model.score(turns, answers, template_arguments=template_arguments)
-    # The native half does not tell the length of a scored prompt; control tokens that a user wrote as text
-    # count as one here.
-    rendered = model.render(turns, **(template_arguments or {}))
+    given = dict(template_arguments or {})
+    if given.get(_SWITCH) is False and _SWITCH not in (model._native.template_variables or ()):
+        del given[_SWITCH]  # ``without_thoughts`` says so to every template
+    prompt = prompts.rendered(model._native, turns, template_arguments=given)
+    scores = model.score(prompt, answers)
     return Measured(
         tuple(score.logprob for score in scores),
-        prompt_tokens=len(model.tokenize(rendered, special=True)),
+        prompt_tokens=len(prompt),
         answer_tokens=sum(len(score.tokens) for score in scores),
+        notes=tuple(prompt.notes),
     )
+
+
+_SWITCH = "enable_thinking"
 
 
 def without_thoughts(given: object) -> dict[str, Any]:
     """A thinking model would think before its answer; its template leaves the place for thoughts empty if
     told so. Other templates do not know the argument."""
     own = {} if given is None else arguments.template_arguments("template_arguments", given)
-    return {"enable_thinking": False, **own}
+    return {_SWITCH: False, **own}
 
 
 # Several at once. The native call waits with the GIL released, so a thread a question costs little.

@@ -37,23 +37,23 @@ def written(form: ToolFormat, name: str, arguments: Any) -> str:
 
 
 def prepare(
-    form: ToolFormat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Function]
+    form: ToolFormat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Function], shown: bool = False
 ) -> tuple[list[Message], dict[str, Any]]:
     turns = [dict(message) for message in messages]
     if form.renders:
         turns = _one_call_each(turns) if not form.many else turns
         turns = _short_ids(form, turns)
-        return turns, {form.variable: [tool.openai() for tool in tools]} if tools else {}
-    turns = _plain(form, turns)
+        return turns, {form.variable: [tool.shown() for tool in tools]} if tools else {}
     if not tools:
-        return turns, {}
+        return turns if shown else _plain(form, turns), {}
+    turns = _plain(form, turns)
     if form.system_field:
         system = _system(turns)
         system[form.system_field] = _dumps([tool.openai()["function"] for tool in tools])
     else:
         system = _system(turns)
-        text = instructions(form, tools)
-        system["content"] = f"{system['content']}\n\n{text}" if system.get("content") else text
+        own, text = _text(system.get("content")), instructions(form, tools)
+        system["content"] = f"{own}\n\n{text}" if own else text
     return turns, {}
 
 
@@ -115,7 +115,7 @@ def _plain(form: ToolFormat, turns: list[Message]) -> list[Message]:
     results_open = False
     for turn in turns:
         if turn.get("role") == "tool":
-            text = f"<tool_response>\n{turn.get('content') or ''}\n</tool_response>"
+            text = f"<tool_response>\n{_text(turn.get('content'))}\n</tool_response>"
             if results_open:
                 result[-1] = {**result[-1], "content": f"{result[-1]['content']}\n{text}"}
             else:
@@ -130,9 +130,14 @@ def _plain(form: ToolFormat, turns: list[Message]) -> list[Message]:
 def _with_calls(form: ToolFormat, turn: Message) -> Message:
     calls = [call.get("function", call) for call in turn["tool_calls"]]
     texts = [written(form, call["name"], call.get("arguments") or {}) for call in calls]
-    content = turn.get("content")
+    content = _text(turn.get("content"))
     kept = {key: value for key, value in turn.items() if key != "tool_calls"}
     return {**kept, "content": "\n".join([content, *texts] if content else texts)}
+
+
+def _text(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts."""
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 def _dumps(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from . import conversation, grammar, reader
@@ -64,10 +65,13 @@ class ToolFormat:
         return conversation.instructions(self, found)
 
     def prepare(
-        self, messages: Sequence[Mapping[str, Any]], tools: Iterable[object]
+        self, messages: Sequence[Mapping[str, Any]], tools: Iterable[object], *, shown: bool = False
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The conversation, and the template's arguments, that show the tools and the calls so far."""
-        return conversation.prepare(self, messages, functions(tools))
+        """The conversation, and the template's arguments, that show the tools and the calls so far.
+
+        ``shown``: the template shows calls and results although it reads no tools. So they stay as they are,
+        unless there are tools, which are called in our words then."""
+        return conversation.prepare(self, messages, functions(tools), shown)
 
     def grammar(
         self,
@@ -135,6 +139,7 @@ FORMATS: dict[str, ToolFormat] = {
 }
 
 
+@lru_cache(maxsize=32)
 def detect(template: str | None) -> ToolFormat:
     """The format that a chat template was written for, by its own text."""
     form = _family(template or "")

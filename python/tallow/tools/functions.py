@@ -8,7 +8,7 @@ any size, sometimes never stops; so ``bounded`` puts a limit where the schema ha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..errors import InvalidRequestError
@@ -28,6 +28,12 @@ class Function:
     name: str
     description: str | None
     parameters: dict[str, Any]
+    #: OpenAI's dict, if it was given as one: it may say more than is read here ("strict", "return").
+    given: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+
+    def shown(self) -> dict[str, Any]:
+        """For a chat template that shows tools itself: what was given, if it is a dict of OpenAI's."""
+        return self.openai() if self.given is None else dict(self.given)
 
     def openai(self) -> dict[str, Any]:
         """As chat templates read it."""
@@ -73,7 +79,8 @@ def _function(tool: object, where: str) -> Function:
         )
     if description is not None and not isinstance(description, str):
         _bad(f"{where} ({name})", "has a description that is no text")
-    return Function(name, description, _parameters(fields["parameters"], f"{where} ({name})"))
+    given = tool if isinstance(tool, Mapping) and "function" in tool else getattr(tool, "given", None)
+    return Function(name, description, _parameters(fields["parameters"], f"{where} ({name})"), given)
 
 
 def _parameters(schema: object, where: str) -> dict[str, Any]:

@@ -20,7 +20,14 @@ const CHARGED_TEXT: usize = 64;
 const LINKS: usize = 500;
 const BLOCKS: usize = 150;
 
-pub fn rewrite(source: &str) -> Result<String> {
+/// A template in the interpreter's terms.
+pub struct Rewritten {
+    pub text: String,
+    /// Names that a `set` or `with` reads and sets in one: `{% set x = x | default(1) %}`.
+    pub read_by_own_set: Vec<String>,
+}
+
+pub fn rewrite(source: &str) -> Result<Rewritten> {
     if source.len() > SOURCE_BYTES {
         return Err(Error::template(format!(
             "the chat template has {} bytes; the limit is {SOURCE_BYTES}",
@@ -30,8 +37,10 @@ pub fn rewrite(source: &str) -> Result<String> {
     let mut out = String::with_capacity(source.len() * 2);
     let mut written = 1;
     let mut blocks = Blocks::default();
+    let mut read_by_own_set = Vec::new();
     for (line, piece) in pieces(source)? {
-        let mut parser = Parser { tokens: Vec::new(), at: 0, line, depth: 0, grown: 0, links: 0 };
+        let mut parser =
+            Parser { tokens: Vec::new(), at: 0, line, depth: 0, grown: 0, links: 0, own: Vec::new() };
         let gap = "\n".repeat(line.saturating_sub(written));
         let start = out.len();
         match piece {
@@ -54,8 +63,9 @@ pub fn rewrite(source: &str) -> Result<String> {
             }
         }
         written += out.get(start..).unwrap_or("").matches('\n').count();
+        read_by_own_set.append(&mut parser.own);
     }
-    Ok(out)
+    Ok(Rewritten { text: out, read_by_own_set })
 }
 
 /// The open blocks; an `elif` is one more level inside its `if`.
@@ -118,6 +128,8 @@ struct Parser {
     grown: usize,
     /// Operators, filters and subscripts so far: each is a level of the interpreter's tree.
     links: usize,
+    /// Names that are set to something that reads them.
+    own: Vec<String>,
 }
 
 impl Parser {
@@ -268,7 +280,9 @@ impl Parser {
     fn set(&mut self) -> Result<String> {
         let target = self.target()?;
         if self.op("=") {
+            let from = self.at;
             let value = self.tuple(true)?;
+            self.note_own(&target, from);
             let store = if target.contains('.') { "|o_store" } else { "" };
             return Ok(format!("set {target} = {value}{store}"));
         }
@@ -280,13 +294,28 @@ impl Parser {
         Ok(out)
     }
 
+    /// Notes a name that the value it is set to, from that token on, reads.
+    fn note_own(&mut self, name: &str, from: usize) {
+        let value = self.tokens.get(from..self.at).unwrap_or_default();
+        let reads = value.iter().enumerate().any(|(at, token)| {
+            let attribute = at > 0 && matches!(value.get(at - 1), Some(Token::Op(".")));
+            matches!(token, Token::Name(read) if read == name) && !attribute
+        });
+        if reads {
+            self.own.push(name.to_owned());
+        }
+    }
+
     /// All values are evaluated before any name is set, hence one assignment to all names.
     fn with(&mut self) -> Result<String> {
         let (mut names, mut values) = (Vec::new(), Vec::new());
         while self.peek().is_some() {
-            names.push(self.any_name()?);
+            let name = self.any_name()?;
             self.expect("=")?;
+            let from = self.at;
             values.push(self.expr()?);
+            self.note_own(&name, from);
+            names.push(name);
             if !self.op(",") {
                 break;
             }

@@ -1,18 +1,19 @@
 //! Where templates lie: beside Hugging Face's tokenizer, or in a GGUF file's metadata.
 //!
-//! Hugging Face, the first that exists: `chat_template.jinja` (with `additional_chat_templates/*.jinja`),
+//! Hugging Face, the first that exists: `chat_template.jinja` (with `additional_chat_templates/NAME.jinja`),
 //! `chat_template.json`, `tokenizer_config.json`. The value of `chat_template` is a template or a list of
-//! `{"name", "template"}`, of which "default" and "tool_use" are used. GGUF: `tokenizer.chat_template` and
-//! `tokenizer.chat_template.tool_use`.
+//! `{"name", "template"}`. GGUF: `tokenizer.chat_template` and `tokenizer.chat_template.NAME`.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
 use super::ChatTemplate;
 use super::limits::SOURCE_BYTES;
 use crate::config::json;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 use crate::small_file::read_text;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::gguf::Metadata;
@@ -56,19 +57,26 @@ impl TemplateTokens {
     }
 }
 
-/// The templates of a model, by use.
-#[derive(Default)]
-struct Found {
-    default: Option<String>,
-    tool_use: Option<String>,
+/// A template that the user chose instead of the model's default.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Own {
+    Text(String),
+    /// One of the model's own, by its name.
+    Name(String),
 }
 
+/// The templates of a model, by name.
+#[derive(Default)]
+struct Found(BTreeMap<String, String>);
+
+/// Templates of one model, at most.
+const MAX_TEMPLATES: usize = 64;
+
 impl Found {
+    /// The first of a name counts. A text of nothing but space is no template.
     fn put(&mut self, name: &str, template: String) {
-        match name {
-            "default" => self.default = self.default.take().or(Some(template)),
-            "tool_use" => self.tool_use = self.tool_use.take().or(Some(template)),
-            _ => {}
+        if self.0.len() < MAX_TEMPLATES && !template.trim().is_empty() {
+            self.0.entry(name.to_owned()).or_insert(template);
         }
     }
 
@@ -95,53 +103,101 @@ impl Found {
     }
 
     /// The user's own template instead of all others.
-    fn or_own(self, own: Option<&str>) -> Self {
-        own.map_or(self, |text| Found { default: Some(text.to_owned()), tool_use: None })
+    fn or_own(mut self, own: Option<&Own>) -> Result<Self> {
+        let text = match own {
+            None => return Ok(self),
+            Some(Own::Text(text)) => text.clone(),
+            Some(Own::Name(name)) => match self.0.remove(name) {
+                Some(text) => text,
+                None => return Err(no_such(name, self.0.keys())),
+            },
+        };
+        Ok(Found(BTreeMap::from([("default".to_owned(), text)])))
     }
 
-    fn compile(self, tokens: TemplateTokens, place: &str) -> Result<Option<ChatTemplate>> {
-        // A model with only a template for tools answers everything with it.
-        let Some(default) = self.default.as_ref().or(self.tool_use.as_ref()) else { return Ok(None) };
-        let template = ChatTemplate::new(default, tokens).context(place)?;
-        match &self.tool_use {
-            Some(source) => template.with_tool_use(source).context(format!("{place}, tool_use")).map(Some),
-            None => Ok(Some(template)),
+    /// A model with only a template for tools, or with one of any name, answers everything with it.
+    fn take_default(&mut self) -> Option<String> {
+        let only = (self.0.len() == 1).then(|| self.0.values().next().cloned()).flatten();
+        self.0.remove("default").or_else(|| self.0.get("tool_use").cloned()).or(only)
+    }
+
+    fn compile(self, own: Option<&Own>, tokens: TemplateTokens, place: &str) -> Result<Option<ChatTemplate>> {
+        let place = if own.is_some() { "chat_template" } else { place };
+        let mut found = self.or_own(own)?;
+        let Some(default) = found.take_default() else { return Ok(None) };
+        let mut template = ChatTemplate::new(&default, tokens.clone()).context(place)?;
+        if own.is_some() && !template.reads_messages() {
+            return Err(Error::template(
+                "chat_template reads no messages, so every conversation would become the same prompt; give a \
+                 Jinja template over `messages`",
+            ));
         }
+        for (name, source) in &found.0 {
+            template = template.with_named(name, source, tokens.clone()).context(place)?;
+        }
+        Ok(Some(template))
     }
 }
 
+fn no_such<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Error {
+    let known: Vec<_> = known.map(|name| quoted(name)).collect();
+    let has = if known.is_empty() {
+        "has none with a name".to_owned()
+    } else {
+        format!("has {}", known.join(", "))
+    };
+    Error::invalid(format!(
+        "chat_template: {} is neither a Jinja template, nor an existing file, nor the name of one of this \
+         model's templates (it {has})",
+        quoted(name)
+    ))
+}
+
 impl ChatTemplate {
-    /// The template of a model folder, or the user's `own` with the model's tokens; `None` if there is none.
-    pub fn from_hf(dir: &Path, own: Option<&str>) -> Result<Option<Self>> {
+    /// The templates of a model folder, or the user's `own` with the model's tokens; `None` if there are
+    /// none.
+    ///
+    /// # Errors
+    /// `ModelFile` for a file that is no text, `Template` for a template that does not compile and for one of
+    /// the user's that reads no messages, `InvalidRequest` for a name that the model does not have.
+    pub fn from_hf(dir: &Path, own: Option<&Own>) -> Result<Option<Self>> {
         let (mut found, mut tokens) = (Found::default(), TemplateTokens::default());
         let jinja = dir.join("chat_template.jinja");
         if let Some(text) = read_text(&jinja, SOURCE_BYTES as u64)? {
             found.put("default", text);
         }
-        let tools = dir.join("additional_chat_templates").join("tool_use.jinja");
-        if let Some(text) = read_text(&tools, SOURCE_BYTES as u64)? {
-            found.put("tool_use", text);
+        for (name, file) in additional(dir)? {
+            if let Some(text) = read_text(&file, SOURCE_BYTES as u64)? {
+                found.put(&name, text);
+            }
         }
         for name in ["chat_template.json", "tokenizer_config.json", "special_tokens_map.json"] {
             let file = dir.join(name);
             if let Some(json) = json::read(&file)? {
                 // A template beside the configuration wins over the one in it, for all uses.
-                if found.default.is_none() {
+                if !found.0.contains_key("default") {
                     found.read(json.get("chat_template"), &file)?;
                 }
                 tokens.fill(&json);
             }
         }
-        found.or_own(own).compile(tokens, &format!("the chat template of {}", dir.display()))
+        found.compile(own, tokens, &format!("the chat template of {}", dir.display()))
     }
 
-    /// The template in a GGUF file, or the user's `own` with the model's tokens; `None` if there is none.
-    pub fn from_gguf(meta: &Metadata, tokenizer: &Tokenizer, own: Option<&str>) -> Result<Option<Self>> {
+    /// The templates in a GGUF file, or the user's `own` with the model's tokens; `None` if there are none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_hf`].
+    pub fn from_gguf(meta: &Metadata, tokenizer: &Tokenizer, own: Option<&Own>) -> Result<Option<Self>> {
+        const KEY: &str = "tokenizer.chat_template";
         let mut found = Found::default();
-        for (key, name) in
-            [("tokenizer.chat_template", "default"), ("tokenizer.chat_template.tool_use", "tool_use")]
-        {
-            if let Some(text) = meta.str(key)? {
+        if let Some(text) = meta.str(KEY)? {
+            found.put("default", text.to_owned());
+        }
+        for (key, _) in meta.iter() {
+            if let Some(name) = key.strip_prefix(KEY).and_then(|rest| rest.strip_prefix('.'))
+                && let Some(text) = meta.str(key)?
+            {
                 found.put(name, text.to_owned());
             }
         }
@@ -157,6 +213,23 @@ impl ChatTemplate {
             unk: token("unknown")?,
             pad: token("padding")?,
         };
-        found.or_own(own).compile(tokens, "the chat template of the GGUF file")
+        found.compile(own, tokens, "the chat template of the GGUF file")
     }
+}
+
+/// `additional_chat_templates/NAME.jinja`, by name.
+fn additional(dir: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let folder = dir.join("additional_chat_templates");
+    let entries = match folder.read_dir() {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(BTreeMap::new());
+        }
+        Err(e) => return Err(Error::model_file(format!("{} cannot be read: {e}", folder.display()))),
+    };
+    let named = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".jinja")?.to_owned();
+        Some((name, path))
+    };
+    Ok(entries.flatten().filter_map(|entry| named(entry.path())).collect())
 }
