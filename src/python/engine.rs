@@ -9,7 +9,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use super::convert::{invalid, json, string};
-use super::door;
 use super::errors::to_python;
 use super::generation::PyGeneration;
 use super::model::{PyModel, PyPrompt};

@@ -25,7 +25,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizer::Range as TextRange;
 use tokenizers::{
