@@ -32,8 +32,10 @@ pub(super) struct Family {
     pub window_size: Option<usize>,
     /// `query_pre_attn_scalar` where absent; `None`: not read, scores are scaled by the head size.
     pub scalar: Option<f64>,
-    /// `attn_logit_softcapping` and `final_logit_softcapping` where absent; `None`: not read.
-    pub caps: Option<(Option<f64>, Option<f64>)>,
+    /// `attn_logit_softcapping` where absent; `None`: not read (Gemma 3's class has the field and does not use it).
+    pub attention_cap: Option<Option<f64>>,
+    /// `final_logit_softcapping` where absent; `None`: not read.
+    pub logit_cap: Option<Option<f64>>,
     pub bidirectional: Bidirectional,
     /// `no_rope_layers`, `no_rope_layer_interval` are read: each n-th layer has no position encoding; n where absent.
     pub no_rope_interval: Option<usize>,
@@ -206,7 +208,8 @@ const LLAMA: Family = Family {
     window: Window::Never,
     window_size: None,
     scalar: None,
-    caps: None,
+    attention_cap: None,
+    logit_cap: None,
     bidirectional: Bidirectional::NotRead,
     no_rope_interval: None,
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
@@ -281,7 +284,8 @@ const GEMMA2: Family = Family {
     window: Window::TypedAlternating,
     window_size: Some(4096),
     scalar: Some(256.0),
-    caps: Some((Some(50.0), Some(30.0))),
+    attention_cap: Some(Some(50.0)),
+    logit_cap: Some(Some(30.0)),
     tensors: FamilyTensors { post_norms: true, ..GEMMA.tensors },
     gguf: &[Gguf {
         architecture: "gemma2",
@@ -410,7 +414,8 @@ const FAMILIES: &[Family] = &[
         sizes: Sizes { vocab: 262_208, context: 131_072, ..GEMMA2.sizes },
         rope: RopeDefaults { theta: 1_000_000.0, local_theta: Some(10_000.0), ..ROPE },
         window: Window::TypedPattern,
-        caps: Some((None, None)),
+        attention_cap: None,
+        logit_cap: Some(None),
         bidirectional: Bidirectional::Read,
         tensors: FamilyTensors { qk_norm: Has::Always, ..GEMMA2.tensors },
         gguf: &[

@@ -34,6 +34,12 @@ impl Reader<'_> {
         if heads == 0 || layers > super::MAX_LAYERS {
             return Err(Error::model_file("head_count must be above 0 and block_count at most 1024"));
         }
+        if let Some(experts) = self.usize("expert_count")?.filter(|n| *n > 0) {
+            let key = self.key("expert_count");
+            return Err(Error::unsupported(format!(
+                "{key} is {experts}: mixtures of experts are not supported yet"
+            )));
+        }
         let head_dim = self.usize("attention.key_length")?.unwrap_or(hidden / heads);
         if let Some(value) = self.usize("attention.value_length")?
             && value != head_dim
@@ -59,8 +65,8 @@ impl Reader<'_> {
             activation: family.activation,
             block: family.block,
             attention_scale: self.scale(hidden, heads, head_dim, layers)?,
-            attention_cap: self.cap("attn_logit_softcapping", attention_cap)?,
-            logit_cap: self.cap("final_logit_softcapping", logit_cap)?,
+            attention_cap: self.cap("attn_logit_softcapping", family.attention_cap, attention_cap)?,
+            logit_cap: self.cap("final_logit_softcapping", family.logit_cap, logit_cap)?,
             embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
             layers: self.layers(layers, ropes.len() > 1, causal)?,
             ropes,
@@ -87,9 +93,9 @@ impl Reader<'_> {
         }
     }
 
-    /// A soft-cap of a family that has them; elsewhere llama.cpp does not read the key.
-    fn cap(&self, key: &str, default: Option<f32>) -> Result<Option<f32>> {
-        match self.family.caps {
+    /// A soft-cap, if the family has it; elsewhere llama.cpp does not read the key.
+    fn cap(&self, key: &str, family: Option<Option<f64>>, default: Option<f32>) -> Result<Option<f32>> {
+        match family {
             Some(_) => Ok(self.f32(key)?.or(default)),
             None => Ok(None),
         }
@@ -157,7 +163,7 @@ impl Reader<'_> {
         match self.metadata.bools(key)? {
             Some(flags) if flags.len() == layers => Ok(flags.to_vec()),
             flags => Err(Error::model_file(format!(
-                "{key} has {} entries for {layers} layers",
+                "{key} has {} entries for {layers} layers (block_count)",
                 flags.map_or(0, <[bool]>::len)
             ))),
         }

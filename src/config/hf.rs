@@ -81,7 +81,8 @@ impl Reader<'_> {
                 "num_attention_heads must be above 0 and num_hidden_layers at most 1024",
             ));
         }
-        let head_dim = f.usize("head_dim")?.or(sizes.head_dim).unwrap_or(hidden / heads);
+        let head_dim =
+            self.stated_or("head_dim", f.usize("head_dim")?, sizes.head_dim).unwrap_or(hidden / heads);
         let causal = self.causal()?;
         let ropes = self.ropes(head_dim, context)?;
         let (attention_cap, logit_cap) = self.caps()?;
@@ -203,11 +204,15 @@ impl Reader<'_> {
 
     /// The soft-caps of scores and logits.
     fn caps(&self) -> Result<(Option<f32>, Option<f32>)> {
-        let Some((scores, logits)) = self.family.caps else { return Ok((None, None)) };
-        let cap = |key: &str, default: Option<f64>| -> Result<Option<f32>> {
+        let cap = |key: &str, default: Option<Option<f64>>| -> Result<Option<f32>> {
+            let Some(default) = default else { return Ok(None) };
             Ok(self.stated_or(key, self.f.f64(key)?, default).map(|cap| cap as f32))
         };
-        Ok((cap("attn_logit_softcapping", scores)?, cap("final_logit_softcapping", logits)?))
+        let family = self.family;
+        Ok((
+            cap("attn_logit_softcapping", family.attention_cap)?,
+            cap("final_logit_softcapping", family.logit_cap)?,
+        ))
     }
 
     fn tensors(&self) -> Result<Tensors> {
@@ -463,6 +468,8 @@ fn scaling(f: &Fields, kind: &str, original: usize, context: usize) -> Result<Sc
             high: require("high_freq_factor")?,
             original: original as f64,
         },
+        // `null` means the ratio of the lengths.
+        "yarn" if !f.states("factor") => return Err(missing("factor")),
         "yarn" => yarn(f, factor.unwrap_or(ratio), original)?,
         "longrope" => Scaling::LongRope {
             short: f.floats("short_factor")?.ok_or_else(|| missing("short_factor"))?,

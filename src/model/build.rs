@@ -147,23 +147,30 @@ impl TensorLoader<'_> {
     fn embed_and_head(&self) -> Result<(WeightTensor, Option<Linear>)> {
         let shape = [self.config.vocab, self.config.hidden];
         let (tied, has_head) = (self.config.tied, self.has(Part::Head, None));
-        if tied && has_head && !self.has(Part::Embed, None) {
-            return Ok((self.tensor(Part::Head, None, &shape)?, None));
-        }
-        let embed = self.tensor(Part::Embed, None, &shape)?;
-        let head_bias = self.config.tensors.head_bias;
-        if !has_head && head_bias != Presence::Always && (tied || self.names.is_headless()) {
-            return Ok((embed, None));
-        }
-        let head = self.tensor(Part::Head, None, &shape).map_err(|error| match has_head {
-            true => error,
-            false => error.context("tie_word_embeddings is false, so that the head must be stored"),
-        })?;
+        let alone = tied && has_head && !self.has(Part::Embed, None);
+        let embed = self.tensor(if alone { Part::Head } else { Part::Embed }, None, &shape)?;
         let bias = self.bias(Part::Head, None, self.config.vocab)?;
-        if tied && bias.is_none() && head.dtype == embed.dtype && head.data[..] == embed.data[..] {
-            return Ok((embed, None));
-        }
-        Ok((embed, Some(self.projection(Part::Head, head, bias, None)?)))
+        let head = match has_head && !alone {
+            true => Some(self.tensor(Part::Head, None, &shape)?),
+            false if tied => None,
+            false if self.names.is_headless() => return Ok((embed, None)),
+            false => {
+                let missing = "tie_word_embeddings is false, so that the head must be stored";
+                return Err(self.tensor(Part::Head, None, &shape).map_or_else(
+                    |e| e.context(missing),
+                    |_| Error::internal("a head was found that is not stored"),
+                ));
+            }
+        };
+        // A head that is the embedding is not kept twice.
+        let own = head.filter(|head| !tied || head.dtype != embed.dtype || head.data[..] != embed.data[..]);
+        let head = match (own, bias) {
+            (None, None) => None,
+            (own, bias) => {
+                Some(self.projection(Part::Head, own.unwrap_or_else(|| embed.clone()), bias, None)?)
+            }
+        };
+        Ok((embed, head))
     }
 
     fn linear(&self, part: Part, layer: Option<usize>, rows: usize, columns: usize) -> Result<Linear> {
@@ -255,9 +262,13 @@ impl TensorLoader<'_> {
 
     /// A matrix or vector; multiplied by the scale that GGUF may have beside it.
     fn tensor(&self, part: Part, layer: Option<usize>, shape: &[usize]) -> Result<WeightTensor> {
-        let tensor = self.checked(&self.name(part, layer, "weight"), shape)?;
+        let name = self.name(part, layer, "weight");
+        let tensor = self.checked(&name, shape).map_err(|error| match self.weights.contains(&name) {
+            true => error,
+            false => error.context(self.names.all(part, layer).join(" or ")),
+        })?;
         match self.names {
-            Names::Gguf => self.scaled(tensor, &self.name(part, layer, "scale")),
+            Names::Gguf { .. } => self.scaled(tensor, &self.name(part, layer, "scale")),
             Names::Transformers { .. } => Ok(tensor),
         }
     }

@@ -69,7 +69,11 @@ const PLACES: &[(&str, &str)] = &[
 
 /// How one checkpoint spells the parts.
 pub enum Names {
-    Gguf,
+    Gguf {
+        /// Norms after attention and MLP too; without them some architectures (seed_oss) call the norm before the MLP
+        /// `post_attention_norm`.
+        post_norms: bool,
+    },
     Transformers {
         prefix: &'static str,
         head: &'static str,
@@ -82,7 +86,7 @@ pub enum Names {
 impl Names {
     pub fn of(weights: &Weights, post_norms: bool) -> Self {
         if weights.contains("token_embd.weight") {
-            return Names::Gguf;
+            return Names::Gguf { post_norms };
         }
         // A tied file may store its embedding as the head alone.
         let probes = ["embed_tokens.weight", "layers.0.input_layernorm.weight"];
@@ -96,19 +100,32 @@ impl Names {
         matches!(self, Names::Transformers { prefix: "", .. })
     }
 
-    /// The checkpoint's name of a part's tensor: the spelling that exists, else the usual one (for the error).
+    /// The checkpoint's name of a part's tensor: the spelling that exists; else, for the error, the one that its weight
+    /// has, or the usual one.
     pub fn name(&self, weights: &Weights, part: Part, layer: Option<usize>, kind: &str) -> String {
         let spellings = self.spellings(part, layer, kind);
-        spellings.iter().find(|name| weights.contains(name)).unwrap_or(&spellings[0]).clone()
+        let stored = spellings.iter().position(|name| weights.contains(name));
+        let beside = || self.spellings(part, layer, "weight").iter().position(|name| weights.contains(name));
+        spellings[stored.or_else(beside).unwrap_or(0)].clone()
+    }
+
+    /// All names that a part's weight may have.
+    pub fn all(&self, part: Part, layer: Option<usize>) -> Vec<String> {
+        self.spellings(part, layer, "weight")
     }
 
     fn spellings(&self, part: Part, layer: Option<usize>, kind: &str) -> Vec<String> {
         let (_, transformers, gguf) =
             TABLE.iter().find(|(p, ..)| *p == part).expect("every part stands in the table (tested)");
         match (self, layer) {
-            (Names::Gguf, Some(i)) => vec![format!("blk.{i}.{gguf}.{kind}")],
-            (Names::Gguf, None) => vec![format!("{gguf}.{kind}")],
-            (Names::Transformers { head, .. }, None) if part == Part::Head => vec![format!("{head}.{kind}")],
+            (Names::Gguf { post_norms: false }, Some(i)) if part == Part::MlpNorm => {
+                [gguf, "post_attention_norm"].map(|name| format!("blk.{i}.{name}.{kind}")).into()
+            }
+            (Names::Gguf { .. }, Some(i)) => vec![format!("blk.{i}.{gguf}.{kind}")],
+            (Names::Gguf { .. }, None) => vec![format!("{gguf}.{kind}")],
+            (Names::Transformers { head, .. }, None) if part == Part::Head => {
+                vec![format!("{head}.{kind}"), format!("lm_head.{kind}")]
+            }
             (Names::Transformers { prefix, .. }, None) => {
                 transformers.iter().map(|name| format!("{prefix}{name}.{kind}")).collect()
             }
@@ -220,9 +237,10 @@ mod tests {
             MlpPostNorm,
         ];
         for part in parts {
-            for names in
-                [Names::Gguf, Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false }]
-            {
+            for names in [
+                Names::Gguf { post_norms: false },
+                Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false },
+            ] {
                 assert!(!names.spellings(part, Some(3), "weight").is_empty(), "{part:?}");
             }
         }
