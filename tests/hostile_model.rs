@@ -332,6 +332,7 @@ fn contradictions_in_config_json() {
         bench.try_with(what, "tokenizer.json", bytes);
         bench.try_with(what, "tokenizer_config.json", bytes);
         bench.try_with(what, "special_tokens_map.json", bytes);
+        bench.try_with(what, "added_tokens.json", bytes);
         bench.try_with(what, "model.safetensors", bytes);
     }
     done([bench]);
@@ -341,7 +342,8 @@ fn contradictions_in_config_json() {
 fn every_field_of_the_companions() {
     let mut bench = Bench::family("llama-gqa-tied");
     bench.every_field("generation_config.json", &["frequency_penalty"], &mut HashSet::new());
-    bench.every_field("tokenizer_config.json", &[], &mut HashSet::new());
+    let lists = ["added_tokens_decoder", "extra_special_tokens", "additional_special_tokens", "image_token"];
+    bench.every_field("tokenizer_config.json", &lists, &mut HashSet::new());
     let templates = [
         "{% for i in range(1000000000) %}{{ i }}{% endfor %}",
         "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}",

@@ -37,10 +37,7 @@ impl Beside {
     pub fn read(dir: &Path) -> Result<Self> {
         let config = optional_json(&dir.join(CONFIG))?;
         let legacy = config["added_tokens_decoder"].is_null();
-        let older = |name: &str| {
-            let json = optional_json(&dir.join(name))?;
-            Ok::<Value, Error>(if legacy { json } else { Value::Null })
-        };
+        let older = |name: &str| if legacy { optional_json(&dir.join(name)) } else { Ok(Value::Null) };
         Ok(Beside { specials: older(SPECIALS)?, added: older(ADDED)?, config })
     }
 
