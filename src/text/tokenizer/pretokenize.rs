@@ -335,12 +335,10 @@ impl Splitter {
     /// `UnsupportedModel` for any other name.
     pub fn named(name: &str) -> Result<Self> {
         let rule = RULES.iter().find(|rule| rule.names.contains(&name)).ok_or_else(|| {
-            let known: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
             Error::unsupported(format!(
-                "the tokenizer splits words by a rule named {} (tokenizer.ggml.pre), which is not known \
-                 here; {REMEDY}. Known are: {}",
-                quoted(name),
-                known.join(", ")
+                "the tokenizer splits words by a rule named {} (tokenizer.ggml.pre), which is not known here; \
+                 {REMEDY}",
+                quoted(name)
             ))
         })?;
         let compile =

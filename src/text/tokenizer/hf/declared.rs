@@ -37,9 +37,9 @@ impl Beside {
     pub fn read(dir: &Path) -> Result<Self> {
         let config = json::read(&dir.join(CONFIG))?.unwrap_or_default();
         let legacy = config["added_tokens_decoder"].is_null();
-        let older = |name: &str| {
-            let json = json::read(&dir.join(name))?.unwrap_or_default();
-            Ok::<Value, Error>(if legacy { json } else { Value::Null })
+        let older = |name: &str| match legacy {
+            true => json::read(&dir.join(name)).map(Option::unwrap_or_default),
+            false => Ok(Value::Null),
         };
         Ok(Beside { specials: older(SPECIALS)?, added: older(ADDED)?, config })
     }
