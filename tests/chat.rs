@@ -125,6 +125,35 @@ fn templates_are_jinja2s() {
     report(failed.collect(), rows.len());
 }
 
+/// The conversation with a word of its own for every content and every name of a call.
+fn with_words(conversation: &Value) -> Value {
+    let mut changed = conversation.clone();
+    for (at, message) in changed["messages"].as_array_mut().unwrap().iter_mut().enumerate() {
+        if message["content"].as_str().is_some_and(|content| !content.trim().is_empty()) {
+            message["content"] = format!("Word{at}.").into();
+        }
+        for (number, call) in message["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
+            call["function"]["name"] = format!("called{at}_{number}").into();
+        }
+    }
+    changed
+}
+
+/// Those words: of a message with calls, the calls alone.
+fn unlike_words(conversation: &Value) -> Vec<String> {
+    let changed = with_words(conversation);
+    let words =
+        changed["messages"].as_array().unwrap().iter().flat_map(|message| {
+            match message["tool_calls"].as_array() {
+                Some(calls) => {
+                    calls.iter().map(|call| call["function"]["name"].as_str().unwrap().to_owned()).collect()
+                }
+                None => vec![message["content"].as_str().unwrap().trim_end_matches('.').to_owned()],
+            }
+        });
+    words.collect()
+}
+
 /// The door renders what transformers renders, byte for byte, unless the template refuses or drops a message: then
 /// it says what it did, or which message cannot be shown.
 #[test]
@@ -140,15 +169,21 @@ fn what_a_template_shows_is_not_changed() {
         }
         let conversation = &file["conversations"][key];
         let got = converse(&template, conversation, read_alone);
-        let shown = |text: &str| {
-            let contents = conversation["messages"].as_array().unwrap().iter().map(|m| &m["content"]);
-            contents.filter_map(Value::as_str).all(|content| text.contains(content.trim()))
+        let words = unlike_words(conversation);
+        let shown = |text: &str| words.iter().all(|word| text.contains(word));
+        let worded = || converse(&template, &with_words(conversation), read_alone).map(|got| got.text);
+        let as_given = || {
+            let given: Render = |template, request| template.render_as_given(request);
+            converse(&template, &with_words(conversation), given).map(|got| got.text)
         };
         let outcome = match (row["text"].as_str(), &got) {
             (Some(text), Ok(got)) if text == got.text => 0,
-            (Some(text), Ok(got)) if !got.notes.is_empty() && !shown(text) => 1,
-            (Some(text), Err(error)) if error.message().contains("drops messages[") && !shown(text) => 2,
-            (None, Ok(got)) if !got.notes.is_empty() => 1,
+            (_, Ok(got)) if !got.notes.is_empty() && shown(&worded().unwrap()) => 1,
+            (Some(_), Err(error))
+                if error.message().contains("drops messages[") && !shown(&as_given().unwrap()) =>
+            {
+                2
+            }
             (None, Err(error)) if error.kind() == ErrorKind::Template => 3,
             _ => return Some(format!("{name} x {key}: expected {row}, got {got:?}")),
         };
@@ -157,7 +192,7 @@ fn what_a_template_shows_is_not_changed() {
     });
     report(failed.collect(), rows.len());
     eprintln!("as transformers, repaired, named as dropped, refused: {counts:?}");
-    assert!(counts[0] > 250 && counts[1] > 5);
+    assert!(counts[0] > 250 && counts[1] > 5, "{counts:?}");
 }
 
 /// As `apply_chat_template(continue_final_message=True)`; where that fails we may do better, never otherwise.
@@ -187,6 +222,10 @@ fn a_last_message_is_continued_as_by_transformers() {
             }
             (Some(_), Err(error)) if error.message().contains("drops messages[") => None,
             (Some(_), Err(error)) if error.message().contains("reads no messages") => None,
+            // Where a template cannot read parts, transformers prints Python's list of them.
+            (Some(text), Ok(got)) if text.contains("'type'") => {
+                (!got.text.contains("Sure,")).then(|| text.to_owned())
+            }
             (None, _) => None,
             _ => Some(format!("{name} x {key}: expected {row}, got {got:?}")),
         }

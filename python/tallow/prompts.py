@@ -13,7 +13,6 @@ from typing import Any
 
 from . import _core, arguments
 from .errors import InvalidRequestError
-from .tools import detect
 
 Prompt = str | list[int] | _core.Prompt
 
@@ -71,6 +70,8 @@ def _with_tools(
     turns = [dict(turn) for turn in messages]
     if not offered and not any(_is_about_tools(turn) for turn in turns):
         return turns, {}
+    from .tools import detect  # not before it is needed: `import tallow` is quick
+
     form = detect(model.chat_template)
     return form.prepare(_core.plain_messages(turns, name), offered, shown=model.shows_calls)
 

@@ -271,6 +271,13 @@ def test_tools_are_shown_by_every_template(of, template, tool):
         assert '{"name": "weather", "arguments": {"city": "Rome"}}' in text and "5 degrees" in text
 
 
+def test_calls_are_shown_where_a_template_shows_tools_alone(of):
+    model = of("{% if xml_tools %}{{ xml_tools }}<tool_call>{% endif %}" + SHOW)
+    text = model.render([U, CALLED, RESULT], tools=[WEATHER])
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>' in text
+    assert "'strict': True" in text and "<tool_response>\n5 degrees\n</tool_response>" in text
+
+
 def test_a_role_of_the_templates_own(of):
     model = of("{% for m in messages %}{% if m.role == 'control' %}C{% endif %}{{ m.content }}{% endfor %}")
     assert model.render([{"role": "control", "content": "x"}, U]) == "Cxwhat is up?"

@@ -37,11 +37,17 @@ def written(form: ToolFormat, name: str, arguments: Any) -> str:
 
 
 def prepare(
-    form: ToolFormat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Function], shown: bool = False
+    form: ToolFormat,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Function],
+    shown: bool | None = None,
 ) -> tuple[list[Message], dict[str, Any]]:
     turns = [dict(message) for message in messages]
     if form.renders:
-        turns = _one_call_each(turns) if not form.many else turns
+        if shown is False:  # SmolLM3's shows tools, and of calls nothing
+            turns = _plain(form, turns)
+        elif not form.many:
+            turns = _one_call_each(turns)
         turns = _short_ids(form, turns)
         return turns, {form.variable: [tool.shown() for tool in tools]} if tools else {}
     if not tools:

@@ -65,12 +65,13 @@ class ToolFormat:
         return conversation.instructions(self, found)
 
     def prepare(
-        self, messages: Sequence[Mapping[str, Any]], tools: Iterable[object], *, shown: bool = False
+        self, messages: Sequence[Mapping[str, Any]], tools: Iterable[object], *, shown: bool | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The conversation, and the template's arguments, that show the tools and the calls so far.
 
-        ``shown``: the template shows calls and results although it reads no tools. So they stay as they are,
-        unless there are tools, which are called in our words then."""
+        ``shown``: whether the template was seen to show calls and results; None goes by what it reads. Those
+        that it does not show are written out as text. One that shows calls although it reads no tools gets
+        them as they are, unless there are tools, which are called in our words then."""
         return conversation.prepare(self, messages, functions(tools), shown)
 
     def grammar(
