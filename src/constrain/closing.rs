@@ -182,7 +182,9 @@ struct Walk {
 impl Walk {
     fn new(from: &Matcher, first: &[u8], least_taken: bool) -> Self {
         let rest = (0..=u8::MAX).filter(|byte| !first.contains(byte));
-        let order = first.iter().copied().chain(rest).collect();
+        let vocabulary = from.grammar().vocabulary();
+        let order =
+            first.iter().copied().chain(rest).filter(|&byte| vocabulary.byte_token(byte).is_some()).collect();
         let (matcher, taken) = (from.clone(), least_taken.then_some([0; 256]));
         Walk { matcher, order, taken, literals: Vec::new(), bytes: Vec::new() }
     }
@@ -200,7 +202,7 @@ impl Walk {
                 false => forced,
                 true => match self.choose_literal()? {
                     Some(literal) => literal,
-                    None => self.choose()?.into_iter().collect(),
+                    None => self.choose()?,
                 },
             };
             if step.is_empty() || self.bytes.len() + step.len() > room {
@@ -242,19 +244,27 @@ impl Walk {
         }
     }
 
-    /// The first byte in the order that the grammar takes.
-    fn choose(&mut self) -> Result<Option<u8>> {
+    /// The nearest end of what is begun; where none is near, the first byte in the order that the grammar takes.
+    fn choose(&mut self) -> Result<Vec<u8>> {
         if let Some(taken) = &self.taken {
             self.order.sort_by_key(|&byte| taken[usize::from(byte)]);
         }
+        let chosen = match self.matcher.nearest(&self.order)? {
+            Some(bytes) => bytes,
+            None => self.choose_byte()?.into_iter().collect(),
+        };
+        if let Some(taken) = &mut self.taken {
+            chosen.iter().for_each(|&byte| taken[usize::from(byte)] += 1);
+        }
+        Ok(chosen)
+    }
+
+    fn choose_byte(&mut self) -> Result<Option<u8>> {
         for index in 0..self.order.len() {
             let byte = self.order[index];
             let token = self.matcher.grammar().vocabulary().byte_token(byte);
             let Some(token) = token else { continue };
             if self.matcher.validate(&[token])? == 1 {
-                if let Some(taken) = &mut self.taken {
-                    taken[usize::from(byte)] += 1;
-                }
                 return Ok(Some(byte));
             }
         }

@@ -22,7 +22,7 @@ from .formats import Format, lark
 
 #: Part of the model string, for DSPy's cache knows a model by that alone: whoever changes how a format is
 #: enforced, changes the answers, and counts this up.
-VERSION = 1
+VERSION = 2
 
 #: The constraints that a caller may give, as ``Model.generate`` names them.
 OWN = tuple(arguments.CONSTRAINTS)
