@@ -43,7 +43,7 @@ impl Exact {
             let found = step.as_u64().filter(|&step| 0 < step && step <= LARGEST_STEP);
             found.and_then(|step| u32::try_from(step).ok()).ok_or_else(|| {
                 Error::constraint(format!(
-                    "json_schema: multipleOf {step} beside bounds beyond 2^53 cannot be enforced; it must be an integer \
+                    "multipleOf {step} beside bounds beyond 2^53 cannot be enforced; it must be an integer \
                      from 1 to {LARGEST_STEP}"
                 ))
             })
@@ -153,7 +153,7 @@ pub(super) fn check(schema: &Value) -> Result<()> {
                 };
                 if !is_alone && in_place.into_iter().any(holds) {
                     return Err(Error::constraint(
-                        "json_schema: an integer beyond 2^53 under $ref, anyOf, oneOf or allOf has other keywords beside \
+                        "an integer beyond 2^53 under $ref, anyOf, oneOf or allOf has other keywords beside \
                          it; write it without them",
                     ));
                 }

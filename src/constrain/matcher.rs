@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use llguidance::TokenParser;
 use llguidance::api::StopReason;
+use llguidance::earley::ParserError;
 
 use super::compile::{guard, tidy};
 use super::mask::TokenMask;
@@ -268,7 +269,7 @@ impl Matcher {
     /// One call of the library. Should it fail for what the automaton has become, once more with a fresh one.
     fn call<T>(&mut self, doing: &str, work: impl Fn(&mut TokenParser) -> Result<T, String>) -> Result<T> {
         let result = self.tried(doing, &work);
-        if result.is_ok() || self.is_alone {
+        if result.is_ok() || self.is_alone || self.has_too_many_items() {
             return result;
         }
         // Too many states, or a broken lock: other answers of this grammar would meet the same.
@@ -292,6 +293,14 @@ impl Matcher {
                 ))),
             }
         })
+    }
+
+    /// Whether the parser has failed rather than the automaton: it would again, whatever the automaton.
+    fn has_too_many_items(&self) -> bool {
+        let failed = guard("looking for an error", || {
+            Ok(matches!(self.inner.parser.get_error(), Some(ParserError::ParserError(_))))
+        });
+        failed.unwrap_or(false)
     }
 
     /// This answer so far, with an automaton of its own.

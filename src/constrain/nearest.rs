@@ -11,8 +11,8 @@ use llguidance::derivre::StateID;
 use llguidance::earley::{BiasComputer, Parser, ParserRecognizer};
 use llguidance::toktrie::{Recognizer, SimpleVob, TokEnv, TokTrie};
 
-/// States that one search looks at.
-const MOST: usize = 4_000;
+/// States that one search looks at: those of texts and of the delimiter after them are some hundreds.
+const MOST: usize = 1_000;
 /// What a search has instead of the beginning of a token: not empty, or the library would remember the result as the
 /// mask of this place.
 const NO_MASK: &[u8] = &[0];

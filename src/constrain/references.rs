@@ -102,7 +102,7 @@ impl<'a> References<'a> {
         };
         let Some(resource) = resource else {
             return Err(Error::constraint(format!(
-                "json_schema: the $ref {} leads to another document, and none is fetched; put its schema under $defs \
+                "the $ref {} leads to another document, and none is fetched; put its schema under $defs \
                  and refer to it as #/$defs/Name",
                 quoted(reference)
             )));
@@ -121,7 +121,7 @@ impl<'a> References<'a> {
         };
         found.ok_or_else(|| {
             Error::constraint(format!(
-                "json_schema: {} leads nowhere; a $ref must be a path in the same schema, like #/$defs/Name",
+                "{} leads nowhere; a $ref must be a path in the same schema, like #/$defs/Name",
                 quoted(reference)
             ))
         })

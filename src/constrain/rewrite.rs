@@ -189,7 +189,7 @@ impl<'a> Rewriter<'a, '_> {
 
     fn reference(&mut self, place: Place<'a>, reference: &Value) -> Result<Value> {
         let Some(text) = reference.as_str() else {
-            return Err(Error::constraint(format!("json_schema: a $ref is {reference}; it must be a text")));
+            return Err(Error::constraint(format!("a $ref is {reference}; it must be a text")));
         };
         let target = self.references.target(place, text)?;
         let key = (std::ptr::from_ref(target.schema), std::ptr::from_ref(self.references.start().schema));
@@ -218,7 +218,7 @@ impl<'a> Rewriter<'a, '_> {
             |keyword: &str| members.get(keyword).is_some_and(|value| !says_nothing(keyword, value, members));
         match REFUSED.into_iter().find(|keyword| asserts(keyword)) {
             Some(keyword) if !self.lenient => Err(Error::constraint(format!(
-                "json_schema: the keyword {} cannot be enforced while an answer is written; leave it out, and check \
+                "the keyword {} cannot be enforced while an answer is written; leave it out, and check \
                  the answer for it",
                 quoted(keyword)
             ))),
@@ -234,7 +234,7 @@ impl<'a> Rewriter<'a, '_> {
             let is_other = |key: &&String| !["const", "enum", "type"].contains(&key.as_str());
             if let Some(other) = out.keys().find(is_other) {
                 return Err(Error::constraint(format!(
-                    "json_schema: an integer beyond 2^53 stands beside {}; leave that out, for the values say it all",
+                    "an integer beyond 2^53 stands beside {}; leave that out, for the values say it all",
                     quoted(other)
                 )));
             }
@@ -254,12 +254,12 @@ impl<'a> Rewriter<'a, '_> {
         }
         if let Some(other) = IN_PLACE.iter().find(|keyword| out.contains_key(**keyword)) {
             return Err(Error::constraint(format!(
-                "json_schema: bounds beyond 2^53 stand beside {}; write them inside of it",
+                "bounds beyond 2^53 stand beside {}; write them inside of it",
                 quoted(other)
             )));
         }
         let Some(digits) = integers::between(bounds.0.as_ref(), bounds.1.as_ref()) else {
-            return Err(Error::constraint("json_schema: no integer lies between the bounds"));
+            return Err(Error::constraint("no integer lies between the bounds"));
         };
         let number = Exact::new(digits, out.get("multipleOf"))?.placed(self.exact, &mut self.done);
         if others.is_empty() {
@@ -305,7 +305,8 @@ fn says_nothing(keyword: &str, value: &Value, members: &Map<String, Value>) -> b
         "unevaluatedItems" | "unevaluatedProperties" => is_open(value),
         "propertyNames" => is_open(value) || *value == json!({"type": "string"}),
         "if" => !members.contains_key("then") && !members.contains_key("else"),
-        "minContains" | "maxContains" => !members.contains_key("contains"),
+        "minContains" | "maxContains" if !members.contains_key("contains") => true,
+        "minContains" => *value == json!(0) && !members.contains_key("maxContains"),
         "contains" => members.get("minContains") == Some(&json!(0)) && !members.contains_key("maxContains"),
         "dependentRequired" | "dependentSchemas" | "dependencies" => {
             value.as_object().is_some_and(Map::is_empty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 from typing import Literal
 
 import pytest
@@ -33,7 +34,7 @@ async def heard(program, names):
 )
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", [str, Literal["yes", "no"]], ids=["str", "Literal"])
-def test_a_listener_hears_its_own_field(roomy, adapter, name, kind):
+def test_a_listener_hears_its_own_field(wide, adapter, name, kind):
     fields = {
         "question": (str, dspy.InputField()),
         "answer": (kind, dspy.OutputField()),
@@ -42,9 +43,11 @@ def test_a_listener_hears_its_own_field(roomy, adapter, name, kind):
     }
     program = dspy.Predict(dspy.Signature(fields, "Answer."))
     for seed in range(3):
-        lm = tallow.LM(roomy, temperature=1.0, seed=seed, max_tokens=400, cache=False)
+        lm = tallow.LM(wide, temperature=1.0, seed=seed, max_tokens=400, cache=False)
         with dspy.context(lm=lm, adapter=adapter):
             texts, last = asyncio.run(heard(program, ("answer", name, "last")))
+        if isinstance(adapter, dspy.XMLAdapter):  # a listener hears the text as it is written
+            texts = {field: html.unescape(text) for field, text in texts.items()}
         assert texts == {field: last[field] for field in texts}
 
 

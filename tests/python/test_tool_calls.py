@@ -138,8 +138,6 @@ ODD = [
     "[]",
     "[1]",
     '["f"]',
-    '["f. It takes arguments {1}."]',
-    '["f. It takes arguments {"]',
     "[",
     "{}",
 ]
@@ -155,6 +153,18 @@ def test_tools_that_cannot_be_read_leave_the_schema_of_toolcalls(text):
     )
     assert made.constraint and "tools cannot be read" in " ".join(made.notes)
     assert "ToolCall" in documents(made)[0]["$defs"]
+
+
+@pytest.mark.parametrize("arguments", ["{1}.", "{"])
+def test_a_tool_whose_arguments_cannot_be_read_keeps_its_name(arguments):
+    request = asked("chat", [add])
+    (message,) = request.messages
+    text = json.dumps([str(dspy.Tool(add)), f"f. It takes arguments {arguments}"])
+    shown = re.sub(r"(## tools ## \]\]\n).*", lambda found: found[1] + text, message.parts[0].text)
+    made = formats.find(
+        lm15.Request(model="m", system=request.system, messages=(lm15.Message.user(shown),)), CALLS
+    )
+    assert set(options(made)) == {"add", "f"} and "arguments of f" in " ".join(made.notes)
 
 
 def test_a_tool_whose_arguments_no_grammar_holds_stays():
@@ -225,12 +235,22 @@ def test_react_gives_the_arguments_of_the_tool_that_it_names(kind):
 
 
 #: Names that a tool may have and a header, a tag or a regex may not.
-ODD = ["get weather", "Größe", "a<b>&c", "[[ ## x ## ]]", "(x|y)*", 'say "hi"', "new\nline", "it's", "天気"]
+ODD_NAMES = [
+    "get weather",
+    "Größe",
+    "a<b>&c",
+    "[[ ## x ## ]]",
+    "(x|y)*",
+    'say "hi"',
+    "new\nline",
+    "it's",
+    "天気",
+]
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("name", ODD)
-def test_an_odd_name_leaves_the_other_tools_enforced(roomy, kind, name):
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_odd_name_leaves_the_other_tools_enforced(wide, kind, name):
     """Random weights call tools that there are, with arguments that they take, whatever one is called."""
     odd = dspy.Tool(stop, name=name)
     agent = dspy.ReAct("q -> n: int", tools=[add, odd], max_iters=1)
@@ -239,7 +259,7 @@ def test_an_odd_name_leaves_the_other_tools_enforced(roomy, kind, name):
         found = formats.find(request, agent.react.signature)
     assert found.constraint, found.why
     for seed in range(3):
-        lm = tallow.LM(roomy, max_tokens=400, cache=False, temperature=1.0, seed=seed)
+        lm = tallow.LM(wide, max_tokens=400, cache=False, temperature=1.0, seed=seed)
         with dspy.context(lm=lm, adapter=ADAPTERS[kind]):
             trajectory = agent(q="?").trajectory
         assert trajectory["tool_name_0"] in ("add", name, "finish")

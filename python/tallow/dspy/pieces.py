@@ -13,10 +13,12 @@ from collections.abc import Iterator
 _CHAT = r"\[\[ ## \w+ ## \]\]"
 #: By the name of a format: a header, and what may become one.
 _MARKS = {
-    "chat": (_CHAT, r"\[\[?$|\[\[ #{0,2}$|\[\[ ## \w*$|\[\[ ## \w+ #{0,2}$|\[\[ ## \w+ ## \]?$"),
-    "xml": (r"</?\w+>", r"</?\w*$"),
+    "chat": (_CHAT, r"\[\[?|\[\[ #{0,2}|\[\[ ## \w*|\[\[ ## \w+ #{0,2}|\[\[ ## \w+ ## \]?"),
+    "xml": (r"</?\w+>", r"</?\w*"),
 }
-_PATTERNS = {name: (re.compile(f"({mark})"), re.compile(open_)) for name, (mark, open_) in _MARKS.items()}
+_PATTERNS = {
+    name: (re.compile(f"({mark})"), re.compile(rf"(?:{open_})\Z")) for name, (mark, open_) in _MARKS.items()
+}
 
 
 class Pieces:
