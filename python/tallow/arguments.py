@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from . import _core
+from . import _core, schemas
 from .errors import ArgumentTypeError, InvalidRequestError
 
 Prompt = str | list[dict[str, Any]] | list[int]
@@ -283,13 +283,12 @@ def json_object(name: str, value: object) -> dict[str, Any]:
 
 
 def json_schema(name: str, value: object) -> dict[str, Any]:
-    """A JSON schema, or a class that has one, such as a pydantic model."""
-    make = getattr(value, "model_json_schema", None)
-    if isinstance(value, type) and callable(make):
-        value = make()
-    if not isinstance(value, Mapping):
-        wrong_type(name, value, "a JSON schema as a dict, or a pydantic model")
-    return dict(value)
+    """A JSON schema, or a type that pydantic knows: a model, a dataclass, ``list[int]``."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not schemas.is_type(value):
+        wrong_type(name, value, "a JSON schema as a dict, or a type that pydantic knows")
+    return schemas.of_type(value, name)
 
 
 def choices(name: str, value: object) -> list[str]:

@@ -268,7 +268,7 @@ class Model:
         logprobs: int | None = None,
         timeout: float | None = None,
         prediction: str | None = None,
-        json_schema: dict[str, Any] | type | None = None,
+        json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
         choices: Sequence[str] | None = None,
@@ -292,11 +292,11 @@ class Model:
         - ``timeout``: seconds, after which tallow.Timeout is raised.
         - ``prediction``: a text that the answer may well resemble, such as a draft that is to be corrected.
           It changes how fast the answer comes, never the answer.
-        - ``json_schema`` (a dict, or a pydantic model), ``regex``, ``grammar`` (Lark, from its rule
-          ``start``), ``choices`` (texts): what the whole answer must be; at most one of them. It is enforced
-          while the answer is written, and what can only be one thing is not sampled but appended. An answer
-          that would not end within ``max_tokens`` is brought to its shortest end, with "length" as its finish
-          reason. A ``stop`` text still ends an answer wherever it is met.
+        - ``json_schema`` (a dict, or a type that pydantic knows: a model, ``list[int]``), ``regex``,
+          ``grammar`` (Lark, from its rule ``start``), ``choices`` (texts): what the whole answer must be; at
+          most one of them. It is enforced while the answer is written, and what can only be one thing is not
+          sampled but appended. An answer that would not end within ``max_tokens`` is brought to its shortest
+          end, with "length" as its finish reason. A ``stop`` text still ends an answer wherever it is met.
         - ``tools``: functions that the model may call, shown by the chat template or, where that knows none,
           in a system message. ``template_arguments``: variables for the template; one that it does not read
           is refused. Both are for messages.

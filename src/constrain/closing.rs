@@ -24,6 +24,8 @@ use crate::error::{Error, Result};
 
 /// Bytes in the order in which they are tried; those that are not named come after, by value.
 const ORDERS: [&[u8]; 3] = [b"\"}])>\n,0123456789 :", b"}])>\"\n,0123456789 :", b"])}>;.'\"\n0123456789 :,"];
+/// Bytes that open what must be closed again.
+const OPENING: &[u8] = b"{[";
 /// What may stand before a literal that ends a free text.
 const LEADS: [&[u8]; 3] = [b"", b"\n", b"\n\n"];
 /// Bytes that a walk may have, for each token that the caller has left.
@@ -177,14 +179,18 @@ struct Walk {
     /// The grammar's literals, and how often each was chosen; none if they are not tried.
     literals: Vec<(usize, Vec<u8>)>,
     bytes: Vec<u8>,
+    /// No end of what is begun was near.
+    is_far: bool,
 }
 
 impl Walk {
     fn new(from: &Matcher, first: &[u8], least_taken: bool) -> Self {
         let rest = (0..=u8::MAX).filter(|byte| !first.contains(byte));
-        let order = first.iter().copied().chain(rest).collect();
+        let vocabulary = from.grammar().vocabulary();
+        let order =
+            first.iter().copied().chain(rest).filter(|&byte| vocabulary.byte_token(byte).is_some()).collect();
         let (matcher, taken) = (from.clone(), least_taken.then_some([0; 256]));
-        Walk { matcher, order, taken, literals: Vec::new(), bytes: Vec::new() }
+        Walk { matcher, order, taken, literals: Vec::new(), bytes: Vec::new(), is_far: false }
     }
 
     fn with_literals(mut self) -> Self {
@@ -195,12 +201,13 @@ impl Walk {
     /// The bytes of the walk, if it ends within `room` bytes.
     fn run(mut self, room: usize) -> Result<Option<Vec<u8>>> {
         while !self.matcher.may_stop()? {
-            let forced = self.matcher.forced_bytes()?;
+            // What is forced without an end is too much to follow, and leads to none.
+            let Ok(forced) = self.matcher.forced_bytes() else { return Ok(None) };
             let step = match forced.is_empty() {
                 false => forced,
                 true => match self.choose_literal()? {
                     Some(literal) => literal,
-                    None => self.choose()?.into_iter().collect(),
+                    None => self.choose()?,
                 },
             };
             if step.is_empty() || self.bytes.len() + step.len() > room {
@@ -242,19 +249,39 @@ impl Walk {
         }
     }
 
-    /// The first byte in the order that the grammar takes.
-    fn choose(&mut self) -> Result<Option<u8>> {
+    /// The nearest end of what is begun; where none is near, the first byte in the order that the grammar takes.
+    fn choose(&mut self) -> Result<Vec<u8>> {
         if let Some(taken) = &self.taken {
             self.order.sort_by_key(|&byte| taken[usize::from(byte)]);
         }
+        let near = if self.is_far { None } else { self.nearest()? };
+        // Where no end is near, none will be from the next byte on, and looking costs as much again.
+        self.is_far = near.is_none();
+        let chosen = match near {
+            Some(bytes) => bytes,
+            None => self.choose_byte()?.into_iter().collect(),
+        };
+        if let Some(taken) = &mut self.taken {
+            chosen.iter().for_each(|&byte| taken[usize::from(byte)] += 1);
+        }
+        Ok(chosen)
+    }
+
+    /// What opens something ends soon, and leads away from the end: it comes only where nothing else does.
+    fn nearest(&mut self) -> Result<Option<Vec<u8>>> {
+        let others: Vec<u8> = self.order.iter().copied().filter(|byte| !OPENING.contains(byte)).collect();
+        match self.matcher.nearest(&others)? {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.matcher.nearest(&self.order),
+        }
+    }
+
+    fn choose_byte(&mut self) -> Result<Option<u8>> {
         for index in 0..self.order.len() {
             let byte = self.order[index];
             let token = self.matcher.grammar().vocabulary().byte_token(byte);
             let Some(token) = token else { continue };
             if self.matcher.validate(&[token])? == 1 {
-                if let Some(taken) = &mut self.taken {
-                    taken[usize::from(byte)] += 1;
-                }
                 return Ok(Some(byte));
             }
         }

@@ -2,12 +2,13 @@
 //!
 //! Why a thread: the library recurses along the constraint, so it gets a stack that our limits on depth and
 //! size cannot exhaust, whatever thread the user called from; and it cannot be interrupted, so the caller stops
-//! waiting when the time is up. What it still does then is bounded by fuel; no more than [`COMPILING`] such threads
+//! waiting when the time is up, which is the thread's own time: neither waiting for a turn nor a busy machine counts. What it still does then is bounded by fuel; no more than [`COMPILING`] such threads
 //! run at once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use llguidance::ParserFactory;
 use llguidance::api::ParserLimits;
@@ -16,7 +17,7 @@ use llguidance::toktrie::InferenceCapabilities;
 use super::limits::Limits;
 use super::matcher::Grammar;
 use super::vocabulary::Vocabulary;
-use super::{Constraint, schema};
+use super::{Constraint, exact, schema};
 use crate::error::{Context, Error, PARAGRAPH, Result, shortened};
 
 /// Grammars that are compiled at once.
@@ -77,30 +78,23 @@ impl GrammarCompiler {
         if let Some(grammar) = inner.remembered(&key) {
             return Ok(grammar);
         }
-        let deadline = Instant::now() + inner.limits.compile_time;
-        let Some(slot) = inner.slots.take(deadline) else {
-            return Err(too_long(constraint, &inner.limits));
-        };
+        let slot = inner.slots.take();
         // Several threads may have come with the same constraint; the first has compiled it meanwhile.
         if let Some(grammar) = inner.remembered(&key) {
             return Ok(grammar);
         }
-        let grammar = self.compile_aside(constraint, slot, deadline)?;
+        let grammar = self.compile_aside(constraint, slot)?;
         inner.remember(key, grammar.clone());
         Ok(grammar)
     }
 
-    fn compile_aside(&self, constraint: &Constraint, slot: Slot, deadline: Instant) -> Result<Grammar> {
+    fn compile_aside(&self, constraint: &Constraint, slot: Slot) -> Result<Grammar> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let (factory, vocabulary) = (self.0.factory.clone(), self.0.vocabulary.clone());
-        let (what, limits) = (constraint.clone(), self.0.limits.clone());
+        let (started, clock) = mpsc::sync_channel(1);
+        let (inner, what) = (self.0.clone(), constraint.clone());
         let work = move || {
-            let grammar = guard("compiling", || {
-                let source = schema::source(&what, &limits)?;
-                let parser = factory.create_parser(source).map_err(|error| Error::constraint(tidy(&error)));
-                let start = parser.map(|parser| llguidance::Matcher::new(Ok(parser)));
-                start.and_then(|start| Grammar::new(start, vocabulary, what.literals())).context(what.name())
-            });
+            started.send(Clock::start()).ok();
+            let grammar = guard("compiling", || inner.compiled(&what).context(what.name()));
             // Nobody listens any more if the time was up.
             sender.send(grammar).ok();
             drop(slot);
@@ -109,14 +103,69 @@ impl GrammarCompiler {
         thread.spawn(work).map_err(|error| {
             Error::out_of_memory(format!("no thread to compile the grammar: {error}")).with_source(error)
         })?;
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(grammar) => grammar,
-            Err(_) => Err(too_long(constraint, &self.0.limits)),
+        let limits = &self.0.limits;
+        let clock =
+            clock.recv().map_err(|_| Error::internal("the thread that compiles a grammar has died"))?;
+        while let Some(left) = limits.compile_time.checked_sub(clock.spent()).filter(|left| !left.is_zero()) {
+            match receiver.recv_timeout(left) {
+                Ok(grammar) => return grammar,
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::internal("the thread that compiles a grammar has died"));
+                }
+            }
         }
+        Err(too_long(constraint, limits))
     }
 }
 
+/// The time that one thread has worked. On a machine that is busy it stands still while others run, so what is within
+/// the limit does not depend on them.
+struct Clock {
+    start: Instant,
+    /// Where the kernel tells the thread's own time; None where it does not, and time is time.
+    thread: Option<PathBuf>,
+}
+
+impl Clock {
+    /// For the thread that calls.
+    fn start() -> Self {
+        // A link to `PID/task/TID`, in Linux.
+        let thread = std::fs::read_link("/proc/thread-self")
+            .ok()
+            .map(|path| Path::new("/proc").join(path).join("stat"));
+        let thread = thread.filter(|path| ticks(path).is_some());
+        Clock { start: Instant::now(), thread }
+    }
+
+    fn spent(&self) -> Duration {
+        let ticks = self.thread.as_deref().and_then(ticks);
+        ticks.map_or_else(|| self.start.elapsed(), |ticks| TICK * ticks)
+    }
+}
+
+/// What the kernel counts in (`USER_HZ`, proc_pid_stat(5)).
+const TICK: Duration = Duration::from_millis(10);
+
+/// A thread's time in user and kernel mode, the 14th and 15th field; the name before them may hold blanks.
+fn ticks(stat: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(stat).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u32>().ok();
+    Some(next()?.saturating_add(next()?))
+}
+
 impl Inner {
+    /// Recursive along the constraint, so where there is stack.
+    fn compiled(&self, constraint: &Constraint) -> Result<Grammar> {
+        let (source, exact) = schema::source(constraint, &self.limits)?;
+        let made = exact::compiled(source, &exact, self.vocabulary.env(), parser_limits(&self.limits))?;
+        let parser = self.factory.create_parser_from_init_default(made);
+        let mut parser = parser.map_err(|error| Error::constraint(tidy(&error)))?;
+        parser.start_without_prompt();
+        Grammar::new(parser, self.vocabulary.clone(), constraint.literals())
+    }
+
     fn remembered(&self, key: &str) -> Option<Grammar> {
         let mut cache = lock(&self.cache);
         let at = cache.iter().position(|(known, _)| &**known == key)?;
@@ -149,16 +198,11 @@ struct Slots {
 struct Slot(Arc<Slots>);
 
 impl Slots {
-    /// `None` if there is none before the deadline.
-    fn take(self: &Arc<Self>, deadline: Instant) -> Option<Slot> {
-        let wait = deadline.saturating_duration_since(Instant::now());
-        let (mut free, _) = self
-            .changed
-            .wait_timeout_while(lock(&self.free), wait, |free| *free == 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        *free = free.checked_sub(1)?;
-        drop(free);
-        Some(Slot(self.clone()))
+    /// Waits for one. Those who hold one give it back: fuel bounds what they do.
+    fn take(self: &Arc<Self>) -> Slot {
+        let free = self.changed.wait_while(lock(&self.free), |free| *free == 0);
+        *free.unwrap_or_else(PoisonError::into_inner) -= 1;
+        Slot(self.clone())
     }
 }
 
@@ -218,5 +262,37 @@ pub(super) fn tidy(error: &impl std::fmt::Display) -> String {
     match text.strip_prefix("panic: ") {
         Some(panic) => shortened(format_args!("a defect of llguidance: {panic}"), PARAGRAPH),
         None => shortened(text, PARAGRAPH),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_counts_the_work_of_its_thread_and_no_waiting() {
+        let clock = Clock::start();
+        std::thread::sleep(Duration::from_millis(120));
+        assert!(clock.thread.is_none() || clock.spent() < Duration::from_millis(100));
+        let begin = Instant::now();
+        let mut sum = 0_u64;
+        while clock.spent() < Duration::from_millis(40) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+            assert!(begin.elapsed() < Duration::from_secs(60), "the clock stands still at work");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_slot_gets_one() {
+        let slots = Arc::new(Slots { free: Mutex::new(COMPILING), changed: Condvar::new() });
+        let taken: Vec<Slot> = (0..COMPILING).map(|_| slots.take()).collect();
+        let waiting = std::thread::spawn({
+            let slots = slots.clone();
+            move || drop(slots.take())
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!waiting.is_finished());
+        drop(taken);
+        waiting.join().unwrap();
     }
 }

@@ -19,7 +19,7 @@ pub struct Limits {
     pub alternatives: usize,
     /// `patternProperties` of one object; each two are checked to be disjoint.
     pub patterns: usize,
-    /// How long a caller waits for a grammar.
+    /// How long the work on a grammar may take; waiting for a turn and for a processor is not counted.
     pub compile_time: Duration,
     /// Steps of work to build the automaton: some 50 a microsecond.
     pub compile_fuel: u64,

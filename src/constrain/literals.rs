@@ -1,34 +1,83 @@
 //! The texts that a grammar spells out: headers, tags, markers. Where an answer could go on for ever with free text,
 //! one of them is what ends it, and no search byte by byte would stumble on it.
 
+use serde_json::Value;
+
+use crate::error::Result;
+
 /// Shorter ones are found byte by byte as well.
 const SHORTEST: usize = 3;
 /// Beyond this, trying them all would take longer than it helps.
 const MOST: usize = 128;
 
+/// A piece of a grammar in Lark: as much as is needed to tell its texts from what only looks like one.
+enum Piece<'a> {
+    /// What stands between quotes.
+    Text(&'a str),
+    /// What stands between slashes.
+    Expression(&'a str),
+    /// What follows `%json`.
+    Schema(&'a str),
+    Other,
+}
+
+/// The first piece, and what follows it.
+fn piece(rest: &str) -> Option<(Piece<'_>, &str)> {
+    let first = rest.chars().next()?;
+    Some(if let Some(after) = rest.strip_prefix("//") {
+        (Piece::Other, after.split_once('\n').map_or("", |(_, next)| next))
+    } else if let Some(after) = rest.strip_prefix("%json") {
+        let next = after_object(after);
+        (Piece::Schema(&after[..after.len() - next.len()]), next)
+    } else if first == '"' {
+        let (inside, after) = delimited(&rest[1..], '"');
+        (Piece::Text(inside), after)
+    } else if first == '/' {
+        let (inside, after) = delimited(&rest[1..], '/');
+        (Piece::Expression(inside), after)
+    } else {
+        (Piece::Other, &rest[first.len_utf8()..])
+    })
+}
+
 /// The literals of a grammar in Lark, the longest first. JSON schemas in it have none: their strings are content.
 pub(super) fn of_lark(grammar: &str) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut rest = grammar;
-    while let Some(first) = rest.chars().next() {
-        rest = if let Some(after) = rest.strip_prefix("//") {
-            after.split_once('\n').map_or("", |(_, next)| next)
-        } else if let Some(after) = rest.strip_prefix("%json") {
-            after_object(after)
-        } else if first == '"' {
-            let (inside, after) = delimited(&rest[1..], '"');
+    while let Some((piece, next)) = piece(rest) {
+        match piece {
             // As JSON writes it, which is how Lark does.
-            found.extend(serde_json::from_str::<String>(&format!("\"{inside}\"")));
-            after
-        } else if first == '/' {
-            let (inside, after) = delimited(&rest[1..], '/');
-            found.extend(runs(inside));
-            after
-        } else {
-            &rest[first.len_utf8()..]
-        };
+            Piece::Text(inside) => found.extend(serde_json::from_str::<String>(&format!("\"{inside}\""))),
+            Piece::Expression(inside) => found.extend(runs(inside)),
+            Piece::Schema(_) | Piece::Other => {}
+        }
+        rest = next;
     }
     sorted(found)
+}
+
+/// The grammar with each JSON schema in it rewritten. One that is no JSON stays, for the library to say so.
+///
+/// # Errors
+/// Those of `rewrite`.
+pub(super) fn with_schemas(
+    grammar: &str,
+    mut rewrite: impl FnMut(&Value) -> Result<Value>,
+) -> Result<String> {
+    let mut out = String::with_capacity(grammar.len());
+    let mut rest = grammar;
+    while let Some((piece, next)) = piece(rest) {
+        let schema = match piece {
+            Piece::Schema(text) => serde_json::from_str(text).ok(),
+            _ => None,
+        };
+        match schema {
+            Some(schema) => out.push_str(&format!("%json {}", rewrite(&schema)?)),
+            None => out.push_str(&rest[..rest.len() - next.len()]),
+        }
+        rest = next;
+    }
+    Ok(out)
 }
 
 /// The literals of a regular expression, the longest first.

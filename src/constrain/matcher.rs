@@ -4,19 +4,27 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use llguidance::TokenParser;
+use llguidance::api::StopReason;
+use llguidance::earley::ParserError;
+
 use super::compile::{guard, tidy};
 use super::mask::TokenMask;
+use super::nearest;
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
 
 /// A compiled constraint. Immutable; a clone shares it, and all its answers share the automaton that
-/// grows while they are written, so a second answer is masked faster than the first.
+/// grows while they are written, so a second answer is masked faster than the first. Where it is full, an answer goes
+/// on with one of its own: what others have written does not decide what this one may hold.
 #[derive(Clone)]
 pub struct Grammar(Arc<Inner>);
 
 struct Inner {
     /// At the beginning; cloned for each answer.
-    start: llguidance::Matcher,
+    start: TokenParser,
+    /// The same with an automaton that no answer has grown.
+    fresh: TokenParser,
     vocabulary: Vocabulary,
     can_rollback: bool,
     /// Texts that the constraint spells out, the longest first.
@@ -29,21 +37,18 @@ struct Inner {
 
 impl Grammar {
     /// Tries the first step, so that a grammar that nothing satisfies is an error now.
-    pub(super) fn new(
-        start: llguidance::Matcher,
-        vocabulary: Vocabulary,
-        literals: Vec<Vec<u8>>,
-    ) -> Result<Self> {
+    pub(super) fn new(start: TokenParser, vocabulary: Vocabulary, literals: Vec<Vec<u8>>) -> Result<Self> {
+        let fresh = start.deep_clone();
         let mut trial = start.clone();
         let mut can_rollback = true;
-        if !trial.is_stopped() || trial.is_error() {
+        if !trial.stopped() {
             let mask = trial.compute_mask().map_err(|error| Error::constraint(tidy(&error)))?;
             let first = mask.iter().find(|&id| !vocabulary.bytes(id).is_empty());
-            can_rollback =
-                first.is_none_or(|id| trial.consume_token(id).and_then(|()| trial.rollback(1)).is_ok());
+            let takes_back = |id| consume(&mut trial, id).is_ok() && trial.rollback(1).is_ok();
+            can_rollback = first.is_none_or(takes_back);
         }
         let (shortest, worn) = (OnceLock::new(), AtomicBool::new(false));
-        Ok(Grammar(Arc::new(Inner { start, vocabulary, can_rollback, literals, shortest, worn })))
+        Ok(Grammar(Arc::new(Inner { start, fresh, vocabulary, can_rollback, literals, shortest, worn })))
     }
 
     /// Whether [`Matcher::rollback`] works: with all but Lark grammars with `stop=` or `max_tokens=`.
@@ -57,7 +62,7 @@ impl Grammar {
     /// Internal on a defect of the library.
     pub fn matcher(&self) -> Result<Matcher> {
         let inner = guard("beginning an answer", || Ok(self.0.start.clone()))?;
-        Ok(Matcher { inner, grammar: self.clone(), len: 0, ended: false })
+        Ok(Matcher { inner, grammar: self.clone(), taken: Vec::new(), ended: false, is_alone: false })
     }
 
     /// The shortest answer that was found; `None` if no end is in view. Searched for once.
@@ -98,18 +103,26 @@ impl fmt::Debug for Grammar {
     }
 }
 
+/// Goes on with a token.
+fn consume(parser: &mut TokenParser, id: u32) -> Result<(), String> {
+    parser.consume_token(id).map_err(|error| tidy(&error))?;
+    parser.check_stop().map_err(|error| tidy(&error)).map(drop)
+}
+
 /// One answer, held against a grammar. A clone goes its own way from here on.
 ///
 /// An error is final, and only this answer's, except that [`Matcher::accept`] of a token that the grammar does
 /// not take leaves the matcher as it was.
 #[derive(Clone)]
 pub struct Matcher {
-    inner: llguidance::Matcher,
+    inner: TokenParser,
     grammar: Grammar,
-    /// Tokens accepted, the end included.
-    len: usize,
+    /// Tokens accepted, the end not included.
+    taken: Vec<u32>,
     /// A token that ends the answer was accepted.
     ended: bool,
+    /// It has an automaton of its own.
+    is_alone: bool,
 }
 
 impl Matcher {
@@ -117,13 +130,13 @@ impl Matcher {
         &self.grammar
     }
 
-    /// Tokens accepted.
+    /// Tokens accepted, the end included.
     pub fn len(&self) -> usize {
-        self.len
+        self.taken.len() + usize::from(self.ended)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Which tokens may come next. Where tokens are [forced](Matcher::forced), only the first of them; when the
@@ -160,15 +173,17 @@ impl Matcher {
         } else if self.grammar.0.vocabulary.bytes(id).is_empty() {
             false
         } else {
-            let accepted = |inner: &mut llguidance::Matcher| {
-                inner.try_consume_tokens(&[id]).map_err(|error| tidy(&error))
-            };
-            self.call("going on with a token", accepted)? == 1
+            self.call("going on with a token", |inner| {
+                let takes = inner.validate_token(id).map_err(|error| tidy(&error))?;
+                if takes { consume(inner, id).map(|()| true) } else { Ok(false) }
+            })?
         };
         if !taken {
             return Err(Error::constraint(format!("the grammar does not take token {id} here")));
         }
-        self.len += 1;
+        if !is_eos {
+            self.taken.push(id);
+        }
         Ok(())
     }
 
@@ -186,7 +201,7 @@ impl Matcher {
 
     /// Whether nothing can follow but the end, or it has come.
     pub fn is_done(&self) -> bool {
-        self.ended || (self.inner.is_stopped() && !self.inner.is_error())
+        self.ended || matches!(self.inner.stop_reason(), StopReason::NoExtension | StopReason::EndOfSentence)
     }
 
     /// Whether the answer may end here.
@@ -197,7 +212,7 @@ impl Matcher {
         if self.is_done() {
             return Ok(true);
         }
-        self.call("looking for an end", |inner| inner.is_accepting().map_err(|error| tidy(&error)))
+        self.call("looking for an end", |inner| Ok(inner.is_accepting()))
     }
 
     /// Takes back the last `count` tokens.
@@ -206,13 +221,14 @@ impl Matcher {
     /// InvalidRequest if there are fewer; Constraint for Lark grammars with `stop=` or `max_tokens=`, which cannot
     /// be taken back (do not draft with them: see [`Grammar::can_rollback`]).
     pub fn rollback(&mut self, count: usize) -> Result<()> {
-        let Some(len) = self.len.checked_sub(count) else {
-            return Err(Error::invalid(format!("{count} tokens cannot be taken back of {}", self.len)));
-        };
+        if count > self.len() {
+            return Err(Error::invalid(format!("{count} tokens cannot be taken back of {}", self.len())));
+        }
         if count > 0 {
             let inside = count - usize::from(self.ended);
             self.call("taking tokens back", |inner| inner.rollback(inside).map_err(|error| tidy(&error)))?;
-            (self.ended, self.len) = (false, len);
+            self.taken.truncate(self.taken.len() - inside);
+            self.ended = false;
         }
         Ok(())
     }
@@ -232,7 +248,7 @@ impl Matcher {
         let known = |&id: &u32| vocabulary.is_eos(id) || !vocabulary.bytes(id).is_empty();
         let known = draft.iter().position(|id| !known(id)).unwrap_or(draft.len());
         let draft = draft.get(..known).unwrap_or_default();
-        self.call("checking a draft", |inner| inner.validate_tokens(draft).map_err(|error| tidy(&error)))
+        self.call("checking a draft", |inner| inner.validate_tokens_raw(draft).map_err(|error| tidy(&error)))
     }
 
     /// Bytes that must follow; they include what [`Matcher::forced`] leaves out.
@@ -240,32 +256,70 @@ impl Matcher {
         if self.is_done() {
             return Ok(Vec::new());
         }
-        self.call("finding forced text", |inner| Ok(inner.compute_ff_bytes()))
+        self.call("finding forced text", |inner| Ok(inner.force_bytes()))
     }
 
-    fn call<T>(
-        &mut self,
-        doing: &str,
-        work: impl FnOnce(&mut llguidance::Matcher) -> Result<T, String>,
-    ) -> Result<T> {
-        let result = guard(doing, || {
-            work(&mut self.inner).map_err(|reason| {
-                Error::constraint(format!(
+    /// The nearest bytes after which what is begun may end, bytes in this order: see [`nearest`]. `None` if none is
+    /// near.
+    pub(super) fn nearest(&mut self, order: &[u8]) -> Result<Option<Vec<u8>>> {
+        let env = self.grammar.0.vocabulary.env().clone();
+        self.call("looking for an end", |inner| Ok(nearest::nearest(&mut inner.parser, &env, order)))
+    }
+
+    /// One call of the library. Should it fail for what the automaton has become, once more with a fresh one.
+    fn call<T>(&mut self, doing: &str, work: impl Fn(&mut TokenParser) -> Result<T, String>) -> Result<T> {
+        let result = self.tried(doing, &work);
+        if result.is_ok() || self.is_alone || self.has_too_many_items() {
+            return result;
+        }
+        // Too many states, or a broken lock: other answers of this grammar would meet the same.
+        self.grammar.0.worn.store(true, Ordering::Relaxed);
+        let Ok(fresh) = guard(doing, || self.again()) else { return result };
+        (self.inner, self.is_alone) = (fresh, true);
+        self.tried(doing, &work)
+    }
+
+    fn tried<T>(&mut self, doing: &str, work: &impl Fn(&mut TokenParser) -> Result<T, String>) -> Result<T> {
+        let env = self.grammar.0.vocabulary.env();
+        guard(doing, || {
+            nearest::refuel(&mut self.inner.parser, env);
+            let found = work(&mut self.inner);
+            let failed = self.inner.parser.get_error().map(|error| error.message());
+            match (found, failed) {
+                (Ok(found), None) => Ok(found),
+                (Err(reason), _) | (_, Some(reason)) => Err(Error::constraint(format!(
                     "{doing}: {reason}; make the constraint simpler: fewer alternatives that begin alike, \
                      shorter repetitions"
-                ))
-            })
+                ))),
+            }
+        })
+    }
+
+    /// Whether the parser has failed rather than the automaton: it would again, whatever the automaton.
+    fn has_too_many_items(&self) -> bool {
+        let failed = guard("looking for an error", || {
+            Ok(matches!(self.inner.parser.get_error(), Some(ParserError::ParserError(_))))
         });
-        if result.is_err() || self.inner.is_error() {
-            // Too many states, or a broken lock: other answers of this grammar would meet the same.
-            self.grammar.0.worn.store(true, Ordering::Relaxed);
+        failed.unwrap_or(false)
+    }
+
+    /// This answer so far, with an automaton of its own.
+    fn again(&self) -> Result<TokenParser> {
+        let mut fresh = self.grammar.0.fresh.deep_clone();
+        let env = self.grammar.0.vocabulary.env();
+        for &id in &self.taken {
+            nearest::refuel(&mut fresh.parser, env);
+            consume(&mut fresh, id).map_err(Error::constraint)?;
         }
-        result
+        Ok(fresh)
     }
 }
 
 impl fmt::Debug for Matcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Matcher").field("len", &self.len).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Matcher")
+            .field("len", &self.len())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }

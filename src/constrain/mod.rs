@@ -33,10 +33,17 @@
 
 mod closing;
 mod compile;
+mod exact;
+mod formats;
+mod integers;
+mod lengths;
 mod limits;
 mod literals;
 mod mask;
 mod matcher;
+mod nearest;
+mod references;
+mod rewrite;
 mod schema;
 mod vocabulary;
 
@@ -52,8 +59,10 @@ pub use vocabulary::Vocabulary;
 /// What an answer must be.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Constraint {
-    /// JSON that a schema describes (draft 2020-12 and before, as far as llguidance knows it; what it does not
-    /// know is an error, never ignored). Properties come in the order in which the schema has them.
+    /// JSON that a schema describes (draft 2020-12 and before; what cannot be enforced is an error, never ignored).
+    /// Properties come in the order in which the schema has them. Integers are exact at any size. A `format` admits what
+    /// its usual readers read, and a `maxLength` over 64 beside a pattern is shared out among the pattern's repetitions:
+    /// some of the longest texts are given up for answers that end.
     ///
     /// It is written as Python's `json.dumps` does: `, ` and `: `, on one line. A small model otherwise fills its
     /// budget with white space, and no separator could be forced. `"x-guidance"` at the top of the schema replaces

@@ -8,9 +8,11 @@ use std::collections::HashMap;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Map, Value};
 
-use super::Constraint;
+use super::exact::Exact;
 use super::limits::Limits;
-use crate::error::{Error, Result, quoted};
+use super::rewrite::rewritten;
+use super::{Constraint, literals};
+use crate::error::{Error, Result};
 
 /// Levels of nesting that all definitions have together: the deepest recursion of the library.
 const LEVELS: usize = 8_000;
@@ -36,24 +38,36 @@ pub(super) fn key(constraint: &Constraint, limits: &Limits) -> Result<String> {
     Ok(format!("{} {text}", constraint.name()))
 }
 
-/// The constraint as the library reads it. Recursive: run it where there is stack.
+/// The constraint as the library reads it, and the numbers to be put into what it compiles. Recursive: run it where
+/// there is stack.
 ///
 /// # Errors
 /// Constraint that says what is wrong.
-pub(super) fn source(constraint: &Constraint, limits: &Limits) -> Result<TopLevelGrammar> {
-    match constraint {
+pub(super) fn source(constraint: &Constraint, limits: &Limits) -> Result<(TopLevelGrammar, Vec<Exact>)> {
+    let mut exact = Vec::new();
+    let source = match constraint {
         Constraint::JsonSchema(schema) => {
-            let mut forms = Forms { root: schema, limits, known: HashMap::new(), levels: 0 };
-            forms.of(schema, 0)?;
-            Ok(TopLevelGrammar::from_json_schema(on_one_line(schema)?))
+            TopLevelGrammar::from_json_schema(on_one_line(readable(schema, limits, &mut exact)?)?)
         }
-        Constraint::Regex(text) => Ok(TopLevelGrammar::from_regex(without_anchors(text)?)),
-        Constraint::Lark(text) => Ok(TopLevelGrammar::from_lark(text.clone())),
+        Constraint::Regex(text) => TopLevelGrammar::from_regex(without_anchors(text)?),
+        Constraint::Lark(text) => TopLevelGrammar::from_lark(literals::with_schemas(text, |schema| {
+            walk(schema, limits)?;
+            readable(schema, limits, &mut exact)
+        })?),
         Constraint::Choices(choices) => {
             let choices: Vec<String> = choices.iter().map(|choice| regex::escape(choice)).collect();
-            Ok(TopLevelGrammar::from_regex(&choices.join("|")))
+            TopLevelGrammar::from_regex(&choices.join("|"))
         }
-    }
+    };
+    Ok((source, exact))
+}
+
+/// A schema whose size was checked, rewritten, and with what it multiplies out to checked.
+fn readable(schema: &Value, limits: &Limits, exact: &mut Vec<Exact>) -> Result<Value> {
+    let written = rewritten(schema, exact)?;
+    let mut forms = Forms { root: &written, limits, known: HashMap::new(), levels: 0 };
+    forms.of(&written, 0)?;
+    Ok(written)
 }
 
 fn at_most(place: &str, what: &str, found: usize, most: usize) -> Result<()> {
@@ -161,16 +175,9 @@ impl<'a> Forms<'a> {
         if let Some(&forms) = self.known.get(reference) {
             return Ok(forms);
         }
-        let target = match reference.strip_prefix('#') {
-            Some(pointer) if pointer.is_empty() || pointer.starts_with('/') => self.root.pointer(pointer),
-            _ => None,
-        };
-        let Some(target) = target else {
-            return Err(Error::constraint(format!(
-                "json_schema: {} leads nowhere; a $ref must be a path in the same schema, like #/$defs/Name",
-                quoted(reference)
-            )));
-        };
+        // All are paths by now, and lead somewhere.
+        let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
+        let Some(target) = target else { return Ok(1) };
         self.known.insert(reference, 1);
         let forms = self.of(target, depth + 1)?;
         self.known.insert(reference, forms);
@@ -179,14 +186,13 @@ impl<'a> Forms<'a> {
 }
 
 /// The schema with the layout of `json.dumps`, unless it brings its own.
-fn on_one_line(schema: &Value) -> Result<Value> {
-    let mut schema = schema.clone();
+fn on_one_line(mut schema: Value) -> Result<Value> {
     match &mut schema {
         Value::Object(members) if !members.contains_key("x-guidance") => {
             let layout = serde_json::json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
             members.insert("x-guidance".into(), layout);
         }
-        Value::Bool(true) => return on_one_line(&Value::Object(Map::new())),
+        Value::Bool(true) => return on_one_line(Value::Object(Map::new())),
         Value::Bool(false) => {
             return Err(Error::constraint("json_schema: nothing satisfies the schema false"));
         }

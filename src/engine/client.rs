@@ -80,7 +80,7 @@ impl Client {
         }
         let mut must_look = false;
         for message in self.outbox.drain(..) {
-            must_look |= !matches!(message, Message::Event(Event::Token(_)));
+            must_look |= !matches!(message, Message::Event(Event::Token(_) | Event::Run(_)));
             let _ = self.channel.send(message);
         }
         let Some(notify) = &self.notify else { return };

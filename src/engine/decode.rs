@@ -54,7 +54,7 @@ impl Decode {
         if self.task.logprobs.is_some() {
             Ok(Next::Tokens(Vec::new()))
         } else {
-            self.append(prompt_len, None, audience)
+            self.append(prompt_len, None, false, audience)
         }
     }
 
@@ -81,7 +81,7 @@ impl Decode {
     ) -> Result<Next> {
         let prompt_len = tokens.len() - self.count;
         if !self.decided.is_empty() {
-            return self.append(prompt_len, Some(raw), audience);
+            return self.append(prompt_len, Some(raw), false, audience);
         }
         let sampler = &self.task.sampler;
         let mask = {
@@ -186,7 +186,7 @@ impl Decode {
             Some(guide) => self.decided.extend(guide.follow(id, left)?),
             None => self.decided.push_back(id),
         }
-        self.append(prompt_len, Some(raw), audience)
+        self.append(prompt_len, Some(raw), true, audience)
     }
 
     /// Tokens that the answer may have.
@@ -194,9 +194,17 @@ impl Decode {
         self.task.max_tokens.min(self.context_length.saturating_sub(prompt_len))
     }
 
-    /// Appends what was decided: all of it, or as far as log probabilities can be told.
-    fn append(&mut self, prompt_len: usize, raw: Option<&[f32]>, audience: &mut Audience) -> Result<Next> {
-        let mut appended = Vec::new();
+    /// Appends what was decided: all of it, or as far as log probabilities can be told. The first of it may have been
+    /// `drawn`; what is forced after it goes out as one run.
+    fn append(
+        &mut self,
+        prompt_len: usize,
+        raw: Option<&[f32]>,
+        drawn: bool,
+        audience: &mut Audience,
+    ) -> Result<Next> {
+        let (mut appended, mut run) = (Vec::new(), Vec::new());
+        let mut stopped = false;
         while let Some(id) = self.decided.pop_front() {
             self.count += 1;
             let logprob = match (self.task.logprobs, raw) {
@@ -205,16 +213,25 @@ impl Decode {
             };
             let told = logprob.is_some();
             let piece = self.task.text.push(id);
-            audience.push(Event::Token(TokenEvent { id, text: piece.text, logprob }));
-            appended.push(id);
-            if piece.stopped {
-                return Ok(Next::End(FinishReason::Stop, String::new()));
+            let event = TokenEvent { id, text: piece.text, logprob };
+            if drawn && appended.is_empty() {
+                audience.push(Event::Token(event));
+            } else {
+                run.push(event);
             }
-            if told {
+            appended.push(id);
+            stopped = piece.stopped;
+            if told || stopped {
                 break;
             }
         }
+        match run.len() {
+            0 => {}
+            1 => run.drain(..).for_each(|event| audience.push(Event::Token(event))),
+            _ => audience.push(Event::Run(run)),
+        }
         Ok(match self.ending(prompt_len) {
+            _ if stopped => Next::End(FinishReason::Stop, String::new()),
             Some(reason) => Next::End(reason, self.task.text.finish()),
             None => Next::Tokens(appended),
         })

@@ -82,6 +82,8 @@ pub struct Embed {
 pub enum Event {
     /// One more token.
     Token(TokenEvent),
+    /// Tokens that a grammar forced one after the other: none was drawn, and all came at once.
+    Run(Vec<TokenEvent>),
     /// Row-major rows: logits `[some, vocab]`, or the embedding `[hidden]`.
     Rows(Vec<f32>),
     /// The log probability of every token of every candidate, in the order of the request.

@@ -285,7 +285,9 @@ fn finished(py: Python<'_>, generation: Generation) -> PyResult<(Vec<f32>, Vec<V
             }
             Poll::Event(Event::Done(_)) => Ok(Some(())),
             Poll::Event(Event::Error(error)) => Err(error),
-            Poll::Event(Event::Token(_)) => Err(Error::internal("the task answered with a token")),
+            Poll::Event(Event::Token(_) | Event::Run(_)) => {
+                Err(Error::internal("the task answered with a token"))
+            }
         }
     })?;
     Ok((rows, scores))

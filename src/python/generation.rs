@@ -40,6 +40,7 @@ impl Part {
     fn event(&mut self, event: Event) -> Result<bool> {
         match event {
             Event::Token(token) => self.token(token),
+            Event::Run(tokens) => tokens.into_iter().for_each(|token| self.token(token)),
             Event::Done(finish) => {
                 self.text.push_str(&finish.text);
                 self.finish = Some(finish);

@@ -89,6 +89,7 @@ fn read(mut generation: Generation) -> Result<Answer> {
                 answer.text += &token.text;
                 answer.logprobs.push(token.logprob);
             }
+            Event::Run(_) => unreachable!("no grammar holds these answers"),
             Event::Rows(rows) => answer.rows.extend(rows),
             Event::Scores(scores) => answer.scores = scores,
             Event::Done(finish) => {

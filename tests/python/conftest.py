@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
@@ -124,6 +125,48 @@ def roomy(tmp_path_factory):
     import tallow
 
     return tallow.Model(folder)
+
+
+def widen(folder: Path, vocab_size: int) -> None:
+    """Gives a checkpoint with tied embeddings that many rows of random weights, and a tokenizer to match."""
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    chunks, at = [], 0
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = info["data_offsets"]
+        chunk = body[begin:end]
+        if name == "model.embed_tokens.weight":
+            assert info["dtype"] == "F32"
+            info["shape"][0] = vocab_size
+            chunk = np.random.default_rng(1).normal(scale=0.2, size=info["shape"]).astype("<f4").tobytes()
+        info["data_offsets"] = [at, at + len(chunk)]
+        chunks.append(chunk)
+        at += len(chunk)
+    written = json.dumps(header).encode()
+    path.write_bytes(len(written).to_bytes(8, "little") + written + b"".join(chunks))
+    config = json.loads((folder / "config.json").read_text())
+    changed = {**config, "vocab_size": vocab_size, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(changed))
+    write_tokenizer(folder, vocab_size)
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory) -> Path:
+    """A tiny model with a token for every printable character, and a context of 4096."""
+    folder = copy_family("llama-gqa-tied", tmp_path_factory.mktemp("models") / "wide")
+    widen(folder, 104)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide(wide_folder):
+    import tallow
+
+    return tallow.Model(wide_folder)
 
 
 @pytest.fixture(scope="session")

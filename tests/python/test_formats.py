@@ -27,9 +27,10 @@ from dspy.adapters.baml_adapter import BAMLAdapter  # noqa: E402
 
 import signatures  # noqa: E402
 from tallow.dspy import formats  # noqa: E402
-from tallow.dspy.formats import chat, patterns, xml  # noqa: E402
-from tallow.dspy.formats.schema import STYLE, Bounded  # noqa: E402
+from tallow.dspy.formats import chat, xml  # noqa: E402
 from tallow.dspy.formats.types import from_signature  # noqa: E402
+from tallow.schemas import patterns  # noqa: E402
+from tallow.schemas.bounded import STYLE, Bounded  # noqa: E402
 
 ADAPTERS = {
     "chat": dspy.ChatAdapter(),

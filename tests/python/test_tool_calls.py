@@ -18,7 +18,7 @@ from dspy.adapters.baml_adapter import BAMLAdapter  # noqa: E402
 
 import tallow  # noqa: E402
 from tallow.dspy import formats  # noqa: E402
-from tallow.dspy.formats import patterns  # noqa: E402
+from tallow.schemas import patterns  # noqa: E402
 
 ADAPTERS = {
     "chat": dspy.ChatAdapter(),
@@ -138,8 +138,6 @@ ODD = [
     "[]",
     "[1]",
     '["f"]',
-    '["f. It takes arguments {1}."]',
-    '["f. It takes arguments {"]',
     "[",
     "{}",
 ]
@@ -155,6 +153,18 @@ def test_tools_that_cannot_be_read_leave_the_schema_of_toolcalls(text):
     )
     assert made.constraint and "tools cannot be read" in " ".join(made.notes)
     assert "ToolCall" in documents(made)[0]["$defs"]
+
+
+@pytest.mark.parametrize("arguments", ["{1}.", "{"])
+def test_a_tool_whose_arguments_cannot_be_read_keeps_its_name(arguments):
+    request = asked("chat", [add])
+    (message,) = request.messages
+    text = json.dumps([str(dspy.Tool(add)), f"f. It takes arguments {arguments}"])
+    shown = re.sub(r"(## tools ## \]\]\n).*", lambda found: found[1] + text, message.parts[0].text)
+    made = formats.find(
+        lm15.Request(model="m", system=request.system, messages=(lm15.Message.user(shown),)), CALLS
+    )
+    assert set(options(made)) == {"add", "f"} and "arguments of f" in " ".join(made.notes)
 
 
 def test_a_tool_whose_arguments_no_grammar_holds_stays():
@@ -222,6 +232,55 @@ def test_react_gives_the_arguments_of_the_tool_that_it_names(kind):
         assert re.search(r'look_up\\n.*?" field-2-json-1\b', found.constraint["grammar"])
     arguments = {name: list(one.get("properties", ())) for name, one in given.items()}
     assert arguments == {"add": ["a", "b"], "look_up": ["word", "kind"], "finish": []}
+
+
+#: Names that a tool may have and a header, a tag or a regex may not.
+ODD_NAMES = [
+    "get weather",
+    "Größe",
+    "a<b>&c",
+    "[[ ## x ## ]]",
+    "(x|y)*",
+    'say "hi"',
+    "new\nline",
+    "it's",
+    "天気",
+]
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_odd_name_leaves_the_other_tools_enforced(wide, kind, name):
+    """Random weights call tools that there are, with arguments that they take, whatever one is called."""
+    odd = dspy.Tool(stop, name=name)
+    agent = dspy.ReAct("q -> n: int", tools=[add, odd], max_iters=1)
+    request = asked(kind, [], agent.react.signature, trajectory="")
+    with dspy.context(caller_modules=[agent, agent.react]):
+        found = formats.find(request, agent.react.signature)
+    assert found.constraint, found.why
+    for seed in range(3):
+        lm = tallow.LM(wide, max_tokens=400, cache=False, temperature=1.0, seed=seed)
+        with dspy.context(lm=lm, adapter=ADAPTERS[kind]):
+            trajectory = agent(q="?").trajectory
+        assert trajectory["tool_name_0"] in ("add", name, "finish")
+        assert "rror" not in str(trajectory["observation_0"])
+
+
+def test_a_tool_that_cannot_be_shown_leaves_the_others_enforced():
+    class Unshown(dspy.Tool):
+        def __str__(self):
+            raise ValueError("not today")
+
+    shown = 'odd, whose description is <desc>x</desc>. It takes arguments {"a": {"default": <object>}}.'
+    request = asked("chat", [add])
+    (message,) = request.messages
+    both = json.dumps([str(dspy.Tool(add)), shown])
+    text = re.sub(r"(## tools ## \]\]\n).*", lambda found: found[1] + both, message.parts[0].text)
+    asks = lm15.Request(model="m", system=request.system, messages=(lm15.Message.user(text),))
+    module = type("Module", (), {"tools": [Unshown(stop, name="unshown"), dspy.Tool(add)]})()
+    with dspy.context(caller_modules=[module]):
+        made = formats.find(asks, CALLS)
+    assert set(options(made)) == {"add", "odd"} and "arguments of odd" in " ".join(made.notes)
 
 
 # What a model writes, so hot that it does what the grammar lets it

@@ -18,6 +18,7 @@ from .. import results
 from ..thinking import Splitter as ThoughtSplitter
 from ..tools import Event
 from ..tools import Splitter as CallSplitter
+from .pieces import Pieces
 
 _THOUGHTS, _TEXT, _CALLS = 0, 1, 2
 
@@ -30,6 +31,8 @@ class Reader:
     tools: CallSplitter | None = None
     #: How many calls there were so far.
     calls: int = 0
+    #: Cuts a stream's text; None until there is one.
+    pieces: Pieces | None = None
     _bytes: int = 0
     _answer_bytes: int = 0
     _tokens: list[int] = field(default_factory=list)
@@ -165,8 +168,10 @@ def _parts(deltas: list[lm15.Delta]) -> tuple[lm15.Part, ...]:
 def events(
     facts: Facts, reader: Reader, chunk: results.Chunk, token_bytes: results.TokenBytes
 ) -> Iterator[lm15.StreamEvent]:
-    """The events of one piece; the last one brings the end."""
-    for delta in reader.read(chunk):
+    """The events of one chunk; the last one brings the end."""
+    if reader.pieces is None:
+        reader.pieces = Pieces(facts.format["name"])
+    for delta in _cut(reader.read(chunk), reader.pieces, last=chunk.finish_reason is not None):
         yield lm15.StreamDeltaEvent(delta)
     if chunk.finish_reason is not None:
         assert chunk.usage is not None and chunk.timings is not None, (
@@ -177,6 +182,22 @@ def events(
             usage=usage(chunk.usage, reader.thought_tokens(token_bytes)),
             provider_data=facts.provider_data(chunk.usage, chunk.timings),
         )
+
+
+def _cut(deltas: list[lm15.Delta], pieces: Pieces, *, last: bool) -> Iterator[lm15.Delta]:
+    """The same, each text as its pieces. A text that is held back leaves its log probabilities behind."""
+    texts = [at for at, delta in enumerate(deltas) if isinstance(delta, lm15.TextDelta)]
+    for at, delta in enumerate(deltas):
+        if not isinstance(delta, lm15.TextDelta):
+            yield delta
+            continue
+        found = list(pieces.push(delta.text, last=last and at == texts[-1]))
+        first, *rest = found or [""]
+        if first or delta.logprobs or not delta.text:
+            yield replace(delta, text=first)
+        yield from (lm15.TextDelta(piece, _TEXT) for piece in rest)
+    if last and not texts:
+        yield from (lm15.TextDelta(piece, _TEXT) for piece in pieces.push("", last=True))
 
 
 def usage(found: results.Usage, thought_tokens: int | None = None) -> lm15.Usage:

@@ -19,8 +19,8 @@ from typing import Any
 import dspy  # type: ignore[import-untyped]
 from dspy import lm15
 
+from ...schemas.bounded import Unsupported
 from . import calls, chat, json, prompt, xml
-from .schema import Unsupported
 from .types import Field
 
 __all__ = ["Format", "caller_signature", "find"]

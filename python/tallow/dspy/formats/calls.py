@@ -22,10 +22,11 @@ from typing import Any
 
 import dspy  # type: ignore[import-untyped]
 
+from ...schemas.bounded import ENTRIES, Bounded, Unsupported
+from ...schemas.classes import constrained, schema_of
 from .json import joined
 from .prompt import Prompt
-from .schema import ENTRIES, Bounded, Unsupported
-from .types import Field, constrained, schema_of
+from .types import Field
 
 _OUTPUTS = re.compile(r"^\d+\. `(\w+)` \(ToolCalls\)", re.MULTILINE)
 _INPUTS = re.compile(r"^\d+\. `(\w+)` \([^`\n]*\bTool\b[^`\n]*\)", re.MULTILINE)
@@ -98,8 +99,7 @@ def _apart(fields: list[Field], tools: dict[str, Any], notes: list[str]) -> list
     """The field of the arguments, with the parameters of each tool that the field before it may name."""
     names = [one.name for one in fields]
     at = names.index(_ARGS) if _ARGS in names else 0
-    plain = all(re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) for name in tools)
-    if names[max(at - 1, 0)] != _NAME or set(fields[at - 1].members or ()) != set(tools) or not plain:
+    if names[max(at - 1, 0)] != _NAME or set(fields[at - 1].members or ()) != set(tools):
         return fields
     cases = {name: _parameters(name, args, notes) for name, args in tools.items()}
     return [*fields[:at], replace(fields[at], cases=cases), *fields[at + 1 :]]
@@ -123,8 +123,11 @@ def _schema(tools: list[Any], most: int, notes: list[str]) -> dict[str, Any]:
     return {**written, "$defs": definitions} if definitions else written
 
 
-def _parameters(name: str, args: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def _parameters(name: str, args: dict[str, Any] | None, notes: list[str]) -> dict[str, Any]:
     """The object of a tool's arguments: all of them, in the tool's order."""
+    if args is None:
+        notes.append(f"the arguments of {name} cannot be read, so they are not enforced")
+        return {"type": "object"}
     own: dict[str, Any] = {}
     properties = {key: joined(one, own) if isinstance(one, dict) else one for key, one in args.items()}
     written: dict[str, Any] = {"type": "object", "properties": properties, "required": list(args)}
@@ -142,10 +145,10 @@ def _parameters(name: str, args: dict[str, Any], notes: list[str]) -> dict[str, 
 # The tools
 
 
-def _tools(prompt: Prompt, inputs: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _tools(prompt: Prompt, inputs: Sequence[str]) -> dict[str, dict[str, Any] | None]:
     """Name and parameters of each tool in the prompt."""
-    real = {str(tool): (tool, module) for tool, module in _of_callers()}
-    found: dict[str, dict[str, Any]] = {}
+    real = dict(_shown())
+    found: dict[str, dict[str, Any] | None] = {}
     for field in inputs:
         for text in _texts(prompt, field):
             if text in real:
@@ -155,6 +158,13 @@ def _tools(prompt: Prompt, inputs: Sequence[str]) -> dict[str, dict[str, Any]]:
                 name, args = _read(text)
                 found[name] = args
     return found
+
+
+def _shown() -> Iterator[tuple[str, tuple[dspy.Tool, Any]]]:
+    """The tools of the modules that are calling, by the text that a prompt shows of them."""
+    for tool, module in _of_callers():
+        with contextlib.suppress(Exception):  # a tool's own __str__; then its text decides
+            yield str(tool), (tool, module)
 
 
 def _of_callers() -> Iterator[tuple[dspy.Tool, Any]]:
@@ -197,13 +207,17 @@ def _texts(prompt: Prompt, field: str) -> list[str]:
     return list(found)
 
 
-def _read(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and parameters as ``str(tool)`` shows them."""
+def _read(text: str) -> tuple[str, dict[str, Any] | None]:
+    """Name and parameters as ``str(tool)`` shows them; None for parameters that cannot be read."""
     found = _TEXT.fullmatch(text)
-    args = ast.literal_eval(found[2]) if found else None
-    if found is None or not isinstance(args, dict):
+    with contextlib.suppress(SyntaxError, ValueError):  # a schema with a value of a tool's own in it
+        args = ast.literal_eval(found[2]) if found else None
+        if found is not None and isinstance(args, dict):
+            return found[1], args
+    name = re.match(r"(.+?)(?:, whose description is <desc>|\. It takes arguments )", text, re.DOTALL)
+    if name is None:
         raise Unsupported(f"{text!r} is no tool")
-    return found[1], args
+    return name[1], None
 
 
 def _is_last_turn() -> bool:

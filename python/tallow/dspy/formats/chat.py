@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ...schemas.bounded import Bounded
 from . import lark
-from .schema import Bounded
-from .types import Field, is_cased
+from .types import Field, is_cased, spelled
 
 _BLANKS = r" \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
 #: Characters at which ``splitlines`` breaks, and other control characters but tab and newline.
@@ -48,7 +48,7 @@ def grammar(fields: Sequence[Field], notes: list[str]) -> str:
     lines = [f"start: {lark.literal(header(fields[0].name))} {start}"]
     for at, (field, end) in enumerate(zip(fields, ends, strict=True)):
         if field.cases is not None:
-            lines.extend(_cases(f"field-{at}", field.cases, ends[at - 1], end, notes))
+            lines.extend(_cases(f"field-{at}", fields[at - 1], field.cases, ends[at - 1], end, notes))
         elif not is_cased(fields, at):
             lines.extend(_value(f"field-{at}", field, end, notes))
     if any("TEXT" in line for line in lines):
@@ -72,12 +72,14 @@ def _value(rule: str, field: Field, end: str, notes: list[str]) -> list[str]:
     return [f"{rule}: {rule}-json {lark.literal(chr(10) * 2 + end)}", f"{rule}-json: {lark.document(schema)}"]
 
 
-def _cases(rule: str, cases: dict[str, Any], middle: str, end: str, notes: list[str]) -> list[str]:
-    """Rules for a member and the value that goes with it."""
+def _cases(
+    rule: str, before: Field, cases: dict[str, Any], middle: str, end: str, notes: list[str]
+) -> list[str]:
+    """Rules for a member of the field before and the value that goes with it."""
     options, lines = [], []
-    for at, (member, schema) in enumerate(cases.items()):
+    for at, (text, schema) in enumerate(spelled(before, cases, read, notes)):
         written = Bounded(_BREAKS, notes)(schema)
-        options.append(f"{lark.literal(f'{member}{chr(10) * 2}{middle}')} {rule}-json-{at}")
+        options.append(f"{lark.literal(f'{text}{chr(10) * 2}{middle}')} {rule}-json-{at}")
         lines.append(f"{rule}-json-{at}: {lark.document(written)}")
     return [f"{rule}: ({' | '.join(options)}) {lark.literal(chr(10) * 2 + end)}", *lines]
 

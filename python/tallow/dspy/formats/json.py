@@ -14,8 +14,8 @@ from typing import Any
 
 from dspy.adapters.utils import parse_value  # type: ignore[import-untyped]
 
+from ...schemas.bounded import Bounded, Unsupported, references
 from . import lark
-from .schema import Bounded, Unsupported, references
 from .types import Field
 
 #: A text that is no JSON, nor begins any, nor is a Python literal: DSPy leaves it alone.
@@ -48,8 +48,9 @@ def _cases(fields: Sequence[Field], definitions: dict[str, Any], notes: list[str
     for before, field in itertools.pairwise(fields):
         if field.cases is not None:
             return [
-                {before.name: {"enum": [member]}, field.name: joined(Bounded("", notes)(one), definitions)}
+                {before.name: {"enum": list(value)}, field.name: joined(Bounded("", notes)(one), definitions)}
                 for member, one in field.cases.items()
+                if (value := before.constant_of(member)) is not None
             ]
     return [{}]
 

@@ -16,7 +16,7 @@ import dspy  # type: ignore[import-untyped]
 from dspy import lm15
 from dspy.adapters.utils import translate_field_type  # type: ignore[import-untyped]
 
-from .schema import Unsupported
+from ...schemas.bounded import Unsupported
 from .types import Field, from_note, from_signature
 
 _CHAT = "Respond with the corresponding output fields, starting with the field "

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import ast
 import enum
-import functools
 import json
 import re
 import types
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -25,35 +23,9 @@ import pydantic
 from dspy.adapters.types.code import Code  # type: ignore[import-untyped]
 from dspy.adapters.types.reasoning import Reasoning  # type: ignore[import-untyped]
 from dspy.adapters.utils import parse_value  # type: ignore[import-untyped]
-from pydantic.json_schema import GenerateJsonSchema
 
-from .schema import KEYS, LARGEST, Unsupported
-
-#: A constraint's name in Python, and in a JSON schema of a number, a text, a list, an object.
-_KEYWORDS: dict[str, dict[str, str]] = {
-    "ge": {"number": "minimum"},
-    "gt": {"number": "exclusiveMinimum"},
-    "le": {"number": "maximum"},
-    "lt": {"number": "exclusiveMaximum"},
-    "multiple_of": {"number": "multipleOf"},
-    "min_length": {"string": "minLength", "array": "minItems", "object": "minProperties"},
-    "max_length": {"string": "maxLength", "array": "maxItems", "object": "maxProperties"},
-    "pattern": {"string": "pattern"},
-    "decimal_places": {},
-    "max_digits": {},
-}
-_LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
-#: A text that stripping leaves alone.
-_STRIPPED = r"^\S(?:.*\S)?$"
-_HARMLESS = (
-    "strip_whitespace",
-    "strict",
-    "allow_inf_nan",
-    "discriminator",
-    "union_mode",
-    "coerce_numbers_to_str",
-    "fail_fast",
-)
+from ...schemas.bounded import Unsupported
+from ...schemas.classes import Generator, constrained
 
 
 @dataclass(frozen=True)
@@ -84,6 +56,14 @@ class Field:
             raise Unsupported(f"no member of {self.name} has a spelling that DSPy reads back")
         return list(dict.fromkeys(found))
 
+    def text_of(self, member: Any, clean: Callable[[str], str | None]) -> str | None:
+        """One member's spelling, or None if it has none that DSPy reads back."""
+        return _spelling(member, self.annotation, clean)
+
+    def constant_of(self, member: Any) -> tuple[Any] | None:
+        """One member as a JSON value, or None if there is none that DSPy reads back."""
+        return _constant(member, self.annotation)
+
     def constants(self) -> list[Any]:
         """A JSON value for each member, for an adapter that hands ``parse_value`` what JSON holds."""
         found = [_constant(member, self.annotation) for member in self.members or ()]
@@ -95,6 +75,22 @@ def is_cased(fields: Sequence[Field], at: int) -> bool:
     return at + 1 < len(fields) and fields[at + 1].cases is not None
 
 
+def spelled(
+    before: Field, cases: dict[str, dict[str, Any]], clean: Callable[[str], str | None], notes: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The cases of a field, by the spelling of the member of the field before that goes with each."""
+    found = []
+    for member, schema in cases.items():
+        text = before.text_of(member, clean)
+        if text is None:
+            notes.append(f"{member!r} of {before.name} has no spelling that DSPy reads back; it is left out")
+        else:
+            found.append((text, schema))
+    if not found:
+        raise Unsupported(f"no member of {before.name} has a spelling that DSPy reads back")
+    return found
+
+
 def from_signature(name: str, info: Any) -> Field:
     """A field of a Signature (pydantic's FieldInfo)."""
     annotation, notes = info.annotation, list[str]()
@@ -104,8 +100,8 @@ def from_signature(name: str, info: Any) -> Field:
         return Field(name, annotation, schema, schema, text=True, notes=tuple(notes))
     if members is not None:
         return Field(name, annotation, {"enum": []}, members=members)
-    with_aliases = _Generator.run(annotation, by_alias=True)
-    names = _Generator.run(annotation, by_alias=False)
+    with_aliases = Generator.run(annotation, by_alias=True)
+    names = Generator.run(annotation, by_alias=False)
     notes.extend(with_aliases.notes)
     schema = constrained(with_aliases.schema, info.metadata, notes)
     by_name = constrained(names.schema, info.metadata, [])
@@ -140,71 +136,6 @@ def from_note(name: str, kind: str | None, note: str) -> Field:
             raise Unsupported(f"{name} is an Enum whose members' names the prompt does not give")
         return Field(name, Literal[tuple(values)], {"enum": []}, members=tuple(values))
     raise Unsupported(f"the prompt does not say what {name} may be")
-
-
-@functools.lru_cache(256)
-def schema_of(annotation: Any) -> dict[str, Any]:
-    """The JSON schema of a type."""
-    return _Generator.run(annotation, by_alias=True).schema
-
-
-def constrained(schema: dict[str, Any], metadata: Iterable[Any], notes: list[str]) -> dict[str, Any]:
-    """The schema with the constraints of a Signature's field, on each alternative that they fit."""
-    rules: dict[str, Any] = {}
-    for item in metadata:
-        if getattr(item, "strip_whitespace", None) and schema.get("type") == "string":
-            schema = {"pattern": _STRIPPED, **schema}
-        if getattr(item, "uuid_version", None) and schema.get("format") == "uuid":
-            schema = {**schema, "format": f"uuid{item.uuid_version}"}
-            continue
-        found = {name: getattr(item, name) for name in _KEYWORDS if getattr(item, name, None) is not None}
-        rules.update({name: value for name, value in found.items() if not callable(value)})
-        if item is not None and not found and not any(hasattr(item, name) for name in _HARMLESS):
-            notes.append(f"{type(item).__name__} is not enforced")
-    return _pushed(schema, rules, notes) if rules else schema
-
-
-def _pushed(schema: dict[str, Any], rules: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    for keyword in ("anyOf", "oneOf"):
-        if keyword in schema:
-            return {**schema, keyword: [_pushed(option, rules, notes) for option in schema[keyword]]}
-    kind = "number" if schema.get("type") == "integer" else schema.get("type", "")
-    if kind in ("", "null", "boolean"):
-        return schema
-    if kind == "number":
-        schema = {**schema, **_decimal(rules)}
-    if kind == "string" and "format" in schema:
-        notes.append(f"constraints of a {schema['format']} are not enforced")
-        return schema
-    written = dict(schema)
-    for name, value in rules.items():
-        target = _KEYWORDS[name].get(kind)
-        if target is not None:
-            written[target] = _tighter(target, written.get(target), _plain(value))
-    return written
-
-
-def _tighter(keyword: str, old: Any, new: Any) -> Any:
-    if old is None or keyword in ("pattern", "multipleOf"):
-        return new
-    return max(old, new) if keyword in _LOWER else min(old, new)
-
-
-def _plain(value: Any) -> Any:
-    """A bound as JSON has it (a Decimal becomes a float)."""
-    return value if isinstance(value, (int, float, str)) else getattr(value, "pattern", None) or float(value)
-
-
-def _decimal(rules: dict[str, Any]) -> dict[str, Any]:
-    """Bounds and step of a number with so many digits and decimals."""
-    digits, places = rules.get("max_digits"), rules.get("decimal_places")
-    written: dict[str, Any] = {}
-    if digits is not None:
-        most = 10 ** (digits - (places or 0)) - 1
-        written = {"minimum": -min(most, LARGEST), "maximum": min(most, LARGEST)}
-    if digits is not None or places is not None:
-        written["multipleOf"] = 10.0 ** -(places or 0) if places else 1
-    return written
 
 
 # Python types
@@ -285,105 +216,3 @@ def _constant(member: Any, annotation: Any) -> tuple[Any] | None:
         if plain and _parses(one, annotation, member):
             return (one,)
     return None
-
-
-# pydantic
-
-
-class _Generator(GenerateJsonSchema):
-    """pydantic's JSON schema with what it leaves out: keys of dicts, decimals, kinds of dates; and notes on
-    what no schema can say."""
-
-    notes: list[str]
-    lax: bool
-    schema: dict[str, Any]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.notes, self.lax, self.schema = [], True, {}
-
-    @classmethod
-    def run(cls, annotation: Any, *, by_alias: bool) -> _Generator:
-        try:
-            adapter = pydantic.TypeAdapter(annotation)
-            generator = cls(by_alias=by_alias)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                generator.schema = generator.generate(adapter.core_schema, mode="validation")
-        except Exception as error:  # pydantic's own classes, and whatever a user's hook raises
-            raise Unsupported(f"pydantic has no JSON schema for {annotation!r}: {error}") from error
-        return generator
-
-    def emit_warning(self, kind: Any, detail: str) -> None:
-        pass
-
-    def dict_schema(self, schema: Any) -> dict[str, Any]:
-        written = super().dict_schema(schema)
-        if "keys_schema" in schema:
-            written[KEYS] = self.generate_inner(schema["keys_schema"])
-        return written
-
-    def decimal_schema(self, schema: Any) -> dict[str, Any]:
-        return _pushed(
-            {"type": "number"}, {key: schema[key] for key in _KEYWORDS if key in schema}, self.notes
-        )
-
-    def date_schema(self, schema: Any) -> dict[str, Any]:
-        return {"type": "string", "format": self._moment("date", schema)}
-
-    def datetime_schema(self, schema: Any) -> dict[str, Any]:
-        return {"type": "string", "format": self._moment("date-time", schema)}
-
-    def time_schema(self, schema: Any) -> dict[str, Any]:
-        return {"type": "string", "format": self._moment("time", schema)}
-
-    def timedelta_schema(self, schema: Any) -> dict[str, Any]:
-        return {"type": "string", "format": self._moment("duration", schema)}
-
-    def _moment(self, name: str, schema: Any) -> str:
-        if any(schema.get(key) is not None for key in ("ge", "gt", "le", "lt")):
-            self.notes.append(f"bounds of a {name} are not enforced")
-        suffix = schema.get("now_op") or schema.get("tz_constraint")
-        return f"{name}-{suffix}" if suffix in ("past", "future", "aware", "naive") else name
-
-    def model_schema(self, schema: Any) -> dict[str, Any]:
-        if schema.get("config", {}).get("strict") or schema.get("strict"):
-            self.lax = False
-        return super().model_schema(schema)
-
-    def model_field_schema(self, schema: Any) -> dict[str, Any]:
-        if "validation_alias" in schema and schema["schema"]["type"] == "default":
-            self.lax = False  # by field name it would be passed over, and its default taken
-        return super().model_field_schema(schema)
-
-    def str_schema(self, schema: Any) -> dict[str, Any]:
-        written = super().str_schema(schema)
-        return {"pattern": _STRIPPED, **written} if schema.get("strip_whitespace") else written
-
-    def complex_schema(self, schema: Any) -> dict[str, Any]:
-        raise Unsupported("a complex number")
-
-    def is_subclass_schema(self, schema: Any) -> dict[str, Any]:
-        raise Unsupported("a type")
-
-    def json_schema(self, schema: Any) -> dict[str, Any]:
-        raise Unsupported("JSON in a text")
-
-    def function_after_schema(self, schema: Any) -> dict[str, Any]:
-        self._note_on(schema)
-        return super().function_after_schema(schema)
-
-    def function_plain_schema(self, schema: Any) -> dict[str, Any]:
-        self._note_on(schema)
-        return super().function_plain_schema(schema)
-
-    def function_wrap_schema(self, schema: Any) -> dict[str, Any]:
-        self._note_on(schema)
-        return super().function_wrap_schema(schema)
-
-    def _note_on(self, schema: Any) -> None:
-        function = schema["function"]["function"]
-        module = getattr(function, "__module__", None) or ""
-        if not module.startswith("pydantic"):
-            name = getattr(function, "__name__", "a validator")
-            self.notes.append(f"{name}, a validator written in Python, is not enforced")

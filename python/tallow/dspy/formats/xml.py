@@ -13,9 +13,9 @@ from typing import Any
 
 from dspy.adapters.xml_adapter import XMLAdapter  # type: ignore[import-untyped]
 
+from ...schemas.bounded import Bounded
 from . import lark
-from .schema import Bounded
-from .types import Field, is_cased
+from .types import Field, is_cased, spelled
 
 _CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff"
 _BLANKS = r" \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
@@ -47,7 +47,7 @@ def grammar(fields: Sequence[Field], notes: list[str]) -> str:
             continue  # written with the next
         notes.extend(field.notes)
         if field.cases is not None:
-            parts.append(rules.cases(f"field-{at}", fields[at - 1].name, field, first=at == 1))
+            parts.append(rules.cases(f"field-{at}", fields[at - 1], field, first=at == 1))
             continue
         before = "" if at == 0 else "\n\n"
         inner, inline = rules.field(f"field-{at}", field)
@@ -93,12 +93,12 @@ class _Rules:
         schema = Bounded(_AVOID, self.notes, _entities)(field.schema)
         return self.rule(name, f'{self.rule(f"{name}-json", lark.document(schema))} "\\n"'), False
 
-    def cases(self, name: str, before: str, field: Field, *, first: bool) -> str:
+    def cases(self, name: str, before: Field, field: Field, *, first: bool) -> str:
         """The rule of a member and the value that goes with it, with their tags."""
         options = []
-        for at, (member, one) in enumerate((field.cases or {}).items()):
+        for at, (text, one) in enumerate(spelled(before, field.cases or {}, _read, self.notes)):
             schema = Bounded(_AVOID, self.notes, _entities)(one)
-            tags = f"<{before}>\n{_entities(member)}\n</{before}>\n\n<{field.name}>\n"
+            tags = f"<{before.name}>\n{_entities(text)}\n</{before.name}>\n\n<{field.name}>\n"
             value = self.rule(f"{name}-json-{at}", lark.document(schema))
             options.append(f"{lark.literal(tags if first else chr(10) * 2 + tags)} {value}")
         return self.rule(name, f"({' | '.join(options)}) {lark.literal(f'{chr(10)}</{field.name}>')}")

@@ -7,6 +7,7 @@ The formats are narrower than their standards where pydantic is (no year 0, no 2
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 INTEGER_KEY = "^-?(?:0|[1-9][0-9]{0,14})$"
 
@@ -18,6 +19,8 @@ _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?"
 _ZONE = "(?:Z|[+-](?:0[0-9]|1[0-3]):[0-5][0-9])"
 _BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = f"{_BYTE}(?:\\.{_BYTE}){{3}}"
+#: The bits of the host must be zero.
+_NETWORK = f"{_BYTE}\\.0\\.0\\.0/8|{_BYTE}\\.{_BYTE}\\.0\\.0/16|{_BYTE}(?:\\.{_BYTE}){{2}}\\.0/24|{_IPV4}/32"
 _IPV6 = "(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|::(?:[0-9a-f]{1,4}:){0,5}[0-9a-f]{1,4}"
 _HOST = "[a-z][a-z0-9]{0,30}(?:\\.[a-z][a-z0-9]{1,20}){0,2}\\.(?:com|org|net|edu|gov|io|de|fr|uk)"
 _HEX = "[0-9a-f]"
@@ -37,6 +40,8 @@ FORMATS: dict[str, str] = {
     "date-time-past": _DATE.replace("[1-9][0-9]{3}", "1[0-9]{3}", 1) + f"T{_TIME}{_ZONE}?",
     "date-time-future": _DATE.replace("[1-9][0-9]{3}", "[3-9][0-9]{3}", 1) + f"T{_TIME}{_ZONE}?",
     "time": f"{_TIME}",
+    "time-naive": f"{_TIME}",
+    "time-aware": f"{_TIME}{_ZONE}",
     "duration": "P[1-9][0-9]{0,3}D(?:T[1-9][0-9]?H)?|PT(?:[1-9][0-9]?H)?[1-9][0-9]?M|PT[1-9][0-9]{0,3}S",
     "uuid": _uuid("[1-8]"),
     **{f"uuid{version}": _uuid(str(version)) for version in range(1, 9)},
@@ -45,8 +50,23 @@ FORMATS: dict[str, str] = {
     "ipv4": _IPV4,
     "ipv6": _IPV6,
     "ipvanyaddress": f"{_IPV4}|{_IPV6}",
+    "ipv4interface": f"{_IPV4}/(?:3[0-2]|[12]?[0-9])",
+    "ipv6interface": f"(?:{_IPV6})/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9])",
+    "ipvanyinterface": f"{_IPV4}/(?:3[0-2]|[12]?[0-9])",
+    "ipv4network": _NETWORK,
+    "ipv6network": f"(?:{_IPV6})/128",
+    "ipvanynetwork": _NETWORK,
     "regex": "[A-Za-z0-9 ]*",
 }
+
+
+def address(schemes: Iterable[str]) -> str:
+    """An address of one of these schemes, as a pattern."""
+    begin = "|".join(re.escape(scheme) for scheme in schemes)
+    host = "" if set(schemes) == {"file"} else _HOST
+    return f"^(?:{begin})://{host}/[a-z0-9_]{{1,40}}$"
+
+
 #: Formats that any text has.
 ANY_TEXT = frozenset(("binary", "path", "password", "text"))
 

@@ -20,6 +20,8 @@ STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": 
 
 LARGEST = 999_999_999_999_999
 STEP = 1e-9
+#: The integers that JSON's readers hold without loss.
+SMALLEST_HELD, LARGEST_HELD = -(2**63), 2**64 - 1
 #: An object or value of any shape: this many entries, this deep.
 ENTRIES, DEPTH = 8, 3
 KEY = "^.{1,64}$"
@@ -35,7 +37,7 @@ class Unsupported(Exception):
 class Bounded:
     """Rewrites one schema. ``avoid`` are characters (as inside a regex class) that no string may hold; what
     they must be in a name or a member is up to ``escape``. ``exact``: a pattern that cannot be kept is an
-    error."""
+    error. ``whole``: every property is written, also one with a default."""
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class Bounded:
         escape: Callable[[str], str] | None = None,
         *,
         exact: bool = False,
+        whole: bool = True,
     ) -> None:
         self.avoid, self.escape = avoid, escape or str
         self.notes = notes if notes is not None else []
@@ -51,6 +54,7 @@ class Bounded:
         self._given: dict[str, Any] = {}
         self._recursive: dict[str, bool] = {}
         self._exact = exact
+        self._whole = whole
 
     def __call__(self, schema: Any) -> dict[str, Any]:
         """The schema of a whole document, with the definitions it needs."""
@@ -146,6 +150,8 @@ class Bounded:
     def _members(self, members: list[Any]) -> dict[str, Any]:
         fit = [self.escape(one) if isinstance(one, str) else one for one in members if self._fits(one)]
         fit = [one for one in fit if one is None or isinstance(one, (str, int, float))]  # no tuples
+        if any(isinstance(one, int) and not SMALLEST_HELD <= one <= LARGEST_HELD for one in fit):
+            raise Unsupported("an integer of more than 64 bits")
         if len(fit) < len(members):
             self.note("a member that this format cannot hold is left out")
         if not fit:
@@ -238,7 +244,11 @@ class Bounded:
 
     def _record(self, schema: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
         declared = schema.get("required", [])
-        optional = [name for name in properties if name not in declared and self._endless(properties[name])]
+        optional = [
+            name
+            for name in properties
+            if name not in declared and (not self._whole or self._endless(properties[name]))
+        ]
         return {
             "type": "object",
             "properties": {self.escape(name): self.value(one) for name, one in properties.items()},
@@ -355,7 +365,14 @@ def _limits(schema: dict[str, Any]) -> dict[str, Any]:
         limits["minimum"] = -LARGEST if high is None or high > -LARGEST else high * 10
     if high is None:
         limits["maximum"] = LARGEST if low is None or low < LARGEST else low * 10
-    return limits
+    return {name: _held(bound) for name, bound in limits.items()}
+
+
+def _held(bound: Any) -> Any:
+    """A bound of more than 64 bits as the nearest of 64 bits, which is tighter, or an error."""
+    if not isinstance(bound, int) or SMALLEST_HELD <= bound <= LARGEST_HELD:
+        return bound
+    return min(max(bound, SMALLEST_HELD), LARGEST_HELD)
 
 
 def _inclusive(limits: dict[str, Any]) -> dict[str, Any]:
