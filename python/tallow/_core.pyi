@@ -30,6 +30,7 @@ __all__ = [
     "__doc__",
     "__version__",
     "aliases",
+    "anywhere",
     "end_filters",
     "features",
     "locate",
@@ -43,6 +44,9 @@ def features() -> dict[str, Any]:
 def end_filters(seconds: float) -> None: ...
 def aliases() -> list[tuple[str, str, str, int]]:
     """The short names of models: name, licence, description, bytes to download."""
+
+def anywhere(source: str) -> tuple[str, bool]:
+    """How a source is named from any working folder, and whether it is on the hub."""
 
 def locate(
     source: str,
@@ -177,6 +181,8 @@ class Generation:
     def next(self) -> dict[str, Any] | None: ...
     def poll(self) -> dict[str, Any] | EllipsisType | None: ...
     def cancel(self) -> None: ...
+    @property
+    def has_filters(self) -> bool: ...
 
 @final
 class Waker:

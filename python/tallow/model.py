@@ -64,7 +64,7 @@ class Model:
     options (the last four), the weights alone.
     """
 
-    __slots__ = ("__weakref__", "_options", "_shared", "_source")
+    __slots__ = ("__weakref__", "_on_hub", "_options", "_shared", "_source")
 
     def __init__(
         self,
@@ -110,6 +110,10 @@ class Model:
             self._source, **self._options, progress=reporter(progress), python=sys.executable
         )
         self._shared: Shared = shared(native, engine)
+        # What comes later, a copy in another process above all, may stand in another folder.
+        self._source, self._on_hub = _core.anywhere(self._source)
+        if chat_template is not None and "{" not in chat_template:
+            self._options["chat_template"] = os.path.abspath(chat_template)
 
     # What it is
 
@@ -320,7 +324,9 @@ class Model:
         return made[0] if n == 1 else made
 
     def astream(self, prompt: PromptLike, **options: Any) -> AsyncStream:
-        """``stream`` for ``async for``. The request starts at once, so a loop must be running."""
+        """``stream`` for ``async for``. The request starts at once; its prompt is prepared beside the loop, so what
+        is wrong with it is raised where the first piece is awaited. It may be read in any event loop, also in
+        another one than it was made in."""
         from ._async import AsyncGeneration
 
         fields = _only_fields(options)
@@ -444,8 +450,12 @@ class Model:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as where it came from, never as its weights."""
-        return _load, (self._source, {**self._options, **self._shared.options._asdict()})
+        """Pickled as where it came from, never as its weights: an absolute path, or a name, of the hub's with
+        its commit. What is loaded from it must have the same fingerprint, or it is a ``ModelFileError``."""
+        options = {**self._options, **self._shared.options._asdict()}
+        if self._on_hub:
+            options["revision"] = self.revision or options["revision"]
+        return _load, (self._source, options, self.fingerprint)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Model:
@@ -577,8 +587,14 @@ def _check_load_option(name: str, value: object) -> None:
         raise _core.InvalidRequestError(f"{name} is empty; leave it out for the default")
 
 
-def _load(source: str, options: dict[str, Any]) -> Model:
-    return Model(source, **options)
+def _load(source: str, options: dict[str, Any], fingerprint: str | None = None) -> Model:
+    model = Model(source, **options)
+    if fingerprint not in (None, model.fingerprint):
+        raise _core.ModelFileError(
+            f"{source}: this is not the model that was pickled (its fingerprint is {model.fingerprint}, and was "
+            f"{fingerprint}): its files have changed, or it runs on another device; load it here by its name"
+        )
+    return model
 
 
 def _short(count: int) -> str:

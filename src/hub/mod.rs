@@ -98,6 +98,22 @@ pub fn locate_in(env: &Env, source: &str, options: &HubOptions) -> Result<Locate
     }
 }
 
+/// How a source is named from any working folder (a path is made absolute), and whether it is on the hub, where it may be
+/// pinned to a revision.
+///
+/// # Errors
+/// As [`locate`], for a text that names nothing.
+pub fn anywhere(source: &str) -> Result<(String, bool)> {
+    match Source::parse(source, &Env::Process)? {
+        Source::Path(path) => match std::path::absolute(&path) {
+            Ok(path) => Ok((path.to_string_lossy().into_owned(), false)),
+            Err(error) => Err(Error::model_file(format!("{}: {error}", path.display()))),
+        },
+        Source::Hub { .. } => Ok((source.to_string(), true)),
+        Source::Alias(_) | Source::Wheel { .. } => Ok((source.to_string(), false)),
+    }
+}
+
 fn locate_path(path: &Path) -> Result<Located> {
     let found = if path.is_dir() { files::resolve_folder(path)? } else { path.to_path_buf() };
     // `.` and `..` have no name of their own.

@@ -12,13 +12,14 @@ use super::convert::{invalid, json};
 use super::door;
 use super::errors::to_python;
 use super::generation::PyGeneration;
+use super::load::watched;
 use super::model::{Conversation, PyModel};
-use super::sampler::{PySampler, read_fields};
+use super::sampler::{Callables, PySampler, read_fields};
 use super::waker::PyWaker;
 use crate::constrain::Constraint;
 use crate::engine::{Event, Generation, Notify, Poll, Pooling};
 use crate::error::{Error, Result};
-use crate::lm::{GenerateOptions, Lm, LmOptions};
+use crate::lm::{AsPrompt, GenerateOptions, Lm, LmOptions};
 use crate::model::Prompt;
 use crate::sample::SamplerFields;
 
@@ -49,7 +50,10 @@ impl OwnedPrompt {
         Conversation::read(prompt, tools, arguments, true).map(OwnedPrompt::Chat)
     }
 
-    fn borrow(&self) -> Prompt<'_> {
+}
+
+impl AsPrompt for OwnedPrompt {
+    fn prompt(&self) -> Prompt<'_> {
         match self {
             OwnedPrompt::Text(text) => Prompt::Text(text),
             OwnedPrompt::Ids(ids) => Prompt::Ids(ids),
@@ -101,10 +105,12 @@ impl PyEngine {
         every_token: bool,
     ) -> PyResult<PyGeneration> {
         let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
-        let fields = match fields {
-            Some(fields) => read_fields(fields)?.0,
-            None => SamplerFields::default(),
+        let (mut fields, filters) = match fields {
+            Some(fields) => read_fields(fields)?,
+            None => (SamplerFields::default(), None),
         };
+        let filters = Callables::new(py, filters, sampler.map(|sampler| sampler.get()));
+        fields.filters = Some(filters.as_filters(py));
         let sampler = match sampler {
             Some(sampler) => sampler.get().with(py, fields)?,
             None => self.lm.sampler(fields).map_err(|error| to_python(py, &error))?,
@@ -121,8 +127,12 @@ impl PyEngine {
                 }
             }) as Notify
         });
-        let generation = door::detached(py, || self.lm.generate(&prompt.borrow(), &options, notify))?;
-        Ok(PyGeneration::new(generation))
+        let generation = door::detached(py, || match notify {
+            // Whoever waits in an event loop must not wait in here.
+            Some(notify) => self.lm.generate_later(prompt, options, notify),
+            None => self.lm.generate(&prompt.prompt(), &options, None),
+        })?;
+        Ok(PyGeneration::new(generation, filters))
     }
 
     /// Makes the grammar of a constraint, for requests to come; raises what is wrong with it.
@@ -179,7 +189,7 @@ impl PyEngine {
         arguments: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<(Vec<u32>, Vec<f32>)>> {
         let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
-        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.borrow(), &candidates))?;
+        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.prompt(), &candidates))?;
         let scores = finished(py, generation)?.1;
         Ok(ids.into_iter().zip(scores).collect())
     }
@@ -195,12 +205,16 @@ impl PyEngine {
         arguments: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
         let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
-        door::detached(py, || self.lm.save_prefix(&prompt.borrow(), &path))
+        let lm = self.lm.clone();
+        watched(py, None, move |progress| {
+            lm.save_prefix(&prompt.prompt(), &path, &|| progress.cancelled())
+        })
     }
 
     /// Takes up what `save_prefix` wrote; returns the number of its tokens.
     fn load_prefix(&self, py: Python<'_>, path: PathBuf) -> PyResult<usize> {
-        door::detached(py, || self.lm.load_prefix(&path))
+        let lm = self.lm.clone();
+        watched(py, None, move |progress| lm.load_prefix(&path, &|| progress.cancelled()))
     }
 
     /// What the engine has done so far.
@@ -295,7 +309,9 @@ fn finished(py: Python<'_>, generation: Generation) -> PyResult<(Vec<f32>, Vec<V
             }
             Poll::Event(Event::Done(_)) => Ok(Some(())),
             Poll::Event(Event::Error(error)) => Err(error),
-            Poll::Event(Event::Token(_)) => Err(Error::internal("the task answered with a token")),
+            Poll::Event(Event::Token(_) | Event::Pages(_)) => {
+                Err(Error::internal("the task gave another one's answer"))
+            }
         }
     })?;
     Ok((rows, scores))
