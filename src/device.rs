@@ -132,15 +132,16 @@ fn accelerator(name: &str) -> Result<Place> {
     }
 }
 
-/// Physical cores that the process may use, within the quota of its control group: two threads on one core share its
-/// vector units, and with a pool that spins for its work the second costs more than it computes.
+/// Physical cores that the process may use, within the quota of its control group: two threads on one core
+/// share its vector units, and with a pool that spins for its work the second costs more than it computes.
 pub fn default_threads() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, |n| n.get());
     cores_in(Path::new("/")).unwrap_or(logical).clamp(1, logical.min(64))
 }
 
 /// Different cores among the CPUs that Linux lets this process run on (proc(5), `Cpus_allowed_list`; sysfs,
-/// `topology/thread_siblings_list`, which is the same text for all threads of a core). None where it does not tell.
+/// `topology/thread_siblings_list`, which is the same text for all threads of a core). None where it does not
+/// tell.
 fn cores_in(root: &Path) -> Option<usize> {
     let status = std::fs::read_to_string(root.join("proc/self/status")).ok()?;
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;

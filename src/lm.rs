@@ -12,7 +12,8 @@ use crate::config::Pooling;
 use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
 use crate::engine::guide::Guide;
 use crate::engine::{
-    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Poll, Request, Runner, Stats, Task,
+    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Poll, Request, Runner, Stats,
+    Task,
 };
 use crate::error::{Error, Result};
 use crate::memory;
@@ -150,8 +151,8 @@ impl Lm {
         self.engine.submit_with(request, notify)
     }
 
-    /// As [`generate`](Self::generate), and returns at once: the request is made on a thread of this engine, after those
-    /// that were asked for before. What is wrong with it is told by the generation.
+    /// As [`generate`](Self::generate), and returns at once: the request is made on a thread of this engine,
+    /// after those that were asked for before. What is wrong with it is told by the generation.
     ///
     /// # Errors
     /// As [`EngineHandle::reserve`].
@@ -259,14 +260,17 @@ impl Lm {
                 Poll::Event(Event::Pages(pages)) => return Ok(pages),
                 Poll::Event(Event::Error(error)) => return Err(error),
                 Poll::Event(_) | Poll::Ended => return Err(Error::internal("no pages came of a prefix")),
-                Poll::Pending if cancelled() => return Err(Error::cancelled("saving the prefix was cancelled")),
+                Poll::Pending if cancelled() => {
+                    return Err(Error::cancelled("saving the prefix was cancelled"));
+                }
                 Poll::Pending => {}
             }
         }
     }
 
     /// Takes up a prefix that [`Lm::save_prefix`] wrote; returns its tokens. Prompts that begin with them are
-    /// computed from there on, as long as the pages are not needed for something else. Nothing is taken up once
+    /// computed from there on, as long as the pages are not needed for something else. Nothing is taken up
+    /// once
     /// `cancelled` says so.
     ///
     /// # Errors
@@ -371,8 +375,8 @@ fn check_stops(stops: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// From the system each time, with no state in this process: whatever it held, a forked child would hold as well, and
-/// draw the same answers.
+/// From the system each time, with no state in this process: whatever it held, a forked child would hold as
+/// well, and draw the same answers.
 fn fresh_seed() -> Result<u64> {
     getrandom::u64().map_err(|error| Error::internal(format!("the system gives no random numbers: {error}")))
 }

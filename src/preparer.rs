@@ -1,7 +1,8 @@
 //! A thread that makes requests of prompts, one after the other in the order in which they were given.
 //!
-//! A template, a tokenizer and a grammar may take milliseconds, and some seconds. A caller that must not wait, as an event
-//! loop, gives the work away here. It is one thread, so that what was asked first stands first in the queue.
+//! A template, a tokenizer and a grammar may take milliseconds, and some seconds. A caller that must not
+//! wait, as an event loop, gives the work away here. It is one thread, so that what was asked first stands
+//! first in the queue.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -39,7 +40,9 @@ fn start() -> Result<Sender<Job>> {
                 let _ = catch_unwind(AssertUnwindSafe(job));
             }
         })
-        .map_err(|error| Error::internal("the thread that prepares requests cannot start").with_source(error))?;
+        .map_err(|error| {
+            Error::internal("the thread that prepares requests cannot start").with_source(error)
+        })?;
     Ok(sender)
 }
 

@@ -6,7 +6,7 @@ number of event loops in any number of threads may wait at once, one after the o
 well. The thread starts with the first generation and ends a moment after the last, so a program that is done
 has nothing running; after a fork it starts anew.
 
-No event loop waits in here: prompts are prepared on a native thread, and filters run on a thread of asyncio's.
+No event loop waits in here: prompts are prepared on a native thread, and filters run on one of asyncio's.
 """
 
 from __future__ import annotations
@@ -142,7 +142,6 @@ class _Dispatcher:
                 if idle > _LINGER:
                     self._thread = None  # under the lock: who comes next starts another
                     return
-
 
     def _look(self) -> None:
         for waiters in tuple(self._waiting.values()):

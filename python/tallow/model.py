@@ -45,7 +45,7 @@ class Model:
       takes activations at 15 bits before quantized weights, instead of 8: slower, for comparisons.
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
-    - ``threads``: CPU threads; None is one a core.
+    - ``threads``: CPU threads; None is one a physical core (of those that the process may use).
     - ``chat_template``: a Jinja template instead of the model's own.
     - ``progress``: True shows a bar on a terminal or in a notebook, False does not, and a callable gets
       ``(what, total_bytes_or_None, done_bytes)``, with -1 for an item that is finished.
@@ -324,9 +324,9 @@ class Model:
         return made[0] if n == 1 else made
 
     def astream(self, prompt: PromptLike, **options: Any) -> AsyncStream:
-        """``stream`` for ``async for``. The request starts at once; its prompt is prepared beside the loop, so what
-        is wrong with it is raised where the first piece is awaited. It may be read in any event loop, also in
-        another one than it was made in."""
+        """``stream`` for ``async for``. The request starts at once; its prompt is prepared beside the loop,
+        so what is wrong with it is raised where the first piece is awaited. It may be read in any event loop,
+        also in another one than it was made in."""
         from ._async import AsyncGeneration
 
         fields = _only_fields(options)
@@ -591,8 +591,8 @@ def _load(source: str, options: dict[str, Any], fingerprint: str | None = None) 
     model = Model(source, **options)
     if fingerprint not in (None, model.fingerprint):
         raise _core.ModelFileError(
-            f"{source}: this is not the model that was pickled (its fingerprint is {model.fingerprint}, and was "
-            f"{fingerprint}): its files have changed, or it runs on another device; load it here by its name"
+            f"{source}: this is not the model that was pickled (its fingerprint is {model.fingerprint}, and "
+            f"was {fingerprint}): its files have changed, or it runs on another device; load it by its name"
         )
     return model
 

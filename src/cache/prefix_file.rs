@@ -39,7 +39,8 @@ impl Prefix {
         self.write_unless(path, computation, &|| false)
     }
 
-    /// As [`write`](Self::write), unless `cancelled` says, before the file becomes visible, that nobody wants it.
+    /// As [`write`](Self::write), unless `cancelled` says, before the file becomes visible, that nobody wants
+    /// it.
     ///
     /// # Errors
     /// `Cancelled` then; there is no file, or the old one.

@@ -135,8 +135,8 @@ impl Audience {
         last.push(event);
     }
 
-    /// The end. Whoever came later computed nothing of the prompt, and waited only since then: `timings` tells from
-    /// when a client asked what it took.
+    /// The end. Whoever came later computed nothing of the prompt, and waited only since then: `timings`
+    /// tells from when a client asked what it took.
     pub fn finish(&mut self, finish: Finish, timings: impl Fn(Instant) -> Timings) {
         for (number, client) in self.clients.values_mut().enumerate() {
             let mut own = finish.clone();

@@ -176,7 +176,8 @@ impl EngineHandle {
         Ok(generation)
     }
 
-    /// The answer to a request that is still to be made, by another thread, say: it can be waited for, and cancelled.
+    /// The answer to a request that is still to be made, by another thread, say: it can be waited for, and
+    /// cancelled.
     ///
     /// # Errors
     /// `Cancelled` if the engine was closed; `Internal` if it has failed; `InvalidRequest` in a forked child.
@@ -434,8 +435,8 @@ impl Generation {
         self.canceller.clone()
     }
 
-    /// Runs the caller's filters and sends the engine what they made of the logits. What they raised the caller gets at
-    /// once, also if they have ended the request before.
+    /// Runs the caller's filters and sends the engine what they made of the logits. What they raised the
+    /// caller gets at once, also if they have ended the request before.
     fn filter(&mut self, call: FilterCall) -> Option<Poll> {
         let logits = catch_unwind(AssertUnwindSafe(|| call.run())).unwrap_or_else(|panic| {
             Err(Error::internal(format!("a filter panicked: {}", panic_message(&*panic))))

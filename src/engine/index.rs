@@ -1,7 +1,8 @@
-//! Who must be found without asking everybody: requests by what they ask, callers by their id, deadlines by their time.
+//! Who must be found without asking everybody: requests by what they ask, callers by their id, deadlines by
+//! their time.
 //!
-//! A queue may hold a million requests, and each of them comes, goes and may be cancelled. Whatever walked the queue for
-//! one of them would make the whole quadratic.
+//! A queue may hold a million requests, and each of them comes, goes and may be cancelled. Whatever walked
+//! the queue for one of them would make the whole quadratic.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;

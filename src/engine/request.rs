@@ -86,8 +86,8 @@ pub enum Event {
     Token(TokenEvent),
     /// Row-major rows: logits `[some, vocab]`, or the embedding `[hidden]`.
     Rows(Vec<f32>),
-    /// The bytes of whole pages, one after the other, as [`Network::read_page`](super::Network::read_page) gives
-    /// them.
+    /// The bytes of whole pages, one after the other, as [`Network::read_page`](super::Network::read_page)
+    /// gives them.
     Pages(Vec<u8>),
     /// The log probability of every token of every candidate, in the order of the request.
     Scores(Vec<Vec<f32>>),

@@ -65,7 +65,10 @@ pub(super) struct Part<'a> {
 enum Work {
     Decode(Box<Decode>),
     Rows,
-    Pool { embed: Embed, sum: Vec<f64> },
+    Pool {
+        embed: Embed,
+        sum: Vec<f64>,
+    },
     Score(Score),
     /// Its pages are handed out as bytes once they are computed.
     Pages,

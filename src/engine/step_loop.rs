@@ -12,8 +12,8 @@
 //! still in that step. After it they find the page in the tree, and so on to the end of what they share. If the
 //! oldest goes away half-way, the next step simply has another oldest.
 //!
-//! Who waits for its caller's filter is *parked*: it takes no seat from others, and gives its pages to the queue's head
-//! when that has too few. So streams that nobody reads keep nobody waiting.
+//! Who waits for its caller's filter is *parked*: it takes no seat from others, and gives its pages to the
+//! queue's head when that has too few. So streams that nobody reads keep nobody waiting.
 //!
 //! Nothing in a turn walks the queue: see [`Index`].
 //!
@@ -312,7 +312,8 @@ impl Engine {
         }
     }
 
-    /// Strictly in order: the head waits for its pages and nobody passes it. Who waits for its caller has no seat.
+    /// Strictly in order: the head waits for its pages and nobody passes it. Who waits for its caller has no
+    /// seat.
     fn admit(&mut self) {
         let mut seated = self.running.iter().filter(|it| !it.is_parked()).count();
         while seated < self.limits.sequences
@@ -341,8 +342,9 @@ impl Engine {
         }
     }
 
-    /// Puts off those who wait for their callers, the youngest first, until `lacking` pages more can be leased. False:
-    /// that does not suffice, and all stay, unless `alone`: then nobody else will ever give a page back.
+    /// Puts off those who wait for their callers, the youngest first, until `lacking` pages more can be
+    /// leased. False: that does not suffice, and all stay, unless `alone`: then nobody else will ever give a
+    /// page back.
     fn make_room(&mut self, lacking: usize, alone: bool) -> bool {
         let (mut freed, mut victims) = (0, Vec::new());
         for (at, it) in self.running.iter().enumerate().rev() {
@@ -435,8 +437,8 @@ impl Engine {
         (step, seats, drafting)
     }
 
-    /// Leases the pages that a lane lacks. The plan has counted them, so they are there; should it ever miscount, this
-    /// request ends alone.
+    /// Leases the pages that a lane lacks. The plan has counted them, so they are there; should it ever
+    /// miscount, this request ends alone.
     fn provide(&mut self, sequence: usize, lane: usize) -> bool {
         let it = &mut self.running[sequence];
         let short = it.lanes[lane].short();
@@ -444,7 +446,9 @@ impl Engine {
         let there = lease.is_some();
         match lease {
             Some(lease) => it.lanes[lane].lease.append(lease),
-            None => it.fail(Error::internal(format!("a step was planned with {short} pages that are not there"))),
+            None => {
+                it.fail(Error::internal(format!("a step was planned with {short} pages that are not there")))
+            }
         }
         there
     }

@@ -98,8 +98,8 @@ pub fn locate_in(env: &Env, source: &str, options: &HubOptions) -> Result<Locate
     }
 }
 
-/// How a source is named from any working folder (a path is made absolute), and whether it is on the hub, where it may be
-/// pinned to a revision.
+/// How a source is named from any working folder (a path is made absolute), and whether it is on the hub,
+/// where it may be pinned to a revision.
 ///
 /// # Errors
 /// As [`locate`], for a text that names nothing.

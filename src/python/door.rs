@@ -19,8 +19,8 @@ pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send
 }
 
 /// Calls `look` with the GIL released, again and again until it has something; Ctrl-C ends the waiting. `look`
-/// gets the time that it may wait: a tick in the thread that would see Ctrl-C, and for ever in all others, so that any
-/// number of them wait at no cost.
+/// gets the time that it may wait: a tick in the thread that would see Ctrl-C, and for ever in all others, so
+/// that any number of them wait at no cost.
 pub fn wait<T: Send>(
     py: Python<'_>,
     mut look: impl FnMut(Duration) -> Result<Option<T>> + Send,
@@ -41,8 +41,8 @@ fn sees_signals(py: Python<'_>) -> PyResult<bool> {
     if threading.call_method0("get_ident")?.eq(main)? {
         return Ok(true);
     }
-    // Before 3.13 `threading` takes whoever imports it first for the main thread, so the first thread of the process is
-    // asked for as well.
+    // Before 3.13 `threading` takes whoever imports it first for the main thread, so the first thread of the
+    // process is asked for as well.
     let native = || threading.call_method0("get_native_id")?.extract::<u32>();
     Ok(cfg!(target_os = "linux") && native()? == std::process::id())
 }

@@ -49,7 +49,6 @@ impl OwnedPrompt {
         }
         Conversation::read(prompt, tools, arguments, true).map(OwnedPrompt::Chat)
     }
-
 }
 
 impl AsPrompt for OwnedPrompt {
@@ -206,9 +205,7 @@ impl PyEngine {
     ) -> PyResult<usize> {
         let prompt = OwnedPrompt::read(prompt, tools, arguments)?;
         let lm = self.lm.clone();
-        watched(py, None, move |progress| {
-            lm.save_prefix(&prompt.prompt(), &path, &|| progress.cancelled())
-        })
+        watched(py, None, move |progress| lm.save_prefix(&prompt.prompt(), &path, &|| progress.cancelled()))
     }
 
     /// Takes up what `save_prefix` wrote; returns the number of its tokens.

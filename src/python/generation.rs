@@ -53,7 +53,7 @@ impl Reader {
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*place, Place::Lent(thread) if thread == own) {
             return Err(Error::invalid(
-                "a filter cannot read the answer that waits for it; the tokens so far are its second argument",
+                "a filter cannot read the answer that waits for it; it gets the tokens so far",
             ));
         }
         let lent = |place: &mut Place| matches!(place, Place::Lent(_));
@@ -150,9 +150,9 @@ impl PyGeneration {
         }
         // One limit for all events together: tokens come faster than a tick, and the caller must see Ctrl-C.
         let until = Instant::now().checked_add(timeout);
-        let left =
-            || until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
-        // Who polls waits for another reader's look, for its news may have gone to that one; not for its filters.
+        let left = || until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+        // Who polls waits for another reader's look, for its news may have gone to that one; not for its
+        // filters.
         let turn = left().max(door::TICK);
         let Some(mut generation) = self.reader.borrow(turn)? else { return Ok(None) };
         loop {

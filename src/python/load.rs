@@ -129,10 +129,7 @@ fn watch<T: Send>(
 }
 
 /// Everything that is there by now, so that a fast transfer does not call Python for each block.
-fn next_reports<T>(
-    inbox: &Mutex<Receiver<Report<T>>>,
-    patience: Duration,
-) -> Result<Option<Vec<Report<T>>>> {
+fn next_reports<T>(inbox: &Mutex<Receiver<Report<T>>>, patience: Duration) -> Result<Option<Vec<Report<T>>>> {
     let inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
     match inbox.recv_timeout(patience) {
         Ok(first) => Ok(Some(std::iter::once(first).chain(inbox.try_iter()).collect())),

@@ -1,8 +1,8 @@
 //! `tallow._core`: the one place that names pyo3.
 //!
 //! Rust gives mechanism here, `python/tallow` gives ergonomics. Classes are frozen newtypes; every call goes
-//! through one door ([`door`]) that releases the GIL, looks for Ctrl-C every 20 ms, catches panics and turns errors into
-//! exceptions by one table ([`errors`]).
+//! through one door ([`door`]) that releases the GIL, looks for Ctrl-C every 20 ms, catches panics and turns
+//! errors into exceptions by one table ([`errors`]).
 
 mod convert;
 mod door;

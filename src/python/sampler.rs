@@ -24,9 +24,9 @@ pub struct PySampler {
     filters: Vec<Py<PyAny>>,
 }
 
-/// The callables of a request's filters. Whoever can be asked by Python's collector for what it holds, a sampler or a
-/// generation, owns them; the engine only has their numbers. Held by the engine, a method of an object that has its own
-/// stream would be kept for ever.
+/// The callables of a request's filters. Whoever can be asked by Python's collector for what it holds, a
+/// sampler or a generation, owns them; the engine only has their numbers. Held by the engine, a method of an
+/// object that has its own stream would be kept for ever.
 #[derive(Clone)]
 pub struct Callables(Arc<Vec<Py<PyAny>>>);
 
@@ -51,11 +51,7 @@ impl Callables {
     }
 }
 
-fn as_filters(
-    py: Python<'_>,
-    callables: &[Py<PyAny>],
-    owner: &Weak<Vec<Py<PyAny>>>,
-) -> Vec<Arc<dyn Filter>> {
+fn as_filters(py: Python<'_>, callables: &[Py<PyAny>], owner: &Weak<Vec<Py<PyAny>>>) -> Vec<Arc<dyn Filter>> {
     let wrap = |(number, callable): (usize, &Py<PyAny>)| {
         let name = name_of(callable.bind(py));
         Arc::new(PyFilter { owner: owner.clone(), number, name }) as Arc<dyn Filter>

@@ -1,5 +1,5 @@
-//! Many at once: streams that nobody reads, long queues, twins, requests that are made later, and whatever comes in
-//! between, in any order.
+//! Many at once: streams that nobody reads, long queues, twins, requests that are made later, and whatever
+//! comes in between, in any order.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
@@ -15,7 +15,9 @@ fn patient(mut request: Request) -> Request {
 #[test]
 fn streams_that_nobody_reads_keep_nobody_waiting() {
     // pages, tokens of their prompt, whether that is the same for all; each needs a page or two
-    for (pages, len, same) in [(200, 20, false), (40, 9, false), (8, 20, false), (8, 40, true), (8, 40, false)] {
+    for (pages, len, same) in
+        [(200, 20, false), (40, 9, false), (8, 20, false), (8, 40, true), (8, 40, false)]
+    {
         let (engine, _) = engine(pages, |it| it.limits.sequences = 4);
         let specs: Vec<Spec> = (0..12)
             .map(|it| Spec { prompt: prompt(if same { 0 } else { it }, len), ..filtered(Even, 12) })
@@ -48,7 +50,8 @@ fn seconds(count: u32, kind: &str) -> f64 {
     let mut answers = Vec::new();
     for number in 0..count {
         let own = if kind == "equal" { 0 } else { number };
-        let mut request = request(&generate(vec![1 + own % 39, own / 39 % 40, own / 1560 % 40, own / 62400], 1));
+        let mut request =
+            request(&generate(vec![1 + own % 39, own / 39 % 40, own / 1560 % 40, own / 62400], 1));
         request.deadline = Some(Instant::now() + Duration::from_secs(3600 + u64::from(number)));
         answers.push(engine.submit(request).unwrap());
     }
@@ -67,7 +70,8 @@ fn seconds(count: u32, kind: &str) -> f64 {
 #[test]
 fn a_queue_twice_as_long_takes_twice_as_long() {
     for kind in ["different", "equal", "cancelled"] {
-        // The best of three: a busy machine may stop any thread. A quadratic queue took four times as long each time.
+        // The best of three: a busy machine may stop any thread. A quadratic queue took four times as long
+        // each time.
         let mut ratios = Vec::new();
         while ratios.len() < 3 && ratios.last().is_none_or(|&ratio| ratio >= 3.0) {
             ratios.push(seconds(20_000, kind) / seconds(10_000, kind).max(0.02));
@@ -243,8 +247,8 @@ impl Open {
     }
 }
 
-/// Requests of all kinds that come, join others, wait for their callers, are put off, fork, are cancelled and come too
-/// late. Each answer is right, and in this build the engine adds its pages up after every step.
+/// Requests of all kinds that come, join others, wait for their callers, are put off, fork, are cancelled and
+/// come too late. Each answer is right, and in this build the engine adds its pages up after every step.
 fn walk(seed: u64) -> Stats {
     let (engine, control) = engine(24, |it| it.limits.sequences = 4);
     let mut state = seed;

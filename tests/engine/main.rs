@@ -482,7 +482,8 @@ fn whoever_goes_gives_the_pages_back_and_nobody_else_notices() {
 
 #[test]
 fn a_deadline_ends_what_waits_for_others() {
-    // Nobody reads `parked`, so its filter never runs; the engine has nothing to do, and wakes for its deadline.
+    // Nobody reads `parked`, so its filter never runs; the engine has nothing to do, and wakes for its
+    // deadline.
     let (engine, control) = engine(4, |_| {});
     let late = |spec: &Spec, milliseconds| {
         let mut request = request(spec);

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals of i
 
 # A timer sends what Ctrl-C sends, and the program tells how long it took until the exception was there.
 PROGRAM = """
-import json, os, signal, sys, threading, time
+import asyncio, gc, json, os, signal, sys, threading, time
 import tallow
 
 model = tallow.Model("smollm2", progress=False)
@@ -35,6 +35,11 @@ WAYS = {
     "logits": lambda: model.logits(model.tokenize("word " * 2000)),
     "score": lambda: model.score(words, [" a", " b"]),
     "embed": lambda: model.embed([words] * 8),
+    "asyncio.run": lambda: asyncio.run(model.agenerate("once", temperature=0, logit_bias=never)),
+    # As a shell runs a cell that awaits.
+    "loop": lambda: asyncio.new_event_loop().run_until_complete(
+        model.agenerate("once", temperature=0, logit_bias=never)
+    ),
     "save_prefix": lambda: model.save_prefix(file, words),
     "load_prefix": load,
 }
@@ -56,6 +61,7 @@ except KeyboardInterrupt:
 again = model.generate("once", max_tokens=2, temperature=0).text
 deadline = time.monotonic() + 60
 while (stats := model.stats())["running"] and time.monotonic() < deadline:
+    gc.collect()
     time.sleep(0.01)
 lost = stats["pages"] - stats["free_pages"] - stats["cached_pages"]
 print(json.dumps({"after": after, "again": again, "lost": lost}))
@@ -63,7 +69,11 @@ print(json.dumps({"after": after, "again": again, "lost": lost}))
 
 
 @pytest.mark.parametrize(
-    "way", ["prefill", "decode", "stream", "logits", "score", "embed", "save_prefix", "load_prefix"]
+    "way",
+    [
+        *("prefill", "decode", "stream", "logits", "score", "embed"),
+        *("asyncio.run", "loop", "save_prefix", "load_prefix"),
+    ],
 )
 def test_ctrl_c_is_seen_at_once(way, smollm2, tmp_path):
     # The best of three: on a busy machine a thread may have to wait for a processor that long.

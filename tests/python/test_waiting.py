@@ -307,7 +307,9 @@ async def longest_wait(work) -> tuple[float, float]:
 
 def test_the_loop_goes_on_while_a_prompt_is_prepared(smollm2):
     async def run():
-        return await longest_wait(smollm2.agenerate("word " * 300_000))  # too long: it is tokenized and refused
+        return await longest_wait(
+            smollm2.agenerate("word " * 300_000)
+        )  # too long: it is tokenized and refused
 
     # The best of three: a busy machine may keep any thread waiting.
     shares = []
@@ -335,7 +337,10 @@ def test_what_is_wrong_is_raised_where_it_is_awaited(roomy):
         stream = roomy.astream("x" * 5000)
         with pytest.raises(tallow.ContextLengthError):
             await stream.__anext__()
-        streams = [roomy.astream("x", regex="(", max_tokens=5), strict.astream([{"role": "user", "content": "x"}])]
+        streams = [
+            roomy.astream("x", regex="(", max_tokens=5),
+            strict.astream([{"role": "user", "content": "x"}]),
+        ]
         errors = []
         for one in streams:
             with pytest.raises(tallow.Error) as caught:
