@@ -1,5 +1,8 @@
 //! Where a model runs, chosen once: "auto", "cpu", "cuda:0", "metal", and in which numbers it computes.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use candle_core::{DType, Device};
 
 use crate::error::{Error, Result};
@@ -129,9 +132,38 @@ fn accelerator(name: &str) -> Result<Place> {
     }
 }
 
-/// Physical cores, or what the process may use of them.
+/// Physical cores that the process may use, within the quota of its control group: two threads on one core
+/// share its vector units, and with a pool that spins for its work the second costs more than it computes.
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get()).min(64)
+    let logical = std::thread::available_parallelism().map_or(1, |n| n.get());
+    cores_in(Path::new("/")).unwrap_or(logical).clamp(1, logical.min(64))
+}
+
+/// Different cores among the CPUs that Linux lets this process run on (proc(5), `Cpus_allowed_list`; sysfs,
+/// `topology/thread_siblings_list`, which is the same text for all threads of a core). None where it does not
+/// tell.
+fn cores_in(root: &Path) -> Option<usize> {
+    let status = std::fs::read_to_string(root.join("proc/self/status")).ok()?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let siblings = |cpu: usize| {
+        let file = format!("sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        std::fs::read_to_string(root.join(file)).ok()
+    };
+    let cores: Option<BTreeSet<String>> = numbers(allowed.trim())?.into_iter().map(siblings).collect();
+    cores.map(|cores| cores.len()).filter(|&cores| cores > 0)
+}
+
+/// "0-3,8" as numbers.
+fn numbers(list: &str) -> Option<Vec<usize>> {
+    /// More CPUs than Linux can have (`NR_CPUS`).
+    const MOST: usize = 1 << 13;
+    let mut all = Vec::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse::<usize>().ok()?.min(MOST));
+        all.extend(first..=last);
+    }
+    Some(all)
 }
 
 #[cfg(test)]
@@ -159,5 +191,39 @@ mod tests {
         if !cfg!(feature = "cuda") {
             assert_eq!(Placement::parse("cuda:0", "auto").unwrap_err().kind(), ErrorKind::Device);
         }
+    }
+
+    #[test]
+    fn threads_of_one_core_count_once() {
+        let pairs = ["0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"];
+        let single = ["0", "1", "2", "3"];
+        // allowed, siblings of each CPU, cores
+        let rows: &[(&str, &[&str], Option<usize>)] = &[
+            ("0-7", &pairs, Some(4)),
+            ("0-3", &pairs, Some(4)),
+            ("0,4", &pairs, Some(1)),
+            ("0-1,4-5,6", &pairs, Some(3)),
+            ("0-3", &single, Some(4)),
+            // CPUs that sysfs does not list, and a text that is none.
+            ("0-8", &pairs, None),
+            ("0-", &pairs, None),
+            ("", &pairs, None),
+        ];
+        for (allowed, siblings, cores) in rows {
+            let root = tempfile::tempdir().unwrap();
+            let write = |path: &str, text: &str| {
+                let path = root.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            };
+            write("proc/self/status", &format!("Name:\tx\nCpus_allowed_list:\t{allowed}\n"));
+            for (cpu, siblings) in siblings.iter().enumerate() {
+                let file = format!("sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+                write(&file, &format!("{siblings}\n"));
+            }
+            assert_eq!(cores_in(root.path()), *cores, "{allowed:?}");
+        }
+        let logical = std::thread::available_parallelism().unwrap().get();
+        assert!((1..=logical).contains(&default_threads()));
     }
 }

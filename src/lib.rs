@@ -35,6 +35,7 @@ pub mod model;
 pub mod constrain;
 pub mod engine;
 pub mod lm;
+mod preparer;
 pub mod sample;
 
 #[cfg(feature = "python")]

@@ -3,8 +3,6 @@
 //! [`Lm`] turns what users say (text, messages, "at most 100 tokens", a sampler) into what the engine computes
 //! (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may call it.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,12 +12,14 @@ use crate::config::Pooling;
 use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
 use crate::engine::guide::Guide;
 use crate::engine::{
-    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Request, Runner, Stats, Task,
+    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Poll, Request, Runner, Stats,
+    Task,
 };
 use crate::error::{Error, Result};
 use crate::hub::NoProgress;
 use crate::memory;
 use crate::model::{Model, Prompt};
+use crate::preparer::Preparer;
 use crate::sample::{Sampler, SamplerFields};
 use crate::step::{PAGE, pages_for};
 use crate::text::stream::TextStream;
@@ -30,6 +30,8 @@ const MAX_STOPS: usize = 32;
 const MAX_STOP_CHARS: usize = 256;
 /// Share of the free memory that the KV cache may grow to, unless told.
 const KV_SHARE: f64 = 0.25;
+/// How long a caller that may be cancelled waits between two looks at whether it is.
+const LOOK: Duration = Duration::from_millis(20);
 /// Sequences of full length that the default cache holds at most: more would only be address space.
 const MAX_DEFAULT_SEQUENCES: usize = 64;
 
@@ -79,6 +81,12 @@ pub struct Lm {
     prefix_cache: bool,
     /// Made for the first constraint.
     grammars: Arc<Mutex<Option<GrammarCompiler>>>,
+    preparer: Arc<Preparer>,
+}
+
+/// A prompt that somebody owns, so that another thread can make a request of it.
+pub trait AsPrompt: Send + 'static {
+    fn prompt(&self) -> Prompt<'_>;
 }
 
 impl Lm {
@@ -95,7 +103,8 @@ impl Lm {
         engine.prefix_cache = options.prefix_cache;
         engine.speculation = options.speculation;
         let engine = EngineHandle::start(Box::new(runner), engine)?;
-        Ok(Lm { model, engine, prefix_cache: options.prefix_cache, grammars: Arc::default() })
+        let (grammars, preparer) = Default::default();
+        Ok(Lm { model, engine, prefix_cache: options.prefix_cache, grammars, preparer })
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -139,6 +148,37 @@ impl Lm {
         options: &GenerateOptions,
         notify: Option<Notify>,
     ) -> Result<Generation> {
+        let request = self.request(prompt, options, Instant::now())?;
+        self.engine.submit_with(request, notify)
+    }
+
+    /// As [`generate`](Self::generate), and returns at once: the request is made on a thread of this engine,
+    /// after those that were asked for before. What is wrong with it is told by the generation.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::reserve`].
+    pub fn generate_later(
+        &self,
+        prompt: impl AsPrompt,
+        options: GenerateOptions,
+        notify: Notify,
+    ) -> Result<Generation> {
+        let (reservation, generation) = self.engine.reserve(Some(notify))?;
+        let (lm, asked) = (self.clone(), Instant::now());
+        self.preparer.give(Box::new(move || {
+            if reservation.is_cancelled() {
+                return reservation.refuse(Error::cancelled("the request was cancelled"));
+            }
+            match lm.request(&prompt.prompt(), &options, asked) {
+                Ok(request) => reservation.submit(request),
+                Err(error) => reservation.refuse(error),
+            }
+        }))?;
+        Ok(generation)
+    }
+
+    /// The request for the continuation of a prompt. Its time runs since `asked`.
+    fn request(&self, prompt: &Prompt, options: &GenerateOptions, asked: Instant) -> Result<Request> {
         self.check_head()?;
         check_stops(&options.stop)?;
         options.sampler.check_vocab(self.model.vocab_size())?;
@@ -155,7 +195,7 @@ impl Lm {
         };
         let task = Task::Generate(Box::new(Generate {
             sampler: options.sampler.clone(),
-            seed: options.seed.unwrap_or_else(fresh_seed),
+            seed: options.seed.map_or_else(fresh_seed, Ok)?,
             max_tokens,
             stop_ids: self.model.eos_ids().clone(),
             text: TextStream::new(self.model.tokenizer().clone(), options.stop.clone()),
@@ -166,8 +206,8 @@ impl Lm {
             },
             guide,
         }));
-        let deadline = options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.engine.submit_with(Request { prompt: ids, task, deadline }, notify)
+        let deadline = options.timeout.and_then(|timeout| asked.checked_add(timeout));
+        Ok(Request { prompt: ids, task, deadline })
     }
 
     /// The grammar of a constraint. The last ones are kept, so what is asked for again costs next to nothing.
@@ -190,12 +230,12 @@ impl Lm {
     }
 
     /// Saves what was computed of a prompt, whole pages of it, and returns how many tokens that are. It is
-    /// computed if it is not cached.
+    /// computed if it is not cached. It ends soon after `cancelled` says so.
     ///
     /// # Errors
     /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for the
-    /// prompt; `ModelFile` if the file cannot be written.
-    pub fn save_prefix(&self, prompt: &Prompt, path: &Path) -> Result<usize> {
+    /// prompt; `ModelFile` if the file cannot be written; `Cancelled`.
+    pub fn save_prefix(&self, prompt: &Prompt, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
         self.check_prefix_cache()?;
         let mut ids = self.model.prompt_ids(prompt)?;
         if ids.len() > self.engine.bounds().context_length {
@@ -209,25 +249,36 @@ impl Lm {
             )));
         }
         ids.truncate(tokens);
-        let embed = Embed { pooling: Pooling::Last, normalize: false };
-        let mut computed = self.engine.submit(Request::new(ids.clone(), Task::Embed(embed)))?;
-        while let Some(event) = computed.wait() {
-            if let Event::Error(error) = event {
-                return Err(error);
-            }
-        }
-        let pages = Bytes::from_vec(self.engine.export(ids.clone())?);
-        Prefix { tokens: ids, pages }.write(path, &self.computation()?)?;
+        let pages = Bytes::from_vec(self.pages(ids.clone(), cancelled)?);
+        Prefix { tokens: ids, pages }.write_unless(path, &self.computation()?, cancelled)?;
         Ok(tokens)
     }
 
+    /// What lies in the pages of a prompt, computed if need be.
+    fn pages(&self, ids: Vec<u32>, cancelled: &dyn Fn() -> bool) -> Result<Vec<u8>> {
+        let mut computed = self.engine.submit(Request::new(ids, Task::Pages))?;
+        loop {
+            match computed.next(LOOK) {
+                Poll::Event(Event::Pages(pages)) => return Ok(pages),
+                Poll::Event(Event::Error(error)) => return Err(error),
+                Poll::Event(_) | Poll::Ended => return Err(Error::internal("no pages came of a prefix")),
+                Poll::Pending if cancelled() => {
+                    return Err(Error::cancelled("saving the prefix was cancelled"));
+                }
+                Poll::Pending => {}
+            }
+        }
+    }
+
     /// Takes up a prefix that [`Lm::save_prefix`] wrote; returns its tokens. Prompts that begin with them are
-    /// computed from there on, as long as the pages are not needed for something else.
+    /// computed from there on, as long as the pages are not needed for something else. Nothing is taken up
+    /// once
+    /// `cancelled` says so.
     ///
     /// # Errors
     /// `ModelFile` if the file is missing, damaged, or belongs to another model or kind of machine; `OutOfMemory`
-    /// if it does not fit.
-    pub fn load_prefix(&self, path: &Path) -> Result<usize> {
+    /// if it does not fit; `Cancelled`.
+    pub fn load_prefix(&self, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
         self.check_prefix_cache()?;
         let page_bytes = self.model.decoder().prefix_page_bytes();
         let prefix = Prefix::read(path, &self.computation()?, page_bytes)?;
@@ -235,6 +286,9 @@ impl Lm {
             return Err(Error::model_file(format!("{}: a token is not in the vocabulary", path.display())));
         }
         let tokens = prefix.tokens.len();
+        if cancelled() {
+            return Err(Error::cancelled("loading the prefix was cancelled"));
+        }
         self.engine.import(prefix)?;
         Ok(tokens)
     }
@@ -335,7 +389,8 @@ fn check_stops(stops: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Unpredictable, from the keys that the standard library draws for its hash maps.
-fn fresh_seed() -> u64 {
-    RandomState::new().build_hasher().finish()
+/// From the system each time, with no state in this process: whatever it held, a forked child would hold as
+/// well, and draw the same answers.
+fn fresh_seed() -> Result<u64> {
+    getrandom::u64().map_err(|error| Error::internal(format!("the system gives no random numbers: {error}")))
 }

@@ -219,7 +219,8 @@ impl Bench {
         let generation = self.submit(&engine, 0, false);
         read(generation);
         tokens.truncate((tokens.len() - 1) / PAGE * PAGE);
-        let pages = engine.export(tokens.clone()).unwrap();
+        let mut saved = engine.submit(Request::new(tokens.clone(), Task::Pages)).unwrap();
+        let Some(Event::Pages(pages)) = saved.wait() else { panic!("no pages") };
         let file = tempfile::tempdir().unwrap();
         let path = file.path().join("prefix.safetensors");
         let page = pages.len() / (tokens.len() / PAGE);

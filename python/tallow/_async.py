@@ -1,9 +1,12 @@
 """asyncio over the native engine: one daemon thread waits for news of all generations and tells their loops.
 
 The native side has one ``Waker`` for the process. A generation made with it announces itself by its key; the
-thread calls ``loop.call_soon_threadsafe`` for the task that waits. So there is no thread a request, and any
-number of event loops in any number of threads may wait at once. The thread starts with the first waiter and
-ends a moment after the last, so a program that is done has nothing running; after a fork it starts anew.
+thread calls ``loop.call_soon_threadsafe`` for the tasks that wait. So there is no thread a request, and any
+number of event loops in any number of threads may wait at once, one after the other for the same answer as
+well. The thread starts with the first generation and ends a moment after the last, so a program that is done
+has nothing running; after a fork it starts anew.
+
+No event loop waits in here: prompts are prepared on a native thread, and filters run on one of asyncio's.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import atexit
 import itertools
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
@@ -21,6 +26,66 @@ from ._core import Cancelled, Generation, Waker
 
 _WAIT = 0.1  # seconds between two looks at whether anybody still waits
 _LINGER = 20  # looks without a waiter after which the thread ends
+_LOOK = 0.5  # seconds between two looks at which loops run
+
+
+class _Waiter:
+    """A future that a task awaits. It is held only while its loop runs: a task that is pending on a loop that
+    stands still, or is closed, lives as long as somebody wants it, and is else collected, which ends its
+    request. (Ctrl-C out of ``run_until_complete``, as in a notebook's cell, leaves such a task behind.)"""
+
+    __slots__ = ("_future", "_held", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._held: asyncio.Future[None] | None = self._loop.create_future()
+        self._future = weakref.ref(self._held)
+
+    def look(self) -> None:
+        self._held = self._future() if self._loop.is_running() else None
+
+    def wake(self) -> None:
+        future = self._future()
+        if future is not None:
+            try:
+                self._loop.call_soon_threadsafe(_resolve, future)
+            except RuntimeError:  # the loop was closed under its task; nobody is left to tell
+                self._held = None
+
+    def future(self) -> asyncio.Future[None]:
+        assert self._held is not None
+        return self._held
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class _Waiters:
+    """All who wait for news of one generation. Without the generation in it: who drops that one ends it, and
+    the dispatcher must not hold it."""
+
+    def __init__(self) -> None:
+        self._waiters: set[_Waiter] = set()
+
+    def join(self) -> _Waiter:
+        waiter = _Waiter()
+        self._waiters.add(waiter)
+        return waiter
+
+    def leave(self, waiter: _Waiter) -> None:
+        self._waiters.discard(waiter)
+
+    # Of a copy, made at once: other threads join and leave.
+
+    def wake(self) -> None:
+        for waiter in tuple(self._waiters):
+            waiter.wake()
+
+    def look(self) -> None:
+        for waiter in tuple(self._waiters):
+            waiter.look()
 
 
 class _Dispatcher:
@@ -28,7 +93,7 @@ class _Dispatcher:
         self.waker = Waker()
         self.pid = os.getpid()
         self._keys = itertools.count(1)
-        self._waiting: dict[int, Callable[[], object]] = {}
+        self._waiting: dict[int, _Waiters] = {}
         # For what starts and ends the thread. ``remove`` does without: a collection of garbage calls it at
         # any line, and in a forked child a thread of the parent may hold the lock for ever.
         self._lock = threading.Lock()
@@ -36,9 +101,9 @@ class _Dispatcher:
         self._stopped = False
         atexit.register(self.stop)
 
-    def add(self, wake: Callable[[], object]) -> int:
+    def add(self, waiters: _Waiters) -> int:
         key = next(self._keys)
-        self._waiting[key] = wake
+        self._waiting[key] = waiters
         try:
             with self._lock:
                 if self._stopped:
@@ -62,20 +127,25 @@ class _Dispatcher:
             thread.join(1.0)
 
     def _run(self) -> None:
-        idle = 0
+        idle, looked = 0, time.monotonic()
         while not self._stopped:
             for key in self.waker.wait(_WAIT):
-                wake = self._waiting.get(key)
-                if wake is not None:
-                    try:
-                        wake()
-                    except RuntimeError:  # the loop was closed under its task; nobody is left to tell
-                        self.remove(key)
+                waiters = self._waiting.get(key)
+                if waiters is not None:
+                    waiters.wake()
+            waiters = None  # or this frame would hold the last one's task
+            if time.monotonic() - looked > _LOOK:
+                self._look()
+                looked = time.monotonic()
             with self._lock:
                 idle = 0 if self._waiting else idle + 1
                 if idle > _LINGER:
                     self._thread = None  # under the lock: who comes next starts another
                     return
+
+    def _look(self) -> None:
+        for waiters in tuple(self._waiting.values()):
+            waiters.look()
 
 
 _dispatcher: _Dispatcher | None = None
@@ -100,16 +170,14 @@ def _current() -> _Dispatcher:
 
 
 class AsyncGeneration:
-    """A generation whose pieces are awaited. Made on the loop that awaits it."""
+    """A generation whose pieces are awaited, in any event loop, by one task or by several."""
 
     _closed = False
 
     def __init__(self, start: Callable[..., Generation], *, every_token: bool) -> None:
-        loop = asyncio.get_running_loop()
-        self._event = event = asyncio.Event()
+        self._waiters = _Waiters()
         self._dispatcher = _current()
-        # Without ``self`` in it: who drops this generation ends it, and the dispatcher must not hold it.
-        self._key = self._dispatcher.add(lambda: loop.call_soon_threadsafe(event.set))
+        self._key = self._dispatcher.add(self._waiters)
         try:
             self._generation = start(waker=self._dispatcher.waker, key=self._key, every_token=every_token)
         except BaseException:
@@ -121,18 +189,26 @@ class AsyncGeneration:
         its generation at once."""
         try:
             while True:
-                self._event.clear()  # before looking, so that news that come after the look are not lost
-                if self._closed:
-                    return None
-                piece = self._generation.poll()
-                if not isinstance(piece, EllipsisType):
-                    if piece is None:
-                        self.close()
-                    return piece
-                await self._event.wait()
+                waiter = self._waiters.join()  # before looking, so that no news is lost that comes after it
+                try:
+                    if self._closed:
+                        return None
+                    piece = await self._poll()
+                    if not isinstance(piece, EllipsisType):
+                        if piece is None:
+                            self.close()
+                        return piece
+                    await waiter.future()
+                finally:
+                    self._waiters.leave(waiter)
         except BaseException:
             self.close()
             raise
+
+    async def _poll(self) -> dict[str, Any] | EllipsisType | None:
+        if self._generation.has_filters:  # the user's own code, and a slow one would stop the loop
+            return await asyncio.to_thread(self._generation.poll)
+        return self._generation.poll()
 
     async def collect(self) -> list[dict[str, Any]]:
         """All pieces to the end."""
@@ -143,9 +219,9 @@ class AsyncGeneration:
 
     def close(self) -> None:
         self._closed = True
-        self._event.set()
         self._dispatcher.remove(self._key)
         self._generation.cancel()
+        self._waiters.wake()
 
     cancel = close  # as a native Generation calls it
 

@@ -31,6 +31,7 @@ __all__ = [
     "__doc__",
     "__version__",
     "aliases",
+    "anywhere",
     "end_filters",
     "features",
     "locate",
@@ -48,6 +49,9 @@ def aliases() -> list[tuple[str, str, str, int]]:
 
 def plain_messages(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Messages in the one spelling that chat templates know: no null fields, no old names."""
+
+def anywhere(source: str) -> tuple[str, bool]:
+    """How a source is named from any working folder, and whether it is on the hub."""
 
 def locate(
     source: str,
@@ -196,6 +200,8 @@ class Generation:
     def next(self) -> dict[str, Any] | None: ...
     def poll(self) -> dict[str, Any] | EllipsisType | None: ...
     def cancel(self) -> None: ...
+    @property
+    def has_filters(self) -> bool: ...
 
 @final
 class Waker:

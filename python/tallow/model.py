@@ -46,7 +46,7 @@ class Model:
       takes activations at 15 bits before quantized weights, instead of 8: slower, for comparisons.
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
-    - ``threads``: CPU threads; None is one a core.
+    - ``threads``: CPU threads; None is one a physical core (of those that the process may use).
     - ``chat_template``: a Jinja template instead of the model's own, a file that holds one, or the name of
       one of the model's ("rag"), where it has several.
     - ``progress``: True shows a bar on a terminal or in a notebook, False does not, and a callable gets
@@ -66,7 +66,7 @@ class Model:
     options (the last four), the weights alone.
     """
 
-    __slots__ = ("__weakref__", "_options", "_shared", "_source")
+    __slots__ = ("__weakref__", "_on_hub", "_options", "_shared", "_source")
 
     def __init__(
         self,
@@ -112,6 +112,10 @@ class Model:
             self._source, **self._options, progress=reporter(progress), python=sys.executable
         )
         self._shared: Shared = shared(native, engine)
+        # What comes later, a copy in another process above all, may stand in another folder.
+        self._source, self._on_hub = _core.anywhere(self._source)
+        if chat_template is not None and "{" not in chat_template:
+            self._options["chat_template"] = os.path.abspath(chat_template)
 
     # What it is
 
@@ -368,7 +372,9 @@ class Model:
         return made[0] if n == 1 else made
 
     def astream(self, prompt: PromptLike, **options: Any) -> AsyncStream:
-        """``stream`` for ``async for``. The request starts at once, so a loop must be running."""
+        """``stream`` for ``async for``. The request starts at once; its prompt is prepared beside the loop,
+        so what is wrong with it is raised where the first piece is awaited. It may be read in any event loop,
+        also in another one than it was made in."""
         from ._async import AsyncGeneration
 
         fields = _only_fields(options)
@@ -495,8 +501,12 @@ class Model:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as where it came from, never as its weights."""
-        return _load, (self._source, {**self._options, **self._shared.options._asdict()})
+        """Pickled as where it came from, never as its weights: an absolute path, or a name, of the hub's with
+        its commit. What is loaded from it must have the same fingerprint, or it is a ``ModelFileError``."""
+        options = {**self._options, **self._shared.options._asdict()}
+        if self._on_hub:
+            options["revision"] = self.revision or options["revision"]
+        return _load, (self._source, options, self.fingerprint)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Model:
@@ -630,5 +640,11 @@ def _check_load_option(name: str, value: object) -> None:
         raise _core.InvalidRequestError(f"{name} is empty; leave it out for the default")
 
 
-def _load(source: str, options: dict[str, Any]) -> Model:
-    return Model(source, **options)
+def _load(source: str, options: dict[str, Any], fingerprint: str | None = None) -> Model:
+    model = Model(source, **options)
+    if fingerprint not in (None, model.fingerprint):
+        raise _core.ModelFileError(
+            f"{source}: this is not the model that was pickled (its fingerprint is {model.fingerprint}, and "
+            f"was {fingerprint}): its files have changed, or it runs on another device; load it by its name"
+        )
+    return model

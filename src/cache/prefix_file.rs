@@ -36,6 +36,15 @@ impl Prefix {
     /// # Errors
     /// `ModelFile` if it cannot be written.
     pub fn write(&self, path: &Path, computation: &str) -> Result<()> {
+        self.write_unless(path, computation, &|| false)
+    }
+
+    /// As [`write`](Self::write), unless `cancelled` says, before the file becomes visible, that nobody wants
+    /// it.
+    ///
+    /// # Errors
+    /// `Cancelled` then; there is no file, or the old one.
+    pub fn write_unless(&self, path: &Path, computation: &str, cancelled: &dyn Fn() -> bool) -> Result<()> {
         let failed = |error: &dyn std::fmt::Display| {
             Error::model_file(format!("{}: the prefix cannot be written: {error}", path.display()))
         };
@@ -57,8 +66,13 @@ impl Prefix {
         ]);
         let staged = staged(path);
         let written = safetensors::serialize_to_file(tensors, Some(metadata), &staged);
+        let wanted = || match cancelled() {
+            true => Err(Error::cancelled("saving the prefix was cancelled")),
+            false => Ok(()),
+        };
         let outcome = written
             .map_err(|error| failed(&error))
+            .and_then(|()| wanted())
             .and_then(|()| std::fs::rename(&staged, path).map_err(|error| failed(&error)));
         if outcome.is_err() {
             let _ = std::fs::remove_file(&staged);
@@ -129,6 +143,9 @@ mod tests {
         let tokens: Vec<u32> = (0..2 * PAGE as u32).collect();
         let pages: Vec<u8> = (0..2 * 24).collect();
         let prefix = Prefix { tokens: tokens.clone(), pages: Bytes::from_vec(pages.clone()) };
+        let cancelled = prefix.write_unless(&path, "a/cpu", &|| true).unwrap_err();
+        assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a cancelled prefix left a file");
         prefix.write(&path, "a/cpu").unwrap();
         let again = Prefix::read(&path, "a/cpu", 24).unwrap();
         assert_eq!((again.tokens, &again.pages[..]), (tokens, &pages[..]));

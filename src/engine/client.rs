@@ -3,13 +3,14 @@
 //! A [`Client`] is one caller. An [`Audience`] is all who get the same answer: usually one, and more when equal
 //! requests came while the first was in work.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use super::handle::Notify;
-use super::request::{Event, Finish};
+use super::request::{Event, Finish, Timings};
 use crate::error::{Error, Result};
 use crate::sample::{History, Logits, Sampler};
 
@@ -46,6 +47,7 @@ pub(super) struct Client {
     pub id: u64,
     pub channel: Sender<Message>,
     pub cancelled: Arc<AtomicBool>,
+    pub submitted: Instant,
     pub deadline: Option<Instant>,
     pub notify: Option<Notify>,
     pub outbox: Vec<Message>,
@@ -93,7 +95,8 @@ impl Client {
 
 /// The callers of one sequence.
 pub(super) struct Audience {
-    clients: Vec<Client>,
+    /// By their ids, in whose order they came.
+    clients: BTreeMap<u64, Client>,
     /// What was said so far, for those who come later; `None` if nobody can.
     said: Option<Vec<Event>>,
     /// Clients that have gone, until their last event is sent.
@@ -102,11 +105,16 @@ pub(super) struct Audience {
 
 impl Audience {
     pub fn new(client: Client, can_grow: bool) -> Self {
-        Audience { clients: vec![client], said: can_grow.then(Vec::new), leaving: Vec::new() }
+        let clients = BTreeMap::from([(client.id, client)]);
+        Audience { clients, said: can_grow.then(Vec::new), leaving: Vec::new() }
     }
 
     pub fn len(&self) -> usize {
         self.clients.len()
+    }
+
+    pub fn clients(&self) -> impl Iterator<Item = &Client> {
+        self.clients.values()
     }
 
     /// One more, who hears what was said so far.
@@ -114,25 +122,25 @@ impl Audience {
         for event in self.said.iter().flatten() {
             client.push(event.clone());
         }
-        self.clients.push(client);
+        self.clients.insert(client.id, client);
     }
 
     pub fn push(&mut self, event: Event) {
-        if let Some((last, others)) = self.clients.split_last_mut() {
-            for client in others {
-                client.push(event.clone());
-            }
-            if let Some(said) = &mut self.said {
-                said.push(event.clone());
-            }
-            last.push(event);
+        let mut clients = self.clients.values_mut();
+        let Some(last) = clients.next_back() else { return };
+        clients.for_each(|client| client.push(event.clone()));
+        if let Some(said) = &mut self.said {
+            said.push(event.clone());
         }
+        last.push(event);
     }
 
-    /// The end. Whoever came later computed nothing of the prompt.
-    pub fn finish(&mut self, finish: Finish) {
-        for (number, client) in self.clients.iter_mut().enumerate() {
+    /// The end. Whoever came later computed nothing of the prompt, and waited only since then: `timings`
+    /// tells from when a client asked what it took.
+    pub fn finish(&mut self, finish: Finish, timings: impl Fn(Instant) -> Timings) {
+        for (number, client) in self.clients.values_mut().enumerate() {
             let mut own = finish.clone();
+            own.timings = timings(client.submitted);
             if number > 0 {
                 own.usage.cached_tokens = own.usage.prompt_tokens;
             }
@@ -142,37 +150,30 @@ impl Audience {
 
     /// Filters are the caller's own code, so a sequence that has some has one caller.
     pub fn ask(&mut self, call: FilterCall) {
-        if let Some(client) = self.clients.first_mut() {
+        if let Some(client) = self.clients.values_mut().next() {
             client.ask(call);
         }
     }
 
-    /// Those whose time is over, or who no longer want it, go. Returns how many.
-    pub fn reap(&mut self, now: Instant) -> usize {
-        let before = self.clients.len();
-        for mut client in self.clients.extract_if(.., |client| client.over(now).is_some()) {
-            if let Some(error) = client.over(now) {
-                client.push(Event::Error(error));
-            }
+    /// Sees a client off if its time is over or it no longer wants the answer. True: it went.
+    pub fn reap(&mut self, id: u64, now: Instant) -> bool {
+        let Some(error) = self.clients.get(&id).and_then(|client| client.over(now)) else { return false };
+        if let Some(mut client) = self.clients.remove(&id) {
+            client.push(Event::Error(error));
             self.leaving.push(client);
         }
-        before - self.clients.len()
-    }
-
-    /// The next time somebody must be told that it is too late.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.clients.iter().filter_map(|client| client.deadline).min()
+        true
     }
 
     pub fn into_clients(self) -> impl Iterator<Item = Client> {
-        self.clients.into_iter()
+        self.clients.into_values()
     }
 
     pub fn flush(&mut self) {
         for mut client in self.leaving.drain(..) {
             client.flush();
         }
-        for client in &mut self.clients {
+        for client in self.clients.values_mut() {
             client.flush();
         }
     }

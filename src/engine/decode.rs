@@ -1,6 +1,7 @@
 //! The work of `Generate`: logits in, tokens and text out.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::client::{Audience, FilterCall};
@@ -132,6 +133,13 @@ impl Decode {
                 (Some(ours), Some(its)) => ours.same_as(its),
                 _ => false,
             }
+    }
+
+    /// Feeds a hash with what [`same_as`](Self::same_as) compares, as far as that is cheap.
+    pub fn hash_question(&self, hash: &mut impl Hasher) {
+        let task = &self.task;
+        let seed = if task.sampler.is_greedy() { 0 } else { task.seed };
+        (seed, task.max_tokens, task.logprobs, &task.stop_ids, task.sampler.to_string()).hash(hash);
     }
 
     /// Whether equal requests may be answered by one: the caller's own filters may do what they like.

@@ -171,17 +171,21 @@ impl EngineHandle {
 
     /// As [`submit`](Self::submit), with a function to be called when there is something to read.
     pub fn submit_with(&self, request: Request, notify: Option<Notify>) -> Result<Generation> {
-        let Inner { shared, commands, next_id, queue, .. } = &*self.0;
+        let (mut reservation, generation) = self.reserve(notify)?;
+        reservation.enter(request).inspect_err(|_| reservation.client = None)?;
+        Ok(generation)
+    }
+
+    /// The answer to a request that is still to be made, by another thread, say: it can be waited for, and
+    /// cancelled.
+    ///
+    /// # Errors
+    /// `Cancelled` if the engine was closed; `Internal` if it has failed; `InvalidRequest` in a forked child.
+    pub fn reserve(&self, notify: Option<Notify>) -> Result<(Reservation, Generation)> {
+        let Inner { shared, commands, next_id, .. } = &*self.0;
         shared.check_process()?;
         if let Some(error) = shared.stopped.get() {
             return Err(error.clone());
-        }
-        request.check(&shared.bounds)?;
-        let enter = |waiting| (waiting < *queue).then_some(waiting + 1);
-        if shared.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_err() {
-            return Err(Error::out_of_memory(format!(
-                "the queue is full: {queue} requests are waiting; try again later, or send fewer at once"
-            )));
         }
         let (channel, events) = channel();
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -189,33 +193,18 @@ impl EngineHandle {
             id: next_id.fetch_add(1, Ordering::Relaxed),
             channel,
             cancelled: cancelled.clone(),
-            deadline: request.deadline,
+            submitted: Instant::now(),
+            deadline: None,
             notify,
             outbox: Vec::new(),
         };
-        let generation = Generation {
-            id: client.id,
-            events: Some(events),
-            commands: commands.clone(),
-            shared: shared.clone(),
-            cancelled,
-        };
-        let sequence = Box::new(Sequence::new(request, client, &shared.bounds));
-        match commands.send(Command::Submit(sequence)) {
-            Ok(()) => Ok(generation),
-            Err(_) => Err(shared.stop(Error::internal("the engine stopped"))),
-        }
+        let canceller =
+            Canceller { id: client.id, commands: commands.clone(), shared: shared.clone(), cancelled };
+        let reservation = Reservation { client: Some(client), engine: self.clone() };
+        Ok((reservation, Generation { events: Some(events), canceller }))
     }
 
-    /// What lies in the pages of `tokens`, whole pages from the start of a sequence, which were computed before.
-    ///
-    /// # Errors
-    /// `OutOfMemory` if they are not all cached any more; else as [`submit`](Self::submit).
-    pub fn export(&self, tokens: Vec<u32>) -> Result<Vec<u8>> {
-        self.ask(|reply| Command::Export(tokens, reply))
-    }
-
-    /// Keeps a prefix that [`export`](Self::export) gave, here or in another process.
+    /// Keeps a prefix whose pages [`Task::Pages`](super::Task::Pages) gave, here or in another process.
     ///
     /// # Errors
     /// `OutOfMemory` if there is no room for all of it; else as [`submit`](Self::submit).
@@ -287,16 +276,97 @@ impl Drop for Inner {
     }
 }
 
+/// A request that was announced and not made yet. Dropping it tells its caller that none will come.
+pub struct Reservation {
+    /// None once the request is in the queue, or refused.
+    client: Option<Client>,
+    engine: EngineHandle,
+}
+
+impl Reservation {
+    /// Whether nobody wants the answer any more.
+    pub fn is_cancelled(&self) -> bool {
+        self.client.as_ref().is_none_or(|client| client.cancelled.load(Ordering::Relaxed))
+    }
+
+    /// Puts the request into the queue; its caller is told if it is refused.
+    pub fn submit(mut self, request: Request) {
+        if let Err(error) = self.enter(request) {
+            self.tell(error);
+        }
+    }
+
+    /// Tells the caller why there is no request.
+    pub fn refuse(mut self, error: Error) {
+        self.tell(error);
+    }
+
+    fn enter(&mut self, request: Request) -> Result<()> {
+        let Inner { shared, commands, queue, .. } = &*self.engine.0;
+        if let Some(error) = shared.stopped.get() {
+            return Err(error.clone());
+        }
+        request.check(&shared.bounds)?;
+        let enter = |waiting| (waiting < *queue).then_some(waiting + 1);
+        if shared.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_err() {
+            return Err(Error::out_of_memory(format!(
+                "the queue is full: {queue} requests are waiting; try again later, or send fewer at once"
+            )));
+        }
+        let Some(mut client) = self.client.take() else { return Ok(()) };
+        client.deadline = request.deadline;
+        let sequence = Box::new(Sequence::new(request, client, &shared.bounds));
+        let sent = commands.send(Command::Submit(sequence));
+        sent.map_err(|_| shared.stop(Error::internal("the engine stopped")))
+    }
+
+    fn tell(&mut self, error: Error) {
+        if let Some(mut client) = self.client.take() {
+            client.push(Event::Error(error));
+            client.flush();
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.tell(Error::internal("the request was given up while it was prepared"));
+    }
+}
+
 /// The answer to one request, read as it comes. Dropping it ends the request at the next step.
 ///
 /// The engine does not wait for its reader: what is not read yet is kept, and `max_tokens` bounds it.
 pub struct Generation {
-    id: u64,
     /// None after the last event.
     events: Option<Receiver<Message>>,
+    canceller: Canceller,
+}
+
+/// Ends a request, from any thread and while another one reads its answer.
+#[derive(Clone)]
+pub struct Canceller {
+    id: u64,
     commands: Arc<Sender<Command>>,
     shared: Arc<Shared>,
     cancelled: Arc<AtomicBool>,
+}
+
+impl Canceller {
+    /// Ends the request at the next step with a `Cancelled` error, if it has not ended before.
+    pub fn cancel(&self) {
+        if !self.shared.forked() && !self.cancelled.swap(true, Ordering::Relaxed) {
+            let _ = self.commands.send(Command::Cancel(self.id));
+        }
+    }
+}
+
+impl Drop for Canceller {
+    fn drop(&mut self) {
+        if self.shared.forked() {
+            std::mem::forget(self.commands.clone());
+        }
+    }
 }
 
 /// What [`Generation::next`] found.
@@ -317,7 +387,7 @@ impl Generation {
         let until = Instant::now().checked_add(timeout);
         loop {
             let Some(events) = &self.events else { return Poll::Ended };
-            if let Err(error) = self.shared.check_process() {
+            if let Err(error) = self.canceller.shared.check_process() {
                 std::mem::forget(self.events.take());
                 return Poll::Event(Event::Error(error));
             }
@@ -328,12 +398,17 @@ impl Generation {
                     }
                     return Poll::Event(event);
                 }
-                Ok(Message::Filter(call)) => self.filter(call),
+                Ok(Message::Filter(call)) => {
+                    if let Some(raised) = self.filter(call) {
+                        return raised;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => return Poll::Pending,
                 Err(RecvTimeoutError::Disconnected) => {
                     self.events = None;
                     let lost = Error::internal("the engine stopped before the request ended");
-                    return Poll::Event(Event::Error(self.shared.stopped.get().cloned().unwrap_or(lost)));
+                    let stopped = self.canceller.shared.stopped.get().cloned();
+                    return Poll::Event(Event::Error(stopped.unwrap_or(lost)));
                 }
             }
         }
@@ -350,28 +425,36 @@ impl Generation {
         }
     }
 
-    /// Ends the request at the next step with a `Cancelled` error, if it has not ended before.
+    /// See [`Canceller::cancel`].
     pub fn cancel(&self) {
-        if !self.shared.forked() && !self.cancelled.swap(true, Ordering::Relaxed) {
-            let _ = self.commands.send(Command::Wake);
-        }
+        self.canceller.cancel();
     }
 
-    /// Runs the caller's filters and sends the engine what they made of the logits.
-    fn filter(&self, call: FilterCall) {
+    /// What ends the request while another thread reads.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+
+    /// Runs the caller's filters and sends the engine what they made of the logits. What they raised the
+    /// caller gets at once, also if they have ended the request before.
+    fn filter(&mut self, call: FilterCall) -> Option<Poll> {
         let logits = catch_unwind(AssertUnwindSafe(|| call.run())).unwrap_or_else(|panic| {
             Err(Error::internal(format!("a filter panicked: {}", panic_message(&*panic))))
         });
+        let raised = logits.as_ref().err().cloned();
         // If the engine has stopped, the channel of events tells why.
-        let _ = self.commands.send(Command::Filtered(self.id, Box::new(logits)));
+        let Canceller { id, commands, .. } = &self.canceller;
+        let _ = commands.send(Command::Filtered(*id, Box::new(logits)));
+        let raised = raised?;
+        self.events = None;
+        Some(Poll::Event(Event::Error(raised)))
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        if self.shared.forked() {
+        if self.canceller.shared.forked() {
             std::mem::forget(self.events.take());
-            std::mem::forget(self.commands.clone());
         } else if self.events.is_some() {
             self.cancel();
         }

@@ -12,6 +12,7 @@
 //! | [`guide`] | a grammar at work on one answer: what may come, what must, and the end within its budget |
 //! | `draft` | tokens guessed from the text that is there, checked several in a step |
 //! | `client` | the engine's side of a request's channel |
+//! | `index` | who is found without walking the queue: equal requests, callers, deadlines |
 //! | `step_loop` | the thread: listen, reap, admit, step, sweep |
 //! | [`stats`] | what was done so far |
 //!
@@ -51,12 +52,13 @@ pub mod stats;
 mod client;
 mod decode;
 mod draft;
+mod index;
 mod lane;
 mod score;
 mod sequence;
 mod step_loop;
 
-pub use handle::{EngineHandle, EngineOptions, Generation, Notify, Poll};
+pub use handle::{Canceller, EngineHandle, EngineOptions, Generation, Notify, Poll, Reservation};
 pub use network::{Network, StepOutput};
 pub use request::{
     Bounds, Embed, Event, Finish, FinishReason, Generate, Pooling, Request, Task, Timings, TokenEvent, Usage,

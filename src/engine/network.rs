@@ -27,6 +27,9 @@ pub trait Network: Send {
     /// Takes back what [`forward`](Network::forward) gave, so that its memory serves the next step.
     fn recycle(&mut self, _output: StepOutput) {}
 
+    /// Nothing is in work: memory that is only kept for the next step may go.
+    fn idle(&mut self) {}
+
     /// Calls `task` with each of `0..tasks`, on the threads that compute, and returns when all are done.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub enum Task {
     Logits,
     /// One pooled hidden state: a single [`Event::Rows`] of `[hidden]`.
     Embed(Embed),
+    /// What lies in the whole pages of the prompt, to be saved: a single [`Event::Pages`].
+    Pages,
     /// The log likelihood of each candidate after the prompt, which is computed once: [`Event::Scores`].
     Score {
         /// The ids of each candidate. One without tokens has no log probabilities, and that is its answer.
@@ -86,6 +88,9 @@ pub enum Event {
     Run(Vec<TokenEvent>),
     /// Row-major rows: logits `[some, vocab]`, or the embedding `[hidden]`.
     Rows(Vec<f32>),
+    /// The bytes of whole pages, one after the other, as [`Network::read_page`](super::Network::read_page)
+    /// gives them.
+    Pages(Vec<u8>),
     /// The log probability of every token of every candidate, in the order of the request.
     Scores(Vec<Vec<f32>>),
     /// The request has ended well. Nothing follows.
@@ -201,7 +206,7 @@ impl Request {
                 check_generate(generate, bounds.vocab_size)?;
                 1
             }
-            Task::Logits | Task::Embed(_) => 0,
+            Task::Logits | Task::Embed(_) | Task::Pages => 0,
             Task::Score { candidates, .. } => check_candidates(candidates, bounds)?,
         };
         let needed = self.prompt.len().saturating_add(room);
@@ -233,7 +238,7 @@ impl Request {
             Task::Generate(generate) => pages_for(
                 prompt.saturating_add(generate.max_tokens).min(bounds.context_length).saturating_sub(1),
             ),
-            Task::Logits | Task::Embed(_) => pages_for(prompt),
+            Task::Logits | Task::Embed(_) | Task::Pages => pages_for(prompt),
             // Candidates fork all at once if a quarter of the other pages is room enough, else in waves.
             Task::Score { candidates, .. } => {
                 let own = || candidates.iter().map(|ids| fork_pages(prompt, ids.len()));

@@ -61,6 +61,10 @@ impl Network for Runner {
         self.decoder.ops().recycle(output.hidden);
     }
 
+    fn idle(&mut self) {
+        self.decoder.ops().trim();
+    }
+
     fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
         self.decoder.ops().spread("draw", tasks, task)
     }

@@ -5,6 +5,7 @@
 //! again; when it has ended, well or not, its pages are released and its last event is sent. Nothing in here
 //! knows other sequences.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use super::client::{Audience, Client};
@@ -31,6 +32,8 @@ pub(super) struct Sequence {
     work: Work,
     pub usage: Usage,
     clock: Clock,
+    /// A hash of what it asks, if others who ask the same may be answered with it.
+    pub question: Option<u64>,
     /// Pages to lease before it begins, besides those of its tokens.
     room: usize,
     /// Positions that were computed or found before it was put off: they are not counted twice.
@@ -62,12 +65,17 @@ pub(super) struct Part<'a> {
 enum Work {
     Decode(Box<Decode>),
     Rows,
-    Pool { embed: Embed, sum: Vec<f64> },
+    Pool {
+        embed: Embed,
+        sum: Vec<f64>,
+    },
     Score(Score),
+    /// Its pages are handed out as bytes once they are computed.
+    Pages,
 }
 
+#[derive(Default)]
 struct Clock {
-    submitted: Instant,
     begun: Option<Instant>,
     prefilled: Option<Instant>,
 }
@@ -86,6 +94,7 @@ impl Sequence {
             }
             Task::Logits => (Work::Rows, Want::Every),
             Task::Embed(embed) => (Work::Pool { embed, sum: Vec::new() }, Want::Hidden(embed.pooling)),
+            Task::Pages => (Work::Pages, Want::Hidden(Pooling::Last)),
             Task::Score { candidates, common } => {
                 usage.prompt_tokens -= common;
                 let beginning = request.prompt[usage.prompt_tokens..].to_vec();
@@ -95,10 +104,24 @@ impl Sequence {
             }
         };
         let lanes = vec![Lane::new(0, request.prompt, Lease::default(), want, 0)];
-        let clock = Clock { submitted: Instant::now(), begun: None, prefilled: None };
-        let can_be_shared = matches!(&work, Work::Decode(decode) if decode.can_be_shared());
-        let (id, audience) = (client.id, Audience::new(client, can_be_shared));
-        Sequence { id, audience, lanes, work, usage, clock, room, reached: 0, accepted: 0, ended: None }
+        let question = match &work {
+            Work::Decode(decode) if decode.can_be_shared() => Some(question(&lanes[0].tokens, decode)),
+            _ => None,
+        };
+        let (id, audience) = (client.id, Audience::new(client, question.is_some()));
+        Sequence {
+            id,
+            audience,
+            lanes,
+            work,
+            usage,
+            clock: Clock::default(),
+            question,
+            room,
+            reached: 0,
+            accepted: 0,
+            ended: None,
+        }
     }
 
     /// Appends what the answer must begin with, so that it is computed together with the prompt. For a sequence
@@ -111,16 +134,19 @@ impl Sequence {
         }
     }
 
-    /// Finds and leases the pages for everything that it knows, and `spare` more must be there. False: they
-    /// are not, and it holds none.
-    pub fn begin(&mut self, cache: &mut PrefixCache, spare: usize) -> bool {
+    /// Finds and leases the pages for everything that it knows, and `spare` more must be there.
+    ///
+    /// # Errors
+    /// So many pages are lacking, and it holds none.
+    pub fn begin(&mut self, cache: &mut PrefixCache, spare: usize) -> std::result::Result<(), usize> {
         let lane = &mut self.lanes[0];
         let found = lane.adopt(cache);
         let needed = lane.short() + self.room;
-        let lease = if cache.available() >= needed + spare { cache.lease(needed) } else { None };
+        let lacking = (needed + spare).saturating_sub(cache.available());
+        let lease = if lacking == 0 { cache.lease(needed) } else { None };
         let Some(mut lease) = lease else {
             lane.release(cache);
-            return false;
+            return Err(lacking.max(1));
         };
         if let Work::Score(score) = &mut self.work {
             score.room = lease.split_last(self.room);
@@ -128,7 +154,7 @@ impl Sequence {
         lane.lease.append(lease);
         self.count_found(found);
         self.clock.begun.get_or_insert_with(Instant::now);
-        true
+        Ok(())
     }
 
     /// Takes over what others have computed of its gap since the last step.
@@ -215,6 +241,8 @@ impl Sequence {
         }
         match &mut self.work {
             Work::Decode(_) => return Ok(closed),
+            // `tend` does the rest: it has the network.
+            Work::Pages => {}
             Work::Rows => {
                 self.audience.push(Event::Rows(part.logits.to_vec()));
                 if closed {
@@ -327,23 +355,34 @@ impl Sequence {
         }
     }
 
-    /// What is to do between steps: candidates fork and retire.
+    /// What is to do between steps: candidates fork and retire, and a saved prefix is read from its pages.
     pub fn tend(&mut self, most: usize, cache: &mut PrefixCache, network: &mut dyn Network) -> Result<()> {
-        let Work::Score(score) = &mut self.work else { return Ok(()) };
         if self.ended.is_some() {
             return Ok(());
         }
-        if let Some(scores) = score.tend(&mut self.lanes, most, cache, network)? {
-            self.usage.completion_tokens = score.tokens();
-            self.audience.push(Event::Scores(scores));
-            self.finish(FinishReason::Stop, String::new());
+        match &mut self.work {
+            Work::Score(score) => {
+                if let Some(scores) = score.tend(&mut self.lanes, most, cache, network)? {
+                    self.usage.completion_tokens = score.tokens();
+                    self.audience.push(Event::Scores(scores));
+                    self.finish(FinishReason::Stop, String::new());
+                }
+            }
+            // Its lease holds them until here, so none was given up meanwhile.
+            Work::Pages if self.lanes[0].gap().tokens == 0 => {
+                let pages = &self.lanes[0].lease.pages()[..self.usage.prompt_tokens / PAGE];
+                let bytes = read_pages(pages, network)?;
+                self.audience.push(Event::Pages(bytes));
+                self.finish(FinishReason::Stop, String::new());
+            }
+            _ => {}
         }
         Ok(())
     }
 
     fn finish(&mut self, reason: FinishReason, text: String) {
-        let finish = Finish { reason, text, usage: self.usage, timings: self.clock.timings() };
-        self.audience.finish(finish);
+        let finish = Finish { reason, text, usage: self.usage, timings: Timings::default() };
+        self.audience.finish(finish, |submitted| self.clock.timings(submitted));
         self.ended = Some(Ended::Well);
     }
 
@@ -382,16 +421,40 @@ impl Sequence {
 }
 
 impl Clock {
-    fn timings(&self) -> Timings {
+    /// For a caller that asked at `submitted`, which may be later than the sequence began.
+    fn timings(&self, submitted: Instant) -> Timings {
         let now = Instant::now();
-        let begun = self.begun.unwrap_or(now);
-        let prefilled = self.prefilled.unwrap_or(now);
+        let begun = self.begun.unwrap_or(now).max(submitted);
+        let prefilled = self.prefilled.unwrap_or(now).max(begun);
         Timings {
-            queue: begun.saturating_duration_since(self.submitted),
+            queue: begun.saturating_duration_since(submitted),
             prefill: prefilled.saturating_duration_since(begun),
             decode: now.saturating_duration_since(prefilled),
         }
     }
+}
+
+/// Equal for requests that [`Sequence::answers`] might call the same.
+fn question(prompt: &[u32], decode: &Decode) -> u64 {
+    let mut hash = DefaultHasher::new();
+    prompt.hash(&mut hash);
+    decode.hash_question(&mut hash);
+    hash.finish()
+}
+
+/// What lies in these pages, one after the other.
+///
+/// # Errors
+/// `OutOfMemory` if there is no memory for a copy of them.
+fn read_pages(pages: &[u32], network: &dyn Network) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(pages.len().saturating_mul(network.page_bytes()))
+        .map_err(|_| Error::out_of_memory("there is no memory to copy the prefix to"))?;
+    for &page in pages {
+        network.read_page(page, &mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// Adds rows in the order of their positions and in f64, so that chunks do not change the sum.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! listen   commands from handles; blocks while there is nothing to compute
-//! reap     what was cancelled or is late ends
+//! reap     what is late ends (what was cancelled has ended when its caller said so)
 //! admit    the queue's head begins when its pages are there (strictly in order, so nobody starves)
 //! plan     take from the prefix tree; who computes what; who is put off for want of pages
 //! step     run the network; each sequence absorbs its part and gives its full pages to the prefix tree
@@ -12,10 +12,15 @@
 //! still in that step. After it they find the page in the tree, and so on to the end of what they share. If the
 //! oldest goes away half-way, the next step simply has another oldest.
 //!
+//! Who waits for its caller's filter is *parked*: it takes no seat from others, and gives its pages to the
+//! queue's head when that has too few. So streams that nobody reads keep nobody waiting.
+//!
+//! Nothing in a turn walks the queue: see [`Index`].
+//!
 //! One thread owns the network and all state, so there is no lock in here. A failing request ends alone; a
 //! failing forward pass ends the requests that were in it; a panic ends them all, and the engine with them.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
@@ -25,6 +30,7 @@ use std::time::Instant;
 use super::client::Audience;
 use super::draft::{Drafter, Drafting};
 use super::handle::{EngineOptions, Shared};
+use super::index::Index;
 use super::lane::Taken;
 use super::network::{Network, StepOutput};
 use super::schedule::{Gap, StepLimits, plan};
@@ -44,12 +50,10 @@ pub(super) enum Command {
     Submit(Box<Sequence>),
     /// The caller's filters have run.
     Filtered(u64, Box<Result<Logits>>),
-    /// What lies in the pages of these tokens, whole pages from the start, which must all be cached.
-    Export(Vec<u32>, Sender<Result<Vec<u8>>>),
     /// The pages of these tokens, to be kept.
     Import(Prefix, Sender<Result<()>>),
-    /// Something was cancelled: look.
-    Wake,
+    /// A caller no longer wants its answer.
+    Cancel(u64),
     Close,
 }
 
@@ -60,11 +64,16 @@ pub(super) struct Engine {
     commands: Receiver<Command>,
     shared: Arc<Shared>,
     /// Requests with no pages, in the order of arrival: new ones, and before them those that were put off.
-    waiting: VecDeque<Sequence>,
+    waiting: BTreeMap<u64, Sequence>,
+    /// Those that were put off and cannot begin again before their callers' filters have run.
+    shelved: BTreeMap<u64, Sequence>,
     /// Requests in work, in the order of arrival.
     running: Vec<Sequence>,
     /// Callers of requests that have ended, until their last events are sent.
     leaving: Vec<Audience>,
+    index: Index,
+    /// Requests in the queue that have something to tell their callers.
+    touched: Vec<u64>,
     /// None: no speculation.
     drafter: Option<Drafter>,
     stats: Stats,
@@ -94,9 +103,12 @@ pub(super) fn run(
         limits: options.limits,
         commands,
         shared,
-        waiting: VecDeque::new(),
+        waiting: BTreeMap::new(),
+        shelved: BTreeMap::new(),
         running: Vec::new(),
         leaving: Vec::new(),
+        index: Index::default(),
+        touched: Vec::new(),
         drafter: options.speculation.then(Drafter::new),
         stats,
         scratch: Scratch::default(),
@@ -122,6 +134,7 @@ impl Engine {
         let mut block = !self.running.iter().flat_map(|it| &it.lanes).any(|lane| lane.gap().tokens > 0);
         if self.running.is_empty() && self.waiting.is_empty() {
             self.check_pages();
+            self.network.idle();
         }
         loop {
             let command = if block { self.await_command() } else { self.commands.try_recv() };
@@ -129,11 +142,10 @@ impl Engine {
             match command {
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
-                Ok(Command::Wake) => {}
+                Ok(Command::Cancel(client)) => self.reap(client, Instant::now()),
                 Ok(Command::Submit(sequence)) => self.enqueue(*sequence),
                 Ok(Command::Filtered(id, logits)) => self.resume(id, *logits),
                 // Whoever asked may have gone.
-                Ok(Command::Export(tokens, reply)) => drop(reply.send(self.export(&tokens))),
                 Ok(Command::Import(prefix, reply)) => {
                     let outcome = self.import(&prefix);
                     self.publish();
@@ -146,24 +158,49 @@ impl Engine {
     /// A new request goes to the end of the queue, or to one in work that asks for the same.
     fn enqueue(&mut self, mut sequence: Sequence) {
         self.stats.requests += 1;
-        let twin = self.running.iter_mut().chain(&mut self.waiting).find(|it| it.answers(&sequence));
-        match twin {
-            Some(twin) => {
+        let client = sequence.id;
+        if let Some(twin) = self.twin(&sequence) {
+            sequence.audience.clients().for_each(|client| self.index.join(client, twin));
+            if let Some(twin) = self.find(twin) {
                 twin.join(sequence);
-                self.stats.shared += 1;
-                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             }
-            None => {
-                sequence.open();
-                self.waiting.push_back(sequence);
-            }
+            self.touched.push(twin);
+            self.stats.shared += 1;
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            sequence.open();
+            self.index.enter(&sequence);
+            self.touched.push(client);
+            self.waiting.insert(client, sequence);
+            self.leave_queue(client);
+        }
+        // It may be late, or have been cancelled before it came.
+        self.reap(client, Instant::now());
+    }
+
+    /// One in work or in the queue that asks for the same.
+    fn twin(&self, sequence: &Sequence) -> Option<u64> {
+        let mut alike = self.index.alike(sequence.question).iter().copied();
+        alike.find(|&id| self.look_up(id).is_some_and(|it| it.answers(sequence)))
+    }
+
+    fn look_up(&self, id: u64) -> Option<&Sequence> {
+        match self.running.binary_search_by_key(&id, |it| it.id) {
+            Ok(at) => self.running.get(at),
+            Err(_) => self.waiting.get(&id).or_else(|| self.shelved.get(&id)),
+        }
+    }
+
+    fn find(&mut self, id: u64) -> Option<&mut Sequence> {
+        match self.running.binary_search_by_key(&id, |it| it.id) {
+            Ok(at) => self.running.get_mut(at),
+            Err(_) => self.waiting.get_mut(&id).or_else(|| self.shelved.get_mut(&id)),
         }
     }
 
     /// The next command, or `Empty` when the nearest deadline has come.
     fn await_command(&mut self) -> std::result::Result<Command, TryRecvError> {
-        let all = self.running.iter().chain(&self.waiting);
-        match all.filter_map(|sequence| sequence.audience.deadline()).min() {
+        match self.index.next_deadline() {
             None => self.commands.recv().map_err(|_| TryRecvError::Disconnected),
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -173,26 +210,6 @@ impl Engine {
                 })
             }
         }
-    }
-
-    fn export(&mut self, tokens: &[u32]) -> Result<Vec<u8>> {
-        let (mut node, mut bytes) = (ROOT, Vec::new());
-        bytes
-            .try_reserve_exact((tokens.len() / PAGE).saturating_mul(self.network.page_bytes()))
-            .map_err(|_| Error::out_of_memory("there is no memory to copy the prefix to"))?;
-        for chunk in chunks(tokens) {
-            let Some((page, next)) = self.cache.find(node, &chunk) else {
-                return Err(Error::out_of_memory(
-                    "the pages of the prefix were given up before they could be saved; close other work, or \
-                     raise kv_memory",
-                ));
-            };
-            let read = self.network.read_page(page.pages()[0], &mut bytes);
-            self.cache.release(page);
-            read?;
-            node = next;
-        }
-        Ok(bytes)
     }
 
     fn import(&mut self, prefix: &Prefix) -> Result<()> {
@@ -227,17 +244,28 @@ impl Engine {
     }
 
     fn resume(&mut self, id: u64, logits: Result<Logits>) {
+        if let Some(sequence) = self.shelved.remove(&id) {
+            self.waiting.insert(id, sequence);
+        }
         // A request that has ended in the meantime is not found, and that is all right.
-        let mut all = self.running.iter_mut().chain(&mut self.waiting);
-        let Some(sequence) = all.find(|it| it.id == id) else { return };
+        let place = self.running.binary_search_by_key(&id, |it| it.id).ok();
+        let found = match place {
+            Some(at) => self.running.get_mut(at),
+            None => self.waiting.get_mut(&id),
+        };
+        let Some(sequence) = found else { return };
         let before = sequence.usage.completion_tokens;
         self.scratch.lend(|scratch| guard(sequence, |it| it.resume(logits?, scratch)));
         self.stats.completion_tokens += (sequence.usage.completion_tokens - before) as u64;
+        self.touched.push(id);
+        self.leave_queue(id);
     }
 
     fn turn(&mut self) {
         let begin = Instant::now();
-        self.reap(begin);
+        while let Some(client) = self.index.late(begin) {
+            self.reap(client, begin);
+        }
         self.admit();
         if self.step() {
             self.stats.busy += begin.elapsed();
@@ -253,20 +281,30 @@ impl Engine {
         trace::flush();
     }
 
-    /// Ends what was cancelled or is late, in work or in the queue.
-    fn reap(&mut self, now: Instant) {
-        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
-            self.stats.failed += sequence.audience.reap(now) as u64;
-            if sequence.audience.len() == 0 {
-                sequence.abandon();
-            }
-        }
-        if !self.waiting.iter().any(|it| it.ended.is_some()) {
+    /// Sees a caller off that has cancelled or is late; the request that nobody wants any more ends.
+    fn reap(&mut self, client: u64, now: Instant) {
+        let id = self.index.sequence_of(client);
+        let Some(sequence) = self.find(id) else { return };
+        let deadline = sequence.audience.clients().find(|it| it.id == client).and_then(|it| it.deadline);
+        if !sequence.audience.reap(client, now) {
             return;
         }
-        let (ended, waiting): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(|it| it.ended.is_some());
-        self.waiting = waiting.into();
-        for sequence in ended {
+        if sequence.audience.len() == 0 {
+            sequence.abandon();
+        }
+        self.stats.failed += 1;
+        self.index.forget(client, deadline);
+        self.touched.push(id);
+        self.leave_queue(id);
+    }
+
+    /// Takes a request out of the queue that has ended there.
+    fn leave_queue(&mut self, id: u64) {
+        let ended = [&mut self.waiting, &mut self.shelved].into_iter().find_map(|queue| {
+            queue.get(&id)?.ended?;
+            queue.remove(&id)
+        });
+        if let Some(sequence) = ended {
             if sequence.is_new() {
                 self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             }
@@ -274,17 +312,22 @@ impl Engine {
         }
     }
 
-    /// Strictly in order: the head waits for its pages and nobody passes it, unless it waits for its caller.
+    /// Strictly in order: the head waits for its pages and nobody passes it. Who waits for its caller has no
+    /// seat.
     fn admit(&mut self) {
-        while self.running.len() < self.limits.sequences
-            && let Some(at) = self.waiting.iter().position(|it| !it.is_parked())
+        let mut seated = self.running.iter().filter(|it| !it.is_parked()).count();
+        while seated < self.limits.sequences
+            && let Some(mut head) = self.waiting.first_entry()
         {
-            let new = self.waiting[at].is_new();
+            let new = head.get().is_new();
             // Those in work will each need a page soon: who begins now must not take the last ones.
-            if !self.waiting[at].begin(&mut self.cache, self.running.len()) {
+            if let Err(lacking) = head.get_mut().begin(&mut self.cache, seated) {
+                if self.make_room(lacking, seated == 0) {
+                    continue;
+                }
                 break;
             }
-            let Some(sequence) = self.waiting.remove(at) else { break };
+            let sequence = head.remove();
             if new {
                 self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 self.stats.prompt_tokens += sequence.usage.prompt_tokens as u64;
@@ -295,7 +338,39 @@ impl Engine {
             // Those in work stay in the order of arrival.
             let place = self.running.partition_point(|it| it.id < sequence.id);
             self.running.insert(place, sequence);
+            seated += 1;
         }
+    }
+
+    /// Puts off those who wait for their callers, the youngest first, until `lacking` pages more can be
+    /// leased. False: that does not suffice, and all stay, unless `alone`: then nobody else will ever give a
+    /// page back.
+    fn make_room(&mut self, lacking: usize, alone: bool) -> bool {
+        let (mut freed, mut victims) = (0, Vec::new());
+        for (at, it) in self.running.iter().enumerate().rev() {
+            if freed < lacking && it.is_parked() && it.can_be_put_off() {
+                let pages = it.leases().flat_map(Lease::pages);
+                freed += pages.filter(|&&page| self.cache.pages().leases(page) == 1).count();
+                victims.push(at);
+            }
+        }
+        if victims.is_empty() || freed < lacking && !alone {
+            return false;
+        }
+        for at in victims {
+            let mut sequence = self.running.remove(at);
+            sequence.put_off(&mut self.cache);
+            self.shelve(sequence);
+        }
+        true
+    }
+
+    /// What was put off waits for pages, or for its caller before.
+    fn shelve(&mut self, sequence: Sequence) {
+        self.stats.put_off += 1;
+        self.touched.push(sequence.id);
+        let queue = if sequence.is_parked() { &mut self.shelved } else { &mut self.waiting };
+        queue.insert(sequence.id, sequence);
     }
 
     /// One forward pass; false if there was nothing to compute.
@@ -352,20 +427,30 @@ impl Engine {
             self.running[places[gap].0].put_off(&mut self.cache);
         }
         let (mut step, mut seats) = (Step::default(), Vec::new());
-        let chosen: Vec<_> = places.into_iter().zip(plan.rows).filter(|(_, rows)| *rows > 0).collect();
-        for &((sequence, lane), _) in &chosen {
-            let it = &mut self.running[sequence].lanes[lane];
-            // The plan has counted them, so they are there.
-            if let Some(lease) = self.cache.lease(it.short()) {
-                it.lease.append(lease);
-            }
-        }
+        let mut chosen: Vec<_> = places.into_iter().zip(plan.rows).filter(|(_, rows)| *rows > 0).collect();
+        chosen.retain(|&((sequence, lane), _)| self.provide(sequence, lane));
         let drafting = self.draft(&chosen);
         for ((sequence, lane), rows) in chosen {
             let taken = self.running[sequence].lanes[lane].put(rows, &mut step);
             seats.push(Seat { sequence, lane, taken });
         }
         (step, seats, drafting)
+    }
+
+    /// Leases the pages that a lane lacks. The plan has counted them, so they are there; should it ever
+    /// miscount, this request ends alone.
+    fn provide(&mut self, sequence: usize, lane: usize) -> bool {
+        let it = &mut self.running[sequence];
+        let short = it.lanes[lane].short();
+        let lease = self.cache.lease(short);
+        let there = lease.is_some();
+        match lease {
+            Some(lease) => it.lanes[lane].lease.append(lease),
+            None => {
+                it.fail(Error::internal(format!("a step was planned with {short} pages that are not there")))
+            }
+        }
+        there
     }
 
     /// Drafts for the answers of a step in which there is nothing else.
@@ -494,13 +579,10 @@ impl Engine {
             let (staying, going): (Vec<_>, Vec<_>) =
                 self.running.drain(..).partition(|it| it.ended.is_none() && !it.is_put_off());
             self.running = staying;
-            // The youngest first, so that the oldest is at the head in the end.
-            for sequence in going.into_iter().rev() {
-                if sequence.ended.is_some() {
-                    self.leave(sequence);
-                } else {
-                    self.stats.put_off += 1;
-                    self.waiting.push_front(sequence);
+            for sequence in going {
+                match sequence.ended {
+                    Some(_) => self.leave(sequence),
+                    None => self.shelve(sequence),
                 }
             }
         }
@@ -510,6 +592,7 @@ impl Engine {
     }
 
     fn leave(&mut self, mut sequence: Sequence) {
+        self.index.leave(&sequence);
         let callers = sequence.audience.len() as u64;
         match sequence.ended {
             Some(Ended::Well) => self.stats.completed += callers,
@@ -530,9 +613,12 @@ impl Engine {
     }
 
     fn flush(&mut self) {
-        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
-            sequence.audience.flush();
+        for id in std::mem::take(&mut self.touched) {
+            if let Some(sequence) = self.find(id) {
+                sequence.audience.flush();
+            }
         }
+        self.running.iter_mut().for_each(|sequence| sequence.audience.flush());
         for mut audience in self.leaving.drain(..) {
             audience.flush();
         }
@@ -541,7 +627,8 @@ impl Engine {
     /// A page that nobody holds and that is not free is lost for good, one that two hold mixes two answers:
     /// rather stop.
     fn check_pages(&self) {
-        let live = self.running.iter().chain(&self.waiting).flat_map(|it| it.leases());
+        // In the queue nobody holds a page, or the sums below are wrong.
+        let live = self.running.iter().flat_map(|it| it.leases());
         if let Err(defect) = self.cache.check_integrity(live) {
             panic!("the pages of the KV cache do not add up: {defect}");
         }
@@ -552,12 +639,13 @@ impl Engine {
         while let Ok(command) = self.commands.try_recv() {
             if let Command::Submit(sequence) = command {
                 self.stats.requests += 1;
-                self.waiting.push_back(*sequence);
+                self.waiting.insert(sequence.id, *sequence);
             }
         }
         self.shared.waiting.store(0, Ordering::Relaxed);
-        let all: Vec<_> = self.running.drain(..).chain(self.waiting.drain(..)).collect();
-        for mut sequence in all {
+        let queues = [&mut self.waiting, &mut self.shelved].map(std::mem::take);
+        let queued = queues.into_iter().flat_map(BTreeMap::into_values);
+        for mut sequence in self.running.drain(..).chain(queued) {
             sequence.fail(error.clone());
             // After a panic nothing is known of the pages, and nobody will ask for one again.
             if error.kind() != crate::error::ErrorKind::Internal {

@@ -26,7 +26,7 @@ mod source;
 mod unpack;
 mod wheel;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -97,6 +97,22 @@ pub fn locate_in(env: &Env, source: impl AsRef<OsStr>, options: &HubOptions) -> 
             wheel::locate_package(&package, version.as_deref(), options, env)
         }
         Source::Hub { repo, file } => repo::locate(&repo, file.as_deref(), options, env),
+    }
+}
+
+/// How a source is named from any working folder (a path is made absolute), and whether it is on the hub,
+/// where it may be pinned to a revision.
+///
+/// # Errors
+/// As [`locate`], for a text that names nothing.
+pub fn anywhere(source: &OsStr) -> Result<(OsString, bool)> {
+    match Source::parse(source, &Env::Process)? {
+        Source::Path(path) => match std::path::absolute(&path) {
+            Ok(path) => Ok((path.into_os_string(), false)),
+            Err(error) => Err(Error::model_file(format!("{}: {error}", path.display()))),
+        },
+        Source::Hub { .. } => Ok((source.to_os_string(), true)),
+        Source::Alias(_) | Source::Wheel { .. } => Ok((source.to_os_string(), false)),
     }
 }
 

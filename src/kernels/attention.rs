@@ -310,7 +310,8 @@ fn walk<N: Number>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &Shares
                 fold::fold(isa, &mut so_far, &here);
             }
         });
-        fold::finish(isa, layer.a, task, &so_far, out);
+        // SAFETY: each query of each head is in one task.
+        unsafe { fold::finish(isa, layer.a, task, &so_far, out) };
     });
 }
 
@@ -350,7 +351,8 @@ fn fold_parts<N: Number>(
             for part in found[start..start + chunks.len() * len].chunks_exact_mut(len) {
                 fold::fold(isa, &mut so_far, &Found::new(part, queries));
             }
-            fold::finish(isa, layer.a, task, &so_far, out);
+            // SAFETY: as in `walk`.
+            unsafe { fold::finish(isa, layer.a, task, &so_far, out) };
         }
     });
 }

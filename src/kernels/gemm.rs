@@ -174,9 +174,12 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
         assert!(bytes.rows >= x.rows && bytes.k == x.k);
         assert!(x.k > 0 && w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT);
         if rows.len() > few::most_rows(isa, w.dtype) {
-            let put = |row, panel, [sums, second]: [&[_]; 2]| match products {
-                [gate, up] => finish_pair(isa, (gate, up), row, panels.start + panel, (sums, second)),
-                _ => finish(isa, product, row, panels.start + panel, sums),
+            // SAFETY: no two tasks have a row and a panel in common.
+            let put = |row, panel, [sums, second]: [&[_]; 2]| unsafe {
+                match products {
+                    [gate, up] => finish_pair(isa, (gate, up), row, panels.start + panel, (sums, second)),
+                    _ => finish(isa, product, row, panels.start + panel, sums),
+                }
             };
             let soon = |rows, some: Range<usize>| {
                 ask(isa, product, rows, panels.start + some.start..panels.start + some.end);
@@ -189,7 +192,8 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
             return stretch::multiply::<Q>(isa, w, bytes, rows.clone(), soon, put);
         }
         few::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), |row, panel, sums| {
-            finish(isa, product, row, panels.start + panel, sums);
+            // SAFETY: as above.
+            unsafe { finish(isa, product, row, panels.start + panel, sums) };
         });
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
@@ -235,7 +239,8 @@ fn tiles(
             } else {
                 let sums = Sums { first: scratch.as_mut_ptr().cast(), stride: LANES };
                 tile(bytes.as_ptr(), row, size, sums);
-                finish(isa, product, row, panel, &scratch[..size]);
+                // SAFETY: no two tasks have a row and a panel in common.
+                unsafe { finish(isa, product, row, panel, &scratch[..size]) };
             }
         }
         row += size;
@@ -338,16 +343,22 @@ unsafe fn ask_body<S: Simd>(product: &Product<'_>, rows: Range<usize>, panels: R
 
 tiered! {
     /// Puts the sums of rows from `row` on for the columns of `panel` where they go.
-    fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = finish_body;
+    ///
+    /// # Safety
+    /// No other task writes to these columns of these rows.
+    fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = [unsafe] finish_body;
 }
 tiered! {
     /// As [`finish`], of a gate and what it lets through.
+    ///
+    /// # Safety
+    /// As [`finish`].
     fn finish_pair(
         products: (&Product<'_>, &Product<'_>),
         row: usize,
         panel: usize,
         sums: (&[[f32; LANES]], &[[f32; LANES]]),
-    ) = finish_pair_body;
+    ) = [unsafe] finish_pair_body;
 }
 /// # Safety
 /// The tier's instructions; no other task writes to these columns.

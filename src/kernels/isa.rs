@@ -113,11 +113,17 @@ impl Isa {
 }
 
 /// `tiered! { fn name<G: Bound>(a: A, b: B) = body; }` makes `name::<G>(isa, a, b)`, which runs the unsafe
-/// `body::<tier, G>(a, b)` compiled for the tier. `body` may ask of its caller the tier's instructions and nothing else.
+/// `body::<tier, G>(a, b)` compiled for the tier. Its `body` may ask of its caller the tier's instructions
+/// and nothing else; one that asks for more is `tiered! { fn name(..) = [unsafe] body; }`, and `name` asks
+/// for that.
 macro_rules! tiered {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$g:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) = $body:ident;) => {
+    (
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident $(<$g:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
+            = $([$safety:tt])? $body:ident;
+    ) => {
         $(#[$doc])*
-        $vis fn $name $(<$g: $bound>)? (isa: $crate::kernels::isa::Isa, $($arg: $ty),*) {
+        $vis $($safety)? fn $name $(<$g: $bound>)? (isa: $crate::kernels::isa::Isa, $($arg: $ty),*) {
             use $crate::kernels::isa::Level;
             use $crate::kernels::simd::scalar::Scalar;
             #[cfg(target_arch = "x86_64")]
@@ -146,7 +152,8 @@ macro_rules! tiered {
                 // SAFETY: as above.
                 unsafe { $body::<Avx2<false> $(, $g)?>($($arg),*) }
             }
-            // SAFETY: an `Isa` of a level exists only where the machine has its features.
+            // SAFETY: an `Isa` of a level exists only where the machine has its features; what else the body
+            // asks for the caller has promised.
             unsafe {
                 match isa.level() {
                     Level::Scalar => $body::<Scalar $(, $g)?>($($arg),*),

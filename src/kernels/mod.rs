@@ -286,6 +286,13 @@ impl Ops {
         }
     }
 
+    /// Nothing is computed now: memory that is only kept for the next step goes.
+    pub fn trim(&self) {
+        if let Side::Native(native) = &*self.0 {
+            native.trim();
+        }
+    }
+
     /// Calls `task` with each of `0..tasks`, on the threads that compute. `what` is its name in a trace.
     ///
     /// # Errors

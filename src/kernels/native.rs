@@ -78,6 +78,10 @@ impl Native {
         self.recycler.give_floats(values);
     }
 
+    pub(super) fn trim(&self) {
+        self.recycler.trim();
+    }
+
     pub(super) fn spread(
         &self,
         what: &'static str,

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use super::misuse;
 use super::quantize::Quantized;
 use crate::error::Result;
+use crate::memory;
 
 /// One row a token of the step. Made and used by the same `Ops`.
 pub struct Rows(pub(super) Data);
@@ -104,10 +105,11 @@ impl Drop for Block {
 
 /// Memory that was used in a step and will be in the next: a large allocation comes as pages that have to be mapped
 /// and zeroed again, which cost as much as an operation on them.
-#[derive(Default)]
 pub(super) struct Recycler {
     floats: Mutex<Vec<Vec<f32>>>,
     bytes: Mutex<Vec<Quantized>>,
+    /// Floats that may be kept, all pieces together.
+    limit: usize,
 }
 
 /// Pieces that are kept, more than a step has at one time.
@@ -117,7 +119,25 @@ const KEPT: usize = 16;
 /// scores of long texts beside them), and would be held for good.
 const LARGEST: usize = 64 << 18;
 
+/// One part in so many of the memory that is free may be kept between steps, within these bounds (in bytes).
+const SHARE: u64 = 64;
+const BOUNDS: (u64, u64) = (16 << 20, 256 << 20);
+
+/// Floats that are kept while nothing is in work: what the next tokens of a few answers need.
+const IDLE: usize = 4 << 20;
+
+impl Default for Recycler {
+    fn default() -> Self {
+        let bytes = (memory::available() / SHARE).clamp(BOUNDS.0, BOUNDS.1);
+        Recycler::new(bytes as usize / size_of::<f32>())
+    }
+}
+
 impl Recycler {
+    fn new(limit: usize) -> Self {
+        Recycler { floats: Mutex::default(), bytes: Mutex::default(), limit }
+    }
+
     /// `[rows, dim]` of undefined numbers.
     pub(super) fn block(self: &Arc<Self>, rows: usize, dim: usize) -> Block {
         let len = rows * dim;
@@ -156,8 +176,47 @@ impl Recycler {
 
     pub(super) fn give_floats(&self, floats: Vec<f32>) {
         let mut kept = self.floats.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT && (1..=LARGEST).contains(&floats.len()) {
+        let fits = held(&kept) + floats.len() <= self.limit;
+        if fits && kept.len() < KEPT && (1..=LARGEST).contains(&floats.len()) {
             kept.push(floats);
         }
+    }
+
+    /// Gives back what is not worth keeping while nothing is computed, the largest pieces first.
+    pub(super) fn trim(&self) {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut kept = self.floats.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.sort_by_key(|floats| std::cmp::Reverse(floats.len()));
+        let large = (0..kept.len()).find(|&at| held(&kept[at..]) <= IDLE).unwrap_or(kept.len());
+        kept.drain(..large);
+    }
+}
+
+fn held(kept: &[Vec<f32>]) -> usize {
+    kept.iter().map(Vec::len).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_bounded_and_goes_when_nothing_is_in_work() {
+        let recycler = Arc::new(Recycler::new(3 * IDLE));
+        let held = || held(&recycler.floats.lock().unwrap());
+        let step = |pieces: &[usize]| {
+            let blocks: Vec<Block> = pieces.iter().map(|&len| recycler.block(1, len)).collect();
+            drop(blocks);
+        };
+        step(&[IDLE; 16]);
+        assert_eq!(held(), 3 * IDLE, "sixteen pieces of a large step");
+        step(&[100, 200, IDLE / 2]);
+        assert!(held() <= 3 * IDLE);
+        recycler.trim();
+        assert!(held() <= IDLE, "{} floats are held for nobody", held());
+        step(&[100, 200]);
+        let small = held();
+        recycler.trim();
+        assert_eq!(held(), small, "what the next token needs stays");
     }
 }

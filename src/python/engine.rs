@@ -11,14 +11,15 @@ use pyo3::types::{PyDict, PyString};
 use super::convert::{invalid, json, string};
 use super::errors::to_python;
 use super::generation::PyGeneration;
+use super::load::watched;
 use super::model::{PyModel, PyPrompt};
-use super::sampler::{PySampler, read_fields};
+use super::sampler::{Callables, PySampler, read_fields};
 use super::waker::PyWaker;
 use super::{door, load};
 use crate::constrain::Constraint;
 use crate::engine::{Event, Generation, Notify, Poll, Pooling};
 use crate::error::{Error, Result};
-use crate::lm::{GenerateOptions, Lm, LmOptions};
+use crate::lm::{AsPrompt, GenerateOptions, Lm, LmOptions};
 use crate::model::Prompt;
 use crate::sample::SamplerFields;
 
@@ -48,8 +49,10 @@ impl OwnedPrompt {
             invalid(Some(prompt.py()), message.into())
         })
     }
+}
 
-    fn borrow(&self) -> Prompt<'_> {
+impl AsPrompt for OwnedPrompt {
+    fn prompt(&self) -> Prompt<'_> {
         match self {
             OwnedPrompt::Text(text) => Prompt::Text(text),
             OwnedPrompt::Ids(ids) => Prompt::Ids(ids),
@@ -99,10 +102,12 @@ impl PyEngine {
         every_token: bool,
     ) -> PyResult<PyGeneration> {
         let prompt = OwnedPrompt::read(prompt)?;
-        let fields = match fields {
-            Some(fields) => read_fields(fields)?.0,
-            None => SamplerFields::default(),
+        let (mut fields, filters) = match fields {
+            Some(fields) => read_fields(fields)?,
+            None => (SamplerFields::default(), None),
         };
+        let filters = Callables::new(py, filters, sampler.map(|sampler| sampler.get()));
+        fields.filters = Some(filters.as_filters(py));
         let sampler = match sampler {
             Some(sampler) => sampler.get().with(py, fields)?,
             None => self.lm.sampler(fields).map_err(|error| to_python(py, &error))?,
@@ -119,8 +124,12 @@ impl PyEngine {
                 }
             }) as Notify
         });
-        let generation = door::detached(py, || self.lm.generate(&prompt.borrow(), &options, notify))?;
-        Ok(PyGeneration::new(generation))
+        let generation = door::detached(py, || match notify {
+            // Whoever waits in an event loop must not wait in here.
+            Some(notify) => self.lm.generate_later(prompt, options, notify),
+            None => self.lm.generate(&prompt.prompt(), &options, None),
+        })?;
+        Ok(PyGeneration::new(generation, filters))
     }
 
     /// Makes the grammar of a constraint, for requests to come; raises what is wrong with it.
@@ -174,7 +183,7 @@ impl PyEngine {
         candidates: Vec<String>,
     ) -> PyResult<Vec<(Vec<u32>, Vec<f32>)>> {
         let prompt = OwnedPrompt::read(prompt)?;
-        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.borrow(), &candidates))?;
+        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.prompt(), &candidates))?;
         let scores = finished(py, generation)?.1;
         Ok(ids.into_iter().zip(scores).collect())
     }
@@ -184,13 +193,15 @@ impl PyEngine {
         let prompt = OwnedPrompt::read(prompt)?;
         // What takes long the first time, and what Ctrl-C ends.
         load::content_hash(py, self.lm.model(), None)?;
-        door::detached(py, || self.lm.save_prefix(&prompt.borrow(), &path))
+        let lm = self.lm.clone();
+        watched(py, None, move |progress| lm.save_prefix(&prompt.prompt(), &path, &|| progress.cancelled()))
     }
 
     /// Takes up what `save_prefix` wrote; returns the number of its tokens.
     fn load_prefix(&self, py: Python<'_>, path: PathBuf) -> PyResult<usize> {
         load::content_hash(py, self.lm.model(), None)?;
-        door::detached(py, || self.lm.load_prefix(&path))
+        let lm = self.lm.clone();
+        watched(py, None, move |progress| lm.load_prefix(&path, &|| progress.cancelled()))
     }
 
     /// What the engine has done so far.
@@ -285,8 +296,8 @@ fn finished(py: Python<'_>, generation: Generation) -> PyResult<(Vec<f32>, Vec<V
             }
             Poll::Event(Event::Done(_)) => Ok(Some(())),
             Poll::Event(Event::Error(error)) => Err(error),
-            Poll::Event(Event::Token(_) | Event::Run(_)) => {
-                Err(Error::internal("the task answered with a token"))
+            Poll::Event(Event::Token(_) | Event::Run(_) | Event::Pages(_)) => {
+                Err(Error::internal("the task gave another one's answer"))
             }
         }
     })?;

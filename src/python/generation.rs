@@ -1,23 +1,87 @@
 //! `_core.Generation`: one running request, read whole, chunk by chunk, or by polling.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyEllipsis, PyList};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::door;
 use super::errors::to_python;
-use crate::engine::{Event, Finish, Generation, Poll, TokenEvent};
+use super::sampler::Callables;
+use crate::engine::{Canceller, Event, Finish, Generation, Poll, TokenEvent};
 use crate::error::{Error, Result};
 use crate::sample::TokenLogprob;
 
 /// One request. Dropping it, or `cancel()`, ends it at the next step.
 #[pyclass(frozen, name = "Generation", module = "tallow._core")]
 pub struct PyGeneration {
-    generation: Arc<Mutex<Generation>>,
-    /// A forked child may find the lock held by a thread that it does not have.
+    reader: Reader,
+    /// Beside the reader, which is lent out while a filter runs: a filter may end its own stream.
+    canceller: Canceller,
+    filters: Callables,
+    /// A forked child may find the generation lent to a thread that it does not have.
     process: u32,
+}
+
+/// A generation that one thread at a time may read.
+struct Reader {
+    place: Mutex<Place>,
+    back: Condvar,
+}
+
+enum Place {
+    Here(Box<Generation>),
+    Lent(ThreadId),
+}
+
+/// A generation that goes back where it was.
+struct Lent<'a> {
+    reader: &'a Reader,
+    generation: Option<Box<Generation>>,
+}
+
+/// The longest that one wait for another reader takes; then the caller looks and waits again.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+impl Reader {
+    /// The generation; `None` if another thread reads it for longer than `timeout`.
+    fn borrow(&self, timeout: Duration) -> Result<Option<Lent<'_>>> {
+        let own = std::thread::current().id();
+        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*place, Place::Lent(thread) if thread == own) {
+            return Err(Error::invalid(
+                "a filter cannot read the answer that waits for it; it gets the tokens so far",
+            ));
+        }
+        let lent = |place: &mut Place| matches!(place, Place::Lent(_));
+        let waited = self.back.wait_timeout_while(place, timeout.min(LONGEST), lent);
+        let (mut place, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        Ok(match std::mem::replace(&mut *place, Place::Lent(own)) {
+            Place::Here(generation) => Some(Lent { reader: self, generation: Some(generation) }),
+            other => {
+                *place = other;
+                None
+            }
+        })
+    }
+}
+
+impl Lent<'_> {
+    fn next(&mut self, timeout: Duration) -> Poll {
+        self.generation.as_mut().map_or(Poll::Ended, |generation| generation.next(timeout))
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Some(generation) = self.generation.take() {
+            *self.reader.place.lock().unwrap_or_else(PoisonError::into_inner) = Place::Here(generation);
+            self.reader.back.notify_one();
+        }
+    }
 }
 
 /// Tokens that became text together; the last one also says how it ended.
@@ -46,7 +110,7 @@ impl Part {
                 self.finish = Some(finish);
             }
             Event::Error(error) => return Err(error),
-            Event::Rows(_) | Event::Scores(_) => {
+            Event::Rows(_) | Event::Scores(_) | Event::Pages(_) => {
                 return Err(Error::internal("a generation got another task's answer"));
             }
         }
@@ -71,32 +135,35 @@ impl Part {
 }
 
 impl PyGeneration {
-    pub fn new(generation: Generation) -> Self {
-        PyGeneration { generation: Arc::new(Mutex::new(generation)), process: std::process::id() }
-    }
-
-    /// None in a forked child.
-    fn lock(&self) -> Option<MutexGuard<'_, Generation>> {
-        let own = self.process == std::process::id();
-        own.then(|| self.generation.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn new(generation: Generation, filters: Callables) -> Self {
+        let canceller = generation.canceller();
+        let reader = Reader { place: Mutex::new(Place::Here(Box::new(generation))), back: Condvar::new() };
+        PyGeneration { reader, canceller, filters, process: std::process::id() }
     }
 
     /// Collects events into a part until `full` says so or nothing comes within `timeout`.
     /// `Ok(None)`: nothing yet, what there is stays in `part`. `Ok(Some(false))`: it ended before.
     fn advance(&self, part: &mut Part, timeout: Duration, whole: bool) -> Result<Option<bool>> {
-        let mut generation = self.lock().ok_or_else(|| {
-            Error::invalid("this generation belongs to the process that was forked; ask again in this one")
-        })?;
+        if self.process != std::process::id() {
+            return Err(Error::invalid(
+                "this generation belongs to the process that was forked; ask again in this one",
+            ));
+        }
         // One limit for all events together: tokens come faster than a tick, and the caller must see Ctrl-C.
-        let until = Instant::now() + timeout;
+        let until = Instant::now().checked_add(timeout);
+        let left = || until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+        // Who polls waits for another reader's look, for its news may have gone to that one; not for its
+        // filters.
+        let turn = left().max(door::TICK);
+        let Some(mut generation) = self.reader.borrow(turn)? else { return Ok(None) };
         loop {
-            match generation.next(until.saturating_duration_since(Instant::now())) {
+            match generation.next(left()) {
                 Poll::Event(event) => {
                     let shown = part.event(event)?;
                     if part.finish.is_some() || (shown && !whole) {
                         return Ok(Some(true));
                     }
-                    if Instant::now() >= until {
+                    if left().is_zero() {
                         return Ok(None);
                     }
                 }
@@ -139,12 +206,17 @@ impl PyGeneration {
     }
 
     /// Ends the request at the next step.
-    fn cancel(&self, py: Python<'_>) -> PyResult<()> {
-        door::detached(py, || {
-            if let Some(generation) = self.lock() {
-                generation.cancel();
-            }
-            Ok(())
-        })
+    fn cancel(&self) {
+        self.canceller.cancel();
+    }
+
+    /// Whether filters written in Python run while it is read.
+    #[getter]
+    fn has_filters(&self) -> bool {
+        !self.filters.is_empty()
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        self.filters.traverse(&visit)
     }
 }

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::door::{self, TICK};
+use super::door;
 use super::errors::to_python;
 use crate::error::{Error, Result};
 use crate::hub::{self, HubOptions, Progress};
@@ -85,7 +86,7 @@ pub fn content_hash(
 
 /// Runs `work` on a thread of its own and calls `progress(what, total, done)` here; if the caller is interrupted,
 /// the work is told, and stops by itself soon after.
-fn watched<T: Send + 'static>(
+pub fn watched<T: Send + 'static>(
     py: Python<'_>,
     progress: Option<Bound<'_, PyAny>>,
     work: impl FnOnce(Arc<dyn Progress>) -> Result<T> + Send + 'static,
@@ -116,7 +117,7 @@ fn watch<T: Send>(
         None => Ok(()),
     };
     loop {
-        let reports = door::wait(py, |_| next_reports(inbox))?;
+        let reports = door::wait(py, |patience| next_reports(inbox, patience))?;
         let mut moved = false;
         for report in reports {
             match report {
@@ -138,10 +139,10 @@ fn watch<T: Send>(
     }
 }
 
-/// Everything that has come within a tick, so that a fast transfer does not call Python for each block.
-fn next_reports<T>(inbox: &Mutex<Receiver<Report<T>>>) -> Result<Option<Vec<Report<T>>>> {
+/// Everything that is there by now, so that a fast transfer does not call Python for each block.
+fn next_reports<T>(inbox: &Mutex<Receiver<Report<T>>>, patience: Duration) -> Result<Option<Vec<Report<T>>>> {
     let inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
-    match inbox.recv_timeout(TICK) {
+    match inbox.recv_timeout(patience) {
         Ok(first) => Ok(Some(std::iter::once(first).chain(inbox.try_iter()).collect())),
         Err(RecvTimeoutError::Timeout) => Ok(None),
         Err(RecvTimeoutError::Disconnected) => Err(Error::internal("the loading thread is gone")),
@@ -163,4 +164,10 @@ pub fn locate(
         hub::locate(&source, &HubOptions { revision, offline, progress, python })
     })?;
     Ok((located.path, located.name, located.revision))
+}
+
+/// How a source is named from any working folder, and whether it is on the hub.
+#[pyfunction]
+pub fn anywhere(py: Python<'_>, source: OsString) -> PyResult<(OsString, bool)> {
+    hub::anywhere(&source).map_err(|error| to_python(py, &error))
 }

@@ -1,8 +1,8 @@
 //! `tallow._core`: the one place that names pyo3.
 //!
 //! Rust gives mechanism here, `python/tallow` gives ergonomics. Classes are frozen newtypes; every call goes
-//! through one door ([`door`]) that releases the GIL, looks for Ctrl-C at least every 50 ms, catches panics and
-//! turns errors into exceptions by one table ([`errors`]).
+//! through one door ([`door`]) that releases the GIL, looks for Ctrl-C every 20 ms, catches panics and turns
+//! errors into exceptions by one table ([`errors`]).
 
 mod convert;
 mod door;
@@ -32,6 +32,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;
     module.add_function(wrap_pyfunction!(load::locate, module)?)?;
     module.add_function(wrap_pyfunction!(model::plain_messages, module)?)?;
+    module.add_function(wrap_pyfunction!(load::anywhere, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__doc__", "The native part of tallow.")?;
     Ok(())

@@ -1,14 +1,15 @@
 //! `_core.Sampler`, and filters written in Python.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use numpy::{PyArray1, PyArrayMethods};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::convert::invalid;
 use super::errors::{Raised, to_python};
@@ -18,9 +19,44 @@ use crate::sample::{Filter, History, Logits, Sampler, SamplerFields};
 /// How a token is picked. Immutable.
 #[pyclass(frozen, name = "Sampler", module = "tallow._core")]
 pub struct PySampler {
+    /// Its filters have no callables: see [`Callables`].
     sampler: Sampler,
-    /// The callables of `filters`, for `==` and for their users.
     filters: Vec<Py<PyAny>>,
+}
+
+/// The callables of a request's filters. Whoever can be asked by Python's collector for what it holds, a
+/// sampler or a generation, owns them; the engine only has their numbers. Held by the engine, a method of an
+/// object that has its own stream would be kept for ever.
+#[derive(Clone)]
+pub struct Callables(Arc<Vec<Py<PyAny>>>);
+
+impl Callables {
+    /// Those that were given, or else the sampler's.
+    pub fn new(py: Python<'_>, given: Option<Vec<Py<PyAny>>>, sampler: Option<&PySampler>) -> Self {
+        let own = || sampler.map(|sampler| sampler.filters.iter().map(|it| it.clone_ref(py)).collect());
+        Callables(Arc::new(given.or_else(own).unwrap_or_default()))
+    }
+
+    /// What calls them, as long as these here are not dropped.
+    pub fn as_filters(&self, py: Python<'_>) -> Vec<Arc<dyn Filter>> {
+        as_filters(py, &self.0, &Arc::downgrade(&self.0))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        self.0.iter().try_for_each(|callable| visit.call(callable))
+    }
+}
+
+fn as_filters(py: Python<'_>, callables: &[Py<PyAny>], owner: &Weak<Vec<Py<PyAny>>>) -> Vec<Arc<dyn Filter>> {
+    let wrap = |(number, callable): (usize, &Py<PyAny>)| {
+        let name = name_of(callable.bind(py));
+        Arc::new(PyFilter { owner: owner.clone(), number, name }) as Arc<dyn Filter>
+    };
+    callables.iter().enumerate().map(wrap).collect()
 }
 
 const FIELDS: &[&str] = &[
@@ -36,10 +72,10 @@ const FIELDS: &[&str] = &[
     "filters",
 ];
 
-/// Reads fields from a dict of keyword arguments; `None` means "not given".
-pub fn read_fields(dict: &Bound<'_, PyDict>) -> PyResult<(SamplerFields, Vec<Py<PyAny>>)> {
+/// Reads fields from a dict of keyword arguments; `None` means "not given". The filters come apart.
+pub fn read_fields(dict: &Bound<'_, PyDict>) -> PyResult<(SamplerFields, Option<Vec<Py<PyAny>>>)> {
     let mut fields = SamplerFields::default();
-    let mut callables = Vec::new();
+    let mut callables = None;
     for (key, value) in dict.iter() {
         let key: String = key.extract()?;
         if value.is_none() {
@@ -55,12 +91,7 @@ pub fn read_fields(dict: &Bound<'_, PyDict>) -> PyResult<(SamplerFields, Vec<Py<
             "presence_penalty" => fields.presence_penalty = Some(number(&value, &key)?),
             "top_k" => fields.top_k = Some(extract(&value, &key, "a whole number of 1 or more")?),
             "logit_bias" => fields.logit_bias = Some(bias(&value)?),
-            "filters" => {
-                callables = filters(&value)?;
-                let py = value.py();
-                let wrap = |f: &Py<PyAny>| Arc::new(PyFilter::new(f.bind(py))) as Arc<dyn Filter>;
-                fields.filters = Some(callables.iter().map(wrap).collect());
-            }
+            "filters" => callables = Some(filters(&value)?),
             _ => {
                 let known = FIELDS.join(", ");
                 return Err(invalid(
@@ -121,7 +152,9 @@ impl PySampler {
     }
 
     fn from_dict(dict: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let (fields, filters) = read_fields(dict)?;
+        let (mut fields, filters) = read_fields(dict)?;
+        let filters = filters.unwrap_or_default();
+        fields.filters = Some(as_filters(dict.py(), &filters, &Weak::new()));
         let sampler = Sampler::new(fields).map_err(|error| to_python(dict.py(), &error))?;
         Ok(PySampler { sampler, filters })
     }
@@ -272,6 +305,11 @@ impl PySampler {
         format!("{}", self.sampler)
     }
 
+    /// No `__clear__`: as a tuple it cannot be changed, so there is something else in every cycle that can.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        self.filters.iter().try_for_each(|callable| visit.call(callable))
+    }
+
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let values = slf.get().dict(slf.py())?.values();
         Ok((slf.get_type().into_any(), values.to_tuple()))
@@ -280,20 +318,25 @@ impl PySampler {
 
 /// A filter written in Python: gets the logits as a numpy array to edit in place, and the tokens so far.
 struct PyFilter {
-    callable: Py<PyAny>,
+    owner: Weak<Vec<Py<PyAny>>>,
+    /// Of the callable, among those of its owner.
+    number: usize,
     name: String,
 }
 
-impl PyFilter {
-    fn new(callable: &Bound<'_, PyAny>) -> Self {
-        let name = callable.getattr("__name__").and_then(|name| name.extract());
-        let name = name.unwrap_or_else(|_| "filter".to_string());
-        PyFilter { callable: callable.clone().unbind(), name }
-    }
+fn name_of(callable: &Bound<'_, PyAny>) -> String {
+    let name = callable.getattr("__name__").and_then(|name| name.extract());
+    name.unwrap_or_else(|_| "filter".to_string())
+}
 
+impl PyFilter {
     fn call(&self, py: Python<'_>, logits: &mut [f32], tokens: &[u32]) -> PyResult<()> {
         let row = PyArray1::from_slice(py, logits);
-        let result = self.callable.bind(py).call1((&row, PyArray1::from_slice(py, tokens)))?;
+        // The generation that owns it is being read, or this would not run.
+        let callables = self.owner.upgrade().unwrap_or_default();
+        let gone = || PyRuntimeError::new_err("the filter is gone");
+        let callable = callables.get(self.number).ok_or_else(gone)?.bind(py);
+        let result = callable.call1((&row, PyArray1::from_slice(py, tokens)))?;
         if !result.is_none() {
             return Err(PyTypeError::new_err(format!(
                 "the filter {} must edit the logits in place and return None; it returned a {}",

@@ -3,6 +3,7 @@
 //! Each answer is compared with one that is computed from the tokens alone, with no engine, no pages and no
 //! batch. So "equal to its solo run" is the weakest thing that these tests say.
 
+mod crowds;
 mod fake;
 mod guided;
 
@@ -79,25 +80,36 @@ fn request(spec: &Spec) -> Request {
     Request::new(spec.prompt.clone(), task)
 }
 
+impl Answer {
+    /// Takes in an event that is no error; true if it was the last.
+    fn absorb(&mut self, event: Event) -> bool {
+        match event {
+            Event::Token(token) => {
+                self.tokens.push(token.id);
+                self.text += &token.text;
+                self.logprobs.push(token.logprob);
+            }
+            Event::Rows(rows) => self.rows.extend(rows),
+            Event::Scores(scores) => self.scores = scores,
+            Event::Done(finish) => {
+                self.text += &finish.text;
+                self.reason = Some(finish.reason);
+                self.completion = finish.usage.completion_tokens;
+                return true;
+            }
+            Event::Pages(_) | Event::Error(_) => panic!("{event:?}"),
+        }
+        false
+    }
+}
+
 /// Reads to the end.
 fn read(mut generation: Generation) -> Result<Answer> {
     let mut answer = Answer::default();
     while let Some(event) = generation.wait() {
         match event {
-            Event::Token(token) => {
-                answer.tokens.push(token.id);
-                answer.text += &token.text;
-                answer.logprobs.push(token.logprob);
-            }
-            Event::Run(_) => unreachable!("no grammar holds these answers"),
-            Event::Rows(rows) => answer.rows.extend(rows),
-            Event::Scores(scores) => answer.scores = scores,
-            Event::Done(finish) => {
-                answer.text += &finish.text;
-                answer.reason = Some(finish.reason);
-                answer.completion = finish.usage.completion_tokens;
-            }
             Event::Error(error) => return Err(error),
+            event => drop(answer.absorb(event)),
         }
     }
     Ok(answer)
@@ -470,19 +482,27 @@ fn whoever_goes_gives_the_pages_back_and_nobody_else_notices() {
 
 #[test]
 fn a_deadline_ends_what_waits_for_others() {
-    // Nobody reads `parked`, so its filter never runs and it keeps all pages; the engine has nothing to do.
-    let (engine, _) = engine(4, |_| {});
-    let mut spec = filtered(Even, 50);
-    spec.prompt = prompt(1, 14);
-    let mut parked = request(&spec);
-    parked.deadline = Some(Instant::now() + Duration::from_millis(60));
-    let mut parked = engine.submit(parked).unwrap();
-    let mut queued = request(&generate(prompt(1, 14), 50));
-    queued.deadline = Some(Instant::now() + Duration::from_millis(30));
-    assert_eq!(read(engine.submit(queued).unwrap()).unwrap_err().kind(), ErrorKind::Timeout);
-    until("the parked request is late", || engine.stats().failed == 2);
+    // Nobody reads `parked`, so its filter never runs; the engine has nothing to do, and wakes for its
+    // deadline.
+    let (engine, control) = engine(4, |_| {});
+    let late = |spec: &Spec, milliseconds| {
+        let mut request = request(spec);
+        request.deadline = Some(Instant::now() + Duration::from_millis(milliseconds));
+        engine.submit(request).unwrap()
+    };
+    let mut parked = late(&filtered(Even, 50), 60);
+    until("the parked request is late", || engine.stats().failed == 1);
     let Some(Event::Error(error)) = parked.wait() else { panic!("no error") };
     assert_eq!(error.kind(), ErrorKind::Timeout);
+
+    // In the queue, behind one that takes all pages.
+    control.pace_us.store(20_000, Relaxed);
+    let first = generate(prompt(1, 20), 40);
+    let first_answer = engine.submit(request(&first)).unwrap();
+    let queued = late(&generate(prompt(2, 40), 20), 30);
+    assert_eq!(read(queued).unwrap_err().kind(), ErrorKind::Timeout);
+    control.pace_us.store(0, Relaxed);
+    assert_eq!(read(first_answer).unwrap(), expected(&first));
     assert_idle(&engine);
 }
 
@@ -845,10 +865,16 @@ fn a_prefix_goes_to_another_engine() {
         assert_eq!(ask(engine, &spec).unwrap(), expected(&spec));
         engine.stats().cached_tokens
     };
+    let saved = |engine: &EngineHandle| {
+        let mut saving = engine.submit(Request::new(prefix(), Task::Pages)).unwrap();
+        let Some(Event::Pages(pages)) = saving.wait() else { panic!("no pages") };
+        pages
+    };
     let (first, _) = engine(20, |_| {});
-    assert_eq!(first.export(prefix()).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    // Computed for it, and found.
+    let pages = saved(&first);
     ask(&first, 1);
-    let pages = first.export(prefix()).unwrap();
+    assert_eq!(saved(&first), pages);
     let import = |engine: &EngineHandle| {
         engine.import(Prefix { tokens: prefix(), pages: Bytes::from_vec(pages.clone()) })
     };
@@ -858,7 +884,7 @@ fn a_prefix_goes_to_another_engine() {
     import(&second).unwrap();
     assert_eq!(second.stats().cached_pages, 4);
     assert_eq!(ask(&second, 2), 64);
-    assert_eq!(second.export(prefix()).unwrap(), pages);
+    assert_eq!(saved(&second), pages);
     assert_idle(&second);
 
     let (small, _) = engine(3, |_| {});

@@ -13,6 +13,7 @@ import copy
 import gc
 import json
 import pickle
+import shutil
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ import time
 import pytest
 
 import tallow
-from conftest import assert_idle, pages_are_back, python
+from conftest import assert_idle, copy_family, pages_are_back, python
 
 BYSTANDER = {"prompt": "The bystander counts: one, two, three,", "max_tokens": 24, "temperature": 0}
 
@@ -408,6 +409,50 @@ def test_pickles_in_a_fresh_process_rebuild(tiny_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [lm("hello"), lm.engine.model.to_state()]
     assert lm.engine.model.to_state()["kv_memory"] == 3 * 2**20
+
+
+@pytest.mark.parametrize("place", ["here", "elsewhere", "other"])
+def test_a_relative_path_is_pickled_as_the_place_it_was(place, tmp_path, monkeypatch):
+    """In folders that hold the model, nothing, and another model of the same name."""
+    for name, family in (("here", "llama-gqa-tied"), ("other", "qwen2-tied")):
+        copy_family(family, tmp_path / name / "model")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here" / "own.jinja").write_text("{{ messages[0].content }}")
+    monkeypatch.chdir(tmp_path / "here")
+    models = [tallow.Model(source, chat_template="own.jinja") for source in ("model", "./model")]
+    data = [pickle.dumps(model) for model in models]
+    monkeypatch.chdir(tmp_path / place)
+    assert [pickle.loads(one) for one in data] == models
+    assert tallow.Model.from_state(models[0].to_state()) == models[0]
+
+
+def test_a_pickle_is_the_same_model_or_an_error(tmp_path):
+    folder = copy_family("llama-gqa-tied", tmp_path / "model")
+    model = tallow.Model(folder)
+    data = pickle.dumps(model)
+    assert pickle.loads(data) == model
+    shutil.rmtree(folder)
+    copy_family("qwen2-tied", folder)
+    with pytest.raises(tallow.ModelFileError, match="not the model that was pickled"):
+        pickle.loads(data)
+    shutil.rmtree(folder)
+    with pytest.raises(tallow.ModelFileError, match="no such file"):
+        pickle.loads(data)
+
+
+def test_a_model_of_the_hub_is_pickled_with_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repo = tmp_path / "models--some--model"
+    (repo / "refs").mkdir(parents=True)
+    for commit, family in (("a" * 40, "llama-gqa-tied"), ("b" * 40, "qwen2-tied")):
+        copy_family(family, repo / "snapshots" / commit)
+    (repo / "refs" / "main").write_text("a" * 40)
+    model = tallow.Model("some/model")
+    data = pickle.dumps(model)
+    (repo / "refs" / "main").write_text("b" * 40)  # the branch has moved on
+    assert tallow.Model("some/model") != model
+    assert pickle.loads(data) == model
 
 
 # Programs in a process of their own

@@ -254,9 +254,9 @@ impl<T: Element> Pages<T> {
         }
         let rows = slots.iter().zip(keys.chunks_exact(width).zip(values.chunks_exact(width)));
         for (&slot, (keys, values)) in rows {
-            let (page, slot) = (slot as usize / PAGE, slot as usize % PAGE);
-            let page = self.groups_mut().get_mut(page * page_len..(page + 1) * page_len);
-            let page = page.ok_or_else(|| missing(slot / PAGE))?;
+            let (number, slot) = (slot as usize / PAGE, slot as usize % PAGE);
+            let page = self.groups_mut().get_mut(number * page_len..(number + 1) * page_len);
+            let page = page.ok_or_else(|| missing(number))?;
             let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
             for ((key, value), blocks) in heads.zip(page.chunks_exact_mut(2 * block)) {
                 let (key_block, value_block) = blocks.split_at_mut(block);

@@ -14,7 +14,15 @@ tiered! {
 
 tiered! {
     /// Divides by the sums and writes the task's queries to `out`, `[rows, heads * head_dim]`.
-    pub(super) fn finish(a: &Attention, task: &Task<'_>, found: &Found<'_>, out: &Shares<'_, f32>) = finish_body;
+    ///
+    /// # Safety
+    /// No other task has these queries.
+    pub(super) fn finish(
+        a: &Attention,
+        task: &Task<'_>,
+        found: &Found<'_>,
+        out: &Shares<'_, f32>,
+    ) = [unsafe] finish_body;
 }
 
 /// `e^(own - greatest)`; 1 for the greatest itself, even if that is infinite.

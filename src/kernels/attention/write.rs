@@ -70,17 +70,23 @@ fn run<N: Number>(
     let start = groups.as_mut_ptr();
     let job = Job { start, slots, rows, head_dim: shape.head_dim, padded, kv_heads: shape.kv_heads };
     let tasks = 2 * shape.kv_heads;
+    // SAFETY: the slots lie in the pages, by the check above, and each task runs once.
+    let put = |task| unsafe { put(isa, &job, task) };
     if slots.len() < MANY {
-        (0..tasks).for_each(|task| put(isa, &job, task));
+        (0..tasks).for_each(put);
         return Ok(());
     }
-    pool.run("write kv", tasks, &|task| put(isa, &job, task))
+    pool.run("write kv", tasks, &put)
 }
 
 tiered! {
-    fn put<N: Number>(job: &Job<'_, N>, task: usize) = put_body;
+    /// # Safety
+    /// All slots lie in the pages that `job.start` points to, and no other thread does the same task.
+    fn put<N: Number>(job: &Job<'_, N>, task: usize) = [unsafe] put_body;
 }
 
+/// # Safety
+/// As [`put`], and the tier's instructions.
 #[inline(always)]
 unsafe fn put_body<S: Simd, N: Number>(job: &Job<'_, N>, task: usize) {
     let (head, values) = (task / 2, task % 2);
