@@ -83,6 +83,8 @@ const ARCHITECTURES: &[Architecture] = &[
         wide_scale_layers: Some(62),
         ..GEMMA
     },
+    // EmbeddingGemma: Gemma 3's layers, bidirectional.
+    Architecture { name: "gemma-embedding", window: Window::AllBut(6), local_theta: Some(10_000.0), ..GEMMA },
 ];
 
 /// Reads the configuration of a GGUF model.
@@ -144,7 +146,7 @@ impl Reader<'_> {
             ropes: self.ropes(head_dim, context)?,
             layers: self.layers(layers)?,
             tied: false,
-            causal: true,
+            causal: self.causal()?,
             interleaved_qk: a.interleaved_qk,
         }
         .validate()
@@ -181,6 +183,9 @@ impl Reader<'_> {
     fn layers(&self, layers: usize) -> Result<Vec<Layer>> {
         let a = self.architecture;
         let window = self.usize("attention.sliding_window")?.filter(|w| *w > 0);
+        // The whole window, of which a half lies to each side.
+        let causal = self.causal()?;
+        let window = window.map(|window| if causal { window } else { window / 2 + 1 });
         let windows = match (self.window_flags()?, a.window) {
             (Some(flags), _) if flags.len() == layers => windowed(|i| flags[i], layers, window),
             (Some(flags), _) => {
@@ -197,6 +202,11 @@ impl Reader<'_> {
         Ok((0..layers)
             .map(|i| Layer { window: windows[i], rope: (!bare(i)).then_some(usize::from(local(windows[i]))) })
             .collect())
+    }
+
+    fn causal(&self) -> Result<bool> {
+        let said = self.metadata.bool(&self.key("attention.causal"))?;
+        Ok(said.unwrap_or(self.architecture.name != "gemma-embedding"))
     }
 
     /// Newer files say layer by layer which have the window.

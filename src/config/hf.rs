@@ -154,6 +154,7 @@ fn build(family: &Family, f: Fields) -> Result<Config> {
     let head_dim = f.usize("head_dim")?.or(family.head_dim).unwrap_or(hidden / heads);
     let (ropes, windows) = (ropes(family, &f, head_dim, context)?, windows(family, &f, n_layers)?);
     let no_rope = no_rope(family, &f, n_layers)?;
+    let (causal, windows) = bidirectional(family, &f, windows)?;
     let layers = windows
         .iter()
         .zip(no_rope)
@@ -182,10 +183,26 @@ fn build(family: &Family, f: Fields) -> Result<Config> {
         ropes,
         layers,
         tied: f.bool("tie_word_embeddings")?.unwrap_or(family.tied),
-        causal: true,
+        causal,
         interleaved_qk: false,
     }
     .validate()
+}
+
+/// Whether attention is causal, and what the windows then are. Gemma 3 halves its window (`use_bidirectional_attention`);
+/// with `is_causal: false` it reaches as far to each side as it did back, the last position included.
+fn bidirectional(
+    family: &Family,
+    f: &Fields,
+    mut windows: Vec<Option<usize>>,
+) -> Result<(bool, Vec<Option<usize>>)> {
+    let causal = f.bool("is_causal")?.unwrap_or(true);
+    let halved = family.name == "gemma3_text" && f.bool("use_bidirectional_attention")?.unwrap_or(false);
+    for window in windows.iter_mut().flatten() {
+        *window = if halved { *window / 2 + 1 } else { *window };
+        *window = if causal { *window } else { window.saturating_add(1) };
+    }
+    Ok((causal && !halved, windows))
 }
 
 fn norm(family: &Family, f: &Fields) -> Result<Norm> {

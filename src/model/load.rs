@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
-use serde_json::Value;
-
 use super::fingerprint::fingerprint;
-use super::{Decoder, Model};
+use super::{Decoder, Embedding, Model};
 use crate::config::generation::{self, Generation};
-use crate::config::{self, Config, Pooling};
+use crate::config::{self, Config};
 use crate::device::{Placement, default_threads};
 use crate::error::{Context, Error, Result, quoted};
 use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
@@ -227,7 +225,7 @@ impl Request {
             decoder: Arc::new(decoder),
             generation: files.generation,
             eos_ids,
-            pooling: files.pooling,
+            embedding: files.embedding,
         })
     }
 
@@ -239,7 +237,9 @@ impl Request {
             Format::Gguf => vec![],
             Format::Safetensors => COMPANIONS.iter().map(|name| folder_of(path).join(name)).collect(),
         };
-        let companions = companions.iter().map(PathBuf::as_path).filter(|file| file.is_file());
+        let of_modules = files.embedding.iter().flat_map(Embedding::files);
+        let companions =
+            companions.iter().chain(of_modules).map(PathBuf::as_path).filter(|file| file.is_file());
         fingerprint(files.weights.files().chain(companions), &options)
     }
 
@@ -267,7 +267,7 @@ struct Files {
     generation: Generation,
     /// End ids that `config.json` names.
     config_eos: Vec<u32>,
-    pooling: Pooling,
+    embedding: Result<Embedding>,
 }
 
 impl Files {
@@ -284,21 +284,14 @@ impl Files {
         let config = config::gguf::parse(&metadata, &weights).context(path.display())?;
         let tokenizer = Tokenizer::from_gguf(&metadata).context(path.display())?;
         let template = ChatTemplate::from_gguf(&metadata, &tokenizer, template).context(path.display())?;
-        // llama.cpp's `pooling_type`: 1 mean, 2 cls, 3 last.
-        let pooling =
-            match metadata.u64(&format!("{}.pooling_type", config.family)).context(path.display())? {
-                Some(2) => Pooling::First,
-                Some(3) => Pooling::Last,
-                _ => Pooling::Mean,
-            };
         Ok(Files {
+            embedding: Embedding::from_gguf(&metadata, &weights, &config).context(path.display()),
             config,
             weights,
             tokenizer: Arc::new(tokenizer),
             template,
             generation: Generation::default(),
             config_eos: vec![],
-            pooling,
         })
     }
 
@@ -320,13 +313,13 @@ impl Files {
             None => Generation::default(),
         };
         Ok(Files {
+            embedding: Embedding::from_folder(folder, &config),
             config,
             weights: safetensors::open(path)?,
             tokenizer: Arc::new(Tokenizer::from_hf(folder)?),
             template: ChatTemplate::from_hf(folder, template)?,
             generation,
             config_eos: generation::eos_ids(&root),
-            pooling: pooling(folder)?,
         })
     }
 
@@ -359,20 +352,6 @@ fn check_tokenizer(files: &Files) -> Result<()> {
     )))
 }
 
-/// The pooling that sentence-transformers wrote beside an embedding model; the mean otherwise.
-fn pooling(folder: &Path) -> Result<Pooling> {
-    let path = folder.join("1_Pooling").join("config.json");
-    let Some(text) = read_text(&path)? else { return Ok(Pooling::Mean) };
-    let root: Value = serde_json::from_str(&text)
-        .map_err(|e| Error::model_file(format!("{}: not valid JSON: {e}", path.display())))?;
-    let on = |key: &str| root.get(key).and_then(Value::as_bool).unwrap_or(false);
-    Ok(match (on("pooling_mode_cls_token"), on("pooling_mode_lasttoken")) {
-        (true, _) => Pooling::First,
-        (_, true) => Pooling::Last,
-        _ => Pooling::Mean,
-    })
-}
-
 /// Bytes of the projections, and how they are stored, the largest share first.
 fn stored(decoder: &Decoder) -> (u64, Vec<&'static str>) {
     let mut bytes: HashMap<&'static str, u64> = HashMap::new();
@@ -398,7 +377,7 @@ fn template_text(argument: &str) -> Result<String> {
 }
 
 /// A small text file; `None` if it is not there.
-fn read_text(path: &Path) -> Result<Option<String>> {
+pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
     match path.metadata() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(unreadable(path, e)),

@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod decoder;
+pub mod embedding;
 mod fingerprint;
 mod load;
 
@@ -13,9 +14,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 pub use self::decoder::Decoder;
+pub use self::embedding::Embedding;
 pub use self::load::LoadOptions;
+use crate::config::Config;
 use crate::config::generation::Generation;
-use crate::config::{Config, Pooling};
 use crate::device::Placement;
 use crate::error::{Error, Result};
 use crate::text::chat::{ChatTemplate, RenderRequest, Rendered};
@@ -35,7 +37,7 @@ pub struct Model {
     decoder: Arc<Decoder>,
     generation: Generation,
     eos_ids: Arc<[u32]>,
-    pooling: Pooling,
+    embedding: Result<Embedding>,
 }
 
 /// What a model continues.
@@ -116,9 +118,12 @@ impl Model {
         &self.eos_ids
     }
 
-    /// How embeddings are pooled unless the caller says otherwise.
-    pub fn pooling(&self) -> Pooling {
-        self.pooling
+    /// How it makes a vector of a text.
+    ///
+    /// # Errors
+    /// Why it cannot, or why it would be another vector than its makers mean; the model can do all else.
+    pub fn embedding(&self) -> Result<&Embedding> {
+        self.embedding.as_ref().map_err(Clone::clone)
     }
 
     /// Rows of the logits.
@@ -164,6 +169,12 @@ impl Model {
             }
         };
         Ok(self.with_prefix(ids))
+    }
+
+    /// The ids of a complete text, with what the tokenizer puts before it and after it.
+    pub fn text_ids(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer.encode(text, false)?;
+        Ok([self.tokenizer.prefix(), &ids, self.tokenizer.suffix()].concat())
     }
 
     /// The ids of `text` where it continues a prompt: as they stand in the whole text if the prompt's own ids

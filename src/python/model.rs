@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use serde_json::json;
 
+use super::errors::to_python;
 use super::{convert, door, load};
-use crate::engine::Pooling;
 use crate::model::{Chat, LoadOptions, Model};
 
 #[pyclass(frozen, name = "Model", module = "tallow._core")]
@@ -141,8 +141,9 @@ impl PyModel {
     }
 
     #[getter]
-    fn pooling(&self) -> &'static str {
-        pooling_name(self.0.pooling())
+    fn pooling(&self, py: Python<'_>) -> PyResult<String> {
+        let embedding = self.0.embedding().map_err(|error| to_python(py, &error))?;
+        Ok(embedding.pooling().iter().map(|pooling| pooling.name()).collect::<Vec<_>>().join("+"))
     }
 
     /// What the model's makers advise for sampling; empty: greedy.
@@ -192,14 +193,6 @@ impl PyModel {
     ) -> PyResult<String> {
         let owned = Conversation::read(messages, tools, arguments, add_generation_prompt)?;
         door::detached(py, || self.0.render(&owned.chat()).map(|rendered| rendered.text))
-    }
-}
-
-pub fn pooling_name(pooling: Pooling) -> &'static str {
-    match pooling {
-        Pooling::Mean => "mean",
-        Pooling::Last => "last",
-        Pooling::First => "cls",
     }
 }
 

@@ -54,8 +54,10 @@ const TABLE: &[(Part, &[&str], &str)] = &[
     (Part::MlpPostNorm, &["post_feedforward_layernorm"], "post_ffw_norm"),
 ];
 
-/// Where the decoder stands in a checkpoint of transformers: alone, headless, or inside a multimodal model.
-const PREFIXES: &[&str] = &["model.", "", "model.language_model.", "language_model.model."];
+/// Where the decoder stands in a checkpoint of transformers: alone, headless (as sentence-transformers saves it), or
+/// inside a multimodal model, with a head or without.
+const PREFIXES: &[&str] =
+    &["model.", "", "model.language_model.", "language_model.model.", "language_model."];
 
 /// How one checkpoint spells the parts.
 pub enum Names {
@@ -91,7 +93,7 @@ impl Names {
             (Names::Gguf, Some(i)) => vec![format!("blk.{i}.{gguf}.{kind}")],
             (Names::Gguf, None) => vec![format!("{gguf}.{kind}")],
             (Names::Transformers { prefix, .. }, None) if part == Part::Head => {
-                let outer = prefix.strip_suffix("model.").unwrap_or("");
+                let outer = prefix.strip_suffix("model.").filter(|outer| outer.ends_with('.')).unwrap_or("");
                 vec![format!("{outer}lm_head.{kind}"), format!("lm_head.{kind}")]
             }
             (Names::Transformers { prefix, .. }, None) => {
@@ -141,6 +143,8 @@ mod tests {
         }
         let gemma = Names::Transformers { prefix: "language_model.model.", four_norms: true };
         assert_eq!(gemma.spellings(Head, None, "weight")[0], "language_model.lm_head.weight");
+        let headless = Names::Transformers { prefix: "language_model.", four_norms: true };
+        assert_eq!(headless.spellings(Head, None, "weight")[0], "lm_head.weight");
         assert_eq!(
             gemma.spellings(AttnPostNorm, Some(0), "weight"),
             ["language_model.model.layers.0.post_attention_layernorm.weight"]
