@@ -277,17 +277,20 @@ impl Lm {
         self.engine.submit(Request::new(ids, Task::Logits))
     }
 
-    /// The pooled hidden states of a text, of which [`Embedding::finish`](crate::model::Embedding::finish) makes the
-    /// vector. `pooling`, `prompt`: instead of the model's own.
+    /// The pooled hidden states of a text, of which [`Embedding::finish`](crate::model::Embedding::finish)
+    /// makes the vector. `pooling`, `prompt`: instead of the model's own.
     ///
     /// # Errors
-    /// `ContextLength` for a text that is longer than the model reads, or than its makers allow: none is ever cut;
-    /// `UnsupportedModel` if the model's files make vectors in a way that is not supported.
+    /// `ContextLength` for a text that is longer than the model reads, or than its makers allow: none is ever
+    /// cut; `UnsupportedModel` if the model's files make vectors in a way that is not supported.
     pub fn embed(&self, text: &str, pooling: Option<Pooling>, prompt: Option<&str>) -> Result<Generation> {
         let embedding = self.model.embedding()?;
         embedding.width(pooling, self.model.config().hidden)?;
         let prompt = prompt.unwrap_or(embedding.prompt());
-        let ids = self.model.text_ids(&format!("{prompt}{text}"))?;
+        let ids = match embedding.messages(prompt, text) {
+            Some(messages) => self.model.message_ids(&messages)?,
+            None => self.model.text_ids(&format!("{prompt}{text}"))?,
+        };
         if let Some(longest) = embedding.longest().filter(|longest| ids.len() > *longest) {
             let error = Error::context_length(ids.len(), longest);
             return Err(error.context("the model's files allow a text of so many tokens, and none is cut"));

@@ -32,8 +32,8 @@ pub struct Span {
     /// The sequence's pages: position `p` lies in page `pages[p / PAGE]`, slot `p % PAGE`. They cover every
     /// position below `len`; those before the first row's are already written.
     pub pages: Vec<u32>,
-    /// Positions that are written after this step. Bidirectional attention sees up to here, also from rows that lie
-    /// further in front ([`Step::only`]).
+    /// Positions that are written after this step. Bidirectional attention sees up to here, also from rows
+    /// that lie further in front ([`Step::only`]).
     pub len: usize,
 }
 

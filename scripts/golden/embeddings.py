@@ -76,6 +76,16 @@ def plus(name, **fields):
     return {"+" + name: fields}
 
 
+def chat(format):
+    """What release 6 writes for a tokenizer with a chat template: texts are messages."""
+    text = dict(method="forward", method_output_name="last_hidden_state")
+    content = "message.content" if format == "flat" else "message.content[0].text"
+    template = "{% for message in messages %}[{{ message.role }}] {{ " + content + " }}<eos>{% endfor %}"
+    return plus("tokenizer_config.json", chat_template=template) | plus(
+        "sentence_bert_config.json", modality_config=dict(text=text, message=dict(text, format=format))
+    )
+
+
 PLAIN = ("Pooling", "1_Pooling")
 GEMMA_ROPE = dict(
     full_attention=dict(rope_type="default", rope_theta=1000000.0),
@@ -151,6 +161,9 @@ MODELS = {
               for where, name in [("linear", "Identity"), ("activation", "ReLU"), ("activation", "GELU"),
                                   ("activation", "SiLU"), ("activation", "Sigmoid")]),
             case("truncated", plus(SENTENCE, truncate_dim=5), without={}),
+            *(case(f"chat, {kind}", chat(kind), without={}) for kind in ("flat", "structured")),
+            case("chat with a prompt", chat("flat") | plus(SENTENCE, prompts={"p": "Be brief."}, default_prompt_name="p"),
+                 without=chat("flat")),
             case("dot", plus(SENTENCE, similarity_fn_name="dot"), keeps_length=True),
             case("both sides", plus(CONFIG, is_causal=False), without={}),
         ],

@@ -189,8 +189,9 @@ fn build(family: &Family, f: Fields) -> Result<Config> {
     .validate()
 }
 
-/// Whether attention is causal, and what the windows then are. Gemma 3 halves its window (`use_bidirectional_attention`);
-/// with `is_causal: false` it reaches as far to each side as it did back, the last position included.
+/// Whether attention is causal, and what the windows then are. Gemma 3 halves its window
+/// (`use_bidirectional_attention`); with `is_causal: false` it reaches as far to each side as it did back,
+/// the last position included.
 fn bidirectional(
     family: &Family,
     f: &Fields,

@@ -1,8 +1,9 @@
-//! What sentence-transformers writes beside an embedding model: `modules.json` and the small files that it leads to.
+//! What sentence-transformers writes beside an embedding model: `modules.json` and the small files that it
+//! leads to.
 //!
 //! Text in, plain data out; keys, spellings and defaults are those of sentence-transformers 5 and 6.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Pooling;
 use super::fields::{Fields, missing, object};
@@ -39,7 +40,8 @@ impl Kind {
     ];
 
     fn parse(name: &str) -> Result<Kind> {
-        // Where a class lies differs from release to release; one that lies elsewhere is the model's own code.
+        // Where a class lies differs from release to release; one that lies elsewhere is the model's own
+        // code.
         let class = name.strip_prefix("sentence_transformers.").and_then(|rest| rest.rsplit('.').next());
         Kind::NAMES.iter().find(|(known, _)| Some(*known) == class).map(|(_, kind)| *kind).ok_or_else(|| {
             let known: Vec<_> = Kind::NAMES.iter().map(|(name, _)| *name).collect();
@@ -61,7 +63,8 @@ pub fn modules(text: &str) -> Result<Vec<Module>> {
         let entry = entry.as_object().ok_or_else(|| Error::model_file("each module must be an object"))?;
         let fields = Fields(entry);
         let kind = fields.str("type")?.ok_or_else(|| missing("type"))?;
-        Ok(Module { kind: Kind::parse(kind)?, folder: fields.str("path")?.unwrap_or("").to_string() })
+        let folder = fields.str("path")?.unwrap_or("").trim_end_matches('/');
+        Ok(Module { kind: Kind::parse(kind)?, folder: folder.to_string() })
     };
     list.iter().map(module).collect()
 }
@@ -87,7 +90,8 @@ pub struct PoolingConfig {
     pub width: Option<usize>,
 }
 
-/// The modes by the flag of sentence-transformers 5 and the name of 6, in the order in which flags concatenate.
+/// The modes by the flag of sentence-transformers 5 and the name of 6, in the order in which flags
+/// concatenate.
 const MODES: &[(&str, &str, Pooling)] = &[
     ("pooling_mode_cls_token", "cls", Pooling::First),
     ("pooling_mode_max_tokens", "max", Pooling::Max),
@@ -100,6 +104,7 @@ const MODES: &[(&str, &str, Pooling)] = &[
 /// Reads the `config.json` of a Pooling module.
 pub fn pooling(text: &str) -> Result<PoolingConfig> {
     let root = object(text)?;
+    only(&root, &["embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"])?;
     let fields = Fields(&root);
     let width = match fields.usize("embedding_dimension")? {
         Some(width) => Some(width),
@@ -114,19 +119,13 @@ pub fn pooling(text: &str) -> Result<PoolingConfig> {
     let modes = match root.get("pooling_mode") {
         Some(Value::Array(list)) if !list.is_empty() => list.iter().map(named).collect::<Result<_>>()?,
         Some(value) if !value.is_null() => vec![named(value)?],
-        _ => flagged(&fields, &root)?,
+        _ => flagged(&fields)?,
     };
     Ok(PoolingConfig { modes, include_prompt: fields.bool("include_prompt")?.unwrap_or(true), width })
 }
 
 /// The modes whose flags are set; the mean if none is.
-fn flagged(fields: &Fields, root: &serde_json::Map<String, Value>) -> Result<Vec<Pooling>> {
-    let unknown = root.keys().find(|key| {
-        key.starts_with("pooling_mode_") && !MODES.iter().any(|(flag, ..)| flag == key) && root[*key] != false
-    });
-    if let Some(key) = unknown {
-        return Err(Error::unsupported(format!("{} is not supported", quoted(key))));
-    }
+fn flagged(fields: &Fields) -> Result<Vec<Pooling>> {
     let mut modes = Vec::new();
     for (flag, _, mode) in MODES {
         if fields.bool(flag)? == Some(true) {
@@ -180,11 +179,15 @@ impl DenseActivation {
 /// Reads the `config.json` of a Dense module.
 pub fn dense(text: &str) -> Result<DenseConfig> {
     let root = object(text)?;
+    only(&root, &["in_features", "out_features", "bias", "activation_function", "use_residual"])?;
     let fields = Fields(&root);
-    pooled_only(&fields)?;
+    let size = |key| match fields.usize(key)? {
+        Some(0) => Err(Error::model_file(format!("{key} is 0; it must be at least 1"))),
+        size => size.ok_or_else(|| missing(key)),
+    };
     Ok(DenseConfig {
-        inputs: fields.usize("in_features")?.ok_or_else(|| missing("in_features"))?,
-        outputs: fields.usize("out_features")?.ok_or_else(|| missing("out_features"))?,
+        inputs: size("in_features")?,
+        outputs: size("out_features")?,
         bias: fields.bool("bias")?.unwrap_or(true),
         activation: fields
             .str("activation_function")?
@@ -195,27 +198,33 @@ pub fn dense(text: &str) -> Result<DenseConfig> {
 
 /// Reads the `config.json` of a Normalize module, of which older releases write none.
 pub fn normalize(text: &str) -> Result<()> {
-    pooled_only(&Fields(&object(text)?))
+    only(&object(text)?, &[])
 }
 
 /// Reads the `config.json` of a LayerNorm module: its width.
 pub fn layer_norm(text: &str) -> Result<usize> {
-    Fields(&object(text)?).usize("dimension")?.ok_or_else(|| missing("dimension"))
+    let root = object(text)?;
+    only(&root, &["dimension"])?;
+    Fields(&root).usize("dimension")?.ok_or_else(|| missing("dimension"))
 }
 
-/// Modules may also work on the rows before they are pooled, as late interaction needs it.
-fn pooled_only(fields: &Fields) -> Result<()> {
-    for key in ["module_input_name", "module_output_name"] {
-        if let Some(name) = fields.str(key)?
-            && name != "sentence_embedding"
-        {
-            return Err(Error::unsupported(format!(
-                "{key} {} is not supported; modules work on the sentence_embedding",
-                quoted(name)
-            )));
-        }
+/// A module has the `known` keys, and works on the pooled vector. (Others work on the rows before, as late
+/// interaction needs it.)
+fn only(root: &Map<String, Value>, known: &[&str]) -> Result<()> {
+    let pooled = |key: &str| key == "module_input_name" || key == "module_output_name";
+    let is_known = |(key, value): &(&String, &Value)| {
+        known.contains(&key.as_str())
+            || MODES.iter().any(|(flag, ..)| key == flag)
+            || pooled(key) && (value.is_null() || *value == "sentence_embedding")
+    };
+    match root.iter().find(|entry| !is_known(entry)) {
+        None => Ok(()),
+        Some((key, value)) => Err(unsupported(key, value)),
     }
-    Ok(())
+}
+
+fn unsupported(key: &str, value: &Value) -> Error {
+    Error::unsupported(format!("{}: {} is not supported", quoted(key), shortened(value, LINE)))
 }
 
 /// What `config_sentence_transformers.json` says of vectors.
@@ -264,8 +273,26 @@ pub fn sentence(text: &str) -> Result<SentenceConfig> {
     Ok(SentenceConfig { prompt: prompt.to_string(), keeps_length, truncate })
 }
 
-/// Reads `sentence_bert_config.json`: the most tokens of a text, where it says so.
-pub fn longest(text: &str) -> Result<Option<usize>> {
+/// What `sentence_bert_config.json` says of texts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextConfig {
+    /// The most tokens of a text.
+    pub longest: Option<usize>,
+    /// The chat template makes a conversation of one message of a text.
+    pub chat: Option<MessageFormat>,
+}
+
+/// How a message holds its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageFormat {
+    /// `"content": "text"`
+    Flat,
+    /// `"content": [{"type": "text", "text": "text"}]`
+    Structured,
+}
+
+/// Reads `sentence_bert_config.json`.
+pub fn text(text: &str) -> Result<TextConfig> {
     let root = object(text)?;
     let fields = Fields(&root);
     if fields.bool("do_lower_case")? == Some(true) {
@@ -278,7 +305,58 @@ pub fn longest(text: &str) -> Result<Option<usize>> {
     {
         return Err(Error::unsupported(format!("the transformer_task {} is not supported", quoted(task))));
     }
-    fields.usize("max_seq_length")
+    if let Some((key, value)) = root.iter().find(|(key, value)| !is_harmless(key, value)) {
+        return Err(unsupported(key, value));
+    }
+    let chat = match fields.object("modality_config")? {
+        Some(modalities) => chat(modalities)?,
+        None => None,
+    };
+    Ok(TextConfig { longest: fields.usize("max_seq_length")?, chat })
+}
+
+/// Release 6 puts texts into the chat template wherever there was one when the model was made, and notes that
+/// as the modality "message".
+fn chat(modalities: &Map<String, Value>) -> Result<Option<MessageFormat>> {
+    for kind in ["text", "message"] {
+        let Some(value) = modalities.get(kind) else { continue };
+        if value["method"] != "forward" || value["method_output_name"] != "last_hidden_state" {
+            return Err(unsupported("modality_config", value));
+        }
+    }
+    match modalities.get("message") {
+        None if modalities.contains_key("text") => Ok(None),
+        None => Err(Error::unsupported("modality_config has no text, which is not supported")),
+        Some(message) if message["format"] == "flat" => Ok(Some(MessageFormat::Flat)),
+        Some(message) if message["format"] == "structured" => Ok(Some(MessageFormat::Structured)),
+        Some(message) => Err(unsupported("modality_config", message)),
+    }
+}
+
+/// What `sentence_bert_config.json` may say: what is read above, and what changes no vector.
+const HARMLESS: &[&str] = &[
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "modality_config",
+    "module_output_name",
+    "unpad_inputs",
+];
+
+/// Arguments for the loaders of torch that change no vector here.
+const ARGUMENTS: &[&str] = &[
+    "torch_dtype",
+    "dtype",
+    "attn_implementation",
+    "add_pooling_layer",
+    "padding_side",
+    "use_fast",
+    "device_map",
+];
+
+fn is_harmless(key: &str, value: &Value) -> bool {
+    let unread = |(key, value): (&String, &Value)| value.is_null() || ARGUMENTS.contains(&key.as_str());
+    HARMLESS.contains(&key) || value.is_null() || value.as_object().is_some_and(|it| it.iter().all(unread))
 }
 
 /// Reads `tokenizer_config.json`: the most tokens of a text; a huge number means that nobody has set one.
@@ -362,15 +440,13 @@ mod tests {
     #[test]
     fn what_changes_a_vector_is_read_or_refused() {
         let read = sentence(
-            r#"{"prompts": {"query": "q: ", "document": ""}, "default_prompt_name": "query", "truncate_dim": 4,
-                "similarity_fn_name": "dot"}"#,
+            r#"{"prompts": {"query": "q: ", "document": ""}, "default_prompt_name": "query",
+                "truncate_dim": 4, "similarity_fn_name": "dot"}"#,
         );
         let wanted = SentenceConfig { prompt: "q: ".into(), keeps_length: true, truncate: Some(4) };
         assert_eq!(read.unwrap(), wanted);
         let plain = r#"{"prompts": {}, "default_prompt_name": null, "similarity_fn_name": "cosine"}"#;
         assert_eq!(sentence(plain).unwrap(), SentenceConfig::default());
-        assert_eq!(longest(r#"{"max_seq_length": 32, "do_lower_case": false}"#).unwrap(), Some(32));
-        assert_eq!(longest(r#"{"transformer_task": "feature-extraction"}"#).unwrap(), None);
         for (text, wanted) in
             [(r#"{"model_max_length": 512}"#, Some(512)), (r#"{"model_max_length": 1e30}"#, None)]
         {
@@ -385,14 +461,53 @@ mod tests {
             sentence(r#"{"default_prompt_name": "x", "prompts": {"y": ""}}"#).err(),
             sentence(r#"{"model_type": "CrossEncoder"}"#).err(),
             sentence(r#"{"truncate_dim": 0}"#).err(),
-            longest(r#"{"do_lower_case": true}"#).err(),
-            longest(r#"{"transformer_task": "fill-mask"}"#).err(),
+            sentence(r#"{"similarity_fn_name": "maxsim"}"#).err(),
+            pooling(r#"{"pooling_mode": "mean", "temperature": 2}"#).err(),
             of(r#""activation_function": "custom.Tanh""#).err(),
             of(r#""activation_function": "torch.nn.modules.activation.Hardtanh""#).err(),
             of(r#""module_input_name": "token_embeddings""#).err(),
+            of(r#""bias": false, "scale": 2"#).err(),
+            dense(r#"{"in_features": 0, "out_features": 4}"#).err(),
+            layer_norm(r#"{"dimension": 4, "eps": 1}"#).err(),
             normalize(r#"{"module_input_name": "token_embeddings"}"#).err(),
         ];
         let accepted: Vec<_> = refused.iter().enumerate().filter(|(_, error)| error.is_none()).collect();
         assert!(accepted.is_empty(), "{accepted:?}");
+    }
+
+    #[test]
+    fn what_becomes_of_a_text() {
+        let way = r#"{"method": "forward", "method_output_name": "last_hidden_state""#;
+        let modalities = |text: &str| format!(r#"{{"modality_config": {{"text": {way}}}{text}}}}}"#);
+        let message = |format: &str| modalities(&format!(r#", "message": {way}, "format": "{format}"}}"#));
+        let plain = TextConfig::default();
+        let cases = [
+            (r#"{"transformer_task": "feature-extraction"}"#.into(), plain),
+            (
+                r#"{"max_seq_length": 32, "do_lower_case": false}"#.into(),
+                TextConfig { longest: Some(32), ..plain },
+            ),
+            (r#"{"model_args": {"torch_dtype": "bfloat16"}, "query_length": null}"#.into(), plain),
+            (modalities(""), plain),
+            (message("flat"), TextConfig { chat: Some(MessageFormat::Flat), ..plain }),
+            (message("structured"), TextConfig { chat: Some(MessageFormat::Structured), ..plain }),
+        ];
+        for (json, wanted) in cases {
+            assert_eq!(text(&json).unwrap(), wanted, "{json}");
+        }
+        let refused: [(String, &str); 7] = [
+            (r#"{"do_lower_case": true}"#.into(), "do_lower_case"),
+            (r#"{"transformer_task": "fill-mask"}"#.into(), "fill-mask"),
+            (r#"{"config_args": {"is_causal": false}}"#.into(), "config_args"),
+            (r#"{"processing_kwargs": {"text": {"add_special_tokens": false}}}"#.into(), "processing_kwargs"),
+            (r#"{"modality_config": {"text": {"method": "encode"}}}"#.into(), "encode"),
+            (r#"{"modality_config": {}}"#.into(), "modality_config"),
+            (message("auto"), "auto"),
+        ];
+        for (json, part) in refused {
+            let error = text(&json).expect_err(&json);
+            assert_eq!(error.kind(), ErrorKind::UnsupportedModel, "{json}");
+            assert!(error.message().contains(part), "{json}: {error}");
+        }
     }
 }

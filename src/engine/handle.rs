@@ -42,8 +42,8 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Guess tokens from the prompt and check several in one step.
     pub speculation: bool,
-    /// A position sees only those before it. If not, a text is computed in one step whatever its length, and nothing
-    /// of it goes into the prefix tree: its first keys depend on its last tokens.
+    /// A position sees only those before it. If not, a text is computed in one step whatever its length, and
+    /// nothing of it goes into the prefix tree: its first keys depend on its last tokens.
     pub causal: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Hidden states become one vector: sums over the rows of a text, in the order of their positions and in f64, so
-//! that chunks do not change them.
+//! Hidden states become one vector: sums over the rows of a text, in the order of their positions and in f64,
+//! so that chunks do not change them.
 //!
 //! The formulas are those of sentence-transformers' module `Pooling` over the rows `x_1 ... x_n` of one text.
 

@@ -189,8 +189,8 @@ impl Request {
     /// Finds what is wrong with the request before any work is done.
     ///
     /// # Errors
-    /// `InvalidRequest` for an argument that can never be right (for this model), `ContextLength` (with both numbers) for a
-    /// prompt that is too long, `OutOfMemory` for one that the whole cache could not hold.
+    /// `InvalidRequest` for an argument that can never be right (for this model), `ContextLength` (with both
+    /// numbers) for a prompt that is too long, `OutOfMemory` for one that the whole cache could not hold.
     pub fn check(&self, bounds: &Bounds) -> Result<()> {
         if self.prompt.is_empty() {
             return Err(Error::invalid("the prompt has no tokens; give at least one"));
@@ -255,7 +255,8 @@ impl Request {
     }
 }
 
-/// What a bidirectional model says when it is to continue a text: each token would change all those before it.
+/// What a bidirectional model says when it is to continue a text: each token would change all those before
+/// it.
 pub(crate) fn not_causal() -> Error {
     Error::invalid(
         "this is an embedding model, its attention is bidirectional, so it cannot continue a text; use embed",

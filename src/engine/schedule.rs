@@ -13,8 +13,8 @@
 //! Lanes are always given in the order of arrival, so the oldest always moves and none starves. What a lane
 //! computes never depends on the plan (see `model`), only when.
 //!
-//! A text of a bidirectional model is not cut: it is taken where all of it fits into what is left, and the oldest
-//! in any case, if need be alone in a step that is larger than the limits.
+//! A text of a bidirectional model is not cut: it is taken where all of it fits into what is left, and the
+//! oldest in any case, if need be alone in a step that is larger than the limits.
 //!
 //! Before the rows come the pages. A prompt has the pages for all that it knows when it begins; an answer needs
 //! one more every `PAGE` tokens. When there is none, the youngest answer is put off: its pages go to whoever is
@@ -166,7 +166,8 @@ impl Budget {
 mod tests {
     use super::*;
 
-    /// `tokens`, `*` if every row is wanted, `w` if they are not to be cut, `-n` if n pages are missing, `+n` if putting it off frees n.
+    /// `tokens`, `*` if every row is wanted, `w` if they are not to be cut, `-n` if n pages are missing, `+n`
+    /// if putting it off frees n.
     fn read(text: &str) -> Gap {
         let number = |sign| Some(text.split_once(sign)?.1.split(['-', '+']).next()?.parse().unwrap());
         Gap {

@@ -473,9 +473,9 @@ impl Ops {
         }
     }
 
-    /// Attention of the queries `[rows, heads * head_dim]` over their own sequence's pages, which already hold
-    /// the keys and values of this step. Query heads share key heads in groups. Where it is not causal, the
-    /// whole sequence must be written.
+    /// Attention of the queries `[rows, heads * head_dim]` over their own sequence's pages, which already
+    /// hold the keys and values of this step. Query heads share key heads in groups. Where it is not causal,
+    /// the whole sequence must be written.
     pub fn attention(
         &self,
         q: &Rows,

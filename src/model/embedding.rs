@@ -1,11 +1,11 @@
 //! How a model makes a vector of a text: what is put before it, how its rows are pooled, and what follows.
 //!
 //! ```text
-//! text -> prompt + text -> decoder -> [rows, hidden] -> pooling -> Dense, LayerNorm, Normalize … -> cut -> unit length
+//! text -> prompt + text -> decoder -> [rows, hidden] -> pooling -> Dense, LayerNorm, … -> cut -> unit length
 //! ```
-//! All of that stands in files: those that sentence-transformers writes ([`crate::config::modules`]), or keys and
-//! tensors of a GGUF file. What follows the pooling is a few million products a text, computed in f32 on the caller's
-//! thread, every sum in one order.
+//! All of that stands in files: those that sentence-transformers writes ([`crate::config::modules`]), or keys
+//! and tensors of a GGUF file. What follows the pooling is a few million products a text, computed in f32 on
+//! the caller's thread, every sum in one order.
 
 mod read;
 
@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::cpu::erf::erf_f64;
+use serde_json::{Value, json};
 
 use self::read::Reader;
-use crate::config::modules::DenseActivation;
+use crate::config::modules::{DenseActivation, MessageFormat};
 use crate::config::{Config, Pooling};
 use crate::error::{Context, Error, Result};
 use crate::weights::gguf::Metadata;
@@ -30,6 +31,9 @@ pub struct Embedding {
     pooling: Arc<[Pooling]>,
     /// Put before each text, unless the caller says otherwise.
     prompt: String,
+    /// A text is the message of a user, and the prompt that of the system; the chat template puts them
+    /// together.
+    chat: Option<MessageFormat>,
     /// The most tokens of a text that the makers allow.
     longest: Option<usize>,
     stages: Vec<Stage>,
@@ -76,6 +80,7 @@ impl Embedding {
         Embedding {
             pooling: [Pooling::Mean].into(),
             prompt: String::new(),
+            chat: None,
             longest: None,
             stages: Vec::new(),
             truncate: None,
@@ -87,8 +92,8 @@ impl Embedding {
     /// What the files of a folder say. Without a `modules.json` only those of `1_Pooling` count.
     ///
     /// # Errors
-    /// `UnsupportedModel` for a module or a setting that would make another vector, `ModelFile` for a file that is
-    /// missing or broken.
+    /// `UnsupportedModel` for a module or a setting that would make another vector, `ModelFile` for a file
+    /// that is missing or broken.
     pub fn from_folder(folder: &Path, config: &Config) -> Result<Self> {
         Reader::new(folder, config.hidden).read()
     }
@@ -116,7 +121,7 @@ impl Embedding {
                 embedding.stages.push(Stage::Dense(Dense::linear(weights.get(name)?)?));
             } else if config.family == "gemma-embedding" {
                 return Err(Error::unsupported(format!(
-                    "there is no tensor {name}, and without it the vectors are others; convert the model with \
+                    "there is no tensor {name}, and without it vectors are others; convert the model with \
                      --sentence-transformers-dense-modules, or take its safetensors"
                 )));
             }
@@ -130,12 +135,25 @@ impl Embedding {
         &self.pooling
     }
 
+    /// The conversation that the chat template makes a text of; `None`: the prompt and the text are put
+    /// together.
+    pub fn messages(&self, prompt: &str, text: &str) -> Option<Vec<Value>> {
+        let format = self.chat?;
+        let message = |role: &str, text: &str| match format {
+            MessageFormat::Flat => json!({"role": role, "content": text}),
+            MessageFormat::Structured => json!({"role": role, "content": [{"type": "text", "text": text}]}),
+        };
+        let system = Some(message("system", prompt)).filter(|_| !prompt.is_empty());
+        Some(system.into_iter().chain([message("user", text)]).collect())
+    }
+
     /// What is put before a text unless the caller says otherwise.
     pub fn prompt(&self) -> &str {
         &self.prompt
     }
 
-    /// The most tokens of a text, with those that the tokenizer puts around it; `None`: as many as the model reads.
+    /// The most tokens of a text, with those that the tokenizer puts around it; `None`: as many as the model
+    /// reads.
     pub fn longest(&self) -> Option<usize> {
         self.longest
     }

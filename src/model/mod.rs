@@ -177,6 +177,14 @@ impl Model {
         Ok([self.tokenizer.prefix(), &ids, self.tokenizer.suffix()].concat())
     }
 
+    /// The ids of a complete conversation, as the chat template alone writes it.
+    pub fn message_ids(&self, messages: &[Value]) -> Result<Vec<u32>> {
+        let arguments = Map::new();
+        let chat = Chat { messages, tools: None, add_generation_prompt: false, arguments: &arguments };
+        let rendered = self.render(&chat)?;
+        self.tokenizer.encode_with_literals(&rendered.text, &rendered.literals)
+    }
+
     /// The ids of `text` where it continues a prompt: as they stand in the whole text if the prompt's own ids
     /// stay what they are, else those of `text` alone, with no space put before it.
     pub fn continuation_ids(&self, prompt: &Prompt, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {

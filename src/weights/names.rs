@@ -54,8 +54,8 @@ const TABLE: &[(Part, &[&str], &str)] = &[
     (Part::MlpPostNorm, &["post_feedforward_layernorm"], "post_ffw_norm"),
 ];
 
-/// Where the decoder stands in a checkpoint of transformers: alone, headless (as sentence-transformers saves it), or
-/// inside a multimodal model, with a head or without.
+/// Where the decoder stands in a checkpoint of transformers: alone, headless (as sentence-transformers saves
+/// it), or inside a multimodal model, with a head or without.
 const PREFIXES: &[&str] =
     &["model.", "", "model.language_model.", "language_model.model.", "language_model."];
 

@@ -683,7 +683,8 @@ fn answers_run_ahead_of_a_slow_reader_and_notifiers_are_called() {
     assert!(matches!(pending.next(Duration::ZERO), Poll::Ended));
 }
 
-/// A text that is not cut sees all of itself; one that could be continued would change under what it has said.
+/// A text that is not cut sees all of itself; one that could be continued would change under what it has
+/// said.
 #[test]
 fn texts_of_a_bidirectional_model_are_computed_whole_and_leave_nothing_behind() {
     let (engine, control) = engine(60, |options| options.causal = false);

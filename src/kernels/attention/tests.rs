@@ -232,8 +232,8 @@ fn scenes() -> Vec<Scene> {
         scene((1, 1, 80), Some(300), Some(30.0), &[(250, 20), (550, 12), (1299, 1)]),
         scene((2, 2, 16), Some(1), None, &[(255, 3), (600, 1)]),
         scene((3, 1, 36), Some(256), None, &[(500, 30), (0, 1)]),
-        // Both sides: within a page, over pages and chunks; windows that end in other chunks; and the last layer's
-        // queries, of which there may be one, in front or at the end.
+        // Both sides: within a page, over pages and chunks; windows that end in other chunks; and the last
+        // layer's queries, of which there may be one, in front or at the end.
         bidirectional((1, 1, 16), None, None, &[(0, 1), (0, 16), (0, 17)]),
         bidirectional((9, 3, 64), None, None, &[(0, 40), (39, 1), (0, 100), (15, 3)]),
         bidirectional((4, 1, 256), Some(24), None, &[(0, 37), (0, 64), (30, 20)]),

@@ -10,10 +10,6 @@ use crate::error::{Context, Error, Result, quoted};
 use crate::hub::is_safe_name;
 use crate::weights::{Weights, safetensors};
 
-/// Files that say how long a text may be, the first that does counts.
-const LENGTHS: [(&str, fn(&str) -> Result<Option<usize>>); 2] =
-    [("sentence_bert_config.json", modules::longest), ("tokenizer_config.json", modules::tokenizer_longest)];
-
 /// Reads the files of a folder, and remembers which.
 pub(super) struct Reader<'a> {
     folder: &'a Path,
@@ -91,17 +87,19 @@ impl<'a> Reader<'a> {
         }
         if !include_prompt && !embedding.prompt.is_empty() {
             return Err(Error::unsupported(
-                "include_prompt is false and there is a default prompt: pooling without the prompt is not supported",
+                "include_prompt is false and there is a default prompt, whose rows cannot be left out",
             ));
         }
         embedding.normalize = !keeps_length || matches!(embedding.stages.last(), Some(Stage::Normalize));
+        if let Some((path, text)) = self.text("sentence_bert_config.json")? {
+            let config = modules::text(&text).context(path.display())?;
+            (embedding.longest, embedding.chat) = (config.longest, config.chat);
+        }
         // Release 6 leaves the length to the tokenizer.
-        for (file, read) in LENGTHS {
-            if let Some((path, text)) = self.text(file)?
-                && let Some(longest) = read(&text).context(path.display())?
-            {
-                embedding.longest.get_or_insert(longest);
-            }
+        if embedding.longest.is_none()
+            && let Some((path, text)) = self.text("tokenizer_config.json")?
+        {
+            embedding.longest = modules::tokenizer_longest(&text).context(path.display())?;
         }
         Ok(())
     }
@@ -159,8 +157,8 @@ impl<'a> Reader<'a> {
         let path = self.path(&format!("{folder}/model.safetensors"))?;
         if !path.is_file() && self.path(&format!("{folder}/pytorch_model.bin"))?.is_file() {
             return Err(Error::unsupported(format!(
-                "{folder}/pytorch_model.bin is a pickle, which can run any code when it is read; save the model with \
-                 safe_serialization=True, which writes model.safetensors"
+                "{folder}/pytorch_model.bin is a pickle, which can run any code when it is read; save the model \
+                 with safe_serialization=True, which writes model.safetensors"
             )));
         }
         let weights = safetensors::open(&path)?;
