@@ -112,7 +112,7 @@ mod tests {
         let rows = [1.0, -8.0, 3.0, -2.0, 2.0, -5.0];
         let cases: &[(Pooling, [f32; 2])] = &[
             (Pooling::Mean, [2.0, -5.0]),
-            (Pooling::MeanSqrt, [6.0 / 3f32.sqrt(), -15.0 / 3f32.sqrt()]),
+            (Pooling::MeanSqrt, [(6.0 / 3f64.sqrt()) as f32, (-15.0 / 3f64.sqrt()) as f32]),
             (Pooling::WeightedMean, [13.0 / 6.0, -27.0 / 6.0]),
             (Pooling::Max, [3.0, -2.0]),
             (Pooling::First, [1.0, -8.0]),

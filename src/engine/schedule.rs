@@ -83,7 +83,8 @@ pub fn plan(gaps: &[Gap], limits: &StepLimits, available: usize) -> Plan {
     let mut budget = Budget { left: *limits, rows: vec![0; gaps.len()], empty: true };
     let (short, wide): (Vec<_>, Vec<_>) = (gaps.iter().enumerate())
         .filter(|&(lane, gap)| gap.tokens > 0 && !stands[lane])
-        .partition(|(_, gap)| gap.tokens == 1);
+        // What is not cut keeps its place: the oldest must find the step empty.
+        .partition(|(_, gap)| gap.tokens == 1 && !gap.whole);
     for (lane, gap) in short {
         budget.spend(lane, gap, 1);
     }
