@@ -55,7 +55,15 @@ fn gated(c: &mut Criterion) {
 fn attention(c: &mut Criterion) {
     let (ops, mut random, before) = (ops(), Random(3), 1024);
     let shape = KvShape { kv_heads: 3, head_dim: 64 };
-    let a = Attention { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, window: None, soft_cap: None };
+    let a = Attention {
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        scale: 0.125,
+        causal: true,
+        window: None,
+        soft_cap: None,
+    };
     let mut group = c.benchmark_group("attention after 1024");
     for rows in ROWS {
         let len = before + rows;

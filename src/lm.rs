@@ -11,6 +11,7 @@ use crate::cache::prefix_file::Prefix;
 use crate::config::Pooling;
 use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
 use crate::engine::guide::Guide;
+use crate::engine::request::not_causal;
 use crate::engine::{
     Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Poll, Request, Runner, Stats,
     Task,
@@ -102,6 +103,7 @@ impl Lm {
         engine.queue = options.queue.unwrap_or(engine.queue);
         engine.prefix_cache = options.prefix_cache;
         engine.speculation = options.speculation;
+        engine.causal = model.config().causal;
         let engine = EngineHandle::start(Box::new(runner), engine)?;
         let (grammars, preparer) = Default::default();
         Ok(Lm { model, engine, prefix_cache: options.prefix_cache, grammars, preparer })
@@ -179,7 +181,7 @@ impl Lm {
 
     /// The request for the continuation of a prompt. Its time runs since `asked`.
     fn request(&self, prompt: &Prompt, options: &GenerateOptions, asked: Instant) -> Result<Request> {
-        self.check_head()?;
+        self.check_writes()?;
         check_stops(&options.stop)?;
         options.sampler.check_vocab(self.model.vocab_size())?;
         let ids = self.model.prompt_ids(prompt)?;
@@ -303,6 +305,13 @@ impl Lm {
         }
     }
 
+    /// What is to become text or probabilities needs a head, and text attention that looks back alone.
+    /// Checked before anything else is found wrong with a request that can never be right.
+    fn check_writes(&self) -> Result<()> {
+        self.check_head()?;
+        self.check_causal()
+    }
+
     /// What is to become text or probabilities needs a head.
     fn check_head(&self) -> Result<()> {
         match self.model.decoder().has_head() {
@@ -315,7 +324,13 @@ impl Lm {
         }
     }
 
+    /// Before anything else is found wrong with a request that can never be right.
+    fn check_causal(&self) -> Result<()> {
+        if self.engine.bounds().causal { Ok(()) } else { Err(not_causal()) }
+    }
+
     fn check_prefix_cache(&self) -> Result<()> {
+        self.check_causal()?;
         match self.prefix_cache {
             true => Ok(()),
             false => {
@@ -338,16 +353,33 @@ impl Lm {
         self.engine.submit(Request::new(ids, Task::Logits))
     }
 
-    /// The pooled hidden state of a text, of unit length.
-    pub fn embed(&self, text: &str, pooling: Pooling) -> Result<Generation> {
-        let ids = self.model.prompt_ids(&Prompt::Text(text))?;
-        self.engine.submit(Request::new(ids, Task::Embed(Embed { pooling, normalize: true })))
+    /// The pooled hidden states of a text, of which [`Embedding::finish`](crate::model::Embedding::finish)
+    /// makes the vector. `pooling`, `prompt`: instead of the model's own.
+    ///
+    /// # Errors
+    /// `ContextLength` for a text that is longer than the model reads, or than its makers allow: none is ever
+    /// cut; `UnsupportedModel` if the model's files make vectors in a way that is not supported.
+    pub fn embed(&self, text: &str, pooling: Option<Pooling>, prompt: Option<&str>) -> Result<Generation> {
+        let embedding = self.model.embedding()?;
+        embedding.width(pooling, self.model.config().hidden)?;
+        let prompt = prompt.unwrap_or(embedding.prompt());
+        let ids = match embedding.messages(prompt, text) {
+            Some(messages) => self.model.message_ids(&messages)?,
+            None => self.model.text_ids(&format!("{prompt}{text}"))?,
+        };
+        if let Some(longest) = embedding.longest().filter(|longest| ids.len() > *longest) {
+            let error = Error::context_length(ids.len(), longest);
+            return Err(error.context("the model's files allow a text of so many tokens, and none is cut"));
+        }
+        let pooling = pooling.map_or_else(|| embedding.pooling().clone(), |one| [one].into());
+        let embed = Embed { pooling, normalize: embedding.is_plain() };
+        self.engine.submit(Request::new(ids, Task::Embed(embed)))
     }
 
     /// The log probability of every token of every candidate after the prompt, which is computed once; with
     /// the ids of the candidates.
     pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<(Vec<Vec<u32>>, Generation)> {
-        self.check_head()?;
+        self.check_writes()?;
         let ids = self.model.prompt_ids(prompt)?;
         let candidates = self.model.continuation_ids(prompt, &ids, candidates)?;
         let request = Request::score(ids, candidates.clone());

@@ -30,8 +30,11 @@ pub struct Span {
     /// Rows of the step. Their positions are consecutive.
     pub rows: Range<usize>,
     /// The sequence's pages: position `p` lies in page `pages[p / PAGE]`, slot `p % PAGE`. They cover every
-    /// position up to the last row's; those before the first row's are already written.
+    /// position below `len`; those before the first row's are already written.
     pub pages: Vec<u32>,
+    /// Positions that are written after this step. Bidirectional attention sees up to here, also from rows
+    /// that lie further in front ([`Step::only`]).
+    pub len: usize,
 }
 
 impl Span {
@@ -52,7 +55,7 @@ impl Step {
         let rows = self.rows()..self.rows() + tokens.len();
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
-        self.spans.push(Span { rows: rows.clone(), pages });
+        self.spans.push(Span { rows: rows.clone(), pages, len: position + tokens.len() });
         rows
     }
 
@@ -78,7 +81,7 @@ impl Step {
             let follows = at > span.rows.start && own > 0 && rows[own - 1] + 1 == row;
             match step.spans.last_mut().filter(|_| follows) {
                 Some(last) => last.rows.end += 1,
-                None => step.spans.push(Span { rows: own..own + 1, pages: span.pages.clone() }),
+                None => step.spans.push(Span { rows: own..own + 1, ..span.clone() }),
             }
         }
         step
@@ -107,6 +110,8 @@ mod tests {
         assert_eq!((&some.tokens[..], &some.positions[..]), (&[8, 9, 1][..], &[16, 17, 0][..]));
         let spans: Vec<_> = some.spans.iter().map(|span| (span.rows.clone(), &span.pages[..])).collect();
         assert_eq!(spans, [(0..2, &[4, 2][..]), (2..3, &[3][..])]);
+        // The first row alone still knows how long its sequence is.
+        assert_eq!(step.only(&[0]).spans[0].len, 18);
         let apart = step.only(&[0, 2]);
         assert_eq!(apart.positions, [15, 17]);
         assert_eq!(apart.spans.iter().map(|span| span.rows.clone()).collect::<Vec<_>>(), [0..1, 1..2]);

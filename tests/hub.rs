@@ -321,6 +321,35 @@ fn a_repository_is_fetched_once_and_lies_in_the_standard_layout() {
     assert!(hub.seen().iter().any(|seen| seen.line.contains("/revision/refs%2Fpr%2F7 ")));
 }
 
+#[test]
+fn the_modules_of_an_embedding_model_come_with_it() {
+    let modules = br#"[{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"},
+        {"path": "2_Dense", "type": "x.Dense"}, {"path": "../3_Dense", "type": "x.Dense"}]"#;
+    let more: Files = &[
+        ("modules.json", modules),
+        ("config_sentence_transformers.json", b"{\"d\":1}"),
+        ("2_Dense/config.json", b"{\"e\":1}"),
+        ("2_Dense/model.safetensors", b"weights"),
+        ("model.safetensors", b"more weights"),
+        ("2_Dense/pytorch_model.bin", b"another pickle"),
+        ("4_Other/config.json", b"{\"o\":1}"),
+    ];
+    let hub = Hub::new(&[SMALL, more].concat());
+    let env = hub.env(&[]);
+    let found = locate_in(&env, "org/name", &HubOptions::default()).unwrap();
+    for (name, bytes) in more {
+        let wanted = !name.ends_with(".bin") && !name.starts_with("4_");
+        assert_eq!(fs::read(found.path.join(name)).ok().as_deref(), wanted.then_some(*bytes), "{name}");
+    }
+    // All of it is known to be there; where a module is missing, it is fetched.
+    hub.seen();
+    assert_eq!(locate_in(&env, "org/name", &HubOptions::default()).unwrap(), found);
+    assert!(hub.seen().is_empty());
+    fs::remove_file(found.path.join("2_Dense/model.safetensors")).unwrap();
+    locate_in(&env, "org/name", &HubOptions::default()).unwrap();
+    assert!(found.path.join("2_Dense/model.safetensors").is_file());
+}
+
 /// Every path below a folder.
 fn tree(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();

@@ -30,7 +30,7 @@ PromptLike = arguments.Prompt | Sequence[Any] | _core.Prompt
 _Start = Callable[..., _core.Generation]
 
 #: How ``embed`` makes one vector of many.
-POOLINGS = ("auto", "mean", "last", "cls")
+POOLINGS = ("auto", "mean", "last", "cls", "max", "weightedmean", "mean_sqrt_len_tokens")
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, so that multiples of it never meet modulo 2**64
 
 
@@ -439,11 +439,27 @@ class Model:
                 )
         return results.scores(texts, self._shared.engine().score(ready, texts))
 
-    def embed(self, texts: Sequence[str], pooling: str = "auto") -> NDArray[np.float32]:
-        """One vector of unit length a text: float32 [len(texts), hidden]. ``pooling``: auto, mean, last,
-        cls."""
+    def embed(
+        self, texts: Sequence[str], pooling: str = "auto", *, prompt: str | None = None
+    ) -> NDArray[np.float32]:
+        """One vector a text: float32 [len(texts), dimensions], what sentence-transformers' ``encode`` gives.
+
+        The model's files say how (``modules.json`` and what it leads to; in GGUF files ``pooling_type``):
+        pooling, dense layers, norms, a cut. Without such files it is the mean of the hidden states. A text
+        begins and ends with the tokens that the tokenizer puts around it.
+
+        - ``pooling``: auto (the model's own), mean, last, cls, max, weightedmean, mean_sqrt_len_tokens.
+        - ``prompt``: what is put before each text; None is the model's default prompt, if it names one.
+
+        Vectors have unit length, unless the files say that they are compared by a measure to which the length
+        matters (``similarity_fn_name`` dot, euclidean, manhattan) and normalize nothing. No text is ever cut:
+        one that is longer than the context, or than the model's ``max_seq_length`` (or the tokenizer's
+        ``model_max_length``), raises ContextLengthError. UnsupportedModelError names a module that is not
+        supported. The vector of a text is the same, bit by bit, alone and among others."""
         checked = arguments.texts("texts", texts)
-        return self._shared.engine().embed(checked, arguments.choice("pooling", pooling, POOLINGS))
+        chosen = arguments.choice("pooling", pooling, POOLINGS)
+        before = None if prompt is None else arguments.text("prompt", prompt)
+        return self._shared.engine().embed(checked, chosen, before)
 
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a

@@ -10,6 +10,7 @@ pub mod generation;
 pub mod gguf;
 pub mod hf;
 pub mod json;
+pub mod modules;
 pub mod quantization;
 pub mod rope;
 
@@ -96,7 +97,8 @@ pub enum Presence {
 /// What may differ from layer to layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// A position sees this many positions, itself included; `None`: all before it.
+    /// A position sees those less than this far away, itself included: before it, and behind it as well where
+    /// attention is not causal. `None`: all.
     pub window: Option<usize>,
     /// Index into [`Config::ropes`]; `None`: no position encoding in this layer (SmolLM3).
     pub rope: Option<usize>,
@@ -137,15 +139,38 @@ pub enum Activation {
     Relu,
 }
 
-/// Which rows of the last hidden state make an embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the rows of the last hidden state make one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pooling {
     /// The mean over all rows.
     Mean,
     /// The last row, which has seen the whole text.
     Last,
-    /// The first row ("cls").
+    /// The first row.
     First,
+    /// The greatest value of each dimension.
+    Max,
+    /// The mean over all rows, row `i` (from 1) counted `i` times.
+    WeightedMean,
+    /// The sum over all rows, divided by the root of their number.
+    MeanSqrt,
+}
+
+impl Pooling {
+    /// All of them, with the names that users write.
+    pub const NAMES: &[(&str, Pooling)] = &[
+        ("mean", Pooling::Mean),
+        ("last", Pooling::Last),
+        ("cls", Pooling::First),
+        ("max", Pooling::Max),
+        ("weightedmean", Pooling::WeightedMean),
+        ("mean_sqrt_len_tokens", Pooling::MeanSqrt),
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Pooling::NAMES.iter().find(|(_, pooling)| *pooling == self).map_or("", |(name, _)| *name)
+    }
 }
 
 /// Nothing that a file says may make us allocate or loop beyond these (a largest known model times ten).

@@ -42,6 +42,9 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Guess tokens from the prompt and check several in one step.
     pub speculation: bool,
+    /// A position sees only those before it. If not, a text is computed in one step whatever its length, and
+    /// nothing of it goes into the prefix tree: its first keys depend on its last tokens.
+    pub causal: bool,
 }
 
 impl EngineOptions {
@@ -53,6 +56,7 @@ impl EngineOptions {
             queue: 1024,
             prefix_cache: true,
             speculation: true,
+            causal: true,
         }
     }
 }
@@ -123,6 +127,7 @@ impl EngineHandle {
             vocab_size: network.vocab_size(),
             context_length: options.context_length,
             pages: network.pages(),
+            causal: options.causal,
         };
         for (name, value) in [
             ("context_length", bounds.context_length),

@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use super::draft::Draft;
-use super::request::Pooling;
+use super::pooling::Rows;
 use super::schedule::Gap;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{Chunk, Node, PrefixCache, ROOT};
@@ -49,7 +49,7 @@ pub(super) enum Want {
     /// The logits of every row.
     Every,
     /// Hidden states.
-    Hidden(Pooling),
+    Hidden(Rows),
 }
 
 /// Where the wanted rows of a lane stand in the output of the step.
@@ -107,7 +107,7 @@ impl Lane {
     fn next_chunk(&self, cache: &PrefixCache) -> Option<Chunk> {
         // From here on each row is to be computed.
         let wanted = match self.want {
-            Want::Last | Want::Hidden(Pooling::Last) => self.tokens.len().saturating_sub(1),
+            Want::Last | Want::Hidden(Rows::Last) => self.tokens.len().saturating_sub(1),
             Want::From(position) => position,
             Want::Every | Want::Hidden(_) => 0,
         };
@@ -153,9 +153,9 @@ impl Lane {
                 step.logits.extend(span.start + position.saturating_sub(self.computed) as u32..span.end);
             }
             Want::Last if closes => step.logits.extend(span.end - 1 - draft.len() as u32..span.end),
-            Want::Hidden(Pooling::Mean) => step.hidden.extend(span),
-            Want::Hidden(Pooling::Last) if closes => step.hidden.push(span.end - 1),
-            Want::Hidden(Pooling::First) if self.computed == 0 => step.hidden.push(span.start),
+            Want::Hidden(Rows::All) => step.hidden.extend(span),
+            Want::Hidden(Rows::Last) if closes => step.hidden.push(span.end - 1),
+            Want::Hidden(Rows::First) if self.computed == 0 => step.hidden.push(span.start),
             Want::Last | Want::Hidden(_) => {}
         }
         Taken { rows, logits: logits..step.logits.len(), hidden: hidden..step.hidden.len() }

@@ -9,6 +9,7 @@
 //! | `sequence` | a request in work: its lanes, its client, its clock |
 //! | `lane` | a row of positions with its pages: what is computed, and how far it lags behind |
 //! | `decode`, `score` | what a sequence does with logits: an answer, or likelihoods of candidates |
+//! | `pooling` | what it does with hidden states: one vector |
 //! | [`guide`] | a grammar at work on one answer: what may come, what must, and the end within its budget |
 //! | `draft` | tokens guessed from the text that is there, checked several in a step |
 //! | `client` | the engine's side of a request's channel |
@@ -31,7 +32,7 @@
 //! # use tallow::engine::*;
 //! # fn example(network: Box<dyn Network>, prompt: Vec<u32>) -> tallow::error::Result<()> {
 //! let engine = EngineHandle::start(network, EngineOptions::new(4096))?;
-//! let embed = Embed { pooling: Pooling::Mean, normalize: true };
+//! let embed = Embed { pooling: [Pooling::Mean].into(), normalize: true };
 //! let mut answer = engine.submit(Request::new(prompt, Task::Embed(embed)))?;
 //! while let Some(event) = answer.wait() {
 //!     println!("{event:?}");
@@ -54,6 +55,7 @@ mod decode;
 mod draft;
 mod index;
 mod lane;
+mod pooling;
 mod score;
 mod sequence;
 mod step_loop;

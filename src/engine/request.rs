@@ -37,7 +37,7 @@ pub enum Task {
     /// The logits of every row of the prompt: [`Event::Rows`] as they are computed, in order, together
     /// `[prompt, vocab]`.
     Logits,
-    /// One pooled hidden state: a single [`Event::Rows`] of `[hidden]`.
+    /// The pooled hidden states: a single [`Event::Rows`] of `[pooling.len() * hidden]`.
     Embed(Embed),
     /// What lies in the whole pages of the prompt, to be saved: a single [`Event::Pages`].
     Pages,
@@ -71,10 +71,10 @@ pub struct Generate {
 }
 
 /// How hidden states become one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Embed {
-    /// Which rows count.
-    pub pooling: Pooling,
+    /// What is made of the rows; of several, the vectors one after the other. Never empty.
+    pub pooling: Arc<[Pooling]>,
     /// Divide by the Euclidean length, so that a dot product is a cosine.
     pub normalize: bool,
 }
@@ -86,7 +86,7 @@ pub enum Event {
     Token(TokenEvent),
     /// Tokens that a grammar forced one after the other: none was drawn, and all came at once.
     Run(Vec<TokenEvent>),
-    /// Row-major rows: logits `[some, vocab]`, or the embedding `[hidden]`.
+    /// Row-major rows: logits `[some, vocab]`, or the pooled hidden states.
     Rows(Vec<f32>),
     /// The bytes of whole pages, one after the other, as [`Network::read_page`](super::Network::read_page)
     /// gives them.
@@ -173,6 +173,8 @@ pub struct Bounds {
     pub context_length: usize,
     /// Pages of the whole cache.
     pub pages: usize,
+    /// Whether a position sees only those before it, so that a text can be continued.
+    pub causal: bool,
 }
 
 impl Request {
@@ -194,11 +196,21 @@ impl Request {
     /// Finds what is wrong with the request before any work is done.
     ///
     /// # Errors
-    /// `InvalidRequest` for an argument that can never be right, `ContextLength` (with both numbers) for a
-    /// prompt that is too long, `OutOfMemory` for one that the whole cache could not hold.
+    /// `InvalidRequest` for an argument that can never be right (for this model), `ContextLength` (with both
+    /// numbers) for a prompt that is too long, `OutOfMemory` for one that the whole cache could not hold.
     pub fn check(&self, bounds: &Bounds) -> Result<()> {
         if self.prompt.is_empty() {
             return Err(Error::invalid("the prompt has no tokens; give at least one"));
+        }
+        if let Task::Generate(_) | Task::Score { .. } = self.task
+            && !bounds.causal
+        {
+            return Err(not_causal());
+        }
+        if let Task::Embed(Embed { pooling, .. }) = &self.task
+            && pooling.is_empty()
+        {
+            return Err(Error::invalid("no pooling is given; name at least one"));
         }
         check_ids("prompt", &self.prompt, bounds.vocab_size)?;
         let room = match &self.task {
@@ -248,6 +260,14 @@ impl Request {
             }
         }
     }
+}
+
+/// What a bidirectional model says when it is to continue a text: each token would change all those before
+/// it.
+pub(crate) fn not_causal() -> Error {
+    Error::invalid(
+        "this is an embedding model, its attention is bidirectional, so it cannot continue a text; use embed",
+    )
 }
 
 /// Pages that a candidate of `len` tokens needs for itself when it forks from a prompt of `prompt` tokens:

@@ -13,6 +13,9 @@
 //! Lanes are always given in the order of arrival, so the oldest always moves and none starves. What a lane
 //! computes never depends on the plan (see `model`), only when.
 //!
+//! A text of a bidirectional model is not cut: it is taken where all of it fits into what is left, and the
+//! oldest in any case, if need be alone in a step that is larger than the limits.
+//!
 //! Before the rows come the pages. A prompt has the pages for all that it knows when it begins; an answer needs
 //! one more every `PAGE` tokens. When there is none, the youngest answer is put off: its pages go to whoever is
 //! older, it goes back to the head of the queue, and when its turn comes its gap is everything that it knows,
@@ -57,6 +60,8 @@ pub struct Gap {
     pub tokens: usize,
     /// Whether the logits of each of these rows are wanted.
     pub every: bool,
+    /// All of it in one step or nothing: bidirectional attention sees keys of all its rows.
+    pub whole: bool,
     /// Pages that it lacks for them.
     pub short: usize,
     /// Pages that are there for others if it is put off; `None` if it cannot be.
@@ -75,10 +80,11 @@ pub struct Plan {
 /// Spends a step. `available` are the pages that can be leased.
 pub fn plan(gaps: &[Gap], limits: &StepLimits, available: usize) -> Plan {
     let Allotted { stands, put_off } = allot(gaps, available);
-    let mut budget = Budget { left: *limits, rows: vec![0; gaps.len()] };
+    let mut budget = Budget { left: *limits, rows: vec![0; gaps.len()], empty: true };
     let (short, wide): (Vec<_>, Vec<_>) = (gaps.iter().enumerate())
         .filter(|&(lane, gap)| gap.tokens > 0 && !stands[lane])
-        .partition(|(_, gap)| gap.tokens == 1);
+        // What is not cut keeps its place: the oldest must find the step empty.
+        .partition(|(_, gap)| gap.tokens == 1 && !gap.whole);
     for (lane, gap) in short {
         budget.spend(lane, gap, 1);
     }
@@ -126,6 +132,8 @@ fn allot(gaps: &[Gap], mut available: usize) -> Allotted {
 struct Budget {
     left: StepLimits,
     rows: Vec<usize>,
+    /// Nothing was given yet.
+    empty: bool,
 }
 
 impl Budget {
@@ -138,12 +146,19 @@ impl Budget {
         let mut rows = (gap.tokens - already).min(most).min(self.left.rows);
         if gap.every {
             rows = rows.min(self.left.logits);
-            self.left.logits -= rows;
+        }
+        if gap.whole {
+            let fits = gap.tokens <= self.left.rows && !(gap.every && gap.tokens > self.left.logits);
+            rows = if already == 0 && (fits || self.empty) { gap.tokens } else { 0 };
+        }
+        if gap.every {
+            self.left.logits = self.left.logits.saturating_sub(rows);
         }
         if already == 0 && rows > 0 {
             self.left.sequences -= 1;
+            self.empty = false;
         }
-        self.left.rows -= rows;
+        self.left.rows = self.left.rows.saturating_sub(rows);
         self.rows[lane] += rows;
     }
 }
@@ -152,12 +167,14 @@ impl Budget {
 mod tests {
     use super::*;
 
-    /// `tokens`, `*` if every row is wanted, `-n` if n pages are missing, `+n` if putting it off frees n.
+    /// `tokens`, `*` if every row is wanted, `w` if they are not to be cut, `-n` if n pages are missing, `+n`
+    /// if putting it off frees n.
     fn read(text: &str) -> Gap {
         let number = |sign| Some(text.split_once(sign)?.1.split(['-', '+']).next()?.parse().unwrap());
         Gap {
-            tokens: text.split(['*', '-', '+']).next().unwrap().parse().unwrap(),
+            tokens: text.split(['*', 'w', '-', '+']).next().unwrap().parse().unwrap(),
             every: text.contains('*'),
+            whole: text.contains('w'),
             short: number('-').unwrap_or(0),
             frees: number('+'),
         }
@@ -204,6 +221,13 @@ mod tests {
         "8 4 4 | 10* 10 -> 4 4 / 4 4 / 2 2",
         "8 4 2 | 1* 1* 1* 1 -> 1 1 0 1 / 0 0 1 0",
         "1 1 1 | 2* 2 -> 1 0 / 1 0 / 0 1 / 0 1",
+        // Whole or not at all: those that fit, in their order; one that never fits when it is the oldest.
+        "8 4 4 | 5w -> 5",
+        "8 4 4 | 5w 4w 3w -> 5 0 3 / 0 4 0",
+        "8 4 4 | 5w 20w 3w 9w -> 5 0 3 0 / 0 20 0 0 / 0 0 0 9",
+        "8 4 4 | 20w 1w -> 20 0 / 0 1",
+        "8 2 4 | 1w 1w 2w -> 1 1 0 / 0 0 2",
+        "8 4 4 | 3*w 2*w 9*w 1w -> 3 0 0 1 / 0 2 0 0 / 0 0 9 0",
     ];
 
     #[test]

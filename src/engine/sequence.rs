@@ -13,7 +13,8 @@ use super::decode::{Decode, Next};
 use super::draft::{Drafter, Drafting};
 use super::lane::{Lane, Want};
 use super::network::Network;
-use super::request::{Bounds, Embed, Event, Finish, FinishReason, Pooling, Request, Task, Timings, Usage};
+use super::pooling::{Pool, Rows};
+use super::request::{Bounds, Event, Finish, FinishReason, Request, Task, Timings, Usage};
 use super::score::Score;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::PrefixCache;
@@ -65,10 +66,7 @@ pub(super) struct Part<'a> {
 enum Work {
     Decode(Box<Decode>),
     Rows,
-    Pool {
-        embed: Embed,
-        sum: Vec<f64>,
-    },
+    Pool(Pool),
     Score(Score),
     /// Its pages are handed out as bytes once they are computed.
     Pages,
@@ -93,8 +91,11 @@ impl Sequence {
                 (Work::Decode(Box::new(Decode::new(*task, bounds.context_length))), Want::Last)
             }
             Task::Logits => (Work::Rows, Want::Every),
-            Task::Embed(embed) => (Work::Pool { embed, sum: Vec::new() }, Want::Hidden(embed.pooling)),
-            Task::Pages => (Work::Pages, Want::Hidden(Pooling::Last)),
+            Task::Embed(embed) => {
+                let rows = embed.rows();
+                (Work::Pool(Pool::new(embed)), Want::Hidden(rows))
+            }
+            Task::Pages => (Work::Pages, Want::Hidden(Rows::Last)),
             Task::Score { candidates, common } => {
                 usage.prompt_tokens -= common;
                 let beginning = request.prompt[usage.prompt_tokens..].to_vec();
@@ -249,11 +250,10 @@ impl Sequence {
                     self.finish(FinishReason::Stop, String::new());
                 }
             }
-            Work::Pool { embed, sum } => {
-                add_rows(sum, part.states, part.hidden);
+            Work::Pool(pool) => {
+                pool.add(part.states, part.hidden);
                 if closed {
-                    let vector = pooled(sum, *embed, self.usage.prompt_tokens)?;
-                    self.audience.push(Event::Rows(vector));
+                    self.audience.push(Event::Rows(pool.vector()?));
                     self.finish(FinishReason::Stop, String::new());
                 }
             }
@@ -455,30 +455,4 @@ fn read_pages(pages: &[u32], network: &dyn Network) -> Result<Vec<u8>> {
         network.read_page(page, &mut bytes)?;
     }
     Ok(bytes)
-}
-
-/// Adds rows in the order of their positions and in f64, so that chunks do not change the sum.
-fn add_rows(sum: &mut Vec<f64>, rows: &[f32], hidden: usize) {
-    sum.resize(hidden, 0.0);
-    for row in rows.chunks_exact(hidden.max(1)) {
-        for (sum, &value) in sum.iter_mut().zip(row) {
-            *sum += f64::from(value);
-        }
-    }
-}
-
-/// # Errors
-/// `ModelFile` for a state with NaN or infinity in it: damaged weights, as a draw from such logits says.
-fn pooled(sum: &[f64], embed: Embed, prompt: usize) -> Result<Vec<f32>> {
-    if !sum.iter().all(|value| value.is_finite()) {
-        return Err(Error::model_file(
-            "the model's hidden states hold NaN or infinity; its files may be damaged",
-        ));
-    }
-    let mut scale = if embed.pooling == Pooling::Mean { 1.0 / prompt as f64 } else { 1.0 };
-    if embed.normalize {
-        let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
-        scale = if length > 0.0 { 1.0 / length } else { 0.0 };
-    }
-    Ok(sum.iter().map(|value| (value * scale) as f32).collect())
 }

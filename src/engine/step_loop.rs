@@ -94,7 +94,7 @@ pub(super) fn run(
     commands: Receiver<Command>,
     shared: Arc<Shared>,
 ) {
-    let cache = PrefixCache::new(network.pages(), options.prefix_cache);
+    let cache = PrefixCache::new(network.pages(), options.prefix_cache && options.causal);
     let total = cache.pages().total();
     let stats = Stats { pages: total, free_pages: total, ..Stats::default() };
     let mut engine = Engine {
@@ -476,13 +476,13 @@ impl Engine {
     /// The gap of every lane, after each has taken what is in the prefix tree.
     fn gaps(&mut self) -> (Vec<(usize, usize)>, Vec<Gap>) {
         let (mut places, mut gaps) = (Vec::new(), Vec::new());
-        let mut in_work = HashSet::new();
+        let (mut in_work, causal) = (HashSet::new(), self.shared.bounds.causal);
         for (number, sequence) in self.running.iter_mut().enumerate() {
             let before = sequence.usage.cached_tokens;
             sequence.adopt(&mut self.cache);
             self.stats.cached_tokens += (sequence.usage.cached_tokens - before) as u64;
             for (at, lane) in sequence.lanes.iter().enumerate() {
-                let mut gap = Gap { short: lane.short(), ..lane.gap() };
+                let mut gap = Gap { short: lane.short(), whole: !causal, ..lane.gap() };
                 let mut another_does =
                     || lane.next_page(&self.cache).is_some_and(|page| !in_work.insert(page));
                 if sequence.ended.is_some() || gap.tokens > 0 && another_does() {

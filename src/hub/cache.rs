@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::{self, io_error};
-use super::files::{self, CONFIG, INDEX, Kind, OPTIONAL, TOKENIZER, WEIGHTS};
+use super::files::{self, CONFIG, INDEX, Kind, MODULES, OPTIONAL, TOKENIZER, WEIGHTS};
 use crate::error::{Context, Result};
 use crate::small_file::staged;
 
@@ -155,7 +155,9 @@ impl RepoCache {
             return Ok(Found::Missing(wanted));
         }
         let path = self.snapshot(commit);
-        let all = OPTIONAL.iter().all(|name| self.known(commit, name));
+        let modules = fs::read(path.join(MODULES)).map(|json| files::modules(&json)).unwrap_or_default();
+        let mut more = OPTIONAL.iter().copied().chain(modules.iter().map(String::as_str));
+        let all = more.all(|name| self.known(commit, name));
         Ok(if all { Found::Complete(path) } else { Found::Enough(path) })
     }
 }

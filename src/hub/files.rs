@@ -26,8 +26,10 @@ pub const OPTIONAL: &[&str] = &[
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "modules.json",
+    MODULES,
     "1_Pooling/config.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 ];
 
 /// Whether a file is a chat template by name; a repository that has some has them all there.
@@ -35,6 +37,9 @@ pub fn is_named_template(name: &str) -> bool {
     let named = name.strip_prefix("additional_chat_templates/").and_then(|name| name.strip_suffix(".jinja"));
     named.is_some_and(|name| !name.contains('/'))
 }
+
+/// The chain of an embedding model: more files that are taken where a repository has them ([`modules`]).
+pub const MODULES: &str = "modules.json";
 
 /// Shards of one model, at most. The largest published ones have fewer than 200.
 const MAX_SHARDS: usize = 10_000;
@@ -83,6 +88,13 @@ pub fn is_gguf(name: &str) -> bool {
 fn gguf_ending(name: &str) -> Option<(&str, &str)> {
     let (stem, ending) = name.split_at_checked(name.len().checked_sub(".gguf".len())?)?;
     ending.eq_ignore_ascii_case(".gguf").then_some((stem, ending))
+}
+
+/// What the modules of an embedding model lie in, by its `modules.json`.
+pub fn modules(json: &[u8]) -> Vec<String> {
+    let mut names = crate::config::modules::files(json);
+    names.retain(|name| is_safe_name(name) && !OPTIONAL.contains(&name.as_str()));
+    names
 }
 
 /// The files of a split GGUF (`x-00001-of-00003.gguf`), first one first; a file that is not split is alone.
@@ -263,6 +275,14 @@ mod tests {
             let message = of(text).unwrap_err();
             assert!(message.contains(word), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn modules_of_an_embedding_model() {
+        let json = br#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../3_Dense"}]"#;
+        let names = ["1_Pooling/config.json", "1_Pooling/model.safetensors", "2_Dense/config.json"];
+        assert_eq!(modules(json), [&names[1..], &["2_Dense/model.safetensors"]].concat());
+        assert!(OPTIONAL.contains(&names[0]));
     }
 
     #[test]

@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 pub use alias::{ALIASES, Alias};
 pub use env::Env;
+pub(crate) use files::is_safe_name;
 pub(crate) use progress::Bar;
 pub use progress::{NoProgress, Progress};
 pub use source::Source;

@@ -11,7 +11,7 @@ use super::cache::{Found, RepoCache, is_revision};
 use super::disk::io_error;
 use super::download::{fetch, is_sha256};
 use super::env::Env;
-use super::files::{self, CONFIG, INDEX, Kind, OPTIONAL, TOKENIZER, WEIGHTS};
+use super::files::{self, CONFIG, INDEX, Kind, MODULES, OPTIONAL, TOKENIZER, WEIGHTS};
 use super::progress::Progress;
 use super::remote::{Listing, Refusal, Remote, Why};
 use super::{HubOptions, Located};
@@ -178,6 +178,16 @@ impl Wish<'_> {
         self.check_config(&self.cache.snapshot(commit).join(CONFIG))?;
         for name in listing.files.iter().filter(|name| files::is_named_template(name)) {
             self.ensure(remote, commit, name)?;
+        }
+        if has(MODULES) {
+            let path = self.ensure(remote, commit, MODULES)?;
+            let json = fs::read(&path).map_err(|error| io_error("reading", &path, error))?;
+            for name in files::modules(&json) {
+                match has(&name) {
+                    true => drop(self.ensure(remote, commit, &name)?),
+                    false => self.cache.set_absent(commit, &name),
+                }
+            }
         }
         for name in self.weights(remote, commit, sharded)? {
             if !has(&name) {

@@ -1,4 +1,4 @@
-//! Causal attention over the paged cache of the CPU.
+//! Attention over the paged cache of the CPU: causal, or bidirectional over the whole sequence.
 //!
 //! A query's positions are cut into chunks of 256, counted from position 0. In a chunk it gets its scores, their
 //! maximum, weights `exp(score - maximum)`, their sum, and the values mixed by the weights ([`chunk`]); the chunks
@@ -68,6 +68,8 @@ struct Row<'a> {
     row: usize,
     position: usize,
     pages: &'a [u32],
+    /// Positions of its sequence.
+    len: usize,
 }
 
 impl<'a> Row<'a> {
@@ -102,12 +104,17 @@ impl Task<'_> {
         self.rows[query / group].row * a.heads + self.kv_head * group + query % group
     }
 
-    /// The positions that the task's query `i` sees.
+    /// The positions that the task's query `i` sees. Neither end lies before that of an earlier query.
     #[inline(always)]
     fn sees(&self, a: &Attention, i: usize) -> Range<usize> {
-        let position = self.rows[(self.from + i) / (a.heads / a.kv_heads)].position;
+        let Row { position, len, .. } = self.rows[(self.from + i) / (a.heads / a.kv_heads)];
         let from = a.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        from..position + 1
+        let to = match (a.causal, a.window) {
+            (true, _) => position + 1,
+            (false, None) => len,
+            (false, Some(window)) => position.saturating_add(window).min(len),
+        };
+        from..to
     }
 
     /// The chunks that any of its queries sees.
@@ -233,8 +240,10 @@ fn units<'a, N: Number>(
 fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec<Range<usize>>) {
     let all = |span: &'a Span| {
         let first = step.positions[span.rows.start] as usize;
-        let row =
-            move |at: usize| Row { row: at, position: first + at - span.rows.start, pages: &span.pages };
+        let row = move |at: usize| {
+            let position = first + at - span.rows.start;
+            Row { row: at, position, pages: &span.pages, len: span.len }
+        };
         span.rows.clone().map(row)
     };
     let (single, more): (Vec<_>, Vec<_>) = step.spans.iter().partition(|span| span.rows.len() == 1);
@@ -251,9 +260,11 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
     let chunks = rows[start..].iter().map(chunk).max().unwrap_or(0).max(1);
     let most = (rows.len() - start) * a.kv_heads * chunks / (3 * threads);
     let most = most.min(TILE * a.kv_heads / a.heads).max(1);
-    for relatives in
-        rows[start..].chunk_by_mut(|a, b| signs(a).next().is_some() && signs(a).next() == signs(b).next())
-    {
+    // A bidirectional sequence shares no pages, and what its rows see ends with it, not with the row.
+    let related = |one: &Row<'_>, other: &Row<'_>| {
+        a.causal && signs(one).next().is_some() && signs(one).next() == signs(other).next()
+    };
+    for relatives in rows[start..].chunk_by_mut(related) {
         let first = parts.last().map_or(0, |part: &Range<usize>| part.end);
         let mut count = relatives.len().div_ceil(most);
         if count > 1 && !a.kv_heads.is_multiple_of(threads) {

@@ -122,8 +122,11 @@ pub(super) fn step(step: &Step, cache: &KvCache) -> Result<()> {
             return bad("its positions are not consecutive");
         }
         let last = positions.last().map_or(0, |&p| p as usize);
-        if last / PAGE >= span.pages.len() {
-            return bad(&format!("{} pages do not cover position {last}", span.pages.len()));
+        if last >= span.len {
+            return bad(&format!("its length {} does not cover position {last}", span.len));
+        }
+        if (span.len - 1) / PAGE >= span.pages.len() {
+            return bad(&format!("{} pages do not cover position {}", span.pages.len(), span.len - 1));
         }
         for &id in &span.pages {
             page(id, cache)?;

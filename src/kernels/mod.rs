@@ -61,7 +61,10 @@ pub struct Attention {
     pub head_dim: usize,
     /// Scores are `scale * q.k`.
     pub scale: f32,
-    /// A query sees this many last positions, itself among them; `None` sees all.
+    /// A query sees its own position and those before it; `false`: all of its sequence, also those after it.
+    pub causal: bool,
+    /// A query sees positions less than this far away, itself among them (before it, and behind it where not
+    /// `causal`); `None` sees all.
     pub window: Option<usize>,
     /// Scores become `cap * tanh(score / cap)`.
     pub soft_cap: Option<f32>,
@@ -477,8 +480,9 @@ impl Ops {
         }
     }
 
-    /// Causal attention of the queries `[rows, heads * head_dim]` over their own sequence's pages, which
-    /// already hold the keys and values of this step. Query heads share key heads in groups.
+    /// Attention of the queries `[rows, heads * head_dim]` over their own sequence's pages, which already
+    /// hold the keys and values of this step. Query heads share key heads in groups. Where it is not causal,
+    /// the whole sequence must be written.
     pub fn attention(
         &self,
         q: &Rows,

@@ -206,7 +206,12 @@ impl Plain {
         let (rows, group) = (span.rows.len(), a.heads / a.kv_heads);
         let first = step.positions.get(span.rows.start).map_or(0, |&p| p as usize);
         let begin = a.window.map_or(0, |window| (first + 1).saturating_sub(window));
-        let len = first + rows - begin;
+        let end = match (a.causal, a.window) {
+            (true, _) => first + rows,
+            (false, None) => span.len,
+            (false, Some(window)) => (first + rows - 1).saturating_add(window).min(span.len),
+        };
+        let len = end - begin;
         let slots: Vec<u32> = (begin..begin + len).map(|p| span.slot(p) as u32).collect();
         let slots = Tensor::from_vec(slots, len, &self.device)?;
         let gather = |kv: &Tensor| -> Result<Tensor> {
@@ -222,8 +227,7 @@ impl Plain {
             scores = self.soft_cap(&scores, cap)?;
         }
         let scores = scores.reshape((a.kv_heads, rows, group, len))?;
-        let mask =
-            Tensor::from_vec(mask(first, rows, begin, len, a.window), (1, rows, 1, len), &self.device)?;
+        let mask = Tensor::from_vec(mask(first, rows, begin, len, a), (1, rows, 1, len), &self.device)?;
         let weights = softmax(&scores.broadcast_add(&mask)?)?;
         let mixed =
             weights.reshape((a.kv_heads, rows * group, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
@@ -233,8 +237,9 @@ impl Plain {
 }
 
 /// 0 where row `first + i` may look at key `begin + j`, else minus infinity.
-fn mask(first: usize, rows: usize, begin: usize, len: usize, window: Option<usize>) -> Vec<f32> {
-    let seen = |query: usize, key: usize| key <= query && window.is_none_or(|window| key + window > query);
+fn mask(first: usize, rows: usize, begin: usize, len: usize, a: &Attention) -> Vec<f32> {
+    let near = |query: usize, key: usize| a.window.is_none_or(|window| query.abs_diff(key) < window);
+    let seen = |query: usize, key: usize| (key <= query || !a.causal) && near(query, key);
     let row = |i| (0..len).map(move |j| if seen(first + i, begin + j) { 0.0 } else { f32::NEG_INFINITY });
     (0..rows).flat_map(row).collect()
 }

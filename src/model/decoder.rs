@@ -216,6 +216,7 @@ impl Decoder {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             scale: config.attention_scale,
+            causal: config.causal,
             window: config.layers[index].window,
             soft_cap: config.attention_cap,
         };

@@ -7,12 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
-use serde_json::Value;
-
 use super::fingerprint::Identity;
-use super::{Decoder, Model};
+use super::{Decoder, Embedding, Model};
 use crate::config::generation::{self, Generation};
-use crate::config::{self, Config, Pooling, json, quantization};
+use crate::config::{self, Config, json, quantization};
 use crate::device::{Placement, default_threads};
 use crate::error::{Context, Error, Result, quoted};
 use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
@@ -31,11 +29,8 @@ const COMPANIONS: &[&str] = &[
     "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
-    POOLING,
 ];
 
-/// What sentence-transformers writes beside an embedding model.
-const POOLING: &str = "1_Pooling/config.json";
 /// And those in it, with any name.
 const COMPANION_FOLDER: &str = "additional_chat_templates";
 
@@ -238,7 +233,7 @@ impl Request {
             decoder: Arc::new(decoder),
             generation: files.generation,
             eos_ids,
-            pooling: files.pooling,
+            embedding: files.embedding,
         })
     }
 
@@ -246,7 +241,10 @@ impl Request {
     fn identity(&self, files: &Files, context_length: usize) -> Result<Identity> {
         let Request { placement, quantize, chat_template, threads, .. } = self;
         let options = format!("{placement:?} {quantize:?} {context_length} {chat_template:?}");
-        Identity::new(&files.weights, &files.companions, &options, *threads)
+        let of_modules = files.embedding.iter().flat_map(Embedding::files);
+        let named = of_modules.map(|path| (path.to_string_lossy().into_owned(), path.clone()));
+        let companions: Vec<_> = files.companions.iter().cloned().chain(named).collect();
+        Identity::new(&files.weights, &companions, &options, *threads)
     }
 
     fn context_length(&self, config: &Config) -> Result<usize> {
@@ -273,7 +271,7 @@ struct Files {
     generation: Generation,
     /// End ids that `config.json` names.
     config_eos: Vec<u32>,
-    pooling: Pooling,
+    embedding: Result<Embedding>,
     /// Files beside the weights that decide about answers too.
     companions: Vec<(String, PathBuf)>,
 }
@@ -292,26 +290,19 @@ impl Files {
         let config = config::gguf::parse(&metadata, &weights).context(path.display())?;
         let tokenizer = Tokenizer::from_gguf_or_beside(&metadata, folder_of(path)).context(path.display())?;
         let template = ChatTemplate::from_gguf(&metadata, &tokenizer, template).context(path.display())?;
-        // llama.cpp's `pooling_type`: 1 mean, 2 cls, 3 last.
-        let pooling =
-            match metadata.u64(&format!("{}.pooling_type", config.family)).context(path.display())? {
-                Some(2) => Pooling::First,
-                Some(3) => Pooling::Last,
-                _ => Pooling::Mean,
-            };
         // Of the files beside it, only a tokenizer that stands in for its own counts.
         let companions = match tokenizer.source() {
             "GGUF" => vec![],
             _ => companions(folder_of(path)),
         };
         Ok(Files {
+            embedding: Embedding::from_gguf(&metadata, &weights, &config).context(path.display()),
             config,
             weights,
             tokenizer: Arc::new(tokenizer),
             template,
             generation: Generation::default(),
             config_eos: vec![],
-            pooling,
             companions,
         })
     }
@@ -338,13 +329,13 @@ impl Files {
             quantization::check_files(folder)?;
         }
         Ok(Files {
+            embedding: Embedding::from_folder(folder, &config),
             config,
             weights,
             tokenizer: Arc::new(Tokenizer::from_hf(folder)?),
             template: ChatTemplate::from_hf(folder, template)?,
             generation,
             config_eos: generation::eos_ids(&root),
-            pooling: pooling(folder)?,
             companions: companions(folder),
         })
     }
@@ -384,17 +375,6 @@ fn check_tokenizer(files: &Files) -> Result<()> {
          none; they do not belong together",
         files.weights.source().display()
     )))
-}
-
-/// The pooling that sentence-transformers wrote beside an embedding model; the mean otherwise.
-fn pooling(folder: &Path) -> Result<Pooling> {
-    let Some(root) = json::read_object(&folder.join(POOLING))? else { return Ok(Pooling::Mean) };
-    let on = |key: &str| root.get(key).and_then(Value::as_bool).unwrap_or(false);
-    Ok(match (on("pooling_mode_cls_token"), on("pooling_mode_lasttoken")) {
-        (true, _) => Pooling::First,
-        (_, true) => Pooling::Last,
-        _ => Pooling::Mean,
-    })
 }
 
 /// Bytes of the projections, and how they are stored, the largest share first.

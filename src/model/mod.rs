@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod decoder;
+pub mod embedding;
 mod file_hash;
 mod fingerprint;
 mod load;
@@ -15,10 +16,11 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 
 pub use self::decoder::Decoder;
+pub use self::embedding::Embedding;
 use self::fingerprint::Identity;
 pub use self::load::LoadOptions;
+use crate::config::Config;
 use crate::config::generation::Generation;
-use crate::config::{Config, Pooling};
 use crate::device::Placement;
 use crate::error::{Error, Result};
 use crate::hub::Progress;
@@ -40,7 +42,7 @@ pub struct Model {
     decoder: Arc<Decoder>,
     generation: Generation,
     eos_ids: Arc<[u32]>,
-    pooling: Pooling,
+    embedding: Result<Embedding>,
 }
 
 /// What a model continues.
@@ -155,9 +157,12 @@ impl Model {
         &self.eos_ids
     }
 
-    /// How embeddings are pooled unless the caller says otherwise.
-    pub fn pooling(&self) -> Pooling {
-        self.pooling
+    /// How it makes a vector of a text.
+    ///
+    /// # Errors
+    /// Why it cannot, or why it would be another vector than its makers mean; the model can do all else.
+    pub fn embedding(&self) -> Result<&Embedding> {
+        self.embedding.as_ref().map_err(Clone::clone)
     }
 
     /// Rows of the logits.
@@ -218,6 +223,20 @@ impl Model {
             },
         };
         Ok(self.with_prefix(ids))
+    }
+
+    /// The ids of a complete text, with what the tokenizer puts before it and after it.
+    pub fn text_ids(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer.encode(text, false)?;
+        Ok([self.tokenizer.prefix(), &ids, self.tokenizer.suffix()].concat())
+    }
+
+    /// The ids of a complete conversation, as the chat template alone writes it.
+    pub fn message_ids(&self, messages: &[Value]) -> Result<Vec<u32>> {
+        let arguments = Map::from_iter([("add_generation_prompt".to_owned(), Value::Bool(false))]);
+        let chat = Chat { messages, tools: None, arguments: &arguments };
+        let prompt = self.render(&chat)?;
+        self.tokenizer.encode_with_literals(&prompt.rendered.text, &prompt.rendered.literals)
     }
 
     /// The ids of each text where it continues a prompt: as they stand in the whole text if the prompt's own

@@ -147,32 +147,31 @@ impl PyEngine {
         values.into_pyarray(py).reshape([rows, vocab])
     }
 
-    /// One vector of unit length a text: float32 `[len(texts), hidden]`.
+    /// One vector a text: float32 `[len(texts), dimensions]`.
+    #[pyo3(signature = (texts, pooling, prompt=None))]
     fn embed<'py>(
         &self,
         py: Python<'py>,
         texts: Vec<String>,
         pooling: &str,
+        prompt: Option<String>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let pooling = match pooling {
-            "auto" => self.lm.model().pooling(),
-            "mean" => Pooling::Mean,
-            "last" => Pooling::Last,
-            "cls" => Pooling::First,
-            _ => {
-                let message = format!("pooling is {pooling:?}; use \"auto\", \"mean\", \"last\" or \"cls\"");
-                return Err(invalid(Some(py), message));
-            }
-        };
-        let count = texts.len();
-        let submitted: Vec<Generation> = door::detached(py, || {
-            texts.iter().map(|text| self.lm.embed(text, pooling)).collect::<Result<_>>()
+        let pooling = read_pooling(py, pooling)?;
+        let model = self.lm.model();
+        let (width, submitted) = door::detached(py, || {
+            let one = |text: &String| self.lm.embed(text, pooling, prompt.as_deref());
+            let submitted = texts.iter().map(one).collect::<Result<Vec<Generation>>>()?;
+            Ok((model.embedding()?.width(pooling, model.config().hidden)?, submitted))
         })?;
-        let mut values = Vec::new();
+        let mut pooled = Vec::with_capacity(submitted.len());
         for generation in submitted {
-            values.extend(finished(py, generation)?.0);
+            pooled.push(finished(py, generation)?.0);
         }
-        values.into_pyarray(py).reshape([count, self.lm.model().config().hidden])
+        let values = door::detached(py, || {
+            let vectors = pooled.into_iter().map(|rows| model.embedding()?.finish(rows));
+            Ok(vectors.collect::<Result<Vec<_>>>()?.concat())
+        })?;
+        values.into_pyarray(py).reshape([texts.len(), width])
     }
 
     /// The ids of each candidate and their log probabilities after the prompt.
@@ -264,6 +263,18 @@ fn read_constraint(kind: &str, value: &Bound<'_, PyAny>) -> PyResult<Constraint>
         "grammar" => Constraint::Lark(value.extract()?),
         "choices" => Constraint::Choices(value.extract()?),
         _ => return Err(invalid(Some(value.py()), format!("there is no constraint {kind:?}"))),
+    })
+}
+
+/// `None`: as the model's files say.
+fn read_pooling(py: Python<'_>, name: &str) -> PyResult<Option<Pooling>> {
+    if name == "auto" {
+        return Ok(None);
+    }
+    let known = Pooling::NAMES.iter().find(|(known, _)| *known == name);
+    known.map(|(_, pooling)| Some(*pooling)).ok_or_else(|| {
+        let names: Vec<_> = Pooling::NAMES.iter().map(|(name, _)| *name).collect();
+        invalid(Some(py), format!("pooling is {name:?}; use \"auto\" or one of {}", names.join(", ")))
     })
 }
 

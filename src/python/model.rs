@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::errors::to_python;
 use super::{convert, door, load};
-use crate::engine::Pooling;
 use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
 use crate::text::chat::{check_messages, plain};
 
@@ -160,8 +159,9 @@ impl PyModel {
     }
 
     #[getter]
-    fn pooling(&self) -> &'static str {
-        pooling_name(self.0.pooling())
+    fn pooling(&self, py: Python<'_>) -> PyResult<String> {
+        let embedding = self.0.embedding().map_err(|error| to_python(py, &error))?;
+        Ok(embedding.pooling().iter().map(|pooling| pooling.name()).collect::<Vec<_>>().join("+"))
     }
 
     /// What the model's makers advise for sampling; empty: greedy.
@@ -230,14 +230,6 @@ impl PyModel {
     #[getter]
     fn shows_calls(&self, py: Python<'_>) -> PyResult<bool> {
         door::detached(py, || Ok(self.0.template().is_some_and(|template| template.shows_calls())))
-    }
-}
-
-pub fn pooling_name(pooling: Pooling) -> &'static str {
-    match pooling {
-        Pooling::Mean => "mean",
-        Pooling::Last => "last",
-        Pooling::First => "cls",
     }
 }
 

@@ -65,6 +65,7 @@ const PLACES: &[(&str, &str)] = &[
     ("model.language_model.", "lm_head"),
     ("language_model.model.", "language_model.lm_head"),
     ("model.text_model.", "lm_head"),
+    ("language_model.", "lm_head"),
 ];
 
 /// How one checkpoint spells the parts.
@@ -247,6 +248,8 @@ mod tests {
         let (prefix, head) = PLACES[3];
         let gemma = Names::Transformers { prefix, head, post_norms: true };
         assert_eq!(gemma.spellings(Head, None, "weight")[0], "language_model.lm_head.weight");
+        let headless = Names::Transformers { prefix: "language_model.", four_norms: true };
+        assert_eq!(headless.spellings(Head, None, "weight")[0], "lm_head.weight");
         assert_eq!(
             gemma.spellings(AttnPostNorm, Some(0), "weight"),
             ["language_model.model.layers.0.post_attention_layernorm.weight"]

@@ -23,6 +23,8 @@ pub struct Control {
     pub pace_us: AtomicUsize,
     pub steps: AtomicUsize,
     pub rows: AtomicUsize,
+    /// Spans that are not the whole of their sequence's tokens from the first on.
+    pub cut: AtomicUsize,
     /// Nanoseconds spent in the network.
     pub spent_ns: AtomicUsize,
     /// A step that meets this token fails, panics, or answers nonsense; 0: none does.
@@ -49,6 +51,7 @@ impl Fake {
             self.slots[span.slot(step.positions[row] as usize)] = (step.tokens[row], step.positions[row]);
         }
         let (first, end) = (step.positions[span.rows.start], step.positions[span.rows.end - 1]);
+        self.control.cut.fetch_add(usize::from(first > 0), Relaxed);
         assert_eq!(span.pages.len(), tallow::step::pages_for(end as usize + 1), "pages of a span");
         let mut hash = START;
         let mut hashes = Vec::new();

@@ -128,7 +128,7 @@ fn expected(spec: &Spec) -> Answer {
         Kind::Logits => {
             answer.rows = (1..=prompt.len()).flat_map(|end| logits_after(&prompt[..end])).collect()
         }
-        Kind::Embed(embed) => answer.rows = embedding(prompt, *embed),
+        Kind::Embed(embed) => answer.rows = embedding(prompt, embed),
         Kind::Score(candidates) => {
             let score = |ids: &Vec<u32>| -> Vec<f32> {
                 let after = |at: usize| logits_after(&[prompt, &ids[..at]].concat());
@@ -141,18 +141,20 @@ fn expected(spec: &Spec) -> Answer {
     answer
 }
 
-fn embedding(prompt: &[u32], embed: Embed) -> Vec<f32> {
-    let ends = match embed.pooling {
-        Pooling::Mean => 1..prompt.len() + 1,
-        Pooling::Last => prompt.len()..prompt.len() + 1,
-        Pooling::First => 1..2,
+fn embedding(prompt: &[u32], embed: &Embed) -> Vec<f32> {
+    let ends = match *embed.pooling {
+        [Pooling::Last] => prompt.len()..prompt.len() + 1,
+        [Pooling::First] => 1..2,
+        _ => 1..prompt.len() + 1,
     };
     let mut sum = [0.0f64; HIDDEN];
     for state in ends.clone().map(|end| hidden_after(&prompt[..end])) {
         sum.iter_mut().zip(state).for_each(|(sum, value)| *sum += f64::from(value));
     }
+    let mut scale = 1.0 / ends.len() as f64;
+    sum.iter_mut().for_each(|value| *value *= scale);
     let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
-    let scale = if embed.normalize { 1.0 / length } else { 1.0 / ends.len() as f64 };
+    scale = if embed.normalize { 1.0 / length } else { 1.0 };
     sum.iter().map(|value| (value * scale) as f32).collect()
 }
 
@@ -215,7 +217,9 @@ fn filtered(filter: impl Filter + 'static, max_tokens: usize) -> Spec {
 /// One of many kinds of request, all different.
 fn mixed(number: usize) -> Spec {
     let prompt = prompt(number as u32 + 1, 1 + number * 7 % 70);
-    let embed = |pooling| Kind::Embed(Embed { pooling, normalize: number.is_multiple_of(2) });
+    let embed = |pooling: Pooling| {
+        Kind::Embed(Embed { pooling: [pooling].into(), normalize: number.is_multiple_of(2) })
+    };
     let kind = match number % 9 {
         0 => Kind::Logits,
         1 => embed(Pooling::Mean),
@@ -698,6 +702,41 @@ fn answers_run_ahead_of_a_slow_reader_and_notifiers_are_called() {
         !matches!(pending.next(Duration::from_millis(1)), Poll::Pending | Poll::Event(Event::Token(_)))
     });
     assert!(matches!(pending.next(Duration::ZERO), Poll::Ended));
+}
+
+/// A text that is not cut sees all of itself; one that could be continued would change under what it has
+/// said.
+#[test]
+fn texts_of_a_bidirectional_model_are_computed_whole_and_leave_nothing_behind() {
+    let (engine, control) = engine(60, |options| options.causal = false);
+    let stand_still = control.gate.lock().unwrap();
+    let specs: Vec<Spec> = (0..30)
+        .map(|number| {
+            let pooling = [Pooling::Mean, Pooling::Last, Pooling::First][number % 3];
+            let embed = Kind::Embed(Embed { pooling: [pooling].into(), normalize: true });
+            let kind = if number % 5 == 4 { Kind::Logits } else { embed };
+            // Most begin alike, some are longer than a step.
+            Spec {
+                prompt: [prompt(3, number % 4 * 16), prompt(number as u32, 1 + number * 37 % 90)].concat(),
+                kind,
+            }
+        })
+        .collect();
+    let answers: Vec<_> = specs.iter().map(|spec| engine.submit(request(spec)).unwrap()).collect();
+    drop(stand_still);
+    for (number, (answer, spec)) in answers.into_iter().zip(&specs).enumerate() {
+        assert_eq!(read(answer).unwrap(), expected(spec), "{number}");
+    }
+    assert_idle(&engine);
+    assert_eq!(control.cut.load(Relaxed), 0, "a text was cut");
+    assert_eq!(engine.stats().cached_pages, 0);
+    assert!(control.steps.load(Relaxed) < specs.len(), "short texts share a step");
+    let score = Spec { prompt: vec![1], kind: Kind::Score(vec![vec![2, 3]]) };
+    for spec in [generate(vec![1, 2], 3), score] {
+        let error = engine.submit(request(&spec)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        assert!(error.message().contains("embed"), "{error}");
+    }
 }
 
 // --- What is computed once -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ pub struct Scene {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub causal: bool,
     pub window: Option<usize>,
     pub soft_cap: Option<f32>,
     pub sequences: Vec<(usize, usize)>,
@@ -31,6 +32,7 @@ impl Scene {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+            causal: self.causal,
             window: self.window,
             soft_cap: self.soft_cap,
         }
@@ -66,7 +68,11 @@ impl Scene {
         let pages: Vec<Vec<u32>> = pages.iter().map(|&count| free.drain(..count).collect()).collect();
         let sources: Vec<_> = which.iter().map(|&index| self.rows(index)).collect();
         let mut outputs: Vec<Vec<Table>> = vec![Vec::new(); which.len()];
-        for Cut { from, to, wanted } in self.cuts(which, chunk) {
+        let whole: Vec<usize> = which.iter().map(|&i| self.sequences[i].0 + self.sequences[i].1).collect();
+        // What bidirectional rows see is there before any of them is computed.
+        let first = Cut { from: vec![0; which.len()], to: whole.clone(), wanted: false };
+        let first = Some(first).filter(|_| !self.causal);
+        for Cut { from, to, wanted } in first.into_iter().chain(self.cuts(which, chunk)) {
             let here: Vec<usize> = (0..which.len()).filter(|&slot| from[slot] < to[slot]).collect();
             let mut step = Step::default();
             for &slot in &here {
@@ -78,6 +84,9 @@ impl Scene {
                 Table::cat(&rows).on(ops)
             };
             ops.kv_write(&cache, 1, &gather(0), &gather(1), &step).unwrap();
+            if !self.causal {
+                step.spans.iter_mut().zip(&here).for_each(|(span, &slot)| span.len = whole[slot]);
+            }
             let out = table(ops, ops.attention(&gather(2), &cache, 1, &step, &self.attention()).unwrap());
             for (&slot, span) in here.iter().zip(&step.spans).filter(|_| wanted) {
                 outputs[slot].push(out.part(span.rows.start, span.rows.len()));
@@ -117,9 +126,14 @@ fn scenes() -> Vec<Scene> {
         heads,
         kv_heads,
         head_dim,
+        causal: true,
         window,
         soft_cap,
         sequences: sequences.to_vec(),
+    };
+    let both = |heads, window, sequences: &[(usize, usize)]| Scene {
+        causal: false,
+        ..scene(heads, window, None, sequences)
     };
     vec![
         scene((1, 1, 16), None, None, &[(0, 1)]),
@@ -132,6 +146,9 @@ fn scenes() -> Vec<Scene> {
         // Over the chunks of 256 positions in which a query's sums are taken, and a window over such an edge.
         scene((4, 2, 32), None, None, &[(255, 1), (256, 1), (700, 3), (0, 270)]),
         scene((2, 1, 48), Some(300), None, &[(500, 40), (290, 1)]),
+        // Bidirectional, in windows and without; also the few rows that the last layer computes.
+        both((9, 3, 64), None, &[(0, 40), (0, 1), (99, 1), (0, 270), (20, 5)]),
+        both((4, 2, 32), Some(9), &[(0, 40), (0, 17), (30, 1), (240, 33)]),
     ]
 }
 

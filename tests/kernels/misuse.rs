@@ -53,8 +53,15 @@ impl<'a> Bench<'a> {
     }
 
     fn attend(&self, layer: usize, step: &Step, change: fn(&mut Attention)) -> Result<()> {
-        let mut a =
-            Attention { heads: 1, kv_heads: 1, head_dim: 64, scale: 1.0, window: None, soft_cap: None };
+        let mut a = Attention {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 64,
+            scale: 1.0,
+            causal: true,
+            window: None,
+            soft_cap: None,
+        };
         change(&mut a);
         self.ops.attention(&self.x, &self.cache, layer, step, &a).map(drop)
     }
@@ -127,6 +134,10 @@ impl<'a> Bench<'a> {
         let (good, foreign) = (self.step(&[0], 3), other.kv_cache(&[SHAPE], 2).unwrap());
         let gap = Step { positions: vec![0, 2, 3], ..good.clone() };
         let mut hole = good.clone();
+        let mut short = good.clone();
+        short.spans[0].len = 2;
+        let mut long = good.clone();
+        long.spans[0].len = 17;
         hole.spans[0].rows = 1..3;
         let keep: fn(&mut Attention) = |_| ();
         let write = |layer, v: &Rows, step: &Step| ops.kv_write(cache, layer, x, v, step);
@@ -136,6 +147,8 @@ impl<'a> Bench<'a> {
             ("width", write(0, odd, &good), ErrorKind::Internal),
             ("foreign cache", ops.kv_write(&foreign, 0, x, x, &good), ErrorKind::Internal),
             ("layer of attention", self.attend(1, &good, keep), ErrorKind::Internal),
+            ("a length within the rows", self.attend(0, &short, keep), ErrorKind::Internal),
+            ("a length beyond the pages", self.attend(0, &long, keep), ErrorKind::Internal),
             ("too few pages", self.attend(0, &self.step(&[], 3), keep), ErrorKind::Internal),
             ("rows of a step", self.attend(0, &self.step(&[0], 2), keep), ErrorKind::Internal),
             ("positions", self.attend(0, &gap, keep), ErrorKind::Internal),
@@ -178,7 +191,15 @@ fn nothing_to_compute_is_nothing_computed() {
         let norm = Norm { kind: NormKind::Rms, eps: 1e-6, weight: vector(&ops, &[1.0; 64]), bias: None };
         let table = ops.rope_table(&[1.0], 1.0, &[]).unwrap();
         let cache = ops.kv_cache(&[SHAPE], 1).unwrap();
-        let a = Attention { heads: 1, kv_heads: 1, head_dim: 64, scale: 1.0, window: None, soft_cap: None };
+        let a = Attention {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 64,
+            scale: 1.0,
+            causal: true,
+            window: None,
+            soft_cap: None,
+        };
         let step = Step::default();
         ops.kv_write(&cache, 0, &none(), &none(), &step).unwrap();
         let empty = [

@@ -85,7 +85,8 @@ CASES = [
     ("score text", lambda m: m.score("x", "ab"), TypeError, ["candidates", "list"]),
     ("score no text", lambda m: m.score("x", ["a", ""]), ValueError, ["candidates[1]", "empty"]),
     ("embed text", lambda m: m.embed("x"), TypeError, ["texts", "list"]),
-    ("pooling", lambda m: m.embed(["x"], "max"), ValueError, ["pooling", "'mean'"]),
+    ("pooling", lambda m: m.embed(["x"], "median"), ValueError, ["pooling", "'mean'"]),
+    ("prompt", lambda m: m.embed(["x"], prompt=3), TypeError, ["prompt", "int"]),
 ]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
+import shutil
 
 import pytest
 
 import tallow
-from conftest import needed
+from conftest import ROOT, needed
 
 dspy = needed("dspy")
 cloudpickle = needed("cloudpickle")
@@ -45,8 +47,18 @@ def test_embeddings_of_others_never_come_from_the_cache(tiny, tiny_folder):
     assert (asked(["words"]) == prefixed).all()
 
 
+def test_a_prefix_replaces_the_models_default_prompt(tmp_path):
+    folder = shutil.copytree(ROOT / "tests" / "golden" / "embed" / "qwen3", tmp_path / "model")
+    settings = {"prompts": {"text": "text: "}, "default_prompt_name": "text"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    model = tallow.Model(folder)
+    embed = tallow.Embed(model, query_prefix="question: ")
+    assert (embed(["x"]) == model.embed(["text: x"], prompt="")).all()
+    assert (embed(["x"], kind="query") == model.embed(["question: x"], prompt="")).all()
+
+
 EMBED = [
-    ({"pooling": "max"}, "pooling"),
+    ({"pooling": "median"}, "pooling"),
     ({"threads": 2}, "threads"),
     ({"query_prefix": 3}, "query_prefix"),
 ]

@@ -23,13 +23,14 @@ _KINDS = ("document", "query")
 
 
 class Embed:
-    """Texts to vectors of unit length: ``Embed(model)(["a text", ...])`` is float32 [texts, hidden].
+    """Texts to vectors: ``Embed(model)(["a text", ...])`` is float32 [texts, dimensions], as ``Model.embed``.
 
     - ``model``: a ``tallow.Model``, or what one is made from, with Model's own arguments.
-    - ``pooling``: auto, mean, last, cls; as for ``Model.embed``.
+    - ``pooling``: as for ``Model.embed``.
     - ``query_prefix``, ``document_prefix``: what some models were trained to see before a question and before
-      a text ("query: ", "passage: "). A text is a document, unless the call says ``kind="query"``; so for
-      questions make a second ``dspy.Embedder(embed, kind="query")``.
+      a text ("query: ", "passage: "); without one, the model's default prompt if it names one. A text is a
+      document, unless the call says ``kind="query"``; so for questions make a second
+      ``dspy.Embedder(embed, kind="query")``.
 
     Any number of threads may call one.
     """
@@ -63,8 +64,7 @@ class Embed:
 
     def __call__(self, texts: Sequence[str], *, kind: str = "document") -> NDArray[np.float32]:
         prefix = self.prefixes[arguments.choice("kind", kind, _KINDS)]
-        checked = arguments.texts("texts", texts)
-        return self.model.embed([prefix + text for text in checked] if prefix else checked, self.pooling)
+        return self.model.embed(texts, self.pooling, prompt=prefix or None)
 
     # As a value
 

@@ -91,8 +91,11 @@ impl Scene {
         let mut done: Vec<usize> = which.iter().map(|&index| self.sequences[index].0).collect();
         let mut outputs = vec![Vec::new(); which.len()];
         let (width, dims) = (self.shape().width(), self.a.heads * self.a.head_dim);
+        // What bidirectional rows see is there before any of them is computed.
+        let whole = |index: usize| self.sequences[index].0 + self.sequences[index].1;
         for (slot, &index) in which.iter().enumerate() {
-            fill(&kv, &table[index], 0..done[slot], width, &sources[slot]);
+            let written = if self.a.causal { done[slot] } else { whole(index) };
+            fill(&kv, &table[index], 0..written, width, &sources[slot]);
         }
         loop {
             let (mut step, mut q, mut lens) = (Step::default(), Vec::new(), Vec::new());
@@ -101,9 +104,14 @@ impl Scene {
                 let range = done[slot]..(done[slot] + way.rows).min(before + rows);
                 lens.push(range.len());
                 if !range.is_empty() {
-                    fill(&kv, &table[index], range.clone(), width, &sources[slot]);
+                    if self.a.causal {
+                        fill(&kv, &table[index], range.clone(), width, &sources[slot]);
+                    }
                     q.extend_from_slice(&sources[slot].0[2][range.start * dims..range.end * dims]);
                     step.push(&vec![0; range.len()], range.start, table[index].clone());
+                    if let Some(span) = step.spans.last_mut().filter(|_| !self.a.causal) {
+                        span.len = whole(index);
+                    }
                 }
                 done[slot] = range.end;
             }
@@ -129,6 +137,11 @@ impl Scene {
         let mut out = Vec::new();
         for position in before..before + rows {
             let from = a.window.map_or(0, |window| (position + 1).saturating_sub(window));
+            let end = before + rows;
+            let to = match (a.causal, a.window) {
+                (true, _) => position + 1,
+                (false, window) => window.map_or(end, |window| end.min(position + window)),
+            };
             for head in 0..a.heads {
                 let q = &q[(position * a.heads + head) * dim..][..dim];
                 let at = head / (a.heads / a.kv_heads) * dim;
@@ -138,7 +151,7 @@ impl Scene {
                     let score = dot * f64::from(a.scale);
                     a.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 };
-                let scores: Vec<f64> = (from..=position).map(score).collect();
+                let scores: Vec<f64> = (from..to).map(score).collect();
                 let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - greatest).exp()).collect();
                 let sum: f64 = weights.iter().sum();
@@ -173,10 +186,22 @@ fn scene(
 ) -> Scene {
     let scale = 1.0 / (head_dim as f32).sqrt();
     Scene {
-        a: Attention { heads, kv_heads, head_dim, scale, window, soft_cap },
+        a: Attention { heads, kv_heads, head_dim, scale, causal: true, window, soft_cap },
         sequences: sequences.to_vec(),
         common: 0,
     }
+}
+
+/// The same, and every row sees the rows behind it as well.
+fn bidirectional(
+    heads: (usize, usize, usize),
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+    sequences: &[(usize, usize)],
+) -> Scene {
+    let mut scene = scene(heads, window, soft_cap, sequences);
+    scene.a.causal = false;
+    scene
 }
 
 /// Answers that begin with the same pages.
@@ -207,6 +232,15 @@ fn scenes() -> Vec<Scene> {
         scene((1, 1, 80), Some(300), Some(30.0), &[(250, 20), (550, 12), (1299, 1)]),
         scene((2, 2, 16), Some(1), None, &[(255, 3), (600, 1)]),
         scene((3, 1, 36), Some(256), None, &[(500, 30), (0, 1)]),
+        // Both sides: within a page, over pages and chunks; windows that end in other chunks; and the last
+        // layer's queries, of which there may be one, in front or at the end.
+        bidirectional((1, 1, 16), None, None, &[(0, 1), (0, 16), (0, 17)]),
+        bidirectional((9, 3, 64), None, None, &[(0, 40), (39, 1), (0, 100), (15, 3)]),
+        bidirectional((4, 1, 256), Some(24), None, &[(0, 37), (0, 64), (30, 20)]),
+        bidirectional((8, 4, 80), Some(1), Some(5.0), &[(0, 18), (33, 2)]),
+        bidirectional((3, 1, 36), Some(257), None, &[(0, 530), (0, 257), (511, 1)]),
+        bidirectional((2, 2, 20), None, Some(20.0), &[(0, 520), (255, 2), (256, 1), (0, 300)]),
+        bidirectional((7, 1, 20), Some(40), None, &[(0, 300), (250, 30), (270, 1)]),
         // Pages in common: up to the last one, none in the second chunk, ends in other chunks.
         relatives((9, 3, 64), None, None, 9, &[150, 144, 200, 161, 147, 260, 159, 151, 180, 144, 153]),
         relatives((4, 1, 64), None, None, 16, &[257, 300, 256, 258, 271, 530, 272]),
