@@ -6,6 +6,7 @@
 //!
 //! Tensors begin wherever the header ends: their bytes need not be aligned to anything.
 
+use std::collections::btree_map::Entry as Place;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
@@ -167,11 +168,15 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         while let Some(name) = map.next_key::<String>()? {
             if name == METADATA {
                 metadata = map.next_value::<Option<HashMap<String, String>>>()?;
-            } else if tensors.contains_key(&name) {
-                return Err(A::Error::custom(format!("the tensor {} is there twice", quoted(&name))));
-            } else {
-                tensors.insert(name, map.next_value()?);
+                continue;
             }
+            match tensors.entry(name) {
+                Place::Vacant(place) => place.insert(map.next_value()?),
+                Place::Occupied(place) => {
+                    let name = quoted(place.key());
+                    return Err(A::Error::custom(format!("the tensor {name} is there twice")));
+                }
+            };
         }
         let mut tensors: Vec<_> = tensors.into_iter().collect();
         tensors.sort_by_key(|(_, info)| info.data_offsets);

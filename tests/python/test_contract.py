@@ -394,7 +394,7 @@ def test_generate_of_a_later_dspy_has_a_plan():
         "from tallow.dspy import lm, plan\n"
         "def spy(self, request, n=1): return plan.running(self.model).n\n"
         "dspy.LM.generate = spy\n"
-        "made = object.__new__(lm.LM); made.model, made.kwargs = 'tallow/x', {}\n"
+        "made = object.__new__(lm.LM); made.model, made.kwargs, made.cache = 'tallow/x', {}, False\n"
         "assert made.generate('r', n=3) == 3 and made.generate('r') == 1\n"
         "with plan.planned(plan.Plan('tallow/x', n=5)):\n"
         "    assert made.generate('r') == 5\n"

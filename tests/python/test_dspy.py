@@ -224,7 +224,7 @@ def test_folding(tiny):
 
 def test_engine_options_and_predictions(tiny, tiny_folder):
     lm = tallow.LM(tiny_folder, kv_memory="1MiB", queue=9, prefix_cache=False, cache=False, max_tokens=9)
-    assert lm.model == tallow.LM(tiny).model and lm.engine.model == tiny
+    assert lm.model == tallow.LM(tiny, cache=False).model and lm.engine.model == tiny
     assert lm.engine.model.to_state()["queue"] == 9
     assert lm("hello")  # the engine starts
     assert lm.stats()["kv_bytes"] <= 2**20
