@@ -1,22 +1,25 @@
 //! The way from an unfinished answer to an end.
 //!
-//! The library cannot tell how far the end is: its state is a set of parser items over a lexer of derivatives, and
-//! neither knows a distance. Computing one would mean the shortest word of a context-free grammar from a given set
-//! of items, over lexemes whose rest has to be measured as well; none of it is reachable from outside. So the
-//! end is searched for, byte by byte, with the matcher itself as judge:
+//! The library cannot tell how far the end is: its state is a set of parser items over a lexer of
+//! derivatives, and neither knows a distance. Computing one would mean the shortest word of a context-free
+//! grammar from a given set of items, over lexemes whose rest has to be measured as well; none of it is
+//! reachable from outside. So the end is searched for, byte by byte, with the matcher itself as judge:
 //!
 //! - bytes that are forced are taken;
-//! - where there is a choice, bytes that close things are tried first: brackets, then quotes, then a comma or a
-//!   line break, then what continues;
-//! - where the grammar spells texts out (headers, tags, markers), these are tried before any byte, the longest first,
-//!   with up to two line breaks before them: in a free text nothing else leads to its end;
-//! - among equals, those taken least so far come first, so a walk cannot circle in a loop of the grammar forever;
-//! - a walk ends where the answer may stop. Several walks are made, each with another order; the shortest wins.
+//! - where there is a choice, bytes that close things are tried first: brackets, then quotes, then a comma or
+//!   a line break, then what continues;
+//! - where the grammar spells texts out (headers, tags, markers), these are tried before any byte, the
+//!   longest first, with up to two line breaks before them: in a free text nothing else leads to its end;
+//! - among equals, those taken least so far come first, so a walk cannot circle in a loop of the grammar
+//!   forever;
+//! - a walk ends where the answer may stop. Several walks are made, each with another order; the shortest
+//!   wins.
 //!
-//! What it finds is an end, not always the nearest: an upper bound, and that is enough to keep a promise. The search
-//! costs some 200 us for an object of six fields, so [`Reserve`] keeps what it found as long as it leads to an
-//! end, which is told in a few microseconds. A walk has a longest length, and a grammar in which none finds
-//! an end (a repetition of a million, an object that must contain itself) is told as having none in view.
+//! What it finds is an end, not always the nearest: an upper bound, and that is enough to keep a promise. The
+//! search costs some 200 us for an object of six fields, so [`Reserve`] keeps what it found as long as it
+//! leads to an end, which is told in a few microseconds. A walk has a longest length, and a grammar in which
+//! none finds an end (a repetition of a million, an object that must contain itself) is told as having none
+//! in view.
 
 use super::mask::TokenMask;
 use super::matcher::{Grammar, Matcher};
@@ -34,8 +37,8 @@ const BYTES_PER_TOKEN: usize = 8;
 const LONGEST: usize = 4096;
 
 impl Matcher {
-    /// Tokens after which the answer may stop, at most `most`; empty if it may stop here. `None` if no such end
-    /// was found, which does not say that there is none. See the [module](super) for what it is for.
+    /// Tokens after which the answer may stop, at most `most`; empty if it may stop here. `None` if no such
+    /// end was found, which does not say that there is none. See the [module](super) for what it is for.
     ///
     /// # Errors
     /// Constraint if the grammar became too complex to follow.
@@ -101,17 +104,17 @@ impl Matcher {
 
 /// What an answer keeps back of its budget, so that it can close.
 ///
-/// The rule is that after each token the closing fits into what is left. It holds at the beginning, or there is no
-/// `Reserve`. A token (or a chunk of forced ones) that would break it is taken back, and the closing from before it is
-/// appended instead: it fitted then, so it fits now.
+/// The rule is that after each token the closing fits into what is left. It holds at the beginning, or there
+/// is no `Reserve`. A token (or a chunk of forced ones) that would break it is taken back, and the closing
+/// from before it is appended instead: it fitted then, so it fits now.
 #[derive(Clone, Debug)]
 pub struct Reserve {
     closing: Vec<u32>,
 }
 
 impl Reserve {
-    /// For an answer of at most `budget` tokens, from its beginning. `None` if the grammar cannot take tokens back,
-    /// or has no end in view: then the answer runs unreserved.
+    /// For an answer of at most `budget` tokens, from its beginning. `None` if the grammar cannot take tokens
+    /// back, or has no end in view: then the answer runs unreserved.
     ///
     /// # Errors
     /// Constraint if the shortest answer that was found does not fit; else as [`Matcher::closing`].
@@ -134,8 +137,8 @@ impl Reserve {
         &self.closing
     }
 
-    /// After `matcher` has accepted `ids` and may have `left` more: whether the answer can still close. If not, they
-    /// are taken back, and [`Reserve::closing`] is what must follow instead, to the end.
+    /// After `matcher` has accepted `ids` and may have `left` more: whether the answer can still close. If
+    /// not, they are taken back, and [`Reserve::closing`] is what must follow instead, to the end.
     ///
     /// # Errors
     /// As [`Matcher::closing`] and [`Matcher::rollback`].
@@ -224,8 +227,9 @@ impl Walk {
         Ok(Some(self.bytes))
     }
 
-    /// The literal that the grammar takes whole, of those chosen least so far the longest; with its lead. Where
-    /// it would take other letters as well, as in a string, the literal is only content and leads nowhere.
+    /// The literal that the grammar takes whole, of those chosen least so far the longest; with its lead.
+    /// Where it would take other letters as well, as in a string, the literal is only content and leads
+    /// nowhere.
     fn choose_literal(&mut self) -> Result<Option<Vec<u8>>> {
         self.literals.sort_by_key(|(taken, _)| *taken);
         for index in 0..self.literals.len() {
@@ -249,7 +253,8 @@ impl Walk {
         }
     }
 
-    /// The nearest end of what is begun; where none is near, the first byte in the order that the grammar takes.
+    /// The nearest end of what is begun; where none is near, the first byte in the order that the grammar
+    /// takes.
     fn choose(&mut self) -> Result<Vec<u8>> {
         if let Some(taken) = &self.taken {
             self.order.sort_by_key(|&byte| taken[usize::from(byte)]);
@@ -285,7 +290,8 @@ impl Walk {
                 return Ok(Some(byte));
             }
         }
-        // A sound automaton has no dead end, so this one is full: asking for a mask notes that in the grammar.
+        // A sound automaton has no dead end, so this one is full: asking for a mask notes that in the
+        // grammar.
         self.matcher.mask(&mut TokenMask::default()).ok();
         Ok(None)
     }

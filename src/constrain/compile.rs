@@ -1,9 +1,10 @@
 //! Constraints to grammars: checked, compiled on a thread of their own, remembered.
 //!
 //! Why a thread: the library recurses along the constraint, so it gets a stack that our limits on depth and
-//! size cannot exhaust, whatever thread the user called from; and it cannot be interrupted, so the caller stops
-//! waiting when the time is up, which is the thread's own time: neither waiting for a turn nor a busy machine counts. What it still does then is bounded by fuel; no more than [`COMPILING`] such threads
-//! run at once.
+//! size cannot exhaust, whatever thread the user called from; and it cannot be interrupted, so the caller
+//! stops waiting when the time is up, which is the thread's own time: neither waiting for a turn nor a busy
+//! machine counts. What it still does then is bounded by fuel; no more than [`COMPILING`] such threads run at
+//! once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -22,10 +23,11 @@ use crate::error::{Context, Error, PARAGRAPH, Result, shortened};
 
 /// Grammars that are compiled at once.
 const COMPILING: usize = 2;
-/// Kinds of tokens that strings mostly take whole; each gets a trie of its own, and a mask that is known to hold all
-/// of one is not walked token by token. The first serves strings with a `maxLength`, the second all others.
-/// The library's own list has two more, for white space and ten letters: on 262,144 tokens they cost another
-/// 32 MiB and 0.2 s, and no mask was faster. With none, a mask in a string takes 3 ms there instead of 3 us.
+/// Kinds of tokens that strings mostly take whole; each gets a trie of its own, and a mask that is known to
+/// hold all of one is not walked token by token. The first serves strings with a `maxLength`, the second all
+/// others. The library's own list has two more, for white space and ten letters: on 262,144 tokens they cost
+/// another 32 MiB and 0.2 s, and no mask was faster. With none, a mask in a string takes 3 ms there instead
+/// of 3 us.
 const SLICES: [&str; 2] = [r#"[^"\\\x00-\x1F\x7F]{1,30}"#, r#"[^"\\\x00-\x1F\x7F]+"#];
 /// Address space, of which a compilation touches what it needs.
 const STACK: usize = 256 << 20;
@@ -119,8 +121,8 @@ impl GrammarCompiler {
     }
 }
 
-/// The time that one thread has worked. On a machine that is busy it stands still while others run, so what is within
-/// the limit does not depend on them.
+/// The time that one thread has worked. On a machine that is busy it stands still while others run, so what
+/// is within the limit does not depend on them.
 struct Clock {
     start: Instant,
     /// Where the kernel tells the thread's own time; None where it does not, and time is time.

@@ -1,9 +1,9 @@
 //! Numbers that the library's JSON compiler cannot say, put into the grammar that it made.
 //!
-//! It computes numbers with f64 and has no keyword for an expression without quotes. So such a number is written into
-//! the schema as a definition with one text, a mark that nobody writes, and in the compiled grammar the lexeme
-//! of that mark gets the number's own expression. As a definition of its own it stays a lexeme of its own:
-//! alternatives of literals would be merged into one.
+//! It computes numbers with f64 and has no keyword for an expression without quotes. So such a number is
+//! written into the schema as a definition with one text, a mark that nobody writes, and in the compiled
+//! grammar the lexeme of that mark gets the number's own expression. As a definition of its own it stays a
+//! lexeme of its own: alternatives of literals would be merged into one.
 
 use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
 use llguidance::derivre::{JsonQuoteOptions, RegexAst};
@@ -104,7 +104,8 @@ fn put(lexer: &mut LexerSpec, one: &Exact) -> Result<()> {
             lexer.lexemes.truncate(known);
             continue;
         }
-        // A lexeme knows its own number, so the new one is made where it will stand, with no other to be found.
+        // A lexeme knows its own number, so the new one is made where it will stand, with no other to be
+        // found.
         let mut other = lexer.clone();
         other.lexemes = vec![lexer.lexemes[at].clone(); at];
         added(&mut other, one.expression())?;
@@ -132,8 +133,8 @@ fn classes(lexer: &LexerSpec) -> Vec<LexemeClass> {
     found
 }
 
-/// Whether every number of its own stands alone: beside other assertions the library would intersect its mark, as a
-/// text, with those.
+/// Whether every number of its own stands alone: beside other assertions the library would intersect its
+/// mark, as a text, with those.
 ///
 /// # Errors
 /// Constraint if one does not.

@@ -1,8 +1,8 @@
 //! What each `format` of a JSON schema admits, as expressions.
 //!
-//! They are narrower than their standards where the usual readers (Python's own types, pydantic) are: no year 0, no
-//! 29 February in other years than leap years, no leap second, digits with an end. A text that the grammar let
-//! through and its reader refuses would be an answer that only looks right.
+//! They are narrower than their standards where the usual readers (Python's own types, pydantic) are: no year
+//! 0, no 29 February in other years than leap years, no leap second, digits with an end. A text that the
+//! grammar let through and its reader refuses would be an answer that only looks right.
 
 /// RFC 3339, section 5.6: `full-date`, years 0001 to 9999.
 const DATE: &str = concat!(
@@ -72,8 +72,8 @@ fn ipv6() -> String {
     forms.join("|")
 }
 
-/// RFC 3986: a scheme with an authority, whose host is a name or an IPv4 address and whose port a port may be; or
-/// one of the schemes that have none.
+/// RFC 3986: a scheme with an authority, whose host is a name or an IPv4 address and whose port a port may
+/// be; or one of the schemes that have none.
 fn uri() -> String {
     const PCHAR: &str = "(?:[a-zA-Z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})";
     let path = format!("(?:/{PCHAR}*)*");

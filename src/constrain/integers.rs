@@ -1,6 +1,7 @@
 //! Integers as expressions over their digits, of any size.
 //!
-//! The library computes with f64, which is exact up to 2^53 only. What lies beyond is written here, digit by digit.
+//! The library computes with f64, which is exact up to 2^53 only. What lies beyond is written here, digit by
+//! digit.
 
 use std::cmp::Ordering;
 
@@ -87,8 +88,8 @@ pub(super) fn is_wide(value: &Value) -> bool {
     matches!(value, Value::Number(number) if !number.is_f64() && Integer::from(number, true).is_wide())
 }
 
-/// The bounds of a numeric schema, tightened to integers; `None` where there is none. Draft 4 writes an exclusive
-/// bound as a flag beside the bound.
+/// The bounds of a numeric schema, tightened to integers; `None` where there is none. Draft 4 writes an
+/// exclusive bound as a flag beside the bound.
 pub(super) fn bounds(schema: &Map<String, Value>) -> (Option<Integer>, Option<Integer>) {
     let side = |plain: &str, exclusive: &str, upwards: bool| {
         let read = |name: &str| schema.get(name).and_then(Value::as_number);

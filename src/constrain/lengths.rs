@@ -1,18 +1,19 @@
 //! A pattern beside a `maxLength`, as one expression.
 //!
-//! The library intersects the two, and then counts: each character makes another state of the whole pattern, and
-//! telling whether it still leads anywhere takes as many steps as characters are left. At a length of some
-//! hundreds that is more than a mask may cost, and at a million it never ends. So a long length is shared out instead
-//! among the repetitions that would go on for ever: `\S+@\S+` in 254 characters is `\S{1,127}@\S{1,126}`. All that it
-//! admits fits into the length; a text that gives one part nearly all of it is given up for that.
+//! The library intersects the two, and then counts: each character makes another state of the whole pattern,
+//! and telling whether it still leads anywhere takes as many steps as characters are left. At a length of
+//! some hundreds that is more than a mask may cost, and at a million it never ends. So a long length is
+//! shared out instead among the repetitions that would go on for ever: `\S+@\S+` in 254 characters is
+//! `\S{1,127}@\S{1,126}`. All that it admits fits into the length; a text that gives one part nearly all of
+//! it is given up for that.
 
 use regex_syntax::hir::{Dot, Hir, HirKind, Look, Repetition};
 
 /// Shorter lengths are counted exactly.
 pub(super) const LONG: u64 = 64;
 
-/// The pattern, searched for anywhere in a text as JSON schemas do, as one that matches whole texts of at most `most`
-/// characters. `None` where the library is to say what is wrong, or has to count.
+/// The pattern, searched for anywhere in a text as JSON schemas do, as one that matches whole texts of at
+/// most `most` characters. `None` where the library is to say what is wrong, or has to count.
 pub(super) fn shared_out(pattern: &str, most: u64) -> Option<Shared> {
     let parsed = regex_syntax::Parser::new().parse(&llguidance::regex_to_lark(pattern, "dw")).ok()?;
     let whole = whole(&parsed)?;

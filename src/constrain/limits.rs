@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Bounds on one grammar. Each is far over what real schemas need, and low enough that a hostile one ends in an
-/// error within about two seconds and some hundred megabytes.
+/// Bounds on one grammar. Each is far over what real schemas need, and low enough that a hostile one ends in
+/// an error within about two seconds and some hundred megabytes.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes of a constraint as text. The largest published schemas (FHIR, 3 MB) are beyond it; those that

@@ -1,5 +1,5 @@
-//! The texts that a grammar spells out: headers, tags, markers. Where an answer could go on for ever with free text,
-//! one of them is what ends it, and no search byte by byte would stumble on it.
+//! The texts that a grammar spells out: headers, tags, markers. Where an answer could go on for ever with
+//! free text, one of them is what ends it, and no search byte by byte would stumble on it.
 
 use serde_json::Value;
 
@@ -40,7 +40,8 @@ fn piece(rest: &str) -> Option<(Piece<'_>, &str)> {
     })
 }
 
-/// The literals of a grammar in Lark, the longest first. JSON schemas in it have none: their strings are content.
+/// The literals of a grammar in Lark, the longest first. JSON schemas in it have none: their strings are
+/// content.
 pub(super) fn of_lark(grammar: &str) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut rest = grammar;

@@ -14,9 +14,9 @@ use super::nearest;
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
 
-/// A compiled constraint. Immutable; a clone shares it, and all its answers share the automaton that
-/// grows while they are written, so a second answer is masked faster than the first. Where it is full, an answer goes
-/// on with one of its own: what others have written does not decide what this one may hold.
+/// A compiled constraint. Immutable; a clone shares it, and all its answers share the automaton that grows
+/// while they are written, so a second answer is masked faster than the first. Where it is full, an answer
+/// goes on with one of its own: what others have written does not decide what this one may hold.
 #[derive(Clone)]
 pub struct Grammar(Arc<Inner>);
 
@@ -111,8 +111,8 @@ fn consume(parser: &mut TokenParser, id: u32) -> Result<(), String> {
 
 /// One answer, held against a grammar. A clone goes its own way from here on.
 ///
-/// An error is final, and only this answer's, except that [`Matcher::accept`] of a token that the grammar does
-/// not take leaves the matcher as it was.
+/// An error is final, and only this answer's, except that [`Matcher::accept`] of a token that the grammar
+/// does not take leaves the matcher as it was.
 #[derive(Clone)]
 pub struct Matcher {
     inner: TokenParser,
@@ -139,8 +139,8 @@ impl Matcher {
         self.len() == 0
     }
 
-    /// Which tokens may come next. Where tokens are [forced](Matcher::forced), only the first of them; when the
-    /// answer [is done](Matcher::is_done), only those that end it.
+    /// Which tokens may come next. Where tokens are [forced](Matcher::forced), only the first of them; when
+    /// the answer [is done](Matcher::is_done), only those that end it.
     ///
     /// # Errors
     /// Constraint if the grammar became too complex to follow, or leaves no token at all.
@@ -160,8 +160,8 @@ impl Matcher {
     /// Goes on with a token.
     ///
     /// # Errors
-    /// Constraint if the grammar does not take it here; the matcher stays as it was. Constraint if the grammar became
-    /// too complex to follow.
+    /// Constraint if the grammar does not take it here; the matcher stays as it was. Constraint if the
+    /// grammar became too complex to follow.
     pub fn accept(&mut self, id: u32) -> Result<()> {
         let is_eos = self.grammar.0.vocabulary.is_eos(id);
         if self.ended || (self.is_done() && !is_eos) {
@@ -188,8 +188,8 @@ impl Matcher {
     }
 
     /// The tokens that must follow; empty where there is a choice, also one of how to write the same text.
-    /// They are written as the tokenizer writes text; the last characters are left out if a choice that follows could
-    /// be written together with them.
+    /// They are written as the tokenizer writes text; the last characters are left out if a choice that
+    /// follows could be written together with them.
     ///
     /// A failure shows in the next [`Matcher::mask`].
     pub fn forced(&mut self) -> Vec<u32> {
@@ -218,8 +218,8 @@ impl Matcher {
     /// Takes back the last `count` tokens.
     ///
     /// # Errors
-    /// InvalidRequest if there are fewer; Constraint for Lark grammars with `stop=` or `max_tokens=`, which cannot
-    /// be taken back (do not draft with them: see [`Grammar::can_rollback`]).
+    /// InvalidRequest if there are fewer; Constraint for Lark grammars with `stop=` or `max_tokens=`, which
+    /// cannot be taken back (do not draft with them: see [`Grammar::can_rollback`]).
     pub fn rollback(&mut self, count: usize) -> Result<()> {
         if count > self.len() {
             return Err(Error::invalid(format!("{count} tokens cannot be taken back of {}", self.len())));
@@ -259,8 +259,8 @@ impl Matcher {
         self.call("finding forced text", |inner| Ok(inner.force_bytes()))
     }
 
-    /// The nearest bytes after which what is begun may end, bytes in this order: see [`nearest`]. `None` if none is
-    /// near.
+    /// The nearest bytes after which what is begun may end, bytes in this order: see [`nearest`]. `None` if
+    /// none is near.
     pub(super) fn nearest(&mut self, order: &[u8]) -> Result<Option<Vec<u8>>> {
         let env = self.grammar.0.vocabulary.env().clone();
         self.call("looking for an end", |inner| Ok(nearest::nearest(&mut inner.parser, &env, order)))

@@ -11,25 +11,27 @@
 //! | [`TokenMask`], [`Mask`] | which tokens may come next; the filter that applies them |
 //!
 //! # How an answer runs
-//! For each step the [`Matcher`] says which tokens may come ([`Matcher::mask`]), the sampler picks one of them, and the
-//! matcher goes on with it ([`Matcher::accept`]). Where only one text can follow, [`Matcher::forced`] gives its
-//! tokens: they are never sampled, but appended and computed as one chunk. A draft is cut to what the grammar
-//! takes ([`Matcher::validate`]); tokens that leave no room for an end are taken back ([`Matcher::rollback`]). When [`Matcher::is_done`], nothing but the end
-//! can follow; a token that ends the answer is allowed only where [`Matcher::may_stop`].
+//! For each step the [`Matcher`] says which tokens may come ([`Matcher::mask`]), the sampler picks one of
+//! them, and the matcher goes on with it ([`Matcher::accept`]). Where only one text can follow,
+//! [`Matcher::forced`] gives its tokens: they are never sampled, but appended and computed as one chunk. A
+//! draft is cut to what the grammar takes ([`Matcher::validate`]); tokens that leave no room for an end are
+//! taken back ([`Matcher::rollback`]). When [`Matcher::is_done`], nothing but the end can follow; a token
+//! that ends the answer is allowed only where [`Matcher::may_stop`].
 //!
-//! The work is llguidance's: derivatives of regular expressions as lexer, an Earley parser over it, and one walk
-//! over the trie of the vocabulary a mask. It compiles in milliseconds and builds its automata while the
+//! The work is llguidance's: derivatives of regular expressions as lexer, an Earley parser over it, and one
+//! walk over the trie of the vocabulary a mask. It compiles in milliseconds and builds its automata while the
 //! answer grows, which suits a library that meets a new schema with every signature. What stands here around
-//! it: our own trie over our own tokenizers, limits, one place where its panics end, errors that a user can act
-//! on, and a cache.
+//! it: our own trie over our own tokenizers, limits, one place where its panics end, errors that a user can
+//! act on, and a cache.
 //!
 //! # An answer that closes within its budget
 //! A grammar alone does not end an answer: a string may grow until `max_tokens` cuts it off, and half an
-//! object does not parse. So there is [`Matcher::closing`], tokens that take the answer from here to an end, found by
-//! search (the library tells no distance to the end), and [`Reserve`], which keeps one rule: after each token the
-//! closing fits into what is left. Before the first token, a grammar with no end within `max_tokens` is the
-//! request's error or runs unreserved, as its caller likes. A sampled token whose closing does not fit is taken
-//! back, and the closing from before it is appended as forced tokens. So the answer ends complete.
+//! object does not parse. So there is [`Matcher::closing`], tokens that take the answer from here to an end,
+//! found by search (the library tells no distance to the end), and [`Reserve`], which keeps one rule: after
+//! each token the closing fits into what is left. Before the first token, a grammar with no end within
+//! `max_tokens` is the request's error or runs unreserved, as its caller likes. A sampled token whose closing
+//! does not fit is taken back, and the closing from before it is appended as forced tokens. So the answer
+//! ends complete.
 
 mod closing;
 mod compile;
@@ -59,14 +61,14 @@ pub use vocabulary::Vocabulary;
 /// What an answer must be.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Constraint {
-    /// JSON that a schema describes (draft 2020-12 and before; what cannot be enforced is an error, never ignored).
-    /// Properties come in the order in which the schema has them. Integers are exact at any size. A `format` admits what
-    /// its usual readers read, and a `maxLength` over 64 beside a pattern is shared out among the pattern's repetitions:
-    /// some of the longest texts are given up for answers that end.
+    /// JSON that a schema describes (draft 2020-12 and before; what cannot be enforced is an error, never
+    /// ignored). Properties come in the order in which the schema has them. Integers are exact at any size. A
+    /// `format` admits what its usual readers read, and a `maxLength` over 64 beside a pattern is shared out
+    /// among the pattern's repetitions: some of the longest texts are given up for answers that end.
     ///
-    /// It is written as Python's `json.dumps` does: `, ` and `: `, on one line. A small model otherwise fills its
-    /// budget with white space, and no separator could be forced. `"x-guidance"` at the top of the schema replaces
-    /// that (the keys are llguidance's: `whitespace_flexible`, `item_separator`, …).
+    /// It is written as Python's `json.dumps` does: `, ` and `: `, on one line. A small model otherwise fills
+    /// its budget with white space, and no separator could be forced. `"x-guidance"` at the top of the schema
+    /// replaces that (the keys are llguidance's: `whitespace_flexible`, `item_separator`, …).
     JsonSchema(Value),
     /// The whole answer matches this regular expression (the syntax of the `regex` crate, without look-around
     /// and back references; `^` and `$` around it are allowed and mean nothing).

@@ -1,8 +1,9 @@
 //! The shortest way to the end of what the lexer has begun: a string, a number, a text with its delimiter.
 //!
-//! The lexer is an automaton whose states can be told apart, so a search in breadth over them is exact, and quick where
-//! the end is near, however long the lexeme may become: `\S+@\S+` in up to a million characters ends after three.
-//! Parser states cannot be told apart from outside; a walk over lexemes is the business of [`super::closing`].
+//! The lexer is an automaton whose states can be told apart, so a search in breadth over them is exact, and
+//! quick where the end is near, however long the lexeme may become: `\S+@\S+` in up to a million characters
+//! ends after three. Parser states cannot be told apart from outside; a walk over lexemes is the business of
+//! [`super::closing`].
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -13,12 +14,12 @@ use llguidance::toktrie::{Recognizer, SimpleVob, TokEnv, TokTrie};
 
 /// States that one search looks at: those of texts and of the delimiter after them are some hundreds.
 const MOST: usize = 1_000;
-/// What a search has instead of the beginning of a token: not empty, or the library would remember the result as the
-/// mask of this place.
+/// What a search has instead of the beginning of a token: not empty, or the library would remember the result
+/// as the mask of this place.
 const NO_MASK: &[u8] = &[0];
 
-/// Bytes after which a lexeme may end, the nearest that there are; among equals those that come first in `order`. Where one
-/// may end already, the byte with which the next one begins. `None` if no end is near.
+/// Bytes after which a lexeme may end, the nearest that there are; among equals those that come first in
+/// `order`. Where one may end already, the byte with which the next one begins. `None` if no end is near.
 pub(super) fn nearest(parser: &mut Parser, env: &TokEnv, order: &[u8]) -> Option<Vec<u8>> {
     let mut nodes = vec![Node { before: 0, byte: 0 }];
     let mut seen = HashSet::new();

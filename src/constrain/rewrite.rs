@@ -2,7 +2,8 @@
 //!
 //! What the library would get wrong, or pass over without a word, is said otherwise here or refused by name:
 //!
-//! - references of every kind become `#/$defs/…` ([`super::references`]); the drafts' spellings become 2020-12's;
+//! - references of every kind become `#/$defs/…` ([`super::references`]); the drafts' spellings become
+//!   2020-12's;
 //! - integers that f64 does not hold become expressions over their digits ([`super::exact`]);
 //! - formats become patterns that their readers read ([`super::formats`]);
 //! - a pattern beside a long `maxLength` becomes one expression ([`super::lengths`]);

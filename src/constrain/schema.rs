@@ -1,7 +1,8 @@
 //! From what a user wrote to what the library compiles: checked against the limits first.
 //!
-//! The library bounds its own work by fuel in most places; what is checked here is where it does not: recursion
-//! along nesting and references, alternatives that multiply under `allOf`, pairs of `patternProperties`.
+//! The library bounds its own work by fuel in most places; what is checked here is where it does not:
+//! recursion along nesting and references, alternatives that multiply under `allOf`, pairs of
+//! `patternProperties`.
 
 use std::collections::HashMap;
 
@@ -38,8 +39,8 @@ pub(super) fn key(constraint: &Constraint, limits: &Limits) -> Result<String> {
     Ok(format!("{} {text}", constraint.name()))
 }
 
-/// The constraint as the library reads it, and the numbers to be put into what it compiles. Recursive: run it where
-/// there is stack.
+/// The constraint as the library reads it, and the numbers to be put into what it compiles. Recursive: run it
+/// where there is stack.
 ///
 /// # Errors
 /// Constraint that says what is wrong.
@@ -84,8 +85,8 @@ fn check_choices(choices: &[String], limits: &Limits) -> Result<()> {
     at_most("choices", "texts", choices.len(), limits.choices)
 }
 
-/// Size, depth and the lengths of lists. Iterative, because the depth is not known yet; children are told apart by
-/// keyword only roughly, so a property that is called `enum` counts as one.
+/// Size, depth and the lengths of lists. Iterative, because the depth is not known yet; children are told
+/// apart by keyword only roughly, so a property that is called `enum` counts as one.
 fn walk(schema: &Value, limits: &Limits) -> Result<()> {
     if !schema.is_object() && !schema.is_boolean() {
         return Err(Error::constraint("json_schema: a schema is an object (or true or false)"));

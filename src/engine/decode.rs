@@ -202,8 +202,8 @@ impl Decode {
         self.task.max_tokens.min(self.context_length.saturating_sub(prompt_len))
     }
 
-    /// Appends what was decided: all of it, or as far as log probabilities can be told. The first of it may have been
-    /// `drawn`; what is forced after it goes out as one run.
+    /// Appends what was decided: all of it, or as far as log probabilities can be told. The first of it may
+    /// have been `drawn`; what is forced after it goes out as one run.
     fn append(
         &mut self,
         prompt_len: usize,
