@@ -99,9 +99,9 @@ pub(super) enum Window {
 pub(super) enum Bidirectional {
     /// The class does not read it.
     NotRead,
-    /// Attention looks both ways, half a window to each side (Gemma 3).
+    /// Attention looks both ways, half a window to each side (Gemma 1, which has no windows, and Gemma 3).
     Read,
-    /// The class reads it for one of its attention implementations and not for the others: what is meant is unclear.
+    /// The class stores it, and its attention does not look at it (Gemma 2): what its windows would be is unclear.
     Refused,
 }
 
@@ -270,7 +270,7 @@ const GEMMA: Family = Family {
         context: 8192,
     },
     tied: true,
-    bidirectional: Bidirectional::Refused,
+    bidirectional: Bidirectional::Read,
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, ..PLAIN },
     gguf: &[Gguf { architecture: "gemma", ..GGUF }],
     ..LLAMA
@@ -286,6 +286,7 @@ const GEMMA2: Family = Family {
     scalar: Some(256.0),
     attention_cap: Some(Some(50.0)),
     logit_cap: Some(Some(30.0)),
+    bidirectional: Bidirectional::Refused,
     tensors: FamilyTensors { post_norms: true, ..GEMMA.tensors },
     gguf: &[Gguf {
         architecture: "gemma2",

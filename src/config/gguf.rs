@@ -131,9 +131,16 @@ impl Reader<'_> {
 
     fn layers(&self, layers: usize, local_rope: bool, causal: bool) -> Result<Vec<Layer>> {
         let window = self.usize("attention.sliding_window")?.filter(|w| *w > 0);
-        // Looking both ways, half of it lies on each side, the position itself not counted (llama.cpp's symmetric window).
-        let window = if causal { window } else { window.map(|window| window / 2 + 1) };
         let sliding = self.sliding(layers)?;
+        if !causal && self.architecture.causal && window.is_some() && sliding.contains(&true) {
+            return Err(Error::unsupported(format!(
+                "{} beside a sliding window is not supported: how far it reaches forward is not said",
+                self.key("attention.causal")
+            )));
+        }
+        // An architecture that looks both ways has half of it on each side, the position itself not counted (llama.cpp's
+        // symmetric window).
+        let window = if causal { window } else { window.map(|window| window / 2 + 1) };
         let interval = self.family.no_rope_interval;
         let bare = |i: usize| interval.is_some_and(|n| (i + 1).is_multiple_of(n));
         let layer = |i: usize| {

@@ -160,7 +160,7 @@ impl Reader<'_> {
             (Bidirectional::Read, Some(Value::Bool(true))) => Ok(false),
             (Bidirectional::Read, Some(_)) => self.f.bool(key).map(|_| causal),
             (Bidirectional::Refused, Some(_)) => Err(Error::unsupported(format!(
-                "{key} in a {} is not supported: transformers honours it with one of its attention implementations only",
+                "{key} in a {} is not supported: transformers' own attention does not look at it there",
                 self.family.name()
             ))),
         }

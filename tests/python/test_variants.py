@@ -48,7 +48,7 @@ def folder() -> Iterator[Path]:
 
 
 def rows(kind: str) -> list[Any]:
-    found = [row for row in TABLE["rows"] if kind in row and "pending" not in row]
+    found = [row for row in TABLE["rows"] if kind in row]
     return [pytest.param(row, id=row["name"]) for row in found]
 
 
