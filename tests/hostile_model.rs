@@ -141,7 +141,7 @@ impl Bench {
             threads: Some(1),
             ..LoadOptions::default()
         };
-        Model::load(&self.source.to_string_lossy(), &options)
+        Model::load(&self.source, &options)
     }
 }
 
