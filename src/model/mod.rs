@@ -297,7 +297,8 @@ impl Model {
         if !special {
             return self.tokenizer.encode(&whole, false);
         }
-        let literals: Vec<_> = literals.iter().cloned().chain([before.len()..whole.len()]).collect();
+        let literals: Vec<_> =
+            literals.iter().cloned().chain(std::iter::once(before.len()..whole.len())).collect();
         self.tokenizer.encode_with_literals(&whole, &literals)
     }
 
