@@ -74,7 +74,7 @@ fn a_queue_twice_as_long_takes_twice_as_long() {
         // each time.
         let mut ratios = Vec::new();
         while ratios.len() < 3 && ratios.last().is_none_or(|&ratio| ratio >= 3.0) {
-            ratios.push(seconds(20_000, kind) / seconds(10_000, kind).max(0.02));
+            ratios.push(seconds(10_000, kind) / seconds(5_000, kind).max(0.05));
         }
         assert!(ratios.last().is_some_and(|&ratio| ratio < 3.0), "{kind}: {ratios:?}");
     }
