@@ -109,7 +109,7 @@ impl Reader<'_> {
             attention_cap,
             logit_cap,
             embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
-            layers: self.layers(n_layers, ropes.len() > 1, causal)?,
+            layers: self.layers(n_layers, ropes.len() > 1)?,
             ropes,
             tied,
             tensors: self.tensors()?,
@@ -240,12 +240,9 @@ impl Reader<'_> {
 
 /// Layers: windows and position encodings.
 impl Reader<'_> {
-    fn layers(&self, layers: usize, local_rope: bool, causal: bool) -> Result<Vec<Layer>> {
+    fn layers(&self, layers: usize, local_rope: bool) -> Result<Vec<Layer>> {
         let bare = self.no_rope(layers)?;
         let window = self.window_size()?;
-        // With `is_causal: false` it reaches as far to each side as it did back, the last position included.
-        let window = window
-            .map(|window| if causal || self.halves_window() { window } else { window.saturating_add(1) });
         let sliding = self.sliding(layers, window, &bare)?;
         if sliding.contains(&true) && window.is_none() {
             return Err(Error::model_file(
@@ -271,10 +268,10 @@ impl Reader<'_> {
             _ => true,
         };
         let window = window.filter(|_| on);
-        Ok(match self.halves_window() {
-            true => window.map(|window| window / 2 + 1),
-            false => window,
-        })
+        let window = if self.halves_window() { window.map(|window| window / 2 + 1) } else { window };
+        // The masks of `is_causal: false` reach as far to each side as a causal one back, the last position included.
+        let one_more = self.f.bool("is_causal")? == Some(false);
+        Ok(if one_more { window.map(|window| window.saturating_add(1)) } else { window })
     }
 
     /// Gemma 3's class halves the window for attention in both directions; it then counts to each side.
