@@ -324,7 +324,9 @@ fn types_that_are_not_read_are_refused_when_asked_for() {
 #[test]
 fn packed_weights_are_named_by_their_tensors() {
     let (missing, unread) = ("is there instead", "is stored as");
-    let rows: [(&[(&str, &str)], &str, &str); 18] = [
+    /// Tensors and their types, the one that is asked for, and the words of the error.
+    type Row = (&'static [(&'static str, &'static str)], &'static str, &'static str);
+    let rows: [Row; 18] = [
         (
             &[("q.qweight", "I32"), ("q.qzeros", "I32"), ("q.scales", "F16")],
             missing,

@@ -201,6 +201,10 @@ class AsyncGeneration:
                     await waiter.future()
                 finally:
                     self._waiters.leave(waiter)
+        except Cancelled:
+            if self._closed:  # by a filter of its own, which ran while it was looked for a piece
+                return None
+            raise
         except BaseException:
             self.close()
             raise

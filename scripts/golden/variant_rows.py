@@ -730,7 +730,7 @@ def ggufs():
         gguf(name, "matrices in float16", tensors=[["cast", "blk.*.ffn_down.weight", "float16"]])
         gguf(name, "matrices in bfloat16", tensors=[["cast", "blk.*.ffn_down.weight", "BF16"]],
              reference=as_config(tensors=[["cast", "model.layers.*.mlp." + ("fc2" if name == "phi" else "down_proj") + ".weight", "BF16"]]))
-        if name in ("gemma2", "gemma3_text"):
+        if name in ("gemma2", "gemma3_text", "phi3"):
             # How far a window reaches forward is not said.
             gguf(name, "not causal", {"attention.causal": False}, words="attention.causal")
         else:

@@ -173,7 +173,7 @@ mod tests {
     fn identity(weights: &Path, beside: &Path, options: &str, threads: usize) -> Identity {
         Identity::new(
             &safetensors::open(weights).unwrap(),
-            &[("config.json", beside.to_path_buf())],
+            &[("config.json".to_string(), beside.to_path_buf())],
             options,
             threads,
         )

@@ -118,6 +118,8 @@ fn watch<T: Send>(
     };
     loop {
         let reports = door::wait(py, |patience| next_reports(inbox, patience))?;
+        // Reports may come so fast that the waiting never looks.
+        py.check_signals()?;
         let mut moved = false;
         for report in reports {
             match report {

@@ -142,9 +142,12 @@ impl Names {
     }
 }
 
-/// Tensors that change nothing in any model: what can be computed again, and the scales of a quantized cache and of
+/// Ends of the names of tensors that change nothing in a decoder: what can be computed again, and the scales of a quantized cache and of
 /// quantized activations, neither of which is quantized by a file's scales here.
 const HARMLESS: &[&str] = &[
+    // Of an embedding model: read where vectors are made, and refused there.
+    "dense_2.weight",
+    "dense_3.weight",
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
@@ -248,11 +251,12 @@ mod tests {
         let (prefix, head) = PLACES[3];
         let gemma = Names::Transformers { prefix, head, post_norms: true };
         assert_eq!(gemma.spellings(Head, None, "weight")[0], "language_model.lm_head.weight");
-        let headless = Names::Transformers { prefix: "language_model.", four_norms: true };
-        assert_eq!(headless.spellings(Head, None, "weight")[0], "lm_head.weight");
         assert_eq!(
             gemma.spellings(AttnPostNorm, Some(0), "weight"),
             ["language_model.model.layers.0.post_attention_layernorm.weight"]
         );
+        let (prefix, head) = PLACES[5];
+        let headless = Names::Transformers { prefix, head, post_norms: true };
+        assert_eq!(headless.spellings(Head, None, "weight")[0], "lm_head.weight");
     }
 }

@@ -89,7 +89,7 @@ def test_a_bidirectional_model_continues_nothing(model, tmp_path):
     embedder = model("gemma3")
     calls = [
         lambda: embedder.generate("a"),
-        lambda: embedder.generate([{"role": "user", "content": "a"}]),
+        lambda: embedder.generate(embedder.tokenize("a")),
         lambda: embedder.score("a", ["b"]),
         lambda: embedder.save_prefix(tmp_path / "prefix", "a" * 40),
         lambda: embedder.load_prefix(tmp_path / "prefix"),

@@ -156,7 +156,14 @@ def test_the_answer_is_held_to_it(smollm2, given, holds, is_async):
 
 def test_constraints_travel_as_json(lm):
     assert lm.copy(choices=("a", "b")).kwargs["metadata"] == {"choices": ["a", "b"]}
-    assert lm.copy(json_schema=Person).kwargs["metadata"] == {"json_schema": Person.model_json_schema()}
+    name, age = {"type": "string", "maxLength": 8}, {"type": "integer", "minimum": 0, "maximum": 120}
+    schema = {
+        "type": "object",
+        "properties": {"name": name, "age": age},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    assert lm.copy(json_schema=Person).kwargs["metadata"] == {"json_schema": schema}
 
 
 class Verdict(dspy.Signature):
