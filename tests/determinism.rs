@@ -12,7 +12,7 @@ use tallow::cache::prefix_file::Prefix;
 use tallow::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
 use tallow::engine::guide::Guide;
 use tallow::engine::{
-    EngineHandle, EngineOptions, Event, Generate, Generation, Request, Runner, StepLimits, Task,
+    EngineHandle, EngineOptions, Event, Generate, Generation, Request, Runner, StepLimits, Task, TokenEvent,
 };
 use tallow::model::LoadOptions;
 use tallow::sample::{Sampler, SamplerFields};
@@ -231,15 +231,17 @@ impl Bench {
 
 fn read(mut generation: Generation) -> Bits {
     let mut bits = Bits::new();
+    let of_token = |token: TokenEvent| {
+        let all = token.logprob.iter().flat_map(|it| {
+            let top = it.top.iter().map(|(id, logprob)| (*id, logprob.to_bits()));
+            std::iter::once((token.id, it.logprob.to_bits())).chain(top)
+        });
+        (token.id, all.collect())
+    };
     while let Some(event) = generation.wait() {
         match event {
-            Event::Token(token) => {
-                let all = token.logprob.iter().flat_map(|it| {
-                    let top = it.top.iter().map(|(id, logprob)| (*id, logprob.to_bits()));
-                    std::iter::once((token.id, it.logprob.to_bits())).chain(top)
-                });
-                bits.push((token.id, all.collect()));
-            }
+            Event::Token(token) => bits.push(of_token(token)),
+            Event::Run(tokens) => bits.extend(tokens.into_iter().map(of_token)),
             Event::Error(error) => panic!("{error}"),
             _ => {}
         }

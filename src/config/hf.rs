@@ -596,7 +596,7 @@ mod tests {
         for (text, kind, word) in cases {
             let error = parse(text).expect_err(text);
             assert_eq!(error.kind(), kind, "{text}: {error}");
-            assert!(error.message().contains(word) && error.message().len() < 300, "{text}: {error}");
+            assert!(error.message().contains(word) && error.message().len() < 600, "{text}: {error}");
         }
     }
 

@@ -81,14 +81,17 @@ fn request(spec: &Spec) -> Request {
 }
 
 impl Answer {
+    fn append(&mut self, token: TokenEvent) {
+        self.tokens.push(token.id);
+        self.text += &token.text;
+        self.logprobs.push(token.logprob);
+    }
+
     /// Takes in an event that is no error; true if it was the last.
     fn absorb(&mut self, event: Event) -> bool {
         match event {
-            Event::Token(token) => {
-                self.tokens.push(token.id);
-                self.text += &token.text;
-                self.logprobs.push(token.logprob);
-            }
+            Event::Token(token) => self.append(token),
+            Event::Run(tokens) => tokens.into_iter().for_each(|token| self.append(token)),
             Event::Rows(rows) => self.rows.extend(rows),
             Event::Scores(scores) => self.scores = scores,
             Event::Done(finish) => {

@@ -175,6 +175,11 @@ fn affixes(tokenizer: &tokenizers::Tokenizer) -> Result<Affixes> {
     const TEXT: u32 = u32::MAX;
     let text = Token::new(TEXT, "a".into(), (0, 1));
     let ids = tokenizer.post_process(Encoding::from_tokens(vec![text], 0), None, true).map_err(failed)?;
+    if let Some(id) = ids.get_ids().iter().find(|id| **id != TEXT && tokenizer.id_to_token(**id).is_none()) {
+        return Err(Error::model_file(format!(
+            "the post-processor writes token {id}, which is not in the vocabulary"
+        )));
+    }
     match ids.get_ids().split(|id| *id == TEXT).collect::<Vec<_>>().as_slice() {
         [prefix, suffix] => Ok(Affixes { prefix: prefix.to_vec(), suffix: suffix.to_vec() }),
         parts => Err(Error::unsupported(format!(
