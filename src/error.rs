@@ -72,6 +72,19 @@ impl Error {
         }))
     }
 
+    /// A complete text has `needed` tokens, and `why` allows `limit`.
+    #[cold]
+    pub fn text_length(needed: usize, limit: usize, why: &str) -> Self {
+        let message =
+            format!("the text has {needed} tokens, and {why} allows {limit}; none is cut, so shorten it");
+        Error(Arc::new(Inner {
+            kind: ErrorKind::ContextLength,
+            message,
+            counts: Some((needed, limit)),
+            source: None,
+        }))
+    }
+
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }

@@ -368,8 +368,9 @@ impl Lm {
             None => self.model.text_ids(&format!("{prompt}{text}"))?,
         };
         if let Some(longest) = embedding.longest().filter(|longest| ids.len() > *longest) {
-            let error = Error::context_length(ids.len(), longest);
-            return Err(error.context("the model's files allow a text of so many tokens, and none is cut"));
+            let why =
+                "max_seq_length in sentence_bert_config.json (or model_max_length in tokenizer_config.json)";
+            return Err(Error::text_length(ids.len(), longest, why));
         }
         let pooling = pooling.map_or_else(|| embedding.pooling().clone(), |one| [one].into());
         let embed = Embed { pooling, normalize: embedding.is_plain() };

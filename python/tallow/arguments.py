@@ -282,10 +282,15 @@ def json_object(name: str, value: object) -> dict[str, Any]:
     return {text(f"a key of {name}", key): item for key, item in value.items()}
 
 
+_WRAPPER = {"name", "description", "strict", "schema"}
+
+
 def json_schema(name: str, value: object) -> dict[str, Any]:
     """A JSON schema, or a type that pydantic knows: a model, a dataclass, ``list[int]``."""
     if isinstance(value, Mapping):
-        return dict(value)
+        # OpenAI's ``response_format`` wraps it; taken as a schema, the wrapper would ask for nothing.
+        wrapped = isinstance(value.get("schema"), Mapping) and set(value) <= _WRAPPER
+        return dict(value["schema"] if wrapped else value)
     if not schemas.is_type(value):
         wrong_type(name, value, "a JSON schema as a dict, or a type that pydantic knows")
     return schemas.of_type(value, name)

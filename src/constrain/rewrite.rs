@@ -138,6 +138,28 @@ pub(super) fn rewritten(schema: &Value, exact: &mut Vec<Exact>) -> Result<Value>
     Ok(written)
 }
 
+/// The types that a schema names; an integer is a number.
+fn types(schema: &Value) -> Option<Vec<&str>> {
+    let named: Vec<&str> = match schema.get("type")? {
+        Value::String(kind) => vec![kind],
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ => return None,
+    };
+    let nullable = (schema.get("nullable") == Some(&Value::Bool(true))).then_some("null");
+    let named = named.into_iter().map(|kind| if kind == "integer" { "number" } else { kind });
+    Some(named.chain(nullable).collect())
+}
+
+/// The values that a schema lists, where those are texts: numbers may be written in several ways.
+fn listed(schema: &Value) -> Option<Vec<&Value>> {
+    let values: Vec<&Value> = match (schema.get("const"), schema.get("enum")) {
+        (Some(value), _) => vec![value],
+        (None, Some(Value::Array(values))) => values.iter().collect(),
+        _ => return None,
+    };
+    values.iter().all(|value| value.is_string()).then_some(values)
+}
+
 struct Rewriter<'a, 'b> {
     references: &'b References<'a>,
     exact: &'b mut Vec<Exact>,
@@ -161,7 +183,8 @@ impl<'a> Rewriter<'a, '_> {
         }
         for (keyword, member) in members {
             if keyword != "$ref" && !SILENT.contains(&keyword.as_str()) {
-                out.insert(keyword.clone(), self.member(place, keyword, member)?);
+                let written = self.member(place, keyword, member)?;
+                out.insert(self.spelled(place, members, keyword, member).into(), written);
             }
         }
         modern(&mut out);
@@ -186,6 +209,64 @@ impl<'a> Rewriter<'a, '_> {
             (Children::One | Children::OneOrListed, _) => self.schema(place.inner(member))?,
             _ => member.clone(),
         })
+    }
+
+    /// `oneOf` as `anyOf` where no two branches admit the same value. The library sees that of branches that stand there, not
+    /// of references, which is how pydantic writes a union with a discriminator.
+    fn spelled<'k>(
+        &self,
+        place: Place<'a>,
+        beside: &Map<String, Value>,
+        keyword: &'k str,
+        member: &'a Value,
+    ) -> &'k str {
+        let Value::Array(branches) = member else { return keyword };
+        if keyword != "oneOf" || beside.contains_key("anyOf") {
+            return keyword;
+        }
+        let branches: Vec<_> = branches.iter().map(|branch| self.resolved(place.inner(branch))).collect();
+        let apart = |at: usize, one: &Place<'a>| branches[..at].iter().all(|other| self.apart(*one, *other));
+        if branches.iter().enumerate().all(|(at, one)| apart(at, one)) { "anyOf" } else { keyword }
+    }
+
+    /// What references lead to, if they lead somewhere in a few steps.
+    fn resolved(&self, mut place: Place<'a>) -> Place<'a> {
+        for _ in 0..8 {
+            let Some(reference) = place.schema.get("$ref").and_then(Value::as_str) else { break };
+            let Ok(target) = self.references.target(place, reference) else { break };
+            place = target;
+        }
+        place
+    }
+
+    /// Whether no value satisfies both: by their types, by the values that they list, or by a property that both demand.
+    fn apart(&self, one: Place<'a>, other: Place<'a>) -> bool {
+        if let (Some(one), Some(other)) = (types(one.schema), types(other.schema))
+            && one.iter().all(|kind| !other.contains(kind))
+        {
+            return true;
+        }
+        if let (Some(one), Some(other)) = (listed(one.schema), listed(other.schema)) {
+            return one.iter().all(|value| !other.contains(value));
+        }
+        let demanded = |schema: &'a Value| schema.get("required").and_then(Value::as_array);
+        let (Some(first), Some(second)) = (demanded(one.schema), demanded(other.schema)) else {
+            return false;
+        };
+        let property = |place: Place<'a>, name: &str| {
+            let schema = place.schema.get("properties")?.get(name)?;
+            Some(self.resolved(place.inner(schema)))
+        };
+        first.iter().filter(|name| second.contains(name)).filter_map(Value::as_str).any(|name| {
+            match (property(one, name), property(other, name)) {
+                (Some(one), Some(other)) => match (listed(one.schema), listed(other.schema)) {
+                    (Some(one), Some(other)) => one.iter().all(|value| !other.contains(value)),
+                    _ => false,
+                },
+                _ => false,
+            }
+        }) && types(one.schema) == Some(vec!["object"])
+            && types(other.schema) == Some(vec!["object"])
     }
 
     fn reference(&mut self, place: Place<'a>, reference: &Value) -> Result<Value> {

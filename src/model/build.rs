@@ -155,7 +155,8 @@ impl TensorLoader<'_> {
             false if tied => None,
             false if self.names.is_headless() => return Ok((embed, None)),
             false => {
-                let missing = "tie_word_embeddings is false, so that the head must be stored";
+                let missing = "tie_word_embeddings is false (where the key is absent, by the family's default), so that \
+                               the head must be stored";
                 return Err(self.tensor(Part::Head, None, &shape).map_or_else(
                     |e| e.context(missing),
                     |_| Error::internal("a head was found that is not stored"),

@@ -56,7 +56,7 @@ impl Stamp {
     }
 
     /// The same content as far as one can see; other names and rights do not count.
-    fn is_still(&self, now: &Stamp) -> bool {
+    pub(super) fn is_still(&self, now: &Stamp) -> bool {
         Stamp { changed: self.changed, ..now.clone() } == *self
     }
 

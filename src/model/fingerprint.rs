@@ -1,5 +1,5 @@
-//! Names for what a model computes with: one from all that is small and samples of the rest, at load, and one
-//! from every byte, when something that outlives the process is kept under it.
+//! Names for what a model computes with: one from all that is small and samples of the rest, and one from every byte,
+//! when something that outlives the process is kept under it.
 //!
 //! # Which changes show
 //!
@@ -10,9 +10,9 @@
 //! a file of another process, a saved prefix or an answer in DSPy's cache, goes by [`Identity::exact`]: a
 //! SHA-256 of all bytes ([`file_hash`]), which costs seconds for a large model, once.
 
-use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use sha2::{Digest, Sha256};
@@ -32,13 +32,17 @@ const WHOLE: usize = 1 << 20;
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: usize = 4096;
 
-/// What a model is known by.
+/// What a model is known by. Computed when it is asked for: to hash a small model whole takes a third of the time that
+/// loading it does.
 pub struct Identity {
-    sum: Sum,
-    fingerprint: String,
+    /// Options and the files beside the weights.
+    around: Sum,
+    /// The mapped files, until they have been hashed.
+    weights: Mutex<Option<Arc<Weights>>>,
     /// The files of the weights as they were when they were loaded.
     files: Vec<(PathBuf, Stamp)>,
     threads: usize,
+    sum: OnceLock<(Sum, String)>,
     exact: OnceLock<String>,
 }
 
@@ -49,35 +53,75 @@ impl Identity {
     /// # Errors
     /// `ModelFile` if a file cannot be read.
     pub fn new(
-        weights: &Weights,
+        weights: Arc<Weights>,
         companions: &[(String, PathBuf)],
         options: &str,
         threads: usize,
     ) -> Result<Identity> {
-        let mut sum = Sha256::new();
-        sum.update(Sha256::digest(options));
+        let mut around = Sha256::new();
+        around.update(Sha256::digest(options));
         for (part, (name, _)) in
             each(companions, threads, |(_, path)| file_hash::whole(path))?.iter().zip(companions)
         {
-            sum.update(Sha256::digest(name));
-            sum.update(part);
+            around.update(Sha256::digest(name));
+            around.update(part);
         }
-        let (mut parts, mut files) = (Vec::new(), Vec::new());
-        for (path, bytes, borders) in weights.extents() {
-            sum.update(bytes.len().to_le_bytes());
-            parts.extend(borders.windows(2).filter_map(|at| bytes.get(*at.first()?..*at.last()?)));
-            files.push((path.to_path_buf(), Stamp::of(path)?));
-        }
-        for part in each(&parts, threads, |part| Ok(sampled(part)))? {
-            sum.update(part);
-        }
-        let sum = Sum::from(sum.finalize());
-        Ok(Identity { sum, fingerprint: hex(&sum, 16), files, threads, exact: OnceLock::new() })
+        let stamped = |path: &Path| Ok((path.to_path_buf(), Stamp::of(path)?));
+        let files = weights.files().map(stamped).collect::<Result<_>>()?;
+        Ok(Identity {
+            around: around.finalize().into(),
+            weights: Mutex::new(Some(weights)),
+            files,
+            threads,
+            sum: OnceLock::new(),
+            exact: OnceLock::new(),
+        })
     }
 
-    /// 16 hexadecimal digits; see the module for what shows in them.
+    /// 16 hexadecimal digits; see the module for what shows in them. If a file has changed since it was loaded, nobody
+    /// can tell any more what was: then they are like no other's.
     pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+        &self.sum().1
+    }
+
+    fn sum(&self) -> &(Sum, String) {
+        // Not `get_or_init`: a child that was forked meanwhile would wait for a thread that it does not have.
+        if self.sum.get().is_none() {
+            let mapped = self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let sum = mapped.and_then(|weights| self.hashed(&weights).ok()).unwrap_or_else(unlike_any);
+            if self.sum.set((sum, hex(&sum, 16))).is_ok() {
+                self.weights.lock().unwrap_or_else(PoisonError::into_inner).take();
+            }
+        }
+        self.sum.get_or_init(|| {
+            let sum = unlike_any();
+            (sum, hex(&sum, 16))
+        })
+    }
+
+    /// The files as they are mapped. One that was cut short must not be touched: that would end the process.
+    fn hashed(&self, weights: &Weights) -> Result<Sum> {
+        self.check_files()?;
+        let mut sum = Sha256::new_with_prefix(self.around);
+        let mut parts = Vec::new();
+        for (_, bytes, borders) in weights.extents() {
+            sum.update(bytes.len().to_le_bytes());
+            parts.extend(borders.windows(2).filter_map(|at| bytes.get(*at.first()?..*at.last()?)));
+        }
+        for part in each(&parts, self.threads, |part| Ok(sampled(part)))? {
+            sum.update(part);
+        }
+        self.check_files()?;
+        Ok(sum.finalize().into())
+    }
+
+    fn check_files(&self) -> Result<()> {
+        for (path, loaded) in &self.files {
+            if !loaded.is_still(&Stamp::of(path)?) {
+                return Err(Error::model_file(format!("{} has changed since it was loaded", path.display())));
+            }
+        }
+        Ok(())
     }
 
     /// 32 hexadecimal digits over all bytes: equal only for the same weights, to the last bit. Reads the
@@ -90,13 +134,23 @@ impl Identity {
         if let Some(exact) = self.exact.get() {
             return Ok(exact);
         }
-        let mut sum = Sha256::new_with_prefix(self.sum);
+        let mut sum = Sha256::new_with_prefix(self.sum().0);
         for (path, loaded) in &self.files {
             sum.update(file_hash::remembered(path, loaded, self.threads, progress)?);
         }
         let _ = self.exact.set(hex(&sum.finalize(), 32));
         self.exact.get().map(String::as_str).ok_or_else(|| Error::internal("a hash was not kept"))
     }
+}
+
+/// A name that nothing else has.
+fn unlike_any() -> Sum {
+    let mut sum = Sum::default();
+    if getrandom::fill(&mut sum).is_err() {
+        let now = std::time::SystemTime::now();
+        sum = Sha256::digest(format!("{now:?} {} {:p}", std::process::id(), &sum)).into();
+    }
+    sum
 }
 
 fn sampled(part: &[u8]) -> Sum {
@@ -172,7 +226,7 @@ mod tests {
 
     fn identity(weights: &Path, beside: &Path, options: &str, threads: usize) -> Identity {
         Identity::new(
-            &safetensors::open(weights).unwrap(),
+            Arc::new(safetensors::open(weights).unwrap()),
             &[("config.json".to_string(), beside.to_path_buf())],
             options,
             threads,

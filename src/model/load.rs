@@ -244,7 +244,7 @@ impl Request {
         let of_modules = files.embedding.iter().flat_map(Embedding::files);
         let named = of_modules.map(|path| (path.to_string_lossy().into_owned(), path.clone()));
         let companions: Vec<_> = files.companions.iter().cloned().chain(named).collect();
-        Identity::new(&files.weights, &companions, &options, *threads)
+        Identity::new(files.weights.clone(), &companions, &options, *threads)
     }
 
     fn context_length(&self, config: &Config) -> Result<usize> {
@@ -265,7 +265,7 @@ fn folder_of(path: &Path) -> &Path {
 /// A model's files, read but not yet built.
 struct Files {
     config: Config,
-    weights: Weights,
+    weights: Arc<Weights>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     generation: Generation,
@@ -298,7 +298,7 @@ impl Files {
         Ok(Files {
             embedding: Embedding::from_gguf(&metadata, &weights, &config).context(path.display()),
             config,
-            weights,
+            weights: Arc::new(weights),
             tokenizer: Arc::new(tokenizer),
             template,
             generation: Generation::default(),
@@ -331,7 +331,7 @@ impl Files {
         Ok(Files {
             embedding: Embedding::from_folder(folder, &config),
             config,
-            weights,
+            weights: Arc::new(weights),
             tokenizer: Arc::new(Tokenizer::from_hf(folder)?),
             template: ChatTemplate::from_hf(folder, template)?,
             generation,

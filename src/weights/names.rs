@@ -125,7 +125,9 @@ impl Names {
             (Names::Gguf { .. }, Some(i)) => vec![format!("blk.{i}.{gguf}.{kind}")],
             (Names::Gguf { .. }, None) => vec![format!("{gguf}.{kind}")],
             (Names::Transformers { head, .. }, None) if part == Part::Head => {
-                vec![format!("{head}.{kind}"), format!("lm_head.{kind}")]
+                let mut names = vec![format!("{head}.{kind}"), format!("lm_head.{kind}")];
+                names.dedup();
+                names
             }
             (Names::Transformers { prefix, .. }, None) => {
                 transformers.iter().map(|name| format!("{prefix}{name}.{kind}")).collect()
@@ -158,6 +160,9 @@ const HARMLESS: &[&str] = &[
     ".v_cache_scale",
     ".input_scale",
 ];
+
+/// Heads that make no tokens, by the start of their tensors' names.
+const OTHER_HEADS: &[&str] = &["score.", "v_head.", "classifier.", "cls."];
 
 /// Modules around the language model, by the start of their tensors' names (after `model.`): what they are.
 const AROUND: &[(&str, &str)] = &[
@@ -202,6 +207,13 @@ pub fn left_alone(weights: &Weights, wrapper: bool) -> Result<Vec<String>> {
             1 => String::new(),
             n => format!(" (and {} more)", n - 1),
         };
+        if OTHER_HEADS.iter().any(|head| first.starts_with(head)) {
+            return Err(Error::unsupported(format!(
+                "{}: {}{others} is the head of a classifier, reranker or reward model, which is not supported",
+                weights.file_of(first).display(),
+                quoted(first)
+            )));
+        }
         return Err(Error::unsupported(format!(
             "{}: nothing uses the tensor {}{others}: the configuration describes a model without it, and reading the file \
              as that one would give other numbers than its maker's; it may be quantized in a way that is not read, \

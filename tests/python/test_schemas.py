@@ -430,6 +430,8 @@ def test_a_property_with_a_default_may_be_left_out(wide):
         (pydantic.constr(pattern=r"a(?!b)"), "(?!"),
         (pydantic.Base64Bytes, "base64"),
         (pydantic.FilePath, "file-path"),
+        (Annotated[int, pydantic.Field(ge=10**20)], "beyond 64 bits"),
+        (Annotated[int, pydantic.Field(le=-(10**20))], "beyond 64 bits"),
     ],
     ids=str,
 )
@@ -442,6 +444,38 @@ def test_a_type_that_cannot_be_enforced_is_refused_by_name(wide, kind, said):
 def test_what_is_no_schema_and_no_type(wide, value):
     with pytest.raises(TypeError, match="json_schema"):
         wide.generate("x", json_schema=value)
+
+
+CAT = {"type": "object", "properties": {"kind": {"const": "cat"}, "n": {"type": "integer"}}}
+DOG = {"type": "object", "properties": {"kind": {"const": "dog"}, "s": {"type": "boolean"}}}
+CAT, DOG = ({**one, "required": list(one["properties"]), "additionalProperties": False} for one in (CAT, DOG))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [{"$ref": "#/$defs/c"}, {"$ref": "#/$defs/d"}], "$defs": {"c": CAT, "d": DOG}},
+        {"oneOf": [{"$ref": "#/$defs/a"}, {"type": "boolean"}], "$defs": {"a": {"type": "integer"}}},
+        {"oneOf": [{"$ref": "#/$defs/a"}, {"const": "c"}], "$defs": {"a": {"enum": ["a", "b"]}}},
+    ],
+    ids=["property", "type", "values"],
+)
+def test_one_of_references_that_exclude_each_other(wide, schema):
+    for text in answers(wide, schema):
+        jsonschema.validate(json.loads(text), schema)
+
+
+def test_one_of_branches_that_overlap_is_refused(wide):
+    branches = [{"$ref": "#/$defs/a"}, {"type": "number"}]
+    with pytest.raises(tallow.ConstraintError, match="oneOf"):
+        wide.generate(
+            "x", json_schema={"oneOf": branches, "$defs": {"a": {"type": "integer"}}}, max_tokens=20
+        )
+
+
+def test_openais_wrapper_is_taken_off(wide):
+    wrapped = {"name": "x", "strict": True, "schema": {"type": "boolean"}}
+    assert wide.generate("x", json_schema=wrapped, max_tokens=20).text in ("true", "false")
 
 
 # What is forced

@@ -361,6 +361,8 @@ def _limits(schema: dict[str, Any]) -> dict[str, Any]:
     limits = _kept(schema, "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
     low = max((limits[name] for name in ("minimum", "exclusiveMinimum") if name in limits), default=None)
     high = min((limits[name] for name in ("maximum", "exclusiveMaximum") if name in limits), default=None)
+    if (low is not None and low > LARGEST_HELD) or (high is not None and high < SMALLEST_HELD):
+        raise Unsupported("its numbers lie beyond 64 bits (-2**63 to 2**64 - 1)")
     if low is None:
         limits["minimum"] = -LARGEST if high is None or high > -LARGEST else high * 10
     if high is None:
@@ -369,7 +371,7 @@ def _limits(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _held(bound: Any) -> Any:
-    """A bound of more than 64 bits as the nearest of 64 bits, which is tighter, or an error."""
+    """A bound of more than 64 bits as the nearest of 64 bits, which is tighter."""
     if not isinstance(bound, int) or SMALLEST_HELD <= bound <= LARGEST_HELD:
         return bound
     return min(max(bound, SMALLEST_HELD), LARGEST_HELD)

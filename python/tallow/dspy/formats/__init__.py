@@ -81,6 +81,8 @@ def _written(
             return None
         if wanted is not None:
             fields = calls.applied(fields, wanted, notes)
+        if not fields:
+            return Format(seen.kind, why="the answer is a tool call alone")
         if seen.layout == "json":
             constraint: dict[str, Any] = {"json_schema": json.schema(fields, notes)}
         else:
