@@ -844,7 +844,9 @@ fn templates_are_chosen_by_name_and_use() {
     const BLANK: [(&str, &str); 1] = [("tokenizer_config.json", r#"{"chat_template": " "}"#)];
     let name = |name: &str| Some(Own::Name(name.to_owned()));
     let text = |text: &str| Some(Own::Text(text.to_owned()));
-    let rows: [(&[(&str, &str)], Option<Own>, &str, &str); 13] = [
+    /// Files with their texts, what the user asks for, and two texts that come of it.
+    type Row = (&'static [(&'static str, &'static str)], Option<Own>, &'static str, &'static str);
+    let rows: [Row; 13] = [
         (&MORE, None, "", "Dx"),
         (&MORE, None, "tools", "Tx1"),
         (&MORE, None, "documents", "Rx1"),

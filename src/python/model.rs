@@ -72,8 +72,8 @@ impl PyModel {
     }
 
     #[getter]
-    fn fingerprint(&self) -> &str {
-        self.0.fingerprint()
+    fn fingerprint(&self, py: Python<'_>) -> String {
+        py.detach(|| self.0.fingerprint().to_string())
     }
 
     /// 32 hexadecimal digits over every byte of the files. The first time they are read for it.
