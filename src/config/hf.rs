@@ -553,7 +553,11 @@ mod tests {
                 ErrorKind::ModelFile,
                 "layer_types",
             ),
-            (&with(r#"{"model_type": "mistral", "sliding_window": 0}"#), ErrorKind::ModelFile, "window"),
+            (
+                &with(r#"{"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 0}"#),
+                ErrorKind::ModelFile,
+                "window",
+            ),
             (
                 &with(
                     r#"{"model_type": "ministral", "layer_types": ["sliding_attention", "full_attention"], "sliding_window": null}"#,
