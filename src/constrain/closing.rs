@@ -69,9 +69,14 @@ impl Matcher {
             let room = best.as_ref().map_or(room, |best| best.len().saturating_sub(1));
             best = Walk::new(self, order, false).run(room)?.or(best);
         }
-        match best {
-            Some(best) => Ok(Some(best)),
-            None => Walk::new(self, ORDERS[0], true).run(room),
+        if best.is_some() {
+            return Ok(best);
+        }
+        match Walk::new(self, ORDERS[0], true).run(room)? {
+            Some(found) => Ok(Some(found)),
+            // The nearest end of a lexeme may lead round a loop for ever: of `(/[0-9]/ ",")+ "CD"` another digit is always
+            // nearer than the two letters.
+            None => Walk { is_far: true, ..Walk::new(self, ORDERS[0], true) }.run(room),
         }
     }
 
@@ -182,7 +187,7 @@ struct Walk {
     /// The grammar's literals, and how often each was chosen; none if they are not tried.
     literals: Vec<(usize, Vec<u8>)>,
     bytes: Vec<u8>,
-    /// No end of what is begun was near.
+    /// No end of what is begun was near, or none is looked for.
     is_far: bool,
 }
 
