@@ -223,9 +223,8 @@ impl Bench {
         let Some(Event::Pages(pages)) = saved.wait() else { panic!("no pages") };
         let file = tempfile::tempdir().unwrap();
         let path = file.path().join("prefix.safetensors");
-        let page = pages.len() / (tokens.len() / PAGE);
-        Prefix { tokens, pages: Bytes::from_vec(pages) }.write(&path, "test").unwrap();
-        Prefix::read(&path, "test", page).unwrap()
+        Prefix { tokens, bytes: Bytes::from_vec(pages) }.write(&path, "test").unwrap();
+        Prefix::read(&path, "test").unwrap()
     }
 }
 

@@ -98,8 +98,10 @@ impl Attention {
         }
     }
 
-    pub fn kv_shape(&self) -> KvShape {
-        KvShape { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim }
+    /// Keys and values of a position, and the window.
+    pub fn kv(&self) -> (KvShape, Option<usize>) {
+        let AttentionConfig { kv_heads, head_dim, window, .. } = self.config;
+        (KvShape { kv_heads, head_dim }, window)
     }
 
     pub fn projections(&self) -> Vec<&Linear> {

@@ -16,8 +16,8 @@ use super::mixer::{Mixer, MixerInput};
 use crate::cache::storage::KvCache;
 use crate::config::{Block, Config};
 use crate::error::Result;
-use crate::kernels::{KvShape, Linear, Matrix, Norm, Ops, RopeTable, Rows};
-use crate::step::{PAGE, Step};
+use crate::kernels::{CheckedStep, KvLayout, Linear, Matrix, Norm, Ops, RopeTable, Rows};
+use crate::step::Step;
 
 /// The weights of a decoder-only language model, and its blueprint.
 pub struct Decoder {
@@ -51,7 +51,7 @@ pub(super) struct LayerWeights {
 /// The rows that queries are made for.
 pub(super) struct Queries<'a> {
     /// These rows alone, their number in the whole step unless they are all, and their rotations.
-    pub step: &'a Step,
+    pub step: &'a CheckedStep<'a>,
     pub rows: Option<&'a [u32]>,
     pub tables: Vec<RopeTable>,
 }
@@ -91,24 +91,21 @@ impl Decoder {
 
     /// An empty cache of `pages` pages for this model.
     pub fn new_cache(&self, pages: usize) -> Result<KvCache> {
-        self.ops.kv_cache(&self.kv_shapes(), pages)
+        self.ops.kv_cache(&self.kv_layout(), pages)
     }
 
-    /// Keys and values of the layers that keep them.
-    fn kv_shapes(&self) -> Vec<KvShape> {
-        self.layers.iter().filter_map(|layer| layer.mixer.kv_shape()).collect()
+    /// How the layers that keep keys and values share pages. A bidirectional text is computed in one step, and every row
+    /// sees it, so its windows give nothing back.
+    pub fn kv_layout(&self) -> KvLayout {
+        let causal = self.config.causal;
+        let kept = self.layers.iter().filter_map(|layer| layer.mixer.kv());
+        let kept = kept.map(|(shape, window)| (shape, window.filter(|_| causal)));
+        KvLayout::new(&kept.collect::<Vec<_>>())
     }
 
-    /// Bytes of keys and values that one position takes in the cache.
-    pub fn kv_bytes_per_position(&self) -> usize {
-        let format = self.ops.kv_format();
-        let layer = |shape| format.position_bytes(shape).unwrap_or(usize::MAX);
-        self.kv_shapes().into_iter().map(layer).fold(0, usize::saturating_add)
-    }
-
-    /// Bytes of a page in a saved prefix: f32, whatever the cache is made of.
-    pub fn prefix_page_bytes(&self) -> usize {
-        self.kv_shapes().iter().map(|shape| 2 * 4 * PAGE * shape.width()).sum()
+    /// Bytes of one page of the cache.
+    pub fn page_bytes(&self) -> usize {
+        self.kv_layout().bytes(1, self.ops.kv_format()).unwrap_or(usize::MAX)
     }
 
     /// Computes the step, writing its keys and values into the cache; returns the hidden state after the last
@@ -116,6 +113,7 @@ impl Decoder {
     pub fn forward(&self, step: &Step, cache: &KvCache, rows: &[u32]) -> Result<Rows> {
         let ops = &self.ops;
         let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
+        let step = &ops.checked_step(step, cache)?;
         let all = Queries { step, rows: None, tables: self.tables(step)? };
         // Of the last layer, the other rows are wanted for their keys and values alone.
         let some = match rows.len() < step.rows() {

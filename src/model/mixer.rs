@@ -55,10 +55,10 @@ impl Mixer {
         }
     }
 
-    /// Keys and values that it keeps of each position.
-    pub fn kv_shape(&self) -> Option<KvShape> {
+    /// Keys and values that it keeps of each position, and how long it looks at them.
+    pub fn kv(&self) -> Option<(KvShape, Option<usize>)> {
         match self {
-            Mixer::Attention(attention) => Some(attention.kv_shape()),
+            Mixer::Attention(attention) => Some(attention.kv()),
             Mixer::ShortConv(_) => None,
         }
     }
