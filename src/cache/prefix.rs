@@ -631,11 +631,7 @@ mod tests {
 
     #[test]
     fn random_walks_find_only_what_is_there() {
-        let mut state = 3u64;
-        let mut below = |bound: usize| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) as usize % bound
-        };
+        let mut below = dice(3);
         for round in 0..60 {
             let mut world = World::new(1 + round % 9);
             let (mut found, mut computed) = (0, 0);
@@ -656,6 +652,143 @@ mod tests {
             }
             let everything = world.cache.lease(world.cache.pages().total()).unwrap();
             world.cache.check_integrity([&everything], []).unwrap();
+        }
+    }
+
+    /// One sequence at work in a cache with any groups: goes through its pages one by one as a lane does.
+    struct Walker {
+        chunks: Vec<u32>,
+        holding: Holding,
+        place: Place,
+        state: Option<Slot>,
+    }
+
+    /// What was written: for each page its group and chunks, for each slot the chunks before it.
+    struct Written {
+        cache: PrefixCache,
+        pages: Vec<(usize, Vec<u32>)>,
+        slots: Vec<Vec<u32>>,
+    }
+
+    impl Written {
+        fn new(windows: &[Option<usize>], pages: usize, slots: usize) -> Self {
+            let paged = windows.iter().map(|&window| PagedGroup { window }).collect();
+            let cache = PrefixCache::new(&StateLayout { paged, pages, slots }, true);
+            Written { cache, pages: vec![(9, vec![]); pages], slots: vec![vec![]; slots] }
+        }
+
+        /// Begins where the tree can go on; what it gives must hold what it says.
+        fn enter(&mut self, chunks: Vec<u32>) -> Walker {
+            let groups = self.cache.groups().to_vec();
+            let mut holding = Holding::new(groups.len());
+            let tokens = chunks.iter().map(|&token| [token; PAGE]);
+            let Some(found) = self.cache.match_prefix(Place::root(0), tokens) else {
+                return Walker { chunks, holding, place: Place::root(0), state: None };
+            };
+            let depth = found.place.depth;
+            for (group, it) in groups.iter().enumerate() {
+                self.cache.release(holding.split_before(group, it.first_needed(depth * PAGE)));
+            }
+            for (group, index, page) in found.pages {
+                assert_eq!(self.pages[page.pages()[0] as usize], (group, chunks[..=index].to_vec()));
+                self.cache.release(holding.place(group, index, page));
+            }
+            for (group, it) in groups.iter().enumerate() {
+                let held = (it.first_needed(depth * PAGE)..depth).all(|at| holding.page(group, at).is_some());
+                assert!(held, "a match without what is seen from its end");
+            }
+            if let Some(slot) = &found.state {
+                assert_eq!(self.slots[slot.number() as usize], chunks[..depth]);
+            }
+            assert_eq!(found.state.is_some(), self.cache.has_state());
+            Walker { chunks, holding, place: found.place, state: found.state }
+        }
+
+        /// Computes one page more; false: there are no pages for it, or it is done.
+        fn go_on(&mut self, walker: &mut Walker, snapshot: bool) -> bool {
+            let (depth, groups) = (walker.place.depth, self.cache.groups().len());
+            let Some(chunk) = walker.chunks.get(depth).map(|&token| [token; PAGE]) else { return false };
+            let Some(mut pages) = self.cache.lease(groups) else { return false };
+            let written = walker.chunks[..=depth].to_vec();
+            for group in 0..groups {
+                let page = pages.split_first(1);
+                self.pages[page.pages()[0] as usize] = (group, written.clone());
+                walker.holding.append(group, page);
+            }
+            let slot = if snapshot { self.cache.lease_slot() } else { None };
+            if let Some(slot) = &slot {
+                self.slots[slot.number() as usize] = written;
+            }
+            walker.place = self.cache.insert(walker.place, &chunk, &mut walker.holding, slot);
+            for group in 0..groups {
+                let first = self.cache.groups()[group].first_needed(walker.place.depth * PAGE);
+                let behind = walker.holding.split_before(group, first);
+                self.cache.release(behind);
+            }
+            true
+        }
+
+        fn leave(&mut self, walker: Walker) {
+            self.cache.release_holding(walker.holding);
+            walker.state.into_iter().for_each(|slot| self.cache.release_slot(slot));
+        }
+    }
+
+    #[test]
+    fn windows_give_pages_back_and_matches_end_where_all_groups_can_go_on() {
+        let mut below = dice(11);
+        for (windows, pages, slots) in [
+            (vec![None, Some(20)], 18, 0),
+            (vec![Some(33)], 9, 0),
+            (vec![Some(1), Some(40)], 14, 0),
+            (vec![None], 12, 4),
+            (vec![None, Some(16), Some(50)], 26, 5),
+        ] {
+            let (mut found, mut evicted) = (0, 0);
+            for _ in 0..20 {
+                let mut written = Written::new(&windows, pages, slots);
+                let mut walkers: Vec<Walker> = Vec::new();
+                for _ in 0..300 {
+                    match below(6) {
+                        0 if walkers.len() < 3 => {
+                            let chunks = (0..1 + below(7)).map(|_| below(2) as u32).collect();
+                            walkers.push(written.enter(chunks));
+                            found += walkers.last().map_or(0, |it| it.place.depth);
+                        }
+                        1 if !walkers.is_empty() => {
+                            let walker = walkers.swap_remove(below(walkers.len()));
+                            written.leave(walker);
+                        }
+                        _ if !walkers.is_empty() => {
+                            let at = below(walkers.len());
+                            let full = written.cache.pages().free() < windows.len();
+                            evicted += usize::from(written.go_on(&mut walkers[at], below(3) == 0) && full);
+                        }
+                        _ => {}
+                    }
+                    let leases = walkers.iter().flat_map(|it| it.holding.leases());
+                    written
+                        .cache
+                        .check_integrity(leases, walkers.iter().filter_map(|it| it.state.as_ref()))
+                        .unwrap();
+                    for walker in &walkers {
+                        for (group, it) in written.cache.groups().iter().enumerate() {
+                            let most = it.pages_at_most(walker.chunks.len() * PAGE, PAGE);
+                            assert!(walker.holding.len(group) <= most, "{windows:?}");
+                        }
+                    }
+                }
+            }
+            assert!(found > 50 && evicted > 50, "{windows:?}: {found} found, {evicted} evicted");
+        }
+    }
+
+    /// A generator for tests, seeded.
+    fn dice(seed: u64) -> impl FnMut(usize) -> usize {
+        let mut state = seed;
+        move |bound| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % bound
         }
     }
 
