@@ -19,7 +19,7 @@ const TOLERANCE: f32 = 1e-4;
 const WINDOW_NOT_IN_GGUF: (&str, usize) = ("mistral-window", 8);
 
 /// Checkpoints that wait for code: their families are not run yet.
-const NOT_YET: &[&str] = &["lfm2", "mixtral", "olmoe", "qwen3moe"];
+const NOT_YET: &[&str] = &["lfm2"];
 
 /// How a prompt is cut into steps.
 const CUTS: &[(&str, usize)] = &[("whole", usize::MAX), ("chunks of 7", 7), ("token by token", 1)];

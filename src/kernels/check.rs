@@ -1,6 +1,8 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
-use super::{Attention, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse};
+use super::{
+    Assignments, Attention, Expert, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse,
+};
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
@@ -66,6 +68,26 @@ pub(super) fn linear(linear: &Linear, x: &Rows) -> Result<()> {
             Err(misuse(format!("{}: the bias has {} elements instead of {}", m.name(), bias.len(), m.n)))
         }
         _ => Ok(()),
+    }
+}
+
+/// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and experts.
+pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<()> {
+    let (rows, dim) = x.dims();
+    if a.row_count() != rows || a.experts().last().is_some_and(|(at, _)| *at >= experts.len()) {
+        return Err(misuse(format!("{} experts for {rows} rows", experts.len())));
+    }
+    let inner = experts.first().map_or(0, |expert| expert.down.weight.k);
+    let fits = |linear: &Linear, n: usize, k: usize| {
+        (linear.weight.n, linear.weight.k) == (n, k)
+            && linear.bias.as_ref().is_none_or(|bias| bias.len() == linear.weight.n)
+    };
+    let bad = experts.iter().find(|Expert { gate, up, down }| {
+        !(fits(gate, inner, dim) && fits(up, inner, dim) && fits(down, dim, inner))
+    });
+    match bad {
+        Some(expert) => Err(misuse(format!("{}: an expert of another shape", expert.gate.weight.name()))),
+        None => Ok(()),
     }
 }
 

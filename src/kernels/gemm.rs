@@ -55,6 +55,12 @@ pub(super) struct Product<'a> {
     pub(super) out: &'a Shares<'a, f32>,
 }
 
+/// Some rows, and the products that they pass: computed one after the other over the same columns, of which all have as many.
+pub(super) struct Group<'a> {
+    pub(super) rows: Range<usize>,
+    pub(super) list: &'a [Product<'a>],
+}
+
 /// Computes products of the same rows. Those of one list are computed one after the other over the same columns
 /// (and have as many); lists are independent.
 pub(super) fn products(
@@ -64,36 +70,57 @@ pub(super) fn products(
     x: Input<'_>,
     lists: &[&[Product<'_>]],
 ) -> Result<()> {
-    let quantized = lists.iter().copied().flatten().any(|product| product.w.dtype.is_quantized());
+    let groups: Vec<_> = lists.iter().map(|list| Group { rows: 0..x.rows, list }).collect();
+    grouped(pool, isa, name, x, &groups)
+}
+
+/// As [`products`], each list for rows of its own: a grouped GEMM, whose groups share the threads. No two groups may have a row and an
+/// output in common.
+pub(super) fn grouped(
+    pool: &Pool,
+    isa: Isa,
+    name: &'static str,
+    x: Input<'_>,
+    groups: &[Group<'_>],
+) -> Result<()> {
+    let all = || groups.iter().flat_map(|group| group.list);
+    let quantized = all().any(|product| product.w.dtype.is_quantized());
     if quantized && x.bytes.is_none() {
         return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
     }
-    let columns = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels());
-    let few = lists.iter().copied().flatten().map(|p| few::most_rows(isa, p.w.dtype)).max().unwrap_or(0);
-    let split = Split::of(lists.iter().map(|list| columns(list)).sum(), x.rows, pool.threads(), few);
-    let bundles = |list: &[Product<'_>]| columns(list).div_ceil(split.panels);
-    let total: usize = lists.iter().map(|list| bundles(list)).sum();
-    let parts = x.rows.div_ceil(split.rows.max(1));
-    pool.run(name, total * parts, &|index| {
-        let (mut bundle, part) = (index / parts, index % parts);
-        let rows = part * split.rows..x.rows.min((part + 1) * split.rows);
-        for list in lists {
-            if bundle >= bundles(list) {
-                bundle -= bundles(list);
+    let columns = |group: &Group<'_>| group.list.first().map_or(0, |p| p.w.panels());
+    let few = all().map(|p| few::most_rows(isa, p.w.dtype)).max().unwrap_or(0);
+    let panels = groups.iter().map(columns).sum();
+    let split = |group: &Group<'_>| Split::of(panels, group.rows.len(), pool.threads(), few);
+    // What there is of each group: its split, parts of its rows, tasks.
+    let plan = |group: &Group<'_>| {
+        let split = split(group);
+        let parts = group.rows.len().div_ceil(split.rows.max(1));
+        let tasks = columns(group).div_ceil(split.panels) * parts;
+        (split, parts, tasks)
+    };
+    let plans: Vec<_> = groups.iter().map(plan).collect();
+    pool.run(name, plans.iter().map(|(.., tasks)| tasks).sum(), &|mut index| {
+        for (group, (split, parts, tasks)) in groups.iter().zip(&plans) {
+            if index >= *tasks {
+                index -= tasks;
                 continue;
             }
-            let range = bundle * split.panels..columns(list).min((bundle + 1) * split.panels);
+            let (bundle, part, parts) = (index / parts, index % parts, *parts);
+            let start = group.rows.start + part * split.rows;
+            let rows = start..group.rows.end.min(start + split.rows);
+            let range = bundle * split.panels..columns(group).min((bundle + 1) * split.panels);
             // What this thread is likely to do next, if all keep step; the parts of the rows ask for a share each.
             let step = pool.threads().div_ceil(parts) * split.panels;
-            let next = |panel: usize| (panel + step).min(columns(list));
+            let next = |panel: usize| (panel + step).min(columns(group));
             let next = next(range.start)..next(range.end);
             let task = Task { isa, x, rows, panels: range };
-            match list {
+            match group.list {
                 [gate, up] if task.rows.len() > few::most_rows(isa, gate.w.dtype) && pair(gate, up) => {
                     let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, parts));
                     multiply(&task, &[*gate, *up], &ahead);
                 }
-                _ => {
+                list => {
                     for (at, product) in list.iter().enumerate() {
                         let ahead = match list.get(at + 1) {
                             Some(other) => other.w.bytes(task.panels.clone()),

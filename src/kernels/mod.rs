@@ -21,6 +21,7 @@ mod attention;
 mod check;
 mod checked_step;
 mod elementwise;
+mod experts;
 mod few;
 mod forms;
 mod gemm;
@@ -43,6 +44,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 pub use self::checked_step::CheckedStep;
+pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 use self::native::Native;
 use self::plain::Plain;
@@ -50,7 +52,7 @@ use self::rows::Data;
 pub use self::rows::Rows;
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
-use crate::config::NormKind;
+use crate::config::{NormKind, Routing};
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::WeightTensor;
@@ -374,6 +376,25 @@ impl Ops {
         match &*self.0 {
             Side::Native(native) => Ok(native.activated(up, x.native()?, act)?.into()),
             Side::Plain(plain) => Ok(plain.activate(&plain.linear(up, x.plain()?)?, act)?.into()),
+        }
+    }
+
+    /// Which experts each row passes, by its router logits `[rows, experts]`, and with what weights.
+    pub fn route(&self, logits: Rows, routing: &Routing) -> Result<Assignments> {
+        let experts = logits.dims().1;
+        let logits = self.into_vec(logits)?;
+        let assignments = Assignments::new(&logits, experts, routing);
+        self.recycle(logits);
+        assignments
+    }
+
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the order of the
+    /// experts' numbers: `[rows, hidden]`.
+    pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        check::experts(experts, x, a)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.experts(experts, act, x.native()?, a)?.into()),
+            Side::Plain(plain) => Ok(plain.experts(experts, act, x.plain()?, a)?.into()),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The CPU side: buffers, threads, and which kernel runs over what.
 
+mod experts;
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device};

@@ -3,6 +3,8 @@
 //! Written to be short and to run on every device; nothing here is tuned. Activations have the type that
 //! was asked for, and what is sensitive (norms, softmax, rotations, quantized products) is done in f32.
 
+mod experts;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
