@@ -397,6 +397,15 @@ impl Ops {
         }
     }
 
+    /// `to + scale * x`.
+    pub fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
+        check::shape("a sum", &to, x.dims().0, x.dims().1)?;
+        match &*self.0 {
+            Side::Native(native) => Ok(native.add(x.native()?, scale, to.into_native()?)?.into()),
+            Side::Plain(plain) => Ok(plain.add(to.plain()?, &x.plain()?.affine(scale.into(), 0.0)?)?.into()),
+        }
+    }
+
     /// Cosines and sines for one step: angles are the f32 products `position * inv_freq`, as transformers
     /// computes them, and both are multiplied by `scale` (the attention factor of YaRN and LongRope).
     pub fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<RopeTable> {

@@ -210,6 +210,15 @@ impl Native {
         Ok(out)
     }
 
+    /// `to + scale * x`
+    pub(super) fn add(&self, x: &Block, scale: f32, mut to: Block) -> Result<Block> {
+        let dim = x.dim;
+        self.each_rows("add", dim, to.floats_mut(), |rows, to| {
+            elementwise::add(self.isa, scale, &x.floats()[rows.start * dim..rows.end * dim], to);
+        })?;
+        Ok(to)
+    }
+
     pub(super) fn rope_table(
         &self,
         frequencies: &[f32],
