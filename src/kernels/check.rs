@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Attention, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse};
+use super::rows::Rows;
+use super::types::{Attention, Linear, Matrix, Norm, RopeTable};
+use super::{KvCache, KvShape, misuse};
 use crate::error::{Error, Result};
 use crate::step::{PAGE, Step};
 use crate::weights::{WeightTensor, blocks};
