@@ -1,6 +1,8 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
-use super::{Attention, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse};
+use super::rows::Rows;
+use super::types::{Attention, Linear, Matrix, Norm, RopeTable};
+use super::{KvCache, KvShape, misuse};
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
