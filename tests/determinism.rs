@@ -34,7 +34,7 @@ struct Setting {
     reversed: bool,
     /// Rows of a step.
     rows: usize,
-    /// Pages of the cache; few of them make requests be put off and prefixes be given up.
+    /// Pages of the cache, for each group of layers; few of them make requests be put off and prefixes be given up.
     pages: usize,
     prefix_cache: bool,
     speculation: bool,
@@ -176,7 +176,8 @@ impl Bench {
         let mut options = EngineOptions::new(512);
         options.limits = StepLimits { rows: setting.rows, ..StepLimits::default() };
         (options.prefix_cache, options.speculation) = (setting.prefix_cache, setting.speculation);
-        let runner = Runner::new(model.decoder().clone(), setting.pages).unwrap();
+        let groups = model.decoder().kv_layout().windows().len();
+        let runner = Runner::new(model.decoder().clone(), groups * setting.pages).unwrap();
         EngineHandle::start(Box::new(runner), options).unwrap()
     }
 

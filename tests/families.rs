@@ -46,7 +46,7 @@ fn every_family_agrees_with_transformers() {
     for folder in &names {
         let forms = [("safetensors", true), ("gguf", folder.join("model.gguf").exists())];
         for (form, _) in forms.iter().filter(|(_, exists)| *exists) {
-            for (ops_name, ops) in [("native", Ops::native(2, KvType::F32).unwrap()), ("plain", plain())] {
+            for (ops_name, ops) in [("cpu", Ops::cpu(2, KvType::F32).unwrap()), ("candle", candle())] {
                 checked += 1;
                 let name = format!("{} {form} {ops_name}", folder.file_name().unwrap().to_string_lossy());
                 match check(folder, form, ops) {
@@ -61,8 +61,8 @@ fn every_family_agrees_with_transformers() {
 }
 
 /// The same graph over candle's own operations: the path that other devices take.
-fn plain() -> Ops {
-    Ops::plain(candle_core::Device::Cpu, candle_core::DType::F32)
+fn candle() -> Ops {
+    Ops::candle(candle_core::Device::Cpu, candle_core::DType::F32)
 }
 
 /// The largest difference over all prompts and cuts.

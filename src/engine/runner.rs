@@ -76,8 +76,8 @@ impl Network for Runner {
         self.decoder.ops().trim();
     }
 
-    fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
-        self.decoder.ops().spread("draw", tasks, task)
+    fn parallel_for(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.decoder.ops().parallel_for("draw", tasks, task)
     }
 
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {

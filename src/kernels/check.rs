@@ -1,8 +1,9 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
-use super::{
-    Assignments, Attention, Expert, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse,
-};
+use super::experts::{Assignments, Expert};
+use super::rows::Rows;
+use super::types::{Attention, Linear, Matrix, Norm, RopeTable};
+use super::{KvCache, KvShape, misuse};
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
@@ -79,8 +80,8 @@ pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<(
     }
     let inner = experts.first().map_or(0, |expert| expert.down.weight.k);
     let fits = |linear: &Linear, n: usize, k: usize| {
-        (linear.weight.n, linear.weight.k) == (n, k)
-            && linear.bias.as_ref().is_none_or(|bias| bias.len() == linear.weight.n)
+        let bias = linear.bias.as_ref().map_or(n, |bias| bias.len());
+        (linear.weight.n, linear.weight.k, bias) == (n, k, n)
     };
     let bad = experts.iter().find(|Expert { gate, up, down }| {
         !(fits(gate, inner, dim) && fits(up, inner, dim) && fits(down, dim, inner))

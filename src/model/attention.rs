@@ -98,10 +98,12 @@ impl Attention {
         }
     }
 
-    /// Keys and values of a position, and the window.
-    pub fn kv(&self) -> (KvShape, Option<usize>) {
-        let AttentionConfig { kv_heads, head_dim, window, .. } = self.config;
-        (KvShape { kv_heads, head_dim }, window)
+    pub fn kv_shape(&self) -> KvShape {
+        KvShape { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim }
+    }
+
+    pub fn window(&self) -> Option<usize> {
+        self.config.window
     }
 
     pub fn projections(&self) -> Vec<&Linear> {

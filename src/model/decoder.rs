@@ -94,13 +94,12 @@ impl Decoder {
         self.ops.kv_cache(&self.kv_layout(), pages)
     }
 
-    /// How the layers that keep keys and values share pages. A bidirectional text is computed in one step, and every row
-    /// sees it, so its windows give nothing back.
+    /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so its
+    /// windows give nothing back.
     pub fn kv_layout(&self) -> KvLayout {
-        let causal = self.config.causal;
-        let kept = self.layers.iter().filter_map(|layer| layer.mixer.kv());
-        let kept = kept.map(|(shape, window)| (shape, window.filter(|_| causal)));
-        KvLayout::new(&kept.collect::<Vec<_>>())
+        let paged = self.layers.iter().filter_map(|layer| layer.mixer.paged());
+        let layers = paged.map(|(shape, window)| (shape, window.filter(|_| self.config.causal)));
+        KvLayout::new(&layers.collect::<Vec<_>>())
     }
 
     /// Bytes of one page of the cache.

@@ -55,10 +55,10 @@ impl Mixer {
         }
     }
 
-    /// Keys and values that it keeps of each position, and how long it looks at them.
-    pub fn kv(&self) -> Option<(KvShape, Option<usize>)> {
+    /// Keys and values that it keeps of each position, and how far back rows see.
+    pub fn paged(&self) -> Option<(KvShape, Option<usize>)> {
         match self {
-            Mixer::Attention(attention) => Some(attention.kv()),
+            Mixer::Attention(attention) => Some((attention.kv_shape(), attention.window())),
             Mixer::ShortConv(_) => None,
         }
     }

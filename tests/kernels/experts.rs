@@ -126,7 +126,7 @@ fn experts_are_the_single_products_added_in_the_order_of_their_numbers() {
             let apart: Vec<Table> = pieces.into_iter().map(|rows| case.run(&machines[0], rows)).collect();
             same("in pieces", &found, &Table::cat(&apart))?;
             let exact = kv == KvType::F32 || !dtype.is_quantized();
-            close("plain", &case.run(&plain(), all), &found, if exact { 1e-2 } else { 0.1 })
+            close("plain", &case.run(&candle(), all), &found, if exact { 1e-2 } else { 0.1 })
         });
     }
 }
@@ -134,7 +134,7 @@ fn experts_are_the_single_products_added_in_the_order_of_their_numbers() {
 #[test]
 fn no_rows_have_no_experts() {
     let case = Case::new(WeightType::Q8_0, 32, SHAPES[0]);
-    for ops in [native(2), plain()] {
+    for ops in [cpu(2), candle()] {
         assert_eq!(case.run(&ops, 0..0).values, []);
     }
 }

@@ -2,14 +2,14 @@
 
 use candle_core::{DType, Tensor};
 
-use super::Plain;
+use super::CandleBackend;
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kernels::experts::{Assignments, Expert};
 
-impl Plain {
+impl CandleBackend {
     /// For each row, the outputs of its experts times their weights, added in the order of the experts.
-    pub(in crate::kernels) fn experts(
+    pub(super) fn mixture(
         &self,
         experts: &[Expert],
         act: Activation,
@@ -22,10 +22,11 @@ impl Plain {
             let rows = Tensor::new(&a.rows()[pairs.clone()], &self.device)?;
             let weights = Tensor::from_slice(&a.weights()[pairs.clone()], (pairs.len(), 1), &self.device)?;
             let x = x.index_select(&rows, 0)?;
-            let inner = self.gated(&self.linear(&expert.gate, &x)?, &self.linear(&expert.up, &x)?, act)?;
-            let out = self.linear(&expert.down, &inner)?.to_dtype(DType::F32)?;
+            let gate = self.activate(&self.product(&expert.gate, &x)?, act)?;
+            let inner = (gate * self.product(&expert.up, &x)?)?;
+            let out = self.product(&expert.down, &inner)?.to_dtype(DType::F32)?;
             y = y.index_add(&rows, &out.broadcast_mul(&weights)?, 0)?;
         }
-        Ok(y.to_dtype(self.dtype)?)
+        Ok(y)
     }
 }

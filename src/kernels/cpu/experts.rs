@@ -1,19 +1,20 @@
 //! Mixture of experts on the CPU: the rows of each expert are gathered into one block, and the products of all experts are
 //! shared among the threads at once. Only the weights of experts that some row passes are read.
 
-use super::{Native, packed, product};
+use super::{CpuBackend, packed, product};
 use crate::error::Result;
+use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::elementwise;
+use crate::kernels::epilogue::Epilogue;
 use crate::kernels::experts::{Assignments, Expert};
-use crate::kernels::gemm::{self, Group, Input, Then};
+use crate::kernels::gemm::{self, Group, Input};
 use crate::kernels::pack::Packed;
-use crate::kernels::pool::Shares;
 use crate::kernels::rows::Block;
 use crate::kernels::{Activation, Linear};
 
-impl Native {
+impl CpuBackend {
     /// For each row, the outputs of its experts times their weights, added in the order of the experts.
-    pub(in crate::kernels) fn experts(
+    pub(super) fn mixture(
         &self,
         experts: &[Expert],
         act: Activation,
@@ -38,9 +39,9 @@ impl Native {
         let x = self.gather(input, a.rows());
         let input = Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes: x.bytes.get() };
         let mut inner = self.recycler.block(x.rows, gates.first().map_or(0, |w| w.n));
-        let out = Shares::new(inner.floats_mut());
+        let out = DisjointSlices::new(inner.floats_mut());
         let gated = chosen.iter().zip(gates.iter().zip(&ups)).map(|((expert, _), (gate, up))| {
-            [product(&expert.gate, gate, Then::Set, &out), product(&expert.up, up, Then::Gate(act), &out)]
+            [product(&expert.gate, gate, Epilogue::Store, &out), product(&expert.up, up, Epilogue::Gate(act), &out)]
         });
         let gated: Vec<_> = gated.collect();
         let groups = chosen.iter().zip(&gated).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
@@ -50,11 +51,11 @@ impl Native {
 
         let input = self.input(&inner, &downs, outlier(|expert| &expert.down))?;
         let mut outputs = self.recycler.block(x.rows, y.dim);
-        let out = Shares::new(outputs.floats_mut());
+        let out = DisjointSlices::new(outputs.floats_mut());
         let lists: Vec<_> = chosen
             .iter()
             .zip(&downs)
-            .map(|((expert, _), down)| [product(&expert.down, down, Then::Set, &out)])
+            .map(|((expert, _), down)| [product(&expert.down, down, Epilogue::Store, &out)])
             .collect();
         let groups = chosen.iter().zip(&lists).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
         gemm::grouped(&self.pool, self.isa, "experts down", input, &groups.collect::<Vec<_>>())?;
