@@ -52,6 +52,7 @@ impl Backend for Counting {
         fn kv_cache(layout: &KvLayout, pages: usize) -> Result<KvCache>;
         fn kv_write(kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
         fn attention(q: &Rows, kv: &LayerKv, group: usize, step: &CheckedStep<'_>, a: &Attention) -> Result<Rows>;
+        fn short_conv(x: &Rows, conv: &ShortConv, state: &LayerState, step: &CheckedStep<'_>) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     }
 }
