@@ -36,6 +36,8 @@ struct Setting {
     rows: usize,
     /// Pages of the cache, for each group of layers; few of them make requests be put off and prefixes be given up.
     pages: usize,
+    /// Slots of recurrent state, where there is some.
+    slots: usize,
     prefix_cache: bool,
     speculation: bool,
     logprobs: bool,
@@ -55,6 +57,7 @@ fn base() -> Setting {
         reversed: false,
         rows: 512,
         pages: 600,
+        slots: 64,
         prefix_cache: true,
         speculation: true,
         logprobs: true,
@@ -177,7 +180,7 @@ impl Bench {
         options.limits = StepLimits { rows: setting.rows, ..StepLimits::default() };
         (options.prefix_cache, options.speculation) = (setting.prefix_cache, setting.speculation);
         let groups = model.decoder().kv_layout().windows().len();
-        let runner = Runner::new(model.decoder().clone(), groups * setting.pages).unwrap();
+        let runner = Runner::new(model.decoder().clone(), groups * setting.pages, setting.slots).unwrap();
         EngineHandle::start(Box::new(runner), options).unwrap()
     }
 

@@ -7,9 +7,9 @@
 use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored};
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
-use crate::cache::storage::LayerKv;
+use crate::cache::storage::{LayerKv, LayerState};
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
@@ -71,6 +71,13 @@ pub(super) trait Backend: Send + Sync {
         group: usize,
         step: &CheckedStep<'_>,
         a: &Attention,
+    ) -> Result<Rows>;
+    fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
     ) -> Result<Rows>;
 }
 

@@ -21,9 +21,9 @@ use candle_nn::rotary_emb::rope_thd;
 use super::backend::Backend;
 use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored, Vector};
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
-use crate::cache::storage::LayerKv;
+use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
 use crate::error::Result;
 use crate::step::{Span, Step};
@@ -122,6 +122,37 @@ impl CandleBackend {
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
         })
+    }
+
+    /// One sequence: the products `B * x` behind those of its state, each tap times a part of them.
+    fn convolve(&self, x: &Tensor, conv: &ShortConv, states: &Tensor, span: &Span) -> Result<Tensor> {
+        let (width, kept, rows) = (conv.width(), conv.kernel - 1, span.rows.len());
+        let x = x.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
+        let [b, c, x] = [0, 1, 2].map(|part| x.narrow(1, part * width, width));
+        let mut products = (b? * x?)?;
+        if kept > 0 {
+            let before = match span.state.read {
+                Some(slot) => states.narrow(0, slot as usize, 1)?.reshape((kept, width))?,
+                None => Tensor::zeros((kept, width), DType::F32, &self.device)?,
+            };
+            products = Tensor::cat(&[&before, &products], 0)?;
+        }
+        let taps = values(&conv.taps)?.reshape((conv.kernel, width))?;
+        let mut sum = Tensor::zeros((rows, width), DType::F32, &self.device)?;
+        if let Some(bias) = &conv.bias {
+            sum = sum.broadcast_add(values(bias)?)?;
+        }
+        for tap in 0..conv.kernel {
+            sum = (sum + products.narrow(0, tap, rows)?.broadcast_mul(&taps.narrow(0, tap, 1)?)?)?;
+        }
+        for write in &span.state.writes {
+            if kept > 0 {
+                // A copy: it may be a part of the very row that is written.
+                let state = products.narrow(0, write.rows, kept)?.reshape((1, kept * width))?.copy()?;
+                states.slice_set(&state, 0, write.slot as usize)?;
+            }
+        }
+        Ok((sum * c?)?)
     }
 
     /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
@@ -339,6 +370,20 @@ impl Backend for CandleBackend {
         self.map(q, q.dims().1, |q| {
             let attend = |span| self.attend(q, kv, group, step, span, a);
             let outputs = step.spans.iter().map(attend).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::cat(&outputs, 0)?)
+        })
+    }
+
+    fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        self.map(x, conv.width(), |x| {
+            let convolve = |span| self.convolve(x, conv, state.as_tensor()?, span);
+            let outputs = step.spans.iter().map(convolve).collect::<Result<Vec<_>>>()?;
             Ok(Tensor::cat(&outputs, 0)?)
         })
     }

@@ -18,9 +18,11 @@ use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored};
-use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
-use crate::cache::storage::LayerKv;
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
+use super::{
+    Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
+};
+use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
 use crate::error::Result;
 use crate::weights::WeightTensor;
@@ -325,6 +327,21 @@ impl Backend for CpuBackend {
         let mut out = self.recycler.block(q.rows, q.dim);
         let queries = attention::Queries { q: q.floats(), step, group };
         attention::attention(&self.pool, self.isa, queries, kv.native()?, a, out.floats_mut())?;
+        Ok(out.into())
+    }
+
+    fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        let (x, width) = (x.block()?, conv.width());
+        let mut out = self.recycler.block(x.rows, width);
+        let rows = short_conv::Rows::new(x.floats(), conv, step, &state.read_native()?);
+        self.each_rows("short conv", width, out.floats_mut(), |range, out| rows.compute(range, out))?;
+        rows.leave(&mut state.write_native()?);
         Ok(out.into())
     }
 }

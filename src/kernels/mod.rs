@@ -41,6 +41,7 @@ mod pool;
 mod quantize;
 mod rope;
 mod rows;
+mod short_conv;
 mod simd;
 mod skinny;
 mod tile;
@@ -58,7 +59,7 @@ use self::cpu::CpuBackend;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
-pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, Vector};
+pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::config::Routing;
@@ -337,6 +338,22 @@ impl Ops {
         check::attention(q, kv.shape, step, a)?;
         check::window(cache.layout().windows()[group], a)?;
         self.0.attention(q, kv, group, step, a)
+    }
+
+    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It goes on
+    /// from the state of each span, in the states of recurrent layer `layer`, and leaves those that the step names.
+    pub fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        cache: &KvCache,
+        layer: usize,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        step.belongs_to(cache)?;
+        let state = cache.state(layer)?;
+        check::short_conv(x, conv, state, step)?;
+        self.0.short_conv(x, conv, state, step)
     }
 
     /// Copies page `from` over page `to`, in every column.

@@ -103,6 +103,29 @@ pub struct Norm {
     pub bias: Option<Vector>,
 }
 
+/// A causal depthwise convolution over a few positions.
+#[derive(Clone, Debug)]
+pub struct ShortConv {
+    /// Positions that a row sees, its own among them.
+    pub kernel: usize,
+    /// `[kernel, width]`: the oldest position first, the row's own last.
+    pub taps: Vector,
+    /// `[width]`
+    pub bias: Option<Vector>,
+}
+
+impl ShortConv {
+    /// Channels.
+    pub fn width(&self) -> usize {
+        self.taps.len() / self.kernel.max(1)
+    }
+
+    /// Numbers of the state of one sequence: the inputs of the positions before the next one.
+    pub fn state_len(&self) -> usize {
+        self.kernel.saturating_sub(1) * self.width()
+    }
+}
+
 /// Cosines and sines of the rows of one step, each `[rows, half]`.
 #[derive(Clone, Debug)]
 pub struct RopeTable {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
-use super::mixer::Mixer;
+use super::mixer::{LayerCounts, Mixer};
 use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
@@ -26,9 +26,9 @@ impl Decoder {
     ) -> Result<Decoder> {
         let names = Names::of(weights, config.post_norms());
         let loader = TensorLoader { names, weights, config: &config, ops: &ops, to };
-        let (mut layers, mut cached) = (Vec::with_capacity(config.layers.len()), 0);
+        let (mut layers, mut counts) = (Vec::with_capacity(config.layers.len()), LayerCounts::default());
         for index in 0..config.layers.len() {
-            layers.push(loader.layer(index, &mut cached)?);
+            layers.push(loader.layer(index, &mut counts)?);
             after_layer()?;
         }
         let (embed, head) = loader.embed_and_head()?;
@@ -52,13 +52,13 @@ pub(super) struct TensorLoader<'a> {
 }
 
 impl TensorLoader<'_> {
-    fn layer(&self, index: usize, cached: &mut usize) -> Result<LayerWeights> {
+    fn layer(&self, index: usize, counts: &mut LayerCounts) -> Result<LayerWeights> {
         let (hidden, at) = (self.config.hidden, Some(index));
         let layer = &self.config.layers[index];
         let norm = |there: bool, part| there.then(|| self.norm(part, at, hidden)).transpose();
         Ok(LayerWeights {
             before_mixer: norm(layer.norms.before_mixer, Part::AttnNorm)?,
-            mixer: Mixer::load(self, index, &layer.mixer, cached)?,
+            mixer: Mixer::load(self, index, &layer.mixer, counts)?,
             after_mixer: norm(layer.norms.after_mixer, Part::AttnPostNorm)?,
             before_ffn: norm(layer.norms.before_ffn, Part::MlpNorm)?,
             ffn: FeedForward::load(self, index, &layer.ffn)?,

@@ -135,6 +135,6 @@ fn experts_are_the_single_products_added_in_the_order_of_their_numbers() {
 fn no_rows_have_no_experts() {
     let case = Case::new(WeightType::Q8_0, 32, SHAPES[0]);
     for ops in [cpu(2), candle()] {
-        assert_eq!(case.run(&ops, 0..0).values, []);
+        assert!(case.run(&ops, 0..0).values.is_empty());
     }
 }

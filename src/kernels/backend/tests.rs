@@ -53,6 +53,7 @@ impl Backend for Counting {
         fn kv_cache(layout: &KvLayout, pages: usize) -> Result<KvCache>;
         fn kv_write(kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
         fn attention(q: &Rows, kv: &LayerKv, group: usize, step: &CheckedStep<'_>, a: &Attention) -> Result<Rows>;
+        fn short_conv(x: &Rows, conv: &ShortConv, state: &LayerState, step: &CheckedStep<'_>) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     }
 }
@@ -90,12 +91,10 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     let x = ops.linear_add(&w, &ops.attention(&q, &cache, 0, &step, &a)?, x)?;
     let x = ops.norm_add(&norm, &ops.gated(&w, &w, &x, Activation::Silu)?, x)?;
     let x = ops.activated(&w, &ops.select_rows(&x, &[2, 0])?, Activation::Gelu)?;
-    let assignments = ops.route(ops.select_rows(&x, &[1, 0])?, &Routing {
-        top_k: 2,
-        score: Score::Softmax,
-        normalize: false,
-        scale: 64.0,
-    })?;
+    let assignments = ops.route(
+        ops.select_rows(&x, &[1, 0])?,
+        &Routing { top_k: 2, score: Score::Softmax, normalize: false, scale: 64.0 },
+    )?;
     let experts = vec![Expert { gate: w.clone(), up: w.clone(), down: w.clone() }; DIM];
     let x = ops.experts(&experts, Activation::Silu, &x, &assignments)?;
     let x = ops.add(&x, 0.5, ops.select_rows(&x, &[1, 0])?)?;

@@ -41,7 +41,10 @@ impl CpuBackend {
         let mut inner = self.recycler.block(x.rows, gates.first().map_or(0, |w| w.n));
         let out = DisjointSlices::new(inner.floats_mut());
         let gated = chosen.iter().zip(gates.iter().zip(&ups)).map(|((expert, _), (gate, up))| {
-            [product(&expert.gate, gate, Epilogue::Store, &out), product(&expert.up, up, Epilogue::Gate(act), &out)]
+            [
+                product(&expert.gate, gate, Epilogue::Store, &out),
+                product(&expert.up, up, Epilogue::Gate(act), &out),
+            ]
         });
         let gated: Vec<_> = gated.collect();
         let groups = chosen.iter().zip(&gated).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
