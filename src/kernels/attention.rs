@@ -40,7 +40,7 @@ use super::pool::Pool;
 use super::types::Attention;
 use crate::cache::storage::{NativeKv, Numbers, Pages};
 use crate::error::Result;
-use crate::step::{PAGE, Span, Step};
+use crate::step::{PAGE, Span, Step, first_seen};
 
 /// Positions of a KV block.
 const KV_BLOCK: usize = 256;
@@ -61,6 +61,14 @@ impl<N: Number> Layer<'_, N> {
     fn partial_len(&self, task: &Task<'_>) -> usize {
         task.queries() * (self.pages.padded() + 2)
     }
+}
+
+/// The queries of a step over the pages of a group.
+pub(super) struct Queries<'a> {
+    /// `[rows, heads * head_dim]`
+    pub q: &'a [f32],
+    pub step: &'a Step,
+    pub group: usize,
 }
 
 /// A row of the step.
@@ -166,27 +174,36 @@ thread_local! {
     static SPLIT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `out` and `q` are `[rows, heads * head_dim]`; the step was checked against the cache, and `a` against its shape.
+/// `out` is `[rows, heads * head_dim]`; the step was checked against the cache, and `a` against its shape.
 ///
 /// # Errors
 /// `Internal` when a task panicked.
 pub(super) fn attention(
     pool: &Pool,
     isa: Isa,
-    q: &[f32],
+    queries: Queries<'_>,
     kv: &NativeKv,
-    step: &Step,
     a: &Attention,
     out: &mut [f32],
 ) -> Result<()> {
+    let Queries { q, step, group } = queries;
+    let rows = rows(step, group, a, pool.threads());
     match &*kv.read() {
-        Numbers::F32(pages) => run(pool, isa, &Layer { q, pages, a }, step, out),
-        Numbers::BF16(pages) => run(pool, isa, &Layer { q, pages, a }, step, out),
+        Numbers::F32(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
+        Numbers::BF16(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
     }
 }
 
-fn run<N: Number>(pool: &Pool, isa: Isa, layer: &Layer<'_, N>, step: &Step, out: &mut [f32]) -> Result<()> {
-    let (rows, parts) = rows(step, layer.a, pool.threads());
+/// The rows of a step, and which of them are computed together.
+type Together<'a> = (Vec<Row<'a>>, Vec<Range<usize>>);
+
+fn run<N: Number>(
+    pool: &Pool,
+    isa: Isa,
+    layer: &Layer<'_, N>,
+    (rows, parts): Together<'_>,
+    out: &mut [f32],
+) -> Result<()> {
     let tasks = tasks(&rows, &parts, layer.a);
     let (units, len) = units(&tasks, layer, pool.threads());
     let out = DisjointSlices::new(out);
@@ -239,12 +256,12 @@ fn units<'a, N: Number>(
 
 /// The rows of a step, and which of them are computed together: those of one sequence; or, of answers that get a token each, those
 /// that begin with the same pages, since whatever is loaded of these serves them all.
-fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec<Range<usize>>) {
+fn rows<'a>(step: &'a Step, group: usize, a: &Attention, threads: usize) -> Together<'a> {
     let all = |span: &'a Span| {
         let first = step.positions[span.rows.start] as usize;
         let row = move |at: usize| {
             let position = first + at - span.rows.start;
-            Row { row: at, position, pages: &span.pages, len: span.len }
+            Row { row: at, position, pages: &span.pages[group], len: span.len }
         };
         span.rows.clone().map(row)
     };
@@ -256,6 +273,7 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
     }
     let start = rows.len();
     rows.extend(single.into_iter().flat_map(all));
+    let sampled_pages = |row: &Row<'a>| sampled_pages(*row, a.window);
     rows[start..].sort_by(|a, b| sampled_pages(a).cmp(sampled_pages(b)).then(a.position.cmp(&b.position)));
     // Enough for all threads: tasks, or splits of them.
     let kv_blocks =
@@ -264,7 +282,7 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
     let most = (rows.len() - start) * a.kv_heads * splits / (3 * threads);
     let most = most.min(TILE * a.kv_heads / a.heads).max(1);
     // A bidirectional sequence shares no pages, and what its rows see ends with it, not with the row.
-    let related = |one: &Row<'_>, other: &Row<'_>| {
+    let related = |one: &Row<'a>, other: &Row<'a>| {
         let (one, other) = (sampled_pages(one).next(), sampled_pages(other).next());
         a.causal && one.is_some() && one == other
     };
@@ -285,8 +303,10 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
 
 /// Every eighth page of a row: sorted by these, sequences lie beside those that they share most of their prefix
 /// with, since a page of the prefix tree has but one prefix.
-fn sampled_pages<'a>(row: &Row<'a>) -> impl Iterator<Item = &'a u32> {
-    row.pages.iter().skip(SAMPLE - 1).step_by(SAMPLE)
+fn sampled_pages<'a>(row: Row<'a>, window: Option<usize>) -> impl Iterator<Item = &'a u32> {
+    // Pages behind the window are not held: their entries are alike in all tables.
+    let first = first_seen(window, row.position).next_multiple_of(SAMPLE);
+    row.pages.iter().skip(first + SAMPLE - 1).step_by(SAMPLE)
 }
 
 /// Pages between two samples, and the shortest shared prefix for which sequences are computed together.

@@ -7,10 +7,9 @@
 use candle_core::{DType, Device};
 
 use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored};
-use super::{Activation, KvCache, KvFormat, KvShape, Rows};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
 use crate::cache::storage::LayerKv;
 use crate::error::Result;
-use crate::step::Step;
 use crate::weights::WeightTensor;
 
 /// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops), which has
@@ -57,10 +56,18 @@ pub(super) trait Backend: Send + Sync {
     fn select_rows(&self, x: &Rows, rows: &[u32]) -> Result<Rows>;
 
     fn kv_format(&self) -> KvFormat;
-    fn kv_cache(&self, layers: &[KvShape], pages: usize) -> Result<KvCache>;
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache>;
     /// Keys and values of the rows into rows `slots` of the cache (`page * PAGE + position % PAGE`).
     fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
-    fn attention(&self, q: &Rows, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Rows>;
+    /// Over the pages of a group.
+    fn attention(
+        &self,
+        q: &Rows,
+        kv: &LayerKv,
+        group: usize,
+        step: &CheckedStep<'_>,
+        a: &Attention,
+    ) -> Result<Rows>;
 }
 
 #[cfg(test)]

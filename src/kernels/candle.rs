@@ -19,7 +19,7 @@ use candle_nn::rotary_emb::rope_thd;
 use super::backend::Backend;
 use super::rows::Rows;
 use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored, Vector};
-use super::{Activation, KvCache, KvFormat, KvShape, misuse, rope};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::LayerKv;
 use crate::config::NormKind;
 use crate::error::Result;
@@ -122,8 +122,16 @@ impl CandleBackend {
     }
 
     /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
-    fn attend(&self, q: &Tensor, kv: &LayerKv, step: &Step, span: &Span, a: &Attention) -> Result<Tensor> {
-        let (rows, group) = (span.rows.len(), a.heads / a.kv_heads);
+    fn attend(
+        &self,
+        q: &Tensor,
+        kv: &LayerKv,
+        group: usize,
+        step: &Step,
+        span: &Span,
+        a: &Attention,
+    ) -> Result<Tensor> {
+        let (rows, shared) = (span.rows.len(), a.heads / a.kv_heads);
         let first = step.positions.get(span.rows.start).map_or(0, |&p| p as usize);
         let begin = a.window.map_or(0, |window| (first + 1).saturating_sub(window));
         let end = match (a.causal, a.window) {
@@ -132,26 +140,26 @@ impl CandleBackend {
             (false, Some(window)) => (first + rows - 1).saturating_add(window).min(span.len),
         };
         let len = end - begin;
-        let slots: Vec<u32> = (begin..begin + len).map(|p| span.slot(p) as u32).collect();
+        let slots: Vec<u32> = (begin..begin + len).map(|p| span.slot(group, p) as u32).collect();
         let slots = Tensor::from_vec(slots, len, &self.device)?;
         let gather = |kv: &Tensor| -> Result<Tensor> {
             let rows = kv.index_select(&slots, 0)?.to_dtype(DType::F32)?;
             Ok(rows.reshape((len, a.kv_heads, a.head_dim))?.transpose(0, 1)?.contiguous()?)
         };
         let q = q.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
-        let q = q.reshape((rows, a.kv_heads, group, a.head_dim))?.transpose(0, 1)?.contiguous()?;
-        let q = q.reshape((a.kv_heads, rows * group, a.head_dim))?;
+        let q = q.reshape((rows, a.kv_heads, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
+        let q = q.reshape((a.kv_heads, rows * shared, a.head_dim))?;
         let scores = q.matmul(&gather(&kv.tensors()?.keys)?.transpose(1, 2)?.contiguous()?)?;
         let mut scores = (scores * f64::from(a.scale))?;
         if let Some(cap) = a.soft_cap {
             scores = soft_capped(&scores, cap)?;
         }
-        let scores = scores.reshape((a.kv_heads, rows, group, len))?;
+        let scores = scores.reshape((a.kv_heads, rows, shared, len))?;
         let mask = Tensor::from_vec(mask(first, rows, begin, len, a), (1, rows, 1, len), &self.device)?;
         let weights = softmax_last_dim(&scores.broadcast_add(&mask)?.contiguous()?)?;
         let mixed =
-            weights.reshape((a.kv_heads, rows * group, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
-        let mixed = mixed.reshape((a.kv_heads, rows, group, a.head_dim))?.transpose(0, 1)?.contiguous()?;
+            weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
+        let mixed = mixed.reshape((a.kv_heads, rows, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
         Ok(mixed.reshape((rows, a.heads * a.head_dim))?)
     }
 }
@@ -292,8 +300,8 @@ impl Backend for CandleBackend {
         KvFormat::Tensors(self.dtype)
     }
 
-    fn kv_cache(&self, layers: &[KvShape], pages: usize) -> Result<KvCache> {
-        KvCache::new(layers, pages, self.dtype, &self.device)
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
+        KvCache::new(layout, pages, self.dtype, &self.device)
     }
 
     fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()> {
@@ -307,9 +315,16 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
-    fn attention(&self, q: &Rows, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Rows> {
+    fn attention(
+        &self,
+        q: &Rows,
+        kv: &LayerKv,
+        group: usize,
+        step: &CheckedStep<'_>,
+        a: &Attention,
+    ) -> Result<Rows> {
         self.map(q, q.dims().1, |q| {
-            let attend = |span| self.attend(q, kv, step, span, a);
+            let attend = |span| self.attend(q, kv, group, step, span, a);
             let outputs = step.spans.iter().map(attend).collect::<Result<Vec<_>>>()?;
             Ok(Tensor::cat(&outputs, 0)?)
         })

@@ -16,11 +16,10 @@ use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
 use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored};
-use super::{Activation, KvCache, KvFormat, KvShape, KvType, attention, norm, rope};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
 use crate::cache::storage::LayerKv;
 use crate::config::NormKind;
 use crate::error::Result;
-use crate::step::Step;
 use crate::weights::WeightTensor;
 
 /// Floats of a task of the operations that are no products: some microseconds of work.
@@ -289,8 +288,8 @@ impl Backend for CpuBackend {
         KvFormat::Native(self.kv)
     }
 
-    fn kv_cache(&self, layers: &[KvShape], pages: usize) -> Result<KvCache> {
-        KvCache::native(layers, pages, self.kv)
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
+        KvCache::native(layout, pages, self.kv)
     }
 
     fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()> {
@@ -298,10 +297,18 @@ impl Backend for CpuBackend {
         attention::write(&self.pool, self.isa, kv.native()?, slots, k, v)
     }
 
-    fn attention(&self, q: &Rows, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Rows> {
+    fn attention(
+        &self,
+        q: &Rows,
+        kv: &LayerKv,
+        group: usize,
+        step: &CheckedStep<'_>,
+        a: &Attention,
+    ) -> Result<Rows> {
         let q = q.block()?;
         let mut out = self.recycler.block(q.rows, q.dim);
-        attention::attention(&self.pool, self.isa, q.floats(), kv.native()?, step, a, out.floats_mut())?;
+        let queries = attention::Queries { q: q.floats(), step, group };
+        attention::attention(&self.pool, self.isa, queries, kv.native()?, a, out.floats_mut())?;
         Ok(out.into())
     }
 }

@@ -15,7 +15,7 @@
 //! [`simd`] and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
 //! [`unpack`] and [`pack`] (weights in memory), [`quantize`] (activations as bytes), [`panels`], [`tile`], [`amx`],
 //! [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`],
-//! [`elementwise`], [`backend`], [`cpu`], [`candle`], [`check`].
+//! [`elementwise`], [`checked_step`], [`backend`], [`cpu`], [`candle`], [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -24,6 +24,7 @@ mod backend;
 mod blocked;
 mod candle;
 mod check;
+mod checked_step;
 mod cpu;
 mod disjoint;
 mod elementwise;
@@ -51,11 +52,12 @@ use candle_core::{DType, Device};
 
 use self::backend::Backend;
 use self::candle::CandleBackend;
+pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
 pub use self::isa::Isa;
 pub use self::rows::Rows;
 pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, Vector};
-pub use crate::cache::storage::{KvCache, KvFormat, KvShape, KvType};
+pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::error::{Error, Result};
 use crate::step::Step;
@@ -257,12 +259,20 @@ impl Ops {
         self.0.select_rows(x, rows)
     }
 
-    /// An empty cache of `pages` pages in each of these layers.
+    /// An empty cache of `pages` pages.
     ///
     /// # Errors
     /// `OutOfMemory`, with the size that was asked for.
-    pub fn kv_cache(&self, layers: &[KvShape], pages: usize) -> Result<KvCache> {
-        self.0.kv_cache(layers, pages)
+    pub fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
+        self.0.kv_cache(layout, pages)
+    }
+
+    /// The step as the operations on this cache take it.
+    ///
+    /// # Errors
+    /// `Internal` when its spans, positions or pages are not those of a step over this cache.
+    pub fn checked_step<'a>(&self, step: &'a Step, cache: &KvCache) -> Result<CheckedStep<'a>> {
+        CheckedStep::new(step, cache)
     }
 
     /// What such a cache is made of.
@@ -271,12 +281,19 @@ impl Ops {
     }
 
     /// Puts the keys and values `[rows, kv_heads * head_dim]` of this step into its pages.
-    pub fn kv_write(&self, cache: &KvCache, layer: usize, k: &Rows, v: &Rows, step: &Step) -> Result<()> {
-        check::step(step, cache)?;
+    pub fn kv_write(
+        &self,
+        cache: &KvCache,
+        layer: usize,
+        k: &Rows,
+        v: &Rows,
+        step: &CheckedStep<'_>,
+    ) -> Result<()> {
+        step.belongs_to(cache)?;
         let kv = cache.layer(layer)?;
         check::shape("keys", k, step.rows(), kv.shape.width())?;
         check::shape("values", v, step.rows(), kv.shape.width())?;
-        self.0.kv_write(kv, k, v, &check::slots(step))
+        self.0.kv_write(kv, k, v, step.slots(cache.group(layer)?)?)
     }
 
     /// Attention of the queries `[rows, heads * head_dim]` over their own sequence's pages, which already
@@ -287,16 +304,17 @@ impl Ops {
         q: &Rows,
         cache: &KvCache,
         layer: usize,
-        step: &Step,
+        step: &CheckedStep<'_>,
         a: &Attention,
     ) -> Result<Rows> {
-        check::step(step, cache)?;
-        let kv = cache.layer(layer)?;
+        step.belongs_to(cache)?;
+        let (kv, group) = (cache.layer(layer)?, cache.group(layer)?);
         check::attention(q, kv.shape, step, a)?;
-        self.0.attention(q, kv, step, a)
+        check::window(cache.layout().windows()[group], a)?;
+        self.0.attention(q, kv, group, step, a)
     }
 
-    /// Copies page `from` over page `to`, in every layer.
+    /// Copies page `from` over page `to`, in every column.
     pub fn copy_page(&self, cache: &KvCache, from: u32, to: u32) -> Result<()> {
         for page in [from, to] {
             check::page(page, cache)?;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::config::NormKind;
-use crate::kernels::{KvType, Ops};
+use crate::kernels::{KvShape, KvType, Ops};
+use crate::step::Step;
 use crate::weights::{Bytes, WeightType};
 
 struct Counting {
@@ -48,9 +49,9 @@ impl Backend for Counting {
         fn soft_cap(x: Rows, cap: f32) -> Result<Rows>;
         fn select_rows(x: &Rows, rows: &[u32]) -> Result<Rows>;
         fn kv_format() -> KvFormat;
-        fn kv_cache(layers: &[KvShape], pages: usize) -> Result<KvCache>;
+        fn kv_cache(layout: &KvLayout, pages: usize) -> Result<KvCache>;
         fn kv_write(kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
-        fn attention(q: &Rows, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Rows>;
+        fn attention(q: &Rows, kv: &LayerKv, group: usize, step: &CheckedStep<'_>, a: &Attention) -> Result<Rows>;
     }
 }
 
@@ -77,7 +78,8 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     };
     let mut step = Step::default();
     step.push(&[3, 1, 2], 0, vec![0]);
-    let cache = ops.kv_cache(&[KvShape { kv_heads: 1, head_dim: DIM }], 1)?;
+    let cache = ops.kv_cache(&KvLayout::single(&[KvShape { kv_heads: 1, head_dim: DIM }]), 1)?;
+    let step = ops.checked_step(&step, &cache)?;
     let table = ops.rope_table(&[1.0, 0.1], 1.0, &[0, 1, 2])?;
     let x = ops.norm(&norm, &ops.embed(&w.weight, &[3, 1, 2], Some(2.0))?)?;
     let [q, k] = ops.linears([&w, &w], &x)?;
