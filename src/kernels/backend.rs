@@ -50,6 +50,8 @@ pub(super) trait Backend: Send + Sync {
     fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
+    /// `to + scale * x`.
+    fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
     fn heads(&self, x: Rows, head_dim: usize, norm: Option<&Norm>, table: Option<&RopeTable>)
     -> Result<Rows>;
@@ -60,7 +62,7 @@ pub(super) trait Backend: Send + Sync {
     fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache>;
     /// Keys and values of the rows into rows `slots` of the cache (`page * PAGE + position % PAGE`).
     fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
-    /// Over the pages of a group.
+    /// `group`: which page table of a span is that of this layer.
     fn attention(
         &self,
         q: &Rows,

@@ -257,6 +257,12 @@ impl Backend for CandleBackend {
         })
     }
 
+    fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
+        let Some(x) = x.get::<Activations>()? else { return Ok(to) };
+        let scaled = x.affine(scale.into(), 0.0)?;
+        self.map(&to, to.dims().1, |to| Ok((to + scaled)?))
+    }
+
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {
         let (rows, half) = (positions.len(), inv_freq.len());
         let (mut cos, mut sin) = (vec![0.0; rows * half], vec![0.0; rows * half]);

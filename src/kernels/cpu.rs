@@ -231,6 +231,15 @@ impl Backend for CpuBackend {
         Ok(out.into())
     }
 
+    fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
+        let (x, mut to) = (x.block()?, to.into_block()?);
+        let dim = x.dim;
+        self.each_rows("add", dim, to.floats_mut(), |rows, to| {
+            elementwise::add(self.isa, scale, &x.floats()[rows.start * dim..rows.end * dim], to);
+        })?;
+        Ok(to.into())
+    }
+
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {
         let half = inv_freq.len();
         let len = positions.len() * half;

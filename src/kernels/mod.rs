@@ -228,6 +228,12 @@ impl Ops {
         self.0.norm(norm, x, Some(to))
     }
 
+    /// `to + scale * x`.
+    pub fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
+        check::shape("a sum", &to, x.dims().0, x.dims().1)?;
+        self.0.add(x, scale, to)
+    }
+
     /// Cosines and sines for one step: angles are the f32 products `position * inv_freq`, as transformers
     /// computes them, and both are multiplied by `scale` (the attention factor of YaRN and LongRope).
     pub fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<RopeTable> {
