@@ -1,48 +1,106 @@
-//! What ARCHITECTURE.md claims of the source, held by reading it: the order of modules, a core without
-//! Python, where `unsafe` may stand and that each has its reason, and sizes. Plain text, no parser: a rule
-//! that needs one is too fine.
+//! What ARCHITECTURE.md claims of the source, held by reading it: the order of modules, a core without Python,
+//! where `unsafe` may stand and that each has its reason, and sizes. Of Rust's syntax only comments and strings
+//! are known: a rule that needs more is too fine.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Columns of a line, and lines of a file of the core without its tests.
 const COLUMNS: usize = 110;
-const LINES: usize = 620;
+const LINES: usize = 700;
 
-/// Uses against the order of the code map. To be removed with the reason: the table names `weights` and
-/// `small_file` too late.
-const UPWARD: [&str; 0] = [];
+/// Uses against the order of the code map. To be removed: its table names `weights` and `small_file` too late.
+const UPWARD: [&str; 3] = ["config -> weights", "config -> small_file", "text -> small_file"];
 
-/// Files of the core that may still speak of Python. To be removed: data wheels are moving to the Python
-/// side.
+/// Files of the core that may still speak of Python. To be removed: data wheels are moving to the Python side.
 const PYTHON: [&str; 5] =
     ["src/hub/env.rs", "src/hub/mod.rs", "src/hub/pip.rs", "src/hub/wheel.rs", "src/model/load.rs"];
 
 /// Where `unsafe` may stand.
 const UNSAFE: [&str; 3] = ["src/kernels/", "src/weights/bytes.rs", "src/text/chat/clock.rs"];
 
-/// A file: its path from the root, and its text.
+/// A file: its path from the root, and its lines.
 struct File {
     path: String,
+    lines: Vec<Line>,
+}
+
+/// A line as it is, its code without comments and strings, and whether it has (some of) a string.
+struct Line {
     text: String,
+    code: String,
+    string: bool,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn files(folders: &[&str], ending: &str) -> Vec<File> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if entry.is_dir() {
                 folders.push(entry);
             } else if entry.to_string_lossy().ends_with(ending) {
-                let path = entry.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
-                files.push(File { path, text: std::fs::read_to_string(&entry).unwrap() });
+                let path = entry.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/");
+                files.push(File { path, lines: lines(&std::fs::read_to_string(&entry).unwrap()) });
             }
         }
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
     files
+}
+
+/// Tells code from comments and strings.
+fn lines(text: &str) -> Vec<Line> {
+    // What ends the string that is open: a quote, behind as many # as a raw string began with.
+    let mut end: Option<String> = None;
+    let of_line = |text: &str| {
+        let (mut code, mut rest, mut string) = (String::new(), text, end.is_some());
+        while let Some(next) = rest.chars().next() {
+            let step = match &end {
+                Some(quote) if rest.starts_with(quote.as_str()) => {
+                    let len = quote.len();
+                    end = None;
+                    len
+                }
+                Some(quote) if quote == "\"" && next == '\\' => {
+                    rest.chars().take(2).map(char::len_utf8).sum()
+                }
+                Some(_) => next.len_utf8(),
+                None if rest.starts_with("//") => break,
+                None => match opening(rest) {
+                    Some((len, quote)) => {
+                        (end, string) = (quote, true);
+                        len
+                    }
+                    None => {
+                        code.push(next);
+                        next.len_utf8()
+                    }
+                },
+            };
+            rest = &rest[step..];
+        }
+        Line { text: text.to_string(), code, string }
+    };
+    text.lines().map(of_line).collect()
+}
+
+/// The literal that begins here, if one does: how long its beginning is, and what ends it; a character is whole.
+fn opening(rest: &str) -> Option<(usize, Option<String>)> {
+    if rest.starts_with('"') {
+        return Some((1, Some("\"".into())));
+    }
+    let hashes = rest.strip_prefix('r').map(|raw| raw.len() - raw.trim_start_matches('#').len());
+    if let Some(hashes) = hashes.filter(|hashes| rest[1 + hashes..].starts_with('"')) {
+        return Some((2 + hashes, Some(format!("\"{}", "#".repeat(hashes)))));
+    }
+    let quoted =
+        ["'\"'", "'\\\"'", "'\\''", "'\\\\'", "'/'"].into_iter().find(|quoted| rest.starts_with(quoted));
+    quoted.map(|quoted| (quoted.len(), None))
 }
 
 impl File {
@@ -52,31 +110,15 @@ impl File {
     }
 
     /// The lines before the tests at its end, with their numbers.
-    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let end = self.text.find("\n#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
-        (1..).zip(self.text[..end].lines())
-    }
-
-    /// The same without comments and strings.
-    fn code(&self) -> impl Iterator<Item = (usize, String)> {
-        self.lines().map(|(number, line)| (number, code(line)))
+    fn without_tests(&self) -> impl Iterator<Item = (usize, &Line)> {
+        let is_tests = |pair: &[Line]| pair[0].text == "#[cfg(test)]" && pair[1].text == "mod tests {";
+        let end = self.lines.windows(2).position(is_tests).unwrap_or(self.lines.len());
+        (1..).zip(&self.lines[..end])
     }
 
     fn place(&self, line: usize) -> String {
         format!("{}:{line}", self.path)
     }
-}
-
-/// A line without its comment and without what stands in double quotes.
-fn code(line: &str) -> String {
-    let mut parts = line.split('"');
-    let mut code = parts.next().unwrap_or_default().to_string();
-    while !code.contains("//")
-        && let (Some(_), Some(rest)) = (parts.next(), parts.next())
-    {
-        code += rest;
-    }
-    code.split("//").next().unwrap_or_default().to_string()
 }
 
 fn words(code: &str) -> impl Iterator<Item = &str> {
@@ -118,8 +160,8 @@ fn upward(
             wrong.push(format!("{}: {user} has no place in the order", file.path));
             continue;
         };
-        for (line, code) in file.code() {
-            for used in prefixes.iter().flat_map(|prefix| used(&code, prefix)) {
+        for (line, Line { code, .. }) in file.without_tests() {
+            for used in prefixes.iter().flat_map(|prefix| used(code, prefix)) {
                 if rank(used).is_some_and(|other| other > own) {
                     wrong.push(format!("{} {user} -> {used}", file.place(line)));
                 }
@@ -131,8 +173,7 @@ fn upward(
 
 #[test]
 fn no_module_uses_one_that_stands_below_it() {
-    let text =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let table = text.split("## Code map").nth(1).unwrap().lines().filter(|line| line.starts_with("| `"));
     let order: Vec<Vec<String>> = table.map(|row| names(row.split('|').nth(1).unwrap())).collect();
     let module = |path: &str| {
@@ -153,7 +194,7 @@ fn no_module_uses_one_that_stands_below_it() {
 #[test]
 fn kernels_stand_in_the_order_that_they_say() {
     let files = files(&["src/kernels"], ".rs");
-    let text = &files.iter().find(|file| file.path.ends_with("kernels/mod.rs")).unwrap().text;
+    let text = std::fs::read_to_string(root().join("src/kernels/mod.rs")).unwrap();
     let order = text.split("//! From the bottom up").nth(1).unwrap().split("\n\n").next().unwrap();
     let order: Vec<Vec<String>> = names(order).into_iter().map(|name| vec![name]).collect();
     assert!(order.len() > 20, "{order:?}");
@@ -177,10 +218,10 @@ fn the_core_has_never_heard_of_python() {
         if file.is_test() || file.path.starts_with("src/python/") || file.path == "src/lib.rs" {
             continue;
         }
-        for (line, code) in file.code() {
+        for (line, Line { code, .. }) in file.without_tests() {
             let python =
                 |word: &str| ["python", "pyo3"].iter().any(|name| word.to_lowercase().contains(name));
-            if !words(&code).any(python) {
+            if !words(code).any(python) {
                 continue;
             }
             match PYTHON.contains(&file.path.as_str()) {
@@ -194,35 +235,32 @@ fn the_core_has_never_heard_of_python() {
 }
 
 /// Whether a comment that says why an unsafe line is sound stands right before its statement.
-fn is_explained(lines: &[&str], at: usize) -> bool {
+fn is_explained(lines: &[Line], at: usize) -> bool {
     // A statement or an arm may have begun some lines before.
-    let ends = |line: &str| line.is_empty() || line.ends_with([';', '{', '}', ',']) || line.ends_with("*/");
-    let mut above = lines[..at].iter().rev().map(|line| line.trim()).peekable();
+    let ends = |line: &str| line.is_empty() || line.ends_with([';', '{', '}', ',']);
+    let is_remark = |line: &&str| line.starts_with("//") || line.starts_with("#[");
+    let mut above = lines[..at].iter().rev().map(|line| line.text.trim()).peekable();
     for _ in 0..3 {
-        if above.next_if(|line| !line.starts_with("//") && !line.starts_with("#[") && !ends(line)).is_none() {
+        if above.next_if(|line| !is_remark(line) && !ends(line)).is_none() {
             break;
         }
     }
-    above
-        .take_while(|line| line.starts_with("//") || line.starts_with("#["))
-        .any(|line| line.contains("// SAFETY:"))
+    above.take_while(is_remark).any(|line| line.contains("// SAFETY:"))
 }
 
 #[test]
 fn each_unsafe_has_its_reason_and_stands_where_it_may() {
     let mut wrong = Vec::new();
     for file in files(&["src", "tests", "benches"], ".rs") {
-        let lines: Vec<&str> = file.text.lines().collect();
-        for (at, line) in lines.iter().enumerate() {
-            let code = code(line);
-            if !words(&code).any(|word| word == "unsafe") {
+        for (at, Line { code, .. }) in file.lines.iter().enumerate() {
+            if !words(code).any(|word| word == "unsafe") {
                 continue;
             }
             if !file.is_test() && !UNSAFE.iter().any(|allowed| file.path.starts_with(allowed)) {
                 wrong.push(format!("{}: unsafe may not stand here", file.place(at + 1)));
             }
             let opens = code.contains("unsafe {") || code.contains("unsafe impl");
-            if opens && !is_explained(&lines, at) {
+            if opens && !is_explained(&file.lines, at) {
                 wrong.push(format!("{}: no `// SAFETY:` before it", file.place(at + 1)));
             }
         }
@@ -235,16 +273,18 @@ fn lines_and_files_are_not_too_long() {
     let mut wrong = Vec::new();
     let rust = files(&["src", "tests", "benches"], ".rs");
     for file in rust.iter().filter(|file| !file.is_test()) {
-        let lines = file.lines().count();
+        let lines = file.without_tests().count();
         if lines > LINES {
             wrong.push(format!("{}: {lines} lines without tests, of {LINES} at most", file.path));
         }
     }
     for file in rust.iter().chain(&files(&["python/tallow"], ".py")) {
-        for (line, text) in (1..).zip(file.text.lines()) {
-            let columns = text.chars().count();
-            if columns > COLUMNS {
-                wrong.push(format!("{}: {columns} columns, of {COLUMNS} at most", file.place(line)));
+        for (number, line) in (1..).zip(&file.lines) {
+            // Strings and the rows of a table are not broken.
+            let columns = line.text.chars().count();
+            let is_row = line.text.trim_start().trim_start_matches(['/', '!']).starts_with(" |");
+            if columns > COLUMNS && !line.string && !is_row {
+                wrong.push(format!("{}: {columns} columns, of {COLUMNS} at most", file.place(number)));
             }
         }
     }
@@ -253,14 +293,16 @@ fn lines_and_files_are_not_too_long() {
 
 #[test]
 fn the_rules_see_what_they_are_for() {
-    let explained = |text: &str| is_explained(&text.lines().collect::<Vec<_>>(), text.lines().count() - 1);
+    let explained = |text: &str| is_explained(&lines(text), text.lines().count() - 1);
     assert!(explained("// SAFETY: it is.\nunsafe { f() }"));
     assert!(explained("    // SAFETY: it is,\n    // and so on.\n    let a =\n        unsafe { f() };"));
     assert!(!explained("// Safe.\nunsafe { f() }"));
     assert!(!explained("// SAFETY: of another.\nf();\nunsafe { f() }"));
+    let code = |text: &str| lines(text).iter().map(|line| line.code.trim().to_string()).collect::<Vec<_>>();
+    assert_eq!(code("let a = \"unsafe // \\\" no\"; // unsafe"), ["let a = ;"]);
+    assert_eq!(code("f('\"', r#\"a\"b\nc\"#, d) // e"), ["f(,", ", d)"]);
     assert_eq!(
         used("use crate::{config, model::Lm}; crate::text::x()", "crate::"),
         ["config", "model", "text"]
     );
-    assert_eq!(code(r#"let a = "unsafe // no"; // unsafe"#).trim(), "let a = ;");
 }

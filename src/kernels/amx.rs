@@ -21,13 +21,13 @@
 //!
 //! * the tiles run [`LEAD`] dots ahead of the floats, over the borders of rows and panels: loading,
 //!   multiplying and storing a dot takes some 130 cycles from end to end;
-//! * sums stay in sixteen registers over a K-block; between k_blocks they are in memory;
+//! * sums stay in sixteen registers over a K-block, and in memory between K-blocks;
 //! * codes are unpacked once for all rows of a task: 3 to 7 % of the time with 96.
 //!
 //! Outliers are added afterwards, by AVX-512.
 //!
-//! Rows of activations are read where they are. Where they lie 4096 bytes apart they share too few places in
-//! L1 (its sets are 4096 bytes apart), and come from L2, 1 KiB a dot, which it delivers.
+//! Rows of activations are read where they are. Where they lie a multiple of 4096 bytes apart they fall into
+//! the same few sets of L1 and come from L2, 1 KiB a dot, which it delivers.
 
 mod tiles;
 

@@ -4,6 +4,9 @@
 //! compiles it inside a function for each tier and picks one by an [`Isa`], which can only be had when the
 //! machine has those instructions. All tiers agree to the last bit; `scalar` is the oracle. (On x86 before
 //! FMA, a fused step is a library call: right, and slow.)
+//!
+//! Detection is CPUID and what the system permits, nothing else; that the tiles of AMX compute what they
+//! should is checked where a backend is made (`amx::self_check`).
 
 use crate::error::{Error, Result};
 
