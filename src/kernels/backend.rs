@@ -1,8 +1,9 @@
 //! What computes: one trait between the facade [`Ops`](super::Ops), which checks arguments, and the machine.
 //!
-//! A further backend (another GPU library, say) is one new file that implements [`Backend`], and one constructor
-//! beside [`Ops::cpu`](super::Ops::cpu) and [`Ops::candle`](super::Ops::candle). No data type has to learn of it:
-//! what it makes of weights, tables and activations is [`Opaque`] to all others. The test below adds such a backend.
+//! A further backend (another GPU library, say) is one new file that implements [`Backend`], and one
+//! constructor beside [`Ops::cpu`](super::Ops::cpu) and [`Ops::candle`](super::Ops::candle). No data type has
+//! to learn of it: what it makes of weights, tables and activations is [`Opaque`] to all others. The test
+//! below adds such a backend.
 
 use candle_core::{DType, Device};
 
@@ -12,8 +13,8 @@ use crate::cache::storage::{LayerKv, LayerState};
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
-/// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops), which has
-/// checked shapes, indices and the step before it calls them; rows may be none.
+/// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops),
+/// which has checked shapes, indices and the step before it calls them; rows may be none.
 pub(super) trait Backend: Send + Sync {
     fn device(&self) -> &Device;
     /// The type of activations.

@@ -1,12 +1,13 @@
 //! The candle backend: candle's operations, for CUDA and Metal, and as a second opinion on the CPU.
 //!
-//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was asked
-//! for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where candle-nn
-//! has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is not, because it
-//! takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large (see [`CandleBackend::normed`]).
+//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was
+//! asked for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where
+//! candle-nn has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is
+//! not, because it takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large
+//! (see [`CandleBackend::normed`]).
 //!
-//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have no
-//! tensor, and [`CandleBackend::map`] computes nothing of them.
+//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have
+//! no tensor, and [`CandleBackend::map`] computes nothing of them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -83,7 +84,8 @@ impl CandleBackend {
         Ok(y.to_dtype(self.dtype)?)
     }
 
-    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and a bias.
+    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and
+    /// a bias.
     fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let mut groups = x.to_dtype(DType::F32)?.reshape(((), norm.weight.len()))?;
         if norm.kind == NormKind::Layer {
@@ -96,8 +98,8 @@ impl CandleBackend {
         Ok(y.reshape(x.shape())?.to_dtype(self.dtype)?)
     }
 
-    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as we do;
-    /// it turns all dimensions, so that the rest of a partly rotated head goes around it.
+    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as
+    /// we do; it turns all dimensions, so that the rest of a partly rotated head goes around it.
     fn rotate(&self, x: &Tensor, head_dim: usize, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
         let ((rows, dim), rotated) = (x.dims2()?, 2 * cos.dim(1)?);
         let heads = x.to_dtype(DType::F32)?.reshape((1, rows, dim / head_dim, head_dim))?;

@@ -43,8 +43,8 @@ struct Angles {
 
 impl CpuBackend {
     /// # Errors
-    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for and
-    /// computes something else than AMX does.
+    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for
+    /// and computes something else than AMX does.
     pub(super) fn new(threads: usize, kv: KvType, isa: Isa) -> Result<Self> {
         #[cfg(target_arch = "x86_64")]
         super::amx::self_check(isa)?;

@@ -1,4 +1,5 @@
-//! A backend of nobody else's making: it counts calls and lets another compute. Everything that it needed is here.
+//! A backend of nobody else's making: it counts calls and lets another compute. Everything that it needed is
+//! here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,8 +52,19 @@ impl Backend for Counting {
         fn kv_format() -> KvFormat;
         fn kv_cache(layout: &KvLayout, pages: usize) -> Result<KvCache>;
         fn kv_write(kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
-        fn attention(q: &Rows, kv: &LayerKv, group: usize, step: &CheckedStep<'_>, a: &Attention) -> Result<Rows>;
-        fn short_conv(x: &Rows, conv: &ShortConv, state: &LayerState, step: &CheckedStep<'_>) -> Result<Rows>;
+        fn attention(
+            q: &Rows,
+            kv: &LayerKv,
+            group: usize,
+            step: &CheckedStep<'_>,
+            a: &Attention
+        ) -> Result<Rows>;
+        fn short_conv(
+            x: &Rows,
+            conv: &ShortConv,
+            state: &LayerState,
+            step: &CheckedStep<'_>
+        ) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     }
 }
