@@ -7,6 +7,7 @@
 
 use candle_core::{DType, Device};
 
+use super::experts::{Assignments, Expert};
 use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
 use crate::cache::storage::{LayerKv, LayerState};
@@ -48,6 +49,7 @@ pub(super) trait Backend: Send + Sync {
     fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows>;
     fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
     fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
     /// `to + scale * x`.

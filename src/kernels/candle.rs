@@ -9,6 +9,8 @@
 //! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have
 //! no tensor, and [`CandleBackend::map`] computes nothing of them.
 
+mod experts;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use candle_nn::ops::{rms_norm, softmax_last_dim};
 use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
+use super::experts::{Assignments, Expert};
 use super::rows::Rows;
 use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
@@ -276,6 +279,10 @@ impl Backend for CandleBackend {
 
     fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
         self.map(x, up.weight.n, |x| self.activate(&self.product(up, x)?, act))
+    }
+
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| self.mixture(experts, act, x, a))
     }
 
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {

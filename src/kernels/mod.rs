@@ -14,8 +14,9 @@
 //! From the bottom up, and no module uses one that is named later: [`types`] (what the graph holds),
 //! [`simd`] and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
 //! [`unpack`] and [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`panels`],
-//! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`],
-//! [`elementwise`], [`checked_step`], [`backend`], [`cpu`], [`candle`], [`check`].
+//! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`],
+//! [`rope`], [`elementwise`], [`experts`], [`short_conv`], [`checked_step`], [`backend`], [`cpu`], [`candle`],
+//! [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -29,6 +30,7 @@ mod cpu;
 mod disjoint;
 mod elementwise;
 mod epilogue;
+mod experts;
 mod gemm;
 mod isa;
 mod layouts;
@@ -55,11 +57,13 @@ use self::backend::Backend;
 use self::candle::CandleBackend;
 pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
+pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
 pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
+use crate::config::Routing;
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::WeightTensor;
@@ -213,6 +217,22 @@ impl Ops {
     pub fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
         check::linear(up, x)?;
         self.0.activated(up, x, act)
+    }
+
+    /// Which experts each row passes, by its router logits `[rows, experts]`, and with what weights.
+    pub fn route(&self, logits: Rows, routing: &Routing) -> Result<Assignments> {
+        let experts = logits.dims().1;
+        let logits = self.into_vec(logits)?;
+        let assignments = Assignments::new(&logits, experts, routing);
+        self.recycle(logits);
+        assignments
+    }
+
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the order of the
+    /// experts' numbers: `[rows, hidden]`.
+    pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        check::experts(experts, x, a)?;
+        self.0.experts(experts, act, x, a)
     }
 
     /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) *
