@@ -30,11 +30,12 @@ __all__ = [
     "Waker",
     "__doc__",
     "__version__",
-    "aliases",
     "anywhere",
+    "cache_folder",
     "end_filters",
     "features",
     "locate",
+    "offline_variable",
     "plain_messages",
 ]
 
@@ -44,8 +45,11 @@ def features() -> dict[str, Any]:
     """What this build and this machine offer: accelerators, instruction sets."""
 
 def end_filters(seconds: float) -> None: ...
-def aliases() -> list[tuple[str, str, str, int]]:
-    """The short names of models: name, licence, description, bytes to download."""
+def cache_folder() -> str:
+    """The folder of tallow's own cache: TALLOW_CACHE, or one below the user's cache folder."""
+
+def offline_variable() -> str | None:
+    """The environment variable that forbids the network, if one does."""
 
 def plain_messages(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Messages in the one spelling that chat templates know: no null fields, no old names."""
@@ -59,7 +63,6 @@ def locate(
     revision: str | None = None,
     offline: bool | None = None,
     progress: Callable[[str, int | None, int], object] | None = None,
-    python: str | None = None,
 ) -> tuple[str, str, str | None]:
     """Finds a model's files and fetches what is missing: path, name, revision."""
 
@@ -80,7 +83,7 @@ class Model:
         threads: int | None = None,
         chat_template: str | None = None,
         progress: Callable[[str, int | None, int], object] | None = None,
-        python: str | None = None,
+        fetch: Callable[[], tuple[str, str, str | None]] | None = None,
     ) -> Model: ...
     @property
     def name(self) -> str: ...

@@ -1,7 +1,6 @@
 //! `_core.Model`: a loaded model, its tokenizer and its template.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -18,14 +17,15 @@ pub struct PyModel(pub Arc<Model>);
 
 #[pymethods]
 impl PyModel {
-    /// Loads a model; the same source with the same options shares its weights.
+    /// Loads a model; the same source with the same options shares its weights. `fetch` is called once the other
+    /// options are known to be right, for the path, name and revision of a source that Python resolves.
     #[staticmethod]
     #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        quantize=None, context_length=None, threads=None, chat_template=None, progress=None, python=None))]
+        quantize=None, context_length=None, threads=None, chat_template=None, progress=None, fetch=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
         py: Python<'_>,
-        source: OsString,
+        mut source: OsString,
         revision: Option<String>,
         offline: Option<bool>,
         device: String,
@@ -35,9 +35,9 @@ impl PyModel {
         threads: Option<usize>,
         chat_template: Option<String>,
         progress: Option<Bound<'_, PyAny>>,
-        python: Option<PathBuf>,
+        fetch: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let options = LoadOptions {
+        let mut options = LoadOptions {
             revision,
             offline,
             device,
@@ -46,9 +46,13 @@ impl PyModel {
             context_length,
             threads,
             chat_template,
-            python,
             ..LoadOptions::default()
         };
+        if let Some(fetch) = fetch {
+            options.check().map_err(|error| to_python(py, &error))?;
+            let (path, name, revision) = fetch.call0()?.extract()?;
+            (source, options.called) = (path, Some((name, revision)));
+        }
         load::load(py, source, options, progress).map(PyModel)
     }
 
