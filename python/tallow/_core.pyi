@@ -19,10 +19,14 @@ __all__ = [
     "Generation",
     "HubError",
     "InvalidRequestError",
+    "MAX_STOPS",
+    "MAX_STOP_CHARS",
+    "MAX_TOP_LOGPROBS",
     "Model",
     "ModelFileError",
     "OutOfMemoryError",
     "Prompt",
+    "SAMPLER_FIELDS",
     "Sampler",
     "TemplateError",
     "Timeout",
@@ -40,6 +44,13 @@ __all__ = [
 ]
 
 __version__: str
+
+#: Fields of a Sampler in their order: name, and kind ("number", "count", "bias" or "filters").
+SAMPLER_FIELDS: list[tuple[str, str]]
+#: Stop strings a request, characters of each, and alternatives that are told of a token, at most.
+MAX_STOPS: int
+MAX_STOP_CHARS: int
+MAX_TOP_LOGPROBS: int
 
 def features() -> dict[str, Any]:
     """What this build and this machine offer: accelerators, instruction sets."""
@@ -215,11 +226,12 @@ class Waker:
 
 @final
 class Sampler:
-    """How a token is picked. Immutable; ``replace`` makes a changed copy."""
+    """How a token is picked. Immutable; ``replace`` makes a changed copy. A temperature that is not given is
+    1; what else is not given is off."""
 
     def __new__(
         cls,
-        temperature: float | None = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -228,7 +240,7 @@ class Sampler:
         frequency_penalty: float | None = None,
         presence_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
-        filters: Sequence[Callable[..., None]] = (),
+        filters: Sequence[Callable[..., None]] | None = None,
     ) -> Sampler: ...
     @property
     def temperature(self) -> float | None: ...

@@ -34,6 +34,10 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(load::anywhere, module)?)?;
     module.add_function(wrap_pyfunction!(load::cache_folder, module)?)?;
     module.add_function(wrap_pyfunction!(load::offline_variable, module)?)?;
+    module.add("SAMPLER_FIELDS", crate::sample::FIELDS.to_vec())?;
+    module.add("MAX_STOPS", crate::lm::MAX_STOPS)?;
+    module.add("MAX_STOP_CHARS", crate::lm::MAX_STOP_CHARS)?;
+    module.add("MAX_TOP_LOGPROBS", crate::engine::request::MAX_TOP_LOGPROBS)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__doc__", "The native part of tallow.")?;
     Ok(())

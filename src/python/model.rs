@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt};
 use serde_json::json;
 
 use super::errors::to_python;
-use super::{convert, door, load};
+use super::{convert, door, load, sampler};
 use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
+use crate::sample::SamplerFields;
 use crate::text::chat::{check_messages, plain};
 
 #[pyclass(frozen, name = "Model", module = "tallow._core")]
@@ -171,24 +172,15 @@ impl PyModel {
     /// What the model's makers advise for sampling; empty: greedy.
     #[getter]
     fn generation<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let g = self.0.generation();
-        let dict = PyDict::new(py);
-        let floats = [
-            ("temperature", g.temperature),
-            ("top_p", g.top_p),
-            ("min_p", g.min_p),
-            ("typical_p", g.typical_p),
-            ("repetition_penalty", g.repetition_penalty),
-        ];
-        for (name, value) in floats {
-            if let Some(value) = value {
-                dict.set_item(name, value)?;
+        let dict = sampler::dict(py, &SamplerFields::from(self.0.generation()), &[])?;
+        let advised = PyDict::new(py);
+        for (name, value) in dict {
+            // Numbers alone are advised.
+            if value.cast::<PyFloat>().is_ok() || value.cast::<PyInt>().is_ok() {
+                advised.set_item(name, value)?;
             }
         }
-        if let Some(k) = g.top_k {
-            dict.set_item("top_k", k)?;
-        }
-        Ok(dict)
+        Ok(advised)
     }
 
     #[pyo3(signature = (text, special=false))]
