@@ -8,7 +8,7 @@ use tallow::config::{self, Config};
 use tallow::error::Result;
 use tallow::kernels::{KvType, Ops};
 use tallow::model::decoder::Decoder;
-use tallow::step::{Step, pages_for};
+use tallow::step::{StateTable, Step, pages_for};
 use tallow::weights::{Gguf, Weights, safetensors};
 
 /// Largest difference of a logit that is allowed.
@@ -92,14 +92,16 @@ fn open(folder: &Path, form: &str) -> Result<(Config, Weights)> {
 
 fn run(decoder: &Decoder, tokens: &[u32], cut: usize) -> Result<Vec<f32>> {
     let pages = pages_for(tokens.len());
-    let cache: KvCache = decoder.new_cache(pages + 3)?;
+    let groups = decoder.kv_layout().windows().len();
+    let cache: KvCache = decoder.new_cache(groups * pages + 3)?;
     // Pages backwards and not from zero: nothing may rely on their order.
-    let pages: Vec<u32> = (0..pages as u32).rev().map(|page| page + 3).collect();
+    let all: Vec<u32> = (0..(groups * pages) as u32).rev().map(|page| page + 3).collect();
+    let tables: Vec<Vec<u32>> = all.chunks(pages).map(<[u32]>::to_vec).collect();
     let mut logits = Vec::new();
     let mut position = 0;
     for chunk in tokens.chunks(cut.min(tokens.len())) {
         let mut step = Step::default();
-        let rows = step.push(chunk, position, pages.clone());
+        let rows = step.push_span(chunk, position, tables.clone(), StateTable::default());
         let rows: Vec<u32> = rows.map(|row| row as u32).collect();
         let hidden = decoder.forward(&step, &cache, &rows)?;
         logits.extend(decoder.ops().into_vec(decoder.head(&hidden)?)?);

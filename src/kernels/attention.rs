@@ -39,7 +39,7 @@ use super::isa::Isa;
 use super::pool::{Pool, Shares};
 use crate::cache::storage::{NativeKv, Numbers, Pages};
 use crate::error::Result;
-use crate::step::{PAGE, Span, Step};
+use crate::step::{PAGE, Span, Step, first_seen};
 
 /// Positions of a chunk.
 const CHUNK: usize = 256;
@@ -60,6 +60,14 @@ impl<N: Number> Layer<'_, N> {
     fn found_len(&self, task: &Task<'_>) -> usize {
         task.queries() * (self.pages.padded() + 2)
     }
+}
+
+/// The queries of a step over the pages of a group.
+pub(super) struct Queries<'a> {
+    /// `[rows, heads * head_dim]`
+    pub q: &'a [f32],
+    pub step: &'a Step,
+    pub group: usize,
 }
 
 /// A row of the step.
@@ -165,27 +173,36 @@ thread_local! {
     static SPLIT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `out` and `q` are `[rows, heads * head_dim]`; the step was checked against the cache, and `a` against its shape.
+/// `out` is `[rows, heads * head_dim]`; the step was checked against the cache, and `a` against its shape.
 ///
 /// # Errors
 /// `Internal` when a task panicked.
 pub(super) fn attention(
     pool: &Pool,
     isa: Isa,
-    q: &[f32],
+    queries: Queries<'_>,
     kv: &NativeKv,
-    step: &Step,
     a: &Attention,
     out: &mut [f32],
 ) -> Result<()> {
+    let Queries { q, step, group } = queries;
+    let rows = rows(step, group, a, pool.threads());
     match &*kv.read() {
-        Numbers::F32(pages) => run(pool, isa, &Layer { q, pages, a }, step, out),
-        Numbers::BF16(pages) => run(pool, isa, &Layer { q, pages, a }, step, out),
+        Numbers::F32(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
+        Numbers::BF16(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
     }
 }
 
-fn run<N: Number>(pool: &Pool, isa: Isa, layer: &Layer<'_, N>, step: &Step, out: &mut [f32]) -> Result<()> {
-    let (rows, parts) = rows(step, layer.a, pool.threads());
+/// The rows of a step, and which of them are computed together.
+type Together<'a> = (Vec<Row<'a>>, Vec<Range<usize>>);
+
+fn run<N: Number>(
+    pool: &Pool,
+    isa: Isa,
+    layer: &Layer<'_, N>,
+    (rows, parts): Together<'_>,
+    out: &mut [f32],
+) -> Result<()> {
     let tasks = tasks(&rows, &parts, layer.a);
     let (units, len) = units(&tasks, layer, pool.threads());
     let out = Shares::new(out);
@@ -237,12 +254,12 @@ fn units<'a, N: Number>(
 
 /// The rows of a step, and which of them are computed together: those of one sequence; or, of answers that get a token each, those
 /// that begin with the same pages, since whatever is loaded of these serves them all.
-fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec<Range<usize>>) {
+fn rows<'a>(step: &'a Step, group: usize, a: &Attention, threads: usize) -> Together<'a> {
     let all = |span: &'a Span| {
         let first = step.positions[span.rows.start] as usize;
         let row = move |at: usize| {
             let position = first + at - span.rows.start;
-            Row { row: at, position, pages: &span.pages, len: span.len }
+            Row { row: at, position, pages: &span.pages[group], len: span.len }
         };
         span.rows.clone().map(row)
     };
@@ -254,6 +271,7 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
     }
     let start = rows.len();
     rows.extend(single.into_iter().flat_map(all));
+    let signs = |row: &Row<'a>| signs(*row, a.window);
     rows[start..].sort_by(|a, b| signs(a).cmp(signs(b)).then(a.position.cmp(&b.position)));
     // Enough for all threads: tasks, or chunks of them.
     let chunk = |row: &Row<'_>| a.window.map_or(row.position, |window| window.min(row.position)) / CHUNK;
@@ -261,7 +279,7 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
     let most = (rows.len() - start) * a.kv_heads * chunks / (3 * threads);
     let most = most.min(TILE * a.kv_heads / a.heads).max(1);
     // A bidirectional sequence shares no pages, and what its rows see ends with it, not with the row.
-    let related = |one: &Row<'_>, other: &Row<'_>| {
+    let related = |one: &Row<'a>, other: &Row<'a>| {
         a.causal && signs(one).next().is_some() && signs(one).next() == signs(other).next()
     };
     for relatives in rows[start..].chunk_by_mut(related) {
@@ -281,8 +299,10 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
 
 /// Some of the pages, by which sequences are put beside those that they have most in common with. A page has but one
 /// beginning.
-fn signs<'a>(row: &Row<'a>) -> impl Iterator<Item = &'a u32> {
-    row.pages.iter().skip(SIGN - 1).step_by(SIGN)
+fn signs<'a>(row: Row<'a>, window: Option<usize>) -> impl Iterator<Item = &'a u32> {
+    // Pages behind the window are not held: their entries are alike in all tables.
+    let first = first_seen(window, row.position).next_multiple_of(SIGN);
+    row.pages.iter().skip(first + SIGN - 1).step_by(SIGN)
 }
 
 /// Pages between two signs, and the fewest for which sequences are put together.

@@ -19,6 +19,7 @@
 mod amx;
 mod attention;
 mod check;
+mod checked_step;
 mod elementwise;
 mod few;
 mod forms;
@@ -41,12 +42,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+pub use self::checked_step::CheckedStep;
 pub use self::isa::Isa;
 use self::native::Native;
 use self::plain::Plain;
 use self::rows::Data;
 pub use self::rows::Rows;
-pub use crate::cache::storage::{KvCache, KvFormat, KvShape, KvType};
+pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::config::NormKind;
 use crate::error::{Error, Result};
@@ -448,15 +450,23 @@ impl Ops {
         }
     }
 
-    /// An empty cache of `pages` pages in each of these layers.
+    /// An empty cache of `pages` pages.
     ///
     /// # Errors
     /// `OutOfMemory`, with the size that was asked for.
-    pub fn kv_cache(&self, layers: &[KvShape], pages: usize) -> Result<KvCache> {
+    pub fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
         match self.kv_format() {
-            KvFormat::Native(kind) => KvCache::native(layers, pages, kind),
-            KvFormat::Tensors(dtype) => KvCache::new(layers, pages, dtype, self.device()),
+            KvFormat::Native(kind) => KvCache::native(layout, pages, kind),
+            KvFormat::Tensors(dtype) => KvCache::new(layout, pages, dtype, self.device()),
         }
+    }
+
+    /// The step as the operations on this cache take it.
+    ///
+    /// # Errors
+    /// `Internal` when its spans, positions or pages are not those of a step over this cache.
+    pub fn checked_step<'a>(&self, step: &'a Step, cache: &KvCache) -> Result<CheckedStep<'a>> {
+        CheckedStep::new(step, cache)
     }
 
     /// What such a cache is made of.
@@ -468,15 +478,22 @@ impl Ops {
     }
 
     /// Puts the keys and values `[rows, kv_heads * head_dim]` of this step into its pages.
-    pub fn kv_write(&self, cache: &KvCache, layer: usize, k: &Rows, v: &Rows, step: &Step) -> Result<()> {
-        check::step(step, cache)?;
+    pub fn kv_write(
+        &self,
+        cache: &KvCache,
+        layer: usize,
+        k: &Rows,
+        v: &Rows,
+        step: &CheckedStep<'_>,
+    ) -> Result<()> {
+        step.belongs_to(cache)?;
         let kv = cache.layer(layer)?;
         check::shape("keys", k, step.rows(), kv.shape.width())?;
         check::shape("values", v, step.rows(), kv.shape.width())?;
-        let slots = check::slots(step);
+        let slots = step.slots(cache.group(layer)?)?;
         match &*self.0 {
-            Side::Native(native) => native.kv_write(kv, k.native()?, v.native()?, &slots),
-            Side::Plain(plain) => plain.kv_write(kv, k.plain()?, v.plain()?, &slots),
+            Side::Native(native) => native.kv_write(kv, k.native()?, v.native()?, slots),
+            Side::Plain(plain) => plain.kv_write(kv, k.plain()?, v.plain()?, slots),
         }
     }
 
@@ -488,19 +505,20 @@ impl Ops {
         q: &Rows,
         cache: &KvCache,
         layer: usize,
-        step: &Step,
+        step: &CheckedStep<'_>,
         a: &Attention,
     ) -> Result<Rows> {
-        check::step(step, cache)?;
-        let kv = cache.layer(layer)?;
+        step.belongs_to(cache)?;
+        let (kv, group) = (cache.layer(layer)?, cache.group(layer)?);
         check::attention(q, kv.shape, step, a)?;
+        check::window(cache.layout().windows()[group], a)?;
         match &*self.0 {
-            Side::Native(native) => Ok(native.attention(q.native()?, kv, step, a)?.into()),
-            Side::Plain(plain) => Ok(plain.attention(q.plain()?, kv, step, a)?.into()),
+            Side::Native(native) => Ok(native.attention(q.native()?, kv, group, step, a)?.into()),
+            Side::Plain(plain) => Ok(plain.attention(q.plain()?, kv, group, step, a)?.into()),
         }
     }
 
-    /// Copies page `from` over page `to`, in every layer.
+    /// Copies page `from` over page `to`, in every column.
     pub fn copy_page(&self, cache: &KvCache, from: u32, to: u32) -> Result<()> {
         for page in [from, to] {
             check::page(page, cache)?;

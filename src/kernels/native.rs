@@ -12,12 +12,12 @@ use super::pool::{Pool, Shares};
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler};
 use super::{
-    Activation, Attention, KvType, Linear, Matrix, MatrixData, Norm, RopeTable, attention, misuse, norm, rope,
+    Activation, Attention, CheckedStep, KvType, Linear, Matrix, MatrixData, Norm, RopeTable, attention,
+    misuse, norm, rope,
 };
 use crate::cache::storage::LayerKv;
 use crate::config::NormKind;
 use crate::error::Result;
-use crate::step::Step;
 use crate::weights::WeightTensor;
 
 /// Floats of a task of the operations that are no products: some microseconds of work.
@@ -267,9 +267,17 @@ impl Native {
         attention::write(&self.pool, self.isa, kv.native()?, slots, k.floats(), v.floats())
     }
 
-    pub(super) fn attention(&self, q: &Block, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Block> {
+    pub(super) fn attention(
+        &self,
+        q: &Block,
+        kv: &LayerKv,
+        group: usize,
+        step: &CheckedStep<'_>,
+        a: &Attention,
+    ) -> Result<Block> {
         let mut out = self.recycler.block(q.rows, q.dim);
-        attention::attention(&self.pool, self.isa, q.floats(), kv.native()?, step, a, out.floats_mut())?;
+        let rows = attention::Queries { q: q.floats(), step, group };
+        attention::attention(&self.pool, self.isa, rows, kv.native()?, a, out.floats_mut())?;
         Ok(out)
     }
 }

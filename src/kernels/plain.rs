@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Tensor};
 
-use super::{Activation, Attention, Linear, Matrix, MatrixData, Norm, RopeTable, misuse};
+use super::{Activation, Attention, CheckedStep, Linear, Matrix, MatrixData, Norm, RopeTable, misuse};
 use crate::cache::storage::LayerKv;
 use crate::config::NormKind;
 use crate::error::Result;
@@ -192,18 +192,33 @@ impl Plain {
         Ok(())
     }
 
-    pub(super) fn attention(&self, q: &Tensor, kv: &LayerKv, step: &Step, a: &Attention) -> Result<Tensor> {
+    pub(super) fn attention(
+        &self,
+        q: &Tensor,
+        kv: &LayerKv,
+        group: usize,
+        step: &CheckedStep<'_>,
+        a: &Attention,
+    ) -> Result<Tensor> {
         if step.spans.is_empty() {
             return Ok(q.clone());
         }
         let outputs: Result<Vec<_>> =
-            step.spans.iter().map(|span| self.attend(q, kv, step, span, a)).collect();
+            step.spans.iter().map(|span| self.attend(q, kv, group, step, span, a)).collect();
         Ok(Tensor::cat(&outputs?, 0)?.to_dtype(self.dtype)?)
     }
 
     /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
-    fn attend(&self, q: &Tensor, kv: &LayerKv, step: &Step, span: &Span, a: &Attention) -> Result<Tensor> {
-        let (rows, group) = (span.rows.len(), a.heads / a.kv_heads);
+    fn attend(
+        &self,
+        q: &Tensor,
+        kv: &LayerKv,
+        group: usize,
+        step: &Step,
+        span: &Span,
+        a: &Attention,
+    ) -> Result<Tensor> {
+        let (rows, shared) = (span.rows.len(), a.heads / a.kv_heads);
         let first = step.positions.get(span.rows.start).map_or(0, |&p| p as usize);
         let begin = a.window.map_or(0, |window| (first + 1).saturating_sub(window));
         let end = match (a.causal, a.window) {
@@ -212,26 +227,26 @@ impl Plain {
             (false, Some(window)) => (first + rows - 1).saturating_add(window).min(span.len),
         };
         let len = end - begin;
-        let slots: Vec<u32> = (begin..begin + len).map(|p| span.slot(p) as u32).collect();
+        let slots: Vec<u32> = (begin..begin + len).map(|p| span.slot(group, p) as u32).collect();
         let slots = Tensor::from_vec(slots, len, &self.device)?;
         let gather = |kv: &Tensor| -> Result<Tensor> {
             let rows = kv.index_select(&slots, 0)?.to_dtype(DType::F32)?;
             Ok(rows.reshape((len, a.kv_heads, a.head_dim))?.transpose(0, 1)?.contiguous()?)
         };
         let q = q.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
-        let q = q.reshape((rows, a.kv_heads, group, a.head_dim))?.transpose(0, 1)?.contiguous()?;
-        let q = q.reshape((a.kv_heads, rows * group, a.head_dim))?;
+        let q = q.reshape((rows, a.kv_heads, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
+        let q = q.reshape((a.kv_heads, rows * shared, a.head_dim))?;
         let scores = q.matmul(&gather(&kv.tensors()?.keys)?.transpose(1, 2)?.contiguous()?)?;
         let mut scores = (scores * f64::from(a.scale))?;
         if let Some(cap) = a.soft_cap {
             scores = self.soft_cap(&scores, cap)?;
         }
-        let scores = scores.reshape((a.kv_heads, rows, group, len))?;
+        let scores = scores.reshape((a.kv_heads, rows, shared, len))?;
         let mask = Tensor::from_vec(mask(first, rows, begin, len, a), (1, rows, 1, len), &self.device)?;
         let weights = softmax(&scores.broadcast_add(&mask)?)?;
         let mixed =
-            weights.reshape((a.kv_heads, rows * group, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
-        let mixed = mixed.reshape((a.kv_heads, rows, group, a.head_dim))?.transpose(0, 1)?.contiguous()?;
+            weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
+        let mixed = mixed.reshape((a.kv_heads, rows, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
         Ok(mixed.reshape((rows, a.heads * a.head_dim))?)
     }
 }

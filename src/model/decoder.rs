@@ -14,8 +14,8 @@
 use crate::cache::storage::KvCache;
 use crate::config::Config;
 use crate::error::Result;
-use crate::kernels::{Attention, KvShape, Linear, Matrix, Norm, Ops, RopeTable, Rows};
-use crate::step::{PAGE, Step};
+use crate::kernels::{Attention, CheckedStep, KvLayout, KvShape, Linear, Matrix, Norm, Ops, RopeTable, Rows};
+use crate::step::Step;
 
 /// The weights of a decoder-only language model, and its blueprint.
 pub struct Decoder {
@@ -56,7 +56,7 @@ pub(super) struct LayerWeights {
 /// The rows that queries are made for.
 struct Queries<'a> {
     /// These rows alone, their number in the whole step unless they are all, and their rotations.
-    step: &'a Step,
+    step: &'a CheckedStep<'a>,
     rows: Option<&'a [u32]>,
     tables: Vec<RopeTable>,
 }
@@ -93,24 +93,21 @@ impl Decoder {
 
     /// An empty cache of `pages` pages for this model.
     pub fn new_cache(&self, pages: usize) -> Result<KvCache> {
-        self.ops.kv_cache(&self.kv_shapes(), pages)
+        self.ops.kv_cache(&self.kv_layout(), pages)
     }
 
-    fn kv_shapes(&self) -> Vec<KvShape> {
-        let shape = KvShape { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim };
-        vec![shape; self.config.layers.len()]
+    /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so its
+    /// windows give nothing back.
+    pub fn kv_layout(&self) -> KvLayout {
+        let config = &self.config;
+        let shape = KvShape { kv_heads: config.kv_heads, head_dim: config.head_dim };
+        let layer = |layer: &crate::config::Layer| (shape, layer.window.filter(|_| config.causal));
+        KvLayout::new(&config.layers.iter().map(layer).collect::<Vec<_>>())
     }
 
-    /// Bytes of keys and values that one position takes in the cache.
-    pub fn kv_bytes_per_position(&self) -> usize {
-        let format = self.ops.kv_format();
-        let layer = |shape| format.position_bytes(shape).unwrap_or(usize::MAX);
-        self.kv_shapes().into_iter().map(layer).fold(0, usize::saturating_add)
-    }
-
-    /// Bytes of a page in a saved prefix: f32, whatever the cache is made of.
-    pub fn prefix_page_bytes(&self) -> usize {
-        self.kv_shapes().iter().map(|shape| 2 * 4 * PAGE * shape.width()).sum()
+    /// Bytes of one page of the cache.
+    pub fn page_bytes(&self) -> usize {
+        self.kv_layout().bytes(1, self.ops.kv_format()).unwrap_or(usize::MAX)
     }
 
     /// Computes the step, writing its keys and values into the cache; returns the hidden state after the last
@@ -118,6 +115,7 @@ impl Decoder {
     pub fn forward(&self, step: &Step, cache: &KvCache, rows: &[u32]) -> Result<Rows> {
         let ops = &self.ops;
         let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
+        let step = &ops.checked_step(step, cache)?;
         let all = Queries { step, rows: None, tables: self.tables(step)? };
         // Of the last layer, the other rows are wanted for their keys and values alone.
         let some = match rows.len() < step.rows() {

@@ -231,13 +231,11 @@ impl PyEngine {
         for (name, count) in counts {
             dict.set_item(name, count)?;
         }
-        let busy = s.busy.as_secs_f64();
-        dict.set_item("busy_seconds", busy)?;
+        dict.set_item("busy_seconds", s.busy.as_secs_f64())?;
         dict.set_item("grammar_seconds", s.grammars.as_secs_f64())?;
         dict.set_item("mean_batch", s.mean_batch())?;
         dict.set_item("tokens_per_second", s.tokens_per_second())?;
-        let kv = self.lm.model().decoder().kv_bytes_per_position() * crate::step::PAGE;
-        dict.set_item("kv_bytes", kv * s.pages)?;
+        dict.set_item("kv_bytes", self.lm.model().decoder().page_bytes() * s.pages)?;
         Ok(dict)
     }
 

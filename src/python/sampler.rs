@@ -1,6 +1,9 @@
 //! `_core.Sampler`, and filters written in Python. What is done for each field is made of the table of
 //! [`fields`](crate::sample::fields).
 
+// In what pyo3 writes for `__eq__`; the lint sees it because a macro of ours stands around it.
+#![allow(unsafe_op_in_unsafe_fn)]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};

@@ -119,7 +119,8 @@ impl Scene {
                 return outputs;
             }
             let mut out = vec![f32::NAN; q.len()];
-            attention(&pool, way.isa, &q, &kv, &step, &self.a, &mut out).unwrap();
+            let queries = Queries { q: &q, step: &step, group: 0 };
+            attention(&pool, way.isa, queries, &kv, &self.a, &mut out).unwrap();
             let mut rest = out.as_slice();
             for (output, len) in outputs.iter_mut().zip(lens) {
                 let (own, others) = rest.split_at(len * dims);
@@ -333,7 +334,8 @@ fn what_is_not_seen_does_no_harm() {
         let mut step = Step::default();
         step.push(&[0; 50], 0, pages.to_vec());
         let mut out = vec![0.0; q.len()];
-        attention(&Pool::new(1).unwrap(), best(), &q, &kv, &step, &scene.a, &mut out).unwrap();
+        let queries = Queries { q: &q, step: &step, group: 0 };
+        attention(&Pool::new(1).unwrap(), best(), queries, &kv, &scene.a, &mut out).unwrap();
         let harmed: Vec<usize> =
             out.iter().enumerate().filter(|(_, x)| !x.is_finite()).map(|(at, _)| at / 96).collect();
         assert!(harmed.iter().all(|row| (25..45).contains(row)), "{kind:?}: {harmed:?}");
@@ -393,7 +395,8 @@ fn time(threads: usize, kind: KvType, scene: &Scene) {
     for _ in 0..6 {
         let start = now();
         for kv in &layers {
-            attention(&pool, isa, q, kv, &step, &a, &mut out).unwrap();
+            let queries = Queries { q, step: &step, group: 0 };
+            attention(&pool, isa, queries, kv, &a, &mut out).unwrap();
         }
         best = best.min((now() - start) / layers.len() as f64);
     }
