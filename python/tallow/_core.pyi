@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_STOPS",
+    "MAX_STOP_CHARS",
+    "MAX_TOP_LOGPROBS",
+    "SAMPLER_FIELDS",
     "Cancelled",
     "ConstraintError",
     "ContextLengthError",
@@ -19,14 +23,10 @@ __all__ = [
     "Generation",
     "HubError",
     "InvalidRequestError",
-    "MAX_STOPS",
-    "MAX_STOP_CHARS",
-    "MAX_TOP_LOGPROBS",
     "Model",
     "ModelFileError",
     "OutOfMemoryError",
     "Prompt",
-    "SAMPLER_FIELDS",
     "Sampler",
     "TemplateError",
     "Timeout",

@@ -23,9 +23,7 @@ _CONFIG_FIELDS = (
 )
 #: The other numbers of a Sampler. They travel in ``metadata``, which is part of DSPy's cache key.
 METADATA_FIELDS = tuple(
-    name
-    for name, kind in _core.SAMPLER_FIELDS
-    if kind in ("number", "count") and name not in _CONFIG_FIELDS
+    name for name, kind in _core.SAMPLER_FIELDS if kind in ("number", "count") and name not in _CONFIG_FIELDS
 )
 METADATA_KEYS = (
     *(*METADATA_FIELDS, "template_arguments", "prediction"),
