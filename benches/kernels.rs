@@ -17,7 +17,7 @@ use tallow::weights::WeightType;
 const ROWS: [usize; 3] = [1, 32, 512];
 
 fn ops() -> Ops {
-    Ops::native(1, KvType::BF16).unwrap()
+    Ops::cpu(1, KvType::BF16).unwrap()
 }
 
 /// Of rows that are bytes already. Operations: a product and its sum are two.

@@ -34,6 +34,8 @@ pub const MAX_STOP_CHARS: usize = 256;
 const KV_SHARE: f64 = 0.25;
 /// How long a caller that may be cancelled waits between two looks at whether it is.
 const LOOK: Duration = Duration::from_millis(20);
+/// Slots of recurrent state that are enough for one request at a time, candidates and snapshots included.
+const MIN_SLOTS: u64 = 4;
 /// Sequences of full length that the default cache holds at most: more would only be address space.
 const MAX_DEFAULT_SEQUENCES: usize = 64;
 
@@ -97,8 +99,8 @@ impl Lm {
     /// # Errors
     /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`.
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
-        let pages = cache_pages(&model, options.kv_memory)?;
-        let runner = Runner::new(model.decoder().clone(), pages)?;
+        let (pages, slots) = plan_memory(&model, options.kv_memory)?;
+        let runner = Runner::new(model.decoder().clone(), pages, slots)?;
         let rows = StepLimits::default().rows;
         let mut engine = EngineOptions::new(runner.layout().longest(model.context_length(), rows));
         engine.queue = options.queue.unwrap_or(engine.queue);
@@ -379,23 +381,37 @@ impl Lm {
     }
 }
 
-/// Pages for `kv_memory` bytes, or for the default share of what is free.
-fn cache_pages(model: &Model, kv_memory: Option<u64>) -> Result<usize> {
-    let layout = Runner::groups(model.decoder());
-    let page_bytes = model.decoder().page_bytes() as u64;
-    let longest = layout.pages_at_most(model.context_length(), StepLimits::default().rows);
+/// Pages and slots for `kv_memory` bytes, or for the default share of what is free.
+///
+/// # Errors
+/// `OutOfMemory` that says which groups of state the model has, what they need, and what would help.
+fn plan_memory(model: &Model, kv_memory: Option<u64>) -> Result<(usize, usize)> {
+    let (decoder, limits) = (model.decoder(), StepLimits::default());
+    let layout = Runner::groups(decoder);
+    let longest = layout.pages_at_most(model.context_length(), limits.rows);
     let budget = kv_memory.unwrap_or_else(|| (memory::available() as f64 * KV_SHARE) as u64);
-    let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX);
+    let (page_bytes, slot_bytes) = (decoder.page_bytes() as u64, decoder.kv_layout().slot_bytes() as u64);
+    // A slot for each answer in work, and as many for snapshots; less where they would take the pages' place.
+    let slots = match (budget / 4).checked_div(slot_bytes) {
+        None => 0,
+        Some(affordable) => affordable.clamp(MIN_SLOTS, 2 * limits.sequences as u64),
+    };
+    let pages = budget.saturating_sub(slots * slot_bytes).checked_div(page_bytes).unwrap_or(u64::MAX);
+    let pages = usize::try_from(pages).unwrap_or(usize::MAX);
     let pages =
         if kv_memory.is_none() { pages.min(longest.saturating_mul(MAX_DEFAULT_SEQUENCES)) } else { pages };
     if pages < layout.paged.len() {
+        let states = match slot_bytes {
+            0 => String::new(),
+            _ => format!(", and {slots} slots of recurrent state of {slot_bytes} bytes each"),
+        };
         return Err(Error::out_of_memory(format!(
             "the KV cache may take {budget} bytes, and this model needs at least {}: a page of {page_bytes} bytes for \
-             each of its groups of layers ({layout}); raise kv_memory",
-            page_bytes * layout.paged.len() as u64
+             each of its groups of layers ({layout}){states}; raise kv_memory",
+            (page_bytes * layout.paged.len() as u64).saturating_add(slots * slot_bytes)
         )));
     }
-    Ok(pages.min(u32::MAX as usize))
+    Ok((pages.min(u32::MAX as usize), slots as usize))
 }
 
 fn check_stops(stops: &[String]) -> Result<()> {

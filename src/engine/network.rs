@@ -35,7 +35,7 @@ pub trait Network: Send {
     ///
     /// # Errors
     /// `Internal` when a task panicked.
-    fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+    fn parallel_for(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
         (0..tasks).for_each(task);
         Ok(())
     }

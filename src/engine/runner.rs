@@ -18,11 +18,13 @@ pub struct Runner {
 }
 
 impl Runner {
+    /// `slots`: for recurrent state, if the decoder has some.
+    ///
     /// # Errors
-    /// `OutOfMemory` when there is no memory for so many pages.
-    pub fn new(decoder: Arc<Decoder>, pages: usize) -> Result<Self> {
-        let cache = decoder.new_cache(pages)?;
-        let layout = StateLayout { pages, ..Self::groups(&decoder) };
+    /// `OutOfMemory` when there is no memory for so many pages and slots.
+    pub fn new(decoder: Arc<Decoder>, pages: usize, slots: usize) -> Result<Self> {
+        let cache = decoder.new_cache(pages, slots)?;
+        let layout = StateLayout { pages, slots: cache.slots(), ..Self::groups(&decoder) };
         Ok(Runner { decoder, cache, layout })
     }
 
@@ -76,8 +78,8 @@ impl Network for Runner {
         self.decoder.ops().trim();
     }
 
-    fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
-        self.decoder.ops().spread("draw", tasks, task)
+    fn parallel_for(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.decoder.ops().parallel_for("draw", tasks, task)
     }
 
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
@@ -94,6 +96,18 @@ impl Network for Runner {
 
     fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<()> {
         self.cache.write_page(group, page, bytes)
+    }
+
+    fn state_bytes(&self) -> usize {
+        self.cache.layout().slot_bytes()
+    }
+
+    fn read_state(&self, slot: u32, out: &mut Vec<u8>) -> Result<()> {
+        self.cache.read_state(slot, out)
+    }
+
+    fn write_state(&mut self, slot: u32, bytes: &[u8]) -> Result<()> {
+        self.cache.write_state(slot, bytes)
     }
 }
 

@@ -565,7 +565,7 @@ impl Engine {
         }
         let before: usize = draws.iter_mut().map(|draw| completed(draw)).sum();
         let scratch = &self.scratch;
-        let spread = self.network.spread(draws.len(), &|index| {
+        let outcome = self.network.parallel_for(draws.len(), &|index| {
             let mut draw = draws[index].lock().unwrap_or_else(PoisonError::into_inner);
             let (sequence, part) = &mut *draw;
             scratch.lend(|row| guard(sequence, |it| it.extend(part, row)));
@@ -574,7 +574,7 @@ impl Engine {
         self.stats.completion_tokens += (after - before) as u64;
         for draw in draws {
             let (sequence, _) = draw.into_inner().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = &spread {
+            if let Err(error) = &outcome {
                 sequence.fail(error.clone());
             }
             sequence.commit(&mut self.cache);

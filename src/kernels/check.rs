@@ -1,6 +1,9 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
-use super::{Attention, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse};
+use super::rows::Rows;
+use super::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv};
+use super::{KvCache, KvShape, misuse};
+use crate::cache::storage::LayerState;
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
@@ -123,5 +126,20 @@ pub(super) fn window(group: Option<usize>, a: &Attention) -> Result<()> {
         (None, _) => Ok(()),
         (Some(kept), Some(window)) if window <= kept => Ok(()),
         _ => Err(misuse(format!("attention {a:?} over pages with a window of {group:?}"))),
+    }
+}
+
+/// B, C and x of each row of the step, taps and states of one width.
+pub(super) fn short_conv(x: &Rows, conv: &ShortConv, state: &LayerState, step: &Step) -> Result<()> {
+    let (width, kernel) = (conv.width(), conv.kernel);
+    shape("a short convolution", x, step.rows(), 3 * width)?;
+    let bias = conv.bias.as_ref().is_none_or(|bias| bias.len() == width);
+    match width > 0 && conv.taps.len() == width * kernel && bias && state.state_len() == conv.state_len() {
+        true => Ok(()),
+        false => Err(misuse(format!(
+            "a convolution of {kernel} x {width} with {} taps over states of {}",
+            conv.taps.len(),
+            state.state_len()
+        ))),
     }
 }

@@ -158,10 +158,10 @@ fn scenes() -> Vec<Scene> {
 #[test]
 fn attention_agrees_with_candle() {
     for (kind, bound) in [(KvType::F32, 3e-6), (KvType::BF16, 1.5e-2)] {
-        let ours = Ops::native(2, kind).unwrap();
+        let ours = Ops::cpu(2, kind).unwrap();
         each(scenes(), |scene| {
             let outputs =
-                [(&ours, 1), (&plain(), 2)].map(|(ops, deal)| scene.run(ops, &scene.all(), 1000, deal));
+                [(&ours, 1), (&candle(), 2)].map(|(ops, deal)| scene.run(ops, &scene.all(), 1000, deal));
             let mut pairs = outputs[0].iter().zip(&outputs[1]);
             pairs.try_for_each(|(a, b)| close(kind.name(), a, b, bound))
         });
@@ -196,8 +196,8 @@ fn attention_is_the_same_alone_batched_chunked_and_on_any_pages() {
 
 #[test]
 fn a_copied_page_is_the_same_page() {
-    let ours = [KvType::F32, KvType::BF16].map(|kind| Ops::native(2, kind).unwrap());
-    for ops in ours.into_iter().chain([plain()]) {
+    let ours = [KvType::F32, KvType::BF16].map(|kind| Ops::cpu(2, kind).unwrap());
+    for ops in ours.into_iter().chain([candle()]) {
         let scene = Scene { sequences: vec![(16, 1)], ..scenes()[2].clone() };
         let cache = ops.kv_cache(&KvLayout::single(&[scene.shape(), scene.shape()]), 4).unwrap();
         let [k, v, q] = scene.rows(0).map(|table| table.on(&ops));

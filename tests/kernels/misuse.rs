@@ -179,7 +179,7 @@ impl<'a> Bench<'a> {
 
 #[test]
 fn what_is_wrong_is_an_error_on_both_sides() {
-    for (ops, other) in [(native(2), plain()), (plain(), native(1))] {
+    for (ops, other) in [(cpu(2), candle()), (candle(), cpu(1))] {
         let bench = Bench::new(&ops, &other);
         let all = [bench.products(), bench.others(), bench.caches()].into_iter().flatten();
         let kinds = |(what, result, kind): Wrong| (what, result.map_err(|error| error.kind()), kind);
@@ -189,7 +189,7 @@ fn what_is_wrong_is_an_error_on_both_sides() {
         });
     }
     for kind in [KvType::F32, KvType::BF16] {
-        let error = Ops::native(0, kind).map(drop).map_err(|error| error.kind());
+        let error = Ops::cpu(0, kind).map(drop).map_err(|error| error.kind());
         assert_eq!(error, Err(ErrorKind::InvalidRequest));
     }
 }
@@ -197,7 +197,7 @@ fn what_is_wrong_is_an_error_on_both_sides() {
 #[test]
 fn nothing_to_compute_is_nothing_computed() {
     let w = weights(WeightType::Q4_1, 8, 64, &mut Random(1));
-    for ops in [native(2), plain()] {
+    for ops in [cpu(2), candle()] {
         let m = linear(&ops, &w, None);
         let none = || ops.embed(&m.weight, &[], Some(2.0)).unwrap();
         let narrow = || ops.linear(&m, &none()).unwrap();
@@ -242,7 +242,7 @@ fn nothing_to_compute_is_nothing_computed() {
 fn a_forked_child_computes_alone_and_does_not_hang() {
     let mut random = Random(1);
     let (w, x) = (weights(WeightType::Q8_0, 640, 256, &mut random), random.table(4, 256));
-    let ops = native(4);
+    let ops = cpu(4);
     let m = linear(&ops, &w, None);
     let product = || table(&ops, ops.linear(&m, &x.on(&ops)).unwrap());
     let wanted = product();

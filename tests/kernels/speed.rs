@@ -283,7 +283,7 @@ fn speed() {
             giga(limits.bytes),
             giga(limits.floats)
         );
-        let machines = [KvType::BF16, KvType::F32].map(|kv| (kv, Ops::native(threads, kv).unwrap()));
+        let machines = [KvType::BF16, KvType::F32].map(|kv| (kv, Ops::cpu(threads, kv).unwrap()));
         println!("{:?}", machines[0].1);
         products(&machines[0].1, &limits);
         for (kv, ops) in machines.iter().filter(|_| chosen("attention")) {
