@@ -26,9 +26,10 @@ use crate::step::PAGE;
 use crate::text::stream::TextStream;
 use crate::weights::bytes::Bytes;
 
-/// Stop strings a request, and characters each.
-const MAX_STOPS: usize = 32;
-const MAX_STOP_CHARS: usize = 256;
+/// Stop strings a request.
+pub const MAX_STOPS: usize = 32;
+/// Characters of a stop string.
+pub const MAX_STOP_CHARS: usize = 256;
 /// Share of the free memory that the KV cache may grow to, unless told.
 const KV_SHARE: f64 = 0.25;
 /// How long a caller that may be cancelled waits between two looks at whether it is.
@@ -131,17 +132,8 @@ impl Lm {
     /// The sampler that `fields` mean for this model: what is not given is the model's own default, and
     /// greedy decoding if its makers advise nothing.
     pub fn sampler(&self, fields: SamplerFields) -> Result<Sampler> {
-        let g = self.model.generation();
-        let wide = |x: Option<f32>| x.map(f64::from);
-        let own = SamplerFields {
-            temperature: wide(g.temperature).or(Some(0.0)),
-            top_k: g.top_k,
-            top_p: wide(g.top_p),
-            min_p: wide(g.min_p),
-            typical_p: wide(g.typical_p),
-            repetition_penalty: wide(g.repetition_penalty),
-            ..SamplerFields::default()
-        };
+        let mut own = SamplerFields::from(self.model.generation());
+        own.temperature = own.temperature.or(Some(0.0));
         Sampler::new(fields.or(&own))
     }
 

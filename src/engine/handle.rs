@@ -20,9 +20,9 @@ use super::request::{Bounds, Event, Request};
 use super::schedule::StepLimits;
 use super::sequence::Sequence;
 use super::stats::Stats;
-use super::step_loop::{self, Command, panic_message};
+use super::step_loop::{self, Command};
 use crate::cache::prefix_file::Prefix;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 
 /// Called on the engine thread after events of a request were queued; with `true` if the caller must look now
 /// (the end, or filters to run), with `false` if there are only tokens. It must be quick and must not block
@@ -446,7 +446,7 @@ impl Generation {
     /// caller gets at once, also if they have ended the request before.
     fn filter(&mut self, call: FilterCall) -> Option<Poll> {
         let logits = catch_unwind(AssertUnwindSafe(|| call.run())).unwrap_or_else(|panic| {
-            Err(Error::internal(format!("a filter panicked: {}", panic_message(&*panic))))
+            Err(Error::internal(format!("a filter panicked: {}", panic_text(&*panic))))
         });
         let raised = logits.as_ref().err().cloned();
         // If the engine has stopped, the channel of events tells why.

@@ -41,7 +41,7 @@ use super::stats::Stats;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{Key, PrefixCache};
 use crate::cache::prefix_file::Prefix;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::sample::Logits;
 use crate::step::Step;
 use crate::trace;
@@ -123,7 +123,7 @@ pub(super) fn run(
         Ok(()) => engine.shared.stop(Error::cancelled("the engine was closed")),
         Err(panic) => engine.shared.stop(Error::internal(format!(
             "the engine stopped: {}; load the model again, and please report this",
-            panic_message(&*panic)
+            panic_text(&*panic)
         ))),
     };
     engine.end(error);
@@ -678,14 +678,7 @@ fn guard(sequence: &mut Sequence, work: impl FnOnce(&mut Sequence) -> Result<()>
     let error = match catch_unwind(AssertUnwindSafe(|| work(sequence))) {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error,
-        Err(panic) => Error::internal(format!("the request failed: {}", panic_message(&*panic))),
+        Err(panic) => Error::internal(format!("the request failed: {}", panic_text(&*panic))),
     };
     sequence.fail(error);
-}
-
-/// What a panic said.
-pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().map(|said| said.to_string());
-    let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
-    said.unwrap_or_else(|| "a panic without a message".into())
 }
