@@ -12,18 +12,18 @@
 //! `lexer` and `rewrite` bring the source into a form where every operator is a call of ours; minijinja runs
 //! that; `values`, `operators`, `methods`, `filters` and `json` are Python as a template sees it.
 
+mod checks;
 mod clock;
+mod code;
 mod continuing;
 mod filters;
 mod json;
-mod lexer;
 mod limits;
 mod literals;
 mod messages;
 mod methods;
 mod operators;
 mod program;
-mod rewrite;
 mod shows;
 mod source;
 mod values;
