@@ -450,7 +450,7 @@ MICRO = (
 {{ 'hello'.startswith(['he']) }}
 {{ "they're bill's friends x2y".title() }} {{ "they're bill's-friends (one)" | title }} {{ 'ABC def'.capitalize() }} {{ 'ABC def' | capitalize }}
 {{ 'aaa'.replace('a', 'b') }} {{ 'aaa'.replace('a', 'b', 2) }} {{ 'aaa' | replace('a', 'b', 1) }} {{ 'ab'.replace('', '-') }} {{ 123 | replace(2, 'x') }}
-{{ ', '.join(['a', 'b']) }} {{ ''.join(['x']) }} {{ '-'.join('abc') }} {{ ','.join(d) }}
+{{ '%s-%s|' | format('a', none) }} {{ ', '.join(['a', 'b']) }} {{ ''.join(['x']) }} {{ '-'.join('abc') }} {{ ','.join(d) }}
 {{ ', '.join([1, 2]) }}
 {{ 'abc'.find('c') }} {{ 'abc'.find('z') }} {{ 'abcabc'.rfind('b') }} {{ 'abab'.count('ab') }} {{ 'añc'.find('c') }}
 {{ 'a\nb\r\nc'.splitlines() }} {{ 'a\nb\n'.splitlines() }} {{ ''.splitlines() }} {{ '\n'.splitlines() }}

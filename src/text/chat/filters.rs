@@ -90,6 +90,7 @@ const FILTERS: &[(&str, Filter)] = &[
         list(sorted(pairs(given)?, Some("0"), false, false)?)
     }),
     ("first", |v, _| Ok(values::items(v)?.first().cloned().unwrap_or(Value::UNDEFINED))),
+    ("format", format),
     ("indent", indent),
     ("int", int),
     ("items", |v, _| match v.downcast_object_ref::<Dict>() {
@@ -127,6 +128,22 @@ fn default(v: &Value, a: &Args) -> Outcome {
     let (other, boolean) = (a.get(0, "default_value"), a.flag(1, "boolean"));
     let replaced = v.is_undefined() || (boolean && !v.is_true());
     Ok(if replaced { other.unwrap_or_else(|| Value::from("")) } else { v.clone() })
+}
+
+/// `"%s" | format(x)`, and no other conversion.
+fn format(v: &Value, a: &Args) -> Outcome {
+    let pattern = text(v)?;
+    let mut parts = pattern.split('%');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for (index, part) in parts.enumerate() {
+        let (Some(rest), Some(value)) = (part.strip_prefix('s'), a.get(index, "")) else {
+            return Err(fail("format takes %s and a value for each, and no other conversion"));
+        };
+        out.push_str(&text(&value)?);
+        out.push_str(rest);
+    }
+    charge(out.len())?;
+    Ok(Value::from(out))
 }
 
 /// `int()` of a number or of its text, else the default.
