@@ -9,7 +9,7 @@ mod support;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use support::{Random, linear, vector, weights};
 use tallow::config::NormKind;
-use tallow::kernels::{Activation, Attention, KvShape, KvType, Norm, Ops};
+use tallow::kernels::{Activation, Attention, KvLayout, KvShape, KvType, Norm, Ops};
 use tallow::step::{PAGE, Step};
 use tallow::weights::WeightType;
 
@@ -17,7 +17,7 @@ use tallow::weights::WeightType;
 const ROWS: [usize; 3] = [1, 32, 512];
 
 fn ops() -> Ops {
-    Ops::native(1, KvType::BF16).unwrap()
+    Ops::cpu(1, KvType::BF16).unwrap()
 }
 
 /// Of rows that are bytes already. Operations: a product and its sum are two.
@@ -68,16 +68,17 @@ fn attention(c: &mut Criterion) {
     for rows in ROWS {
         let len = before + rows;
         let pages: Vec<u32> = (0..len.div_ceil(PAGE) as u32).collect();
-        let cache = ops.kv_cache(&[shape], pages.len()).unwrap();
+        let cache = ops.kv_cache(&KvLayout::single(&[shape]), pages.len()).unwrap();
         let (mut history, mut step) = (Step::default(), Step::default());
         history.push(&vec![0; len], 0, pages.clone());
         step.push(&vec![0; rows], before, pages);
         let [keys, values] = [(); 2].map(|()| random.table(len, shape.width()).on(&ops));
-        ops.kv_write(&cache, 0, &keys, &values, &history).unwrap();
+        ops.kv_write(&cache, 0, &keys, &values, &ops.checked_step(&history, &cache).unwrap()).unwrap();
         let q = random.table(rows, a.heads * a.head_dim).on(&ops);
         let pairs: usize = (before + 1..=len).sum();
         group.throughput(Throughput::Elements(4 * (pairs * a.heads * a.head_dim) as u64));
         let attend = |b: &mut criterion::Bencher<'_>| {
+            let step = ops.checked_step(&step, &cache).unwrap();
             b.iter(|| ops.attention(&q, &cache, 0, &step, &a).unwrap());
         };
         group.bench_function(BenchmarkId::from_parameter(rows), attend);

@@ -99,9 +99,9 @@ impl Placement {
     pub fn open(&self, threads: usize) -> Result<Ops> {
         let refused = |e: candle_core::Error| Error::device(format!("cannot open {}: {e}", self.name()));
         match self.device {
-            Place::Cpu => Ops::native(threads, self.kv),
-            Place::Cuda(i) => Ok(Ops::plain(Device::new_cuda(i).map_err(refused)?, self.compute.candle())),
-            Place::Metal(i) => Ok(Ops::plain(Device::new_metal(i).map_err(refused)?, self.compute.candle())),
+            Place::Cpu => Ops::cpu(threads, self.kv),
+            Place::Cuda(i) => Ok(Ops::candle(Device::new_cuda(i).map_err(refused)?, self.compute.candle())),
+            Place::Metal(i) => Ok(Ops::candle(Device::new_metal(i).map_err(refused)?, self.compute.candle())),
         }
     }
 }

@@ -13,8 +13,8 @@ use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary}
 use crate::engine::guide::Guide;
 use crate::engine::request::not_causal;
 use crate::engine::{
-    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Notify, Poll, Request, Runner, Stats,
-    Task,
+    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Network, Notify, Poll, Request, Runner,
+    Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
 use crate::hub::NoProgress;
@@ -22,7 +22,7 @@ use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::preparer::Preparer;
 use crate::sample::{Sampler, SamplerFields};
-use crate::step::{PAGE, pages_for};
+use crate::step::PAGE;
 use crate::text::stream::TextStream;
 use crate::weights::bytes::Bytes;
 
@@ -98,8 +98,8 @@ impl Lm {
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
         let pages = cache_pages(&model, options.kv_memory)?;
         let runner = Runner::new(model.decoder().clone(), pages)?;
-        // A sequence can be no longer than the whole cache.
-        let mut engine = EngineOptions::new(model.context_length().min(pages.saturating_mul(PAGE)));
+        let rows = StepLimits::default().rows;
+        let mut engine = EngineOptions::new(runner.layout().longest(model.context_length(), rows));
         engine.queue = options.queue.unwrap_or(engine.queue);
         engine.prefix_cache = options.prefix_cache;
         engine.speculation = options.speculation;
@@ -209,7 +209,7 @@ impl Lm {
             guide,
         }));
         let deadline = options.timeout.and_then(|timeout| asked.checked_add(timeout));
-        Ok(Request { prompt: ids, task, deadline })
+        Ok(Request { prompt: ids, task, deadline, salt: 0 })
     }
 
     /// The grammar of a constraint. The last ones are kept, so what is asked for again costs next to nothing.
@@ -251,8 +251,8 @@ impl Lm {
             )));
         }
         ids.truncate(tokens);
-        let pages = Bytes::from_vec(self.pages(ids.clone(), cancelled)?);
-        Prefix { tokens: ids, pages }.write_unless(path, &self.computation()?, cancelled)?;
+        let bytes = Bytes::from_vec(self.pages(ids.clone(), cancelled)?);
+        Prefix { tokens: ids, bytes }.write_unless(path, &self.computation()?, cancelled)?;
         Ok(tokens)
     }
 
@@ -282,8 +282,7 @@ impl Lm {
     /// if it does not fit; `Cancelled`.
     pub fn load_prefix(&self, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
         self.check_prefix_cache()?;
-        let page_bytes = self.model.decoder().prefix_page_bytes();
-        let prefix = Prefix::read(path, &self.computation()?, page_bytes)?;
+        let prefix = Prefix::read(path, &self.computation()?)?;
         if prefix.tokens.iter().any(|&id| id as usize >= self.model.vocab_size()) {
             return Err(Error::model_file(format!("{}: a token is not in the vocabulary", path.display())));
         }
@@ -390,15 +389,18 @@ impl Lm {
 
 /// Pages for `kv_memory` bytes, or for the default share of what is free.
 fn cache_pages(model: &Model, kv_memory: Option<u64>) -> Result<usize> {
-    let page_bytes = (model.decoder().kv_bytes_per_position() * PAGE) as u64;
-    let longest = pages_for(model.context_length());
+    let layout = Runner::groups(model.decoder());
+    let page_bytes = model.decoder().page_bytes() as u64;
+    let longest = layout.pages_at_most(model.context_length(), StepLimits::default().rows);
     let budget = kv_memory.unwrap_or_else(|| (memory::available() as f64 * KV_SHARE) as u64);
     let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX);
     let pages =
         if kv_memory.is_none() { pages.min(longest.saturating_mul(MAX_DEFAULT_SEQUENCES)) } else { pages };
-    if pages == 0 {
+    if pages < layout.paged.len() {
         return Err(Error::out_of_memory(format!(
-            "the KV cache may take {budget} bytes and one page of this model needs {page_bytes}; raise kv_memory"
+            "the KV cache may take {budget} bytes, and this model needs at least {}: a page of {page_bytes} bytes for \
+             each of its groups of layers ({layout}); raise kv_memory",
+            page_bytes * layout.paged.len() as u64
         )));
     }
     Ok(pages.min(u32::MAX as usize))

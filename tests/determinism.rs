@@ -33,7 +33,7 @@ struct Setting {
     reversed: bool,
     /// Rows of a step.
     rows: usize,
-    /// Pages of the cache; few of them make requests be put off and prefixes be given up.
+    /// Pages of the cache, for each group of layers; few of them make requests be put off and prefixes be given up.
     pages: usize,
     prefix_cache: bool,
     speculation: bool,
@@ -150,7 +150,8 @@ impl Bench {
         let mut options = EngineOptions::new(512);
         options.limits = StepLimits { rows: setting.rows, ..StepLimits::default() };
         (options.prefix_cache, options.speculation) = (setting.prefix_cache, setting.speculation);
-        let runner = Runner::new(model.decoder().clone(), setting.pages).unwrap();
+        let groups = model.decoder().kv_layout().windows().len();
+        let runner = Runner::new(model.decoder().clone(), groups * setting.pages).unwrap();
         EngineHandle::start(Box::new(runner), options).unwrap()
     }
 
@@ -223,9 +224,8 @@ impl Bench {
         let Some(Event::Pages(pages)) = saved.wait() else { panic!("no pages") };
         let file = tempfile::tempdir().unwrap();
         let path = file.path().join("prefix.safetensors");
-        let page = pages.len() / (tokens.len() / PAGE);
-        Prefix { tokens, pages: Bytes::from_vec(pages) }.write(&path, "test").unwrap();
-        Prefix::read(&path, "test", page).unwrap()
+        Prefix { tokens, bytes: Bytes::from_vec(pages) }.write(&path, "test").unwrap();
+        Prefix::read(&path, "test").unwrap()
     }
 }
 

@@ -36,6 +36,7 @@ BASE = dict(
 CLASSES = {
     "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi": "Phi",
     "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "gemma3": "Gemma3",
+    "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe",
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ LLAMA3 = rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_fac
 YARN = rope("yarn", 1000000.0, factor=4.0, original_max_position_embeddings=32)
 SHORT_FACTOR = [1.0, 1.1, 1.25, 1.4, 1.6, 1.9, 2.3, 2.8]
 LONG_FACTOR = [1.2, 1.7, 2.5, 3.6, 5.1, 7.0, 9.5, 13.0]
-GLOBAL, LOCAL = "full_attention", "sliding_attention"
+GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 
 
 def longrope(original, dims=8):
@@ -77,6 +78,7 @@ VISION = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
 )
 HEAD24 = dict(HEAD16, head_dim=24, intermediate_size=32)
+EXPERTS = dict(intermediate_size=24)
 SIX = dict(
     num_hidden_layers=6, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16
 )
@@ -186,6 +188,36 @@ VARIANTS = [
             dict(rope_parameters=gemma3_rope()), short=False,
             notes="the multi-modal model as published: text_config names only what is not a default, tensors lie under "
                   "language_model., a vision tower is there to be ignored"),
+    variant("lfm2-classic", "lfm2", dict(num_hidden_layers=4, layer_types=[CONV, CONV, GLOBAL, CONV],
+            block_multiple_of=16, norm_eps=1e-5, rope_parameters=rope(theta=1000000.0), tie_word_embeddings=True),
+            dict(rope_parameters=rope()), patch=dict(full_attn_idxs=[2], block_ff_dim=64, intermediate_size=None,
+            tie_embedding=True, tie_word_embeddings=None), gguf="lfm2",
+            notes="three short convolutions and an attention layer, full_attn_idxs, block_ff_dim adjusted to 48, tied"),
+    variant("lfm2-bias", "lfm2", dict(num_hidden_layers=3, layer_types=[CONV, GLOBAL, CONV], conv_L_cache=4,
+            conv_bias=True, block_auto_adjust_ff_dim=False, num_key_value_heads=1, tie_word_embeddings=False,
+            rope_parameters=rope(theta=100.0)), dict(conv_bias=False), spelling="v5",
+            notes="a convolution of four taps with biases everywhere, layer_types, the width as it stands, untied"),
+    variant("mixtral-top2", "mixtral", dict(EXPERTS, num_local_experts=8, num_experts_per_tok=2, sliding_window=None,
+            rope_parameters=rope(theta=1000000.0)), dict(num_experts_per_tok=1), gguf="llama",
+            notes="two of eight experts, weights renormalized, one matrix an expert on disk"),
+    variant("mixtral-bf16", "mixtral", dict(EXPERTS, num_local_experts=4, num_experts_per_tok=3, sliding_window=9,
+            num_key_value_heads=1), dict(sliding_window=None), spelling="v5", dtype="bfloat16",
+            notes="three of four experts behind a window of 9, bfloat16 weights"),
+    variant("qwen3moe-normed", "qwen3_moe", dict(EXPERTS, **HEAD16, head_dim=16, num_experts=8, num_experts_per_tok=3,
+            moe_intermediate_size=16, norm_topk_prob=True, rope_parameters=rope(theta=1000000.0)),
+            dict(norm_topk_prob=False), gguf="qwen3moe", patch=dict(num_experts=8, num_local_experts=None),
+            notes="three of eight experts, weights renormalized as in every published file"),
+    variant("qwen3moe-mixed", "qwen3_moe", dict(EXPERTS, num_hidden_layers=4, head_dim=8, num_experts=6,
+            num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=2, mlp_only_layers=[3]),
+            dict(norm_topk_prob=True), patch=dict(norm_topk_prob=None), spelling="classic",
+            notes="experts in layer 1 alone: decoder_sparse_step makes 0 and 2 dense, mlp_only_layers 3; "
+                  "norm_topk_prob is absent, and the class does not renormalize"),
+    variant("olmoe-wide", "olmoe", dict(EXPERTS, num_experts=8, num_experts_per_tok=4, num_key_value_heads=4),
+            dict(norm_topk_prob=True), gguf="olmoe",
+            notes="q/k norm over the whole width, the weights of four of eight experts as the softmax has them"),
+    variant("olmoe-gqa", "olmoe", dict(EXPERTS, num_experts=4, num_experts_per_tok=2, num_key_value_heads=2,
+            norm_topk_prob=True, tie_word_embeddings=True), dict(norm_topk_prob=False), spelling="v5",
+            notes="grouped heads: the key norm is narrower than the query norm; weights renormalized, tied"),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ Made with Python 3.11, gguf 0.19.0, numpy 2.4.6, torch 2.8.0, transformers 5.23.
 import argparse
 import json
 import math
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -26,11 +27,12 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-GLOBAL, LOCAL = "full_attention", "sliding_attention"
+GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 # The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
 PERMUTED = ("llama", "smollm3")
 # llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
 IGNORED_WINDOW = ("mistral-window", "phi3-window")
+EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 STOP_WORDS = ["<unk>", "<s>", "</s>"]
 
 
@@ -48,16 +50,42 @@ def write_shape(w, config, arch):
     w.add_context_length(config.max_position_embeddings)
     w.add_embedding_length(config.hidden_size)
     w.add_block_count(config.num_hidden_layers)
-    w.add_feed_forward_length(config.intermediate_size)
+    w.add_feed_forward_length(lfm2_width(config) if arch == "lfm2" else config.intermediate_size)
     w.add_head_count(config.num_attention_heads)
-    w.add_head_count_kv(config.num_key_value_heads)
     if arch == "phi2":
         w.add_layer_norm_eps(config.layer_norm_eps)
     else:
-        w.add_layer_norm_rms_eps(config.rms_norm_eps)
+        w.add_layer_norm_rms_eps(config.norm_eps if arch == "lfm2" else config.rms_norm_eps)
+    if arch == "lfm2":
+        w.add_shortconv_l_cache(config.conv_L_cache)
+        w.add_head_count_kv([config.num_key_value_heads * (kind != CONV) for kind in config.layer_types])
+    else:
+        w.add_head_count_kv(config.num_key_value_heads)
+    write_experts(w, config, arch)
     if getattr(config, "head_dim", None):
         w.add_key_length(config.head_dim)
         w.add_value_length(config.head_dim)
+
+
+def write_experts(w, config, arch):
+    """Counts of experts, and their width where it is not `feed_forward_length`."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if not experts:
+        return
+    w.add_expert_count(experts)
+    w.add_expert_used_count(config.num_experts_per_tok)
+    if arch == "qwen3moe":
+        w.add_expert_feed_forward_length(config.moe_intermediate_size)
+
+
+def lfm2_width(config):
+    """The width of LFM2's feed-forward as its class computes it."""
+    width = config.intermediate_size
+    if config.block_auto_adjust_ff_dim:
+        multiple = config.block_multiple_of
+        width = int(config.block_ffn_dim_multiplier * int(2 * width / 3))
+        width = multiple * -(-width // multiple)
+    return width
 
 
 def write_rope(w, config, arch):
@@ -153,7 +181,9 @@ def interleave(weight, heads):
 def write_tensors(w, config, arch, folder, widen):
     """The weights under gguf's names: permuted, shifted and typed as llama.cpp wants them."""
     names = gguf.get_tensor_name_map(ARCH[arch], config.num_hidden_layers)
-    for name, weight in read_weights(folder).items():
+    for name, weight in stacked(read_weights(folder)).items():
+        if name.endswith(".conv.conv.weight"):
+            weight = weight.squeeze(1)
         if arch in PERMUTED and ".q_proj." in name:
             weight = interleave(weight, config.num_attention_heads)
         if arch in PERMUTED and ".k_proj." in name:
@@ -164,6 +194,17 @@ def write_tensors(w, config, arch, folder, widen):
         add(w, names.get_name(name, try_suffixes=(".weight", ".bias")) or fail(name), weight)
     for name, factors in rope_tensors(config, arch):
         w.add_tensor(name, np.array(list(factors), dtype=np.float32))
+
+
+def stacked(weights):
+    """One tensor for all experts of a layer, where the checkpoint has one an expert."""
+    found = {}
+    for name in [name for name in weights if EXPERT.search(name)]:
+        stack = EXPERT.sub(r".experts.\2.weight", name)
+        found.setdefault(stack, {})[int(EXPERT.search(name)[1])] = weights.pop(name)
+    return weights | {
+        name: torch.stack([experts[i] for i in range(len(experts))]) for name, experts in found.items()
+    }
 
 
 def read_weights(folder):

@@ -195,6 +195,12 @@ impl Lease {
         }
     }
 
+    /// Splits the first `count` pages off (all of them, if it has fewer).
+    pub fn split_first(&mut self, count: usize) -> Lease {
+        let rest = self.pages.split_off(count.min(self.pages.len()));
+        Lease { pages: std::mem::replace(&mut self.pages, rest) }
+    }
+
     /// Splits the last `count` pages off (all of them, if it has fewer).
     pub fn split_last(&mut self, count: usize) -> Lease {
         let rest = self.pages.len().saturating_sub(count);

@@ -3,7 +3,7 @@
 //! | tensor | type | shape |
 //! |---|---|---|
 //! | `tokens` | U32 | `[pages * PAGE]` |
-//! | `pages` | U8 | `[pages, bytes of a page]`: per layer keys, then values, as little-endian f32 |
+//! | `state` | U8 | `[bytes]`: what the engine needs to go on from there, as little-endian f32 (`engine/prefix_io`) |
 //!
 //! The metadata names the format, the computation that the numbers belong to (model, context, device: any
 //! other one would give other numbers), and a SHA-256 of both tensors: answers computed from a damaged prefix
@@ -20,14 +20,14 @@ use crate::small_file::staged;
 use crate::step::PAGE;
 use crate::weights::bytes::Bytes;
 
-const FORMAT: &str = "tallow prefix 1";
+const FORMAT: &str = "tallow prefix 2";
 
 /// What is in the file.
 pub struct Prefix {
     /// A multiple of `PAGE`, at least one page.
     pub tokens: Vec<u32>,
-    /// The pages, one after the other, all of one size.
-    pub pages: Bytes,
+    /// What was computed of them.
+    pub bytes: Bytes,
 }
 
 impl Prefix {
@@ -49,11 +49,9 @@ impl Prefix {
             Error::model_file(format!("{}: the prefix cannot be written: {error}", path.display()))
         };
         let tokens: Vec<u8> = self.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        let pages = self.tokens.len() / PAGE;
-        let shape = vec![pages, self.pages.len() / pages.max(1)];
         let views = [
             ("tokens", TensorView::new(Dtype::U32, vec![self.tokens.len()], &tokens)),
-            ("pages", TensorView::new(Dtype::U8, shape, &self.pages)),
+            ("state", TensorView::new(Dtype::U8, vec![self.bytes.len()], &self.bytes)),
         ];
         let mut tensors = Vec::new();
         for (name, view) in views {
@@ -62,7 +60,7 @@ impl Prefix {
         let metadata = HashMap::from([
             ("format".to_string(), FORMAT.to_string()),
             ("computation".to_string(), computation.to_string()),
-            ("sha256".to_string(), checksum(&tokens, &self.pages)),
+            ("sha256".to_string(), checksum(&tokens, &self.bytes)),
         ]);
         let staged = staged(path);
         let written = safetensors::serialize_to_file(tensors, Some(metadata), &staged);
@@ -80,11 +78,11 @@ impl Prefix {
         outcome
     }
 
-    /// Reads a file that belongs to this computation, whose pages have `page_bytes` bytes.
+    /// Reads a file that belongs to this computation.
     ///
     /// # Errors
     /// `ModelFile` if it is missing, damaged, or belongs to another computation.
-    pub fn read(path: &Path, computation: &str, page_bytes: usize) -> Result<Prefix> {
+    pub fn read(path: &Path, computation: &str) -> Result<Prefix> {
         let bytes = Bytes::map_file(path)?;
         let refuse = |why: &str| Error::model_file(format!("{}: {why}", path.display()));
         let (_, header) = SafeTensors::read_metadata(&bytes)
@@ -106,28 +104,27 @@ impl Prefix {
             .map_err(|error| refuse("the saved prefix is damaged").with_source(error))?;
         let tensor =
             |name: &str| file.tensor(name).map_err(|_| refuse(&format!("it has no tensor {name:?}")));
-        let (tokens, pages) = (tensor("tokens")?, tensor("pages")?);
+        let (tokens, state) = (tensor("tokens")?, tensor("state")?);
         let count = tokens.data().len() / 4 / PAGE;
         let sound = tokens.dtype() == Dtype::U32
-            && pages.dtype() == Dtype::U8
+            && state.dtype() == Dtype::U8
             && count > 0
-            && tokens.shape() == [count * PAGE]
-            && pages.shape() == [count, page_bytes];
-        if !sound || entry("sha256") != checksum(tokens.data(), pages.data()) {
+            && tokens.shape() == [count * PAGE];
+        if !sound || entry("sha256") != checksum(tokens.data(), state.data()) {
             return Err(refuse("the saved prefix is damaged; save it again"));
         }
         let read = |word: &[u8]| word.try_into().map_or(u32::MAX, u32::from_le_bytes);
         let tokens = tokens.data().chunks_exact(4).map(read).collect();
-        let begin = pages.data().as_ptr() as usize - bytes.as_ptr() as usize;
-        let pages = bytes.slice(begin..begin + pages.data().len())?;
-        Ok(Prefix { tokens, pages })
+        let begin = state.data().as_ptr() as usize - bytes.as_ptr() as usize;
+        let bytes = bytes.slice(begin..begin + state.data().len())?;
+        Ok(Prefix { tokens, bytes })
     }
 }
 
-fn checksum(tokens: &[u8], pages: &[u8]) -> String {
+fn checksum(tokens: &[u8], state: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(tokens);
-    hash.update(pages);
+    hash.update(state);
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -142,13 +139,13 @@ mod tests {
         let path = folder.path().join("prefix.safetensors");
         let tokens: Vec<u32> = (0..2 * PAGE as u32).collect();
         let pages: Vec<u8> = (0..2 * 24).collect();
-        let prefix = Prefix { tokens: tokens.clone(), pages: Bytes::from_vec(pages.clone()) };
+        let prefix = Prefix { tokens: tokens.clone(), bytes: Bytes::from_vec(pages.clone()) };
         let cancelled = prefix.write_unless(&path, "a/cpu", &|| true).unwrap_err();
         assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a cancelled prefix left a file");
         prefix.write(&path, "a/cpu").unwrap();
-        let again = Prefix::read(&path, "a/cpu", 24).unwrap();
-        assert_eq!((again.tokens, &again.pages[..]), (tokens, &pages[..]));
+        let again = Prefix::read(&path, "a/cpu").unwrap();
+        assert_eq!((again.tokens, &again.bytes[..]), (tokens, &pages[..]));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 
         let whole = std::fs::read(&path).unwrap();
@@ -158,18 +155,17 @@ mod tests {
             bytes
         };
         let end = whole.len();
-        for (what, bytes, computation, page) in [
-            ("another model", whole.clone(), "b/cpu", 24),
-            ("another page size", whole.clone(), "a/cpu", 12),
-            ("a flipped bit in a page", flipped(end - 1), "a/cpu", 24),
-            ("a flipped bit in the header", flipped(20), "a/cpu", 24),
-            ("cut short", whole[..end - 1].to_vec(), "a/cpu", 24),
-            ("a lying length", [&[255; 8][..], &whole[8..]].concat(), "a/cpu", 24),
-            ("empty", vec![], "a/cpu", 24),
-            ("text", b"hello, this is not a prefix".to_vec(), "a/cpu", 24),
+        for (what, bytes, computation) in [
+            ("another model", whole.clone(), "b/cpu"),
+            ("a flipped bit in a page", flipped(end - 1), "a/cpu"),
+            ("a flipped bit in the header", flipped(20), "a/cpu"),
+            ("cut short", whole[..end - 1].to_vec(), "a/cpu"),
+            ("a lying length", [&[255; 8][..], &whole[8..]].concat(), "a/cpu"),
+            ("empty", vec![], "a/cpu"),
+            ("text", b"hello, this is not a prefix".to_vec(), "a/cpu"),
         ] {
             std::fs::write(&path, bytes).unwrap();
-            let error = Prefix::read(&path, computation, page).err().expect(what);
+            let error = Prefix::read(&path, computation).err().expect(what);
             assert_eq!(error.kind(), ErrorKind::ModelFile, "{what}: {error}");
             assert!(error.message().contains("prefix.safetensors"), "{what}: {error}");
         }

@@ -52,15 +52,127 @@ impl KvFormat {
     }
 }
 
+/// Which layer lies where: layers with the same window form groups, pages are as wide as a group.
+///
+/// A page is a row through all *columns*, and each column holds keys and values of one layer of the group that has
+/// leased the page. So groups of equal size use the same memory, and pages go from one to the other.
+///
+/// ```text
+/// 3 layers without a window, 5 with one:    column 0   column 1
+///   group 0 (all)                             A          B
+///   group 1 (all)                             C          -       one column of this group's pages stays empty
+///   group 2 (window)                          d          e
+///   ...
+/// ```
+/// Layers of other shapes have columns of their own, which stand empty in the pages of groups without such layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    /// The shape of each column.
+    columns: Vec<KvShape>,
+    /// The window of each group.
+    windows: Vec<Option<usize>>,
+    /// For each layer with keys and values, its group and column.
+    layers: Vec<(usize, usize)>,
+}
+
+/// Groups of a model, at most: each has a page table in every step.
+const MAX_GROUPS: usize = 8;
+
+impl KvLayout {
+    /// The layout of layers with these shapes and windows.
+    pub fn new(layers: &[(KvShape, Option<usize>)]) -> Self {
+        let mut kinds: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
+        for (index, &(_, window)) in layers.iter().enumerate() {
+            match kinds.iter_mut().find(|(kind, _)| *kind == window) {
+                Some((_, members)) => members.push(index),
+                None => kinds.push((window, vec![index])),
+            }
+        }
+        // Those that see everything first: whoever looks at one group looks at the longest.
+        kinds.sort_by_key(|(window, _)| window.unwrap_or(0));
+        let counts: Vec<usize> = kinds.iter().map(|(_, members)| members.len()).collect();
+        let size = group_size(&counts);
+        let mut layout = KvLayout { columns: vec![], windows: vec![], layers: vec![(0, 0); layers.len()] };
+        for (window, members) in kinds {
+            for group in members.chunks(size) {
+                let mut taken = vec![false; layout.columns.len()];
+                for &layer in group {
+                    let column = layout.column(layers[layer].0, &mut taken);
+                    layout.layers[layer] = (layout.windows.len(), column);
+                }
+                layout.windows.push(window);
+            }
+        }
+        layout
+    }
+
+    /// One group without a window.
+    pub fn single(shapes: &[KvShape]) -> Self {
+        let layers: Vec<_> = shapes.iter().map(|&shape| (shape, None)).collect();
+        KvLayout::new(&layers)
+    }
+
+    /// The windows of the groups.
+    pub fn windows(&self) -> &[Option<usize>] {
+        &self.windows
+    }
+
+    /// The first column of this shape that is not taken.
+    fn column(&mut self, shape: KvShape, taken: &mut Vec<bool>) -> usize {
+        let free = (0..self.columns.len()).find(|&at| !taken[at] && self.columns[at] == shape);
+        let column = free.unwrap_or_else(|| {
+            self.columns.push(shape);
+            taken.push(false);
+            self.columns.len() - 1
+        });
+        taken[column] = true;
+        column
+    }
+
+    /// Bytes of `pages` pages; `None` if that is more than can be addressed.
+    pub fn bytes(&self, pages: usize, format: KvFormat) -> Option<usize> {
+        let mut position = 0usize;
+        for &shape in &self.columns {
+            position = position.checked_add(format.position_bytes(shape)?)?;
+        }
+        position.checked_mul(PAGE)?.checked_mul(pages).filter(|&bytes| bytes <= isize::MAX as usize)
+    }
+
+    /// Columns that a group uses.
+    fn columns_of(&self, group: usize) -> impl Iterator<Item = usize> {
+        let mut columns: Vec<usize> =
+            self.layers.iter().filter(|(its, _)| *its == group).map(|&(_, column)| column).collect();
+        columns.sort_unstable();
+        columns.into_iter()
+    }
+}
+
+/// Layers of a group, so that kinds of so many layers fill whole groups as well as may be: of the sizes with few
+/// enough groups the one with the fewest empty places, the largest of those.
+fn group_size(counts: &[usize]) -> usize {
+    let most = counts.iter().copied().min().unwrap_or(1).max(1);
+    let groups = |size: usize| counts.iter().map(|count| count.div_ceil(size)).sum::<usize>();
+    let all: usize = counts.iter().sum();
+    let empty = |size: usize| groups(size) * size - all;
+    let largest = counts.iter().copied().max().unwrap_or(1);
+    (1..=most)
+        .rev()
+        .filter(|&size| groups(size) <= MAX_GROUPS)
+        .min_by_key(|&size| empty(size))
+        // One odd layer among many: its groups have empty places rather than the many a table each.
+        .unwrap_or_else(|| (most..=largest).find(|&size| groups(size) <= MAX_GROUPS).unwrap_or(largest))
+}
+
 /// Keys and values of all layers. A clone shares the memory.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    layers: Vec<LayerKv>,
+    layout: Arc<KvLayout>,
+    columns: Vec<LayerKv>,
     pages: usize,
     format: KvFormat,
 }
 
-/// One layer.
+/// Keys and values of one layer of a group.
 #[derive(Clone, Debug)]
 pub struct LayerKv {
     pub shape: KvShape,
@@ -136,20 +248,20 @@ impl TensorKv {
 }
 
 impl KvCache {
-    /// Tensors with room for `pages` pages in every layer.
+    /// Tensors with room for `pages` pages.
     ///
     /// # Errors
     /// `OutOfMemory` when it cannot be had; the message says how much was asked for.
-    pub fn new(layers: &[KvShape], pages: usize, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn new(layout: &KvLayout, pages: usize, dtype: DType, device: &Device) -> Result<Self> {
         let format = KvFormat::Tensors(dtype);
-        let need = Self::bytes_for(layers, pages, format).ok_or_else(|| too_large(usize::MAX, pages))?;
-        Self::with(layers, pages, format, |shape| {
+        let need = layout.bytes(pages, format).ok_or_else(|| too_large(usize::MAX, layout, pages))?;
+        let too_large = || too_large(need, layout, pages);
+        Self::with(layout, pages, format, |shape| {
             let dims = (pages * PAGE, shape.width());
             if device.is_cpu() {
-                probe(dims.0 * dims.1 * dtype.size_in_bytes()).ok_or_else(|| too_large(need, pages))?;
+                probe(dims.0 * dims.1 * dtype.size_in_bytes()).ok_or_else(too_large)?;
             }
-            let zeros =
-                || Tensor::zeros(dims, dtype, device).map_err(|e| too_large(need, pages).with_source(e));
+            let zeros = || Tensor::zeros(dims, dtype, device).map_err(|e| too_large().with_source(e));
             Ok(Store::Tensors(TensorKv { keys: zeros()?, values: zeros()? }))
         })
     }
@@ -158,33 +270,32 @@ impl KvCache {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn native(layers: &[KvShape], pages: usize, kind: KvType) -> Result<Self> {
+    pub fn native(layout: &KvLayout, pages: usize, kind: KvType) -> Result<Self> {
         let format = KvFormat::Native(kind);
-        let need = Self::bytes_for(layers, pages, format).ok_or_else(|| too_large(usize::MAX, pages))?;
-        Self::with(layers, pages, format, |shape| {
-            let kv = NativeKv::new(shape, pages, kind).ok_or_else(|| too_large(need, pages))?;
+        let need = layout.bytes(pages, format).ok_or_else(|| too_large(usize::MAX, layout, pages))?;
+        Self::with(layout, pages, format, |shape| {
+            let kv = NativeKv::new(shape, pages, kind).ok_or_else(|| too_large(need, layout, pages))?;
             Ok(Store::Native(Arc::new(kv)))
         })
     }
 
     fn with(
-        layers: &[KvShape],
+        layout: &KvLayout,
         pages: usize,
         format: KvFormat,
         store: impl Fn(KvShape) -> Result<Store>,
     ) -> Result<Self> {
-        let layers = layers.iter().map(|&shape| Ok(LayerKv { shape, store: store(shape)? }));
-        Ok(KvCache { layers: layers.collect::<Result<_>>()?, pages, format })
+        let column = |&shape: &KvShape| Ok(LayerKv { shape, store: store(shape)? });
+        let columns = layout.columns.iter().map(column).collect::<Result<_>>()?;
+        Ok(KvCache { layout: Arc::new(layout.clone()), columns, pages, format })
     }
 
-    /// Bytes of `pages` pages in all layers; `None` if that is more than can be addressed.
-    pub fn bytes_for(layers: &[KvShape], pages: usize, format: KvFormat) -> Option<usize> {
-        let position =
-            layers.iter().try_fold(0usize, |sum, &shape| sum.checked_add(format.position_bytes(shape)?))?;
-        position.checked_mul(PAGE)?.checked_mul(pages).filter(|&bytes| bytes <= isize::MAX as usize)
+    /// Which layer lies where.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
     }
 
-    /// Pages of each layer.
+    /// Pages that there are.
     pub fn pages(&self) -> usize {
         self.pages
     }
@@ -194,43 +305,48 @@ impl KvCache {
         self.format
     }
 
-    /// Bytes of all layers together.
+    /// Bytes of all columns together.
     pub fn bytes(&self) -> usize {
-        let shapes: Vec<_> = self.layers.iter().map(|layer| layer.shape).collect();
-        Self::bytes_for(&shapes, self.pages, self.format).unwrap_or(usize::MAX)
+        self.layout.bytes(self.pages, self.format).unwrap_or(usize::MAX)
     }
 
+    /// Layers with keys and values.
     pub fn layers(&self) -> usize {
-        self.layers.len()
+        self.layout.layers.len()
+    }
+
+    /// The columns that a group's pages use.
+    fn columns_of(&self, group: usize) -> impl Iterator<Item = &LayerKv> {
+        self.layout.columns_of(group).filter_map(|column| self.columns.get(column))
     }
 
     /// Bytes that [`read_page`](Self::read_page) gives: four for each number, whatever they are stored in.
-    pub fn page_bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer_page_bytes(layer.shape)).sum()
+    pub fn page_bytes(&self, group: usize) -> usize {
+        self.columns_of(group).map(|column| column_page_bytes(column.shape)).sum()
     }
 
-    /// Appends what lies in a page to `out`: per layer keys, then values, as little-endian f32.
+    /// Appends what lies in a page of a group to `out`: per layer keys, then values, as little-endian f32.
     ///
     /// # Errors
     /// What the device says.
-    pub fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
-        self.layers.iter().try_for_each(|layer| match &layer.store {
+    pub fn read_page(&self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<()> {
+        self.columns_of(group).try_for_each(|column| match &column.store {
             Store::Tensors(tensors) => tensors.read_page(page, out),
             Store::Native(kv) => kv.read_page(page, out),
         })
     }
 
-    /// Makes a page hold what [`read_page`](Self::read_page) gave.
+    /// Makes a page of a group hold what [`read_page`](Self::read_page) gave.
     ///
     /// # Errors
     /// `Internal` if there are too few bytes; what the device says.
-    pub fn write_page(&self, page: u32, mut bytes: &[u8]) -> Result<()> {
-        for layer in &self.layers {
+    pub fn write_page(&self, group: usize, page: u32, mut bytes: &[u8]) -> Result<()> {
+        for column in self.columns_of(group) {
             let (own, rest) = bytes
-                .split_at_checked(layer_page_bytes(layer.shape))
+                .split_at_checked(column_page_bytes(column.shape))
                 .ok_or_else(|| Error::internal("a page has fewer bytes than its layers need"))?;
             bytes = rest;
-            match &layer.store {
+            match &column.store {
                 Store::Tensors(tensors) => tensors.write_page(page, own)?,
                 Store::Native(kv) => kv.write_page(page, own)?,
             }
@@ -238,7 +354,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Copies page `from` over page `to`, in every layer.
+    /// Copies page `from` over page `to`, in every column.
     ///
     /// # Errors
     /// `Internal` when one is missing; what the device says.
@@ -246,10 +362,23 @@ impl KvCache {
         if from == to {
             return Ok(());
         }
-        self.layers.iter().try_for_each(|layer| match &layer.store {
+        self.columns.iter().try_for_each(|column| match &column.store {
             Store::Tensors(tensors) => tensors.copy_page(from, to),
             Store::Native(kv) => kv.copy_page(from, to),
         })
+    }
+
+    /// The group of a layer: which of a span's page tables it reads.
+    ///
+    /// # Errors
+    /// `Internal` when there is no such layer.
+    pub fn group(&self, layer: usize) -> Result<usize> {
+        Ok(self.place(layer)?.0)
+    }
+
+    fn place(&self, layer: usize) -> Result<(usize, usize)> {
+        let missing = || Error::internal(format!("the KV cache has {} layers, not {layer}", self.layers()));
+        self.layout.layers.get(layer).copied().ok_or_else(missing)
     }
 
     /// The store of one layer.
@@ -257,14 +386,13 @@ impl KvCache {
     /// # Errors
     /// `Internal` when there is no such layer.
     pub fn layer(&self, layer: usize) -> Result<&LayerKv> {
-        let missing =
-            || Error::internal(format!("the KV cache has {} layers, not {layer}", self.layers.len()));
-        self.layers.get(layer).ok_or_else(missing)
+        let (_, column) = self.place(layer)?;
+        self.columns.get(column).ok_or_else(|| Error::internal("a layer without a column"))
     }
 }
 
-/// Bytes of a page of one layer outside of the cache.
-fn layer_page_bytes(shape: KvShape) -> usize {
+/// Bytes of a page of one column outside of the cache.
+fn column_page_bytes(shape: KvShape) -> usize {
     2 * 4 * PAGE * shape.width()
 }
 
@@ -277,11 +405,12 @@ fn probe(bytes: usize) -> Option<()> {
     Vec::<u8>::new().try_reserve_exact(bytes).ok()
 }
 
-fn too_large(bytes: usize, pages: usize) -> Error {
+fn too_large(bytes: usize, layout: &KvLayout, pages: usize) -> Error {
     Error::out_of_memory(format!(
-        "the KV cache of {} positions needs {:.1} GiB, which cannot be had; \
-         load the model with a smaller kv_memory or context_length",
-        pages.saturating_mul(PAGE),
+        "the KV cache of {pages} pages ({} positions in each of {} groups of layers) needs {:.1} GiB, which cannot \
+         be had; load the model with a smaller kv_memory or context_length",
+        pages.saturating_mul(PAGE) / layout.windows.len().max(1),
+        layout.windows.len(),
         bytes as f64 / (1u64 << 30) as f64
     ))
 }
@@ -296,9 +425,11 @@ mod tests {
 
     #[test]
     fn size_is_known_and_memory_is_zero() {
-        let cache = KvCache::native(&[KvShape { kv_heads: 2, head_dim: 20 }], 5, KvType::BF16).unwrap();
+        let cache =
+            KvCache::native(&KvLayout::single(&[KvShape { kv_heads: 2, head_dim: 20 }]), 5, KvType::BF16)
+                .unwrap();
         assert_eq!(cache.bytes(), 2 * 32 * 2 * 2 * PAGE * 5);
-        let cache = KvCache::new(&SHAPES, 5, DType::F32, &Device::Cpu).unwrap();
+        let cache = KvCache::new(&KvLayout::single(&SHAPES), 5, DType::F32, &Device::Cpu).unwrap();
         assert_eq!(cache.bytes(), (3 * 64 + 256) * 2 * 4 * PAGE * 5);
         assert_eq!((cache.pages(), cache.layers()), (5, 2));
         let layer = cache.layer(1).unwrap().tensors().unwrap();
@@ -308,9 +439,46 @@ mod tests {
         assert_eq!(cache.layer(2).unwrap_err().kind(), ErrorKind::Internal);
     }
 
+    /// Windows of the layers -> columns, and the layers of each group.
+    #[test]
+    fn layers_of_one_kind_form_groups_of_one_size() {
+        let shape = KvShape { kv_heads: 1, head_dim: 16 };
+        let every = |n: usize, count: usize| {
+            (0..count).map(|at| (shape, (at % n < n - 1).then_some(512))).collect::<Vec<_>>()
+        };
+        for (what, layers, columns, groups) in [
+            ("all see everything", every(1, 4), 4, vec![4]),
+            ("all have a window", vec![(shape, Some(9)); 3], 3, vec![3]),
+            ("every other", every(2, 8), 4, vec![4, 4]),
+            ("every sixth, Gemma 3 270M", every(6, 18), 3, vec![3; 6]),
+            ("every sixth, Gemma 3 1B", every(6, 26), 4, vec![4, 4, 4, 4, 4, 4, 2]),
+            ("every fourth", every(4, 12), 3, vec![3; 4]),
+            ("one of many", every(30, 30), 5, vec![1, 5, 5, 5, 5, 5, 4]),
+            ("none", vec![], 0, vec![]),
+        ] {
+            let layout = KvLayout::new(&layers);
+            let count = |group| layout.layers.iter().filter(|(its, _)| *its == group).count();
+            let found: Vec<usize> = (0..layout.windows.len()).map(count).collect();
+            assert_eq!((layout.columns.len(), &found), (columns, &groups), "{what}");
+            for (at, (_, window)) in layers.iter().enumerate() {
+                assert_eq!(layout.windows[layout.layers[at].0], *window, "{what}: layer {at}");
+            }
+            let mut places = layout.layers.clone();
+            places.sort_unstable();
+            places.dedup();
+            assert_eq!(places.len(), layers.len(), "{what}: two layers in one place");
+        }
+        // Other shapes have other columns.
+        let wide = KvShape { kv_heads: 1, head_dim: 32 };
+        let layout = KvLayout::new(&[(shape, Some(8)), (wide, None), (shape, Some(8)), (wide, None)]);
+        assert_eq!((layout.columns.len(), layout.windows.len()), (4, 2));
+    }
+
     fn caches(pages: usize) -> Vec<KvCache> {
-        let tensors = [DType::F32, DType::BF16].map(|t| KvCache::new(&SHAPES, pages, t, &Device::Cpu));
-        let native = [KvType::F32, KvType::BF16].map(|kind| KvCache::native(&SHAPES, pages, kind));
+        let tensors = [DType::F32, DType::BF16]
+            .map(|t| KvCache::new(&KvLayout::single(&SHAPES), pages, t, &Device::Cpu));
+        let native =
+            [KvType::F32, KvType::BF16].map(|kind| KvCache::native(&KvLayout::single(&SHAPES), pages, kind));
         tensors.into_iter().chain(native).map(|cache| cache.unwrap()).collect()
     }
 
@@ -319,13 +487,13 @@ mod tests {
         for cache in caches(3) {
             let format = cache.format();
             // Small whole numbers, which bf16 holds exactly.
-            let numbers = (0..cache.page_bytes() / 4).map(|at| (at % 250) as f32);
+            let numbers = (0..cache.page_bytes(0) / 4).map(|at| (at % 250) as f32);
             let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
-            cache.write_page(1, &bytes).unwrap();
+            cache.write_page(0, 1, &bytes).unwrap();
             let mut found = Vec::new();
             for (page, wanted) in [(0, false), (1, true), (2, false)] {
                 found.clear();
-                cache.read_page(page, &mut found).unwrap();
+                cache.read_page(0, page, &mut found).unwrap();
                 match wanted {
                     true => assert!(found == bytes, "{format:?}"),
                     false => assert!(found.iter().all(|&byte| byte == 0), "{format:?}"),
@@ -333,9 +501,9 @@ mod tests {
             }
             cache.copy_page(1, 2).unwrap();
             found.clear();
-            cache.read_page(2, &mut found).unwrap();
+            cache.read_page(0, 2, &mut found).unwrap();
             assert!(found == bytes, "{format:?}");
-            assert_eq!(cache.write_page(1, &bytes[1..]).unwrap_err().kind(), ErrorKind::Internal);
+            assert_eq!(cache.write_page(0, 1, &bytes[1..]).unwrap_err().kind(), ErrorKind::Internal);
         }
     }
 
@@ -343,8 +511,8 @@ mod tests {
     fn an_absurd_size_is_an_error_and_not_an_abort() {
         for pages in [usize::MAX, usize::MAX / 64, 1 << 50] {
             for error in [
-                KvCache::new(&SHAPES, pages, DType::F32, &Device::Cpu).unwrap_err(),
-                KvCache::native(&SHAPES, pages, KvType::BF16).unwrap_err(),
+                KvCache::new(&KvLayout::single(&SHAPES), pages, DType::F32, &Device::Cpu).unwrap_err(),
+                KvCache::native(&KvLayout::single(&SHAPES), pages, KvType::BF16).unwrap_err(),
             ] {
                 assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{pages}: {error}");
             }

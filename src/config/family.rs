@@ -5,7 +5,7 @@
 //! A key that stands here as not read changes nothing when it is in a file, as in transformers: soft-caps in a Llama,
 //! `layer_types` in a Phi-3. A new family is a row.
 
-use super::{Activation, Block, NormKind, Presence};
+use super::{Activation, Block, NormKind, NormScope, Presence};
 use crate::error::{Error, Result, quoted};
 
 /// One family.
@@ -16,9 +16,11 @@ pub(super) struct Family {
     /// Added to the norm weights of safetensors (Gemma stores `w` of `1 + w`).
     pub norm_offset: f32,
     pub eps: f64,
+    pub eps_key: &'static str,
     pub block: Block,
     pub activation: Activation,
-    pub activation_key: &'static str,
+    /// `None`: not read.
+    pub activation_key: Option<&'static str>,
     /// "gelu" in `activation_key` means the tanh form (Gemma 1's first releases).
     pub gelu_is_tanh: bool,
     /// Embeddings are multiplied by `sqrt(hidden)`.
@@ -39,6 +41,9 @@ pub(super) struct Family {
     pub bidirectional: Bidirectional,
     /// `no_rope_layers`, `no_rope_layer_interval` are read: each n-th layer has no position encoding; n where absent.
     pub no_rope_interval: Option<usize>,
+    /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class computes
+    /// the width of its feed-forward from `block_*` keys (LFM2).
+    pub short_conv: Option<ShortConv>,
     pub tensors: FamilyTensors,
     /// The same family in GGUF, by architecture; several names where llama.cpp has several.
     pub gguf: &'static [Gguf],
@@ -105,6 +110,14 @@ pub(super) enum Bidirectional {
     Refused,
 }
 
+/// Short convolutions where the keys are absent.
+pub(super) struct ShortConv {
+    /// `conv_L_cache`
+    pub kernel: usize,
+    /// `block_multiple_of`
+    pub multiple_of: usize,
+}
+
 /// Whether a family has a tensor, in `config.json`'s terms.
 #[derive(Clone, Copy)]
 pub(super) enum Has {
@@ -120,6 +133,7 @@ pub(super) struct FamilyTensors {
     pub mlp_bias: Has,
     pub head_bias: Has,
     pub qk_norm: Has,
+    pub qk_norm_scope: NormScope,
     /// The MLP is gated.
     pub gate: bool,
     /// Norms after attention and MLP too.
@@ -173,6 +187,7 @@ const PLAIN: FamilyTensors = FamilyTensors {
     mlp_bias: Has::Never,
     head_bias: Has::Never,
     qk_norm: Has::Never,
+    qk_norm_scope: NormScope::Head,
     gate: true,
     post_norms: false,
     fused: false,
@@ -197,9 +212,10 @@ const LLAMA: Family = Family {
     norm: NormKind::Rms,
     norm_offset: 0.0,
     eps: 1e-6,
+    eps_key: "rms_norm_eps",
     block: Block::Sequential,
     activation: Activation::Silu,
-    activation_key: "hidden_act",
+    activation_key: Some("hidden_act"),
     gelu_is_tanh: false,
     scaled_embedding: false,
     sizes: SIZES,
@@ -212,6 +228,7 @@ const LLAMA: Family = Family {
     logit_cap: None,
     bidirectional: Bidirectional::NotRead,
     no_rope_interval: None,
+    short_conv: None,
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
     gguf: &[Gguf { interleaved_qk: true, ..GGUF }],
 };
@@ -278,7 +295,7 @@ const GEMMA: Family = Family {
 
 const GEMMA2: Family = Family {
     model_types: &["gemma2"],
-    activation_key: "hidden_activation",
+    activation_key: Some("hidden_activation"),
     gelu_is_tanh: false,
     sizes: Sizes { hidden: 2304, intermediate: 9216, layers: 26, heads: 8, kv_heads: Some(4), ..GEMMA.sizes },
     window: Window::TypedAlternating,
@@ -382,6 +399,7 @@ const FAMILIES: &[Family] = &[
         model_types: &["phi"],
         norm: NormKind::Layer,
         eps: 1e-5,
+        eps_key: "layer_norm_eps",
         sizes: Sizes { hidden: 2048, intermediate: 8192, layers: 24, vocab: 51_200, ..SIZES },
         rope: RopeDefaults { partial: Some(0.5), ..ROPE },
         block: Block::Parallel,
@@ -424,6 +442,26 @@ const FAMILIES: &[Family] = &[
             Gguf { architecture: "gemma-embedding", causal: false, wide_scale_layers: None, ..GEMMA3_GGUF },
         ],
         ..GEMMA2
+    },
+    Family {
+        model_types: &["lfm2"],
+        eps: 1e-5,
+        eps_key: "norm_eps",
+        activation_key: None,
+        sizes: Sizes {
+            hidden: 2560,
+            intermediate: 12_288,
+            kv_heads: Some(8),
+            vocab: 65_536,
+            context: 128_000,
+            ..SIZES
+        },
+        rope: RopeDefaults { theta: 1_000_000.0, ..ROPE },
+        tied: true,
+        short_conv: Some(ShortConv { kernel: 3, multiple_of: 256 }),
+        tensors: FamilyTensors { qk_norm: Has::Always, ..PLAIN },
+        gguf: &[Gguf { architecture: "lfm2", ..GGUF }],
+        ..LLAMA
     },
 ];
 

@@ -3,7 +3,10 @@
 
 use super::family::{Family, Gguf};
 use super::rope::yarn_attention;
-use super::{Config, Layer, Norm, NormKind, Presence, Rope, Scaling, Tensors};
+use super::{
+    AttentionConfig, Block, Config, DenseConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
+    Norm, NormKind, Presence, Rope, Scaling, ShortConvConfig,
+};
 use crate::error::{Error, Result, quoted};
 use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
@@ -28,17 +31,48 @@ impl Reader<'_> {
     fn config(&self) -> Result<Config> {
         let (family, a) = (self.family, self.architecture);
         let hidden = self.require("embedding_length")?;
-        let heads = self.require("attention.head_count")?;
         let layers = self.require("block_count")?;
         let context = self.require("context_length")?;
-        if heads == 0 || layers > super::MAX_LAYERS {
-            return Err(Error::model_file("head_count must be above 0 and block_count at most 1024"));
+        if layers > super::MAX_LAYERS {
+            return Err(Error::model_file(format!("block_count must be at most {}", super::MAX_LAYERS)));
         }
         if let Some(experts) = self.usize("expert_count")?.filter(|n| *n > 0) {
             let key = self.key("expert_count");
             return Err(Error::unsupported(format!(
                 "{key} is {experts}: mixtures of experts are not supported yet"
             )));
+        }
+        let causal = self.metadata.bool(&self.key("attention.causal"))?.unwrap_or(a.causal);
+        let attention = self.attention(hidden, layers)?;
+        let ropes = self.ropes(attention.head_dim, context)?;
+        Config {
+            family: a.architecture.to_string(),
+            hidden,
+            vocab: self.vocab()?,
+            context,
+            longest: ropes[0].reach(context),
+            norm: self.norm()?,
+            block: family.block,
+            logit_cap: self.cap("final_logit_softcapping", family.logit_cap, a.caps.1)?,
+            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
+            ropes,
+            tied: !a.own_head,
+            head_bias: family.tensors.head_bias.in_gguf(),
+            wrapper: None,
+            causal,
+            interleaved_qk: a.interleaved_qk,
+        }
+        .validate()
+    }
+
+    /// Attention as all layers have it that have one, but for window and rotation.
+    fn attention(&self, hidden: usize, layers: usize) -> Result<AttentionConfig> {
+        let (family, t) = (self.family, &self.family.tensors);
+        let heads = self.require("attention.head_count")?;
+        if heads == 0 {
+            let key = self.key("attention.head_count");
+            return Err(Error::model_file(format!("{key} is 0; it must be at least 1")));
         }
         let head_dim = self.usize("attention.key_length")?.unwrap_or(hidden / heads);
         if let Some(value) = self.usize("attention.value_length")?
@@ -48,49 +82,57 @@ impl Reader<'_> {
                 "keys of {head_dim} and values of {value} dimensions a head are not supported"
             )));
         }
-        let causal = self.metadata.bool(&self.key("attention.causal"))?.unwrap_or(a.causal);
-        let ropes = self.ropes(head_dim, context)?;
-        let (attention_cap, logit_cap) = a.caps;
-        Config {
-            family: a.architecture.to_string(),
-            hidden,
-            intermediate: self.require("feed_forward_length")?,
-            vocab: self.vocab()?,
+        Ok(AttentionConfig {
             heads,
-            kv_heads: self.usize("attention.head_count_kv")?.unwrap_or(heads),
+            kv_heads: self.kv_heads(layers)?.into_iter().flatten().find(|n| *n > 0).unwrap_or(heads),
             head_dim,
-            context,
-            longest: ropes[0].reach(context),
-            norm: self.norm()?,
-            activation: family.activation,
-            block: family.block,
-            attention_scale: self.scale(hidden, heads, head_dim, layers)?,
-            attention_cap: self.cap("attn_logit_softcapping", family.attention_cap, attention_cap)?,
-            logit_cap: self.cap("final_logit_softcapping", family.logit_cap, logit_cap)?,
-            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
-            layers: self.layers(layers, ropes.len() > 1, causal)?,
-            ropes,
-            tied: !a.own_head,
-            tensors: self.tensors(),
-            wrapper: None,
-            causal,
-            interleaved_qk: a.interleaved_qk,
-        }
-        .validate()
-    }
-
-    fn tensors(&self) -> Tensors {
-        let t = &self.family.tensors;
-        Tensors {
+            scale: self.scale(hidden, heads, head_dim, layers)?,
+            soft_cap: self.cap("attn_logit_softcapping", family.attention_cap, self.architecture.caps.0)?,
+            window: None,
+            rope: None,
+            qk_norm: t.qk_norm.in_gguf(),
+            qk_norm_scope: t.qk_norm_scope,
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
-            mlp_bias: t.mlp_bias.bias_in_gguf(),
-            head_bias: t.head_bias.in_gguf(),
-            qk_norm: t.qk_norm.in_gguf(),
-            gate: t.gate,
-            post_norms: t.post_norms,
             fused: Presence::IfStored,
+        })
+    }
+
+    /// Key heads of each layer, if they are stated. A layer of LFM2 with none is a short convolution; elsewhere all have
+    /// as many.
+    fn kv_heads(&self, layers: usize) -> Result<Option<Vec<usize>>> {
+        let name = "attention.head_count_kv";
+        if self.family.short_conv.is_none() {
+            return Ok(self.usize(name)?.map(|n| vec![n; layers]));
         }
+        let key = self.key(name);
+        let list = match self.metadata.get(&key) {
+            Some(Value::Array(_)) => self.metadata.u64s(&key)?.unwrap_or_default().to_vec(),
+            _ => return Ok(self.usize(name)?.map(|n| vec![n; layers])),
+        };
+        if list.len() != layers {
+            return Err(Error::model_file(format!(
+                "{key} has {} entries for {layers} layers (block_count)",
+                list.len()
+            )));
+        }
+        let mut stated = list.iter().filter(|n| **n > 0);
+        let first = stated.next();
+        if stated.any(|n| Some(n) != first) {
+            return Err(self.differs(&key));
+        }
+        Ok(Some(list.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect()))
+    }
+
+    fn dense(&self) -> Result<DenseConfig> {
+        let t = &self.family.tensors;
+        Ok(DenseConfig {
+            intermediate: self.require("feed_forward_length")?,
+            activation: self.family.activation,
+            gate: t.gate,
+            bias: t.mlp_bias.bias_in_gguf(),
+            fused: Presence::IfStored,
+        })
     }
 
     /// A soft-cap, if the family has it; elsewhere llama.cpp does not read the key.
@@ -129,7 +171,14 @@ impl Reader<'_> {
         Ok((1.0 / (width as f64).sqrt()) as f32)
     }
 
-    fn layers(&self, layers: usize, local_rope: bool, causal: bool) -> Result<Vec<Layer>> {
+    /// The layers; `attention` as all of them have it that have one.
+    fn layers(
+        &self,
+        layers: usize,
+        local_rope: bool,
+        causal: bool,
+        attention: AttentionConfig,
+    ) -> Result<Vec<LayerConfig>> {
         let window = self.usize("attention.sliding_window")?.filter(|w| *w > 0);
         let sliding = self.sliding(layers)?;
         if !causal && self.architecture.causal && window.is_some() && sliding.contains(&true) {
@@ -143,11 +192,35 @@ impl Reader<'_> {
         let window = if causal { window } else { window.map(|window| window / 2 + 1) };
         let interval = self.family.no_rope_interval;
         let bare = |i: usize| interval.is_some_and(|n| (i + 1).is_multiple_of(n));
-        let layer = |i: usize| {
-            let window = window.filter(|_| sliding[i]);
-            Layer { window, rope: (!bare(i)).then_some(usize::from(window.is_some() && local_rope)) }
+        let conv = self.short_conv(layers)?;
+        let ffn = FeedForwardConfig::Dense(self.dense()?);
+        let post = self.family.tensors.post_norms;
+        let norms = LayerNorms {
+            before_mixer: true,
+            after_mixer: post,
+            before_ffn: self.family.block == Block::Sequential,
+            after_ffn: post,
         };
+        let mixer = |i: usize| match conv[i] {
+            Some(conv) => MixerConfig::ShortConv(conv),
+            None => {
+                let window = window.filter(|_| sliding[i]);
+                let rope = (!bare(i)).then_some(usize::from(window.is_some() && local_rope));
+                MixerConfig::Attention(AttentionConfig { window, rope, ..attention })
+            }
+        };
+        let layer = |i| LayerConfig { mixer: mixer(i), ffn, norms, residual_scale: 1.0 };
         Ok((0..layers).map(layer).collect())
+    }
+
+    /// The layers that are short convolutions: those without key heads.
+    fn short_conv(&self, layers: usize) -> Result<Vec<Option<ShortConvConfig>>> {
+        if self.family.short_conv.is_none() {
+            return Ok(vec![None; layers]);
+        }
+        let conv = ShortConvConfig { kernel: self.require("shortconv.l_cache")?, bias: Presence::IfStored };
+        let heads = self.kv_heads(layers)?.unwrap_or_else(|| vec![1; layers]);
+        Ok(heads.into_iter().map(|n| (n == 0).then_some(conv)).collect())
     }
 
     /// Which layers have the window, if there is one: `attention.sliding_window_pattern` has a flag a layer, or a number
@@ -252,10 +325,12 @@ impl Reader<'_> {
         let list = self.metadata.u64s(&key)?.unwrap_or_default();
         match list.first() {
             Some(first) if list.iter().all(|n| n == first) => Ok(usize::try_from(*first).ok()),
-            _ => {
-                Err(Error::unsupported(format!("{key} differs from layer to layer, which is not supported")))
-            }
+            _ => Err(self.differs(&key)),
         }
+    }
+
+    fn differs(&self, key: &str) -> Error {
+        Error::unsupported(format!("{key} differs from layer to layer, which is not supported"))
     }
 
     fn require(&self, key: &str) -> Result<usize> {

@@ -7,10 +7,13 @@
 
 use serde_json::{Map, Value};
 
-use super::family::{Bidirectional, Family, Has, Text, Window, Wrapper};
+use super::family::{Bidirectional, Family, Has, ShortConv, Text, Window, Wrapper};
 use super::fields::{Fields, missing, object};
 use super::rope::{longrope_attention, yarn_attention};
-use super::{Activation, Config, Layer, MAX_LAYERS, Norm, NormKind, Presence, Rope, Scaling, Tensors};
+use super::{
+    Activation, AttentionConfig, Block, Config, DenseConfig, FeedForwardConfig, LayerConfig, LayerNorms,
+    MAX_LAYERS, MixerConfig, Norm, Presence, Rope, Scaling, ShortConvConfig,
+};
 use crate::error::{Context, Error, Result, quoted};
 
 type Object = Map<String, Value>;
@@ -69,52 +72,37 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn config(&self, wrapper: Option<(&'static Wrapper, bool)>) -> Result<Config> {
-        let (family, f) = (self.family, &self.f);
+        let family = self.family;
         self.refuse_what_no_decoder_here_does()?;
         let sizes = &family.sizes;
         let hidden = self.size("hidden_size", sizes.hidden)?;
-        let heads = self.size("num_attention_heads", sizes.heads)?;
         let n_layers = self.size("num_hidden_layers", sizes.layers)?;
         let context = self.size("max_position_embeddings", sizes.context)?;
-        if heads == 0 || n_layers > MAX_LAYERS {
-            return Err(Error::model_file(
-                "num_attention_heads must be above 0 and num_hidden_layers at most 1024",
-            ));
+        if n_layers > MAX_LAYERS {
+            return Err(Error::model_file(format!("num_hidden_layers must be at most {MAX_LAYERS}")));
         }
-        let head_dim =
-            self.stated_or("head_dim", f.usize("head_dim")?, sizes.head_dim).unwrap_or(hidden / heads);
-        let causal = self.causal()?;
-        let ropes = self.ropes(head_dim, context)?;
-        let (attention_cap, logit_cap) = self.caps()?;
+        let attention = self.attention(hidden)?;
+        let ropes = self.ropes(attention.head_dim, context)?;
         let tied = match wrapper {
             Some((_, tied)) => tied,
-            None => f.bool("tie_word_embeddings")?.unwrap_or(family.tied),
+            None => self.tied()?,
         };
         Config {
             family: family.name().to_string(),
             hidden,
-            intermediate: self.size("intermediate_size", sizes.intermediate)?,
             vocab: self.size("vocab_size", sizes.vocab)?,
-            heads,
-            kv_heads: self
-                .stated_or("num_key_value_heads", f.usize("num_key_value_heads")?, sizes.kv_heads)
-                .unwrap_or(heads),
-            head_dim,
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            activation: self.activation()?,
             block: family.block,
-            attention_scale: self.attention_scale(head_dim)?,
-            attention_cap,
-            logit_cap,
+            logit_cap: self.cap("final_logit_softcapping", family.logit_cap)?,
             embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
-            layers: self.layers(n_layers, ropes.len() > 1)?,
+            layers: self.layers(n_layers, ropes.len() > 1, attention)?,
             ropes,
             tied,
-            tensors: self.tensors()?,
+            head_bias: self.has(family.tensors.head_bias)?,
             wrapper: wrapper.map(|(wrapper, _)| wrapper.model_type),
-            causal,
+            causal: self.causal()?,
             interleaved_qk: false,
         }
         .validate()
@@ -168,19 +156,15 @@ impl Reader<'_> {
 
     fn norm(&self) -> Result<Norm> {
         let family = self.family;
-        let key = match family.norm {
-            NormKind::Rms => "rms_norm_eps",
-            NormKind::Layer => "layer_norm_eps",
-        };
         Ok(Norm {
             kind: family.norm,
-            eps: self.f.f64(key)?.unwrap_or(family.eps),
+            eps: self.f.f64(family.eps_key)?.unwrap_or(family.eps),
             offset: family.norm_offset,
         })
     }
 
     fn activation(&self) -> Result<Activation> {
-        let key = self.family.activation_key;
+        let Some(key) = self.family.activation_key else { return Ok(self.family.activation) };
         match self.f.str(key)? {
             None => Ok(self.family.activation),
             Some("silu" | "swish") => Ok(Activation::Silu),
@@ -202,45 +186,106 @@ impl Reader<'_> {
         Ok((1.0 / scalar.sqrt()) as f32)
     }
 
-    /// The soft-caps of scores and logits.
-    fn caps(&self) -> Result<(Option<f32>, Option<f32>)> {
-        let cap = |key: &str, default: Option<Option<f64>>| -> Result<Option<f32>> {
-            let Some(default) = default else { return Ok(None) };
-            Ok(self.stated_or(key, self.f.f64(key)?, default).map(|cap| cap as f32))
-        };
-        let family = self.family;
-        Ok((
-            cap("attn_logit_softcapping", family.attention_cap)?,
-            cap("final_logit_softcapping", family.logit_cap)?,
-        ))
+    /// A soft-cap; `default` is `None` where the class does not read the key.
+    fn cap(&self, key: &str, default: Option<Option<f64>>) -> Result<Option<f32>> {
+        let Some(default) = default else { return Ok(None) };
+        Ok(self.stated_or(key, self.f.f64(key)?, default).map(|cap| cap as f32))
     }
 
-    fn tensors(&self) -> Result<Tensors> {
-        let t = &self.family.tensors;
-        let read = |has: Has| -> Result<Presence> {
-            let stored = match has {
-                Has::Never => false,
-                Has::Always => true,
-                Has::Key(key, default) => self.f.bool(key)?.unwrap_or(default),
-            };
-            Ok(if stored { Presence::Always } else { Presence::Never })
+    fn has(&self, has: Has) -> Result<Presence> {
+        let stored = match has {
+            Has::Never => false,
+            Has::Always => true,
+            Has::Key(key, default) => self.f.bool(key)?.unwrap_or(default),
         };
-        Ok(Tensors {
-            qkv_bias: read(t.qkv_bias)?,
-            o_bias: read(t.o_bias)?,
-            mlp_bias: read(t.mlp_bias)?,
-            head_bias: read(t.head_bias)?,
-            qk_norm: read(t.qk_norm)?,
+        Ok(if stored { Presence::Always } else { Presence::Never })
+    }
+
+    fn tied(&self) -> Result<bool> {
+        let older = self.family.short_conv.is_some().then_some("tie_embedding");
+        let stated = match older.map(|key| self.f.bool(key)).transpose()?.flatten() {
+            Some(tied) => Some(tied),
+            None => self.f.bool("tie_word_embeddings")?,
+        };
+        Ok(stated.unwrap_or(self.family.tied))
+    }
+
+    /// Attention as all layers have it that have one, but for window and rotation.
+    fn attention(&self, hidden: usize) -> Result<AttentionConfig> {
+        let (family, f) = (self.family, &self.f);
+        let (sizes, t) = (&family.sizes, &family.tensors);
+        let heads = self.size("num_attention_heads", sizes.heads)?;
+        let kv_heads = self.stated_or("num_key_value_heads", f.usize("num_key_value_heads")?, sizes.kv_heads);
+        let head_dim = self.stated_or("head_dim", f.usize("head_dim")?, sizes.head_dim);
+        let head_dim = match head_dim.or_else(|| hidden.checked_div(heads)) {
+            Some(head_dim) => head_dim,
+            None => return Err(Error::model_file("num_attention_heads is 0; it must be at least 1")),
+        };
+        Ok(AttentionConfig {
+            heads,
+            kv_heads: kv_heads.unwrap_or(heads),
+            head_dim,
+            scale: self.attention_scale(head_dim)?,
+            soft_cap: self.cap("attn_logit_softcapping", family.attention_cap)?,
+            window: None,
+            rope: None,
+            qk_norm: self.has(t.qk_norm)?,
+            qk_norm_scope: t.qk_norm_scope,
+            qkv_bias: self.has(t.qkv_bias)?,
+            o_bias: self.has(t.o_bias)?,
+            fused: fused(t.fused),
+        })
+    }
+
+    fn dense(&self) -> Result<DenseConfig> {
+        let (family, t) = (self.family, &self.family.tensors);
+        let stated = self.size("intermediate_size", family.sizes.intermediate)?;
+        Ok(DenseConfig {
+            intermediate: match &family.short_conv {
+                Some(defaults) => self.adjusted_width(stated, defaults)?,
+                None => stated,
+            },
+            activation: self.activation()?,
             gate: t.gate,
-            post_norms: t.post_norms,
-            fused: if t.fused { Presence::Always } else { Presence::Never },
+            bias: self.has(t.mlp_bias)?,
+            fused: fused(t.fused),
+        })
+    }
+
+    /// The width that LFM2's class makes of its `intermediate_size` (`block_ff_dim` in older files).
+    fn adjusted_width(&self, stated: usize, defaults: &ShortConv) -> Result<usize> {
+        let width = self.f.usize("block_ff_dim")?.unwrap_or(stated);
+        if !self.f.bool("block_auto_adjust_ff_dim")?.unwrap_or(true) {
+            return Ok(width);
+        }
+        let width = (width as f64 * 2.0 / 3.0) as usize;
+        let factor = self.f.f64("block_ffn_dim_multiplier")?;
+        let Some(factor) = self.stated_or("block_ffn_dim_multiplier", factor, Some(1.0)) else {
+            return Ok(width);
+        };
+        let multiple = self.size("block_multiple_of", defaults.multiple_of)?;
+        let rounded = ((factor * width as f64) as usize).checked_next_multiple_of(multiple);
+        rounded.ok_or_else(|| {
+            Error::model_file(format!(
+                "block_multiple_of {multiple} and block_ffn_dim_multiplier {factor} give no width of the MLP"
+            ))
         })
     }
 }
 
-/// Layers: windows and position encodings.
+fn fused(fused: bool) -> Presence {
+    if fused { Presence::Always } else { Presence::Never }
+}
+
+/// Layers: which mixer each has, windows and position encodings.
 impl Reader<'_> {
-    fn layers(&self, layers: usize, local_rope: bool) -> Result<Vec<Layer>> {
+    /// The layers; `attention` as all of them have it that have one.
+    fn layers(
+        &self,
+        layers: usize,
+        local_rope: bool,
+        attention: AttentionConfig,
+    ) -> Result<Vec<LayerConfig>> {
         let bare = self.no_rope(layers)?;
         let window = self.window_size()?;
         let sliding = self.sliding(layers, window, &bare)?;
@@ -249,11 +294,44 @@ impl Reader<'_> {
                 "layer_types has sliding_attention, and there is no sliding_window (sliding_window, use_sliding_window)",
             ));
         }
-        let layer = |(&sliding, &bare): (&bool, &bool)| Layer {
-            window: window.filter(|_| sliding),
-            rope: (!bare).then_some(usize::from(sliding && local_rope)),
+        let conv = self.short_conv(layers)?;
+        let ffn = FeedForwardConfig::Dense(self.dense()?);
+        let post = self.family.tensors.post_norms;
+        let norms = LayerNorms {
+            before_mixer: true,
+            after_mixer: post,
+            before_ffn: self.family.block == Block::Sequential,
+            after_ffn: post,
         };
-        Ok(sliding.iter().zip(&bare).map(layer).collect())
+        let mixer = |i: usize| match conv[i] {
+            Some(conv) => MixerConfig::ShortConv(conv),
+            None => MixerConfig::Attention(AttentionConfig {
+                window: window.filter(|_| sliding[i]),
+                rope: (!bare[i]).then_some(usize::from(sliding[i] && local_rope)),
+                ..attention
+            }),
+        };
+        let layer = |i| LayerConfig { mixer: mixer(i), ffn, norms, residual_scale: 1.0 };
+        Ok((0..layers).map(layer).collect())
+    }
+
+    /// The layers that are short convolutions.
+    fn short_conv(&self, layers: usize) -> Result<Vec<Option<ShortConvConfig>>> {
+        let Some(defaults) = &self.family.short_conv else { return Ok(vec![None; layers]) };
+        let conv = ShortConvConfig {
+            kernel: self.size("conv_L_cache", defaults.kernel)?,
+            bias: self.has(Has::Key("conv_bias", false))?,
+        };
+        let is_conv = match self.f.array("layer_types")? {
+            Some(kinds) => layer_types(kinds, layers, "conv")?,
+            None => match self.f.array("full_attn_idxs")? {
+                Some(list) => {
+                    (0..layers).map(|i| !list.iter().any(|n| n.as_u64() == Some(i as u64))).collect()
+                }
+                None => vec![false; layers],
+            },
+        };
+        Ok(is_conv.into_iter().map(|is_conv| is_conv.then_some(conv)).collect())
     }
 
     /// `sliding_window`, if the class looks at it and nothing switches it off.
@@ -284,7 +362,7 @@ impl Reader<'_> {
     fn sliding(&self, layers: usize, window: Option<usize>, bare: &[bool]) -> Result<Vec<bool>> {
         let typed = !matches!(self.family.window, Window::Never | Window::All);
         if typed && let Some(kinds) = self.f.array("layer_types")? {
-            return layer_types(kinds, layers);
+            return layer_types(kinds, layers, "sliding_attention");
         }
         let each = |sliding: &dyn Fn(usize) -> bool| (0..layers).map(sliding).collect();
         Ok(match self.family.window {
@@ -329,22 +407,23 @@ impl Reader<'_> {
     }
 }
 
-fn layer_types(kinds: &[Value], layers: usize) -> Result<Vec<bool>> {
+/// Which layers are of the kind `other`; the rest must be "full_attention".
+fn layer_types(kinds: &[Value], layers: usize, other: &str) -> Result<Vec<bool>> {
     if kinds.len() != layers {
         return Err(Error::model_file(format!(
             "layer_types has {} entries for {layers} layers",
             kinds.len()
         )));
     }
-    let sliding = |kind: &Value| match kind.as_str() {
+    let is_other = |kind: &Value| match kind.as_str() {
         Some("full_attention") => Ok(false),
-        Some("sliding_attention") => Ok(true),
+        Some(kind) if kind == other => Ok(true),
         _ => {
             let kind = quoted(&kind.to_string());
             Err(Error::unsupported(format!("layer_types has {kind}, which is not supported")))
         }
     };
-    kinds.iter().map(sliding).collect()
+    kinds.iter().map(is_other).collect()
 }
 
 /// Rotations.
@@ -615,15 +694,16 @@ mod tests {
     #[test]
     fn what_is_absent_is_the_class_default() {
         let gemma2 = parse(&with(r#"{"model_type": "gemma2"}"#)).unwrap();
-        assert_eq!((gemma2.attention_cap, gemma2.logit_cap), (Some(50.0), Some(30.0)));
-        assert_eq!((gemma2.attention_scale, gemma2.layers[0].window), (0.0625, Some(4096)));
+        let attention = gemma2.attention().unwrap();
+        assert_eq!((attention.soft_cap, gemma2.logit_cap), (Some(50.0), Some(30.0)));
+        assert_eq!((attention.scale, attention.window), (0.0625, Some(4096)));
         let uncapped = parse(&with(r#"{"model_type": "gemma2", "attn_logit_softcapping": null}"#)).unwrap();
-        assert_eq!(uncapped.attention_cap, None);
+        assert_eq!(uncapped.attention().unwrap().soft_cap, None);
         // Absent means the class's 32 heads, and null as many as query heads.
         let qwen2 = with(r#"{"model_type": "qwen2", "num_attention_heads": 32}"#);
-        assert_eq!(parse(&qwen2).unwrap().kv_heads, 32);
+        assert_eq!(parse(&qwen2).unwrap().attention().unwrap().kv_heads, 32);
         let null = with(r#"{"model_type": "qwen2", "num_key_value_heads": null}"#);
-        assert_eq!(parse(&null).unwrap().kv_heads, 4);
+        assert_eq!(parse(&null).unwrap().attention().unwrap().kv_heads, 4);
         let llava = r#"{"model_type": "llava", "text_config": {"vocab_size": 32064}}"#;
         let llava = parse(llava).unwrap();
         assert_eq!((llava.hidden, llava.vocab, llava.wrapper), (4096, 32064, Some("llava")));

@@ -126,20 +126,22 @@ impl EngineHandle {
         let bounds = Bounds {
             vocab_size: network.vocab_size(),
             context_length: options.context_length,
-            pages: network.pages(),
+            layout: Arc::new(network.layout().clone()),
+            rows: options.limits.rows,
             causal: options.causal,
         };
         for (name, value) in [
             ("context_length", bounds.context_length),
             ("queue", options.queue),
-            ("number of pages in the KV cache", bounds.pages),
+            ("number of pages in the KV cache", bounds.layout.pages),
             ("vocabulary", bounds.vocab_size),
         ] {
             if value == 0 {
                 return Err(Error::invalid(format!("the engine's {name} is 0; it must be at least 1")));
             }
         }
-        let stats = Stats { pages: bounds.pages, free_pages: bounds.pages, ..Stats::default() };
+        let pages = bounds.layout.pages;
+        let stats = Stats { pages, free_pages: pages, ..Stats::default() };
         let shared = Arc::new(Shared {
             process: std::process::id(),
             bounds,
@@ -250,7 +252,7 @@ impl EngineHandle {
 
     /// What requests are checked against.
     pub fn bounds(&self) -> Bounds {
-        self.0.shared.bounds
+        self.0.shared.bounds.clone()
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `client` | the engine's side of a request's channel |
 //! | `index` | who is found without walking the queue: equal requests, callers, deadlines |
 //! | `step_loop` | the thread: listen, reap, admit, step, sweep |
+//! | `prefix_io` | a computed prefix as bytes, and back |
 //! | [`stats`] | what was done so far |
 //!
 //! There are no phases. A lane knows `len` tokens and has computed some of them, and every step spends its
@@ -56,6 +57,7 @@ mod draft;
 mod index;
 mod lane;
 mod pooling;
+mod prefix_io;
 mod score;
 mod sequence;
 mod step_loop;

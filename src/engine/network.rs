@@ -1,12 +1,13 @@
 //! The seam between the engine and the tensors: one forward pass over a ragged batch.
 
+use crate::cache::layout::StateLayout;
 use crate::error::Result;
 use crate::step::Step;
 
 /// What computes a [`Step`]. The engine thread owns it, so it need not be `Sync`.
 ///
-/// Pages are numbers below [`pages`](Network::pages). What is written into a page stays there until it is
-/// written again: the engine alone decides who owns it.
+/// Pages and slots are numbers below those of the [`layout`](Network::layout). What is written into one stays
+/// there until it is written again: the engine alone decides who owns it.
 pub trait Network: Send {
     /// Tokens that the logits distinguish.
     fn vocab_size(&self) -> usize;
@@ -14,10 +15,10 @@ pub trait Network: Send {
     /// Width of a hidden state.
     fn hidden_size(&self) -> usize;
 
-    /// Pages of the KV cache.
-    fn pages(&self) -> usize;
+    /// The groups of state that a sequence has, and how many pages and slots there are.
+    fn layout(&self) -> &StateLayout;
 
-    /// Computes all rows of `step` and writes their keys and values.
+    /// Computes all rows of `step` and writes their keys, values and states.
     ///
     /// # Errors
     /// The rows of this step are then lost, and the requests that they belong to; pages of other requests
@@ -34,22 +35,37 @@ pub trait Network: Send {
     ///
     /// # Errors
     /// `Internal` when a task panicked.
-    fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+    fn parallel_for(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
         (0..tasks).for_each(task);
         Ok(())
     }
 
-    /// Makes page `to` hold what page `from` holds, in every layer.
+    /// Makes page `to` hold what page `from` holds.
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()>;
 
-    /// Bytes of a page as it is saved.
-    fn page_bytes(&self) -> usize;
+    /// Bytes of a page of a group as it is saved.
+    fn page_bytes(&self, group: usize) -> usize;
 
-    /// Appends what `page` holds to `out`, [`page_bytes`](Network::page_bytes) of them.
-    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()>;
+    /// Appends what `page` holds of a group to `out`, [`page_bytes`](Network::page_bytes) of them.
+    fn read_page(&self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<()>;
 
     /// Makes `page` hold what [`read_page`](Network::read_page) gave for another one.
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()>;
+    fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<()>;
+
+    /// Bytes of a slot as it is saved; 0 where there is no recurrent state.
+    fn state_bytes(&self) -> usize {
+        0
+    }
+
+    /// Appends the state in `slot` to `out`, [`state_bytes`](Network::state_bytes) of them.
+    fn read_state(&self, _slot: u32, _out: &mut Vec<u8>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes `slot` hold what [`read_state`](Network::read_state) gave for another one.
+    fn write_state(&mut self, _slot: u32, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What was wanted of a [`Step`].

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::guide::Guide;
+use crate::cache::layout::StateLayout;
 pub use crate::config::Pooling;
 use crate::error::{Error, Result};
 use crate::sample::{Sampler, TokenLogprob};
@@ -28,6 +29,9 @@ pub struct Request {
     pub task: Task,
     /// When the request ends with a `Timeout` error, if it has not ended before.
     pub deadline: Option<Instant>,
+    /// What the numbers depend on besides the tokens (an adapter); 0: nothing. Requests share prefixes and
+    /// answers only with those of the same salt.
+    pub salt: u64,
 }
 
 /// What to do with a prompt.
@@ -88,8 +92,7 @@ pub enum Event {
     Run(Vec<TokenEvent>),
     /// Row-major rows: logits `[some, vocab]`, or the pooled hidden states.
     Rows(Vec<f32>),
-    /// The bytes of whole pages, one after the other, as [`Network::read_page`](super::Network::read_page)
-    /// gives them.
+    /// The bytes of whole pages and of the state after them, as `prefix_io` lays them out.
     Pages(Vec<u8>),
     /// The log probability of every token of every candidate, in the order of the request.
     Scores(Vec<Vec<f32>>),
@@ -165,14 +168,16 @@ pub struct Timings {
 }
 
 /// What requests are checked against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Rows of the embedding table.
     pub vocab_size: usize,
     /// Positions of one sequence.
     pub context_length: usize,
-    /// Pages of the whole cache.
-    pub pages: usize,
+    /// The groups of state, and the pages of the whole cache.
+    pub layout: Arc<StateLayout>,
+    /// Rows that a step computes at most.
+    pub rows: usize,
     /// Whether a position sees only those before it, so that a text can be continued.
     pub causal: bool,
 }
@@ -180,7 +185,7 @@ pub struct Bounds {
 impl Request {
     /// A request with no deadline.
     pub fn new(prompt: Vec<u32>, task: Task) -> Self {
-        Request { prompt, task, deadline: None }
+        Request { prompt, task, deadline: None, salt: 0 }
     }
 
     /// Scores candidates after a prompt. What all of them begin with is computed once, together with the prompt.
@@ -232,31 +237,32 @@ impl Request {
             });
         }
         let pages = self.pages_needed(bounds);
-        if pages > bounds.pages {
+        if pages > bounds.layout.pages {
             return Err(Error::out_of_memory(format!(
                 "the request may need {pages} pages of the KV cache and there are {}; lower max_tokens, \
                  shorten the prompt, or load the model with a larger KV cache",
-                bounds.pages
+                bounds.layout.pages
             )));
         }
         Ok(())
     }
 
-    /// Pages that are reserved before the request begins, so that it can always run to its end.
+    /// Pages that the request holds at most at any moment, so that it can always run to its end.
     pub(crate) fn pages_needed(&self, bounds: &Bounds) -> usize {
         let prompt = self.prompt.len();
+        let pages = |len| bounds.layout.pages_at_most(len, bounds.rows);
         match &self.task {
             // The last token is never fed back, so it needs no place.
-            Task::Generate(generate) => pages_for(
-                prompt.saturating_add(generate.max_tokens).min(bounds.context_length).saturating_sub(1),
-            ),
-            Task::Logits | Task::Embed(_) | Task::Pages => pages_for(prompt),
+            Task::Generate(generate) => {
+                pages(prompt.saturating_add(generate.max_tokens).min(bounds.context_length).saturating_sub(1))
+            }
+            Task::Logits | Task::Embed(_) | Task::Pages => pages(prompt),
             // Candidates fork all at once if a quarter of the other pages is room enough, else in waves.
             Task::Score { candidates, .. } => {
-                let own = || candidates.iter().map(|ids| fork_pages(prompt, ids.len()));
-                let quarter = bounds.pages.saturating_sub(pages_for(prompt)) / 4;
-                let room = own().max().unwrap_or(0).max(quarter).min(own().sum());
-                pages_for(prompt) + room
+                let groups = bounds.layout.paged.len();
+                let own = || candidates.iter().map(|ids| groups * fork_pages(prompt, ids.len()));
+                let quarter = bounds.layout.pages.saturating_sub(pages(prompt)) / 4;
+                pages(prompt) + own().max().unwrap_or(0).max(quarter).min(own().sum())
             }
         }
     }
@@ -270,7 +276,7 @@ pub(crate) fn not_causal() -> Error {
     )
 }
 
-/// Pages that a candidate of `len` tokens needs for itself when it forks from a prompt of `prompt` tokens:
+/// Pages of each group that a candidate of `len` tokens needs for itself when it forks from a prompt of `prompt` tokens:
 /// the prompt's full pages are shared, its last partial page is copied, and the last token is never fed.
 pub(crate) fn fork_pages(prompt: usize, len: usize) -> usize {
     match len {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::network::{Network, StepOutput};
+use crate::cache::layout::{PagedGroup, StateLayout};
 use crate::cache::storage::KvCache;
 use crate::error::Result;
 use crate::model::Decoder;
@@ -13,13 +14,23 @@ use crate::trace;
 pub struct Runner {
     decoder: Arc<Decoder>,
     cache: KvCache,
-    pages: usize,
+    layout: StateLayout,
 }
 
 impl Runner {
+    /// # Errors
+    /// `OutOfMemory` when there is no memory for so many pages.
     pub fn new(decoder: Arc<Decoder>, pages: usize) -> Result<Self> {
         let cache = decoder.new_cache(pages)?;
-        Ok(Runner { decoder, cache, pages })
+        let layout = StateLayout { pages, ..Self::groups(&decoder) };
+        Ok(Runner { decoder, cache, layout })
+    }
+
+    /// The groups of a decoder's state, with no memory for them.
+    pub fn groups(decoder: &Decoder) -> StateLayout {
+        let layout = decoder.kv_layout();
+        let paged = layout.windows().iter().map(|&window| PagedGroup { window }).collect();
+        StateLayout { paged, pages: 0, slots: 0 }
     }
 }
 
@@ -32,8 +43,8 @@ impl Network for Runner {
         self.decoder.config().hidden
     }
 
-    fn pages(&self) -> usize {
-        self.pages
+    fn layout(&self) -> &StateLayout {
+        &self.layout
     }
 
     fn forward(&mut self, step: &Step) -> Result<StepOutput> {
@@ -65,24 +76,24 @@ impl Network for Runner {
         self.decoder.ops().trim();
     }
 
-    fn spread(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
-        self.decoder.ops().spread("draw", tasks, task)
+    fn parallel_for(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.decoder.ops().parallel_for("draw", tasks, task)
     }
 
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
         self.decoder.ops().copy_page(&self.cache, from, to)
     }
 
-    fn page_bytes(&self) -> usize {
-        self.cache.page_bytes()
+    fn page_bytes(&self, group: usize) -> usize {
+        self.cache.page_bytes(group)
     }
 
-    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
-        self.cache.read_page(page, out)
+    fn read_page(&self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<()> {
+        self.cache.read_page(group, page, out)
     }
 
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()> {
-        self.cache.write_page(page, bytes)
+    fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<()> {
+        self.cache.write_page(group, page, bytes)
     }
 }
 

@@ -11,11 +11,12 @@
 //! more costs about as much as eight rows.) Candidates fork as room
 //! for their own pages is there: all at once if they are few, in waves if they are many.
 
-use super::lane::{Lane, Want};
+use super::lane::{Lane, Recurrent, Want};
 use super::network::Network;
 use super::request::fork_pages;
+use crate::cache::holding::Holding;
 use crate::cache::pages::Lease;
-use crate::cache::prefix::PrefixCache;
+use crate::cache::prefix::{PrefixCache, Slot};
 use crate::error::{Error, Result};
 use crate::sample::log_softmax_at;
 use crate::step::PAGE;
@@ -30,8 +31,13 @@ pub(super) struct Score {
     scores: Vec<Vec<f32>>,
     /// Pages for what candidates have of their own.
     pub room: Lease,
-    /// The prompt's pages, once it is computed.
-    pub prompt: Lease,
+    /// A slot for what a candidate has of its own, where the model has recurrent state: one at a time can always
+    /// be scored.
+    pub spare: Option<Slot>,
+    /// The prompt's pages, and the state after it, once it is computed.
+    pub prompt: Holding,
+    state: Option<Slot>,
+    salt: u64,
     /// With the common beginning.
     prompt_len: usize,
     /// Candidates before this one have forked.
@@ -42,8 +48,40 @@ pub(super) struct Score {
 impl Score {
     pub fn new(candidates: Vec<Vec<u32>>, beginning: Vec<u32>, prompt_len: usize) -> Self {
         let scores = Vec::with_capacity(candidates.len());
-        let (room, prompt, told) = (Lease::default(), Lease::default(), Vec::new());
-        Score { beginning, told, candidates, scores, room, prompt, prompt_len, next: 0, computed: false }
+        Score {
+            beginning,
+            told: Vec::new(),
+            candidates,
+            scores,
+            room: Lease::default(),
+            spare: None,
+            prompt: Holding::default(),
+            state: None,
+            salt: 0,
+            prompt_len,
+            next: 0,
+            computed: false,
+        }
+    }
+
+    /// Keeps what the lane of the prompt holds, which is computed.
+    pub fn take_prompt(&mut self, lane: &mut Lane, cache: &mut PrefixCache) {
+        self.prompt = std::mem::take(&mut lane.holding);
+        self.state = lane.state.take_own();
+        self.salt = lane.salt();
+        lane.release(cache);
+    }
+
+    /// The slots that it holds beside those of its lanes.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.spare.iter().chain(&self.state)
+    }
+
+    /// Gives everything back.
+    pub fn release(&mut self, cache: &mut PrefixCache) {
+        cache.release_holding(std::mem::take(&mut self.prompt));
+        cache.release(std::mem::take(&mut self.room));
+        self.spare.take().into_iter().chain(self.state.take()).for_each(|slot| cache.release_slot(slot));
     }
 
     /// Rows from the prompt's own last one on: they tell the common beginning, and the last of them the first
@@ -89,7 +127,7 @@ impl Score {
         }
         while self.next < self.candidates.len() && lanes.len() < most {
             let own = fork_pages(self.prompt_len, self.candidates[self.next].len());
-            if own > self.room.len() {
+            if own * cache.groups().len() > self.room.len() || !self.provide_slot(cache) {
                 break;
             }
             if let Some(lane) = self.fork(own, cache, network)? {
@@ -107,6 +145,14 @@ impl Score {
         Ok(Some(self.scores.iter().map(whole).collect()))
     }
 
+    /// Sees to a slot for the next candidate, where it needs one; false: others have to end first.
+    fn provide_slot(&mut self, cache: &mut PrefixCache) -> bool {
+        if cache.has_state() && self.spare.is_none() {
+            self.spare = cache.lease_slot();
+        }
+        !cache.has_state() || self.spare.is_some()
+    }
+
     /// A lane for the next candidate; none if it needs no row of its own.
     fn fork(
         &mut self,
@@ -119,23 +165,38 @@ impl Score {
             return Ok(None);
         };
         let full = self.prompt_len / PAGE;
-        let own = self.room.split_last(own);
-        if let (Some(&from), Some(&to)) = (self.prompt.pages().get(full), own.pages().first())
-            && let Err(error) = network.copy_page(from, to)
-        {
-            self.room.append(own);
-            return Err(error);
+        let mut holding = cache.share_holding(&self.prompt, full);
+        let mut outcome = Ok(());
+        for group in 0..cache.groups().len() {
+            let own = self.room.split_last(own);
+            if let (Some(from), Some(&to)) = (self.prompt.page(group, full), own.pages().first())
+                && outcome.is_ok()
+            {
+                outcome = network.copy_page(from, to);
+            }
+            holding.append(group, own);
         }
-        let mut lease = cache.share(&self.prompt, full);
-        lease.append(own);
-        Ok(Some(Lane::new(self.prompt_len, fed.to_vec(), lease, Want::Every, self.next)))
+        let (fed, state) = (fed.to_vec(), self.state.as_ref().map(|state| cache.share_slot(state)));
+        let mut lane = Lane::new(self.prompt_len, fed, holding, Want::Every, self.next, self.salt);
+        lane.state = Recurrent::of_fork(state, self.spare.take());
+        match outcome {
+            Ok(()) => Ok(Some(lane)),
+            Err(error) => {
+                self.retire(lane, cache);
+                Err(error)
+            }
+        }
     }
 
     /// `[0, full)` of a lane's pages are shared and released, `[full, ..)` are its own and go back to the room.
     fn retire(&mut self, mut lane: Lane, cache: &mut PrefixCache) {
-        let own = lane.lease.len().saturating_sub(self.prompt_len / PAGE);
-        self.room.append(lane.lease.split_last(own));
-        cache.release(lane.lease);
+        for group in 0..cache.groups().len() {
+            self.room.append(lane.holding.split_from(group, self.prompt_len / PAGE));
+        }
+        if self.spare.is_none() {
+            self.spare = lane.state.take_own();
+        }
+        lane.release(cache);
     }
 
     /// Tokens of all candidates.

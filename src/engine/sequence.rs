@@ -14,13 +14,15 @@ use super::draft::{Drafter, Drafting};
 use super::lane::{Lane, Want};
 use super::network::Network;
 use super::pooling::{Pool, Rows};
+use super::prefix_io;
 use super::request::{Bounds, Event, Finish, FinishReason, Request, Task, Timings, Usage};
 use super::score::Score;
+use crate::cache::holding::Holding;
 use crate::cache::pages::Lease;
-use crate::cache::prefix::PrefixCache;
+use crate::cache::prefix::{PrefixCache, Slot};
 use crate::error::{Error, Result};
 use crate::sample::Logits;
-use crate::step::{PAGE, pages_for};
+use crate::step::PAGE;
 
 /// Pages that must be there before a draft gets one.
 const SPARE_PAGES: usize = 64;
@@ -37,6 +39,8 @@ pub(super) struct Sequence {
     pub question: Option<u64>,
     /// Pages to lease before it begins, besides those of its tokens.
     room: usize,
+    /// Rows that a step computes at most.
+    rows: usize,
     /// Positions that were computed or found before it was put off: they are not counted twice.
     reached: usize,
     /// Tokens of its last draft that were right.
@@ -82,7 +86,10 @@ impl Sequence {
     /// `request` was checked against `bounds`.
     pub fn new(request: Request, client: Client, bounds: &Bounds) -> Self {
         let room = match &request.task {
-            Task::Score { .. } => request.pages_needed(bounds) - pages_for(request.prompt.len()),
+            Task::Score { .. } => {
+                let prompt = bounds.layout.pages_at_most(request.prompt.len(), bounds.rows);
+                request.pages_needed(bounds) - prompt
+            }
             _ => 0,
         };
         let mut usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
@@ -104,9 +111,10 @@ impl Sequence {
                 (Work::Score(Score::new(candidates, beginning, request.prompt.len())), want)
             }
         };
-        let lanes = vec![Lane::new(0, request.prompt, Lease::default(), want, 0)];
+        let holding = Holding::new(bounds.layout.paged.len());
+        let lanes = vec![Lane::new(0, request.prompt, holding, want, 0, request.salt)];
         let question = match &work {
-            Work::Decode(decode) if decode.can_be_shared() => Some(question(&lanes[0].tokens, decode)),
+            Work::Decode(decode) if decode.can_be_shared() => Some(question(&lanes[0], decode)),
             _ => None,
         };
         let (id, audience) = (client.id, Audience::new(client, question.is_some()));
@@ -119,6 +127,7 @@ impl Sequence {
             clock: Clock::default(),
             question,
             room,
+            rows: bounds.rows,
             reached: 0,
             accepted: 0,
             ended: None,
@@ -142,17 +151,26 @@ impl Sequence {
     pub fn begin(&mut self, cache: &mut PrefixCache, spare: usize) -> std::result::Result<(), usize> {
         let lane = &mut self.lanes[0];
         let found = lane.adopt(cache);
-        let needed = lane.short() + self.room;
-        let lacking = (needed + spare).saturating_sub(cache.available());
-        let lease = if lacking == 0 { cache.lease(needed) } else { None };
+        let needed = lane.short(cache.groups(), self.rows) + self.room;
+        let outstanding = lane.outstanding(cache.groups(), self.rows).max(needed - self.room) + self.room;
+        let lacking = (outstanding + spare).saturating_sub(cache.available());
+        // A candidate reads the prompt's state and writes its own.
+        let slots = if matches!(self.work, Work::Score(_)) { 2 } else { 1 };
+        let lease = match lacking == 0 && !(cache.has_state() && cache.available_slots() < slots) {
+            true => cache.lease(needed),
+            false => None,
+        };
         let Some(mut lease) = lease else {
             lane.release(cache);
             return Err(lacking.max(1));
         };
         if let Work::Score(score) = &mut self.work {
             score.room = lease.split_last(self.room);
+            score.spare = if cache.has_state() { cache.lease_slot() } else { None };
         }
-        lane.lease.append(lease);
+        lane.provide(lease, cache.groups(), self.rows);
+        lane.provide_state(0, cache);
+        lane.want_snapshot_at_end(cache);
         self.count_found(found);
         self.clock.begun.get_or_insert_with(Instant::now);
         Ok(())
@@ -171,6 +189,15 @@ impl Sequence {
         let computed = self.lanes.first().map_or(0, |lane| lane.computed.min(self.usage.prompt_tokens));
         self.usage.cached_tokens += found.min(computed.saturating_sub(self.reached));
         self.reached = self.reached.max(computed);
+    }
+
+    /// Pages that it will come to lack and that nobody younger may take, or it could never end: it cannot be
+    /// preempted.
+    pub fn outstanding(&self, cache: &PrefixCache) -> usize {
+        if self.can_be_put_off() || self.ended.is_some() {
+            return 0;
+        }
+        self.lanes.iter().map(|lane| lane.outstanding(cache.groups(), self.rows)).sum()
     }
 
     /// Whether it waits for its caller.
@@ -199,6 +226,7 @@ impl Sequence {
             && prompt == other.usage.prompt_tokens
             && ours.can_be_shared()
             && ours.same_as(its)
+            && self.lanes[0].salt() == other.lanes[0].salt()
             && self.lanes[0].tokens[..prompt] == other.lanes[0].tokens[..prompt]
     }
 
@@ -210,20 +238,28 @@ impl Sequence {
     /// Every lease that it holds.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
         let score = match &self.work {
-            Work::Score(score) => [Some(&score.prompt), Some(&score.room)],
-            _ => [None, None],
+            Work::Score(score) => Some(score.prompt.leases().chain([&score.room])),
+            _ => None,
         };
-        self.lanes.iter().map(|lane| &lane.lease).chain(score.into_iter().flatten())
+        self.lanes.iter().flat_map(|lane| lane.holding.leases()).chain(score.into_iter().flatten())
+    }
+
+    /// Every slot that it holds.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        let score = match &self.work {
+            Work::Score(score) => Some(score.slots()),
+            _ => None,
+        };
+        self.lanes.iter().flat_map(|lane| lane.state.slots()).chain(score.into_iter().flatten())
     }
 
     /// Gives all pages back.
     pub fn release(&mut self, cache: &mut PrefixCache) {
-        for lane in self.lanes.drain(..) {
-            cache.release(lane.lease);
+        for mut lane in self.lanes.drain(..) {
+            lane.release(cache);
         }
         if let Work::Score(score) = &mut self.work {
-            cache.release(std::mem::take(&mut score.prompt));
-            cache.release(std::mem::take(&mut score.room));
+            score.release(cache);
         }
     }
 
@@ -234,8 +270,7 @@ impl Sequence {
             return Ok(false);
         }
         let it = &mut self.lanes[lane];
-        it.computed += part.rows;
-        it.keep(cache);
+        it.advance(part.rows, cache);
         let closed = it.gap().tokens == 0;
         if closed && self.clock.prefilled.is_none() {
             self.clock.prefilled = Some(Instant::now());
@@ -261,7 +296,7 @@ impl Sequence {
             Work::Score(score) => {
                 score.absorb_prompt(part.logits, part.vocab)?;
                 if closed {
-                    score.prompt = std::mem::take(&mut it.lease);
+                    score.take_prompt(it, cache);
                     self.lanes.clear();
                 }
             }
@@ -294,10 +329,11 @@ impl Sequence {
         Ok(())
     }
 
-    /// Gives the prefix tree the pages that are full now.
-    pub fn keep(&mut self, cache: &mut PrefixCache) {
+    /// Gives the prefix tree the pages that are full now, after tokens were drawn.
+    pub fn commit(&mut self, cache: &mut PrefixCache) {
         if let [lane] = &mut self.lanes[..] {
-            lane.keep(cache);
+            lane.settle_draft_state(self.accepted, cache);
+            lane.commit(cache);
         }
     }
 
@@ -310,19 +346,20 @@ impl Sequence {
         }
         let mut most = decode.room_for_draft(lane.len());
         // Pages are taken for a draft only where there are plenty.
-        let own = lane.lease.len() * PAGE - lane.len();
-        if most > own
+        let own = |lane: &Lane| (lane.holding.shortest() * PAGE).saturating_sub(lane.len());
+        if most > own(lane)
             && cache.available() > SPARE_PAGES
-            && let Some(more) = cache.lease(1)
+            && let Some(mut more) = cache.lease(cache.groups().len())
         {
-            lane.lease.append(more);
+            (0..cache.groups().len()).for_each(|group| lane.holding.append(group, more.split_first(1)));
         }
-        most = most.min(lane.lease.len() * PAGE - lane.len());
+        most = most.min(own(lane));
         if decode.is_guided() {
             let guess = decode.lookup.look(&lane.tokens, self.usage.prompt_tokens, most);
             most = decode.allowed(&guess);
         }
         lane.draft = drafter.draft(step, &mut decode.lookup, &lane.tokens, self.usage.prompt_tokens, most);
+        lane.provide_draft_state(cache);
         lane.draft.as_ref().map_or(0, |draft| draft.tokens.len())
     }
 
@@ -370,8 +407,8 @@ impl Sequence {
             }
             // Its lease holds them until here, so none was given up meanwhile.
             Work::Pages if self.lanes[0].gap().tokens == 0 => {
-                let pages = &self.lanes[0].lease.pages()[..self.usage.prompt_tokens / PAGE];
-                let bytes = read_pages(pages, network)?;
+                let (lane, pages) = (&self.lanes[0], self.usage.prompt_tokens / PAGE);
+                let bytes = prefix_io::export(&lane.holding, lane.state.own(), pages, network)?;
                 self.audience.push(Event::Pages(bytes));
                 self.finish(FinishReason::Stop, String::new());
             }
@@ -407,7 +444,7 @@ impl Sequence {
     /// Whether its pages were taken.
     pub fn is_put_off(&self) -> bool {
         !self.is_new()
-            && self.lanes.first().is_some_and(|lane| lane.lease.is_empty() && !lane.tokens.is_empty())
+            && self.lanes.first().is_some_and(|lane| lane.holding.is_empty() && !lane.tokens.is_empty())
             && matches!(self.work, Work::Decode(_))
     }
 
@@ -435,24 +472,9 @@ impl Clock {
 }
 
 /// Equal for requests that [`Sequence::answers`] might call the same.
-fn question(prompt: &[u32], decode: &Decode) -> u64 {
+fn question(lane: &Lane, decode: &Decode) -> u64 {
     let mut hash = DefaultHasher::new();
-    prompt.hash(&mut hash);
+    (&lane.tokens, lane.salt()).hash(&mut hash);
     decode.hash_question(&mut hash);
     hash.finish()
-}
-
-/// What lies in these pages, one after the other.
-///
-/// # Errors
-/// `OutOfMemory` if there is no memory for a copy of them.
-fn read_pages(pages: &[u32], network: &dyn Network) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(pages.len().saturating_mul(network.page_bytes()))
-        .map_err(|_| Error::out_of_memory("there is no memory to copy the prefix to"))?;
-    for &page in pages {
-        network.read_page(page, &mut bytes)?;
-    }
-    Ok(bytes)
 }

@@ -20,7 +20,7 @@
 //! One thread owns the network and all state, so there is no lock in here. A failing request ends alone; a
 //! failing forward pass ends the requests that were in it; a panic ends them all, and the engine with them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
@@ -33,16 +33,17 @@ use super::handle::{EngineOptions, Shared};
 use super::index::Index;
 use super::lane::Taken;
 use super::network::{Network, StepOutput};
+use super::prefix_io;
 use super::schedule::{Gap, StepLimits, plan};
 use super::scratch::Scratch;
 use super::sequence::{Ended, Part, Sequence};
 use super::stats::Stats;
 use crate::cache::pages::Lease;
-use crate::cache::prefix::{Chunk, PrefixCache, ROOT};
+use crate::cache::prefix::{Key, PrefixCache};
 use crate::cache::prefix_file::Prefix;
 use crate::error::{Error, Result};
 use crate::sample::Logits;
-use crate::step::{PAGE, Step};
+use crate::step::Step;
 use crate::trace;
 
 /// What handles ask of the thread.
@@ -94,7 +95,7 @@ pub(super) fn run(
     commands: Receiver<Command>,
     shared: Arc<Shared>,
 ) {
-    let cache = PrefixCache::new(network.pages(), options.prefix_cache && options.causal);
+    let cache = PrefixCache::new(network.layout(), options.prefix_cache && options.causal);
     let total = cache.pages().total();
     let stats = Stats { pages: total, free_pages: total, ..Stats::default() };
     let mut engine = Engine {
@@ -147,7 +148,7 @@ impl Engine {
                 Ok(Command::Filtered(id, logits)) => self.resume(id, *logits),
                 // Whoever asked may have gone.
                 Ok(Command::Import(prefix, reply)) => {
-                    let outcome = self.import(&prefix);
+                    let outcome = prefix_io::import(&prefix, &mut self.cache, &mut *self.network);
                     self.publish();
                     drop(reply.send(outcome));
                 }
@@ -210,37 +211,6 @@ impl Engine {
                 })
             }
         }
-    }
-
-    fn import(&mut self, prefix: &Prefix) -> Result<()> {
-        let (mut node, mut held) = (ROOT, Lease::default());
-        let mut outcome = Ok(());
-        for (chunk, bytes) in chunks(&prefix.tokens).zip(prefix.pages.chunks_exact(self.network.page_bytes()))
-        {
-            if let Some((page, next)) = self.cache.find(node, &chunk) {
-                held.append(page);
-                node = next;
-                continue;
-            }
-            let Some(page) = self.cache.lease(1) else {
-                let pages = self.cache.pages().total();
-                outcome = Err(Error::out_of_memory(format!(
-                    "the prefix does not fit beside what is in work, into {pages} pages; raise kv_memory"
-                )));
-                break;
-            };
-            let written = self.network.write_page(page.pages()[0], bytes);
-            held.append(page);
-            if written.is_err() {
-                outcome = written;
-                break;
-            }
-            let last = held.len() - 1;
-            node = self.cache.insert(node, &chunk, &mut held, last);
-        }
-        // Held until here, so that the last pages do not push out the first; cached from now on.
-        self.cache.release(held);
-        outcome
     }
 
     fn resume(&mut self, id: u64, logits: Result<Logits>) {
@@ -320,8 +290,11 @@ impl Engine {
             && let Some(mut head) = self.waiting.first_entry()
         {
             let new = head.get().is_new();
-            // Those in work will each need a page soon: who begins now must not take the last ones.
-            if let Err(lacking) = head.get_mut().begin(&mut self.cache, seated) {
+            // Those in work will each need a page of each group soon, and some more: who begins now must not take
+            // the last ones.
+            let outstanding: usize = self.running.iter().map(|it| it.outstanding(&self.cache)).sum();
+            let spare = seated * self.cache.groups().len() + outstanding;
+            if let Err(lacking) = head.get_mut().begin(&mut self.cache, spare) {
                 if self.make_room(lacking, seated == 0) {
                     continue;
                 }
@@ -428,7 +401,7 @@ impl Engine {
         }
         let (mut step, mut seats) = (Step::default(), Vec::new());
         let mut chosen: Vec<_> = places.into_iter().zip(plan.rows).filter(|(_, rows)| *rows > 0).collect();
-        chosen.retain(|&((sequence, lane), _)| self.provide(sequence, lane));
+        chosen.retain(|&((sequence, lane), rows)| self.provide(sequence, lane, rows));
         let drafting = self.draft(&chosen);
         for ((sequence, lane), rows) in chosen {
             let taken = self.running[sequence].lanes[lane].put(rows, &mut step);
@@ -439,16 +412,18 @@ impl Engine {
 
     /// Leases the pages that a lane lacks. The plan has counted them, so they are there; should it ever
     /// miscount, this request ends alone.
-    fn provide(&mut self, sequence: usize, lane: usize) -> bool {
+    fn provide(&mut self, sequence: usize, lane: usize, rows: usize) -> bool {
         let it = &mut self.running[sequence];
-        let short = it.lanes[lane].short();
-        let lease = self.cache.lease(short);
-        let there = lease.is_some();
-        match lease {
-            Some(lease) => it.lanes[lane].lease.append(lease),
-            None => {
-                it.fail(Error::internal(format!("a step was planned with {short} pages that are not there")))
-            }
+        let most = self.limits.rows;
+        let short = it.lanes[lane].short(self.cache.groups(), most);
+        let Some(lease) = self.cache.lease(short) else {
+            it.fail(Error::internal(format!("a step was planned with {short} pages that are not there")));
+            return false;
+        };
+        it.lanes[lane].provide(lease, self.cache.groups(), most);
+        let there = it.lanes[lane].provide_state(rows, &mut self.cache);
+        if !there {
+            it.fail(Error::internal("a step was planned without a slot for its state"));
         }
         there
     }
@@ -476,16 +451,19 @@ impl Engine {
     /// The gap of every lane, after each has taken what is in the prefix tree.
     fn gaps(&mut self) -> (Vec<(usize, usize)>, Vec<Gap>) {
         let (mut places, mut gaps) = (Vec::new(), Vec::new());
-        let (mut in_work, causal) = (HashSet::new(), self.shared.bounds.causal);
-        for (number, sequence) in self.running.iter_mut().enumerate() {
+        let (mut in_work, causal) = (HashMap::new(), self.shared.bounds.causal);
+        for number in 0..self.running.len() {
+            let sequence = &mut self.running[number];
             let before = sequence.usage.cached_tokens;
             sequence.adopt(&mut self.cache);
             self.stats.cached_tokens += (sequence.usage.cached_tokens - before) as u64;
-            for (at, lane) in sequence.lanes.iter().enumerate() {
-                let mut gap = Gap { short: lane.short(), whole: !causal, ..lane.gap() };
-                let mut another_does =
-                    || lane.next_page(&self.cache).is_some_and(|page| !in_work.insert(page));
-                if sequence.ended.is_some() || gap.tokens > 0 && another_does() {
+            for at in 0..self.running[number].lanes.len() {
+                let lane = &self.running[number].lanes[at];
+                let short = lane.short(self.cache.groups(), self.limits.rows);
+                let mut gap = Gap { short, whole: !causal, ..lane.gap() };
+                if self.running[number].ended.is_some() {
+                    gap.tokens = 0;
+                } else if gap.tokens > 0 && self.another_computes((number, at), &mut in_work) {
                     gap.tokens = 0;
                 }
                 places.push((number, at));
@@ -495,12 +473,42 @@ impl Engine {
         (places, gaps)
     }
 
+    /// Whether an older lane computes a page that this one needs, so that it finds it in the tree next time. If
+    /// not, it computes its own next page, and younger ones find it here.
+    fn another_computes(
+        &mut self,
+        (number, at): (usize, usize),
+        in_work: &mut HashMap<Key, (usize, usize)>,
+    ) -> bool {
+        let lane = &self.running[number].lanes[at];
+        let path = lane.path(&self.cache);
+        let Some(&next) = path.first() else { return false };
+        let older = path.iter().find_map(|key| in_work.get(key)).copied();
+        if self.cache.has_state() {
+            // What it can go on from later are snapshots alone: where the two part, and where the tree ends.
+            let (common, end) = match older {
+                Some((other, its)) => {
+                    (lane.common_pages(&self.running[other].lanes[its], &self.cache), lane.depth())
+                }
+                None => (0, lane.depth() + path.len() - 1),
+            };
+            if let Some((other, its)) = older {
+                self.running[other].lanes[its].want_snapshot(common);
+            }
+            self.running[number].lanes[at].want_snapshot(end);
+        }
+        if older.is_none() {
+            in_work.insert(next, (number, at));
+        }
+        older.is_some()
+    }
+
     /// What would come free by putting lanes off; asked only when pages are scarce.
     fn weigh(&self, places: &[(usize, usize)], gaps: &mut [Gap]) {
         for (&(sequence, lane), gap) in places.iter().zip(gaps) {
             let it = &self.running[sequence];
             if it.can_be_put_off() {
-                let pages = it.lanes[lane].lease.pages().iter();
+                let pages = it.lanes[lane].holding.leases().flat_map(Lease::pages);
                 gap.frees = Some(pages.filter(|&&page| self.cache.pages().leases(page) == 1).count());
             }
         }
@@ -557,7 +565,7 @@ impl Engine {
         }
         let before: usize = draws.iter_mut().map(|draw| completed(draw)).sum();
         let scratch = &self.scratch;
-        let spread = self.network.spread(draws.len(), &|index| {
+        let outcome = self.network.parallel_for(draws.len(), &|index| {
             let mut draw = draws[index].lock().unwrap_or_else(PoisonError::into_inner);
             let (sequence, part) = &mut *draw;
             scratch.lend(|row| guard(sequence, |it| it.extend(part, row)));
@@ -566,10 +574,10 @@ impl Engine {
         self.stats.completion_tokens += (after - before) as u64;
         for draw in draws {
             let (sequence, _) = draw.into_inner().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = &spread {
+            if let Err(error) = &outcome {
                 sequence.fail(error.clone());
             }
-            sequence.keep(&mut self.cache);
+            sequence.commit(&mut self.cache);
         }
     }
 
@@ -629,7 +637,8 @@ impl Engine {
     fn check_pages(&self) {
         // In the queue nobody holds a page, or the sums below are wrong.
         let live = self.running.iter().flat_map(|it| it.leases());
-        if let Err(defect) = self.cache.check_integrity(live) {
+        let slots = self.running.iter().flat_map(|it| it.slots());
+        if let Err(defect) = self.cache.check_integrity(live, slots) {
             panic!("the pages of the KV cache do not add up: {defect}");
         }
     }
@@ -657,11 +666,6 @@ impl Engine {
         self.publish();
         self.flush();
     }
-}
-
-/// The whole pages of `tokens`.
-fn chunks(tokens: &[u32]) -> impl Iterator<Item = Chunk> {
-    tokens.chunks_exact(PAGE).filter_map(|chunk| chunk.try_into().ok())
 }
 
 /// The tokens that a draw's sequence has generated.

@@ -19,39 +19,29 @@
 //!
 //! * the tiles run [`LEAD`] dots ahead of the floats, over the borders of rows and panels: loading, multiplying and
 //!   storing a dot takes some 130 cycles from end to end;
-//! * sums stay in sixteen registers over a [`stretch`](super::stretch); between stretches they are in memory;
+//! * sums stay in sixteen registers over a K-block; between k_blocks they are in memory;
 //! * codes are unpacked once for all rows of a task: 3 to 7 % of the time with 96.
 //!
 //! Outliers are added afterwards, by AVX-512.
 //!
 //! Rows of activations are read where they are. Where they lie 4096 bytes apart they share too few places in
-//! the first cache, and come from the second, 1 KiB a dot, which it delivers.
+//! L1 (its sets are 4096 bytes apart), and come from L2, 1 KiB a dot, which it delivers.
 
 mod tiles;
 
-pub(super) use self::tiles::ROWS;
 use self::tiles::{A, B, Config, Tiles};
 #[cfg(target_arch = "x86_64")]
-pub(super) use self::tiles::{Amx, available};
-use super::forms::{Form, SUB};
+pub(super) use self::tiles::{Amx, self_check};
+use super::layouts::{Kind, Layout, SUB, with_kind};
+use super::panels::{AMX_ROWS as ROWS, Panel, RING, Scratch, Work};
 use super::quantize::{At, META, SUMS};
 use super::simd::{LANES, Simd};
-use super::stretch::{Panel, Scratch, Work};
-use super::tile::{Kind, with_kind};
 
-/// Dots that the tiles are ahead, and room for their sums.
+/// Dots that the tiles are ahead of the floats.
 const LEAD: usize = 4;
-const RING: usize = 8;
+const _: () = assert!(LEAD < RING);
 /// Rows beyond whole tiles from which on another tile pays: one costs AVX-512 about 13 cycles a dot.
 const REST: usize = 3;
-
-/// Sums of bytes on their way from the tiles to the floats.
-#[repr(C, align(64))]
-pub(super) struct Ring([[[i32; LANES]; ROWS]; RING]);
-
-impl Ring {
-    pub(super) const NEW: Ring = Ring([[[0; LANES]; ROWS]; RING]);
-}
 
 /// How many of `rows` rows are worth tiles: the first ones.
 pub(super) fn rows_in_tiles(rows: usize) -> usize {
@@ -68,27 +58,27 @@ pub(super) fn first_row(row: usize, rows: usize) -> usize {
     row.min(rows - ROWS)
 }
 
-/// Tiles for products of form `Q`. Another library may use tiles on this thread before and after, so that they are
+/// Tiles for products of layout `Q`. Another library may use tiles on this thread before and after, so that they are
 /// given back when this is dropped.
 ///
 /// # Safety
 /// AMX as `Isa` has it at its level.
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn configure<Q: Form>() -> Amx {
+pub(super) unsafe fn configure<Q: Layout>() -> Amx {
     // SAFETY: the caller's promise.
     unsafe { Amx::configure(&config::<Q>()) }
 }
 
-fn config<Q: Form>() -> Config {
+fn config<Q: Layout>() -> Config {
     Config::of(if Q::HALVES { SUB / 2 } else { SUB })
 }
 
-/// Adds a stretch to the sums, or sets them at the start. The rows are worth tiles by [`rows_in_tiles`].
+/// Adds a K-block to the sums, or sets them at the start. The rows are worth tiles by [`rows_in_tiles`].
 ///
 /// # Safety
-/// AMX and AVX-512 as `Isa` has them at its level, and tiles configured for the form.
+/// AMX and AVX-512 as `Isa` has them at its level, and tiles configured for the layout.
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn multiply<Q: Form>(work: &Work<'_>, scratch: &mut Scratch, tiles: &mut Amx) {
+pub(super) unsafe fn multiply<Q: Layout>(work: &Work<'_>, scratch: &mut Scratch, tiles: &mut Amx) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
     unsafe fn compiled<K: Kind>(work: &Work<'_>, scratch: &mut Scratch, tiles: &mut Amx) {
         unsafe { multiply_body::<super::simd::avx512::Avx512<true>, Amx, K>(work, scratch, tiles) }
@@ -113,7 +103,7 @@ impl Item {
     fn of(work: &Work<'_>, index: usize) -> Item {
         let (tile, panel) = (index / work.panels * ROWS, index % work.panels);
         let row = work.rows.start + first_row(tile, work.rows.len());
-        let x = work.x.at(work.layer, row, work.first);
+        let x = work.x.at(work.plane, row, work.first);
         Item { x, panel, place: work.place + tile }
     }
 }

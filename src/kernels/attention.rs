@@ -1,29 +1,29 @@
 //! Attention over the paged cache of the CPU: causal, or bidirectional over the whole sequence.
 //!
-//! A query's positions are cut into chunks of 256, counted from position 0. In a chunk it gets its scores, their
-//! maximum, weights `exp(score - maximum)`, their sum, and the values mixed by the weights ([`chunk`]); the chunks
-//! are then folded together, one after the other ([`fold`]). A [`Task`] is a handful of queries that share a key
-//! head, so that every key and value that is loaded serves them all: of one sequence, or of several that begin with the same
-//! pages. There are two ways to share
-//! the work, which use the same functions and so come to the same bits:
+//! This is flash attention over KV blocks of 256 positions, counted from position 0. In a block a query gets its
+//! scores, their maximum, weights `exp(score - maximum)`, their sum, and the sum of the values times the weights
+//! ([`kv_block`]): a partial softmax. Those of its blocks are merged in order ([`merge`]). A [`Task`] is a handful of
+//! queries that share a key head, so that every key and value that is loaded serves them all: of one sequence, or of
+//! several that begin with the same pages. There are two ways to share the work, which use the same functions and so
+//! come to the same bits:
 //!
-//! * enough tasks for the threads (prompts, batches): a task walks its chunks and folds as it goes;
-//! * few tasks and long contexts (decoding): the chunks of a long task are computed by whoever is free, and folded
-//!   at the end.
+//! * enough tasks for the threads (prompts, batches): a task walks its KV blocks and merges as it goes;
+//! * few tasks and long contexts (decoding): as in flash-decoding, the KV blocks of a long task are computed by any
+//!   thread ([`Unit::Split`]), and merged at the end.
 //!
 //! What a query gets depends on its own position and on what it sees; not on its neighbours in the task, on how a
 //! prompt was cut, on threads, nor on where the pages lie. Every sum has one order:
 //!
 //! * a score: pairs of dimensions, one after the other, for 16 keys (a page) at once;
 //! * lane `l` of the sum of weights: the positions `l` modulo 16, then the lanes in halves;
-//! * a mixed value: pairs of positions, one after the other. What a query does not see is taken as zero,
+//! * a weighted value: pairs of positions, one after the other. What a query does not see is taken as zero,
 //!   whatever lies there: pages are handed on without being wiped.
 //!
 //! With bfloat16 pages, queries and weights are rounded to bfloat16, too (the sum is that of the rounded weights),
-//! and products are summed in f32. Scratch is as large as a task and a chunk, whatever the context.
+//! and products are summed in f32. Scratch is as large as a task and a KV block, whatever the context.
 
-mod chunk;
-mod fold;
+mod kv_block;
+mod merge;
 mod number;
 #[cfg(test)]
 mod tests;
@@ -34,17 +34,18 @@ use std::ops::Range;
 
 use self::number::Number;
 pub(super) use self::write::write;
-use super::Attention;
+use super::disjoint::DisjointSlices;
 use super::isa::Isa;
-use super::pool::{Pool, Shares};
+use super::pool::Pool;
+use super::types::Attention;
 use crate::cache::storage::{NativeKv, Numbers, Pages};
 use crate::error::Result;
-use crate::step::{PAGE, Span, Step};
+use crate::step::{PAGE, Span, Step, first_seen};
 
-/// Positions of a chunk.
-const CHUNK: usize = 256;
-/// Pages of a chunk.
-const CHUNK_PAGES: usize = CHUNK / PAGE;
+/// Positions of a KV block.
+const KV_BLOCK: usize = 256;
+/// Pages of a KV block.
+const KV_BLOCK_PAGES: usize = KV_BLOCK / PAGE;
 /// Queries of a task, at most.
 const TILE: usize = 32;
 
@@ -56,10 +57,18 @@ struct Layer<'a, N> {
 }
 
 impl<N: Number> Layer<'_, N> {
-    /// Floats of what is found for a task.
-    fn found_len(&self, task: &Task<'_>) -> usize {
+    /// Floats of what is partial for a task.
+    fn partial_len(&self, task: &Task<'_>) -> usize {
         task.queries() * (self.pages.padded() + 2)
     }
+}
+
+/// The queries of a step over the pages of a group.
+pub(super) struct Queries<'a> {
+    /// `[rows, heads * head_dim]`
+    pub q: &'a [f32],
+    pub step: &'a Step,
+    pub group: usize,
 }
 
 /// A row of the step.
@@ -73,9 +82,9 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// The pages of its sequence from chunk `at` on.
+    /// The pages of its sequence from KV block `at` on.
     fn pages_from(&self, at: usize) -> &'a [u32] {
-        self.pages.get(at * CHUNK_PAGES..).unwrap_or(&[])
+        self.pages.get(at * KV_BLOCK_PAGES..).unwrap_or(&[])
     }
 }
 
@@ -84,8 +93,8 @@ impl<'a> Row<'a> {
 #[derive(Clone, Copy)]
 struct Task<'a> {
     rows: &'a [Row<'a>],
-    /// The rows are of several sequences.
-    apart: bool,
+    /// The rows are of several sequences, one each.
+    multi_sequence: bool,
     kv_head: usize,
     from: usize,
     to: usize,
@@ -117,90 +126,99 @@ impl Task<'_> {
         from..to
     }
 
-    /// The chunks that any of its queries sees.
-    fn chunks(&self, a: &Attention) -> Range<usize> {
-        self.sees(a, 0).start / CHUNK..self.sees(a, self.queries() - 1).end.div_ceil(CHUNK)
+    /// The KV blocks that any of its queries sees.
+    fn kv_blocks(&self, a: &Attention) -> Range<usize> {
+        self.sees(a, 0).start / KV_BLOCK..self.sees(a, self.queries() - 1).end.div_ceil(KV_BLOCK)
     }
 
-    /// Pages at the beginning of chunk `at` that all rows have, and see to their end.
+    /// Pages at the beginning of KV block `at` that all rows have, and see to their end.
     fn common_pages(&self, at: usize) -> usize {
         let Some(shortest) = self.rows.first() else { return 0 };
         let whole = (shortest.position + 1) / PAGE;
-        let most = whole.saturating_sub(at * CHUNK_PAGES).min(CHUNK_PAGES);
+        let most = whole.saturating_sub(at * KV_BLOCK_PAGES).min(KV_BLOCK_PAGES);
         let first = shortest.pages_from(at).iter().take(most);
         let same = |row: &Row<'_>| first.clone().zip(row.pages_from(at)).take_while(|(a, b)| a == b).count();
         self.rows.iter().map(same).min().unwrap_or(0)
     }
 }
 
-/// What was found for the queries of a task over some positions: the greatest score and the sum of weights of each
-/// query, and its mixed values (padded).
-struct Found<'a> {
-    greatest: &'a mut [f32],
+/// The softmax of a task's queries over some positions, unfinished: the largest score and the sum of weights of each
+/// query, and the sum of its weighted values (padded).
+struct Partial<'a> {
+    max: &'a mut [f32],
     sums: &'a mut [f32],
     mixed: &'a mut [f32],
 }
 
-impl<'a> Found<'a> {
+impl<'a> Partial<'a> {
     fn new(floats: &'a mut [f32], queries: usize) -> Self {
-        let (greatest, rest) = floats.split_at_mut(queries);
+        let (max, rest) = floats.split_at_mut(queries);
         let (sums, mixed) = rest.split_at_mut(queries);
-        Found { greatest, sums, mixed }
+        Partial { max, sums, mixed }
     }
 
     /// Nothing seen yet.
     fn clear(&mut self) {
-        self.greatest.fill(f32::NEG_INFINITY);
+        self.max.fill(f32::NEG_INFINITY);
         self.sums.fill(0.0);
         self.mixed.fill(0.0);
     }
 }
 
 thread_local! {
-    /// What [`chunk`] works in.
+    /// What [`kv_block`] works in.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// What was found so far, and in the chunk at hand.
-    static FOUND: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
-    /// What was found in chunks that others fold.
+    /// The merged blocks so far, and the block at hand.
+    static PARTIAL: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// The splits, until they are merged.
     static SPLIT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `out` and `q` are `[rows, heads * head_dim]`; the step was checked against the cache, and `a` against its shape.
+/// `out` is `[rows, heads * head_dim]`; the step was checked against the cache, and `a` against its shape.
 ///
 /// # Errors
 /// `Internal` when a task panicked.
 pub(super) fn attention(
     pool: &Pool,
     isa: Isa,
-    q: &[f32],
+    queries: Queries<'_>,
     kv: &NativeKv,
-    step: &Step,
     a: &Attention,
     out: &mut [f32],
 ) -> Result<()> {
+    let Queries { q, step, group } = queries;
+    let rows = rows(step, group, a, pool.threads());
     match &*kv.read() {
-        Numbers::F32(pages) => run(pool, isa, &Layer { q, pages, a }, step, out),
-        Numbers::BF16(pages) => run(pool, isa, &Layer { q, pages, a }, step, out),
+        Numbers::F32(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
+        Numbers::BF16(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
     }
 }
 
-fn run<N: Number>(pool: &Pool, isa: Isa, layer: &Layer<'_, N>, step: &Step, out: &mut [f32]) -> Result<()> {
-    let (rows, parts) = rows(step, layer.a, pool.threads());
+/// The rows of a step, and which of them are computed together.
+type Together<'a> = (Vec<Row<'a>>, Vec<Range<usize>>);
+
+fn run<N: Number>(
+    pool: &Pool,
+    isa: Isa,
+    layer: &Layer<'_, N>,
+    (rows, parts): Together<'_>,
+    out: &mut [f32],
+) -> Result<()> {
     let tasks = tasks(&rows, &parts, layer.a);
     let (units, len) = units(&tasks, layer, pool.threads());
-    let out = Shares::new(out);
-    SPLIT.with_borrow_mut(|found| {
-        let found = room(found, len);
-        let shares = Shares::new(found);
+    let out = DisjointSlices::new(out);
+    SPLIT.with_borrow_mut(|partial| {
+        let partial = room(partial, len);
+        let shares = DisjointSlices::new(partial);
         pool.run("attention", units.len(), &|index| match units[index] {
             Unit::Whole(task) => walk(isa, layer, task, &out),
-            Unit::Part { task, at, start } => {
+            Unit::Split { task, at, start } => {
                 // SAFETY: every unit has its own part.
-                let part = unsafe { shares.part(start..start + layer.found_len(task)) };
-                compute_alone(isa, layer, task, at, &mut Found::new(part, task.queries()));
+                let part = unsafe { shares.slice_mut(start..start + layer.partial_len(task)) };
+                compute_alone(isa, layer, task, at, &mut Partial::new(part, task.queries()));
             }
         })?;
-        fold_parts(isa, layer, &units, found, &out);
+        merge_splits(isa, layer, &units, partial, &out);
         Ok(())
     })
 }
@@ -208,41 +226,42 @@ fn run<N: Number>(pool: &Pool, isa: Isa, layer: &Layer<'_, N>, step: &Step, out:
 /// What one thread computes at a time.
 #[derive(Clone, Copy)]
 enum Unit<'a> {
-    /// A task from its first chunk to its last.
+    /// A task from its first KV block to its last.
     Whole(&'a Task<'a>),
-    /// One chunk of a task; what it finds is kept from float `start` on. The parts of a task follow each other.
-    Part { task: &'a Task<'a>, at: usize, start: usize },
+    /// One KV block of a task, whose partial softmax goes to float `start` and following. Those of a task follow each
+    /// other.
+    Split { task: &'a Task<'a>, at: usize, start: usize },
 }
 
-/// Cuts those tasks into chunks that are more than half of what a thread has to do; these come first. Also returns how
-/// many floats their chunks find: for at most twice as many tasks as there are threads.
+/// Splits those tasks by KV blocks that are more than half of what a thread has to do; these come first. Also returns
+/// how many floats their partial softmaxes take: at most twice as many tasks are split as there are threads.
 fn units<'a, N: Number>(
     tasks: &'a [Task<'a>],
     layer: &Layer<'_, N>,
     threads: usize,
 ) -> (Vec<Unit<'a>>, usize) {
-    let work = |task: &Task<'_>| task.chunks(layer.a).len() * task.queries();
+    let work = |task: &Task<'_>| task.kv_blocks(layer.a).len() * task.queries();
     let all: usize = tasks.iter().map(work).sum();
-    let is_long = |task: &&Task<'_>| threads > 1 && 2 * work(task) * threads > all;
+    let is_split = |task: &&Task<'_>| threads > 1 && 2 * work(task) * threads > all;
     let (mut units, mut end) = (Vec::with_capacity(tasks.len()), 0);
-    for task in tasks.iter().filter(|task| is_long(task)) {
-        for at in task.chunks(layer.a) {
-            units.push(Unit::Part { task, at, start: end });
-            end += layer.found_len(task);
+    for task in tasks.iter().filter(|task| is_split(task)) {
+        for at in task.kv_blocks(layer.a) {
+            units.push(Unit::Split { task, at, start: end });
+            end += layer.partial_len(task);
         }
     }
-    units.extend(tasks.iter().filter(|task| !is_long(task)).map(Unit::Whole));
+    units.extend(tasks.iter().filter(|task| !is_split(task)).map(Unit::Whole));
     (units, end)
 }
 
 /// The rows of a step, and which of them are computed together: those of one sequence; or, of answers that get a token each, those
 /// that begin with the same pages, since whatever is loaded of these serves them all.
-fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec<Range<usize>>) {
+fn rows<'a>(step: &'a Step, group: usize, a: &Attention, threads: usize) -> Together<'a> {
     let all = |span: &'a Span| {
         let first = step.positions[span.rows.start] as usize;
         let row = move |at: usize| {
             let position = first + at - span.rows.start;
-            Row { row: at, position, pages: &span.pages, len: span.len }
+            Row { row: at, position, pages: &span.pages[group], len: span.len }
         };
         span.rows.clone().map(row)
     };
@@ -254,15 +273,18 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
     }
     let start = rows.len();
     rows.extend(single.into_iter().flat_map(all));
-    rows[start..].sort_by(|a, b| signs(a).cmp(signs(b)).then(a.position.cmp(&b.position)));
-    // Enough for all threads: tasks, or chunks of them.
-    let chunk = |row: &Row<'_>| a.window.map_or(row.position, |window| window.min(row.position)) / CHUNK;
-    let chunks = rows[start..].iter().map(chunk).max().unwrap_or(0).max(1);
-    let most = (rows.len() - start) * a.kv_heads * chunks / (3 * threads);
+    let sampled_pages = |row: &Row<'a>| sampled_pages(*row, a.window);
+    rows[start..].sort_by(|a, b| sampled_pages(a).cmp(sampled_pages(b)).then(a.position.cmp(&b.position)));
+    // Enough for all threads: tasks, or splits of them.
+    let kv_blocks =
+        |row: &Row<'_>| a.window.map_or(row.position, |window| window.min(row.position)) / KV_BLOCK;
+    let splits = rows[start..].iter().map(kv_blocks).max().unwrap_or(0).max(1);
+    let most = (rows.len() - start) * a.kv_heads * splits / (3 * threads);
     let most = most.min(TILE * a.kv_heads / a.heads).max(1);
     // A bidirectional sequence shares no pages, and what its rows see ends with it, not with the row.
-    let related = |one: &Row<'_>, other: &Row<'_>| {
-        a.causal && signs(one).next().is_some() && signs(one).next() == signs(other).next()
+    let related = |one: &Row<'a>, other: &Row<'a>| {
+        let (one, other) = (sampled_pages(one).next(), sampled_pages(other).next());
+        a.causal && one.is_some() && one == other
     };
     for relatives in rows[start..].chunk_by_mut(related) {
         let first = parts.last().map_or(0, |part: &Range<usize>| part.end);
@@ -279,14 +301,16 @@ fn rows<'a>(step: &'a Step, a: &Attention, threads: usize) -> (Vec<Row<'a>>, Vec
     (rows, parts)
 }
 
-/// Some of the pages, by which sequences are put beside those that they have most in common with. A page has but one
-/// beginning.
-fn signs<'a>(row: &Row<'a>) -> impl Iterator<Item = &'a u32> {
-    row.pages.iter().skip(SIGN - 1).step_by(SIGN)
+/// Every eighth page of a row: sorted by these, sequences lie beside those that they share most of their prefix
+/// with, since a page of the prefix tree has but one prefix.
+fn sampled_pages<'a>(row: Row<'a>, window: Option<usize>) -> impl Iterator<Item = &'a u32> {
+    // Pages behind the window are not held: their entries are alike in all tables.
+    let first = first_seen(window, row.position).next_multiple_of(SAMPLE);
+    row.pages.iter().skip(first + SAMPLE - 1).step_by(SAMPLE)
 }
 
-/// Pages between two signs, and the fewest for which sequences are put together.
-const SIGN: usize = 8;
+/// Pages between two samples, and the shortest shared prefix for which sequences are computed together.
+const SAMPLE: usize = 8;
 
 /// Cuts rows into tasks. Those of a key head follow each other, since they read the same pages; of those the longest
 /// comes first, and the longest part of all, so that what is left to wait for at the end is short.
@@ -297,73 +321,73 @@ fn tasks<'a>(rows: &'a [Row<'a>], parts: &[Range<usize>], a: &Attention) -> Vec<
     let mut tasks = Vec::new();
     for rows in parts {
         let queries = rows.len() * group;
-        let apart = rows.len() > 1 && !std::ptr::eq(rows[0].pages, rows[1].pages);
+        let multi_sequence = rows.len() > 1 && !std::ptr::eq(rows[0].pages, rows[1].pages);
         for kv_head in 0..a.kv_heads {
             for from in (0..queries).step_by(TILE).rev() {
-                tasks.push(Task { rows, apart, kv_head, from, to: queries.min(from + TILE) });
+                tasks.push(Task { rows, multi_sequence, kv_head, from, to: queries.min(from + TILE) });
             }
         }
     }
     tasks
 }
 
-/// Computes a task from its first chunk to its last.
-fn walk<N: Number>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &Shares<'_, f32>) {
-    let (queries, len) = (task.queries(), layer.found_len(task));
-    FOUND.with_borrow_mut(|[so_far, here]| {
-        let mut so_far = Found::new(room(so_far, len), queries);
-        let mut here = Found::new(room(here, len), queries);
+/// Computes a task from its first KV block to its last.
+fn walk<N: Number>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &DisjointSlices<'_, f32>) {
+    let (queries, len) = (task.queries(), layer.partial_len(task));
+    PARTIAL.with_borrow_mut(|[so_far, here]| {
+        let mut so_far = Partial::new(room(so_far, len), queries);
+        let mut here = Partial::new(room(here, len), queries);
         so_far.clear();
         SCRATCH.with_borrow_mut(|scratch| {
-            chunk::load_queries(isa, layer, task, scratch);
-            for at in task.chunks(layer.a) {
-                chunk::chunk(isa, layer, task, at, scratch, &mut here);
-                fold::fold(isa, &mut so_far, &here);
+            kv_block::load_queries(isa, layer, task, scratch);
+            for at in task.kv_blocks(layer.a) {
+                kv_block::attend(isa, layer, task, at, scratch, &mut here);
+                merge::merge(isa, &mut so_far, &here);
             }
         });
         // SAFETY: each query of each head is in one task.
-        unsafe { fold::finish(isa, layer.a, task, &so_far, out) };
+        unsafe { merge::finish(isa, layer.a, task, &so_far, out) };
     });
 }
 
-/// Computes one chunk of a task.
+/// Computes one KV block of a task.
 fn compute_alone<N: Number>(
     isa: Isa,
     layer: &Layer<'_, N>,
     task: &Task<'_>,
     at: usize,
-    found: &mut Found<'_>,
+    partial: &mut Partial<'_>,
 ) {
     SCRATCH.with_borrow_mut(|scratch| {
-        chunk::load_queries(isa, layer, task, scratch);
-        chunk::chunk(isa, layer, task, at, scratch, found);
+        kv_block::load_queries(isa, layer, task, scratch);
+        kv_block::attend(isa, layer, task, at, scratch, partial);
     });
 }
 
-/// Folds the chunks of each task that was cut into parts.
-fn fold_parts<N: Number>(
+/// Merges the splits of each task that has some.
+fn merge_splits<N: Number>(
     isa: Isa,
     layer: &Layer<'_, N>,
     units: &[Unit<'_>],
-    found: &mut [f32],
-    out: &Shares<'_, f32>,
+    partial: &mut [f32],
+    out: &DisjointSlices<'_, f32>,
 ) {
-    FOUND.with_borrow_mut(|[so_far, _]| {
+    PARTIAL.with_borrow_mut(|[so_far, _]| {
         for unit in units {
-            // The first part stands for its task.
-            let &Unit::Part { task, at, start } = unit else { continue };
-            let chunks = task.chunks(layer.a);
-            if at != chunks.start {
+            // The first split stands for its task.
+            let &Unit::Split { task, at, start } = unit else { continue };
+            let blocks = task.kv_blocks(layer.a);
+            if at != blocks.start {
                 continue;
             }
-            let (queries, len) = (task.queries(), layer.found_len(task));
-            let mut so_far = Found::new(room(so_far, len), queries);
+            let (queries, len) = (task.queries(), layer.partial_len(task));
+            let mut so_far = Partial::new(room(so_far, len), queries);
             so_far.clear();
-            for part in found[start..start + chunks.len() * len].chunks_exact_mut(len) {
-                fold::fold(isa, &mut so_far, &Found::new(part, queries));
+            for part in partial[start..start + blocks.len() * len].chunks_exact_mut(len) {
+                merge::merge(isa, &mut so_far, &Partial::new(part, queries));
             }
             // SAFETY: as in `walk`.
-            unsafe { fold::finish(isa, layer.a, task, &so_far, out) };
+            unsafe { merge::finish(isa, layer.a, task, &so_far, out) };
         }
     });
 }

@@ -1,10 +1,10 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
-use std::ops::Range;
-
-use super::{Attention, KvCache, KvShape, Linear, Matrix, Norm, RopeTable, Rows, misuse};
+use super::rows::Rows;
+use super::types::{Attention, Linear, Matrix, Norm, RopeTable};
+use super::{KvCache, KvShape, misuse};
 use crate::error::{Error, Result};
-use crate::step::{PAGE, Step};
+use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
 
 /// A two-dimensional weight whose bytes are all there: `(n, k, bytes of a row)`.
@@ -109,44 +109,6 @@ pub(super) fn page(page: u32, cache: &KvCache) -> Result<()> {
     }
 }
 
-/// Spans cover the rows in order, positions are consecutive, and every page exists.
-pub(super) fn step(step: &Step, cache: &KvCache) -> Result<()> {
-    let mut next = 0;
-    for (index, span) in step.spans.iter().enumerate() {
-        let bad = |what: &str| Err(misuse(format!("span {index} of a step: {what}")));
-        let Range { start, end } = span.rows;
-        let Some(positions) = step.positions.get(start..end).filter(|_| start == next && start < end) else {
-            return bad("its rows do not follow the span before it");
-        };
-        if positions.windows(2).any(|pair| pair[0].checked_add(1) != Some(pair[1])) {
-            return bad("its positions are not consecutive");
-        }
-        let last = positions.last().map_or(0, |&p| p as usize);
-        if last >= span.len {
-            return bad(&format!("its length {} does not cover position {last}", span.len));
-        }
-        if (span.len - 1) / PAGE >= span.pages.len() {
-            return bad(&format!("{} pages do not cover position {}", span.pages.len(), span.len - 1));
-        }
-        for &id in &span.pages {
-            page(id, cache)?;
-        }
-        next = end;
-    }
-    match next == step.rows() && step.positions.len() == step.rows() {
-        true => Ok(()),
-        false => Err(misuse(format!("the spans of a step cover {next} of {} rows", step.rows()))),
-    }
-}
-
-/// The cache row of every row of a checked step.
-pub(super) fn slots(step: &Step) -> Vec<u32> {
-    let slots = step.spans.iter().flat_map(|span| {
-        span.rows.clone().map(|row| span.slot(step.positions.get(row).map_or(0, |&p| p as usize)) as u32)
-    });
-    slots.collect()
-}
-
 pub(super) fn attention(q: &Rows, kv: KvShape, step: &Step, a: &Attention) -> Result<()> {
     shape("queries", q, step.rows(), a.heads.saturating_mul(a.head_dim))?;
     let shared = KvShape { kv_heads: a.kv_heads, head_dim: a.head_dim };
@@ -154,5 +116,14 @@ pub(super) fn attention(q: &Rows, kv: KvShape, step: &Step, a: &Attention) -> Re
     match kv == shared && grouped && a.window != Some(0) {
         true => Ok(()),
         false => Err(misuse(format!("attention {a:?} over a cache of {kv:?}"))),
+    }
+}
+
+/// Pages behind a group's window are gone: no row may look there.
+pub(super) fn window(group: Option<usize>, a: &Attention) -> Result<()> {
+    match (group, a.window) {
+        (None, _) => Ok(()),
+        (Some(kept), Some(window)) if window <= kept => Ok(()),
+        _ => Err(misuse(format!("attention {a:?} over pages with a window of {group:?}"))),
     }
 }

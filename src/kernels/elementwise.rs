@@ -1,4 +1,4 @@
-//! Operations on one element at a time, in place.
+//! Operations on one element at a time.
 
 use super::isa::tiered;
 use super::math;
@@ -16,6 +16,24 @@ tiered! {
     /// `x = f(x)`
     pub(super) fn unary(f: Unary, x: &mut [f32]) = unary_body;
 }
+tiered! {
+    /// `to = to + scale * x`, of equal lengths.
+    pub(super) fn add(scale: f32, x: &[f32], to: &mut [f32]) = add_body;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn add_body<S: Simd>(scale: f32, x: &[f32], to: &mut [f32]) {
+    for (x, to) in x.chunks(LANES).zip(to.chunks_mut(LANES)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scaled = S::mul(S::load_some(x), S::splat(scale));
+            S::store_some(to, S::add(S::load_some(to), scaled));
+        }
+    }
+}
+
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]

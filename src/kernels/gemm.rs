@@ -1,26 +1,27 @@
-//! `x * W^T` over packed weights: how the work is shared, which kernel does a piece of it, and what becomes of the sums.
+//! `x * W^T` over packed weights: how the work is cut into tasks, and which kernel does a task.
 //!
 //! A row's sums run along `k` in one order, whatever the number of rows, the tile, the thread or the tier:
 //!
-//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). [A few](super::few) rows take
-//!   the panels as they are, and stream the weights once, which is all that decoding can do; more rows share panels that
-//!   were unpacked ([`stretch`](super::stretch));
-//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of up to twelve rows.
+//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). With few rows
+//!   ([`skinny`]) panels are unpacked in registers, and the weights are streamed once, which is all that decoding can
+//!   do; more rows share unpacked panels ([`blocked`]);
+//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of up to
+//!   twelve rows.
 //!
-//! What happens to finished sums ([`Then`]) is done while they are in the first cache.
+//! What happens to finished sums is the product's [`epilogue`].
 
 use std::ops::Range;
 
-use super::few;
-use super::forms::Form;
-use super::isa::{Isa, Tiles, tiered, tile_rows, tiled};
-use super::math;
-use super::pack::{Packed, with_form};
-use super::pool::{Pool, Shares};
+use super::blocked::{self, Panels, Sink};
+use super::epilogue::{self, Epilogue, Product};
+use super::isa::{Isa, Tiles, tile_rows, tiled};
+use super::layouts::{Layout, with_layout};
+use super::misuse;
+use super::panels;
+use super::pool::Pool;
 use super::quantize::Quantized;
 use super::simd::{LANES, Simd};
-use super::stretch::{self, Panels};
-use super::{Activation, misuse};
+use super::skinny;
 use crate::error::Result;
 use crate::weights::WeightType;
 
@@ -32,27 +33,6 @@ pub(super) struct Input<'a> {
     pub(super) floats: &'a [f32],
     /// Must be there where a weight is quantized.
     pub(super) bytes: Option<&'a Quantized>,
-}
-
-/// What becomes of a column's sum, with its bias.
-#[derive(Clone, Copy)]
-pub(super) enum Then {
-    Set,
-    /// Is added to what is there.
-    Add,
-    /// Is multiplied by the activation of what is there: the gate.
-    Gate(Activation),
-    /// Its activation.
-    Activate(Activation),
-}
-
-/// A matrix, and where its product `[rows, n]` goes.
-#[derive(Clone, Copy)]
-pub(super) struct Product<'a> {
-    pub(super) w: &'a Packed,
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) then: Then,
-    pub(super) out: &'a Shares<'a, f32>,
 }
 
 /// Computes products of the same rows. Those of one list are computed one after the other over the same columns
@@ -69,27 +49,27 @@ pub(super) fn products(
         return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
     }
     let columns = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels());
-    let few = lists.iter().copied().flatten().map(|p| few::most_rows(isa, p.w.dtype)).max().unwrap_or(0);
+    let few = lists.iter().copied().flatten().map(|p| skinny::max_rows(isa, p.w.dtype)).max().unwrap_or(0);
     let split = Split::of(lists.iter().map(|list| columns(list)).sum(), x.rows, pool.threads(), few);
-    let bundles = |list: &[Product<'_>]| columns(list).div_ceil(split.panels);
-    let total: usize = lists.iter().map(|list| bundles(list)).sum();
+    let column_tasks = |list: &[Product<'_>]| columns(list).div_ceil(split.panels);
+    let total: usize = lists.iter().map(|list| column_tasks(list)).sum();
     let parts = x.rows.div_ceil(split.rows.max(1));
     pool.run(name, total * parts, &|index| {
-        let (mut bundle, part) = (index / parts, index % parts);
+        let (mut column_task, part) = (index / parts, index % parts);
         let rows = part * split.rows..x.rows.min((part + 1) * split.rows);
         for list in lists {
-            if bundle >= bundles(list) {
-                bundle -= bundles(list);
+            if column_task >= column_tasks(list) {
+                column_task -= column_tasks(list);
                 continue;
             }
-            let range = bundle * split.panels..columns(list).min((bundle + 1) * split.panels);
-            // What this thread is likely to do next, if all keep step; the parts of the rows ask for a share each.
+            let range = column_task * split.panels..columns(list).min((column_task + 1) * split.panels);
+            // What this thread is likely to do next, if all keep step; each part of the rows prefetches a share.
             let step = pool.threads().div_ceil(parts) * split.panels;
             let next = |panel: usize| (panel + step).min(columns(list));
             let next = next(range.start)..next(range.end);
             let task = Task { isa, x, rows, panels: range };
             match list {
-                [gate, up] if task.rows.len() > few::most_rows(isa, gate.w.dtype) && pair(gate, up) => {
+                [gate, up] if task.rows.len() > skinny::max_rows(isa, gate.w.dtype) && is_pair(gate, up) => {
                     let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, parts));
                     multiply(&task, &[*gate, *up], &ahead);
                 }
@@ -108,7 +88,7 @@ pub(super) fn products(
     })
 }
 
-/// Whole cache lines, about one of `parts` parts.
+/// Whole cache lines: part `part` of about equal `parts`.
 fn share(bytes: &[u8], part: usize, parts: usize) -> &[u8] {
     let start = |part: usize| (bytes.len() * part / parts).next_multiple_of(64).min(bytes.len());
     &bytes[start(part)..start(part + 1)]
@@ -123,14 +103,15 @@ struct Task<'a> {
 }
 
 /// Whether these are a gate and what it lets through, in matrices alike: a column's sums of both are finished together.
-fn pair(gate: &Product<'_>, up: &Product<'_>) -> bool {
+fn is_pair(gate: &Product<'_>, up: &Product<'_>) -> bool {
     let alike = gate.w.dtype == up.w.dtype && gate.w.n == up.w.n && gate.w.k == up.w.k;
-    let gated = matches!((gate.then, up.then), (Then::Set, Then::Gate(_))) && std::ptr::eq(gate.out, up.out);
+    let gated = matches!((gate.epilogue, up.epilogue), (Epilogue::Store, Epilogue::Gate(_)))
+        && std::ptr::eq(gate.out, up.out);
     alike && gated && gate.w.dtype.is_quantized()
 }
 
 /// Panels of a task of few rows, at most.
-const MOST: usize = 64;
+const MAX_PANELS: usize = 64;
 
 /// What a task has: panels, and rows.
 #[derive(Debug)]
@@ -141,26 +122,26 @@ struct Split {
 
 impl Split {
     /// Few enough of both to share the work evenly. With few rows, as many panels in one piece as that allows, since memory
-    /// is read faster so; with many, the panels that are worked on together, times rows whose sums stay in the second
-    /// cache.
+    /// is read faster so; with many, the panels that are worked on together, times rows whose sums stay in L2.
     fn of(panels: usize, rows: usize, threads: usize, few: usize) -> Split {
         if rows <= few {
-            return Split { panels: (panels / (4 * threads)).clamp(1, MOST), rows };
+            return Split { panels: (panels / (4 * threads)).clamp(1, MAX_PANELS), rows };
         }
-        let bundles = panels.div_ceil(stretch::PANELS).max(1);
+        let column_tasks = panels.div_ceil(panels::PANELS).max(1);
         // Unpacking takes as long as three rows of a task. At the end, threads wait for half a task. Both together are least
         // where there are about this many parts; and tasks of fewer than 16 rows would spend too much on unpacking.
-        let best = ((rows * threads) as f32 / (6 * bundles) as f32).sqrt().round() as usize;
-        let wanted = if threads == 1 { 1 } else { best.max((4 * threads).div_ceil(bundles)).min(rows / 16) };
-        let parts = rows.div_ceil(stretch::ROWS).max(wanted).max(1);
+        let best = ((rows * threads) as f32 / (6 * column_tasks) as f32).sqrt().round() as usize;
+        let wanted =
+            if threads == 1 { 1 } else { best.max((4 * threads).div_ceil(column_tasks)).min(rows / 16) };
+        let parts = rows.div_ceil(panels::ROWS).max(wanted).max(1);
         let rows = rows.div_ceil(parts);
         // Whole tiles.
         let rows = rows.next_multiple_of(if rows > 48 { 48 } else { 6 });
-        Split { panels: stretch::PANELS, rows: rows.min(stretch::ROWS) }
+        Split { panels: panels::PANELS, rows: rows.min(panels::ROWS) }
     }
 }
 
-/// Multiplies with a matrix, or with a [`pair`].
+/// Multiplies with a matrix, or with a [pair](is_pair).
 fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
     let Task { isa, x, ref rows, ref panels } = *task;
     for product in products {
@@ -169,31 +150,22 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
     }
     let product = &products[0];
     let w = product.w;
-    with_form!(w.dtype, Q => {
+    with_layout!(w.dtype, Q => {
         let Some(bytes) = x.bytes else { return }; // `products` made sure
         assert!(bytes.rows >= x.rows && bytes.k == x.k);
         assert!(x.k > 0 && w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT);
-        if rows.len() > few::most_rows(isa, w.dtype) {
-            // SAFETY: no two tasks have a row and a panel in common.
-            let put = |row, panel, [sums, second]: [&[_]; 2]| unsafe {
-                match products {
-                    [gate, up] => finish_pair(isa, (gate, up), row, panels.start + panel, (sums, second)),
-                    _ => finish(isa, product, row, panels.start + panel, sums),
-                }
-            };
-            let soon = |rows, some: Range<usize>| {
-                ask(isa, product, rows, panels.start + some.start..panels.start + some.end);
-            };
+        if rows.len() > skinny::max_rows(isa, w.dtype) {
             let mut matrices = [w.bytes(panels.clone()); 2];
             for (bytes, product) in matrices.iter_mut().zip(products) {
                 *bytes = product.w.bytes(panels.clone());
             }
             let w = Panels { matrices: &matrices[..products.len()], panel_bytes: w.panel_bytes, ahead };
-            return stretch::multiply::<Q>(isa, w, bytes, rows.clone(), soon, put);
+            let mut output = Output { isa, products, first_panel: panels.start };
+            return blocked::multiply::<Q>(isa, w, bytes, rows.clone(), &mut output);
         }
-        few::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), |row, panel, sums| {
-            // SAFETY: as above.
-            unsafe { finish(isa, product, row, panels.start + panel, sums) };
+        skinny::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), |row, panel, sums| {
+            // SAFETY: no two tasks have a row and a panel in common.
+            unsafe { epilogue::finish(isa, product, row, panels.start + panel, sums) };
         });
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
@@ -203,6 +175,31 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
             unsafe { dense(isa, rows, w.dtype, panel, x_rows, x.k, sums) }
         });
     });
+}
+
+/// Where the sums of [`blocked`] go: through the epilogue of a product, or of a [pair](is_pair).
+struct Output<'a> {
+    isa: Isa,
+    products: &'a [Product<'a>],
+    first_panel: usize,
+}
+
+impl Sink for Output<'_> {
+    fn expect(&self, rows: Range<usize>, panels: Range<usize>) {
+        let panels = self.first_panel + panels.start..self.first_panel + panels.end;
+        epilogue::prefetch_output(self.isa, &self.products[0], rows, panels);
+    }
+
+    fn take(&mut self, row: usize, panel: usize, [sums, second]: [&[[f32; LANES]]; 2]) {
+        let panel = self.first_panel + panel;
+        // SAFETY: no two tasks have a row and a panel in common.
+        unsafe {
+            match self.products {
+                [gate, up] => epilogue::finish_pair(self.isa, (gate, up), row, panel, (sums, second)),
+                _ => epilogue::finish(self.isa, &self.products[0], row, panel, sums),
+            }
+        }
+    }
 }
 
 /// Where the sums of a tile of floats go: sixteen columns of each row, rows `stride` apart.
@@ -215,7 +212,7 @@ struct Sums {
 /// Rows of a tile of floats.
 const FLOATS: Tiles = Tiles { avx512: &[12, 4, 1], avx2: &[2, 1] };
 
-/// The rows times the panels, tile by tile: a tile of rows stays in the first cache while the panels pass.
+/// The rows times the panels, tile by tile: a tile of rows stays in L1 while the panels pass.
 fn tiles(
     isa: Isa,
     product: &Product<'_>,
@@ -224,7 +221,7 @@ fn tiles(
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
     let mut scratch = [[0.0; LANES]; FLOATS.avx512[0]];
-    let plain = matches!(product.then, Then::Set) && product.bias.is_none();
+    let plain = matches!(product.epilogue, Epilogue::Store) && product.bias.is_none();
     let n = product.w.n;
     let mut row = rows.start;
     while row < rows.end {
@@ -240,7 +237,7 @@ fn tiles(
                 let sums = Sums { first: scratch.as_mut_ptr().cast(), stride: LANES };
                 tile(bytes.as_ptr(), row, size, sums);
                 // SAFETY: no two tasks have a row and a panel in common.
-                unsafe { finish(isa, product, row, panel, &scratch[..size]) };
+                unsafe { epilogue::finish(isa, product, row, panel, &scratch[..size]) };
             }
         }
         row += size;
@@ -317,111 +314,6 @@ unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const 
         }
         for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
             S::store(sums.first.add(i * sums.stride), S::add(even, odd));
-        }
-    }
-}
-
-tiered! {
-    /// Asks for the lines where the sums of some rows will go.
-    fn ask(product: &Product<'_>, rows: Range<usize>, panels: Range<usize>) = ask_body;
-}
-
-/// # Safety
-/// The tier's instructions.
-#[inline(always)]
-unsafe fn ask_body<S: Simd>(product: &Product<'_>, rows: Range<usize>, panels: Range<usize>) {
-    let n = product.w.n;
-    for row in rows {
-        let at = row * n + panels.start * LANES..row * n + n.min(panels.end * LANES);
-        let line = product.out.pointer(at.clone());
-        for ahead in (0..at.len()).step_by(LANES) {
-            // SAFETY: the caller's promise.
-            unsafe { S::prefetch(line.wrapping_add(ahead).cast()) };
-        }
-    }
-}
-
-tiered! {
-    /// Puts the sums of rows from `row` on for the columns of `panel` where they go.
-    ///
-    /// # Safety
-    /// No other task writes to these columns of these rows.
-    fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = [unsafe] finish_body;
-}
-tiered! {
-    /// As [`finish`], of a gate and what it lets through.
-    ///
-    /// # Safety
-    /// As [`finish`].
-    fn finish_pair(
-        products: (&Product<'_>, &Product<'_>),
-        row: usize,
-        panel: usize,
-        sums: (&[[f32; LANES]], &[[f32; LANES]]),
-    ) = [unsafe] finish_pair_body;
-}
-/// # Safety
-/// The tier's instructions; no other task writes to these columns.
-#[inline(always)]
-unsafe fn finish_body<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) {
-    for (row, sums) in (row..).zip(sums) {
-        // SAFETY: the caller's promise.
-        unsafe { put::<S>(product, row, panel, sums) };
-    }
-}
-
-/// # Safety
-/// As [`finish_body`].
-#[inline(always)]
-unsafe fn finish_pair_body<S: Simd>(
-    (gate, up): (&Product<'_>, &Product<'_>),
-    row: usize,
-    panel: usize,
-    (first, second): (&[[f32; LANES]], &[[f32; LANES]]),
-) {
-    let (n, Then::Gate(act)) = (up.w.n, up.then) else { return }; // `pair` made sure
-    let (from, to) = (panel * LANES, n.min((panel + 1) * LANES));
-    for (row, (first, second)) in (row..).zip(first.iter().zip(second)) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (first, second) = (biased::<S>(gate, first, from, to), biased::<S>(up, second, from, to));
-            let out = up.out.part(row * n + from..row * n + to);
-            S::store_some(out, S::mul(math::activate::<S>(act, first), second));
-        }
-    }
-}
-
-/// # Safety
-/// As [`finish_body`].
-#[inline(always)]
-unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[f32; LANES]) {
-    let n = product.w.n;
-    let (from, to) = (panel * LANES, n.min((panel + 1) * LANES));
-    // SAFETY: the caller's promise.
-    unsafe {
-        let out = product.out.part(row * n + from..row * n + to);
-        let sum = biased::<S>(product, sums, from, to);
-        let value = match product.then {
-            Then::Set => sum,
-            Then::Add => S::add(S::load_some(out), sum),
-            Then::Gate(act) => S::mul(math::activate::<S>(act, S::load_some(out)), sum),
-            Then::Activate(act) => math::activate::<S>(act, sum),
-        };
-        S::store_some(out, value);
-    }
-}
-
-/// Sums with the bias of their columns.
-///
-/// # Safety
-/// The tier's instructions.
-#[inline(always)]
-unsafe fn biased<S: Simd>(product: &Product<'_>, sums: &[f32; LANES], from: usize, to: usize) -> S::F {
-    unsafe {
-        let sum = S::load(sums.as_ptr());
-        match product.bias {
-            Some(bias) => S::add(sum, S::load_some(&bias[from..to])),
-            None => sum,
         }
     }
 }

@@ -46,7 +46,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni");
             if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") {
-                if super::amx::available() {
+                if amx_detected() && amx_permitted() {
                     tiers.push(Isa(Level::Amx));
                 }
                 tiers.push(Isa(Level::Avx512Bf16));
@@ -110,6 +110,53 @@ impl Isa {
     pub(super) fn level(self) -> Level {
         self.0
     }
+
+    /// Whether this is the tier with AMX.
+    pub(super) fn has_amx(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Level::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+}
+
+/// Intel SDM volume 1, 18.3: CPUID.(7,0).EDX bits 22 (bf16), 24 (tiles) and 25 (bytes); the operating system says by XCR0
+/// bits 17 and 18 that it saves tiles.
+#[cfg(target_arch = "x86_64")]
+fn amx_detected() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const STATE: u64 = 1 << 17 | 1 << 18;
+    #[target_feature(enable = "xsave")]
+    fn state() -> u64 {
+        // SAFETY: this function has the instruction.
+        unsafe { _xgetbv(0) }
+    }
+    if !is_x86_feature_detected!("xsave") || !is_x86_feature_detected!("avx512f") {
+        return false;
+    }
+    // CPUID is a safe function in newer Rust, and was an unsafe one in 1.90.
+    #[allow(unused_unsafe)]
+    // SAFETY: CPUID is there where AVX is; XGETBV where `xsave` is, which the line above asks the system too.
+    unsafe {
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES == TILES && state() & STATE == STATE
+    }
+}
+
+/// Asks Linux for tiles, for all threads of the process, also later ones. It says no where it is older than 5.16 or a
+/// thread's alternate signal stack is too small to save them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_permitted() -> bool {
+    // Linux, Documentation/arch/x86/xstate.rst
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILE_DATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx_permitted() -> bool {
+    false
 }
 
 /// `tiered! { fn name<G: Bound>(a: A, b: B) = body; }` makes `name::<G>(isa, a, b)`, which runs the unsafe
@@ -153,7 +200,7 @@ macro_rules! tiered {
                 unsafe { $body::<Avx2<false> $(, $g)?>($($arg),*) }
             }
             // SAFETY: an `Isa` of a level exists only where the machine has its features; what else the body
-            // asks for the caller has promised.
+            // needs is the caller's promise.
             unsafe {
                 match isa.level() {
                     Level::Scalar => $body::<Scalar $(, $g)?>($($arg),*),
@@ -192,7 +239,7 @@ pub(super) fn tile_rows(isa: Isa, tiles: &Tiles, left: usize) -> usize {
 
 /// `tiled! { [8, 1] [2, 1] fn name<G: Bound>(a: A) = body; }` makes `name::<G>(isa, rows, a)`, which runs `body::<tier, G, rows>(a)` compiled
 /// for each tier and each of the numbers of rows, those of AVX-512 and those of AVX2. (The others panic.) Not every tier has its
-/// own, as with `tiered!`, because every tile that is compiled costs: there are a dozen forms of weights.
+/// own, as with `tiered!`, because every tile that is compiled costs: there are a dozen layouts of weights.
 macro_rules! tiled {
     (
         [$($wide:literal),*] [$($narrow:literal),*]

@@ -54,7 +54,7 @@ pub(super) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
         let near = S::fma(S::mul(t, p), x, x);
         let (one, two) = (S::splat(1.0), S::splat(2.0));
         let far = S::sub(one, S::div(two, S::add(exp::<S>(S::mul(two, size)), one)));
-        S::if_less(size, S::splat(0.6), near, S::copysign(far, x))
+        S::select_lt(size, S::splat(0.6), near, S::copysign(far, x))
     }
 }
 
@@ -104,7 +104,7 @@ pub(super) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
 /// `x` or 0; a NaN stays visible.
 #[inline(always)]
 pub(super) unsafe fn relu<S: Simd>(x: S::F) -> S::F {
-    unsafe { S::if_less(x, S::zero(), S::zero(), x) }
+    unsafe { S::select_lt(x, S::zero(), S::zero(), x) }
 }
 
 #[inline(always)]

@@ -1,199 +1,71 @@
 //! The seam between the graph and the machine: everything a forward pass computes.
 //!
-//! [`Ops`] is chosen once, when a model is built, and the graph names no device. Two implementations stand
-//! behind it:
+//! [`Ops`] is chosen once, when a model is built, and the graph names no device. It checks arguments, so that
+//! whatever computes may trust shapes and indices, and hands them to a [`Backend`](backend::Backend):
 //!
-//! * *native* (CPU): kernels of our own over packed weights, on a worker pool with an explicit number of
-//!   threads. The same row gives the same bits alone or among hundreds, on any number of threads and on any
-//!   tier of instructions; every reduction has one fixed order.
-//! * *plain*: candle operations only, for CUDA and Metal, and on the CPU as a second opinion in tests.
+//! * [`cpu`]: kernels of our own over packed weights, on a worker pool with an explicit number of threads. The
+//!   same row gives the same bits alone or among hundreds, on any number of threads and on any tier of
+//!   instructions; every reduction has one fixed order.
+//! * [`candle`]: candle's operations, for CUDA and Metal, and on the CPU as a second opinion in tests.
 //!
-//! Operations are as large as the graph lets them be: what a product's result goes through next (a bias, a sum,
-//! a gate) is part of it. Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
-//! Arguments are checked here, for both sides alike, so that the kernels below may trust shapes and indices.
+//! Operations are as large as the graph lets them be: a product's epilogue (a bias, a sum, a gate) is part of it.
+//! Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
 //!
-//! From the bottom up: [`isa`] and [`simd`] (tiers of instructions), [`pool`] (threads), [`forms`] and [`pack`]
-//! (weights in memory), [`quantize`], [`gemm`], [`tile`], [`stretch`] and [`amx`] (products), [`attention`], [`norm`], [`rope`], [`elementwise`].
+//! From the bottom up, and no module uses one that is named later: [`types`] and [`rows`] (what the graph holds),
+//! [`simd`] and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
+//! [`unpack`] and [`pack`] (weights in memory), [`quantize`] (activations as bytes), [`panels`], [`tile`], [`amx`],
+//! [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`],
+//! [`elementwise`], [`backend`], [`cpu`], [`candle`], [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
 mod attention;
+mod backend;
+mod blocked;
+mod candle;
 mod check;
+mod checked_step;
+mod cpu;
+mod disjoint;
 mod elementwise;
-mod few;
-mod forms;
+mod epilogue;
 mod gemm;
 mod isa;
+mod layouts;
 mod math;
-mod native;
 mod norm;
 mod pack;
-mod plain;
+mod panels;
 mod pool;
 mod quantize;
 mod rope;
 mod rows;
 mod simd;
-mod stretch;
+mod skinny;
 mod tile;
+mod types;
+mod unpack;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
+use self::backend::Backend;
+use self::candle::CandleBackend;
+pub use self::checked_step::CheckedStep;
+use self::cpu::CpuBackend;
 pub use self::isa::Isa;
-use self::native::Native;
-use self::plain::Plain;
-use self::rows::Data;
 pub use self::rows::Rows;
-pub use crate::cache::storage::{KvCache, KvFormat, KvShape, KvType};
+pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, Vector};
+pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
-use crate::config::NormKind;
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::WeightTensor;
 
-/// What attention needs to know of a layer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    /// Scores are `scale * q.k`.
-    pub scale: f32,
-    /// A query sees its own position and those before it; `false`: all of its sequence, also those after it.
-    pub causal: bool,
-    /// A query sees positions less than this far away, itself among them (before it, and behind it where not
-    /// `causal`); `None` sees all.
-    pub window: Option<usize>,
-    /// Scores become `cap * tanh(score / cap)`.
-    pub soft_cap: Option<f32>,
-}
-
-/// A weight matrix `[n, k]` where the kernels want it. A clone shares the memory.
-#[derive(Clone, Debug)]
-pub struct Matrix {
-    name: Arc<str>,
-    n: usize,
-    k: usize,
-    data: MatrixData,
-}
-
-#[derive(Clone, Debug)]
-enum MatrixData {
-    /// In panels (native), and the bytes that the checkpoint has for it.
-    Packed(Arc<pack::Packed>, usize),
-    /// A format that candle multiplies by (plain).
-    Quantized(Arc<candle_core::quantized::QTensor>),
-    /// Plain floats (plain).
-    Dense(Tensor),
-}
-
-impl Matrix {
-    /// The tensor's name in the checkpoint.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// How the weights are stored, and how many bytes they take in the checkpoint.
-    pub fn stored(&self) -> (&'static str, usize) {
-        match &self.data {
-            MatrixData::Packed(packed, bytes) => (packed.dtype.name(), *bytes),
-            MatrixData::Quantized(tensor) => ("quantized", tensor.storage_size_in_bytes()),
-            MatrixData::Dense(tensor) => {
-                (tensor.dtype().as_str(), tensor.elem_count() * tensor.dtype().size_in_bytes())
-            }
-        }
-    }
-
-    /// Output features (or vocabulary).
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Input features.
-    pub fn k(&self) -> usize {
-        self.k
-    }
-}
-
-/// A one-dimensional weight, f32: a bias, or the weights of a norm.
-#[derive(Clone, Debug)]
-pub struct Vector {
-    values: Arc<[f32]>,
-    /// On the device (plain).
-    tensor: Option<Tensor>,
-}
-
-impl Vector {
-    pub fn len(&self) -> usize {
-        self.values.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    fn plain(&self) -> Result<&Tensor> {
-        self.tensor.as_ref().ok_or_else(|| misuse("a vector was made by other Ops than those that use it"))
-    }
-}
-
-/// A projection: `y = x W^T + b`, W `[out, in]` as checkpoints store it. What adapters attach to.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    pub weight: Matrix,
-    pub bias: Option<Vector>,
-    /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root mean squares of their
-    /// row are multiplied as floats. (Projections of the same rows share them: the first that is computed decides.)
-    pub outlier: f32,
-}
-
-/// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.
-#[derive(Clone, Debug)]
-pub struct Norm {
-    pub kind: NormKind,
-    pub eps: f64,
-    pub weight: Vector,
-    pub bias: Option<Vector>,
-}
-
-/// Cosines and sines of the rows of one step, each `[rows, half]`.
-#[derive(Clone, Debug)]
-pub struct RopeTable {
-    rows: usize,
-    half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    /// The same on the device (plain).
-    tensors: Option<(Tensor, Tensor)>,
-}
-
-impl RopeTable {
-    /// Rotated dimensions of each head: twice the number of frequencies.
-    pub fn rotated(&self) -> usize {
-        2 * self.half
-    }
-}
-
 /// The machine, as the graph sees it. A clone shares the worker pool.
 #[derive(Clone)]
-pub struct Ops(Arc<Side>);
-
-enum Side {
-    Native(Native),
-    Plain(Plain),
-}
-
-/// Calls the same method of whichever side there is.
-macro_rules! side {
-    ($ops:expr, $side:ident => $call:expr) => {
-        match &*$ops.0 {
-            Side::Native($side) => $call,
-            Side::Plain($side) => $call,
-        }
-    };
-}
+pub struct Ops(Arc<dyn Backend>);
 
 impl Ops {
     /// Our own kernels on the CPU, with `threads` threads (the calling one is among them); keys and values as
@@ -203,51 +75,55 @@ impl Ops {
     /// (`amx`, `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `scalar`) forces others.
     ///
     /// # Errors
-    /// `Device` when `TALLOW_ISA` names what this machine has not, or a thread cannot be started;
-    /// `InvalidRequest` when `threads` is 0.
-    pub fn native(threads: usize, kv: KvType) -> Result<Ops> {
-        Self::native_with(threads, kv, Isa::from_env()?)
+    /// `Device` when `TALLOW_ISA` names what this machine has not, its AMX computes something else than AMX does, or
+    /// a thread cannot be started; `InvalidRequest` when `threads` is 0.
+    pub fn cpu(threads: usize, kv: KvType) -> Result<Ops> {
+        Self::cpu_with(threads, kv, Isa::from_env()?)
     }
 
-    /// As [`Ops::native`], with the tier of instructions named.
-    pub fn native_with(threads: usize, kv: KvType, isa: Isa) -> Result<Ops> {
-        Ok(Ops(Arc::new(Side::Native(Native::new(threads, kv, isa)?))))
+    /// As [`Ops::cpu`], with the tier of instructions named.
+    pub fn cpu_with(threads: usize, kv: KvType, isa: Isa) -> Result<Ops> {
+        Ok(Self::of(CpuBackend::new(threads, kv, isa)?))
     }
 
-    /// candle operations alone, on any device. Activations and the KV cache are of type `dtype`; norms,
-    /// softmax and rotations are computed in f32.
-    pub fn plain(device: Device, dtype: DType) -> Ops {
-        Ops(Arc::new(Side::Plain(Plain::new(device, dtype))))
+    /// candle's operations, on any device. Activations and the KV cache are of type `dtype`; norms, softmax and
+    /// rotations are computed in f32.
+    pub fn candle(device: Device, dtype: DType) -> Ops {
+        Self::of(CandleBackend::new(device, dtype))
+    }
+
+    fn of(backend: impl Backend + 'static) -> Ops {
+        Ops(Arc::new(backend))
     }
 
     pub fn device(&self) -> &Device {
-        side!(self, s => s.device())
+        self.0.device()
     }
 
     /// The type of activations.
     pub fn dtype(&self) -> DType {
-        side!(self, s => s.dtype())
+        self.0.dtype()
     }
 
     /// Threads that compute: 1 when another device does.
     pub fn threads(&self) -> usize {
-        side!(self, s => s.threads())
+        self.0.threads()
     }
 
     /// What computes, in words: `cpu avx512, 4 threads`.
     pub fn describe(&self) -> String {
-        side!(self, s => s.describe())
+        self.0.describe()
     }
 
-    /// A weight matrix `[n, k]`. Native packs it, and gives the pages of a mapped file back.
+    /// A weight matrix `[n, k]`. The CPU backend packs it, and gives the pages of a mapped file back.
     ///
     /// # Errors
     /// `ModelFile` naming the tensor when it is not two-dimensional or its bytes do not fit its shape;
     /// `OutOfMemory` when it cannot be packed.
     pub fn matrix(&self, w: &WeightTensor) -> Result<Matrix> {
         let (n, k, row_bytes) = check::matrix(w)?;
-        let data = side!(self, s => s.matrix(w, n, k, row_bytes)).map_err(|e| e.context(&w.name))?;
-        Ok(Matrix { name: w.name.as_str().into(), n, k, data })
+        let stored = self.0.matrix(w, n, k, row_bytes).map_err(|e| e.context(&w.name))?;
+        Ok(Matrix { name: w.name.as_str().into(), n, k, stored })
     }
 
     /// A one-dimensional weight as f32, with `add` added to every element (Gemma's `1 + w`).
@@ -257,66 +133,49 @@ impl Ops {
     pub fn vector(&self, w: &WeightTensor, add: f32) -> Result<Vector> {
         let mut values = check::vector(w)?;
         values.iter_mut().for_each(|value| *value += add);
-        let tensor = match &*self.0 {
-            Side::Native(_) => None,
-            Side::Plain(plain) => Some(Tensor::from_slice(&values, values.len(), plain.device())?),
-        };
-        Ok(Vector { values: values.into(), tensor })
+        let device = self.0.vector(&values)?;
+        Ok(Vector { values: values.into(), device })
     }
 
     /// Activations of `dim` columns from numbers in row-major order.
     pub fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Rows> {
         check::whole_rows(values.len(), dim)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.rows(values, dim).into()),
-            Side::Plain(plain) => Ok(plain.rows(values, dim)?.into()),
-        }
+        self.0.rows(values, dim)
     }
 
     /// All elements, as f32, in row-major order.
     pub fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
-        match x.0 {
-            Data::Native(block) => Ok(block.into_vec()),
-            Data::Plain(tensor) => Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
-        }
+        self.0.into_vec(x)
     }
 
-    /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more than half as
-    /// much as computing them (32 rows of a vocabulary of 262,144).
+    /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more than half
+    /// as much as computing them (32 rows of a vocabulary of 262,144).
     pub fn recycle(&self, values: Vec<f32>) {
-        if let Side::Native(native) = &*self.0 {
-            native.recycle(values);
-        }
+        self.0.recycle(values);
     }
 
     /// Nothing is computed now: memory that is only kept for the next step goes.
     pub fn trim(&self) {
-        if let Side::Native(native) = &*self.0 {
-            native.trim();
-        }
+        self.0.trim();
     }
 
     /// Calls `task` with each of `0..tasks`, on the threads that compute. `what` is its name in a trace.
     ///
     /// # Errors
     /// `Internal` when a task panicked.
-    pub fn spread(&self, what: &'static str, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
-        match &*self.0 {
-            Side::Native(native) => native.spread(what, tasks, task),
-            Side::Plain(_) => {
-                (0..tasks).for_each(task);
-                Ok(())
-            }
-        }
+    pub fn parallel_for(
+        &self,
+        what: &'static str,
+        tasks: usize,
+        task: &(dyn Fn(usize) + Sync),
+    ) -> Result<()> {
+        self.0.parallel_for(what, tasks, task)
     }
 
     /// Rows `ids` of an embedding matrix, times `scale`: `[ids, k]`.
     pub fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows> {
         check::ids(m, ids)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.embed(m, ids, scale)?.into()),
-            Side::Plain(plain) => Ok(plain.embed(m, ids, scale)?.into()),
-        }
+        self.0.embed(m, ids, scale)
     }
 
     /// `x * W^T (+ bias)`: `[rows, k] -> [rows, n]`.
@@ -328,15 +187,7 @@ impl Ops {
     /// Several projections of the same rows.
     pub fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Rows) -> Result<[Rows; N]> {
         linears.iter().try_for_each(|linear| check::linear(linear, x))?;
-        let outputs: Vec<Rows> = match &*self.0 {
-            Side::Native(native) => {
-                native.linears(&linears, x.native()?)?.into_iter().map(Rows::from).collect()
-            }
-            Side::Plain(plain) => {
-                let one = |linear: &&Linear| Ok(Rows::from(plain.linear(linear, x.plain()?)?));
-                linears.iter().map(one).collect::<Result<_>>()?
-            }
-        };
+        let outputs = self.0.linears(&linears, x)?;
         outputs.try_into().map_err(|_| misuse("as many results as projections"))
     }
 
@@ -344,10 +195,7 @@ impl Ops {
     pub fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
         check::linear(linear, x)?;
         check::shape("a sum", &to, x.dims().0, linear.weight.n)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.linear_add(linear, x.native()?, to.into_native()?)?.into()),
-            Side::Plain(plain) => Ok(plain.add(to.plain()?, &plain.linear(linear, x.plain()?)?)?.into()),
-        }
+        self.0.linear_add(linear, x, to)
     }
 
     /// `act(x G^T) * (x U^T)`, with biases.
@@ -357,66 +205,44 @@ impl Ops {
         if gate.weight.n != up.weight.n {
             return Err(misuse("gate and up have other widths"));
         }
-        match &*self.0 {
-            Side::Native(native) => Ok(native.gated(gate, up, x.native()?, act)?.into()),
-            Side::Plain(plain) => {
-                let x = x.plain()?;
-                Ok(plain.gated(&plain.linear(gate, x)?, &plain.linear(up, x)?, act)?.into())
-            }
-        }
+        self.0.gated(gate, up, x, act)
     }
 
     /// `act(x U^T)`, with bias.
     pub fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
         check::linear(up, x)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.activated(up, x.native()?, act)?.into()),
-            Side::Plain(plain) => Ok(plain.activate(&plain.linear(up, x.plain()?)?, act)?.into()),
-        }
+        self.0.activated(up, x, act)
     }
 
     /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) * w`;
     /// layer: `(x - mean) / sqrt(var + eps) * w (+ b)`.
     pub fn norm(&self, norm: &Norm, x: &Rows) -> Result<Rows> {
         check::norm(norm, x)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.norm(norm, x.native()?, None)?.into()),
-            Side::Plain(plain) => Ok(plain.norm(norm, x.plain()?)?.into()),
-        }
+        self.0.norm(norm, x, None)
     }
 
     /// `to + norm(x)`.
     pub fn norm_add(&self, norm: &Norm, x: &Rows, to: Rows) -> Result<Rows> {
         check::norm(norm, x)?;
         check::shape("a sum", &to, x.dims().0, x.dims().1)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.norm(norm, x.native()?, Some(to.into_native()?))?.into()),
-            Side::Plain(plain) => Ok(plain.add(to.plain()?, &plain.norm(norm, x.plain()?)?)?.into()),
-        }
+        self.0.norm(norm, x, Some(to))
+    }
+
+    /// `to + scale * x`.
+    pub fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
+        check::shape("a sum", &to, x.dims().0, x.dims().1)?;
+        self.0.add(x, scale, to)
     }
 
     /// Cosines and sines for one step: angles are the f32 products `position * inv_freq`, as transformers
     /// computes them, and both are multiplied by `scale` (the attention factor of YaRN and LongRope).
     pub fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<RopeTable> {
-        let (rows, half) = (positions.len(), inv_freq.len());
-        let (mut cos, mut sin) = (vec![0.0; rows * half], vec![0.0; rows * half]);
-        let tensors = match &*self.0 {
-            _ if half == 0 => None,
-            Side::Native(native) => {
-                native.rope_table(inv_freq, scale, positions, &mut cos, &mut sin)?;
-                None
-            }
-            Side::Plain(plain) => {
-                rope::fill(inv_freq, scale, positions, &mut cos, &mut sin);
-                let tensor = |values: &[f32]| Tensor::from_slice(values, (rows, half), plain.device());
-                Some((tensor(&cos)?, tensor(&sin)?))
-            }
-        };
-        Ok(RopeTable { rows, half, cos, sin, tensors })
+        let data = self.0.rope_table(inv_freq, scale, positions)?;
+        Ok(RopeTable { rows: positions.len(), half: inv_freq.len(), data })
     }
 
     /// Heads of `x` `[rows, heads * head_dim]`: each through the norm, then its first `table.rotated()` dimensions
-    /// turned, dimension `i` with `i + rotated / 2`. The rest passes through.
+    /// rotated, dimension `i` with `i + rotated / 2`. The rest passes through.
     pub fn heads(
         &self,
         x: Rows,
@@ -425,59 +251,55 @@ impl Ops {
         table: Option<&RopeTable>,
     ) -> Result<Rows> {
         check::heads(&x, head_dim, norm, table)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.heads(x.into_native()?, head_dim, norm, table)?.into()),
-            Side::Plain(plain) => Ok(plain.heads(x.plain()?, head_dim, norm, table)?.into()),
-        }
+        self.0.heads(x, head_dim, norm, table.filter(|table| table.half > 0))
     }
 
     /// `cap * tanh(x / cap)`.
     pub fn soft_cap(&self, x: Rows, cap: f32) -> Result<Rows> {
-        match &*self.0 {
-            Side::Native(native) => Ok(native.soft_cap(x.into_native()?, cap)?.into()),
-            Side::Plain(plain) => Ok(plain.soft_cap(x.plain()?, cap)?.into()),
-        }
+        self.0.soft_cap(x, cap)
     }
 
     /// Rows of `x` by index, in the order given.
     pub fn select_rows(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
         check::rows(x, rows)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.select_rows(x.native()?, rows).into()),
-            Side::Plain(plain) => Ok(plain.select_rows(x.plain()?, rows)?.into()),
-        }
+        self.0.select_rows(x, rows)
     }
 
-    /// An empty cache of `pages` pages in each of these layers.
+    /// An empty cache of `pages` pages.
     ///
     /// # Errors
     /// `OutOfMemory`, with the size that was asked for.
-    pub fn kv_cache(&self, layers: &[KvShape], pages: usize) -> Result<KvCache> {
-        match self.kv_format() {
-            KvFormat::Native(kind) => KvCache::native(layers, pages, kind),
-            KvFormat::Tensors(dtype) => KvCache::new(layers, pages, dtype, self.device()),
-        }
+    pub fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
+        self.0.kv_cache(layout, pages)
+    }
+
+    /// The step as the operations on this cache take it.
+    ///
+    /// # Errors
+    /// `Internal` when its spans, positions or pages are not those of a step over this cache.
+    pub fn checked_step<'a>(&self, step: &'a Step, cache: &KvCache) -> Result<CheckedStep<'a>> {
+        CheckedStep::new(step, cache)
     }
 
     /// What such a cache is made of.
     pub fn kv_format(&self) -> KvFormat {
-        match &*self.0 {
-            Side::Native(native) => KvFormat::Native(native.kv_type()),
-            Side::Plain(plain) => KvFormat::Tensors(plain.dtype()),
-        }
+        self.0.kv_format()
     }
 
     /// Puts the keys and values `[rows, kv_heads * head_dim]` of this step into its pages.
-    pub fn kv_write(&self, cache: &KvCache, layer: usize, k: &Rows, v: &Rows, step: &Step) -> Result<()> {
-        check::step(step, cache)?;
+    pub fn kv_write(
+        &self,
+        cache: &KvCache,
+        layer: usize,
+        k: &Rows,
+        v: &Rows,
+        step: &CheckedStep<'_>,
+    ) -> Result<()> {
+        step.belongs_to(cache)?;
         let kv = cache.layer(layer)?;
         check::shape("keys", k, step.rows(), kv.shape.width())?;
         check::shape("values", v, step.rows(), kv.shape.width())?;
-        let slots = check::slots(step);
-        match &*self.0 {
-            Side::Native(native) => native.kv_write(kv, k.native()?, v.native()?, &slots),
-            Side::Plain(plain) => plain.kv_write(kv, k.plain()?, v.plain()?, &slots),
-        }
+        self.0.kv_write(kv, k, v, step.slots(cache.group(layer)?)?)
     }
 
     /// Attention of the queries `[rows, heads * head_dim]` over their own sequence's pages, which already
@@ -488,19 +310,17 @@ impl Ops {
         q: &Rows,
         cache: &KvCache,
         layer: usize,
-        step: &Step,
+        step: &CheckedStep<'_>,
         a: &Attention,
     ) -> Result<Rows> {
-        check::step(step, cache)?;
-        let kv = cache.layer(layer)?;
+        step.belongs_to(cache)?;
+        let (kv, group) = (cache.layer(layer)?, cache.group(layer)?);
         check::attention(q, kv.shape, step, a)?;
-        match &*self.0 {
-            Side::Native(native) => Ok(native.attention(q.native()?, kv, step, a)?.into()),
-            Side::Plain(plain) => Ok(plain.attention(q.plain()?, kv, step, a)?.into()),
-        }
+        check::window(cache.layout().windows()[group], a)?;
+        self.0.attention(q, kv, group, step, a)
     }
 
-    /// Copies page `from` over page `to`, in every layer.
+    /// Copies page `from` over page `to`, in every column.
     pub fn copy_page(&self, cache: &KvCache, from: u32, to: u32) -> Result<()> {
         for page in [from, to] {
             check::page(page, cache)?;

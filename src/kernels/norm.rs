@@ -57,9 +57,9 @@ unsafe fn in_place_body<S: Simd>(norm: Norm<'_>, x: &mut [f32]) {
 unsafe fn statistics<S: Simd>(norm: Norm<'_>, x: &[f32]) -> (f32, f32) {
     unsafe {
         let len = x.len() as f32;
-        let mean = if norm.rms { 0.0 } else { S::sum(sum::<S>(x)) / len };
+        let mean = if norm.rms { 0.0 } else { S::reduce_sum(sum::<S>(x)) / len };
         let squares = squares::<S>(x, mean);
-        (mean, 1.0 / (S::sum(squares) / len + norm.eps).sqrt())
+        (mean, 1.0 / (S::reduce_sum(squares) / len + norm.eps).sqrt())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Weights packed once, at load, into panels of sixteen rows ([`forms`](super::forms)), and single rows of them
+//! Weights packed once, at load, into panels of sixteen rows ([`layouts`]), and single rows of them
 //! read back for embeddings.
 //!
 //! Packing runs on the worker pool, straight from the memory map; the map's pages are given back afterwards, so
@@ -8,14 +8,15 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::forms::{self, Form, GROUPS, SUB};
-use super::pool::{Pool, Shares};
+use super::disjoint::DisjointSlices;
+use super::layouts::{self, GROUPS, Layout, SUB, with_layout};
+use super::pool::Pool;
 use super::simd::LANES;
 use crate::error::{Error, Result};
 use crate::weights::{WeightTensor, WeightType, blocks};
 
 /// Bytes of a map of the arena, unless a matrix needs more.
-const CHUNK: usize = 32 << 20;
+const MAP_BYTES: usize = 32 << 20;
 
 /// Bytes of packed weights after which the pages that they came from are given back.
 const SLICE: usize = 4 << 20;
@@ -42,39 +43,9 @@ impl Packed {
 
     /// Row `row` as floats; bit for bit what [`blocks::dequantize_row`] makes of it.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
-        with_form!(self.dtype, Q => row_of::<Q>(self, row, out), else dense_row(self, row, out));
+        with_layout!(self.dtype, Q => row_of::<Q>(self, row, out), else dense_row(self, row, out));
     }
 }
-
-/// Runs the expression for the form of a weight type; the other one for plain floats.
-macro_rules! with_form {
-    ($dtype:expr, $q:ident => $call:expr, else $dense:expr) => {{
-        use $crate::kernels::forms;
-        use $crate::weights::WeightType as Type;
-        macro_rules! call {
-            ($form:ident) => {{
-                type $q = forms::$form;
-                $call
-            }};
-        }
-        match $dtype {
-            Type::F32 | Type::F16 | Type::BF16 => $dense,
-            Type::Q4_0 => call!(Q4_0),
-            Type::Q4_1 => call!(Q4_1),
-            Type::Q5_0 => call!(Q5_0),
-            Type::Q5_1 => call!(Q5_1),
-            Type::Q8_0 => call!(Q8_0),
-            Type::Q2K => call!(Q2K),
-            Type::Q3K => call!(Q3K),
-            Type::Q4K => call!(Q4K),
-            Type::Q5K => call!(Q5K),
-            Type::Q6K => call!(Q6K),
-            Type::Iq4Nl => call!(Iq4Nl),
-            Type::Iq4Xs => call!(Iq4Xs),
-        }
-    }};
-}
-pub(super) use with_form;
 
 /// Packs the matrix `w` `[n, k]`, whose rows have `row_bytes`.
 ///
@@ -92,7 +63,7 @@ pub(super) fn pack(
     let panels = n.div_ceil(LANES);
     let size = panel_bytes.checked_mul(panels).ok_or_else(|| too_large(usize::MAX))?;
     let mut data = arena.region(size)?;
-    let shares = Shares::new(data.bytes_mut());
+    let shares = DisjointSlices::new(data.bytes_mut());
     // In slices, after each of which the map's pages go back: all of a large matrix is never in memory twice.
     let slice = (SLICE / panel_bytes).max(1);
     for first in (0..panels).step_by(slice) {
@@ -111,27 +82,27 @@ fn pack_slice(
     panel_bytes: usize,
     row_bytes: usize,
     n: usize,
-    out: &Shares<'_, u8>,
+    out: &DisjointSlices<'_, u8>,
 ) -> Result<()> {
-    let bundle = ((1 << 16) / panel_bytes).max(1);
-    pool.run("pack", slice.len().div_ceil(bundle), &|index| {
-        let first = slice.start + index * bundle;
-        for panel in first..slice.end.min(first + bundle) {
+    let task_panels = ((1 << 16) / panel_bytes).max(1);
+    pool.run("pack", slice.len().div_ceil(task_panels), &|index| {
+        let first = slice.start + index * task_panels;
+        for panel in first..slice.end.min(first + task_panels) {
             // SAFETY: panels do not overlap.
-            let out = unsafe { out.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
+            let out = unsafe { out.slice_mut(panel * panel_bytes..(panel + 1) * panel_bytes) };
             let rows = panel * LANES..n.min((panel + 1) * LANES);
             let rows = &w.data[rows.start * row_bytes..rows.end * row_bytes];
-            with_form!(w.dtype, Q => pack_panel::<Q>(rows, row_bytes, out), else pack_dense(w.dtype, rows, row_bytes, out));
+            with_layout!(w.dtype, Q => pack_panel::<Q>(rows, row_bytes, out), else pack_dense(w.dtype, rows, row_bytes, out));
         }
     })
 }
 
 fn panel_bytes(dtype: WeightType, k: usize) -> usize {
-    with_form!(dtype, Q => k / Q::TYPE.block_len() * Q::UNIT, else k * LANES * dtype.block_bytes())
+    with_layout!(dtype, Q => k / Q::TYPE.block_len() * Q::UNIT, else k * LANES * dtype.block_bytes())
 }
 
 /// `out` is zeros; rows that are not there stay zeros.
-fn pack_panel<Q: Form>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
+fn pack_panel<Q: Layout>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
     let block_bytes = Q::TYPE.block_bytes();
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (block, unit) in row.chunks_exact(block_bytes).zip(out.chunks_exact_mut(Q::UNIT)) {
@@ -147,19 +118,19 @@ fn pack_panel<Q: Form>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
                     scales[r] = small;
                 }
                 for g in 0..GROUPS {
-                    forms::put::<Q>(codes, r, g, Q::codes(block, sub, g));
+                    layouts::put::<Q>(codes, r, g, Q::codes(block, sub, g));
                 }
             }
         }
     }
 }
 
-fn row_of<Q: Form>(w: &Packed, row: usize, out: &mut [f32]) {
+fn row_of<Q: Layout>(w: &Packed, row: usize, out: &mut [f32]) {
     let panel = w.bytes(row / LANES..row / LANES + 1);
     let subs = out.as_chunks_mut::<SUB>().0;
     for (unit, out) in panel.chunks_exact(Q::UNIT).zip(subs.chunks_exact_mut(Q::SUBS)) {
         for (sub, out) in out.iter_mut().enumerate() {
-            forms::row_of_sub::<Q>(unit, sub, row % LANES, out);
+            layouts::row_of_sub::<Q>(unit, sub, row % LANES, out);
         }
     }
 }
@@ -215,7 +186,7 @@ impl Arena {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let size = size.next_multiple_of(64);
         if last.as_ref().is_none_or(|rest| rest.range.len() < size) {
-            let map = memmap2::MmapOptions::new().len(size.max(CHUNK)).map_anon();
+            let map = memmap2::MmapOptions::new().len(size.max(MAP_BYTES)).map_anon();
             let mut map = map.map_err(|error| too_large(size).with_source(error))?;
             // Large pages save a third of the address translations of a decoded token; without them all works too.
             #[cfg(target_os = "linux")]
@@ -321,7 +292,7 @@ mod tests {
     #[test]
     fn regions_are_zero_aligned_and_apart() {
         let arena = Arena::default();
-        let sizes = [1, 64, 100, 1 << 20, CHUNK - 64, CHUNK + 1, 7, 3 << 20];
+        let sizes = [1, 64, 100, 1 << 20, MAP_BYTES - 64, MAP_BYTES + 1, 7, 3 << 20];
         let mut regions: Vec<Region> = sizes.iter().map(|&size| arena.region(size).unwrap()).collect();
         for ((region, size), mark) in regions.iter_mut().zip(sizes).zip(1..) {
             let bytes = region.bytes_mut();

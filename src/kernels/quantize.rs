@@ -1,20 +1,20 @@
 //! Activations as bytes: blocks of 32 with a scale each, and the sums that offsets of weights are multiplied by.
 //!
-//! `x ≈ scale * q`, `scale` a 127th of the block's greatest size. What that leaves is noise in proportion to the
-//! block's greatest number, and a few numbers make most of it: a channel that is always large, a neuron that
-//! fired. A number above some multiple of the root mean square of its row is an [`Outlier`]: it is a zero among the bytes, and
-//! is multiplied as a float. Whether it is one depends on the row alone, so that a row's bits are the same in any batch.
+//! `x ≈ scale * q`, where `scale` is a 127th of the block's largest magnitude (its amax). The rounding error is in
+//! proportion to the amax, and a few numbers cause most of it: a channel that is always large, a neuron that fired. A
+//! number above some multiple of its row's root mean square is an [`Outlier`]: it is a zero among the bytes, and is
+//! multiplied as a float. Whether it is one depends on the row alone, so that a row's bits are the same in any batch.
 //!
-//! Where that is not exact enough there are no outliers, but a second layer of bytes: `x ≈ scale * (q + rest / 256)`. It looks
-//! like the first one, with other scales, and products add both.
+//! Where that is not exact enough there are no outliers, but a second plane of bytes: `x ≈ scale * (q + rest / 256)`.
+//! It looks like the first one, with other scales, and products add both.
 //!
 //! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is computed from it.
 
 use std::ops::Range;
 
-use super::forms::SUB;
+use super::disjoint::DisjointSlices;
 use super::isa::tiered;
-use super::pool::Shares;
+use super::layouts::SUB;
 use super::simd::{LANES, Simd};
 
 /// Numbers kept for a block: its scale, and `scale * sum(q)` of all, the first and the last sixteen.
@@ -23,7 +23,7 @@ pub(super) const META: usize = 4;
 pub(super) const SUMS: usize = 4;
 
 /// Blocks of smaller numbers are zeros: a 127th of them has no inverse in f32.
-const LEAST: f32 = 1e-36;
+const MIN_AMAX: f32 = 1e-36;
 
 /// How exactly activations are taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,8 +34,8 @@ pub(super) enum Precision {
     Double,
 }
 
-/// Outliers that a row of `k` may have, and there are no more above four root mean squares.
-fn room(k: usize) -> usize {
+/// Outliers that a row of `k` may have: no more than k / 16 numbers can be above four root mean squares.
+fn max_outliers(k: usize) -> usize {
     k / 16
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Outlier {
 
 /// A byte for each number.
 #[derive(Default)]
-struct Layer {
+struct Plane {
     /// `[rows, k]`
     q: Vec<i8>,
     /// `[rows, k / 32, META]`
@@ -64,15 +64,15 @@ pub(super) struct Quantized {
     pub(super) rows: usize,
     pub(super) k: usize,
     /// One or two that are in use.
-    layers: Vec<Layer>,
+    planes: Vec<Plane>,
     used: usize,
-    /// The first few of each row, in order: `[rows, room]`.
+    /// The first few of each row, in order: `[rows, max_outliers]`.
     outliers: Vec<Outlier>,
     /// How many a row has.
     counts: Vec<u32>,
 }
 
-/// Where a layer of a row and those after it begins, from a block on.
+/// Where a plane of a row and those after it begins, from a block on.
 #[derive(Clone, Copy)]
 pub(super) struct At {
     pub(super) q: *const i8,
@@ -97,7 +97,7 @@ impl At {
 }
 
 impl Quantized {
-    /// Makes room for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows again is filled with zeros, by one
+    /// Makes max_outliers for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows again is filled with zeros, by one
     /// thread.)
     pub(super) fn resize(&mut self, rows: usize, k: usize, precision: Precision) {
         fn at_least<T: Clone + Default>(items: &mut Vec<T>, len: usize) {
@@ -108,66 +108,66 @@ impl Quantized {
         let blocks = rows * (k / SUB);
         (self.rows, self.k) = (rows, k);
         self.used = if precision == Precision::Double { 2 } else { 1 };
-        self.layers.resize_with(self.used.max(self.layers.len()), Layer::default);
-        for layer in &mut self.layers[..self.used] {
-            at_least(&mut layer.q, rows * k);
-            at_least(&mut layer.meta, blocks * META);
-            at_least(&mut layer.sums, blocks * SUMS);
+        self.planes.resize_with(self.used.max(self.planes.len()), Plane::default);
+        for plane in &mut self.planes[..self.used] {
+            at_least(&mut plane.q, rows * k);
+            at_least(&mut plane.meta, blocks * META);
+            at_least(&mut plane.sums, blocks * SUMS);
         }
-        at_least(&mut self.outliers, rows * room(k));
+        at_least(&mut self.outliers, rows * max_outliers(k));
         at_least(&mut self.counts, rows);
     }
 
     /// For several threads to write to.
-    pub(super) fn shares<'a>(&'a mut self) -> Parts<'a> {
-        let layer = |Layer { q, meta, sums }: &'a mut Layer| {
+    pub(super) fn slices<'a>(&'a mut self) -> Parts<'a> {
+        let plane = |Plane { q, meta, sums }: &'a mut Plane| {
             (
-                Shares::new(q.as_mut_slice()),
-                Shares::new(meta.as_mut_slice()),
-                Shares::new(sums.as_mut_slice()),
+                DisjointSlices::new(q.as_mut_slice()),
+                DisjointSlices::new(meta.as_mut_slice()),
+                DisjointSlices::new(sums.as_mut_slice()),
             )
         };
         Parts {
             k: self.k,
-            layers: self.layers[..self.used].iter_mut().map(layer).collect(),
-            outliers: Shares::new(&mut self.outliers),
-            counts: Shares::new(&mut self.counts),
+            planes: self.planes[..self.used].iter_mut().map(plane).collect(),
+            outliers: DisjointSlices::new(&mut self.outliers),
+            counts: DisjointSlices::new(&mut self.counts),
         }
     }
 
     /// Bytes that a number has.
-    pub(super) fn layers(&self) -> usize {
+    pub(super) fn planes(&self) -> usize {
         self.used
     }
 
-    /// Row `row` of a layer from block `block` on.
-    pub(super) fn at(&self, layer: usize, row: usize, block: usize) -> At {
+    /// Row `row` of a plane from block `block` on.
+    pub(super) fn at(&self, plane: usize, row: usize, block: usize) -> At {
         let (k, blocks) = (self.k, self.k / SUB);
         let (from, block) = (row * k + block * SUB, row * blocks + block);
-        let Layer { q, meta, sums } = &self.layers[layer];
+        let Plane { q, meta, sums } = &self.planes[plane];
         let (q, meta, sums) =
             (q[from..].as_ptr(), meta[block * META..].as_ptr(), sums[block * SUMS..].as_ptr());
         At { q, meta, sums, k, blocks }
     }
 
-    /// The outliers of a row in a stretch of it, in order.
+    /// The outliers of a row in a K-block, in order of their places.
     #[inline(always)]
-    pub(super) fn outliers(&self, row: usize, stretch: Range<usize>) -> &[Outlier] {
-        let all = &self.outliers[row * room(self.k)..][..self.counts[row] as usize];
-        if stretch.len() == self.k {
+    pub(super) fn outliers(&self, row: usize, k_block: Range<usize>) -> &[Outlier] {
+        let all = &self.outliers[row * max_outliers(self.k)..][..self.counts[row] as usize];
+        if k_block.len() == self.k {
             return all;
         }
         let before = |end: usize| all.iter().take_while(|outlier| (outlier.at as usize) < end).count();
-        &all[before(stretch.start)..before(stretch.end)]
+        &all[before(k_block.start)..before(k_block.end)]
     }
 }
 
 /// All arrays, for several threads to write to.
 pub(super) struct Parts<'a> {
     k: usize,
-    layers: Vec<(Shares<'a, i8>, Shares<'a, f32>, Shares<'a, i32>)>,
-    outliers: Shares<'a, Outlier>,
-    counts: Shares<'a, u32>,
+    planes: Vec<(DisjointSlices<'a, i8>, DisjointSlices<'a, f32>, DisjointSlices<'a, i32>)>,
+    outliers: DisjointSlices<'a, Outlier>,
+    counts: DisjointSlices<'a, u32>,
 }
 
 /// The arrays of one row, to be written.
@@ -180,22 +180,22 @@ struct Row<'a> {
 impl Parts<'_> {
     /// # Safety
     /// Nobody else has this row.
-    unsafe fn row(&self, layer: usize, row: usize) -> Row<'_> {
-        let (q, meta, sums) = &self.layers[layer];
+    unsafe fn row(&self, plane: usize, row: usize) -> Row<'_> {
+        let (q, meta, sums) = &self.planes[plane];
         let range = |size: usize| row * size..(row + 1) * size;
         let blocks = self.k / SUB;
         // SAFETY: the caller's promise.
         unsafe {
             Row {
-                q: q.part(range(self.k)),
-                meta: meta.part(range(blocks * META)),
-                sums: sums.part(range(blocks * SUMS)),
+                q: q.slice_mut(range(self.k)),
+                meta: meta.slice_mut(range(blocks * META)),
+                sums: sums.slice_mut(range(blocks * SUMS)),
             }
         }
     }
 }
 
-/// Rows of floats that become rows `first` and following of `to`; nobody else writes to these.
+/// Rows of floats that become rows `first` and following of `to`.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) x: &'a [f32],
@@ -206,7 +206,10 @@ pub(super) struct Job<'a> {
 
 tiered! {
     /// Makes bytes, and outliers, of the rows.
-    pub(super) fn quantize(job: Job<'_>) = quantize_body;
+    ///
+    /// # Safety
+    /// Nobody else writes to the job's rows of `to`.
+    pub(super) fn quantize(job: Job<'_>) = [unsafe] quantize_body;
 }
 
 /// # Safety
@@ -218,28 +221,29 @@ unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
         // SAFETY: the caller's promise; the row is this job's own.
         unsafe {
             let bytes = to.row(0, row);
-            let count = &mut to.counts.part(row..row + 1)[0];
+            let count = &mut to.counts.slice_mut(row..row + 1)[0];
             *count = 0;
             match precision {
                 Precision::Above(above) => {
                     let limit = above * root_mean_square::<S>(x);
-                    let outliers = to.outliers.part(row * room(to.k)..(row + 1) * room(to.k));
+                    let outliers =
+                        to.outliers.slice_mut(row * max_outliers(to.k)..(row + 1) * max_outliers(to.k));
                     for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
-                        let most = greatest::<S>(x);
-                        if most > limit && most >= LEAST {
-                            let (rest, most) = take_out::<S>(x, limit, block * SUB, outliers, count);
-                            bytes_of_block::<S>(&rest, most, block, bytes.q, bytes.meta);
+                        let amax = amax::<S>(x);
+                        if amax > limit && amax >= MIN_AMAX {
+                            let (rest, amax) = extract_outliers::<S>(x, limit, block * SUB, outliers, count);
+                            bytes_of_block::<S>(&rest, amax, block, bytes.q, bytes.meta);
                         } else {
-                            bytes_of_block::<S>(x, most, block, bytes.q, bytes.meta);
+                            bytes_of_block::<S>(x, amax, block, bytes.q, bytes.meta);
                         }
                     }
                 }
                 Precision::Double => {
                     let rest = to.row(1, row);
                     for (block, x) in x.as_chunks::<SUB>().0.iter().enumerate() {
-                        let most = greatest::<S>(x);
-                        bytes_of_block::<S>(x, most, block, bytes.q, bytes.meta);
-                        second_bytes_of_block::<S>(x, most, block, rest.q);
+                        let amax = amax::<S>(x);
+                        bytes_of_block::<S>(x, amax, block, bytes.q, bytes.meta);
+                        second_bytes_of_block::<S>(x, amax, block, rest.q);
                         rest.meta[block * META] = bytes.meta[block * META] / 256.0;
                     }
                     sums::<S>(rest);
@@ -250,12 +254,12 @@ unsafe fn quantize_body<S: Simd>(job: Job<'_>) {
     }
 }
 
-/// Moves numbers above `limit` to the outliers, as long as there is room; what is left, and its greatest size.
+/// Moves numbers above `limit` to the outliers, as long as there is max_outliers; what is left, and its amax.
 ///
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn take_out<S: Simd>(
+unsafe fn extract_outliers<S: Simd>(
     x: &[f32; SUB],
     limit: f32,
     start: usize,
@@ -266,7 +270,7 @@ unsafe fn take_out<S: Simd>(
     unsafe {
         let (limit, low, high) = (S::splat(limit), S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
         let mut above =
-            u32::from(S::less(limit, S::abs(high))) << LANES | u32::from(S::less(limit, S::abs(low)));
+            u32::from(S::lt_mask(limit, S::abs(high))) << LANES | u32::from(S::lt_mask(limit, S::abs(low)));
         while above != 0 && (*count as usize) < outliers.len() {
             let at = above.trailing_zeros() as usize;
             above &= above - 1;
@@ -274,7 +278,7 @@ unsafe fn take_out<S: Simd>(
             *count += 1;
             rest[at] = 0.0;
         }
-        (rest, greatest::<S>(&rest))
+        (rest, amax::<S>(&rest))
     }
 }
 
@@ -325,13 +329,13 @@ unsafe fn squares<S: Simd, const SCALED: bool>(x: &[f32], factor: f32) -> f32 {
             add!(a, last, 0);
             add!(b, last, 1);
         }
-        S::sum(S::add(S::add(a, b), S::add(c, d)))
+        S::reduce_sum(S::add(S::add(a, b), S::add(c, d)))
     }
 }
 
-/// What the numbers of a block are multiplied by, so that the greatest is 127.
-fn inverse(greatest: f32) -> f32 {
-    if greatest >= LEAST { 127.0 / greatest } else { 0.0 }
+/// What the numbers of a block are multiplied by, so that the amax is 127.
+fn inverse(amax: f32) -> f32 {
+    if amax >= MIN_AMAX { 127.0 / amax } else { 0.0 }
 }
 
 /// A block's bytes, and its scale.
@@ -339,23 +343,17 @@ fn inverse(greatest: f32) -> f32 {
 /// # Safety
 /// The tier's instructions; the row has such a block.
 #[inline(always)]
-unsafe fn bytes_of_block<S: Simd>(
-    x: &[f32; SUB],
-    greatest: f32,
-    block: usize,
-    q: &mut [i8],
-    meta: &mut [f32],
-) {
+unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &mut [i8], meta: &mut [f32]) {
     unsafe {
-        let inverse = S::splat(inverse(greatest));
+        let inverse = S::splat(inverse(amax));
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
         let q = q.as_mut_ptr().add(block * SUB);
         S::store_i8(q, S::round(S::mul(a, inverse)));
         S::store_i8(q.add(LANES), S::round(S::mul(b, inverse)));
     }
-    meta[block * META] = match greatest {
-        ..LEAST => 0.0,
-        ..f32::INFINITY => greatest / 127.0,
+    meta[block * META] = match amax {
+        ..MIN_AMAX => 0.0,
+        ..f32::INFINITY => amax / 127.0,
         _ => f32::NAN,
     };
 }
@@ -365,9 +363,9 @@ unsafe fn bytes_of_block<S: Simd>(
 /// # Safety
 /// As [`bytes_of_block`].
 #[inline(always)]
-unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], greatest: f32, block: usize, q: &mut [i8]) {
+unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &mut [i8]) {
     unsafe {
-        let inverse = S::splat(inverse(greatest));
+        let inverse = S::splat(inverse(amax));
         for at in [0, LANES] {
             let x = S::mul(S::load(x.as_ptr().add(at)), inverse);
             let rest = S::mul(S::sub(x, S::to_f(S::round(x))), S::splat(256.0));
@@ -377,15 +375,15 @@ unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], greatest: f32, block: u
     }
 }
 
-/// The greatest size; NaN is greater than infinity, as their bits are.
+/// The largest magnitude; NaN counts as larger than infinity, as their bits are.
 ///
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn greatest<S: Simd>(x: &[f32; SUB]) -> f32 {
+unsafe fn amax<S: Simd>(x: &[f32; SUB]) -> f32 {
     unsafe {
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
-        f32::from_bits(S::greatest_i(S::max_i(S::bits(S::abs(a)), S::bits(S::abs(b)))) as u32)
+        f32::from_bits(S::reduce_max_i(S::max_i(S::bits(S::abs(a)), S::bits(S::abs(b)))) as u32)
     }
 }
 
@@ -407,8 +405,9 @@ unsafe fn sums<S: Simd>(row: Row<'_>) {
             false => q,
         };
         // SAFETY: the caller's promise; 64 bytes are there.
-        let halves =
-            unsafe { S::quads(S::dot(S::zero_i(), S::splat_i(0x0101_0101), S::load_i(q.as_ptr().cast()))) };
+        let halves = unsafe {
+            S::quad_sums(S::dot(S::zero_i(), S::splat_i(0x0101_0101), S::load_i(q.as_ptr().cast())))
+        };
         let blocks = meta.chunks_exact_mut(META).zip(sums.chunks_exact_mut(SUMS));
         for ((meta, sums), half) in blocks.zip(halves.chunks_exact(2)) {
             let (scale, all) = (meta[0], half[0] + half[1]);
@@ -426,15 +425,16 @@ mod tests {
     fn run_in(isa: Isa, x: &[f32], k: usize, precision: Precision) -> Quantized {
         let mut out = Quantized::default();
         out.resize(x.len() / k, k, precision);
-        quantize(isa, Job { x, first: 0, to: &out.shares(), precision });
+        // SAFETY: nobody else writes to these rows.
+        unsafe { quantize(isa, Job { x, first: 0, to: &out.slices(), precision }) };
         out
     }
 
     /// A row without outliers: its bytes, scales, and the sums that are kept.
-    fn run(isa: Isa, x: &[f32]) -> Layer {
+    fn run(isa: Isa, x: &[f32]) -> Plane {
         let mut out = run_in(isa, x, x.len(), Precision::Above(f32::INFINITY));
-        assert!(out.outliers(0, 0..x.len()).is_empty() && out.layers() == 1);
-        out.layers.remove(0)
+        assert!(out.outliers(0, 0..x.len()).is_empty() && out.planes() == 1);
+        out.planes.remove(0)
     }
 
     /// Numbers without a pattern, between -size and size.
@@ -447,15 +447,15 @@ mod tests {
     fn numbers_are_within_half_a_step_and_sums_are_theirs() {
         for (isa, size) in Isa::available()
             .into_iter()
-            .flat_map(|isa| [2.0 * LEAST, 1e-30, 1e-3, 1.0, 700.0, 3e38].map(|size| (isa, size)))
+            .flat_map(|isa| [2.0 * MIN_AMAX, 1e-30, 1e-3, 1.0, 700.0, 3e38].map(|size| (isa, size)))
         {
             let x = floats(40 * SUB, size);
-            let Layer { q, meta, sums } = run(isa, &x);
+            let Plane { q, meta, sums } = run(isa, &x);
             for (block, x) in x.chunks_exact(SUB).enumerate() {
                 let (q, meta) = (&q[block * SUB..][..SUB], &meta[block * META..][..META]);
-                let greatest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-                assert_eq!(meta[0], greatest / 127.0);
-                assert_eq!(q.iter().map(|q| q.unsigned_abs()).max(), Some(127), "the greatest is 127");
+                let amax = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                assert_eq!(meta[0], amax / 127.0);
+                assert_eq!(q.iter().map(|q| q.unsigned_abs()).max(), Some(127), "the amax is 127");
                 let step = f64::from(meta[0]);
                 for (&x, &q) in x.iter().zip(q) {
                     let off = (f64::from(x) - step * f64::from(q)).abs();
@@ -493,8 +493,8 @@ mod tests {
                 great.iter().for_each(|at| kept[row * k + at] = 0.0);
             }
             let plain = run_in(isa, &kept, k, Precision::Above(f32::INFINITY));
-            assert!(found.layers[0].q == plain.layers[0].q && found.layers[0].meta == plain.layers[0].meta);
-            assert!(found.layers[0].sums == plain.layers[0].sums);
+            assert!(found.planes[0].q == plain.planes[0].q && found.planes[0].meta == plain.planes[0].meta);
+            assert!(found.planes[0].sums == plain.planes[0].sums);
         }
     }
 
@@ -507,7 +507,7 @@ mod tests {
                     (0..256).map(|at| if at % every == 5 % every { 9.0 } else { 0.001 }).collect();
                 let found = run_in(isa, &x, 256, Precision::Above(above));
                 assert_eq!(found.outliers(0, 0..256).len(), wanted, "{}", isa.name());
-                let left = found.layers[0].q.iter().filter(|&&q| q == 127).count();
+                let left = found.planes[0].q.iter().filter(|&&q| q == 127).count();
                 assert!(wanted < 16 || left > 100, "{left} on {}", isa.name());
             }
         }
@@ -518,19 +518,19 @@ mod tests {
         let x = floats(7 * SUB, 3.0);
         for isa in Isa::available() {
             let found = run_in(isa, &x, x.len(), Precision::Double);
-            assert!(found.layers() == 2 && found.outliers(0, 0..x.len()).is_empty());
-            assert_eq!(found.layers[0].q, run(isa, &x).q, "the second changes nothing of the first");
+            assert!(found.planes() == 2 && found.outliers(0, 0..x.len()).is_empty());
+            assert_eq!(found.planes[0].q, run(isa, &x).q, "the second changes nothing of the first");
             for (at, &x) in x.iter().enumerate() {
-                let number = |layer: &Layer| f64::from(layer.meta[at / SUB * META]) * f64::from(layer.q[at]);
-                let off = (f64::from(x) - found.layers.iter().map(number).sum::<f64>()).abs();
-                let step = f64::from(found.layers[0].meta[at / SUB * META]);
+                let number = |plane: &Plane| f64::from(plane.meta[at / SUB * META]) * f64::from(plane.q[at]);
+                let off = (f64::from(x) - found.planes.iter().map(number).sum::<f64>()).abs();
+                let step = f64::from(found.planes[0].meta[at / SUB * META]);
                 assert!(off <= step / 256.0 * 1.001, "{}: {x} is off by {off}", isa.name());
             }
-            for layer in &found.layers {
-                let sum: i32 = layer.q[32..48].iter().map(|&q| i32::from(q)).sum();
+            for plane in &found.planes {
+                let sum: i32 = plane.q[32..48].iter().map(|&q| i32::from(q)).sum();
                 assert_eq!(
-                    (layer.sums[SUMS + 1], layer.meta[META + 2]),
-                    (-sum, layer.meta[META] * sum as f32)
+                    (plane.sums[SUMS + 1], plane.meta[META + 2]),
+                    (-sum, plane.meta[META] * sum as f32)
                 );
             }
         }
@@ -549,8 +549,8 @@ mod tests {
     #[test]
     fn nothing_is_zero() {
         for isa in Isa::available() {
-            for size in [0.0, -0.0, 1e-45, 1e-41, 1e-38, 1e-37, 0.99 * LEAST] {
-                let Layer { q, meta, sums } = run(isa, &[size; SUB]);
+            for size in [0.0, -0.0, 1e-45, 1e-41, 1e-38, 1e-37, 0.99 * MIN_AMAX] {
+                let Plane { q, meta, sums } = run(isa, &[size; SUB]);
                 assert!(q.iter().all(|&q| q == 0), "{size:e} on {}: {q:?}", isa.name());
                 assert!(meta.iter().all(|&x| x == 0.0) && sums == [0; SUMS], "{size:e} on {}", isa.name());
             }
@@ -588,7 +588,7 @@ mod tests {
         let mut x = [0.0; SUB];
         (x[3], x[4], x[19], x[20]) = (f32::MAX, -f32::MAX, f32::MAX, -f32::MAX);
         for isa in Isa::available() {
-            let Layer { q, meta, .. } = run(isa, &x);
+            let Plane { q, meta, .. } = run(isa, &x);
             assert_eq!((q[3], q[4], q[19], q[20]), (127, -127, 127, -127), "{}", isa.name());
             assert_eq!(meta, [f32::MAX / 127.0, 0.0, 0.0, 0.0], "{}", isa.name());
         }

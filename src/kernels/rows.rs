@@ -1,66 +1,68 @@
 //! Activations `[rows, dim]` as the graph passes them on, and the recycling of their memory on the CPU.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-
-use candle_core::Tensor;
 
 use super::misuse;
 use super::quantize::Quantized;
-use crate::error::Result;
+use super::types::Opaque;
+use crate::error::{Error, Result};
 use crate::memory;
 
 /// One row a token of the step. Made and used by the same `Ops`.
-pub struct Rows(pub(super) Data);
+pub struct Rows(Data);
 
-pub(super) enum Data {
-    Native(Block),
-    Plain(Tensor),
+enum Data {
+    /// In the host's memory. Not opaque: an allocation for each result of our fastest backend would be felt.
+    Host(Block),
+    /// Wherever a backend put them.
+    Device { rows: usize, dim: usize, data: Opaque },
 }
 
 impl Rows {
+    /// Rows in a backend's own type.
+    pub(super) fn device(rows: usize, dim: usize, data: impl Any + Send + Sync) -> Rows {
+        Rows(Data::Device { rows, dim, data: Opaque::new(data) })
+    }
+
     /// `(rows, dim)`
     pub fn dims(&self) -> (usize, usize) {
         match &self.0 {
-            Data::Native(block) => (block.rows, block.dim),
-            Data::Plain(tensor) => tensor.dims2().unwrap_or((0, 0)),
+            Data::Host(block) => (block.rows, block.dim),
+            Data::Device { rows, dim, .. } => (*rows, *dim),
         }
     }
 
-    pub(super) fn native(&self) -> Result<&Block> {
+    pub(super) fn block(&self) -> Result<&Block> {
         match &self.0 {
-            Data::Native(block) => Ok(block),
-            Data::Plain(_) => Err(foreign()),
+            Data::Host(block) => Ok(block),
+            Data::Device { .. } => Err(foreign()),
         }
     }
 
-    pub(super) fn into_native(self) -> Result<Block> {
+    pub(super) fn into_block(self) -> Result<Block> {
         match self.0 {
-            Data::Native(block) => Ok(block),
-            Data::Plain(_) => Err(foreign()),
+            Data::Host(block) => Ok(block),
+            Data::Device { .. } => Err(foreign()),
         }
     }
 
-    pub(super) fn plain(&self) -> Result<&Tensor> {
+    /// What [`device`](Rows::device) was given.
+    pub(super) fn get<T: Any>(&self) -> Result<&T> {
         match &self.0 {
-            Data::Plain(tensor) => Ok(tensor),
-            Data::Native(_) => Err(foreign()),
+            Data::Device { data, .. } => data.get("a row of activations"),
+            Data::Host(_) => Err(foreign()),
         }
     }
 }
 
 impl From<Block> for Rows {
     fn from(block: Block) -> Rows {
-        Rows(Data::Native(block))
+        Rows(Data::Host(block))
     }
 }
 
-impl From<Tensor> for Rows {
-    fn from(tensor: Tensor) -> Rows {
-        Rows(Data::Plain(tensor))
-    }
-}
-
-fn foreign() -> crate::error::Error {
+fn foreign() -> Error {
     misuse("activations were made by other Ops than those that use them")
 }
 

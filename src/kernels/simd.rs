@@ -48,7 +48,7 @@ pub(super) trait Simd: 'static {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The greater; `b` where one is NaN.
+    /// The larger; `b` where one is NaN.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// The smaller; `b` where one is NaN.
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
@@ -56,9 +56,9 @@ pub(super) trait Simd: 'static {
     /// The size of `size` with the sign of `sign`.
     unsafe fn copysign(size: Self::F, sign: Self::F) -> Self::F;
     /// `then` in lanes where `a < b`, else `otherwise`.
-    unsafe fn if_less(a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
+    unsafe fn select_lt(a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
     /// A bit for each lane where `a < b`.
-    unsafe fn less(a: Self::F, b: Self::F) -> u16;
+    unsafe fn lt_mask(a: Self::F, b: Self::F) -> u16;
     /// To the nearest whole number, halves to even; `x` is within ±2^31.
     unsafe fn round(x: Self::F) -> Self::I;
     /// `2^n` for whole `n` in -127..=127, where 2^-127 is 0.
@@ -76,13 +76,13 @@ pub(super) trait Simd: 'static {
     unsafe fn zero_i() -> Self::I;
     /// The bits of floats.
     unsafe fn bits(x: Self::F) -> Self::I;
-    /// The greater of 32-bit lanes.
+    /// The larger of 32-bit lanes.
     unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn splat_i(x: i32) -> Self::I;
-    /// Asks for the cache line at an address that need not be valid.
-    unsafe fn prefetch(at: *const u8);
-    /// The same, into the second cache.
-    unsafe fn prefetch_far(at: *const u8);
+    /// Prefetches the cache line at an address, which need not be valid, into L1.
+    unsafe fn prefetch_l1(at: *const u8);
+    /// The same, into L2.
+    unsafe fn prefetch_l2(at: *const u8);
     /// 64 bytes.
     unsafe fn load_i(from: *const u8) -> Self::I;
     /// The same four bytes in all lanes.
@@ -97,7 +97,7 @@ pub(super) trait Simd: 'static {
     unsafe fn shr(x: Self::I, by: i32) -> Self::I;
     unsafe fn shl(x: Self::I, by: i32) -> Self::I;
     /// `table[x]` for bytes `x` below 16; `table` points to 16 bytes.
-    unsafe fn look_up(table: *const u8, x: Self::I) -> Self::I;
+    unsafe fn lookup16(table: *const u8, x: Self::I) -> Self::I;
     /// i32 lanes to floats.
     unsafe fn to_f(x: Self::I) -> Self::F;
     /// `acc + w0 x0 + w1 x1 + w2 x2 + w3 x3` in each lane, for unsigned bytes `w` up to 127 and signed `x`.
@@ -122,7 +122,7 @@ pub(super) trait Simd: 'static {
 
     /// The lanes folded in halves with `add`.
     #[inline(always)]
-    unsafe fn sum(x: Self::F) -> f32 {
+    unsafe fn reduce_sum(x: Self::F) -> f32 {
         let mut lanes = [0.0; LANES];
         // SAFETY: the caller's promise; the array has sixteen floats.
         unsafe { Self::store(lanes.as_mut_ptr(), x) };
@@ -136,9 +136,9 @@ pub(super) trait Simd: 'static {
         lanes[0]
     }
 
-    /// The greatest lane.
+    /// The largest lane.
     #[inline(always)]
-    unsafe fn greatest(x: Self::F) -> f32 {
+    unsafe fn reduce_max(x: Self::F) -> f32 {
         let mut lanes = [0.0; LANES];
         // SAFETY: as in `sum`.
         unsafe { Self::store(lanes.as_mut_ptr(), x) };
@@ -152,9 +152,9 @@ pub(super) trait Simd: 'static {
         lanes[0]
     }
 
-    /// The greatest 32-bit lane.
+    /// The largest 32-bit lane.
     #[inline(always)]
-    unsafe fn greatest_i(x: Self::I) -> i32 {
+    unsafe fn reduce_max_i(x: Self::I) -> i32 {
         const { assert!(size_of::<Self::I>() == 4 * LANES) };
         let mut lanes = [0; LANES];
         // SAFETY: as in `sum`.
@@ -164,7 +164,7 @@ pub(super) trait Simd: 'static {
 
     /// The sums of lanes 0 to 3, 4 to 7, and so on.
     #[inline(always)]
-    unsafe fn quads(x: Self::I) -> [i32; 4] {
+    unsafe fn quad_sums(x: Self::I) -> [i32; 4] {
         const { assert!(size_of::<Self::I>() == 4 * LANES) };
         let (mut lanes, mut sums) = ([0; LANES], [0; 4]);
         // SAFETY: as in `sum`.

@@ -11,16 +11,17 @@
 //! acc += minimum_w * sum_x              fused, where the format has minima
 //! ```
 //!
-//! Outliers come after a stretch of blocks, row by row: `acc += x * weight`, fused, of the weight in f32 ([`column`]).
+//! Outliers come after a K-block, row by row: `acc += x * weight`, fused, of the weight in f32 ([`column`]).
 //!
 //! With AVX-512 a tile is six rows times two panels: 24 of 32 registers are sums, and a byte of activations that was loaded
 //! serves two products. (Twelve rows times one panel loads for each product, which takes as long as the product.)
 
 use std::marker::PhantomData;
 
-use super::forms::{self, Form, SUB};
+use super::layouts::{Kind, Layout, SUB};
 use super::quantize::{At, META, SUMS};
 use super::simd::{LANES, Simd};
+use super::unpack;
 
 /// Where codes and scales of sixteen columns come from, block by block.
 pub(super) trait Codes<S: Simd> {
@@ -55,55 +56,55 @@ pub(super) trait Codes<S: Simd> {
     unsafe fn skip(&self, blocks: usize) -> Self;
 }
 
-/// Bytes of weights that are asked for in advance: more than memory delivers while it is waited for.
+/// How far ahead weights are prefetched, in bytes: more than memory delivers within its latency.
 pub(super) const AHEAD: usize = 2048;
 
-/// A panel as it is kept, unpacked on the way: for one row, which waits for memory anyway.
-pub(super) struct Packed<S: Simd, Q: Form> {
+/// A panel in its packed layout, unpacked on the way.
+pub(super) struct Packed<S: Simd, Q: Layout> {
     sub: *const u8,
     /// Sub-blocks left of the unit, and units, this one among them.
     left: usize,
     units: usize,
     head: (S::F, S::F),
-    form: PhantomData<Q>,
+    layout: PhantomData<Q>,
 }
 
-impl<S: Simd, Q: Form> Packed<S, Q> {
+impl<S: Simd, Q: Layout> Packed<S, Q> {
     /// # Safety
     /// As [`Simd`]; `panel` has `units` units, at least one.
     #[inline(always)]
     pub(super) unsafe fn new(panel: *const u8, units: usize) -> Self {
-        let head = unsafe { forms::load_head::<S, Q>(panel) };
+        let head = unsafe { unpack::load_head::<S, Q>(panel) };
         unsafe { prefetch::<S, Q>(panel) };
-        Packed { sub: panel.wrapping_add(Q::HEAD), left: Q::SUBS, units, head, form: PhantomData }
+        Packed { sub: panel.wrapping_add(Q::HEAD), left: Q::SUBS, units, head, layout: PhantomData }
     }
 }
 
-/// Asks for what will be read after the sub-block `sub`. A task is too short for the machine to guess what comes.
+/// Prefetches what will be read after the sub-block `sub`: a task is too short for the hardware prefetcher.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn prefetch<S: Simd, Q: Form>(sub: *const u8) {
+pub(super) unsafe fn prefetch<S: Simd, Q: Layout>(sub: *const u8) {
     let mut line = 0;
     while line < Q::SUB_BYTES {
-        unsafe { S::prefetch(sub.wrapping_add(AHEAD + line)) };
+        unsafe { S::prefetch_l1(sub.wrapping_add(AHEAD + line)) };
         line += 64;
     }
 }
 
-impl<S: Simd, Q: Form> Codes<S> for Packed<S, Q> {
+impl<S: Simd, Q: Layout> Codes<S> for Packed<S, Q> {
     const HALVES: bool = Q::HALVES;
     const MIN: bool = Q::MIN;
     const WIDE: bool = Q::WIDE;
 
     #[inline(always)]
     unsafe fn group(&self, _: usize, g: usize) -> S::I {
-        unsafe { forms::unpack::<S, Q>(self.sub.add(Q::SCALE_BYTES), g) }
+        unsafe { unpack::unpack::<S, Q>(self.sub.add(Q::SCALE_BYTES), g) }
     }
     #[inline(always)]
     unsafe fn scales(&self, _: usize, half: usize) -> (S::F, S::F) {
-        unsafe { forms::load_scales::<S, Q>(self.head, self.sub, half) }
+        unsafe { unpack::load_scales::<S, Q>(self.head, self.sub, half) }
     }
     #[inline(always)]
     fn zero(&self) -> i32 {
@@ -116,7 +117,7 @@ impl<S: Simd, Q: Form> Codes<S> for Packed<S, Q> {
         unsafe { prefetch::<S, Q>(self.sub) };
         if self.left == 0 && self.units > 1 {
             (self.left, self.units) = (Q::SUBS, self.units - 1);
-            self.head = unsafe { forms::load_head::<S, Q>(self.sub) };
+            self.head = unsafe { unpack::load_head::<S, Q>(self.sub) };
             self.sub = self.sub.wrapping_add(Q::HEAD);
         }
     }
@@ -125,45 +126,10 @@ impl<S: Simd, Q: Form> Codes<S> for Packed<S, Q> {
         unsafe {
             let unit = self.sub.sub(Q::HEAD).add(blocks / Q::SUBS * Q::UNIT);
             let sub = unit.add(Q::HEAD + blocks % Q::SUBS * Q::SUB_BYTES);
-            Packed { sub, left: 1, units: 1, head: forms::load_head::<S, Q>(unit), form: PhantomData }
+            Packed { sub, left: 1, units: 1, head: unpack::load_head::<S, Q>(unit), layout: PhantomData }
         }
     }
 }
-
-/// What a kernel for unpacked codes has to know of a form.
-pub(super) trait Kind: 'static {
-    const HALVES: bool;
-    const MIN: bool;
-    const WIDE: bool;
-}
-
-pub(super) struct Kinds<const HALVES: bool, const MIN: bool, const WIDE: bool>;
-
-impl<const HALVES: bool, const MIN: bool, const WIDE: bool> Kind for Kinds<HALVES, MIN, WIDE> {
-    const HALVES: bool = HALVES;
-    const MIN: bool = MIN;
-    const WIDE: bool = WIDE;
-}
-
-/// Runs the expression for the kind of a form: there are five of them.
-macro_rules! with_kind {
-    ($q:ident, $kind:ident => $call:expr) => {{
-        macro_rules! call {
-            ($halves:literal, $min:literal, $wide:literal) => {{
-                type $kind = $crate::kernels::tile::Kinds<$halves, $min, $wide>;
-                $call
-            }};
-        }
-        match ($q::HALVES, $q::MIN, $q::WIDE) {
-            (false, false, false) => call!(false, false, false),
-            (false, false, true) => call!(false, false, true),
-            (false, true, _) => call!(false, true, false),
-            (true, false, _) => call!(true, false, false),
-            (true, true, _) => call!(true, true, false),
-        }
-    }};
-}
-pub(super) use with_kind;
 
 /// Panels that were unpacked: codes `[k / 4][16][4]`, and scale and minimum of each dot.
 pub(super) struct Unpacked<K> {

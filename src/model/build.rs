@@ -4,7 +4,9 @@
 use std::ops::Range;
 
 use super::decoder::{Decoder, LayerWeights};
-use crate::config::{Block, Config, NormKind, Presence};
+use super::feed_forward::FeedForward;
+use super::mixer::Mixer;
+use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
 use crate::weights::names::{Names, Part, left_alone};
@@ -22,11 +24,11 @@ impl Decoder {
         to: Option<WeightType>,
         after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
-        let names = Names::of(weights, config.tensors.post_norms);
+        let names = Names::of(weights, config.post_norms());
         let loader = TensorLoader { names, weights, config: &config, ops: &ops, to };
-        let mut layers = Vec::with_capacity(config.layers.len());
+        let (mut layers, mut cached) = (Vec::with_capacity(config.layers.len()), 0);
         for index in 0..config.layers.len() {
-            layers.push(loader.layer(index)?);
+            layers.push(loader.layer(index, &mut cached)?);
             after_layer()?;
         }
         let (embed, head) = loader.embed_and_head()?;
@@ -41,105 +43,28 @@ impl Decoder {
 }
 
 /// What the tensors pass through on their way in.
-struct TensorLoader<'a> {
-    names: Names,
-    weights: &'a Weights,
-    config: &'a Config,
-    ops: &'a Ops,
+pub(super) struct TensorLoader<'a> {
+    pub names: Names,
+    pub weights: &'a Weights,
+    pub config: &'a Config,
+    pub ops: &'a Ops,
     to: Option<WeightType>,
 }
 
 impl TensorLoader<'_> {
-    fn layer(&self, index: usize) -> Result<LayerWeights> {
-        let c = self.config;
-        let (at, t) = (Some(index), &c.tensors);
-        let (q, k, v) = self.qkv(index)?;
-        let (gate, up) = self.gate_up(index)?;
-        let mlp_norm = match c.block {
-            Block::Parallel => None,
-            Block::Sequential => Some(self.norm(Part::MlpNorm, at, c.hidden)?),
-        };
+    fn layer(&self, index: usize, cached: &mut usize) -> Result<LayerWeights> {
+        let (hidden, at) = (self.config.hidden, Some(index));
+        let layer = &self.config.layers[index];
+        let norm = |there: bool, part| there.then(|| self.norm(part, at, hidden)).transpose();
         Ok(LayerWeights {
-            attn_norm: self.norm(Part::AttnNorm, at, c.hidden)?,
-            q,
-            k,
-            v,
-            o: self.linear(Part::O, at, c.hidden, c.heads * c.head_dim)?,
-            q_norm: self.head_norm(Part::QNorm, at)?,
-            k_norm: self.head_norm(Part::KNorm, at)?,
-            attn_post_norm: t.post_norms.then(|| self.norm(Part::AttnPostNorm, at, c.hidden)).transpose()?,
-            mlp_norm,
-            gate,
-            up,
-            down: self.linear(Part::Down, at, c.hidden, c.intermediate)?,
-            mlp_post_norm: t.post_norms.then(|| self.norm(Part::MlpPostNorm, at, c.hidden)).transpose()?,
+            before_mixer: norm(layer.norms.before_mixer, Part::AttnNorm)?,
+            mixer: Mixer::load(self, index, &layer.mixer, cached)?,
+            after_mixer: norm(layer.norms.after_mixer, Part::AttnPostNorm)?,
+            before_ffn: norm(layer.norms.before_ffn, Part::MlpNorm)?,
+            ffn: FeedForward::load(self, index, &layer.ffn)?,
+            after_ffn: norm(layer.norms.after_ffn, Part::MlpPostNorm)?,
+            residual_scale: layer.residual_scale,
         })
-    }
-
-    /// q, k and v, from three matrices or from one.
-    fn qkv(&self, index: usize) -> Result<(Linear, Linear, Linear)> {
-        let (c, at) = (self.config, Some(index));
-        let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        if self.is_stored(c.tensors.fused, Part::Qkv, at, "weight") {
-            let rows = wide + 2 * narrow;
-            let weight = self.tensor(Part::Qkv, at, &[rows, c.hidden])?;
-            let bias = self.bias(Part::Qkv, at, rows)?;
-            let cut = |range: Range<usize>, heads| {
-                let bias = bias.as_ref().map(|bias| self.slice_rows(bias, range.clone())).transpose()?;
-                self.projection(Part::Qkv, self.slice_rows(&weight, range)?, bias, heads)
-            };
-            let q = cut(0..wide, Some(c.heads))?;
-            let k = cut(wide..wide + narrow, Some(c.kv_heads))?;
-            return Ok((q, k, cut(wide + narrow..rows, None)?));
-        }
-        let one = |part, rows, heads| {
-            self.projection(
-                part,
-                self.tensor(part, at, &[rows, c.hidden])?,
-                self.bias(part, at, rows)?,
-                heads,
-            )
-        };
-        Ok((
-            one(Part::Q, wide, Some(c.heads))?,
-            one(Part::K, narrow, Some(c.kv_heads))?,
-            one(Part::V, narrow, None)?,
-        ))
-    }
-
-    /// gate (unless the MLP is plain) and up, from two matrices or from one.
-    fn gate_up(&self, index: usize) -> Result<(Option<Linear>, Linear)> {
-        let (c, at) = (self.config, Some(index));
-        let inner = c.intermediate;
-        let Some(part) = self.fused_gate_up(at) else {
-            let gate = match c.tensors.gate {
-                true => Some(self.linear(Part::Gate, at, inner, c.hidden)?),
-                false => None,
-            };
-            return Ok((gate, self.linear(Part::Up, at, inner, c.hidden)?));
-        };
-        let weight = self.tensor(part, at, &[2 * inner, c.hidden])?;
-        let bias = self.bias(part, at, 2 * inner)?;
-        let cut = |range: Range<usize>| {
-            let bias = bias.as_ref().map(|bias| self.slice_rows(bias, range.clone())).transpose()?;
-            self.projection(part, self.slice_rows(&weight, range)?, bias, None)
-        };
-        Ok((Some(cut(0..inner)?), cut(inner..2 * inner)?))
-    }
-
-    /// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice the
-    /// height, with no gate beside it.
-    fn fused_gate_up(&self, at: Option<usize>) -> Option<Part> {
-        let fused = self.config.tensors.fused;
-        if !self.config.tensors.gate || fused == Presence::Never {
-            return None;
-        }
-        if self.is_stored(fused, Part::GateUp, at, "weight") {
-            return Some(Part::GateUp);
-        }
-        let up = self.weights.shape(&self.name(Part::Up, at, "weight"));
-        let doubled = up.is_some_and(|shape| shape.first() == Some(&(2 * self.config.intermediate)));
-        (doubled && !self.has(Part::Gate, at)).then_some(Part::Up)
     }
 
     /// The embedding, and the head where that is another matrix. A stored head counts, whatever the configuration says of
@@ -149,7 +74,7 @@ impl TensorLoader<'_> {
         let (tied, has_head) = (self.config.tied, self.has(Part::Head, None));
         let alone = tied && has_head && !self.has(Part::Embed, None);
         let embed = self.tensor(if alone { Part::Head } else { Part::Embed }, None, &shape)?;
-        let bias = self.bias(Part::Head, None, self.config.vocab)?;
+        let bias = self.bias(self.config.head_bias, Part::Head, None, self.config.vocab)?;
         let head = match has_head && !alone {
             true => Some(self.tensor(Part::Head, None, &shape)?),
             false if tied => None,
@@ -174,13 +99,52 @@ impl TensorLoader<'_> {
         Ok((embed, head))
     }
 
-    fn linear(&self, part: Part, layer: Option<usize>, rows: usize, columns: usize) -> Result<Linear> {
-        self.projection(
-            part,
-            self.tensor(part, layer, &[rows, columns])?,
-            self.bias(part, layer, rows)?,
-            None,
-        )
+    /// A projection `[rows, columns]` of a layer.
+    pub fn linear(
+        &self,
+        part: Part,
+        layer: usize,
+        [rows, columns]: [usize; 2],
+        bias: Presence,
+    ) -> Result<Linear> {
+        self.heads(part, layer, [rows, columns], bias, None)
+    }
+
+    /// As [`TensorLoader::linear`]; `heads`: q or k, whose interleaved rows go back to halves.
+    pub fn heads(
+        &self,
+        part: Part,
+        layer: usize,
+        [rows, columns]: [usize; 2],
+        bias: Presence,
+        heads: Option<usize>,
+    ) -> Result<Linear> {
+        let at = Some(layer);
+        let weight = self.tensor(part, at, &[rows, columns])?;
+        self.projection(part, weight, self.bias(bias, part, at, rows)?, heads)
+    }
+
+    /// Projections of the same rows out of one matrix, whose rows are theirs in this order; each with the heads that
+    /// interleaved rows go back to.
+    pub fn split<const N: usize>(
+        &self,
+        part: Part,
+        layer: usize,
+        pieces: [(usize, Option<usize>); N],
+        bias: Presence,
+    ) -> Result<[Linear; N]> {
+        let rows = pieces.iter().map(|(rows, _)| rows).sum();
+        let weight = self.tensor(part, Some(layer), &[rows, self.config.hidden])?;
+        let bias = self.bias(bias, part, Some(layer), rows)?;
+        let mut start = 0;
+        let cut = |(rows, heads): (usize, Option<usize>)| {
+            let range = start..start + rows;
+            start = range.end;
+            let bias = bias.as_ref().map(|bias| self.slice_rows(bias, range.clone())).transpose()?;
+            self.projection(part, self.slice_rows(&weight, range)?, bias, heads)
+        };
+        let linears = pieces.into_iter().map(cut).collect::<Result<Vec<_>>>()?;
+        linears.try_into().map_err(|_| Error::internal("as many projections as pieces"))
     }
 
     /// A projection from its tensors; `heads`: q or k, whose interleaved rows go back to halves.
@@ -212,13 +176,7 @@ impl TensorLoader<'_> {
         quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())
     }
 
-    /// The norm of each query's or key's head, where there is one.
-    fn head_norm(&self, part: Part, layer: Option<usize>) -> Result<Option<Norm>> {
-        let stored = self.is_stored(self.config.tensors.qk_norm, part, layer, "weight");
-        stored.then(|| self.norm(part, layer, self.config.head_dim)).transpose()
-    }
-
-    fn norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Norm> {
+    pub fn norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Norm> {
         let norm = self.config.norm;
         let weight = self.ops.vector(&self.tensor(part, layer, &[width])?, norm.offset)?;
         let bias = match norm.kind {
@@ -231,16 +189,16 @@ impl TensorLoader<'_> {
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
     }
 
-    fn name(&self, part: Part, layer: Option<usize>, kind: &str) -> String {
+    pub fn name(&self, part: Part, layer: Option<usize>, kind: &str) -> String {
         self.names.name(self.weights, part, layer, kind)
     }
 
-    fn has(&self, part: Part, layer: Option<usize>) -> bool {
+    pub fn has(&self, part: Part, layer: Option<usize>) -> bool {
         self.weights.contains(&self.name(part, layer, "weight"))
     }
 
     /// Whether a tensor is to be read; one that must be there and is not fails when it is.
-    fn is_stored(&self, presence: Presence, part: Part, layer: Option<usize>, kind: &str) -> bool {
+    pub fn is_stored(&self, presence: Presence, part: Part, layer: Option<usize>, kind: &str) -> bool {
         match presence {
             Presence::Never => false,
             Presence::Always => true,
@@ -248,21 +206,19 @@ impl TensorLoader<'_> {
         }
     }
 
-    fn bias(&self, part: Part, layer: Option<usize>, rows: usize) -> Result<Option<WeightTensor>> {
-        let t = &self.config.tensors;
-        let presence = match part {
-            Part::Q | Part::K | Part::V | Part::Qkv => t.qkv_bias,
-            Part::O => t.o_bias,
-            Part::Gate | Part::Up | Part::GateUp | Part::Down => t.mlp_bias,
-            Part::Head => t.head_bias,
-            _ => Presence::Never,
-        };
+    pub fn bias(
+        &self,
+        presence: Presence,
+        part: Part,
+        layer: Option<usize>,
+        rows: usize,
+    ) -> Result<Option<WeightTensor>> {
         let stored = self.is_stored(presence, part, layer, "bias");
         stored.then(|| self.checked(&self.name(part, layer, "bias"), &[rows])).transpose()
     }
 
     /// A matrix or vector; multiplied by the scale that GGUF may have beside it.
-    fn tensor(&self, part: Part, layer: Option<usize>, shape: &[usize]) -> Result<WeightTensor> {
+    pub fn tensor(&self, part: Part, layer: Option<usize>, shape: &[usize]) -> Result<WeightTensor> {
         let name = self.name(part, layer, "weight");
         let tensor = self.checked(&name, shape).map_err(|error| match self.weights.contains(&name) {
             true => error,

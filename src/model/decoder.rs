@@ -1,21 +1,23 @@
-//! One forward pass for every family: the [`Config`] says what is scaled, capped, windowed and turned, the
-//! tensors say which projections, biases and norms there are.
+//! One forward pass for every family: the [`Config`] says which mixer and which feed-forward a layer has, and what is
+//! scaled, capped, windowed and rotated.
 //!
 //! The pass takes the ragged batch ([`Step`]) and the paged cache, and returns the final hidden state of the
 //! rows that were asked for. It names no device: [`Ops`] was chosen once, at construction. It holds no
 //! conversation: whoever owns the cache owns the state.
 //!
 //! ```text
-//!            sequential                          parallel (Phi-1.5, Phi-2)
-//!   x -> norm -> attention -> [norm] -> + -> x      x -> norm -> attention -> + -> x
-//!   x -> norm -> MLP       -> [norm] -> + -> x            `----> MLP -------'
+//!            sequential                               parallel (Phi-1.5, Phi-2)
+//!   x -> [norm] -> mixer        -> [norm] -> + -> x      x -> norm -> mixer --------> + -> x
+//!   x -> [norm] -> feed-forward -> [norm] -> + -> x            `----> feed-forward -'
 //! ```
 
+use super::feed_forward::FeedForward;
+use super::mixer::{Mixer, MixerInput};
 use crate::cache::storage::KvCache;
-use crate::config::Config;
+use crate::config::{Block, Config};
 use crate::error::Result;
-use crate::kernels::{Attention, KvShape, Linear, Matrix, Norm, Ops, RopeTable, Rows};
-use crate::step::{PAGE, Step};
+use crate::kernels::{CheckedStep, KvLayout, Linear, Matrix, Norm, Ops, RopeTable, Rows};
+use crate::step::Step;
 
 /// The weights of a decoder-only language model, and its blueprint.
 pub struct Decoder {
@@ -36,29 +38,29 @@ pub struct Decoder {
 }
 
 pub(super) struct LayerWeights {
-    pub attn_norm: Norm,
-    pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
-    pub o: Linear,
-    pub q_norm: Option<Norm>,
-    pub k_norm: Option<Norm>,
-    pub attn_post_norm: Option<Norm>,
-    /// Absent in a parallel block, whose MLP reads what the attention reads.
-    pub mlp_norm: Option<Norm>,
-    /// Absent in a plain (ungated) MLP.
-    pub gate: Option<Linear>,
-    pub up: Linear,
-    pub down: Linear,
-    pub mlp_post_norm: Option<Norm>,
+    pub before_mixer: Option<Norm>,
+    pub mixer: Mixer,
+    pub after_mixer: Option<Norm>,
+    /// Absent in a parallel block, whose feed-forward reads what the mixer reads.
+    pub before_ffn: Option<Norm>,
+    pub ffn: FeedForward,
+    pub after_ffn: Option<Norm>,
+    pub residual_scale: f32,
 }
 
 /// The rows that queries are made for.
-struct Queries<'a> {
+pub(super) struct Queries<'a> {
     /// These rows alone, their number in the whole step unless they are all, and their rotations.
-    step: &'a Step,
-    rows: Option<&'a [u32]>,
-    tables: Vec<RopeTable>,
+    pub step: &'a CheckedStep<'a>,
+    pub rows: Option<&'a [u32]>,
+    pub tables: Vec<RopeTable>,
+}
+
+/// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`. The two are
+/// apart because a product can add its result where it belongs.
+pub(super) struct Branch<'a> {
+    pub rows: Rows,
+    pub projection: Option<&'a Linear>,
 }
 
 impl Decoder {
@@ -82,35 +84,27 @@ impl Decoder {
 
     /// The weights of all projections.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let layers = self.layers.iter().flat_map(|layer| {
-            [Some(&layer.q), Some(&layer.k), Some(&layer.v), Some(&layer.o), layer.gate.as_ref()]
-                .into_iter()
-                .chain([Some(&layer.up), Some(&layer.down)])
-                .flatten()
-        });
+        let layers = self.layers.iter();
+        let layers = layers.flat_map(|layer| [layer.mixer.projections(), layer.ffn.projections()].concat());
         std::iter::once(&self.embed).chain(layers).chain(&self.head).map(|linear| &linear.weight)
     }
 
     /// An empty cache of `pages` pages for this model.
     pub fn new_cache(&self, pages: usize) -> Result<KvCache> {
-        self.ops.kv_cache(&self.kv_shapes(), pages)
+        self.ops.kv_cache(&self.kv_layout(), pages)
     }
 
-    fn kv_shapes(&self) -> Vec<KvShape> {
-        let shape = KvShape { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim };
-        vec![shape; self.config.layers.len()]
+    /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so its
+    /// windows give nothing back.
+    pub fn kv_layout(&self) -> KvLayout {
+        let paged = self.layers.iter().filter_map(|layer| layer.mixer.paged());
+        let layers = paged.map(|(shape, window)| (shape, window.filter(|_| self.config.causal)));
+        KvLayout::new(&layers.collect::<Vec<_>>())
     }
 
-    /// Bytes of keys and values that one position takes in the cache.
-    pub fn kv_bytes_per_position(&self) -> usize {
-        let format = self.ops.kv_format();
-        let layer = |shape| format.position_bytes(shape).unwrap_or(usize::MAX);
-        self.kv_shapes().into_iter().map(layer).fold(0, usize::saturating_add)
-    }
-
-    /// Bytes of a page in a saved prefix: f32, whatever the cache is made of.
-    pub fn prefix_page_bytes(&self) -> usize {
-        self.kv_shapes().iter().map(|shape| 2 * 4 * PAGE * shape.width()).sum()
+    /// Bytes of one page of the cache.
+    pub fn page_bytes(&self) -> usize {
+        self.kv_layout().bytes(1, self.ops.kv_format()).unwrap_or(usize::MAX)
     }
 
     /// Computes the step, writing its keys and values into the cache; returns the hidden state after the last
@@ -118,6 +112,7 @@ impl Decoder {
     pub fn forward(&self, step: &Step, cache: &KvCache, rows: &[u32]) -> Result<Rows> {
         let ops = &self.ops;
         let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
+        let step = &ops.checked_step(step, cache)?;
         let all = Queries { step, rows: None, tables: self.tables(step)? };
         // Of the last layer, the other rows are wanted for their keys and values alone.
         let some = match rows.len() < step.rows() {
@@ -131,7 +126,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let last = index + 1 == self.layers.len();
             let queries = some.as_ref().filter(|_| last).unwrap_or(&all);
-            x = self.block(index, layer, x, &all, queries, cache)?;
+            x = self.block(layer, x, &all, queries, cache)?;
         }
         ops.norm(&self.final_norm, &x)
     }
@@ -156,7 +151,6 @@ impl Decoder {
     /// One layer: `x` of `all` rows becomes that of the rows with `queries`.
     fn block(
         &self,
-        index: usize,
         layer: &LayerWeights,
         x: Rows,
         all: &Queries<'_>,
@@ -164,69 +158,39 @@ impl Decoder {
         cache: &KvCache,
     ) -> Result<Rows> {
         let ops = &self.ops;
-        let normed = ops.norm(&layer.attn_norm, &x)?;
-        let (x, some) = match queries.rows {
-            Some(rows) => (ops.select_rows(&x, rows)?, Some(ops.select_rows(&normed, rows)?)),
-            None => (x, None),
+        let normed = layer.before_mixer.as_ref().map(|norm| ops.norm(norm, &x)).transpose()?;
+        let input = normed.as_ref().unwrap_or(&x);
+        let select = |x: &Rows| queries.rows.map(|rows| ops.select_rows(x, rows)).transpose();
+        let some = select(input)?;
+        let causal = self.config.causal;
+        let input = MixerInput { x: input, all, some: some.as_ref(), queries, causal, cache };
+        let mixed = layer.mixer.forward(ops, &input)?;
+        let x = select(&x)?.unwrap_or(x);
+        let x = self.join(mixed, layer.after_mixer.as_ref(), layer.residual_scale, x)?;
+        let normed = match (&layer.before_ffn, self.config.block) {
+            (Some(norm), _) => Some(ops.norm(norm, &x)?),
+            (None, Block::Parallel) => some.or(normed),
+            (None, Block::Sequential) => None,
         };
-        let attended = self.attention(index, layer, (&normed, all), (some.as_ref(), queries), cache)?;
-        let x = self.join(&layer.o, layer.attn_post_norm.as_ref(), &attended, x)?;
-        let normed = match &layer.mlp_norm {
-            Some(norm) => ops.norm(norm, &x)?,
-            None => some.unwrap_or(normed),
-        };
-        let inner = self.mlp(layer, &normed)?; // [rows, intermediate]
-        self.join(&layer.down, layer.mlp_post_norm.as_ref(), &inner, x)
+        let inner = layer.ffn.forward(ops, normed.as_ref().unwrap_or(&x))?;
+        self.join(inner, layer.after_ffn.as_ref(), layer.residual_scale, x)
     }
 
-    /// Back into the residual stream: `to + norm(projection(x))`.
-    fn join(&self, projection: &Linear, norm: Option<&Norm>, x: &Rows, to: Rows) -> Result<Rows> {
-        match norm {
-            Some(norm) => self.ops.norm_add(norm, &self.ops.linear(projection, x)?, to),
-            None => self.ops.linear_add(projection, x, to),
+    /// Back into the residual stream: `to + scale * norm(projection(rows))`.
+    fn join(&self, branch: Branch<'_>, norm: Option<&Norm>, scale: f32, to: Rows) -> Result<Rows> {
+        let ops = &self.ops;
+        let Branch { rows, projection } = branch;
+        if let (Some(projection), None, 1.0) = (projection, norm, scale) {
+            return ops.linear_add(projection, &rows, to);
         }
-    }
-
-    /// What the queries of each row gather, `[rows, heads * head_dim]`. `all` rows have keys and values; `some` have
-    /// queries, or all of them.
-    fn attention(
-        &self,
-        index: usize,
-        layer: &LayerWeights,
-        (x, all): (&Rows, &Queries<'_>),
-        (some, queries): (Option<&Rows>, &Queries<'_>),
-        cache: &KvCache,
-    ) -> Result<Rows> {
-        let (ops, config) = (&self.ops, &self.config);
-        let [q, k, v] = match some {
-            None => ops.linears([&layer.q, &layer.k, &layer.v], x)?,
-            Some(some) => {
-                let [k, v] = ops.linears([&layer.k, &layer.v], x)?;
-                [ops.linear(&layer.q, some)?, k, v]
-            }
+        let rows = match projection {
+            Some(projection) => ops.linear(projection, &rows)?,
+            None => rows,
         };
-        let rope = config.layers[index].rope;
-        let q_table = rope.map(|rope| &queries.tables[rope]);
-        let q = ops.heads(q, config.head_dim, layer.q_norm.as_ref(), q_table)?;
-        let k_table = rope.map(|rope| &all.tables[rope]);
-        let k = ops.heads(k, config.head_dim, layer.k_norm.as_ref(), k_table)?;
-        ops.kv_write(cache, index, &k, &v, all.step)?;
-        let shape = Attention {
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            scale: config.attention_scale,
-            causal: config.causal,
-            window: config.layers[index].window,
-            soft_cap: config.attention_cap,
-        };
-        ops.attention(&q, cache, index, queries.step, &shape)
-    }
-
-    fn mlp(&self, layer: &LayerWeights, x: &Rows) -> Result<Rows> {
-        match &layer.gate {
-            Some(gate) => self.ops.gated(gate, &layer.up, x, self.config.activation),
-            None => self.ops.activated(&layer.up, x, self.config.activation),
+        match norm {
+            Some(norm) if scale == 1.0 => ops.norm_add(norm, &rows, to),
+            Some(norm) => ops.add(&ops.norm(norm, &rows)?, scale, to),
+            None => ops.add(&rows, scale, to),
         }
     }
 }

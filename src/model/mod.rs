@@ -3,12 +3,16 @@
 //! A [`Model`] is immutable and shared; it holds no conversation. Whoever wants text from it runs an engine over
 //! it (`Lm`), which owns the key/value cache. The same files loaded twice with the same options are one Model.
 
+mod attention;
 pub mod build;
 pub mod decoder;
 pub mod embedding;
+mod feed_forward;
 mod file_hash;
 mod fingerprint;
 mod load;
+mod mixer;
+mod short_conv;
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};

@@ -236,8 +236,7 @@ impl PyEngine {
         dict.set_item("grammar_seconds", s.grammars.as_secs_f64())?;
         dict.set_item("mean_batch", s.batched as f64 / s.steps.max(1) as f64)?;
         dict.set_item("tokens_per_second", if busy > 0.0 { s.completion_tokens as f64 / busy } else { 0.0 })?;
-        let kv = self.lm.model().decoder().kv_bytes_per_position() * crate::step::PAGE;
-        dict.set_item("kv_bytes", kv * s.pages)?;
+        dict.set_item("kv_bytes", self.lm.model().decoder().page_bytes() * s.pages)?;
         Ok(dict)
     }
 

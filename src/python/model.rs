@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::errors::to_python;
 use super::{convert, door, load};
+use crate::config::LayerConfig;
 use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
 use crate::text::chat::{check_messages, plain};
 
@@ -85,15 +86,17 @@ impl PyModel {
     #[getter]
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let c = self.0.config();
-        let windows: Vec<_> = c.layers.iter().map(|layer| layer.window).collect();
+        let attention = c.attention();
+        let window = |layer: &LayerConfig| layer.mixer.attention().and_then(|attention| attention.window);
+        let windows: Vec<_> = c.layers.iter().map(window).collect();
         let value = json!({
             "family": c.family,
             "hidden_size": c.hidden,
-            "intermediate_size": c.intermediate,
+            "intermediate_size": c.dense().map(|dense| dense.intermediate),
             "num_layers": c.layers.len(),
-            "num_heads": c.heads,
-            "num_kv_heads": c.kv_heads,
-            "head_dim": c.head_dim,
+            "num_heads": attention.map(|attention| attention.heads),
+            "num_kv_heads": attention.map(|attention| attention.kv_heads),
+            "head_dim": attention.map(|attention| attention.head_dim),
             "vocab_size": c.vocab,
             "max_context_length": c.longest,
             "rope_theta": c.ropes.first().map(|rope| rope.theta),

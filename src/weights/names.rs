@@ -32,29 +32,37 @@ pub enum Part {
     GateUp,
     Down,
     MlpPostNorm,
+    /// Of a short convolution.
+    ConvIn,
+    Conv,
+    ConvOut,
 }
 
-/// Part, its spellings in transformers (the first that exists counts), its spelling in GGUF.
+/// Part, its spellings in transformers and in GGUF; of several the first that exists counts.
 /// Phi-3's GGUF calls the fused gate and up `ffn_up`: the loader tells them apart by the shape.
-const TABLE: &[(Part, &[&str], &str)] = &[
-    (Part::Embed, &["embed_tokens"], "token_embd"),
-    (Part::Head, &["lm_head"], "output"),
-    (Part::FinalNorm, &["norm", "final_layernorm"], "output_norm"),
-    (Part::AttnNorm, &["input_layernorm"], "attn_norm"),
-    (Part::Q, &["self_attn.q_proj"], "attn_q"),
-    (Part::K, &["self_attn.k_proj"], "attn_k"),
-    (Part::V, &["self_attn.v_proj"], "attn_v"),
-    (Part::Qkv, &["self_attn.qkv_proj"], "attn_qkv"),
-    (Part::O, &["self_attn.o_proj", "self_attn.dense"], "attn_output"),
-    (Part::QNorm, &["self_attn.q_norm", "self_attn.q_layernorm"], "attn_q_norm"),
-    (Part::KNorm, &["self_attn.k_norm", "self_attn.k_layernorm"], "attn_k_norm"),
-    (Part::MlpNorm, &["pre_feedforward_layernorm", "post_attention_layernorm"], "ffn_norm"),
-    (Part::AttnPostNorm, &["post_attention_layernorm"], "post_attention_norm"),
-    (Part::Gate, &["mlp.gate_proj"], "ffn_gate"),
-    (Part::Up, &["mlp.up_proj", "mlp.fc1"], "ffn_up"),
-    (Part::GateUp, &["mlp.gate_up_proj"], "ffn_gate_up"),
-    (Part::Down, &["mlp.down_proj", "mlp.fc2"], "ffn_down"),
-    (Part::MlpPostNorm, &["post_feedforward_layernorm"], "post_ffw_norm"),
+const TABLE: &[(Part, &[&str], &[&str])] = &[
+    (Part::Embed, &["embed_tokens"], &["token_embd"]),
+    (Part::Head, &["lm_head"], &["output"]),
+    // LFM2 calls its final norm that of the embedding, in both worlds.
+    (Part::FinalNorm, &["norm", "final_layernorm", "embedding_norm"], &["output_norm", "token_embd_norm"]),
+    (Part::AttnNorm, &["input_layernorm", "operator_norm"], &["attn_norm"]),
+    (Part::Q, &["self_attn.q_proj"], &["attn_q"]),
+    (Part::K, &["self_attn.k_proj"], &["attn_k"]),
+    (Part::V, &["self_attn.v_proj"], &["attn_v"]),
+    (Part::Qkv, &["self_attn.qkv_proj"], &["attn_qkv"]),
+    (Part::O, &["self_attn.o_proj", "self_attn.dense", "self_attn.out_proj"], &["attn_output"]),
+    (Part::QNorm, &["self_attn.q_norm", "self_attn.q_layernorm"], &["attn_q_norm"]),
+    (Part::KNorm, &["self_attn.k_norm", "self_attn.k_layernorm"], &["attn_k_norm"]),
+    (Part::MlpNorm, &["pre_feedforward_layernorm", "post_attention_layernorm"], &["ffn_norm"]),
+    (Part::AttnPostNorm, &["post_attention_layernorm"], &["post_attention_norm"]),
+    (Part::Gate, &["mlp.gate_proj", "feed_forward.w1"], &["ffn_gate"]),
+    (Part::Up, &["mlp.up_proj", "mlp.fc1", "feed_forward.w3"], &["ffn_up"]),
+    (Part::GateUp, &["mlp.gate_up_proj"], &["ffn_gate_up"]),
+    (Part::Down, &["mlp.down_proj", "mlp.fc2", "feed_forward.w2"], &["ffn_down"]),
+    (Part::MlpPostNorm, &["post_feedforward_layernorm"], &["post_ffw_norm"]),
+    (Part::ConvIn, &["conv.in_proj"], &["shortconv.in_proj"]),
+    (Part::Conv, &["conv.conv"], &["shortconv.conv"]),
+    (Part::ConvOut, &["conv.out_proj"], &["shortconv.out_proj"]),
 ];
 
 /// Where the decoder stands in a checkpoint of transformers, and its head: alone, headless, or inside a model of pictures
@@ -119,11 +127,14 @@ impl Names {
         let (_, transformers, gguf) =
             TABLE.iter().find(|(p, ..)| *p == part).expect("every part stands in the table (tested)");
         match (self, layer) {
-            (Names::Gguf { post_norms: false }, Some(i)) if part == Part::MlpNorm => {
-                [gguf, "post_attention_norm"].map(|name| format!("blk.{i}.{name}.{kind}")).into()
+            (Names::Gguf { post_norms }, Some(i)) => {
+                let names = match (part, post_norms) {
+                    (Part::MlpNorm, false) => &["ffn_norm", "post_attention_norm"][..],
+                    _ => gguf,
+                };
+                names.iter().map(|name| format!("blk.{i}.{name}.{kind}")).collect()
             }
-            (Names::Gguf { .. }, Some(i)) => vec![format!("blk.{i}.{gguf}.{kind}")],
-            (Names::Gguf { .. }, None) => vec![format!("{gguf}.{kind}")],
+            (Names::Gguf { .. }, None) => gguf.iter().map(|name| format!("{name}.{kind}")).collect(),
             (Names::Transformers { head, .. }, None) if part == Part::Head => {
                 let mut names = vec![format!("{head}.{kind}"), format!("lm_head.{kind}")];
                 names.dedup();
@@ -135,7 +146,7 @@ impl Names {
             (Names::Transformers { prefix, post_norms, .. }, Some(i)) => {
                 let names = match (part, post_norms) {
                     (Part::MlpNorm, true) => &["pre_feedforward_layernorm"][..],
-                    (Part::MlpNorm, false) => &["post_attention_layernorm"][..],
+                    (Part::MlpNorm, false) => &["post_attention_layernorm", "ffn_norm"][..],
                     _ => transformers,
                 };
                 names.iter().map(|name| format!("{prefix}layers.{i}.{name}.{kind}")).collect()
@@ -251,6 +262,9 @@ mod tests {
             GateUp,
             Down,
             MlpPostNorm,
+            ConvIn,
+            Conv,
+            ConvOut,
         ];
         for part in parts {
             for names in [

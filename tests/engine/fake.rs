@@ -1,11 +1,13 @@
 //! A network that is nothing but its memory: the logits of a row are a hash of all tokens of the sequence up
-//! to it, as they are found in the pages. A wrong page, position, slot or share changes the answer, and the
-//! right one can be computed from the tokens alone, with no engine.
+//! to it, as they are found in the pages of its first group. Other groups see a window of them, and recurrent state
+//! is the hash itself: where they do not agree with the first group the answer changes. So does it with a wrong
+//! page, position, slot or share, and the right one can be computed from the tokens alone, with no engine.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use tallow::cache::layout::StateLayout;
 use tallow::engine::{EngineHandle, EngineOptions, Network, StepLimits, StepOutput};
 use tallow::error::{Error, Result};
 use tallow::step::{PAGE, Span, Step};
@@ -35,35 +37,86 @@ pub struct Control {
 
 pub struct Fake {
     control: Arc<Control>,
-    /// Token and position of each slot.
-    slots: Vec<(u32, u32)>,
+    layout: StateLayout,
+    /// Token, position and group of each position of each page.
+    cells: Vec<Cell>,
+    /// The hash in each slot of recurrent state, and the positions that are in it.
+    states: Vec<(u64, u32)>,
     vocab: usize,
 }
 
+type Cell = (u32, u32, u32);
+
 impl Fake {
     pub fn new(pages: usize, vocab: usize, control: &Arc<Control>) -> Self {
-        Fake { control: control.clone(), slots: vec![(u32::MAX, u32::MAX); pages * PAGE], vocab }
+        Self::of(StateLayout::plain(pages), vocab, control)
     }
 
-    /// Hashes of all rows of a span, from what lies in its pages.
+    /// The first group must be without a window.
+    pub fn of(layout: StateLayout, vocab: usize, control: &Arc<Control>) -> Self {
+        let cells = vec![(u32::MAX, u32::MAX, u32::MAX); layout.pages * PAGE];
+        let states = vec![(0, u32::MAX); layout.slots];
+        Fake { control: control.clone(), layout, cells, states, vocab }
+    }
+
+    /// Hashes of all rows of a span, from what lies in its pages and its state.
     fn hashes(&mut self, step: &Step, span: &Span) -> Vec<u64> {
-        for row in span.rows.clone() {
-            self.slots[span.slot(step.positions[row] as usize)] = (step.tokens[row], step.positions[row]);
+        assert_eq!(span.pages.len(), self.layout.paged.len(), "page tables of a span");
+        for (row, group) in span.rows.clone().flat_map(|row| (0..span.pages.len()).map(move |g| (row, g))) {
+            let cell = (step.tokens[row], step.positions[row], group as u32);
+            self.cells[span.slot(group, step.positions[row] as usize)] = cell;
         }
         let (first, end) = (step.positions[span.rows.start], step.positions[span.rows.end - 1]);
         self.control.cut.fetch_add(usize::from(first > 0), Relaxed);
-        assert_eq!(span.pages.len(), tallow::step::pages_for(end as usize + 1), "pages of a span");
+        for table in &span.pages {
+            assert_eq!(table.len(), tallow::step::pages_for(end as usize + 1), "pages of a span");
+        }
         let mut hash = START;
         let mut hashes = Vec::new();
         for position in 0..=end {
-            let (token, written) = self.slots[span.slot(position as usize)];
-            // A slot that holds another position than it should gives another hash.
-            hash = mix(hash, u64::from(token) | u64::from(written ^ position) << 32);
+            let (token, written, group) = self.cells[span.slot(0, position as usize)];
+            // A cell that holds another position or group than it should gives another hash.
+            hash = mix(hash, u64::from(token) | u64::from(written ^ position | group) << 32);
             if position >= first {
-                hashes.push(hash);
+                hashes.push(if self.windows_agree(span, position) { hash } else { !hash });
             }
         }
+        self.go_on(step, span, &mut hashes);
         hashes
+    }
+
+    /// Whether the other groups have, within their windows, what the first one has.
+    fn windows_agree(&self, span: &Span, position: u32) -> bool {
+        self.layout.paged.iter().enumerate().skip(1).all(|(group, it)| {
+            let window = it.window.unwrap_or(usize::MAX);
+            let from = (position as usize + 1).saturating_sub(window);
+            (from..=position as usize).all(|at| {
+                let (token, written, of) = self.cells[span.slot(group, at)];
+                (token, written, 0) == self.cells[span.slot(0, at)] && of == group as u32
+            })
+        })
+    }
+
+    /// Goes on from the state before the span; hashes that do not agree with it are turned round.
+    fn go_on(&mut self, step: &Step, span: &Span, hashes: &mut [u64]) {
+        if self.layout.slots == 0 {
+            return;
+        }
+        let first = step.positions[span.rows.start];
+        let (mut state, positions) = span.state.read.map_or((START, 0), |slot| self.states[slot as usize]);
+        let mut states = Vec::new();
+        for (row, hash) in span.rows.clone().zip(hashes) {
+            state = mix(state, u64::from(step.tokens[row]));
+            if positions != first || state != *hash {
+                *hash = !*hash;
+            }
+            states.push((state, step.positions[row] + 1));
+        }
+        assert!(span.state.writes.is_sorted_by_key(|write| write.rows), "states are written in order");
+        assert!(span.state.writes.iter().any(|write| write.rows > 0), "no state was written");
+        for write in &span.state.writes {
+            self.states[write.slot as usize] = states[write.rows - 1];
+        }
     }
 }
 
@@ -76,8 +129,8 @@ impl Network for Fake {
         HIDDEN
     }
 
-    fn pages(&self) -> usize {
-        self.slots.len() / PAGE
+    fn layout(&self) -> &StateLayout {
+        &self.layout
     }
 
     fn forward(&mut self, step: &Step) -> Result<StepOutput> {
@@ -89,26 +142,44 @@ impl Network for Fake {
 
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
         let from = from as usize * PAGE;
-        self.slots.copy_within(from..from + PAGE, to as usize * PAGE);
+        self.cells.copy_within(from..from + PAGE, to as usize * PAGE);
         Ok(())
     }
 
-    fn page_bytes(&self) -> usize {
-        8 * PAGE
+    fn page_bytes(&self, _group: usize) -> usize {
+        12 * PAGE
     }
 
-    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
-        for (token, position) in &self.slots[page as usize * PAGE..][..PAGE] {
-            out.extend([token.to_le_bytes(), position.to_le_bytes()].concat());
+    fn read_page(&self, _group: usize, page: u32, out: &mut Vec<u8>) -> Result<()> {
+        for (token, position, group) in &self.cells[page as usize * PAGE..][..PAGE] {
+            out.extend([token.to_le_bytes(), position.to_le_bytes(), group.to_le_bytes()].concat());
         }
         Ok(())
     }
 
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<()> {
+    fn write_page(&mut self, _group: usize, page: u32, bytes: &[u8]) -> Result<()> {
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         for slot in 0..PAGE {
-            self.slots[page as usize * PAGE + slot] = (word(8 * slot), word(8 * slot + 4));
+            let cell = (word(12 * slot), word(12 * slot + 4), word(12 * slot + 8));
+            self.cells[page as usize * PAGE + slot] = cell;
         }
+        Ok(())
+    }
+
+    fn state_bytes(&self) -> usize {
+        if self.layout.slots > 0 { 12 } else { 0 }
+    }
+
+    fn read_state(&self, slot: u32, out: &mut Vec<u8>) -> Result<()> {
+        let (hash, positions) = self.states[slot as usize];
+        out.extend([&hash.to_le_bytes()[..], &positions.to_le_bytes()].concat());
+        Ok(())
+    }
+
+    fn write_state(&mut self, slot: u32, bytes: &[u8]) -> Result<()> {
+        let (hash, positions) = bytes.split_at(8);
+        self.states[slot as usize] =
+            (u64::from_le_bytes(hash.try_into().unwrap()), u32::from_le_bytes(positions.try_into().unwrap()));
         Ok(())
     }
 }
@@ -173,11 +244,19 @@ fn hash_of(tokens: &[u32]) -> u64 {
 
 /// An engine over a [`Fake`], small enough that prompts come in chunks and pages run out.
 pub fn engine(pages: usize, change: impl FnOnce(&mut EngineOptions)) -> (EngineHandle, Arc<Control>) {
+    engine_of(StateLayout::plain(pages), change)
+}
+
+/// The same, with other groups of state.
+pub fn engine_of(
+    layout: StateLayout,
+    change: impl FnOnce(&mut EngineOptions),
+) -> (EngineHandle, Arc<Control>) {
     let control = Arc::new(Control::default());
     let mut options = EngineOptions::new(200);
     options.limits = StepLimits { rows: 24, sequences: 16, logits: 10 };
     change(&mut options);
-    let network = Fake::new(pages, VOCAB, &control);
+    let network = Fake::of(layout, VOCAB, &control);
     (EngineHandle::start(Box::new(network), options).unwrap(), control)
 }
 

@@ -1,7 +1,7 @@
 //! Attention over pages, in scenes: several sequences in one cache, some with a history.
 
 use tallow::error::ErrorKind;
-use tallow::kernels::{Attention, KvCache, KvShape, KvType, Ops};
+use tallow::kernels::{Attention, KvCache, KvLayout, KvShape, KvType, Ops};
 use tallow::step::{PAGE, Step};
 
 use crate::support::*;
@@ -63,7 +63,7 @@ impl Scene {
         let total = pages.iter().sum::<usize>() + 3;
         let mut free: Vec<u32> = (0..total as u32).collect();
         Random(deal).shuffle(&mut free);
-        let cache = ops.kv_cache(&[self.shape(), self.shape()], total).unwrap();
+        let cache = ops.kv_cache(&KvLayout::single(&[self.shape(), self.shape()]), total).unwrap();
         poison(ops, &cache, total, self.shape().width());
         let pages: Vec<Vec<u32>> = pages.iter().map(|&count| free.drain(..count).collect()).collect();
         let sources: Vec<_> = which.iter().map(|&index| self.rows(index)).collect();
@@ -83,11 +83,14 @@ impl Scene {
                     here.iter().map(|&s| sources[s][part].part(from[s], to[s] - from[s])).collect();
                 Table::cat(&rows).on(ops)
             };
-            ops.kv_write(&cache, 1, &gather(0), &gather(1), &step).unwrap();
+            let checked = ops.checked_step(&step, &cache).unwrap();
+            ops.kv_write(&cache, 1, &gather(0), &gather(1), &checked).unwrap();
             if !self.causal {
                 step.spans.iter_mut().zip(&here).for_each(|(span, &slot)| span.len = whole[slot]);
             }
-            let out = table(ops, ops.attention(&gather(2), &cache, 1, &step, &self.attention()).unwrap());
+            let checked = ops.checked_step(&step, &cache).unwrap();
+            let out = ops.attention(&gather(2), &cache, 1, &checked, &self.attention()).unwrap();
+            let out = table(ops, out);
             for (&slot, span) in here.iter().zip(&step.spans).filter(|_| wanted) {
                 outputs[slot].push(out.part(span.rows.start, span.rows.len()));
             }
@@ -118,7 +121,7 @@ fn poison(ops: &Ops, cache: &KvCache, pages: usize, width: usize) {
     let mut step = Step::default();
     step.push(&vec![0; pages * PAGE], 0, (0..pages as u32).collect());
     let nan = Table { dim: width, values: vec![f32::NAN; pages * PAGE * width] }.on(ops);
-    ops.kv_write(cache, 1, &nan, &nan, &step).unwrap();
+    ops.kv_write(cache, 1, &nan, &nan, &ops.checked_step(&step, cache).unwrap()).unwrap();
 }
 
 fn scenes() -> Vec<Scene> {
@@ -155,10 +158,10 @@ fn scenes() -> Vec<Scene> {
 #[test]
 fn attention_agrees_with_candle() {
     for (kind, bound) in [(KvType::F32, 3e-6), (KvType::BF16, 1.5e-2)] {
-        let ours = Ops::native(2, kind).unwrap();
+        let ours = Ops::cpu(2, kind).unwrap();
         each(scenes(), |scene| {
             let outputs =
-                [(&ours, 1), (&plain(), 2)].map(|(ops, deal)| scene.run(ops, &scene.all(), 1000, deal));
+                [(&ours, 1), (&candle(), 2)].map(|(ops, deal)| scene.run(ops, &scene.all(), 1000, deal));
             let mut pairs = outputs[0].iter().zip(&outputs[1]);
             pairs.try_for_each(|(a, b)| close(kind.name(), a, b, bound))
         });
@@ -193,19 +196,22 @@ fn attention_is_the_same_alone_batched_chunked_and_on_any_pages() {
 
 #[test]
 fn a_copied_page_is_the_same_page() {
-    let ours = [KvType::F32, KvType::BF16].map(|kind| Ops::native(2, kind).unwrap());
-    for ops in ours.into_iter().chain([plain()]) {
+    let ours = [KvType::F32, KvType::BF16].map(|kind| Ops::cpu(2, kind).unwrap());
+    for ops in ours.into_iter().chain([candle()]) {
         let scene = Scene { sequences: vec![(16, 1)], ..scenes()[2].clone() };
-        let cache = ops.kv_cache(&[scene.shape(), scene.shape()], 4).unwrap();
+        let cache = ops.kv_cache(&KvLayout::single(&[scene.shape(), scene.shape()]), 4).unwrap();
         let [k, v, q] = scene.rows(0).map(|table| table.on(&ops));
         let mut step = Step::default();
         step.push(&[0; 17], 0, vec![2, 0]);
-        ops.kv_write(&cache, 1, &k, &v, &step).unwrap();
-        let out = |step: &Step| table(&ops, ops.attention(&q, &cache, 1, step, &scene.attention()).unwrap());
+        ops.kv_write(&cache, 1, &k, &v, &ops.checked_step(&step, &cache).unwrap()).unwrap();
+        let out = |step: &Step| {
+            let step = ops.checked_step(step, &cache).unwrap();
+            table(&ops, ops.attention(&q, &cache, 1, &step, &scene.attention()).unwrap())
+        };
         let before = out(&step);
         ops.copy_page(&cache, 2, 3).unwrap();
         ops.copy_page(&cache, 0, 0).unwrap();
-        step.spans[0].pages = vec![3, 0];
+        step.spans[0].pages = vec![vec![3, 0]];
         same("copy", &out(&step), &before).unwrap();
         assert_eq!(ops.copy_page(&cache, 0, 4).unwrap_err().kind(), ErrorKind::Internal);
     }

@@ -2,7 +2,7 @@
 
 use tallow::config::NormKind;
 use tallow::error::{ErrorKind, Result};
-use tallow::kernels::{Activation, Attention, KvCache, KvShape, KvType, Linear, Norm, Ops, Rows};
+use tallow::kernels::{Activation, Attention, KvCache, KvLayout, KvShape, KvType, Linear, Norm, Ops, Rows};
 use tallow::step::Step;
 use tallow::weights::{WeightTensor, WeightType};
 
@@ -29,7 +29,7 @@ impl<'a> Bench<'a> {
         let mut random = Random(1);
         let w = weights(WeightType::Q8_0, 8, 64, &mut random);
         let (x, odd) = (random.table(3, 64).on(ops), random.table(3, 65).on(ops));
-        let cache = ops.kv_cache(&[SHAPE], 2).unwrap();
+        let cache = ops.kv_cache(&KvLayout::single(&[SHAPE]), 2).unwrap();
         Bench { ops, other, m: linear(ops, &w, None), w, x, odd, cache }
     }
 
@@ -63,7 +63,8 @@ impl<'a> Bench<'a> {
             soft_cap: None,
         };
         change(&mut a);
-        self.ops.attention(&self.x, &self.cache, layer, step, &a).map(drop)
+        let step = self.ops.checked_step(step, &self.cache)?;
+        self.ops.attention(&self.x, &self.cache, layer, &step, &a).map(drop)
     }
 
     fn products(&self) -> Vec<Wrong> {
@@ -131,7 +132,9 @@ impl<'a> Bench<'a> {
 
     fn caches(&self) -> Vec<Wrong> {
         let Bench { ops, other, x, odd, cache, .. } = self;
-        let (good, foreign) = (self.step(&[0], 3), other.kv_cache(&[SHAPE], 2).unwrap());
+        let layout = KvLayout::single(&[SHAPE]);
+        let (good, foreign) = (self.step(&[0], 3), other.kv_cache(&layout, 2).unwrap());
+        let longer = ops.kv_cache(&layout, 3).unwrap();
         let gap = Step { positions: vec![0, 2, 3], ..good.clone() };
         let mut hole = good.clone();
         let mut short = good.clone();
@@ -139,13 +142,23 @@ impl<'a> Bench<'a> {
         let mut long = good.clone();
         long.spans[0].len = 17;
         hole.spans[0].rows = 1..3;
+        let mut groups = good.clone();
+        groups.spans[0].pages.push(vec![1]);
         let keep: fn(&mut Attention) = |_| ();
-        let write = |layer, v: &Rows, step: &Step| ops.kv_write(cache, layer, x, v, step);
+        let write =
+            |layer, v: &Rows, step: &Step| ops.kv_write(cache, layer, x, v, &ops.checked_step(step, cache)?);
+        let checked = |cache| ops.checked_step(&good, cache).unwrap();
         vec![
             ("page", write(0, x, &self.step(&[2], 3)), ErrorKind::Internal),
             ("layer", write(1, x, &good), ErrorKind::Internal),
             ("width", write(0, odd, &good), ErrorKind::Internal),
-            ("foreign cache", ops.kv_write(&foreign, 0, x, x, &good), ErrorKind::Internal),
+            ("foreign cache", ops.kv_write(&foreign, 0, x, x, &checked(&foreign)), ErrorKind::Internal),
+            (
+                "another cache than it was checked with",
+                ops.kv_write(cache, 0, x, x, &checked(&longer)),
+                ErrorKind::Internal,
+            ),
+            ("page tables", write(0, x, &groups), ErrorKind::Internal),
             ("layer of attention", self.attend(1, &good, keep), ErrorKind::Internal),
             ("a length within the rows", self.attend(0, &short, keep), ErrorKind::Internal),
             ("a length beyond the pages", self.attend(0, &long, keep), ErrorKind::Internal),
@@ -158,15 +171,15 @@ impl<'a> Bench<'a> {
             ("no key heads", self.attend(0, &good, |a| a.kv_heads = 0), ErrorKind::Internal),
             ("head_dim", self.attend(0, &good, |a| (a.heads, a.head_dim) = (2, 32)), ErrorKind::Internal),
             ("nothing is seen", self.attend(0, &good, |a| a.window = Some(0)), ErrorKind::Internal),
-            ("memory", ops.kv_cache(&[SHAPE], 1 << 55).map(drop), ErrorKind::OutOfMemory),
-            ("too many pages", ops.kv_cache(&[SHAPE], usize::MAX).map(drop), ErrorKind::OutOfMemory),
+            ("memory", ops.kv_cache(&layout, 1 << 55).map(drop), ErrorKind::OutOfMemory),
+            ("too many pages", ops.kv_cache(&layout, usize::MAX).map(drop), ErrorKind::OutOfMemory),
         ]
     }
 }
 
 #[test]
 fn what_is_wrong_is_an_error_on_both_sides() {
-    for (ops, other) in [(native(2), plain()), (plain(), native(1))] {
+    for (ops, other) in [(cpu(2), candle()), (candle(), cpu(1))] {
         let bench = Bench::new(&ops, &other);
         let all = [bench.products(), bench.others(), bench.caches()].into_iter().flatten();
         let kinds = |(what, result, kind): Wrong| (what, result.map_err(|error| error.kind()), kind);
@@ -176,7 +189,7 @@ fn what_is_wrong_is_an_error_on_both_sides() {
         });
     }
     for kind in [KvType::F32, KvType::BF16] {
-        let error = Ops::native(0, kind).map(drop).map_err(|error| error.kind());
+        let error = Ops::cpu(0, kind).map(drop).map_err(|error| error.kind());
         assert_eq!(error, Err(ErrorKind::InvalidRequest));
     }
 }
@@ -184,13 +197,13 @@ fn what_is_wrong_is_an_error_on_both_sides() {
 #[test]
 fn nothing_to_compute_is_nothing_computed() {
     let w = weights(WeightType::Q4_1, 8, 64, &mut Random(1));
-    for ops in [native(2), plain()] {
+    for ops in [cpu(2), candle()] {
         let m = linear(&ops, &w, None);
         let none = || ops.embed(&m.weight, &[], Some(2.0)).unwrap();
         let narrow = || ops.linear(&m, &none()).unwrap();
         let norm = Norm { kind: NormKind::Rms, eps: 1e-6, weight: vector(&ops, &[1.0; 64]), bias: None };
         let table = ops.rope_table(&[1.0], 1.0, &[]).unwrap();
-        let cache = ops.kv_cache(&[SHAPE], 1).unwrap();
+        let cache = ops.kv_cache(&KvLayout::single(&[SHAPE]), 1).unwrap();
         let a = Attention {
             heads: 1,
             kv_heads: 1,
@@ -200,7 +213,8 @@ fn nothing_to_compute_is_nothing_computed() {
             window: None,
             soft_cap: None,
         };
-        let step = Step::default();
+        let step = &Step::default();
+        let step = ops.checked_step(step, &cache).unwrap();
         ops.kv_write(&cache, 0, &none(), &none(), &step).unwrap();
         let empty = [
             ("embed", none(), 64),
@@ -228,7 +242,7 @@ fn nothing_to_compute_is_nothing_computed() {
 fn a_forked_child_computes_alone_and_does_not_hang() {
     let mut random = Random(1);
     let (w, x) = (weights(WeightType::Q8_0, 640, 256, &mut random), random.table(4, 256));
-    let ops = native(4);
+    let ops = cpu(4);
     let m = linear(&ops, &w, None);
     let product = || table(&ops, ops.linear(&m, &x.on(&ops)).unwrap());
     let wanted = product();

@@ -126,7 +126,7 @@ fn group_size(x: &[f64], w: &[f32]) -> f64 {
 
 #[test]
 fn every_weight_type_multiplies_as_f64_does() {
-    let (ops, other) = (Ops::native(2, KvType::BF16).unwrap(), plain());
+    let (ops, other) = (Ops::cpu(2, KvType::BF16).unwrap(), candle());
     each(typed(&SHAPES, |(_, _, k)| k), |&(ty, (rows, n, k))| {
         let mut random = Random(ty.ggml_id() as u64 * 1000 + k as u64);
         let (w, bias) = (weights(ty, n, k, &mut random), random.floats(n));
@@ -147,7 +147,7 @@ fn every_weight_type_multiplies_as_f64_does() {
         let sums = y.values.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b).collect();
         same("bias", &biased(&ops), &Table { dim: n, values: sums })?;
         // candle rounds activations to bytes too, in blocks of its own: of 256, where a great number takes more with it.
-        close("plain", &biased(&other), &biased(&ops), if ty.is_quantized() { 0.05 } else { 1e-5 })
+        close("candle", &biased(&other), &biased(&ops), if ty.is_quantized() { 0.05 } else { 1e-5 })
     });
 }
 
@@ -160,8 +160,8 @@ fn floats_of_any_length_multiply() {
         let mut random = Random(k as u64);
         let (w, x) = (weights(ty, n, k, &mut random), random.table(rows, k));
         let y = same_on_all(&machines, |ops| multiply(ops, &w, &x))?;
-        let other = plain();
-        close("plain", &multiply(&other, &w, &x), &y, 1e-5)?;
+        let other = candle();
+        close("candle", &multiply(&other, &w, &x), &y, 1e-5)?;
         let off = |(&y, e): (&f32, &Element)| (f64::from(y) - e.value).abs() / e.size.max(1e-12);
         match y.values.iter().zip(&elements(&w, &x)).map(off).fold(0.0, f64::max) {
             worst if worst <= 3e-7 => Ok(()),
@@ -228,7 +228,7 @@ fn embeddings_are_rows_of_the_matrix() {
         same("rows", &same_on_all(&machines, embed(None))?, &wanted)?;
         same("scaled", &same_on_all(&machines, embed(Some(25.3)))?, &wanted.map(|x| x * 25.3))?;
         match tame {
-            true => close("plain", &embed(Some(25.3))(&plain()), &wanted.map(|x| x * 25.3), 1e-6),
+            true => close("candle", &embed(Some(25.3))(&candle()), &wanted.map(|x| x * 25.3), 1e-6),
             false => Ok(()),
         }
     });

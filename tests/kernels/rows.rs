@@ -27,10 +27,10 @@ fn norms_agree_with_candle() {
         let alone = |ops: &Ops| table(ops, ops.norm(&norm(ops), &x.on(ops)).unwrap());
         let added = |ops: &Ops| table(ops, ops.norm_add(&norm(ops), &x.on(ops), to.on(ops)).unwrap());
         let y = same_on_all(&machines, alone)?;
-        close("norm", &y, &alone(&plain()), bound)?;
+        close("norm", &y, &alone(&candle()), bound)?;
         let sums = to.values.iter().zip(&y.values).map(|(a, b)| a + b).collect();
         same("norm_add", &same_on_all(&machines, added)?, &Table { dim: x.dim, values: sums })?;
-        close("plain norm_add", &added(&plain()), &added(&machines[0]), bound)
+        close("candle norm_add", &added(&candle()), &added(&machines[0]), bound)
     });
 }
 
@@ -63,7 +63,7 @@ fn heads_are_normed_and_turned_as_candle_does() {
             table(ops, ops.heads(x.on(ops), head_dim, norm.as_ref(), Some(&angles)).unwrap())
         };
         let y = same_on_all(&machines, turned)?;
-        close("plain", &y, &turned(&plain()), if normed { 3e-6 } else { 1e-6 })?;
+        close("candle", &y, &turned(&candle()), if normed { 3e-6 } else { 1e-6 })?;
         // The norm is that of `norm`; position 0 is turned by nothing and scaled by the factor; what is not rotated
         // is not scaled.
         let norm = norm(&machines[0], NormKind::Rms, 1e-6, &w, None);
@@ -90,12 +90,12 @@ fn caps_and_selections_agree_with_candle() {
     each([(1, 1), (7, 33), (300, 100), (2, 16384), (3, 16385)], |&(rows, dim)| {
         let x = Random(dim as u64).table(rows, dim).map(|x| 40.0 * x);
         let capped = |ops: &Ops| table(ops, ops.soft_cap(x.on(ops), 12.5).unwrap());
-        close("soft_cap", &same_on_all(&machines, capped)?, &capped(&plain()), 1e-6)?;
+        close("soft_cap", &same_on_all(&machines, capped)?, &capped(&candle()), 1e-6)?;
         let some: Vec<u32> = (0..rows as u32).rev().step_by(2).chain([0]).collect();
         let selected = |ops: &Ops| table(ops, ops.select_rows(&x.on(ops), &some).unwrap());
         let wanted: Vec<Table> = some.iter().map(|&row| x.part(row as usize, 1)).collect();
         same("select_rows", &same_on_all(&machines, selected)?, &Table::cat(&wanted))?;
-        same("plain select_rows", &selected(&plain()), &Table::cat(&wanted))
+        same("candle select_rows", &selected(&candle()), &Table::cat(&wanted))
     });
 }
 
@@ -104,7 +104,7 @@ fn vectors_are_f32_with_what_is_added() {
     let mut w = weights(WeightType::BF16, 1, 33, &mut Random(5));
     for shape in [vec![1, 33], vec![33]] {
         w.shape = shape;
-        for ops in [native(1), plain()] {
+        for ops in [cpu(1), candle()] {
             // Seen through a norm of zeros, which is its bias.
             let (one, bias) = (vector(&ops, &[1.0; 33]), ops.vector(&w, 1.0).unwrap());
             assert_eq!((bias.len(), bias.is_empty()), (33, false));

@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use tallow::kernels::{KvType, Ops};
+use tallow::kernels::{KvLayout, KvType, Ops};
 use tallow::step::{PAGE, Step};
 use tallow::weights::WeightType;
 
@@ -243,13 +243,15 @@ fn attention(ops: &Ops, kv: KvType, limits: &Limits) {
             let pages = (before + rows).div_ceil(PAGE);
             let bytes = (before + rows) * kv.position_bytes(scene.shape()).unwrap();
             let layers = ((96 << 20) / bytes).clamp(1, 64);
-            let cache = ops.kv_cache(&vec![scene.shape(); layers], pages).unwrap();
+            let cache = ops.kv_cache(&KvLayout::single(&vec![scene.shape(); layers]), pages).unwrap();
             let [k, v, q] = scene.rows(0);
             let (k, v, q) = (k.on(ops), v.on(ops), q.part(before, rows).on(ops));
             let ids: Vec<u32> = (0..pages as u32).collect();
             let (mut all, mut step) = (Step::default(), Step::default());
             all.push(&vec![0; before + rows], 0, ids.clone());
             step.push(&vec![0; rows], before, ids);
+            let (all, step) =
+                (ops.checked_step(&all, &cache).unwrap(), ops.checked_step(&step, &cache).unwrap());
             let write = best(ops.threads(), &|| {
                 (0..layers).for_each(|layer| ops.kv_write(&cache, layer, &k, &v, &all).unwrap());
             });
@@ -281,7 +283,7 @@ fn speed() {
             giga(limits.bytes),
             giga(limits.floats)
         );
-        let machines = [KvType::BF16, KvType::F32].map(|kv| (kv, Ops::native(threads, kv).unwrap()));
+        let machines = [KvType::BF16, KvType::F32].map(|kv| (kv, Ops::cpu(threads, kv).unwrap()));
         println!("{:?}", machines[0].1);
         products(&machines[0].1, &limits);
         for (kv, ops) in machines.iter().filter(|_| chosen("attention")) {

@@ -130,19 +130,19 @@ pub fn linear(ops: &Ops, w: &WeightTensor, bias: Option<&[f32]>) -> Linear {
     Linear { weight: ops.matrix(w).unwrap(), bias: bias.map(|bias| vector(ops, bias)), outlier: OUTLIER }
 }
 
-pub fn native(threads: usize) -> Ops {
-    Ops::native(threads, KvType::F32).unwrap()
+pub fn cpu(threads: usize) -> Ops {
+    Ops::cpu(threads, KvType::F32).unwrap()
 }
 
-pub fn plain() -> Ops {
-    Ops::plain(Device::Cpu, DType::F32)
+pub fn candle() -> Ops {
+    Ops::candle(Device::Cpu, DType::F32)
 }
 
 /// The machines that must agree to the last bit: the best tier first, all others, and several numbers of
 /// threads. What they reuse of memory begins as NaN.
 pub fn machines(kv: KvType) -> Vec<Ops> {
-    let tiers = Isa::available().into_iter().map(|isa| Ops::native_with(1, kv, isa).unwrap());
-    let machines: Vec<Ops> = tiers.chain([2, 3, 5].map(|n| Ops::native(n, kv).unwrap())).collect();
+    let tiers = Isa::available().into_iter().map(|isa| Ops::cpu_with(1, kv, isa).unwrap());
+    let machines: Vec<Ops> = tiers.chain([2, 3, 5].map(|n| Ops::cpu(n, kv).unwrap())).collect();
     for ops in &machines {
         let dirt = [(); 8].map(|()| ops.rows(vec![f32::NAN; 1 << 17], 1).unwrap());
         drop(dirt);

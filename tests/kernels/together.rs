@@ -92,7 +92,7 @@ fn activations_are_those_of_the_products() {
                     return Err(format!("{what}: {y} of {x} times {factor} is off by {error:.1e}"));
                 }
             }
-            close(what, &f(&plain()), &found, if quantized { 0.05 } else { 1e-5 })
+            close(what, &f(&candle()), &found, if quantized { 0.05 } else { 1e-5 })
         };
         check("gated", &gated, &gate, &up)?;
         check("activated", &activated, &up, &ones)
@@ -118,14 +118,14 @@ fn sums_and_several_products_are_the_single_ones() {
             &machines[0],
             machines[0].linear(&linear(&machines[0], &other, None), &case.x.on(&machines[0])).unwrap(),
         );
-        for ops in machines.iter().chain([&plain()]) {
+        for ops in machines.iter().chain([&candle()]) {
             let [first, second] = &case.linears(ops, biased);
             let other = linear(ops, &other, None);
             let all = ops.linears([first, &other, second, first], &case.x.on(ops)).unwrap();
             for (y, wanted) in all.map(|y| table(ops, y)).iter().zip([&gate, &third, &up, &gate]) {
                 match ops.describe().starts_with("cpu") && !ops.describe().contains("f32") {
                     true => same(&ops.describe(), y, wanted)?,
-                    false => close("plain", y, wanted, 0.05)?,
+                    false => close("candle", y, wanted, 0.05)?,
                 }
             }
         }
@@ -136,7 +136,7 @@ fn sums_and_several_products_are_the_single_ones() {
 /// Rows are kept as bytes, once a product has asked for them. What changes the rows must forget the bytes.
 #[test]
 fn the_bytes_of_rows_do_not_outlive_their_floats() {
-    let ops = native(2);
+    let ops = cpu(2);
     let mut random = Random(8);
     let (w, x, y) =
         (weights(WeightType::Q4K, 256, 256, &mut random), random.table(6, 256), random.table(6, 256));

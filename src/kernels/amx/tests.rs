@@ -1,14 +1,20 @@
 //! The kernels over emulated tiles give what the scalar tier gives, bit for bit.
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use super::tiles::Emulated;
 use super::*;
-use crate::kernels::gemm::{self, Input, Product, Then};
+use crate::kernels::blocked;
+use crate::kernels::disjoint::DisjointSlices;
+use crate::kernels::epilogue::{Epilogue, Product};
+use crate::kernels::gemm::{self, Input};
 use crate::kernels::isa::Isa;
-use crate::kernels::pack::{self, Arena, Packed, with_form};
-use crate::kernels::pool::{Pool, Shares};
+use crate::kernels::layouts::with_layout;
+use crate::kernels::pack::{self, Arena, Packed};
+use crate::kernels::pool::Pool;
 use crate::kernels::quantize::{self, Job, Precision, Quantized};
 use crate::kernels::simd::scalar::Scalar;
-use crate::kernels::stretch;
 use crate::weights::{Bytes, WeightTensor, WeightType};
 
 struct Random(u64);
@@ -52,46 +58,70 @@ fn floats(rows: usize, k: usize, random: &mut Random) -> Vec<f32> {
 fn quantized_rows(isa: Isa, x: &[f32], rows: usize, k: usize, precision: Precision) -> Quantized {
     let mut bytes = Quantized::default();
     bytes.resize(rows, k, precision);
-    quantize::quantize(isa, Job { x, first: 0, to: &bytes.shares(), precision });
+    // SAFETY: nobody else writes to these rows.
+    unsafe { quantize::quantize(isa, Job { x, first: 0, to: &bytes.slices(), precision }) };
     bytes
+}
+
+/// The parts of the scalar tier, and emulated tiles.
+struct EmulatedParts<Q>(Emulated, PhantomData<Q>);
+
+impl<Q: Layout> blocked::Parts for EmulatedParts<Q> {
+    fn prefetch(&self, _: &[u8]) {}
+
+    fn unpack(&self, units: &[u8], to: &mut Panel) {
+        // SAFETY: the scalar tier needs nothing of the machine.
+        unsafe { blocked::unpack_body::<Scalar, Q>(units, to) }
+    }
+
+    fn rows(&self, _: &Work<'_>, _: &mut Scratch) {}
+
+    fn tiles(&mut self, work: &Work<'_>, scratch: &mut Scratch) {
+        // SAFETY: neither the emulator nor the scalar tier needs anything of the machine; the tiles are configured for `Q`.
+        with_kind!(Q, K => unsafe { multiply_body::<Scalar, Emulated, K>(work, scratch, &mut self.0) });
+    }
+
+    fn outliers(&self, work: &Work<'_>, scratch: &mut Scratch) {
+        // SAFETY: the scalar tier needs nothing of the machine.
+        with_kind!(Q, K => unsafe { blocked::outliers_body::<Scalar, K>(work, scratch) });
+    }
+}
+
+/// Sums `[rows, n]`, and how often each row and panel came.
+struct Output {
+    n: usize,
+    panels: usize,
+    sums: Vec<f32>,
+    times: Vec<usize>,
+}
+
+impl blocked::Sink for Output {
+    fn expect(&self, _: Range<usize>, _: Range<usize>) {}
+
+    fn take(&mut self, row: usize, panel: usize, [sums, none]: [&[[f32; LANES]]; 2]) {
+        assert!(none.is_empty());
+        for (row, sums) in (row..).zip(sums) {
+            let columns = panel * LANES..self.n.min((panel + 1) * LANES);
+            self.times[row * self.panels + panel] += 1;
+            self.sums[row * self.n..][columns.clone()].copy_from_slice(&sums[..columns.len()]);
+        }
+    }
 }
 
 /// `[rows, n]` by emulated tiles; rows that are left to others stay NaN.
 fn emulated(w: &Packed, x: &Quantized, rows: usize) -> Vec<f32> {
-    let mut out = vec![f32::NAN; rows * w.n];
-    let mut times = vec![0; rows * w.panels()];
-    with_form!(w.dtype, Q => {
-        // SAFETY: the emulator needs nothing of the machine, nor does the scalar tier.
-        let mut tiles = unsafe { Emulated::configure(&config::<Q>()) };
-        let by_tiles = |work: &Work<'_>, scratch: &mut Scratch| {
-            with_kind!(Q, K => unsafe { multiply_body::<Scalar, Emulated, K>(work, scratch, &mut tiles) });
-        };
-        let kernels = stretch::Kernels {
-            ask: |_: &[u8]| (),
-            unpack: |units: &[u8], to: &mut Panel| unsafe { stretch::unpack_body::<Scalar, Q>(units, to) },
-            rows: |_: &Work<'_>, _: &mut Scratch| (),
-            outliers: |work: &Work<'_>, scratch: &mut Scratch| {
-                with_kind!(Q, K => unsafe { stretch::outliers_body::<Scalar, K>(work, scratch) });
-            },
-        };
-        let each = |first: usize, panel: usize, [sums, none]: [&[[f32; LANES]]; 2]| {
-            assert!(none.is_empty());
-            for (row, sums) in (first..).zip(sums) {
-                let columns = panel * LANES..w.n.min((panel + 1) * LANES);
-                times[row * w.panels() + panel] += 1;
-                out[row * w.n..][columns.clone()].copy_from_slice(&sums[..columns.len()]);
-            }
-        };
-        let panels = stretch::Panels { matrices: &[w.bytes(0..w.panels())], panel_bytes: w.panel_bytes, ahead: &[] };
-        let worth = rows_in_tiles(rows);
-        stretch::multiply_with::<Q>(kernels, worth, by_tiles, panels, x, 0..worth, |_, _| (), each);
+    let (n, panels) = (w.n, w.panels());
+    let mut out = Output { n, panels, sums: vec![f32::NAN; rows * n], times: vec![0; rows * panels] };
+    let worth = rows_in_tiles(rows);
+    with_layout!(w.dtype, Q => {
+        // SAFETY: the emulator needs nothing of the machine.
+        let mut parts = EmulatedParts::<Q>(unsafe { Emulated::configure(&config::<Q>()) }, PhantomData);
+        let w = blocked::Panels { matrices: &[w.bytes(0..panels)], panel_bytes: w.panel_bytes, ahead: &[] };
+        blocked::multiply_with::<Q>(&mut parts, worth, w, x, 0..worth, &mut out);
     }, else unreachable!());
-    let done = rows_in_tiles(rows) * w.panels();
-    assert!(
-        times[..done].iter().all(|&t| t == 1) && times[done..].iter().all(|&t| t == 0),
-        "each comes once"
-    );
-    out
+    let (done, rest) = out.times.split_at(worth * panels);
+    assert!(done.iter().all(|&t| t == 1) && rest.iter().all(|&t| t == 0), "each comes once");
+    out.sums
 }
 
 /// The rows that differ for the first `rows` rows of a product, for each of `counts`.
@@ -110,14 +140,14 @@ fn differences(
     let floats = floats(rows, k, &mut random);
     let bytes = quantized_rows(isa, &floats, rows, k, precision);
     let mut want = vec![0.0; rows * n];
-    let out = Shares::new(&mut want);
+    let out = DisjointSlices::new(&mut want);
     let input = Input { rows, k, floats: &floats, bytes: Some(&bytes) };
     gemm::products(
         &pool,
         isa,
         "test",
         input,
-        &[&[Product { w: &w, bias: None, then: Then::Set, out: &out }]],
+        &[&[Product { w: &w, bias: None, epilogue: Epilogue::Store, out: &out }]],
     )
     .unwrap();
     let mut wrong = Vec::new();
@@ -140,7 +170,7 @@ fn every_form_multiplies_as_the_scalar_tier_does() {
     let (mut wrong, some) = (Vec::new(), Precision::Above(4.0));
     for ty in WeightType::ALL.into_iter().filter(|ty| ty.is_quantized()) {
         let unit = ty.block_len();
-        // One unit; several; stretches with and without a rest. Columns: less than a panel, some, more than a group.
+        // One unit; several; k_blocks with and without a rest. Columns: less than a panel, some, more than a group.
         let shapes = match unit {
             32 => [(19, 32), (7, 96), (16, 256), (75, 352)],
             _ => [(19, 256), (7, 512), (16, 768), (75, 256)],
@@ -155,7 +185,7 @@ fn every_form_multiplies_as_the_scalar_tier_does() {
     // As many rows as a task has.
     wrong.extend(differences(WeightType::Q4K, 40, 512, some, [80, 93, 96].into_iter()));
     wrong.extend(differences(WeightType::Q8_0, 70, 288, some, [81, 95].into_iter()));
-    // Two layers of bytes.
+    // Two planes of bytes.
     for (ty, k) in [(WeightType::Q4K, 768), (WeightType::Q6K, 256), (WeightType::Q4_0, 1312)] {
         wrong.extend(differences(ty, 19, k, Precision::Double, [33, 48].into_iter()));
     }

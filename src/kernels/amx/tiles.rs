@@ -3,14 +3,17 @@
 //!
 //! Eight registers of up to sixteen rows of up to 64 bytes; a configuration says how many of each. [`Tiles::dot`] adds
 //! to `C` (16 x 16 i32) the product of signed bytes `A` (16 rows of `k`) and unsigned bytes `B` (`k / 4` rows: lane `n`
-//! of row `j` has weights `4j..4j + 4` of column `n`, which is a group of [`forms`](crate::kernels::forms)).
+//! of row `j` has weights `4j..4j + 4` of column `n`, which is a group of [`layouts`](crate::kernels::layouts)).
 //!
 //! The instructions come as inline assembly, since their intrinsics are not stable Rust. [`Emulated`] follows the
 //! pseudocode and the exceptions of Intel's SDM, volume 2 (LDTILECFG, TILELOADD, TDPBSUD, TILESTORED): the tests run the
 //! kernels over it on any machine, and a machine is believed to have AMX only after both gave the same bytes.
 
-/// Rows of a tile, at most, and bytes of a row, at most.
-pub(in crate::kernels) const ROWS: usize = 16;
+use crate::error::{Error, Result};
+use crate::kernels::isa::Isa;
+use crate::kernels::panels::AMX_ROWS as ROWS;
+
+/// Bytes of a row of a tile, at most.
 const COLUMNS: usize = 64;
 
 /// The registers: four of `C`, two each of `A` and `B`.
@@ -178,51 +181,20 @@ impl Tiles for Emulated {
     }
 }
 
-/// Whether this process may use AMX, and it does what it should. Asked for once.
+/// If this is the tier of AMX, whether its instructions do what the emulator says. Computed once.
+///
+/// # Errors
+/// `Device` when they do not.
 #[cfg(target_arch = "x86_64")]
-pub(in crate::kernels) fn available() -> bool {
-    static AVAILABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    // SAFETY: the instructions are run only once the machine and the operating system have said yes.
-    *AVAILABLE.get_or_init(|| detected() && permitted() && unsafe { agrees::<Amx, Emulated>() })
-}
-
-/// Intel SDM volume 1, 18.3: CPUID.(7,0).EDX bits 22 (bf16), 24 (tiles) and 25 (bytes); the operating system says by XCR0
-/// bits 17 and 18 that it saves tiles.
-#[cfg(target_arch = "x86_64")]
-fn detected() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
-    const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-    const STATE: u64 = 1 << 17 | 1 << 18;
-    #[target_feature(enable = "xsave")]
-    fn state() -> u64 {
-        // SAFETY: this function has the instruction.
-        unsafe { _xgetbv(0) }
+pub(in crate::kernels) fn self_check(isa: Isa) -> Result<()> {
+    static AGREES: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    // SAFETY: an `Isa` with AMX exists only where the machine and the system have it; the emulator needs nothing.
+    if !isa.has_amx() || *AGREES.get_or_init(|| unsafe { agrees::<Amx, Emulated>() }) {
+        return Ok(());
     }
-    if !is_x86_feature_detected!("xsave") || !is_x86_feature_detected!("avx512f") {
-        return false;
-    }
-    // CPUID is a safe function in newer Rust, and was an unsafe one in 1.90.
-    #[allow(unused_unsafe)]
-    // SAFETY: CPUID is there where AVX is; XGETBV where `xsave` is, which the line above asks the system too.
-    unsafe {
-        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES == TILES && state() & STATE == STATE
-    }
-}
-
-/// Asks Linux for tiles, for all threads of the process, also later ones. It says no where it is older than 5.16 or a
-/// thread's alternate signal stack is too small to save them.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn permitted() -> bool {
-    // Linux, Documentation/arch/x86/xstate.rst
-    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    const XFEATURE_XTILE_DATA: libc::c_long = 18;
-    // SAFETY: the call takes two numbers and touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0 }
-}
-
-#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
-fn permitted() -> bool {
-    false
+    Err(Error::device(
+        "this machine says that it has AMX, but its tiles compute something else; set TALLOW_ISA=avx512bf16",
+    ))
 }
 
 /// Whether two kinds of tiles give the same bytes for both configurations and all registers.

@@ -119,7 +119,8 @@ impl Scene {
                 return outputs;
             }
             let mut out = vec![f32::NAN; q.len()];
-            attention(&pool, way.isa, &q, &kv, &step, &self.a, &mut out).unwrap();
+            let queries = Queries { q: &q, step: &step, group: 0 };
+            attention(&pool, way.isa, queries, &kv, &self.a, &mut out).unwrap();
             let mut rest = out.as_slice();
             for (output, len) in outputs.iter_mut().zip(lens) {
                 let (own, others) = rest.split_at(len * dims);
@@ -225,14 +226,14 @@ fn scenes() -> Vec<Scene> {
         scene((8, 4, 80), Some(1), Some(5.0), &[(0, 18), (33, 2)]),
         scene((14, 2, 64), Some(16), Some(50.0), &[(47, 33), (0, 1)]),
         scene((3, 3, 36), Some(1000), Some(2.0), &[(5, 30), (0, 17), (16, 1)]),
-        // Chunks end at 256: contexts before, at, and after that; windows that begin in an earlier chunk.
+        // KV blocks end at 256: contexts before, at, and after that; windows that begin in an earlier block.
         scene((3, 1, 64), None, None, &[(254, 1), (255, 1), (256, 1), (700, 2), (1299, 1)]),
         scene((8, 1, 16), None, None, &[(240, 40), (1290, 10)]),
         scene((7, 1, 20), Some(24), None, &[(250, 30), (700, 1), (511, 2)]),
         scene((1, 1, 80), Some(300), Some(30.0), &[(250, 20), (550, 12), (1299, 1)]),
         scene((2, 2, 16), Some(1), None, &[(255, 3), (600, 1)]),
         scene((3, 1, 36), Some(256), None, &[(500, 30), (0, 1)]),
-        // Both sides: within a page, over pages and chunks; windows that end in other chunks; and the last
+        // Both sides: within a page, over pages and KV blocks; windows that end in other blocks; and the last
         // layer's queries, of which there may be one, in front or at the end.
         bidirectional((1, 1, 16), None, None, &[(0, 1), (0, 16), (0, 17)]),
         bidirectional((9, 3, 64), None, None, &[(0, 40), (39, 1), (0, 100), (15, 3)]),
@@ -241,7 +242,7 @@ fn scenes() -> Vec<Scene> {
         bidirectional((3, 1, 36), Some(257), None, &[(0, 530), (0, 257), (511, 1)]),
         bidirectional((2, 2, 20), None, Some(20.0), &[(0, 520), (255, 2), (256, 1), (0, 300)]),
         bidirectional((7, 1, 20), Some(40), None, &[(0, 300), (250, 30), (270, 1)]),
-        // Pages in common: up to the last one, none in the second chunk, ends in other chunks.
+        // Pages in common: up to the last one, none in the second KV block, ends in other blocks.
         relatives((9, 3, 64), None, None, 9, &[150, 144, 200, 161, 147, 260, 159, 151, 180, 144, 153]),
         relatives((4, 1, 64), None, None, 16, &[257, 300, 256, 258, 271, 530, 272]),
         relatives((3, 1, 36), None, Some(20.0), 20, &[321, 322, 330, 327, 400, 590, 325, 341]),
@@ -333,7 +334,8 @@ fn what_is_not_seen_does_no_harm() {
         let mut step = Step::default();
         step.push(&[0; 50], 0, pages.to_vec());
         let mut out = vec![0.0; q.len()];
-        attention(&Pool::new(1).unwrap(), best(), &q, &kv, &step, &scene.a, &mut out).unwrap();
+        let queries = Queries { q: &q, step: &step, group: 0 };
+        attention(&Pool::new(1).unwrap(), best(), queries, &kv, &scene.a, &mut out).unwrap();
         let harmed: Vec<usize> =
             out.iter().enumerate().filter(|(_, x)| !x.is_finite()).map(|(at, _)| at / 96).collect();
         assert!(harmed.iter().all(|row| (25..45).contains(row)), "{kind:?}: {harmed:?}");
@@ -393,7 +395,8 @@ fn time(threads: usize, kind: KvType, scene: &Scene) {
     for _ in 0..6 {
         let start = now();
         for kv in &layers {
-            attention(&pool, isa, q, kv, &step, &a, &mut out).unwrap();
+            let queries = Queries { q, step: &step, group: 0 };
+            attention(&pool, isa, queries, kv, &a, &mut out).unwrap();
         }
         best = best.min((now() - start) / layers.len() as f64);
     }

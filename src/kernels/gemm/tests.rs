@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::kernels::pack::{Arena, pack};
+use crate::kernels::disjoint::DisjointSlices;
+use crate::kernels::pack::{Arena, Packed, pack};
 use crate::weights::{Bytes, WeightTensor};
 
 const K: usize = 24;
@@ -20,8 +21,8 @@ fn matrix(n: usize) -> Packed {
     pack(&Pool::new(1).unwrap(), &Arena::default(), &w, n, K, 4 * K).unwrap()
 }
 
-fn product<'a>(w: &'a Packed, then: Then, out: &'a Shares<'a, f32>) -> Product<'a> {
-    Product { w, bias: None, then, out }
+fn product<'a>(w: &'a Packed, epilogue: Epilogue, out: &'a DisjointSlices<'a, f32>) -> Product<'a> {
+    Product { w, bias: None, epilogue, out }
 }
 
 #[test]
@@ -33,10 +34,11 @@ fn every_element_is_computed_once_however_the_work_is_shared() {
         for isa in Isa::available() {
             let x: Vec<f32> = (0..rows * K).map(|at| (at % 5) as f32 - 1.0).collect();
             let mut outs = lists.map(|(n, _)| vec![f32::NAN; rows * n]);
-            let shares = outs.each_mut().map(|out| Shares::new(out));
+            let shares = outs.each_mut().map(|out| DisjointSlices::new(out));
             let products: Vec<Vec<_>> = (0..lists.len())
                 .map(|i| {
-                    let one = |step| product(&matrices[i], [Then::Set, Then::Add][step], &shares[i]);
+                    let one =
+                        |step| product(&matrices[i], [Epilogue::Store, Epilogue::Add][step], &shares[i]);
                     (0..lists[i].1).map(one).collect()
                 })
                 .collect();
@@ -91,8 +93,8 @@ fn wrong_lengths_are_errors_before_memory_is_touched() {
     let (w, isa) = (matrix(20), Isa::available()[0]);
     let (x, bias) = ([1.0; 2 * K], [0.0; 19]);
     let mut out = [0.0; 40];
-    let out = Shares::new(&mut out);
-    let good = product(&w, Then::Set, &out);
+    let out = DisjointSlices::new(&mut out);
+    let good = product(&w, Epilogue::Store, &out);
     let input = Input { rows: 2, k: K, floats: &x, bytes: None };
     products_of(1, isa, input, &[&[good]]).unwrap();
     let cases = [

@@ -87,13 +87,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn if_less(a: F, b: F, then: F, otherwise: F) -> F {
+    unsafe fn select_lt(a: F, b: F, then: F, otherwise: F) -> F {
         unsafe {
             both!(a, b, then, otherwise => _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)))
         }
     }
     #[inline(always)]
-    unsafe fn less(a: F, b: F) -> u16 {
+    unsafe fn lt_mask(a: F, b: F) -> u16 {
         unsafe {
             let mask = both!(a, b => _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)));
             (mask[1] << 8 | mask[0]) as u16
@@ -160,11 +160,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { [_mm256_set1_epi32(x); 2] }
     }
     #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
+    unsafe fn prefetch_l1(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
-    unsafe fn prefetch_far(at: *const u8) {
+    unsafe fn prefetch_l2(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
@@ -204,7 +204,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { both!(x => _mm256_sll_epi16(x, _mm_cvtsi32_si128(by))) }
     }
     #[inline(always)]
-    unsafe fn look_up(table: *const u8, x: I) -> I {
+    unsafe fn lookup16(table: *const u8, x: I) -> I {
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.cast()));
             both!(x => _mm256_shuffle_epi8(table, x))
@@ -277,11 +277,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn sum(x: F) -> f32 {
+    unsafe fn reduce_sum(x: F) -> f32 {
         unsafe { sum_8(_mm256_add_ps(x[0], x[1])) }
     }
     #[inline(always)]
-    unsafe fn greatest(x: F) -> f32 {
+    unsafe fn reduce_max(x: F) -> f32 {
         unsafe { max_8(_mm256_max_ps(x[0], x[1])) }
     }
 }

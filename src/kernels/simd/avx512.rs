@@ -72,11 +72,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn if_less(a: __m512, b: __m512, then: __m512, otherwise: __m512) -> __m512 {
+    unsafe fn select_lt(a: __m512, b: __m512, then: __m512, otherwise: __m512) -> __m512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, then) }
     }
     #[inline(always)]
-    unsafe fn less(a: __m512, b: __m512) -> u16 {
+    unsafe fn lt_mask(a: __m512, b: __m512) -> u16 {
         unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) }
     }
     #[inline(always)]
@@ -119,7 +119,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_max_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn greatest_i(x: __m512i) -> i32 {
+    unsafe fn reduce_max_i(x: __m512i) -> i32 {
         unsafe { _mm512_reduce_max_epi32(x) }
     }
     #[inline(always)]
@@ -127,11 +127,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
+    unsafe fn prefetch_l1(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
-    unsafe fn prefetch_far(at: *const u8) {
+    unsafe fn prefetch_l2(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
@@ -147,7 +147,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn quads(x: __m512i) -> [i32; 4] {
+    unsafe fn quad_sums(x: __m512i) -> [i32; 4] {
         unsafe {
             let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b10_11_00_01>(x));
             let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b01_00_11_10>(x));
@@ -184,7 +184,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_sll_epi16(x, _mm_cvtsi32_si128(by)) }
     }
     #[inline(always)]
-    unsafe fn look_up(table: *const u8, x: __m512i) -> __m512i {
+    unsafe fn lookup16(table: *const u8, x: __m512i) -> __m512i {
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.cast())), x) }
     }
     #[inline(always)]
@@ -240,13 +240,13 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn sum(x: __m512) -> f32 {
+    unsafe fn reduce_sum(x: __m512) -> f32 {
         unsafe {
             super::avx2::sum_8(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)))
         }
     }
     #[inline(always)]
-    unsafe fn greatest(x: __m512) -> f32 {
+    unsafe fn reduce_max(x: __m512) -> f32 {
         unsafe {
             super::avx2::max_8(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)))
         }

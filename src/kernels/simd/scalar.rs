@@ -99,11 +99,11 @@ impl Simd for Scalar {
         map(|l| size[l].copysign(sign[l]))
     }
     #[inline(always)]
-    unsafe fn if_less(a: F, b: F, then: F, otherwise: F) -> F {
+    unsafe fn select_lt(a: F, b: F, then: F, otherwise: F) -> F {
         map(|l| if a[l] < b[l] { then[l] } else { otherwise[l] })
     }
     #[inline(always)]
-    unsafe fn less(a: F, b: F) -> u16 {
+    unsafe fn lt_mask(a: F, b: F) -> u16 {
         (0..LANES).fold(0, |mask, l| mask | u16::from(a[l] < b[l]) << l)
     }
     #[inline(always)]
@@ -151,9 +151,9 @@ impl Simd for Scalar {
         [x; LANES]
     }
     #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {}
+    unsafe fn prefetch_l1(_: *const u8) {}
     #[inline(always)]
-    unsafe fn prefetch_far(_: *const u8) {}
+    unsafe fn prefetch_l2(_: *const u8) {}
     #[inline(always)]
     unsafe fn load_i(from: *const u8) -> I {
         let bytes = unsafe { from.cast::<[[u8; 4]; LANES]>().read_unaligned() };
@@ -193,7 +193,7 @@ impl Simd for Scalar {
         halves(x, |half| half << by)
     }
     #[inline(always)]
-    unsafe fn look_up(table: *const u8, x: I) -> I {
+    unsafe fn lookup16(table: *const u8, x: I) -> I {
         let table = unsafe { table.cast::<[u8; 16]>().read_unaligned() };
         map_i(|l| i32::from_le_bytes(x[l].to_le_bytes().map(|at| table[usize::from(at & 15)])))
     }

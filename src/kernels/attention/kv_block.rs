@@ -1,15 +1,15 @@
-//! One chunk of positions for the queries of a task: scores, weights, mixed values.
+//! One KV block for the queries of a task: scores `QK^T`, weights, and the values weighted by them.
 //!
 //! Queries are taken in register tiles, each over the pages that any of its queries sees. Three passes over the
-//! chunk: all scores, all weights, all mixes. What is loaded in a pass (four pages of keys, some dimensions of the
-//! values) stays in the first cache for all queries.
+//! block: all scores, all weights, all weighted values. What is loaded in a pass (four pages of keys, some dimensions of the
+//! values) stays in L1 for all queries.
 
 #![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
 
 use std::ops::Range;
 
 use super::number::Number;
-use super::{Attention, CHUNK, CHUNK_PAGES, Found, Layer, TILE, Task};
+use super::{Attention, KV_BLOCK, KV_BLOCK_PAGES, Layer, Partial, TILE, Task};
 use crate::kernels::isa::{Isa, tiered};
 use crate::kernels::math;
 use crate::kernels::simd::{LANES, Simd};
@@ -22,50 +22,50 @@ const LINE: usize = 16;
 /// Numbers of a group: pairs in 16 lanes.
 const GROUP: usize = 2 * LANES;
 
-/// Bytes that are asked for at a time.
-const PIECE: usize = 512;
+/// Bytes that are prefetched at a time.
+const PREFETCH_BYTES: usize = 512;
 
 /// The parts of a task's scratch: queries, scores and weights.
 struct Parts<N> {
     /// Panels of 16 queries, laid out as a page of keys is: `[count / 16, padded / 2]` groups.
     q: *mut N,
-    /// `[count, CHUNK]`.
+    /// `[count, KV_BLOCK]`.
     scores: *mut f32,
-    /// `[count, CHUNK]`.
+    /// `[count, KV_BLOCK]`.
     weights: *mut N,
 }
 
 impl<N: Number> Parts<N> {
     fn new(scratch: &mut Vec<f32>, count: usize, padded: usize) -> Self {
         let panels = count.next_multiple_of(LANES) * padded;
-        let len = LINE + panels + 2 * count * CHUNK;
+        let len = LINE + panels + 2 * count * KV_BLOCK;
         if scratch.len() < len {
             scratch.resize(len, 0.0);
         }
         let skip = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let (q, rest) = scratch[skip..].split_at_mut(panels);
-        let (scores, weights) = rest.split_at_mut(count * CHUNK);
-        assert!(weights.len() >= count * CHUNK && size_of::<N>() <= size_of::<f32>());
+        let (scores, weights) = rest.split_at_mut(count * KV_BLOCK);
+        assert!(weights.len() >= count * KV_BLOCK && size_of::<N>() <= size_of::<f32>());
         Parts { q: q.as_mut_ptr().cast(), scores: scores.as_mut_ptr(), weights: weights.as_mut_ptr().cast() }
     }
 }
 
-/// A chunk as some queries of a task see it. Pointers go to the pages and to scratch; all are good as long as [`chunk`] runs.
+/// A KV block as some queries of a task see it. Pointers go to the pages and to scratch; all are good as long as [`attend`] runs.
 struct View<N> {
     /// Queries.
     count: usize,
     /// Dimensions of a head with the zeros behind them.
     padded: usize,
-    /// Positions that each query of the task sees, counted from the chunk's first.
+    /// Positions that each query of the task sees, counted from the block's first.
     sees: [(usize, usize); TILE],
     /// Which of them, and which pages, are looked at now; what was mixed before is gone on with.
     queries: Range<usize>,
     limits: Range<usize>,
     resume: bool,
     /// Blocks of the pages that any of these queries sees.
-    keys: [*const N; CHUNK_PAGES],
-    values: [*const N; CHUNK_PAGES],
-    /// Pieces of the pages that will be looked at next: memory delivers them while this computes.
+    keys: [*const N; KV_BLOCK_PAGES],
+    values: [*const N; KV_BLOCK_PAGES],
+    /// Parts of the pages that will be looked at next: memory delivers them while this computes.
     ahead: Vec<*const N>,
     parts: Parts<N>,
 }
@@ -74,49 +74,49 @@ impl<N: Number> View<N> {
     fn new(layer: &Layer<'_, N>, task: &Task<'_>, at: usize, parts: Parts<N>) -> Self {
         let (count, padded) = (task.queries(), layer.pages.padded());
         let mut sees = [(0, 0); TILE];
-        let base = at * CHUNK;
+        let base = at * KV_BLOCK;
         for (i, sees) in sees[..count].iter_mut().enumerate() {
             let seen = task.sees(layer.a, i);
-            let to = seen.end.clamp(base, base + CHUNK) - base;
-            *sees = ((seen.start.clamp(base, base + CHUNK) - base).min(to), to);
+            let to = seen.end.clamp(base, base + KV_BLOCK) - base;
+            *sees = ((seen.start.clamp(base, base + KV_BLOCK) - base).min(to), to);
         }
-        let null = [std::ptr::null(); CHUNK_PAGES];
-        let (queries, limits) = (0..count, 0..CHUNK_PAGES);
+        let null = [std::ptr::null(); KV_BLOCK_PAGES];
+        let (queries, limits) = (0..count, 0..KV_BLOCK_PAGES);
         let (keys, values, ahead) = (null, null, Vec::new());
         View { count, padded, sees, queries, limits, resume: false, keys, values, ahead, parts }
     }
 
-    /// Sets down the pages that each row has of its own.
-    fn expect(&mut self, layer: &Layer<'_, N>, task: &Task<'_>, at: usize, common: usize) {
+    /// Lists the pages that each row has of its own, to be prefetched.
+    fn plan_prefetch(&mut self, layer: &Layer<'_, N>, task: &Task<'_>, at: usize, common: usize) {
         let group = layer.a.heads / layer.a.kv_heads;
-        self.limits = common..CHUNK_PAGES;
+        self.limits = common..KV_BLOCK_PAGES;
         for (number, row) in task.rows.iter().enumerate() {
             let (from, to) = self.pages(number * group, 1);
             for &id in row.pages_from(at).get(from..to).unwrap_or(&[]) {
                 let offset = layer.pages.offset(id as usize, task.kv_head);
                 let blocks = &layer.pages.groups()[offset..][..2 * layer.pages.block()];
-                self.ahead.extend(blocks.chunks(PIECE / size_of::<N>()).map(<[N]>::as_ptr));
+                self.ahead.extend(blocks.chunks(PREFETCH_BYTES / size_of::<N>()).map(<[N]>::as_ptr));
             }
         }
     }
 
-    /// Asks for some of the pieces, into the second cache.
+    /// Prefetches parts of `ahead` into L2.
     ///
     /// # Safety
     /// The tier's instructions.
     #[inline(always)]
-    unsafe fn ask<S: Simd>(&self, pieces: Range<usize>) {
-        for piece in &self.ahead[pieces] {
+    unsafe fn prefetch<S: Simd>(&self, parts: Range<usize>) {
+        for part in &self.ahead[parts] {
             let mut line = 0;
-            while line < PIECE {
-                // SAFETY: the caller's promise. What is asked for need not be there.
-                unsafe { S::prefetch_far(piece.cast::<u8>().wrapping_add(line)) };
+            while line < PREFETCH_BYTES {
+                // SAFETY: the caller has the tier's instructions; a prefetch reads nothing.
+                unsafe { S::prefetch_l2(part.cast::<u8>().wrapping_add(line)) };
                 line += 64;
             }
         }
     }
 
-    /// Looks at these queries alone, and at these pages of theirs in the chunk.
+    /// Looks at these queries alone, and at these pages of theirs in the block.
     fn look(
         &mut self,
         layer: &Layer<'_, N>,
@@ -145,7 +145,7 @@ impl<N: Number> View<N> {
     }
 }
 
-/// Puts a task's queries into scratch, where [`chunk`] finds them.
+/// Puts a task's queries into scratch, where [`attend`] finds them.
 pub(super) fn load_queries<N: Number>(
     isa: Isa,
     layer: &Layer<'_, N>,
@@ -156,26 +156,26 @@ pub(super) fn load_queries<N: Number>(
     load(isa, layer, task, &parts);
 }
 
-/// What the queries of the task find in chunk `at`, into `found`.
-pub(super) fn chunk<N: Number>(
+/// The partial softmax of the task's queries over KV block `at`.
+pub(super) fn attend<N: Number>(
     isa: Isa,
     layer: &Layer<'_, N>,
     task: &Task<'_>,
     at: usize,
     scratch: &mut Vec<f32>,
-    found: &mut Found<'_>,
+    partial: &mut Partial<'_>,
 ) {
     let parts = Parts::new(scratch, task.queries(), layer.pages.padded());
     let mut view = View::new(layer, task, at, parts);
-    assert!(found.mixed.len() == view.count * view.padded);
-    let common = if task.apart { Some(task.common_pages(at)) } else { None };
+    assert!(partial.mixed.len() == view.count * view.padded);
+    let common = if task.multi_sequence { Some(task.common_pages(at)) } else { None };
     if let Some(common) = common.filter(|common| *common > 0) {
-        view.expect(layer, task, at, common);
+        view.plan_prefetch(layer, task, at, common);
     }
     each_part(layer, task, at, common, &mut view, |view| scores(isa, layer.a.scale, view));
-    (view.queries, view.limits) = (0..view.count, 0..CHUNK_PAGES);
-    weights(isa, layer.a, &view, found, common.is_some());
-    each_part(layer, task, at, common, &mut view, |view| mixes(isa, view, found));
+    (view.queries, view.limits) = (0..view.count, 0..KV_BLOCK_PAGES);
+    weights(isa, layer.a, &view, partial, common.is_some());
+    each_part(layer, task, at, common, &mut view, |view| mixes(isa, view, partial));
 }
 
 /// Looks at the pages that all rows have in common, then at each row's own; or simply at all, in one sequence.
@@ -187,7 +187,7 @@ fn each_part<N: Number>(
     view: &mut View<N>,
     mut f: impl FnMut(&View<N>),
 ) {
-    let (all, limits) = (0..view.count, 0..CHUNK_PAGES);
+    let (all, limits) = (0..view.count, 0..KV_BLOCK_PAGES);
     view.resume = false;
     let Some(common) = common else {
         view.look(layer, task.kv_head, task.rows[0].pages_from(at), all, limits);
@@ -201,7 +201,7 @@ fn each_part<N: Number>(
     let group = layer.a.heads / layer.a.kv_heads;
     for (number, row) in task.rows.iter().enumerate() {
         let own = number * group..(number + 1) * group;
-        view.look(layer, task.kv_head, row.pages_from(at), own, common..CHUNK_PAGES);
+        view.look(layer, task.kv_head, row.pages_from(at), own, common..KV_BLOCK_PAGES);
         f(view);
     }
 }
@@ -253,8 +253,8 @@ tiered! {
 unsafe fn scores_body<S: Simd, N: Number>(scale: f32, view: &View<N>) {
     let queries = view.queries.clone();
     let (mut page, last) = view.pages(queries.start, queries.len());
-    // What is asked for, spread over what is computed.
-    let (mut asked, all) = (0, if view.resume { 0 } else { view.ahead.len() });
+    // Prefetches are distributed over what is computed.
+    let (mut done, all) = (0, if view.resume { 0 } else { view.ahead.len() });
     let share = all.div_ceil(((last - page).div_ceil(WIDE) * queries.len().div_ceil(WIDE)).max(1));
     while page < last {
         let mut i = queries.start;
@@ -264,8 +264,8 @@ unsafe fn scores_body<S: Simd, N: Number>(scale: f32, view: &View<N>) {
             // SAFETY: the caller has the tier's instructions; these queries are there.
             unsafe { by_rows!(rows, score::<S, N>(view, i, page, scale)) };
             // SAFETY: the caller has the tier's instructions.
-            unsafe { view.ask::<S>(asked..all.min(asked + share)) };
-            asked = all.min(asked + share);
+            unsafe { view.prefetch::<S>(done..all.min(done + share)) };
+            done = all.min(done + share);
             i += rows;
         }
         page += WIDE;
@@ -320,37 +320,37 @@ unsafe fn score_pages<S: Simd, N: Number, const M: usize, const P: usize>(
             }
             at += GROUP;
         }
-        let scores = view.parts.scores.add(i * CHUNK + page * PAGE);
+        let scores = view.parts.scores.add(i * KV_BLOCK + page * PAGE);
         for m in 0..M {
             for j in 0..P {
-                S::store(scores.add(m * CHUNK + j * PAGE), S::mul(acc[m][j], S::splat(scale)));
+                S::store(scores.add(m * KV_BLOCK + j * PAGE), S::mul(acc[m][j], S::splat(scale)));
             }
         }
     }
 }
 
 tiered! {
-    /// All weights, with their sums and the greatest scores.
-    fn weights<N: Number>(a: &Attention, view: &View<N>, found: &mut Found<'_>, apart: bool) = weights_body;
+    /// All weights, with their sums and the max scores.
+    fn weights<N: Number>(a: &Attention, view: &View<N>, partial: &mut Partial<'_>, multi_sequence: bool) = weights_body;
 }
 
 #[inline(always)]
 unsafe fn weights_body<S: Simd, N: Number>(
     a: &Attention,
     view: &View<N>,
-    found: &mut Found<'_>,
-    apart: bool,
+    partial: &mut Partial<'_>,
+    multi_sequence: bool,
 ) {
     let step = WIDE.min(S::QUERIES);
     for i in 0..view.count {
         // The pages that are mixed with those of its register tile, where these have them in common.
         let tile = i / step * step;
         let mut pages = view.pages(tile, step.min(view.count - tile));
-        if apart {
+        if multi_sequence {
             pages.1 = view.pages(i, 1).1;
         }
         // SAFETY: the caller has the tier's instructions; this query is there.
-        unsafe { weigh::<S, N>(a, view, i, pages, found) };
+        unsafe { softmax_row::<S, N>(a, view, i, pages, partial) };
     }
 }
 
@@ -360,26 +360,26 @@ const IOTA: [f32; LANES] =
 
 /// Turns the scores of query `i` into weights, zero where it does not see.
 #[inline(always)]
-unsafe fn weigh<S: Simd, N: Number>(
+unsafe fn softmax_row<S: Simd, N: Number>(
     a: &Attention,
     view: &View<N>,
     i: usize,
     (first, last): (usize, usize),
-    found: &mut Found<'_>,
+    partial: &mut Partial<'_>,
 ) {
     let (from, to) = view.sees[i];
-    // SAFETY: a row of scores and one of weights have all pages of the chunk.
+    // SAFETY: a row of scores and one of weights have all pages of the block.
     unsafe {
-        let (scores, weights) = (view.parts.scores.add(i * CHUNK), view.parts.weights.add(i * CHUNK));
+        let (scores, weights) = (view.parts.scores.add(i * KV_BLOCK), view.parts.weights.add(i * KV_BLOCK));
         if from == to {
             for page in first..last {
                 N::store::<S>(weights.add(page * PAGE), S::zero());
             }
-            found.greatest[i] = f32::NEG_INFINITY;
-            found.sums[i] = 0.0;
+            partial.max[i] = f32::NEG_INFINITY;
+            partial.sums[i] = 0.0;
             return;
         }
-        let mut greatest = S::splat(f32::NEG_INFINITY);
+        let mut max = S::splat(f32::NEG_INFINITY);
         for page in first..last {
             let mut x = S::load(scores.add(page * PAGE));
             let whole = from <= page * PAGE && page * PAGE + PAGE <= to;
@@ -389,39 +389,39 @@ unsafe fn weigh<S: Simd, N: Number>(
             }
             if !whole {
                 let position = S::add(S::load(IOTA.as_ptr()), S::splat((page * PAGE) as f32));
-                x = S::if_less(position, S::splat(to as f32), x, S::splat(f32::NEG_INFINITY));
-                x = S::if_less(position, S::splat(from as f32), S::splat(f32::NEG_INFINITY), x);
+                x = S::select_lt(position, S::splat(to as f32), x, S::splat(f32::NEG_INFINITY));
+                x = S::select_lt(position, S::splat(from as f32), S::splat(f32::NEG_INFINITY), x);
             }
             if !whole || a.soft_cap.is_some() {
                 S::store(scores.add(page * PAGE), x);
             }
-            greatest = S::max(greatest, x);
+            max = S::max(max, x);
         }
-        let greatest = S::greatest(greatest);
-        found.greatest[i] = greatest;
-        let (mut sum, greatest) = (S::zero(), S::splat(greatest));
+        let max = S::reduce_max(max);
+        partial.max[i] = max;
+        let (mut sum, max) = (S::zero(), S::splat(max));
         for page in first..last {
-            let weight = N::exp::<S>(S::sub(S::load(scores.add(page * PAGE)), greatest));
+            let weight = N::exp::<S>(S::sub(S::load(scores.add(page * PAGE)), max));
             sum = S::add(sum, N::store::<S>(weights.add(page * PAGE), weight));
         }
-        found.sums[i] = S::sum(sum);
+        partial.sums[i] = S::reduce_sum(sum);
     }
 }
 
 tiered! {
     /// All mixed values, four vectors of dimensions at a time.
-    fn mixes<N: Number>(view: &View<N>, found: &mut Found<'_>) = mixes_body;
+    fn mixes<N: Number>(view: &View<N>, partial: &mut Partial<'_>) = mixes_body;
 }
 
 #[inline(always)]
-unsafe fn mixes_body<S: Simd, N: Number>(view: &View<N>, found: &mut Found<'_>) {
+unsafe fn mixes_body<S: Simd, N: Number>(view: &View<N>, partial: &mut Partial<'_>) {
     let mut d = 0;
     while d < view.padded {
         let mut i = view.queries.start;
         while i < view.queries.end {
             let rows = WIDE.min(S::QUERIES).min(view.queries.end - i);
             // SAFETY: the caller has the tier's instructions; these queries are there, as are their mixed values.
-            unsafe { by_rows!(rows, mix::<S, N>(view, i, d, found.mixed.as_mut_ptr())) };
+            unsafe { by_rows!(rows, mix::<S, N>(view, i, d, partial.mixed.as_mut_ptr())) };
             i += rows;
         }
         d += WIDE * LANES;
@@ -501,7 +501,7 @@ unsafe fn mix_page<S: Simd, N: Number, const M: usize, const D: usize, const MAS
     // SAFETY: a block of values has 8 times `padded / 16` groups, a row of weights all pages.
     unsafe {
         let mut values = view.values[page].add(2 * d);
-        let mut weights = view.parts.weights.add(i * CHUNK + page * PAGE);
+        let mut weights = view.parts.weights.add(i * KV_BLOCK + page * PAGE);
         let mut slot = 0;
         while slot < PAGE {
             let mut value = [N::load::<S>(values); D];
@@ -509,7 +509,7 @@ unsafe fn mix_page<S: Simd, N: Number, const M: usize, const D: usize, const MAS
                 value[j] = N::load::<S>(values.add(j * GROUP));
             }
             for m in 0..M {
-                let weight = N::splat::<S>(weights.add(m * CHUNK));
+                let weight = N::splat::<S>(weights.add(m * KV_BLOCK));
                 let ((from, to), at) = (view.sees[i + m], page * PAGE + slot);
                 for j in 0..D {
                     let mut value = value[j];

@@ -1,4 +1,4 @@
-//! The forms that weights take in memory: sixteen rows of a matrix side by side, at the bits of the file.
+//! The packed layouts of quantized weights: sixteen rows of a matrix side by side, at the bits of the file.
 //!
 //! A panel is 16 rows of the matrix (columns of the product: lanes of a vector). It runs along `k` in *units* of
 //! 32 or 256 weights, the block of the file's format; a unit is
@@ -15,9 +15,9 @@
 //! the third of Q3_K) of all eight; so unpacking is a load, a shift and a mask, and never moves a byte.
 //!
 //! A weight is `scale * code + offset`, codes are unsigned, and `offset` is the format's minimum or
-//! `-zero * scale`. Layouts of the blocks in files: `ggml/src/ggml-common.h` of llama.cpp.
+//! `-zero * scale`. The blocks in files: `ggml/src/ggml-common.h` of llama.cpp.
 
-use super::simd::{LANES, Simd};
+use super::simd::LANES;
 use crate::weights::WeightType;
 use crate::weights::blocks::large::{iq4_xs_scales, k_scales_mins, q3_k_scales};
 use crate::weights::blocks::{f16_to_f32, small::IQ4_LEVELS};
@@ -27,7 +27,7 @@ pub(super) const SUB: usize = 32;
 pub(super) const GROUPS: usize = 8;
 
 /// IQ4's levels plus 128.
-static LEVELS: [u8; 16] = {
+pub(super) static LEVELS: [u8; 16] = {
     let mut levels = [0; 16];
     let mut i = 0;
     while i < 16 {
@@ -54,8 +54,8 @@ pub(super) enum Scales {
     NibbleMin16,
 }
 
-/// A form: constants, from which all the rest follows.
-pub(super) trait Form: 'static {
+/// A packed layout: constants, from which packing, unpacking and the kernels are generated.
+pub(super) trait Layout: 'static {
     const TYPE: WeightType;
     const BITS: usize;
     const SCALES: Scales;
@@ -105,8 +105,8 @@ fn nibbles(bytes: &[u8], at: usize, g: usize) -> u32 {
     word(bytes, at + 4 * (g % 4)) >> (4 * (g / 4)) & 0x0f0f_0f0f
 }
 
-/// Four bits, one to a byte.
-fn spread(bits: u32) -> u32 {
+/// Four bits, one to a byte: the multiplication puts copies of the bits 7 places apart.
+fn bit_per_byte(bits: u32) -> u32 {
     (bits & 15).wrapping_mul(0x0020_4081) & 0x0101_0101
 }
 
@@ -125,12 +125,12 @@ fn k_bits(bytes: &[u8], at: usize, sub: usize, g: usize) -> u32 {
     word(bytes, at + 4 * g) >> sub & 0x0101_0101
 }
 
-macro_rules! form {
+macro_rules! layout {
     ($name:ident, $bits:literal, $scales:ident, zero $zero:literal $(, levels $levels:literal)?;
      |$block:ident, $sub:ident, $g:ident| $head:expr, $small:expr, $codes:expr) => {
         pub(super) struct $name;
         #[allow(unused_variables)]
-        impl Form for $name {
+        impl Layout for $name {
             const TYPE: WeightType = WeightType::$name;
             const BITS: usize = $bits;
             const SCALES: Scales = Scales::$scales;
@@ -152,40 +152,40 @@ macro_rules! form {
     };
 }
 
-form!(Q4_0, 4, D, zero 8; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
-form!(Q4_1, 4, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2], nibbles(b, 4, g));
-form!(Q5_0, 5, D, zero 16; |b, s, g| [half(b, 0), [0; 2]], [0; 2],
-    nibbles(b, 6, g) | spread(word(b, 2) >> (4 * g)) << 4);
-form!(Q5_1, 5, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2],
-    nibbles(b, 8, g) | spread(word(b, 4) >> (4 * g)) << 4);
-form!(Q8_0, 8, D, zero 128; |b, s, g| [half(b, 0), [0; 2]], [0; 2], word(b, 2 + 4 * g) ^ 0x8080_8080);
-form!(Iq4Nl, 4, D, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
-form!(Q2K, 2, NibbleMin16, zero 0; |b, s, g| [half(b, 80), half(b, 82)], [b[2 * s], b[2 * s + 1]],
+layout!(Q4_0, 4, D, zero 8; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
+layout!(Q4_1, 4, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2], nibbles(b, 4, g));
+layout!(Q5_0, 5, D, zero 16; |b, s, g| [half(b, 0), [0; 2]], [0; 2],
+    nibbles(b, 6, g) | bit_per_byte(word(b, 2) >> (4 * g)) << 4);
+layout!(Q5_1, 5, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2],
+    nibbles(b, 8, g) | bit_per_byte(word(b, 4) >> (4 * g)) << 4);
+layout!(Q8_0, 8, D, zero 128; |b, s, g| [half(b, 0), [0; 2]], [0; 2], word(b, 2 + 4 * g) ^ 0x8080_8080);
+layout!(Iq4Nl, 4, D, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
+layout!(Q2K, 2, NibbleMin16, zero 0; |b, s, g| [half(b, 80), half(b, 82)], [b[2 * s], b[2 * s + 1]],
     k_pairs(b, 16, s, g));
-form!(Q3K, 3, Byte16, zero 4; |b, s, g| [half(b, 108), [0; 2]],
+layout!(Q3K, 3, Byte16, zero 4; |b, s, g| [half(b, 108), [0; 2]],
     {
         let scales = q3_k_scales(b[96..].first_chunk().unwrap_or(&[0; 12]));
         [scales[2 * s] as u8, scales[2 * s + 1] as u8]
     },
     k_pairs(b, 32, s, g) | k_bits(b, 0, s, g) << 2);
-form!(Q4K, 4, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
+layout!(Q4K, 4, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
     {
         let (scales, mins) = k_scales_mins(b[4..].first_chunk().unwrap_or(&[0; 12]));
         [scales[s], mins[s]]
     },
     k_nibbles(b, 16, s, g));
-form!(Q5K, 5, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
+layout!(Q5K, 5, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
     {
         let (scales, mins) = k_scales_mins(b[4..].first_chunk().unwrap_or(&[0; 12]));
         [scales[s], mins[s]]
     },
     k_nibbles(b, 48, s, g) | k_bits(b, 16, s, g) << 4);
-form!(Q6K, 6, Byte16, zero 32; |b, s, g| [half(b, 208), [0; 2]], [b[192 + 2 * s], b[193 + 2 * s]],
+layout!(Q6K, 6, Byte16, zero 32; |b, s, g| [half(b, 208), [0; 2]], [b[192 + 2 * s], b[193 + 2 * s]],
 {
     let low = word(b, 64 * (s / 4) + 32 * (s % 2) + 4 * g) >> (4 * (s % 4 / 2)) & 0x0f0f_0f0f;
     low | k_pairs(b, 128, s, g) << 4
 });
-form!(Iq4Xs, 4, Byte, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]],
+layout!(Iq4Xs, 4, Byte, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]],
     {
         let (high, low) = (half(b, 2), b[4..].first_chunk().unwrap_or(&[0; 4]));
         [iq4_xs_scales(&high, low)[s] as u8, 0]
@@ -194,7 +194,7 @@ form!(Iq4Xs, 4, Byte, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]],
 
 /// Writes the codes of a group of row `r` into the codes of a sub-block, which begin as zeros.
 #[inline(always)]
-pub(super) fn put<Q: Form>(codes: &mut [u8], r: usize, g: usize, value: u32) {
+pub(super) fn put<Q: Layout>(codes: &mut [u8], r: usize, g: usize, value: u32) {
     let mut or = |at: usize, bits: u32| {
         if let Some(bytes) = codes[at + 4 * r..].first_chunk_mut::<4>() {
             *bytes = (u32::from_le_bytes(*bytes) | bits).to_le_bytes();
@@ -215,7 +215,7 @@ pub(super) fn put<Q: Form>(codes: &mut [u8], r: usize, g: usize, value: u32) {
 
 /// The inverse of [`put`].
 #[inline(always)]
-pub(super) fn get<Q: Form>(codes: &[u8], r: usize, g: usize) -> u32 {
+pub(super) fn get<Q: Layout>(codes: &[u8], r: usize, g: usize) -> u32 {
     let at = |at: usize| word(codes, at + 4 * r);
     let low = match Q::BITS {
         2 | 3 => at(64 * (g / 4)) >> (2 * (g % 4)) & 0x0303_0303,
@@ -230,103 +230,8 @@ pub(super) fn get<Q: Form>(codes: &[u8], r: usize, g: usize) -> u32 {
     }
 }
 
-/// Group `g` of a sub-block whose codes begin at `codes`, unpacked. (No closures here: they would be compiled apart,
-/// without the tier's instructions.)
-///
-/// # Safety
-/// As [`Simd`]; the codes of a sub-block are readable.
-#[inline(always)]
-pub(super) unsafe fn unpack<S: Simd, Q: Form>(codes: *const u8, g: usize) -> S::I {
-    unsafe {
-        match Q::BITS {
-            2 => pairs::<S>(codes, g),
-            3 => S::or(pairs::<S>(codes, g), moved::<S>(codes.add(128), g, 2, 1)),
-            4 if Q::LEVELS => S::look_up(LEVELS.as_ptr(), low::<S>(codes, g)),
-            4 => low::<S>(codes, g),
-            5 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256), g, 4, 1)),
-            6 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256 + 64 * (g / 4)), 2 * (g % 4), 4, 3)),
-            _ => S::load_i(codes.add(64 * g)),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn low<S: Simd>(codes: *const u8, g: usize) -> S::I {
-    unsafe {
-        let both = S::load_i(codes.add(64 * (g % 4)));
-        S::and(if g < 4 { both } else { S::shr(both, 4) }, S::splat_i(0x0f0f_0f0f))
-    }
-}
-
-#[inline(always)]
-unsafe fn pairs<S: Simd>(codes: *const u8, g: usize) -> S::I {
-    unsafe {
-        let all = S::load_i(codes.add(64 * (g / 4)));
-        S::and(S::shr(all, 2 * (g as i32 % 4)), S::splat_i(0x0303_0303))
-    }
-}
-
-/// The bits `bits` of each byte of a plane that begin at bit `from` go to bit `to`.
-#[inline(always)]
-unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> S::I {
-    unsafe {
-        let plane = S::load_i(plane);
-        let moved = match from <= to {
-            true => S::shl(plane, (to - from) as i32),
-            false => S::shr(plane, (from - to) as i32),
-        };
-        S::and(moved, S::splat_i(i32::from_le_bytes([bits << to; 4])))
-    }
-}
-
-/// What the head of a unit says, for sixteen rows: `d`, and the minimum or `-dmin`.
-///
-/// # Safety
-/// As [`Simd`]; the head is readable.
-#[inline(always)]
-pub(super) unsafe fn load_head<S: Simd, Q: Form>(unit: *const u8) -> (S::F, S::F) {
-    unsafe {
-        let d = S::load_f16(unit);
-        match Q::SCALES {
-            Scales::DMin => (d, S::load_f16(unit.add(32))),
-            Scales::ByteMin | Scales::NibbleMin16 => (d, S::mul(S::load_f16(unit.add(32)), S::splat(-1.0))),
-            _ => (d, S::zero()),
-        }
-    }
-}
-
-/// Scale and offset of half `half` (0 where scales serve all 32) of a sub-block.
-///
-/// # Safety
-/// As [`Simd`]; the sub-block is readable.
-#[inline(always)]
-pub(super) unsafe fn load_scales<S: Simd, Q: Form>(
-    (d, min): (S::F, S::F),
-    sub: *const u8,
-    half: usize,
-) -> (S::F, S::F) {
-    unsafe {
-        match Q::SCALES {
-            Scales::D => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
-            Scales::DMin => (d, min),
-            Scales::Byte | Scales::Byte16 => {
-                let scale = S::mul(d, S::load_i8(sub.add(LANES * half)));
-                (scale, S::mul(scale, S::splat(-f32::from(Q::ZERO))))
-            }
-            Scales::ByteMin => (S::mul(d, S::load_u8(sub)), S::mul(min, S::load_u8(sub.add(LANES)))),
-            Scales::NibbleMin16 => {
-                let both = S::load_u8(sub.add(LANES * half));
-                // 16 h + l: rounding (16 h + l) / 16 - 15/32 gives h for each l below 16.
-                let high = S::to_f(S::round(S::fma(both, S::splat(1.0 / 16.0), S::splat(-15.0 / 32.0))));
-                let low = S::fma(high, S::splat(-16.0), both);
-                (S::mul(d, low), S::mul(min, high))
-            }
-        }
-    }
-}
-
 /// The 32 weights of row `r` in a sub-block as floats, computed as [`blocks`](crate::weights::blocks) computes them.
-pub(super) fn row_of_sub<Q: Form>(unit: &[u8], sub: usize, r: usize, out: &mut [f32; SUB]) {
+pub(super) fn row_of_sub<Q: Layout>(unit: &[u8], sub: usize, r: usize, out: &mut [f32; SUB]) {
     let at = Q::HEAD + sub * Q::SUB_BYTES;
     let (scales, codes) = unit[at..at + Q::SUB_BYTES].split_at(Q::SCALE_BYTES);
     let d = f16_to_f32(half(unit, 2 * r));
@@ -348,11 +253,74 @@ pub(super) fn row_of_sub<Q: Form>(unit: &[u8], sub: usize, r: usize, out: &mut [
     }
 }
 
+/// Runs the expression for the packed layout of a weight type; the other one for plain floats.
+macro_rules! with_layout {
+    ($dtype:expr, $q:ident => $call:expr, else $dense:expr) => {{
+        use $crate::kernels::layouts;
+        use $crate::weights::WeightType as Type;
+        macro_rules! call {
+            ($layout:ident) => {{
+                type $q = layouts::$layout;
+                $call
+            }};
+        }
+        match $dtype {
+            Type::F32 | Type::F16 | Type::BF16 => $dense,
+            Type::Q4_0 => call!(Q4_0),
+            Type::Q4_1 => call!(Q4_1),
+            Type::Q5_0 => call!(Q5_0),
+            Type::Q5_1 => call!(Q5_1),
+            Type::Q8_0 => call!(Q8_0),
+            Type::Q2K => call!(Q2K),
+            Type::Q3K => call!(Q3K),
+            Type::Q4K => call!(Q4K),
+            Type::Q5K => call!(Q5K),
+            Type::Q6K => call!(Q6K),
+            Type::Iq4Nl => call!(Iq4Nl),
+            Type::Iq4Xs => call!(Iq4Xs),
+        }
+    }};
+}
+pub(super) use with_layout;
+
+/// What a kernel for unpacked codes has to know of a layout.
+pub(super) trait Kind: 'static {
+    const HALVES: bool;
+    const MIN: bool;
+    const WIDE: bool;
+}
+
+pub(super) struct Kinds<const HALVES: bool, const MIN: bool, const WIDE: bool>;
+
+impl<const HALVES: bool, const MIN: bool, const WIDE: bool> Kind for Kinds<HALVES, MIN, WIDE> {
+    const HALVES: bool = HALVES;
+    const MIN: bool = MIN;
+    const WIDE: bool = WIDE;
+}
+
+/// Runs the expression for the kind of a layout: there are five of them, which spares the compiler seven copies.
+macro_rules! with_kind {
+    ($q:ident, $kind:ident => $call:expr) => {{
+        macro_rules! call {
+            ($halves:literal, $min:literal, $wide:literal) => {{
+                type $kind = $crate::kernels::layouts::Kinds<$halves, $min, $wide>;
+                $call
+            }};
+        }
+        match ($q::HALVES, $q::MIN, $q::WIDE) {
+            (false, false, false) => call!(false, false, false),
+            (false, false, true) => call!(false, false, true),
+            (false, true, _) => call!(false, true, false),
+            (true, false, _) => call!(true, false, false),
+            (true, true, _) => call!(true, true, false),
+        }
+    }};
+}
+pub(super) use with_kind;
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::isa::{Isa, tiered};
-    use crate::kernels::pack::with_form;
 
     fn quantized() -> impl Iterator<Item = WeightType> {
         WeightType::ALL.into_iter().filter(|ty| ty.is_quantized())
@@ -370,21 +338,11 @@ mod tests {
         std::iter::repeat_with(next).take(len).collect()
     }
 
-    /// A unit of any codes and small scales, and small heads.
-    fn unit<Q: Form>() -> Vec<u8> {
-        let mut unit = noise(Q::UNIT, 1 + Q::BITS as u32);
-        for (r, half) in unit[..Q::HEAD].chunks_exact_mut(2).enumerate() {
-            let number = half::f16::from_f32((r as f32 - 11.3) / 64.0);
-            half.copy_from_slice(&number.to_le_bytes());
-        }
-        unit
-    }
-
     #[test]
     fn units_have_the_bits_of_the_file_and_little_more() {
         for ty in quantized() {
             let size: fn() -> (usize, usize) =
-                with_form!(ty, Q => || (Q::UNIT, Q::SUBS), else unreachable!());
+                with_layout!(ty, Q => || (Q::UNIT, Q::SUBS), else unreachable!());
             let (unit, subs) = size();
             let file = LANES * ty.block_bytes();
             assert_eq!(subs * SUB, ty.block_len(), "{ty}");
@@ -394,7 +352,7 @@ mod tests {
 
     #[test]
     fn codes_are_got_as_they_were_put_and_fill_their_place() {
-        fn check<Q: Form>() {
+        fn check<Q: Layout>() {
             let mask = u32::from_le_bytes([(1u16 << Q::BITS.min(8)).wrapping_sub(1) as u8; 4]);
             let words = noise(4 * LANES * GROUPS, 7);
             let value = |r: usize, g: usize| word(&words, 4 * (r * GROUPS + g)) & mask;
@@ -408,71 +366,6 @@ mod tests {
             all().for_each(|(r, g)| put::<Q>(&mut codes, r, g, mask));
             assert!(codes.iter().all(|&byte| byte == 0xff), "{}", Q::TYPE);
         }
-        quantized().for_each(|ty| with_form!(ty, Q => check::<Q>(), else unreachable!()));
-    }
-
-    tiered! {
-        /// The weights of a sub-block as products see them, `[32, 16]`: codes out of byte products, scales, offsets.
-        fn seen<Q: Form>(unit: &[u8], sub: usize, codes: &mut [[f32; LANES]; SUB], weights: &mut [[f32; LANES]; SUB]) = seen_body;
-    }
-
-    /// # Safety
-    /// The tier's instructions.
-    #[inline(always)]
-    unsafe fn seen_body<S: Simd, Q: Form>(
-        unit: &[u8],
-        sub: usize,
-        codes: &mut [[f32; LANES]; SUB],
-        weights: &mut [[f32; LANES]; SUB],
-    ) {
-        assert_eq!(unit.len(), Q::UNIT);
-        // SAFETY: the caller's promise, and a whole unit.
-        unsafe {
-            let head = load_head::<S, Q>(unit.as_ptr());
-            let sub = unit.as_ptr().add(Q::HEAD + sub * Q::SUB_BYTES);
-            for at in 0..SUB {
-                let w = unpack::<S, Q>(sub.add(Q::SCALE_BYTES), at / 4);
-                // One of the four bytes times 1.
-                let one = S::splat_i(1 << (8 * (at % 4)));
-                let (dot, less) = match Q::WIDE {
-                    true => (S::dot_wide(S::zero_i(), w, one), S::WIDE_IS_SIGNED),
-                    false => (S::dot(S::zero_i(), w, one), false),
-                };
-                let code = S::add(S::to_f(dot), S::splat(if less { 128.0 } else { 0.0 }));
-                let half = if Q::HALVES { at / 16 } else { 0 };
-                let (scale, offset) = load_scales::<S, Q>(head, sub, half);
-                S::store(codes[at].as_mut_ptr(), code);
-                S::store(weights[at].as_mut_ptr(), S::fma(scale, code, offset));
-            }
-        }
-    }
-
-    #[test]
-    fn every_tier_unpacks_the_weights_that_embeddings_read() {
-        fn check<Q: Form>(isa: Isa) {
-            let unit = unit::<Q>();
-            for sub in 0..Q::SUBS {
-                let (mut codes, mut weights) = ([[0.0; LANES]; SUB], [[0.0; LANES]; SUB]);
-                seen::<Q>(isa, &unit, sub, &mut codes, &mut weights);
-                let packed =
-                    &unit[Q::HEAD + sub * Q::SUB_BYTES + Q::SCALE_BYTES..][..LANES * SUB * Q::BITS / 8];
-                for r in 0..LANES {
-                    let mut row = [0.0; SUB];
-                    row_of_sub::<Q>(&unit, sub, r, &mut row);
-                    let greatest = row.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-                    for (at, row) in row.iter().enumerate() {
-                        let code = get::<Q>(packed, r, at / 4).to_le_bytes()[at % 4];
-                        let code = if Q::LEVELS { LEVELS[usize::from(code)] } else { code };
-                        let place = || format!("{} on {}: weight {at} of row {r}", Q::TYPE, isa.name());
-                        assert_eq!(codes[at][r], f32::from(code), "{}", place());
-                        let off = (weights[at][r] - row).abs();
-                        assert!(off <= 2e-6 * greatest, "{}: {} instead of {row}", place(), weights[at][r]);
-                    }
-                }
-            }
-        }
-        for isa in Isa::available() {
-            quantized().for_each(|ty| with_form!(ty, Q => check::<Q>(isa), else unreachable!()));
-        }
+        quantized().for_each(|ty| with_layout!(ty, Q => check::<Q>(), else unreachable!()));
     }
 }

@@ -1,15 +1,14 @@
-//! Puts together what was found in chunks: each is weighed by how far its greatest score lies below the greatest of
-//! all (the running form of softmax).
+//! Merges partial softmaxes, as flash-decoding does: each is scaled by `e^(its maximum - the maximum of all)`.
 
-use super::{Attention, Found, Task};
+use super::{Attention, Partial, Task};
+use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::isa::tiered;
 use crate::kernels::math;
-use crate::kernels::pool::Shares;
 use crate::kernels::simd::{LANES, Simd};
 
 tiered! {
-    /// Takes one more chunk in; those before it are in `so_far`.
-    pub(super) fn fold(so_far: &mut Found<'_>, here: &Found<'_>) = fold_body;
+    /// Merges one more KV block in; those before it are in `so_far`.
+    pub(super) fn merge(so_far: &mut Partial<'_>, here: &Partial<'_>) = merge_body;
 }
 
 tiered! {
@@ -20,35 +19,35 @@ tiered! {
     pub(super) fn finish(
         a: &Attention,
         task: &Task<'_>,
-        found: &Found<'_>,
-        out: &Shares<'_, f32>,
+        partial: &Partial<'_>,
+        out: &DisjointSlices<'_, f32>,
     ) = [unsafe] finish_body;
 }
 
-/// `e^(own - greatest)`; 1 for the greatest itself, even if that is infinite.
+/// `e^(own - max)`; 1 for the maximum itself, even if that is infinite.
 #[inline(always)]
-unsafe fn share<S: Simd>(own: f32, greatest: f32) -> S::F {
+unsafe fn share<S: Simd>(own: f32, max: f32) -> S::F {
     // SAFETY: the caller has the tier's instructions.
     unsafe {
-        match own < greatest {
-            true => math::exp::<S>(S::splat(own - greatest)),
+        match own < max {
+            true => math::exp::<S>(S::splat(own - max)),
             false => S::splat(1.0),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn fold_body<S: Simd>(so_far: &mut Found<'_>, here: &Found<'_>) {
-    let queries = so_far.greatest.len();
+unsafe fn merge_body<S: Simd>(so_far: &mut Partial<'_>, here: &Partial<'_>) {
+    let queries = so_far.max.len();
     let padded = so_far.mixed.len() / queries;
     assert!(here.mixed.len() == queries * padded && padded.is_multiple_of(LANES));
     for i in 0..queries {
-        let (before, now) = (so_far.greatest[i], here.greatest[i]);
-        let greatest = if before > now { before } else { now };
-        so_far.greatest[i] = greatest;
+        let (before, now) = (so_far.max[i], here.max[i]);
+        let max = if before > now { before } else { now };
+        so_far.max[i] = max;
         // SAFETY: the caller has the tier's instructions; rows of `padded` floats, whole vectors, lie in both.
         unsafe {
-            let (old, new) = (share::<S>(before, greatest), share::<S>(now, greatest));
+            let (old, new) = (share::<S>(before, max), share::<S>(now, max));
             let sum = S::mul(S::splat(so_far.sums[i]), old);
             let sum = S::fma(S::splat(here.sums[i]), new, sum);
             S::store_some(&mut so_far.sums[i..i + 1], sum);
@@ -64,17 +63,22 @@ unsafe fn fold_body<S: Simd>(so_far: &mut Found<'_>, here: &Found<'_>) {
 }
 
 #[inline(always)]
-unsafe fn finish_body<S: Simd>(a: &Attention, task: &Task<'_>, found: &Found<'_>, out: &Shares<'_, f32>) {
-    let queries = found.greatest.len();
-    let padded = found.mixed.len() / queries;
+unsafe fn finish_body<S: Simd>(
+    a: &Attention,
+    task: &Task<'_>,
+    partial: &Partial<'_>,
+    out: &DisjointSlices<'_, f32>,
+) {
+    let queries = partial.max.len();
+    let padded = partial.mixed.len() / queries;
     for i in 0..queries {
         let start = task.place(a, i) * a.head_dim;
         // SAFETY: this query of this head belongs to this task alone.
-        let out = unsafe { out.part(start..start + a.head_dim) };
-        // SAFETY: as in `fold_body`.
+        let out = unsafe { out.slice_mut(start..start + a.head_dim) };
+        // SAFETY: as in `merge_body`.
         unsafe {
-            let sum = S::splat(found.sums[i]);
-            let from = found.mixed.as_ptr().add(i * padded);
+            let sum = S::splat(partial.sums[i]);
+            let from = partial.mixed.as_ptr().add(i * padded);
             let mut d = 0;
             while d < a.head_dim {
                 // A zero that was summed up with others may be a negative one, alone it is not: made positive.

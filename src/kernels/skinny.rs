@@ -1,18 +1,17 @@
-//! Quantized products of a few rows: the panels are unpacked on the way, in registers, for up to twelve rows at once.
+//! Skinny GEMM: quantized products of few rows. Panels are unpacked in registers, for up to twelve rows at once.
 //!
-//! Memory delivers a panel about as fast as it can be unpacked and multiplied with four rows; a row beyond these takes
-//! about as long as it does among hundreds. With many rows, or scales for 16 weights, unpacking for each dozen is too much,
-//! and [`stretch`](super::stretch) takes over.
+//! Memory delivers a panel about as fast as it can be unpacked and multiplied with four rows, so that unpacking is
+//! free. With many rows, or scales that serve only 16 weights, unpacking again for every twelve rows costs more than
+//! it saves, and [`blocked`](super::blocked) products take over.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::forms::{Form, SUB};
 use super::isa::{Isa, Level, Tiles, tile_rows, tiled};
-use super::pack::with_form;
+use super::layouts::{Layout, SUB, with_layout};
+use super::panels::{AMX_ROWS, k_block_len};
 use super::quantize::{self, Quantized};
 use super::simd::{LANES, Simd};
-use super::stretch;
 use super::tile::{self, Packed};
 use crate::weights::WeightType;
 
@@ -22,15 +21,15 @@ const TILES: Tiles = Tiles { avx512: &[12, 8, 4, 2, 1], avx2: &[2, 1] };
 /// Sums of some panels, of all rows of a tile.
 const SUMS: usize = 64;
 
-/// Rows up to which panels of a type are not unpacked for them: measured.
-pub(super) fn most_rows(isa: Isa, dtype: WeightType) -> usize {
-    let most = with_form!(dtype, Q => if Q::HALVES { 16 } else { 24 }, else { NARROW });
+/// Rows up to which this is faster than a blocked product of the type: measured.
+pub(super) fn max_rows(isa: Isa, dtype: WeightType) -> usize {
+    let most = with_layout!(dtype, Q => if Q::HALVES { 16 } else { 24 }, else { NARROW });
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Avx512Bf16 => most,
-        // From there on it has tiles of its own.
+        // From there on its tiles are faster.
         #[cfg(target_arch = "x86_64")]
-        Level::Amx => most.min(super::amx::ROWS - 1),
+        Level::Amx => most.min(AMX_ROWS - 1),
         _ => most.min(NARROW),
     }
 }
@@ -52,8 +51,8 @@ thread_local! {
     static OUTLIERS: RefCell<Vec<Outlier>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Some rows, and their outliers, in the order of their places: a column of weights that is wanted as floats mostly is by several
-/// rows.
+/// Some rows, and their outliers, in the order of their places: the rows of a batch have most of them in the same
+/// channels, so that a column of weights is made into floats once.
 struct Rows<'a> {
     x: &'a Quantized,
     first: usize,
@@ -63,8 +62,8 @@ struct Rows<'a> {
 /// Multiplies rows with panels, and gives away the sums: the first row of some, which panel, and a vector a row.
 ///
 /// # Panics
-/// When the panels do not have `k` weights of each column in form `Q`, or there are no such rows.
-pub(super) fn multiply<Q: Form>(
+/// When the panels do not have `k` weights of each column in layout `Q`, or there are no such rows.
+pub(super) fn multiply<Q: Layout>(
     isa: Isa,
     panels: &[u8],
     panel_bytes: usize,
@@ -128,32 +127,32 @@ tiled! {
     ///
     /// # Safety
     /// The panels have `k` weights of each column, there are such rows, and as many sums.
-    fn some_rows<Q: Form>(panels: &[u8], rows: &Rows<'_>, sums: &mut [[f32; LANES]]) = some_rows_body;
+    fn some_rows<Q: Layout>(panels: &[u8], rows: &Rows<'_>, sums: &mut [[f32; LANES]]) = some_rows_body;
 }
 
 /// # Safety
 /// The tier's instructions, and as [`some_rows`].
 #[inline(always)]
-unsafe fn some_rows_body<S: Simd, Q: Form, const M: usize>(
+unsafe fn some_rows_body<S: Simd, Q: Layout, const M: usize>(
     panels: &[u8],
     rows: &Rows<'_>,
     sums: &mut [[f32; LANES]],
 ) {
     let Rows { x, first, outliers } = rows;
     let unit = Q::TYPE.block_len();
-    // As many rows do it: all layers of a stretch, then its outliers.
-    let stretch = stretch::stretch_len(x.k, unit);
-    let layers = [x.at(0, *first, 0), x.at(x.layers() - 1, *first, 0)];
-    let layers = &layers[..x.layers()];
+    // The same order as in blocked products: all planes of a K-block, then its outliers.
+    let k_block = k_block_len(x.k, unit);
+    let planes = [x.at(0, *first, 0), x.at(x.planes() - 1, *first, 0)];
+    let planes = &planes[..x.planes()];
     for (panel, sums) in panels.chunks_exact(x.k / unit * Q::UNIT).zip(sums.chunks_exact_mut(M)) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut acc = [[S::zero(); M]];
             let (mut start, mut outliers) = (0, *outliers);
             while start < x.k {
-                let end = x.k.min(start + stretch);
+                let end = x.k.min(start + k_block);
                 let codes = panel.as_ptr().add(start / unit * Q::UNIT);
-                for x in layers {
+                for x in planes {
                     let codes = Packed::<S, Q>::new(codes, (end - start) / unit);
                     tile::tile::<S, _, M, 1>(codes, x.skip(start / SUB), (end - start) / SUB, &mut acc);
                 }

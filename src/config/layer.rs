@@ -1,0 +1,172 @@
+//! What may differ from layer to layer: the mixer (attention, or another way to look at other positions), the
+//! feed-forward, and the norms around both. A new mixer or feed-forward is a variant here and a file in `model`.
+
+use super::rope::Rope;
+use super::{Activation, MAX_WIDTH, Presence};
+use crate::error::{Error, Result};
+
+/// One layer of the decoder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerConfig {
+    pub mixer: MixerConfig,
+    pub ffn: FeedForwardConfig,
+    pub norms: LayerNorms,
+    /// What the output of each of the two is multiplied by before it joins the residual stream; 1 in most families.
+    pub residual_scale: f32,
+}
+
+/// Which norms a layer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerNorms {
+    pub before_mixer: bool,
+    /// Of the mixer's output, before it joins the residual stream (Gemma 2 and 3).
+    pub after_mixer: bool,
+    /// Absent in a parallel block, whose feed-forward reads what the mixer reads.
+    pub before_ffn: bool,
+    pub after_ffn: bool,
+}
+
+/// The part of a layer that looks at other positions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MixerConfig {
+    Attention(AttentionConfig),
+    ShortConv(ShortConvConfig),
+}
+
+impl MixerConfig {
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        match self {
+            MixerConfig::Attention(attention) => Some(attention),
+            MixerConfig::ShortConv(_) => None,
+        }
+    }
+}
+
+/// Attention over the keys and values of the positions so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionConfig {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// What the scores are multiplied by, usually `head_dim^-0.5`.
+    pub scale: f32,
+    /// Scores become `cap * tanh(scores / cap)` (Gemma 2).
+    pub soft_cap: Option<f32>,
+    /// A position sees those less than this far away, itself included: before it, and behind it as well where
+    /// attention is not causal. `None`: all.
+    pub window: Option<usize>,
+    /// Index into [`Config::ropes`](super::Config::ropes); `None`: no position encoding (SmolLM3).
+    pub rope: Option<usize>,
+    /// Norms of queries and keys, before they are rotated.
+    pub qk_norm: Presence,
+    pub qk_norm_scope: NormScope,
+    pub qkv_bias: Presence,
+    pub o_bias: Presence,
+    /// q, k and v in one matrix.
+    pub fused: Presence,
+}
+
+/// What a norm of queries or keys is computed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormScope {
+    /// Each head; its weights are shared by all heads.
+    Head,
+    /// All heads of a position together (OLMoE, OLMo 2).
+    AllHeads,
+}
+
+/// A gated short convolution (LFM2): `in_proj` makes B, C and x, `y = C * conv(B * x)`, and `out_proj` follows. The
+/// convolution is causal and depthwise: a filter of its own for each channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortConvConfig {
+    /// Taps of the filter: a position sees itself and `kernel - 1` before it.
+    pub kernel: usize,
+    /// Of the filter and of both projections.
+    pub bias: Presence,
+}
+
+/// The part of a layer that looks at one position alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum FeedForwardConfig {
+    Dense(DenseConfig),
+}
+
+/// A feed-forward that every position passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DenseConfig {
+    /// Width inside it.
+    pub intermediate: usize,
+    pub activation: Activation,
+    /// `down(activation(gate(x)) * up(x))`; without: `down(activation(up(x)))`.
+    pub gate: bool,
+    /// Of gate, up and down.
+    pub bias: Presence,
+    /// gate and up in one matrix.
+    pub fused: Presence,
+}
+
+impl LayerConfig {
+    /// Refuses numbers that cannot be a layer, naming the field as `config.json` and as GGUF has it.
+    pub(super) fn validate(&self, ropes: &[Rope]) -> Result<()> {
+        match &self.mixer {
+            MixerConfig::Attention(attention) => attention.validate(ropes)?,
+            MixerConfig::ShortConv(conv) => within(
+                "short convolution's number of taps (conv_L_cache, shortconv.l_cache)",
+                conv.kernel,
+                MAX_TAPS,
+            )?,
+        }
+        match &self.ffn {
+            FeedForwardConfig::Dense(dense) => {
+                within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
+            }
+        }
+        positive("residual multiplier", self.residual_scale.into())
+    }
+}
+
+impl AttentionConfig {
+    fn validate(&self, ropes: &[Rope]) -> Result<()> {
+        let sizes = [
+            ("number of attention heads (num_attention_heads, head_count)", self.heads, MAX_WIDTH),
+            ("number of key/value heads (num_key_value_heads, head_count_kv)", self.kv_heads, MAX_WIDTH),
+            ("head size (head_dim, key_length)", self.head_dim, 4096),
+        ];
+        sizes.into_iter().try_for_each(|(name, value, max)| within(name, value, max))?;
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Error::model_file(format!(
+                "{} attention heads cannot share {} key/value heads (num_key_value_heads, head_count_kv) evenly",
+                self.heads, self.kv_heads
+            )));
+        }
+        if self.window == Some(0) {
+            return Err(Error::model_file("the sliding window (sliding_window) is 0; it must be at least 1"));
+        }
+        positive("attention scale (query_pre_attn_scalar, attention.scale)", self.scale.into())?;
+        if let Some(cap) = self.soft_cap {
+            positive("attention soft-cap (attn_logit_softcapping)", cap.into())?;
+        }
+        self.rope.and_then(|rope| ropes.get(rope)).map_or(Ok(()), |rope| rope.validate(self.head_dim))
+    }
+}
+
+/// The longest filter of a short convolution; those of known models have three or four taps.
+const MAX_TAPS: usize = 64;
+
+/// A size that is neither zero nor beyond any model that there is.
+pub(super) fn within(name: &str, value: usize, max: usize) -> Result<()> {
+    match (1..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(Error::model_file(format!("the {name} is {value}; it must be in 1..={max}"))),
+    }
+}
+
+pub(super) fn positive(name: &str, value: f64) -> Result<()> {
+    match value.is_finite() && value > 0.0 {
+        true => Ok(()),
+        false => Err(Error::model_file(format!("the {name} is {value}; it must be positive and finite"))),
+    }
+}

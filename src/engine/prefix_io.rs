@@ -1,0 +1,135 @@
+//! A computed prefix as bytes, and back into the prefix tree.
+//!
+//! ```text
+//! group 0: page, page, ..  | group 1: page, ..  | ..  | state after the last page
+//! ```
+//! Of each group those pages that a request going on from the end of the prefix sees: all of them, or the last
+//! ones where the group has a window.
+
+use super::network::Network;
+use crate::cache::holding::Holding;
+use crate::cache::layout::StateLayout;
+use crate::cache::prefix::{Chunk, Place, PrefixCache, Slot};
+use crate::cache::prefix_file::Prefix;
+use crate::error::{Error, Result};
+use crate::step::PAGE;
+
+/// The first page of each group that is saved of a prefix of `pages` pages.
+fn first_pages(layout: &StateLayout, pages: usize) -> Vec<usize> {
+    layout.paged.iter().map(|group| group.first_needed(pages * PAGE)).collect()
+}
+
+/// Bytes of a saved prefix of `pages` pages.
+fn prefix_bytes(network: &dyn Network, pages: usize) -> usize {
+    let first = first_pages(network.layout(), pages);
+    let of = |(group, first): (usize, usize)| network.page_bytes(group).saturating_mul(pages - first);
+    let paged = first.into_iter().enumerate().map(of).fold(0, usize::saturating_add);
+    paged.saturating_add(network.state_bytes())
+}
+
+/// What lies in the first `pages` pages of a sequence, and `state` after them.
+///
+/// # Errors
+/// `OutOfMemory` if there is no memory for a copy of them; `Internal` if one is not held.
+pub(super) fn export(
+    holding: &Holding,
+    state: Option<&Slot>,
+    pages: usize,
+    network: &dyn Network,
+) -> Result<Vec<u8>> {
+    let missing = || Error::internal("a page of a prefix that is to be saved is not held");
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(prefix_bytes(network, pages))
+        .map_err(|_| Error::out_of_memory("there is no memory to copy the prefix to"))?;
+    for (group, first) in first_pages(network.layout(), pages).into_iter().enumerate() {
+        for index in first..pages {
+            network.read_page(group, holding.page(group, index).ok_or_else(missing)?, &mut bytes)?;
+        }
+    }
+    if network.layout().has_state() {
+        network.read_state(state.ok_or_else(missing)?.number(), &mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// Puts a saved prefix into the tree.
+///
+/// # Errors
+/// `OutOfMemory` if it does not fit beside what is in work; `ModelFile` if it was saved from another layout.
+pub(super) fn import(prefix: &Prefix, cache: &mut PrefixCache, network: &mut dyn Network) -> Result<()> {
+    let pages = prefix.tokens.len() / PAGE;
+    if prefix.bytes.len() != prefix_bytes(network, pages) {
+        return Err(Error::model_file(format!(
+            "the saved prefix has {} bytes for {pages} pages, and here they take {}; save it again",
+            prefix.bytes.len(),
+            prefix_bytes(network, pages)
+        )));
+    }
+    let chunks = prefix.tokens.chunks_exact(PAGE).filter_map(|chunk| Chunk::try_from(chunk).ok());
+    if let Some(found) = cache.match_prefix(Place::root(0), chunks) {
+        let whole = found.place.depth == pages;
+        found.pages.into_iter().for_each(|(_, _, page)| cache.release(page));
+        found.state.into_iter().for_each(|slot| cache.release_slot(slot));
+        if whole {
+            return Ok(());
+        }
+    }
+    // Held until the end, so that the last pages do not push out the first; cached from then on.
+    let mut holding = Holding::new(cache.groups().len());
+    let outcome = write(prefix, pages, &mut holding, cache, network);
+    cache.release_holding(holding);
+    outcome
+}
+
+fn write(
+    prefix: &Prefix,
+    pages: usize,
+    holding: &mut Holding,
+    cache: &mut PrefixCache,
+    network: &mut dyn Network,
+) -> Result<()> {
+    let mut rest = &prefix.bytes[..];
+    for (group, first) in first_pages(network.layout(), pages).into_iter().enumerate() {
+        // What lies before is not saved, and the tree gets nodes without it.
+        cache.release(holding.split_before(group, first));
+        for _ in first..pages {
+            let page = cache.lease(1).ok_or_else(|| no_room(cache))?;
+            let (own, behind) = rest.split_at(network.page_bytes(group).min(rest.len()));
+            rest = behind;
+            let number = page.pages()[0];
+            holding.append(group, page);
+            network.write_page(group, number, own)?;
+        }
+    }
+    let mut snapshot = match network.layout().has_state() {
+        true => Some(cache.lease_slot().ok_or_else(|| no_room(cache))?),
+        false => None,
+    };
+    if let Some(slot) = snapshot.take() {
+        match network.write_state(slot.number(), rest) {
+            Ok(()) => snapshot = Some(slot),
+            Err(error) => {
+                cache.release_slot(slot);
+                return Err(error);
+            }
+        }
+    }
+    let mut place = Place::root(0);
+    let chunks = prefix.tokens.chunks_exact(PAGE).filter_map(|chunk| Chunk::try_from(chunk).ok());
+    for (at, chunk) in chunks.enumerate() {
+        let state = if at + 1 == pages { snapshot.take() } else { None };
+        place = cache.insert(place, &chunk, holding, state);
+    }
+    if let Some(slot) = snapshot {
+        cache.release_slot(slot);
+    }
+    Ok(())
+}
+
+fn no_room(cache: &PrefixCache) -> Error {
+    Error::out_of_memory(format!(
+        "the prefix does not fit beside what is in work, into {} pages; raise kv_memory",
+        cache.pages().total()
+    ))
+}

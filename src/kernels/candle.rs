@@ -1,0 +1,391 @@
+//! The candle backend: candle's operations, for CUDA and Metal, and as a second opinion on the CPU.
+//!
+//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was asked
+//! for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where candle-nn
+//! has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is not, because it
+//! takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large (see [`CandleBackend::normed`]).
+//!
+//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have no
+//! tensor, and [`CandleBackend::map`] computes nothing of them.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+use candle_core::{D, DType, Device, Module, Tensor};
+use candle_nn::ops::{rms_norm, softmax_last_dim};
+use candle_nn::rotary_emb::rope_thd;
+
+use super::backend::Backend;
+use super::rows::Rows;
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored, Vector};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
+use crate::cache::storage::LayerKv;
+use crate::config::NormKind;
+use crate::error::Result;
+use crate::step::{Span, Step};
+use crate::weights::{WeightTensor, WeightType};
+
+pub(super) struct CandleBackend {
+    device: Device,
+    dtype: DType,
+}
+
+/// A weight matrix here.
+enum Weights {
+    /// A format that candle multiplies by.
+    Quantized(Arc<QTensor>),
+    /// Plain floats, of the backend's type.
+    Dense(Tensor),
+}
+
+/// Activations here: `None` if there are no rows.
+type Activations = Option<Tensor>;
+
+/// A [`RopeTable`] here: cosines and sines `[rows, half]` in f32; `None` if there are no rows, or no angles.
+type Angles = Option<(Tensor, Tensor)>;
+
+impl CandleBackend {
+    pub(super) fn new(device: Device, dtype: DType) -> Self {
+        CandleBackend { device, dtype }
+    }
+
+    /// On the CPU candle panics when a row of these is an odd number of blocks.
+    fn refuses(&self, dtype: WeightType, k: usize) -> bool {
+        use WeightType::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+        self.device.is_cpu() && matches!(dtype, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0) && !k.is_multiple_of(64)
+    }
+
+    /// Rows of `dim` that `f` makes of `x`; none of none.
+    fn map(&self, x: &Rows, dim: usize, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Rows> {
+        let x = x.get::<Activations>()?;
+        self.pack(x.as_ref().map(f).transpose()?, dim)
+    }
+
+    fn pack(&self, x: Activations, dim: usize) -> Result<Rows> {
+        let x = x.map(|x| x.to_dtype(self.dtype)).transpose()?;
+        let rows = x.as_ref().map_or(Ok(0), |x| x.dim(0))?;
+        Ok(Rows::device(rows, dim, x))
+    }
+
+    fn product(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        let y = match linear.weight.stored.data.get(linear.weight.name())? {
+            Weights::Quantized(weights) => {
+                let x = x.to_dtype(DType::F32)?.contiguous()?;
+                QMatMul::from_arc(weights.clone())?.forward(&x)?
+            }
+            Weights::Dense(weights) => x.contiguous()?.matmul(&weights.t()?)?,
+        };
+        let y = match &linear.bias {
+            Some(bias) => y.broadcast_add(&values(bias)?.to_dtype(y.dtype())?)?,
+            None => y,
+        };
+        Ok(y.to_dtype(self.dtype)?)
+    }
+
+    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and a bias.
+    fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        let mut groups = x.to_dtype(DType::F32)?.reshape(((), norm.weight.len()))?;
+        if norm.kind == NormKind::Layer {
+            groups = groups.broadcast_sub(&groups.mean_keepdim(D::Minus1)?)?;
+        }
+        let mut y = rms_norm(&groups.contiguous()?, values(&norm.weight)?, norm.eps as f32)?;
+        if let Some(bias) = &norm.bias {
+            y = y.broadcast_add(values(bias)?)?;
+        }
+        Ok(y.reshape(x.shape())?.to_dtype(self.dtype)?)
+    }
+
+    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as we do;
+    /// it turns all dimensions, so that the rest of a partly rotated head goes around it.
+    fn rotate(&self, x: &Tensor, head_dim: usize, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
+        let ((rows, dim), rotated) = (x.dims2()?, 2 * cos.dim(1)?);
+        let heads = x.to_dtype(DType::F32)?.reshape((1, rows, dim / head_dim, head_dim))?;
+        let turned = rope_thd(&heads.narrow(D::Minus1, 0, rotated)?.contiguous()?, cos, sin)?;
+        let heads = match rotated < head_dim {
+            true => {
+                let rest = heads.narrow(D::Minus1, rotated, head_dim - rotated)?;
+                Tensor::cat(&[&turned, &rest], D::Minus1)?
+            }
+            false => turned,
+        };
+        Ok(heads.reshape((rows, dim))?.to_dtype(self.dtype)?)
+    }
+
+    fn activate(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
+        Ok(match act {
+            Activation::Silu => x.silu()?,
+            Activation::Gelu => x.gelu_erf()?,
+            Activation::GeluTanh => x.gelu()?,
+            Activation::Relu => x.relu()?,
+        })
+    }
+
+    /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
+    fn attend(
+        &self,
+        q: &Tensor,
+        kv: &LayerKv,
+        group: usize,
+        step: &Step,
+        span: &Span,
+        a: &Attention,
+    ) -> Result<Tensor> {
+        let (rows, shared) = (span.rows.len(), a.heads / a.kv_heads);
+        let first = step.positions.get(span.rows.start).map_or(0, |&p| p as usize);
+        let begin = a.window.map_or(0, |window| (first + 1).saturating_sub(window));
+        let end = match (a.causal, a.window) {
+            (true, _) => first + rows,
+            (false, None) => span.len,
+            (false, Some(window)) => (first + rows - 1).saturating_add(window).min(span.len),
+        };
+        let len = end - begin;
+        let slots: Vec<u32> = (begin..begin + len).map(|p| span.slot(group, p) as u32).collect();
+        let slots = Tensor::from_vec(slots, len, &self.device)?;
+        let gather = |kv: &Tensor| -> Result<Tensor> {
+            let rows = kv.index_select(&slots, 0)?.to_dtype(DType::F32)?;
+            Ok(rows.reshape((len, a.kv_heads, a.head_dim))?.transpose(0, 1)?.contiguous()?)
+        };
+        let q = q.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
+        let q = q.reshape((rows, a.kv_heads, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
+        let q = q.reshape((a.kv_heads, rows * shared, a.head_dim))?;
+        let scores = q.matmul(&gather(&kv.tensors()?.keys)?.transpose(1, 2)?.contiguous()?)?;
+        let mut scores = (scores * f64::from(a.scale))?;
+        if let Some(cap) = a.soft_cap {
+            scores = soft_capped(&scores, cap)?;
+        }
+        let scores = scores.reshape((a.kv_heads, rows, shared, len))?;
+        let mask = Tensor::from_vec(mask(first, rows, begin, len, a), (1, rows, 1, len), &self.device)?;
+        let weights = softmax_last_dim(&scores.broadcast_add(&mask)?.contiguous()?)?;
+        let mixed =
+            weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
+        let mixed = mixed.reshape((a.kv_heads, rows, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
+        Ok(mixed.reshape((rows, a.heads * a.head_dim))?)
+    }
+}
+
+impl Backend for CandleBackend {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn describe(&self) -> String {
+        format!("{:?} {:?}", self.device.location(), self.dtype).to_lowercase()
+    }
+
+    fn matrix(&self, w: &WeightTensor, n: usize, k: usize, _: usize) -> Result<Stored> {
+        if let Some(dtype) = candle_type(w.dtype).filter(|_| !self.refuses(w.dtype, k)) {
+            let storage = QStorage::from_data(aligned(&w.data), &self.device, dtype)?;
+            let weights = QTensor::new(storage, (n, k))?;
+            let bytes = weights.storage_size_in_bytes();
+            let data = Opaque::new(Weights::Quantized(Arc::new(weights)));
+            return Ok(Stored { format: "quantized", bytes, data });
+        }
+        let dense = Tensor::from_vec(w.to_f32(), (n, k), &self.device)?.to_dtype(self.dtype)?;
+        let (format, bytes) = (self.dtype.as_str(), n * k * self.dtype.size_in_bytes());
+        Ok(Stored { format, bytes, data: Opaque::new(Weights::Dense(dense)) })
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Option<Opaque>> {
+        Ok(Some(Opaque::new(Tensor::from_slice(values, values.len(), &self.device)?)))
+    }
+
+    fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Rows> {
+        let rows = values.len() / dim;
+        let x = (rows > 0).then(|| Tensor::from_vec(values, (rows, dim), &self.device));
+        self.pack(x.transpose()?, dim)
+    }
+
+    fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
+        match x.get::<Activations>()? {
+            Some(x) => Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows> {
+        let weights = m.stored.data.get::<Weights>(m.name())?;
+        if ids.is_empty() {
+            return self.pack(None, m.k);
+        }
+        let ids = Tensor::new(ids, &self.device)?;
+        let rows = match weights {
+            Weights::Quantized(weights) => weights.embedding(&ids)?,
+            Weights::Dense(weights) => weights.index_select(&ids, 0)?,
+        };
+        let rows = rows.to_dtype(self.dtype)?;
+        let rows = match scale {
+            Some(scale) => rows.affine(f64::from(scale), 0.0)?,
+            None => rows,
+        };
+        self.pack(Some(rows), m.k)
+    }
+
+    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>> {
+        let one = |linear: &&Linear| self.map(x, linear.weight.n, |x| self.product(linear, x));
+        linears.iter().map(one).collect()
+    }
+
+    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
+        self.map(x, linear.weight.n, |x| added(&to, self.product(linear, x)?))
+    }
+
+    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.weight.n, |x| {
+            let gate = self.activate(&self.product(gate, x)?, act)?;
+            Ok((gate * self.product(up, x)?)?)
+        })
+    }
+
+    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.weight.n, |x| self.activate(&self.product(up, x)?, act))
+    }
+
+    fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| {
+            let y = self.normed(norm, x)?;
+            match &to {
+                Some(to) => added(to, y),
+                None => Ok(y),
+            }
+        })
+    }
+
+    fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
+        let Some(x) = x.get::<Activations>()? else { return Ok(to) };
+        let scaled = x.affine(scale.into(), 0.0)?;
+        self.map(&to, to.dims().1, |to| Ok((to + scaled)?))
+    }
+
+    fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {
+        let (rows, half) = (positions.len(), inv_freq.len());
+        let (mut cos, mut sin) = (vec![0.0; rows * half], vec![0.0; rows * half]);
+        if cos.is_empty() {
+            return Ok(Opaque::new(Angles::None));
+        }
+        rope::fill(inv_freq, scale, positions, &mut cos, &mut sin);
+        let tensor = |values| Tensor::from_vec(values, (rows, half), &self.device);
+        Ok(Opaque::new(Angles::Some((tensor(cos)?, tensor(sin)?))))
+    }
+
+    fn heads(
+        &self,
+        x: Rows,
+        head_dim: usize,
+        norm: Option<&Norm>,
+        table: Option<&RopeTable>,
+    ) -> Result<Rows> {
+        let angles = table.map(|table| table.data.get::<Angles>("a rope table")).transpose()?;
+        self.map(&x, x.dims().1, |x| {
+            let x = norm.map_or_else(|| Ok(x.clone()), |norm| self.normed(norm, x))?;
+            match angles {
+                Some(Some(angles)) => self.rotate(&x, head_dim, angles),
+                _ => Ok(x),
+            }
+        })
+    }
+
+    fn soft_cap(&self, x: Rows, cap: f32) -> Result<Rows> {
+        self.map(&x, x.dims().1, |x| soft_capped(x, cap))
+    }
+
+    fn select_rows(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
+        let dim = x.dims().1;
+        if rows.is_empty() {
+            return self.pack(None, dim);
+        }
+        let rows = Tensor::new(rows, &self.device)?;
+        self.map(x, dim, |x| Ok(x.contiguous()?.index_select(&rows, 0)?))
+    }
+
+    fn kv_format(&self) -> KvFormat {
+        KvFormat::Tensors(self.dtype)
+    }
+
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
+        KvCache::new(layout, pages, self.dtype, &self.device)
+    }
+
+    fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()> {
+        let (Some(k), Some(v)) = (k.get::<Activations>()?, v.get::<Activations>()?) else { return Ok(()) };
+        let shape = (slots.len(), kv.shape.width());
+        let index = Tensor::new(slots, &self.device)?.unsqueeze(1)?.expand(shape)?.contiguous()?;
+        let kv = kv.tensors()?;
+        for (cache, rows) in [(&kv.keys, k), (&kv.values, v)] {
+            cache.scatter_set(&index, &rows.to_dtype(cache.dtype())?.contiguous()?, 0)?;
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        q: &Rows,
+        kv: &LayerKv,
+        group: usize,
+        step: &CheckedStep<'_>,
+        a: &Attention,
+    ) -> Result<Rows> {
+        self.map(q, q.dims().1, |q| {
+            let attend = |span| self.attend(q, kv, group, step, span, a);
+            let outputs = step.spans.iter().map(attend).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::cat(&outputs, 0)?)
+        })
+    }
+}
+
+/// A vector on the device.
+fn values(vector: &Vector) -> Result<&Tensor> {
+    let device = vector.device.as_ref();
+    device.ok_or_else(|| misuse("a vector was made by other Ops than those that use it"))?.get("a vector")
+}
+
+/// `to + y`
+fn added(to: &Rows, y: Tensor) -> Result<Tensor> {
+    match to.get::<Activations>()? {
+        Some(to) => Ok((to + y)?),
+        None => Ok(y),
+    }
+}
+
+fn soft_capped(x: &Tensor, cap: f32) -> Result<Tensor> {
+    let cap = f64::from(cap);
+    Ok(((x / cap)?.tanh()? * cap)?)
+}
+
+/// 0 where row `first + i` may look at key `begin + j`, else minus infinity.
+fn mask(first: usize, rows: usize, begin: usize, len: usize, a: &Attention) -> Vec<f32> {
+    let near = |query: usize, key: usize| a.window.is_none_or(|window| query.abs_diff(key) < window);
+    let seen = |query: usize, key: usize| (key <= query || !a.causal) && near(query, key);
+    let row = |i| (0..len).map(move |j| if seen(first + i, begin + j) { 0.0 } else { f32::NEG_INFINITY });
+    (0..rows).flat_map(row).collect()
+}
+
+fn candle_type(dtype: WeightType) -> Option<GgmlDType> {
+    match dtype {
+        WeightType::Q4_0 => Some(GgmlDType::Q4_0),
+        WeightType::Q4_1 => Some(GgmlDType::Q4_1),
+        WeightType::Q5_0 => Some(GgmlDType::Q5_0),
+        WeightType::Q5_1 => Some(GgmlDType::Q5_1),
+        WeightType::Q8_0 => Some(GgmlDType::Q8_0),
+        WeightType::Q2K => Some(GgmlDType::Q2K),
+        WeightType::Q3K => Some(GgmlDType::Q3K),
+        WeightType::Q4K => Some(GgmlDType::Q4K),
+        WeightType::Q5K => Some(GgmlDType::Q5K),
+        WeightType::Q6K => Some(GgmlDType::Q6K),
+        // Floats are dense; IQ4 candle does not know.
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Iq4Nl | WeightType::Iq4Xs => None,
+    }
+}
+
+/// candle panics on blocks at odd addresses, and a file may put them there: those are copied first. The
+/// allocator aligns every vector of some size to at least eight bytes, which is enough for any block.
+fn aligned(data: &[u8]) -> Cow<'_, [u8]> {
+    match (data.as_ptr() as usize).is_multiple_of(8) {
+        true => Cow::Borrowed(data),
+        false => Cow::Owned(data.to_vec()),
+    }
+}

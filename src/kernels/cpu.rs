@@ -1,0 +1,345 @@
+//! The CPU backend: buffers, threads, and which kernel runs over what.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use super::backend::Backend;
+use super::disjoint::DisjointSlices;
+use super::elementwise::{self, Unary};
+use super::epilogue::{Epilogue, Product};
+use super::gemm::{self, Input};
+use super::isa::Isa;
+use super::pack::{self, Arena, Packed};
+use super::pool::Pool;
+use super::quantize::{self, Job, Precision, Quantized};
+use super::rows::{Block, Recycler, Rows};
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
+use crate::cache::storage::LayerKv;
+use crate::config::NormKind;
+use crate::error::Result;
+use crate::weights::WeightTensor;
+
+/// Floats of a task of the operations that are no products: some microseconds of work.
+const TASK_FLOATS: usize = 8192;
+
+pub(super) struct CpuBackend {
+    pool: Pool,
+    isa: Isa,
+    kv: KvType,
+    arena: Arena,
+    recycler: Arc<Recycler>,
+}
+
+/// What a [`RopeTable`] is here: cosines and sines, each `[rows, half]`.
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl CpuBackend {
+    /// # Errors
+    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for and
+    /// computes something else than AMX does.
+    pub(super) fn new(threads: usize, kv: KvType, isa: Isa) -> Result<Self> {
+        #[cfg(target_arch = "x86_64")]
+        super::amx::self_check(isa)?;
+        let pool = Pool::new(threads)?;
+        Ok(CpuBackend { pool, isa, kv, arena: Arena::default(), recycler: Arc::default() })
+    }
+
+    /// Runs `f` on parts of `out`, whole rows of `dim`: the rows, and their elements.
+    fn each_rows(
+        &self,
+        name: &'static str,
+        dim: usize,
+        out: &mut [f32],
+        f: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    ) -> Result<()> {
+        let rows = out.len().checked_div(dim).unwrap_or(0);
+        let task_rows = (TASK_FLOATS / dim.max(1)).max(1);
+        let out = DisjointSlices::new(out);
+        self.pool.run(name, rows.div_ceil(task_rows), &|index| {
+            let rows = index * task_rows..rows.min((index + 1) * task_rows);
+            // SAFETY: the rows of two tasks do not overlap, and each task runs once.
+            f(rows.clone(), unsafe { out.slice_mut(rows.start * dim..rows.end * dim) });
+        })
+    }
+
+    /// The rows as products take them: as bytes too, once, if one of the weights is quantized.
+    fn input<'a>(&self, x: &'a Block, weights: &[&Packed], outlier: f32) -> Result<Input<'a>> {
+        let mut bytes = x.bytes.get();
+        if bytes.is_none() && weights.iter().any(|w| w.dtype.is_quantized()) {
+            let made = self.quantize(x, outlier)?;
+            bytes = Some(x.bytes.get_or_init(|| made));
+        }
+        Ok(Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes })
+    }
+
+    fn quantize(&self, x: &Block, outlier: f32) -> Result<Quantized> {
+        // Where keys and values are exact, so are activations: to 15 bits.
+        let precision = match self.kv {
+            KvType::F32 => Precision::Double,
+            KvType::BF16 => Precision::Above(outlier),
+        };
+        let dim = x.dim;
+        let mut made = self.recycler.bytes();
+        made.resize(x.rows, dim, precision);
+        let to = made.slices();
+        let task_rows = (TASK_FLOATS / dim).max(1);
+        self.pool.run("quantize", x.rows.div_ceil(task_rows), &|index| {
+            let rows = index * task_rows..x.rows.min((index + 1) * task_rows);
+            let floats = &x.floats()[rows.start * dim..rows.end * dim];
+            // SAFETY: the rows of two tasks do not overlap, and each task runs once.
+            unsafe { quantize::quantize(self.isa, Job { x: floats, first: rows.start, to: &to, precision }) };
+        })?;
+        drop(to);
+        Ok(made)
+    }
+
+    /// A product of one matrix, into a new block.
+    fn product(&self, name: &'static str, linear: &Linear, x: &Block, epilogue: Epilogue) -> Result<Block> {
+        let w = packed(&linear.weight)?;
+        let input = self.input(x, &[w], linear.outlier)?;
+        let mut block = self.recycler.block(x.rows, w.n);
+        let out = DisjointSlices::new(block.floats_mut());
+        gemm::products(&self.pool, self.isa, name, input, &[&[product(linear, w, epilogue, &out)]])?;
+        Ok(block)
+    }
+}
+
+impl Backend for CpuBackend {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn describe(&self) -> String {
+        let threads = self.threads();
+        format!("cpu {}, {threads} {}", self.isa.name(), if threads == 1 { "thread" } else { "threads" })
+    }
+
+    fn matrix(&self, w: &WeightTensor, n: usize, k: usize, row_bytes: usize) -> Result<Stored> {
+        let packed = pack::pack(&self.pool, &self.arena, w, n, k, row_bytes)?;
+        Ok(Stored { format: packed.dtype.name(), bytes: w.data.len(), data: Opaque::new(packed) })
+    }
+
+    fn vector(&self, _: &[f32]) -> Result<Option<Opaque>> {
+        Ok(None)
+    }
+
+    fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Rows> {
+        Ok(self.recycler.filled(values, dim).into())
+    }
+
+    fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
+        Ok(x.into_block()?.into_vec())
+    }
+
+    fn recycle(&self, values: Vec<f32>) {
+        self.recycler.give_floats(values);
+    }
+
+    fn trim(&self) {
+        self.recycler.trim();
+    }
+
+    fn parallel_for(&self, what: &'static str, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.pool.run(what, tasks, task)
+    }
+
+    fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows> {
+        let packed = packed(m)?;
+        let mut out = self.recycler.block(ids.len(), m.k);
+        self.each_rows("embed", m.k, out.floats_mut(), |rows, out| {
+            for (&id, out) in ids[rows].iter().zip(out.chunks_exact_mut(m.k)) {
+                packed.row(id as usize, out);
+            }
+            if let Some(scale) = scale {
+                elementwise::unary(self.isa, Unary::Scale(scale), out);
+            }
+        })?;
+        Ok(out.into())
+    }
+
+    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>> {
+        let x = x.block()?;
+        if let [linear] = linears {
+            return Ok(vec![self.product("linear", linear, x, Epilogue::Store)?.into()]);
+        }
+        let weights = linears.iter().map(|linear| packed(&linear.weight)).collect::<Result<Vec<_>>>()?;
+        let outlier = linears.iter().map(|linear| linear.outlier).fold(f32::INFINITY, f32::min);
+        let input = self.input(x, &weights, outlier)?;
+        let mut outputs: Vec<Block> = weights.iter().map(|w| self.recycler.block(x.rows, w.n)).collect();
+        let slices: Vec<_> = outputs.iter_mut().map(|out| DisjointSlices::new(out.floats_mut())).collect();
+        let products: Vec<_> = linears
+            .iter()
+            .zip(&weights)
+            .zip(&slices)
+            .map(|((linear, w), out)| [product(linear, w, Epilogue::Store, out)])
+            .collect();
+        let lists: Vec<&[Product<'_>]> = products.iter().map(|one| one.as_slice()).collect();
+        gemm::products(&self.pool, self.isa, "linears", input, &lists)?;
+        drop(slices);
+        Ok(outputs.into_iter().map(Rows::from).collect())
+    }
+
+    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
+        let (x, mut to) = (x.block()?, to.into_block()?);
+        let w = packed(&linear.weight)?;
+        let input = self.input(x, &[w], linear.outlier)?;
+        let out = DisjointSlices::new(to.floats_mut());
+        let list = [product(linear, w, Epilogue::Add, &out)];
+        gemm::products(&self.pool, self.isa, "linear add", input, &[&list])?;
+        Ok(to.into())
+    }
+
+    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+        let x = x.block()?;
+        let (g, u) = (packed(&gate.weight)?, packed(&up.weight)?);
+        let input = self.input(x, &[g, u], gate.outlier.min(up.outlier))?;
+        let mut block = self.recycler.block(x.rows, g.n);
+        let out = DisjointSlices::new(block.floats_mut());
+        let list = [product(gate, g, Epilogue::Store, &out), product(up, u, Epilogue::Gate(act), &out)];
+        gemm::products(&self.pool, self.isa, "gated", input, &[&list])?;
+        Ok(block.into())
+    }
+
+    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+        Ok(self.product("activated", up, x.block()?, Epilogue::Activate(act))?.into())
+    }
+
+    fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {
+        let x = x.block()?;
+        let (add, dim) = (to.is_some(), x.dim);
+        let mut out = match to {
+            Some(to) => to.into_block()?,
+            None => self.recycler.block(x.rows, dim),
+        };
+        self.each_rows("norm", dim, out.floats_mut(), |rows, out| {
+            norm::norm(self.isa, of(norm), add, &x.floats()[rows.start * dim..rows.end * dim], out);
+        })?;
+        Ok(out.into())
+    }
+
+    fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
+        let (x, mut to) = (x.block()?, to.into_block()?);
+        let dim = x.dim;
+        self.each_rows("add", dim, to.floats_mut(), |rows, to| {
+            elementwise::add(self.isa, scale, &x.floats()[rows.start * dim..rows.end * dim], to);
+        })?;
+        Ok(to.into())
+    }
+
+    fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {
+        let half = inv_freq.len();
+        let len = positions.len() * half;
+        let mut angles = Angles { cos: vec![0.0; len], sin: vec![0.0; len] };
+        let sin = DisjointSlices::new(&mut angles.sin);
+        self.each_rows("rope table", half, &mut angles.cos, |rows, cos| {
+            // SAFETY: the same rows as those of `cos`, which no two tasks have in common.
+            let sin = unsafe { sin.slice_mut(rows.start * half..rows.end * half) };
+            rope::fill(inv_freq, scale, &positions[rows], cos, sin);
+        })?;
+        Ok(Opaque::new(angles))
+    }
+
+    fn heads(
+        &self,
+        x: Rows,
+        head_dim: usize,
+        norm: Option<&Norm>,
+        table: Option<&RopeTable>,
+    ) -> Result<Rows> {
+        let mut x = x.into_block()?;
+        let angles = table.map(|table| table.data.get::<Angles>("a rope table")).transpose()?;
+        let (dim, angles) = (x.dim, table.map(|table| table.half).zip(angles));
+        self.each_rows("heads", dim, x.floats_mut(), |rows, x| {
+            if let Some(norm) = norm {
+                norm::norm_in_place(self.isa, of(norm), x);
+            }
+            if let Some((half, Angles { cos, sin })) = angles {
+                let angles = rows.start * half..rows.end * half;
+                rope::rotate(self.isa, x, dim, head_dim, half, &cos[angles.clone()], &sin[angles]);
+            }
+        })?;
+        Ok(x.into())
+    }
+
+    fn soft_cap(&self, x: Rows, cap: f32) -> Result<Rows> {
+        let mut x = x.into_block()?;
+        // Rows of logits are long, and would be too few tasks: each number counts as a row.
+        self.each_rows("soft cap", 1, x.floats_mut(), |_, x| {
+            elementwise::unary(self.isa, Unary::SoftCap(cap), x);
+        })?;
+        Ok(x.into())
+    }
+
+    fn select_rows(&self, x: &Rows, rows: &[u32]) -> Result<Rows> {
+        let x = x.block()?;
+        let mut out = self.recycler.block(rows.len(), x.dim);
+        for (&row, out) in rows.iter().zip(out.floats_mut().chunks_exact_mut(x.dim)) {
+            out.copy_from_slice(&x.floats()[row as usize * x.dim..][..x.dim]);
+        }
+        Ok(out.into())
+    }
+
+    fn kv_format(&self) -> KvFormat {
+        KvFormat::Native(self.kv)
+    }
+
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
+        KvCache::native(layout, pages, self.kv)
+    }
+
+    fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()> {
+        let (k, v) = (k.block()?.floats(), v.block()?.floats());
+        attention::write(&self.pool, self.isa, kv.native()?, slots, k, v)
+    }
+
+    fn attention(
+        &self,
+        q: &Rows,
+        kv: &LayerKv,
+        group: usize,
+        step: &CheckedStep<'_>,
+        a: &Attention,
+    ) -> Result<Rows> {
+        let q = q.block()?;
+        let mut out = self.recycler.block(q.rows, q.dim);
+        let queries = attention::Queries { q: q.floats(), step, group };
+        attention::attention(&self.pool, self.isa, queries, kv.native()?, a, out.floats_mut())?;
+        Ok(out.into())
+    }
+}
+
+fn packed(m: &Matrix) -> Result<&Packed> {
+    m.stored.data.get(m.name())
+}
+
+fn product<'a>(
+    linear: &'a Linear,
+    w: &'a Packed,
+    epilogue: Epilogue,
+    out: &'a DisjointSlices<'a, f32>,
+) -> Product<'a> {
+    Product { w, bias: linear.bias.as_ref().map(|bias| &*bias.values), epilogue, out }
+}
+
+fn of(norm: &Norm) -> norm::Norm<'_> {
+    norm::Norm {
+        rms: norm.kind == NormKind::Rms,
+        weight: &norm.weight.values,
+        bias: norm.bias.as_ref().map(|bias| &*bias.values),
+        eps: norm.eps as f32,
+    }
+}

@@ -1,0 +1,143 @@
+//! What the graph hands to [`Ops`](super::Ops): weights, and the parameters of an operation.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use super::misuse;
+use crate::config::NormKind;
+use crate::error::Result;
+
+/// What attention needs to know of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Scores are `scale * q.k`.
+    pub scale: f32,
+    /// A query sees its own position and those before it; `false`: all of its sequence, also those after it.
+    pub causal: bool,
+    /// A query sees positions less than this far away, itself among them (before it, and behind it where not
+    /// `causal`); `None` sees all.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+}
+
+/// A weight matrix `[n, k]` where the backend wants it. A clone shares the memory.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    pub(super) name: Arc<str>,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) stored: Stored,
+}
+
+/// What a backend made of a weight matrix.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    /// How the weights are stored, in words.
+    pub(super) format: &'static str,
+    /// Bytes that they take in the checkpoint.
+    pub(super) bytes: usize,
+    pub(super) data: Opaque,
+}
+
+impl Matrix {
+    /// The tensor's name in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How the weights are stored, and how many bytes they take in the checkpoint.
+    pub fn stored(&self) -> (&'static str, usize) {
+        (self.stored.format, self.stored.bytes)
+    }
+
+    /// Output features (or vocabulary).
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+}
+
+/// A one-dimensional weight, f32: a bias, or the weights of a norm.
+#[derive(Clone, Debug)]
+pub struct Vector {
+    pub(super) values: Arc<[f32]>,
+    /// The same where the backend wants it, if that is elsewhere.
+    pub(super) device: Option<Opaque>,
+}
+
+impl Vector {
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+}
+
+/// A projection: `y = x W^T + b`, W `[out, in]` as checkpoints store it. What adapters attach to.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub weight: Matrix,
+    pub bias: Option<Vector>,
+    /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root mean
+    /// squares of their row are multiplied as floats. (Projections of the same rows share the quantized rows: the
+    /// first that is computed decides.)
+    pub outlier: f32,
+}
+
+/// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    pub kind: NormKind,
+    pub eps: f64,
+    pub weight: Vector,
+    pub bias: Option<Vector>,
+}
+
+/// Cosines and sines of the rows of one step, each `[rows, half]`.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    pub(super) rows: usize,
+    pub(super) half: usize,
+    pub(super) data: Opaque,
+}
+
+impl RopeTable {
+    /// Rotated dimensions of each head: twice the number of frequencies.
+    pub fn rotated(&self) -> usize {
+        2 * self.half
+    }
+}
+
+/// What a backend made, and only a backend of the same kind can read. This is the one place where handles of the
+/// graph are downcast.
+#[derive(Clone)]
+pub(super) struct Opaque(Arc<dyn Any + Send + Sync>);
+
+impl Opaque {
+    pub(super) fn new(value: impl Any + Send + Sync) -> Self {
+        Opaque(Arc::new(value))
+    }
+
+    /// # Errors
+    /// `Internal` when another kind of backend made it; `what` says what it is.
+    pub(super) fn get<T: Any>(&self, what: &str) -> Result<&T> {
+        let foreign = || misuse(format!("{what} was made by other Ops than those that use it"));
+        self.0.downcast_ref().ok_or_else(foreign)
+    }
+}
+
+impl std::fmt::Debug for Opaque {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("..")
+    }
+}

@@ -1,0 +1,195 @@
+//! Packed weights unpacked in registers: the codes of a group, the scales and offsets of sixteen rows.
+
+use super::layouts::{LEVELS, Layout, Scales};
+use super::simd::{LANES, Simd};
+
+/// Group `g` of a sub-block whose codes begin at `codes`, unpacked. (No closures here: they would be compiled apart,
+/// without the tier's instructions.)
+///
+/// # Safety
+/// As [`Simd`]; the codes of a sub-block are readable.
+#[inline(always)]
+pub(super) unsafe fn unpack<S: Simd, Q: Layout>(codes: *const u8, g: usize) -> S::I {
+    unsafe {
+        match Q::BITS {
+            2 => pairs::<S>(codes, g),
+            3 => S::or(pairs::<S>(codes, g), moved::<S>(codes.add(128), g, 2, 1)),
+            4 if Q::LEVELS => S::lookup16(LEVELS.as_ptr(), low::<S>(codes, g)),
+            4 => low::<S>(codes, g),
+            5 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256), g, 4, 1)),
+            6 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256 + 64 * (g / 4)), 2 * (g % 4), 4, 3)),
+            _ => S::load_i(codes.add(64 * g)),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn low<S: Simd>(codes: *const u8, g: usize) -> S::I {
+    unsafe {
+        let both = S::load_i(codes.add(64 * (g % 4)));
+        S::and(if g < 4 { both } else { S::shr(both, 4) }, S::splat_i(0x0f0f_0f0f))
+    }
+}
+
+#[inline(always)]
+unsafe fn pairs<S: Simd>(codes: *const u8, g: usize) -> S::I {
+    unsafe {
+        let all = S::load_i(codes.add(64 * (g / 4)));
+        S::and(S::shr(all, 2 * (g as i32 % 4)), S::splat_i(0x0303_0303))
+    }
+}
+
+/// The bits `bits` of each byte of a plane that begin at bit `from` go to bit `to`.
+#[inline(always)]
+unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> S::I {
+    unsafe {
+        let plane = S::load_i(plane);
+        let moved = match from <= to {
+            true => S::shl(plane, (to - from) as i32),
+            false => S::shr(plane, (from - to) as i32),
+        };
+        S::and(moved, S::splat_i(i32::from_le_bytes([bits << to; 4])))
+    }
+}
+
+/// What the head of a unit says, for sixteen rows: `d`, and the minimum or `-dmin`.
+///
+/// # Safety
+/// As [`Simd`]; the head is readable.
+#[inline(always)]
+pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S::F) {
+    unsafe {
+        let d = S::load_f16(unit);
+        match Q::SCALES {
+            Scales::DMin => (d, S::load_f16(unit.add(32))),
+            Scales::ByteMin | Scales::NibbleMin16 => (d, S::mul(S::load_f16(unit.add(32)), S::splat(-1.0))),
+            _ => (d, S::zero()),
+        }
+    }
+}
+
+/// Scale and offset of half `half` (0 where scales serve all 32) of a sub-block.
+///
+/// # Safety
+/// As [`Simd`]; the sub-block is readable.
+#[inline(always)]
+pub(super) unsafe fn load_scales<S: Simd, Q: Layout>(
+    (d, min): (S::F, S::F),
+    sub: *const u8,
+    half: usize,
+) -> (S::F, S::F) {
+    unsafe {
+        match Q::SCALES {
+            Scales::D => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
+            Scales::DMin => (d, min),
+            Scales::Byte | Scales::Byte16 => {
+                let scale = S::mul(d, S::load_i8(sub.add(LANES * half)));
+                (scale, S::mul(scale, S::splat(-f32::from(Q::ZERO))))
+            }
+            Scales::ByteMin => (S::mul(d, S::load_u8(sub)), S::mul(min, S::load_u8(sub.add(LANES)))),
+            Scales::NibbleMin16 => {
+                let both = S::load_u8(sub.add(LANES * half));
+                // 16 h + l: rounding (16 h + l) / 16 - 15/32 gives h for each l below 16.
+                let high = S::to_f(S::round(S::fma(both, S::splat(1.0 / 16.0), S::splat(-15.0 / 32.0))));
+                let low = S::fma(high, S::splat(-16.0), both);
+                (S::mul(d, low), S::mul(min, high))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::isa::{Isa, tiered};
+    use crate::kernels::layouts::{SUB, get, row_of_sub, with_layout};
+    use crate::weights::WeightType;
+
+    /// Bytes without a pattern.
+    fn noise(len: usize, seed: u32) -> Vec<u8> {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        let next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 11) as u8
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    /// A unit of any codes and small scales, and small heads.
+    fn unit<Q: Layout>() -> Vec<u8> {
+        let mut unit = noise(Q::UNIT, 1 + Q::BITS as u32);
+        for (r, half) in unit[..Q::HEAD].chunks_exact_mut(2).enumerate() {
+            let number = half::f16::from_f32((r as f32 - 11.3) / 64.0);
+            half.copy_from_slice(&number.to_le_bytes());
+        }
+        unit
+    }
+
+    tiered! {
+        /// The weights of a sub-block as products see them, `[32, 16]`: codes out of byte products, scales, offsets.
+        fn seen<Q: Layout>(unit: &[u8], sub: usize, codes: &mut [[f32; LANES]; SUB], weights: &mut [[f32; LANES]; SUB]) = seen_body;
+    }
+
+    /// # Safety
+    /// The tier's instructions.
+    #[inline(always)]
+    unsafe fn seen_body<S: Simd, Q: Layout>(
+        unit: &[u8],
+        sub: usize,
+        codes: &mut [[f32; LANES]; SUB],
+        weights: &mut [[f32; LANES]; SUB],
+    ) {
+        assert_eq!(unit.len(), Q::UNIT);
+        // SAFETY: the caller's promise, and a whole unit.
+        unsafe {
+            let head = load_head::<S, Q>(unit.as_ptr());
+            let sub = unit.as_ptr().add(Q::HEAD + sub * Q::SUB_BYTES);
+            for at in 0..SUB {
+                let w = unpack::<S, Q>(sub.add(Q::SCALE_BYTES), at / 4);
+                // One of the four bytes times 1.
+                let one = S::splat_i(1 << (8 * (at % 4)));
+                let (dot, less) = match Q::WIDE {
+                    true => (S::dot_wide(S::zero_i(), w, one), S::WIDE_IS_SIGNED),
+                    false => (S::dot(S::zero_i(), w, one), false),
+                };
+                let code = S::add(S::to_f(dot), S::splat(if less { 128.0 } else { 0.0 }));
+                let half = if Q::HALVES { at / 16 } else { 0 };
+                let (scale, offset) = load_scales::<S, Q>(head, sub, half);
+                S::store(codes[at].as_mut_ptr(), code);
+                S::store(weights[at].as_mut_ptr(), S::fma(scale, code, offset));
+            }
+        }
+    }
+
+    #[test]
+    fn every_tier_unpacks_the_weights_that_embeddings_read() {
+        fn check<Q: Layout>(isa: Isa) {
+            let unit = unit::<Q>();
+            for sub in 0..Q::SUBS {
+                let (mut codes, mut weights) = ([[0.0; LANES]; SUB], [[0.0; LANES]; SUB]);
+                seen::<Q>(isa, &unit, sub, &mut codes, &mut weights);
+                let packed =
+                    &unit[Q::HEAD + sub * Q::SUB_BYTES + Q::SCALE_BYTES..][..LANES * SUB * Q::BITS / 8];
+                for r in 0..LANES {
+                    let mut row = [0.0; SUB];
+                    row_of_sub::<Q>(&unit, sub, r, &mut row);
+                    let greatest = row.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                    for (at, row) in row.iter().enumerate() {
+                        let code = get::<Q>(packed, r, at / 4).to_le_bytes()[at % 4];
+                        let code = if Q::LEVELS { LEVELS[usize::from(code)] } else { code };
+                        let place = || format!("{} on {}: weight {at} of row {r}", Q::TYPE, isa.name());
+                        assert_eq!(codes[at][r], f32::from(code), "{}", place());
+                        let off = (weights[at][r] - row).abs();
+                        assert!(off <= 2e-6 * greatest, "{}: {} instead of {row}", place(), weights[at][r]);
+                    }
+                }
+            }
+        }
+        let quantized = || WeightType::ALL.into_iter().filter(|ty| ty.is_quantized());
+        for isa in Isa::available() {
+            quantized().for_each(|ty| with_layout!(ty, Q => check::<Q>(isa), else unreachable!()));
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The seats of the feed-forwards: what looks at one position alone. A new one is a variant of [`FeedForwardConfig`] and of
+//! [`FeedForward`], and, if it is larger than the dense one, a file beside this one.
+
+use super::build::TensorLoader;
+use super::decoder::Branch;
+use crate::config::{Activation, DenseConfig, FeedForwardConfig, Presence};
+use crate::error::Result;
+use crate::kernels::{Linear, Ops, Rows};
+use crate::weights::names::Part;
+
+pub(super) enum FeedForward {
+    Dense(Dense),
+}
+
+impl FeedForward {
+    pub fn load(loader: &TensorLoader, layer: usize, config: &FeedForwardConfig) -> Result<FeedForward> {
+        match config {
+            FeedForwardConfig::Dense(config) => Ok(FeedForward::Dense(Dense::load(loader, layer, config)?)),
+        }
+    }
+
+    /// `x`: the normed rows, `[rows, hidden]`.
+    pub fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
+        match self {
+            FeedForward::Dense(dense) => dense.forward(ops, x),
+        }
+    }
+
+    pub fn projections(&self) -> Vec<&Linear> {
+        match self {
+            FeedForward::Dense(dense) => dense.projections(),
+        }
+    }
+}
+
+/// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`.
+pub(super) struct Dense {
+    activation: Activation,
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+}
+
+impl Dense {
+    fn load(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Result<Dense> {
+        let shape = [c.intermediate, loader.config.hidden];
+        let (gate, up) = match fused_gate_up(loader, layer, c) {
+            Some(part) => {
+                let [gate, up] =
+                    loader.split(part, layer, [(c.intermediate, None), (c.intermediate, None)], c.bias)?;
+                (Some(gate), up)
+            }
+            None => {
+                let gate = c.gate.then(|| loader.linear(Part::Gate, layer, shape, c.bias)).transpose()?;
+                (gate, loader.linear(Part::Up, layer, shape, c.bias)?)
+            }
+        };
+        let down = loader.linear(Part::Down, layer, [shape[1], shape[0]], c.bias)?;
+        Ok(Dense { activation: c.activation, gate, up, down })
+    }
+
+    /// `[rows, intermediate]`, before the down projection.
+    fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
+        let rows = match &self.gate {
+            Some(gate) => ops.gated(gate, &self.up, x, self.activation)?,
+            None => ops.activated(&self.up, x, self.activation)?,
+        };
+        Ok(Branch { rows, projection: Some(&self.down) })
+    }
+
+    fn projections(&self) -> Vec<&Linear> {
+        self.gate.iter().chain([&self.up, &self.down]).collect()
+    }
+}
+
+/// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice the
+/// height, with no gate beside it.
+fn fused_gate_up(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Option<Part> {
+    let at = Some(layer);
+    if !c.gate || c.fused == Presence::Never {
+        return None;
+    }
+    if loader.is_stored(c.fused, Part::GateUp, at, "weight") {
+        return Some(Part::GateUp);
+    }
+    let up = loader.weights.shape(&loader.name(Part::Up, at, "weight"));
+    let doubled = up.is_some_and(|shape| shape.first() == Some(&(2 * c.intermediate)));
+    (doubled && !loader.has(Part::Gate, at)).then_some(Part::Up)
+}

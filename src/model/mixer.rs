@@ -1,0 +1,72 @@
+//! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file beside this
+//! one, and an arm in each match here.
+
+use super::attention::Attention;
+use super::build::TensorLoader;
+use super::decoder::{Branch, Queries};
+use super::short_conv::ShortConv;
+use crate::cache::storage::KvCache;
+use crate::config::MixerConfig;
+use crate::error::Result;
+use crate::kernels::{KvShape, Linear, Ops, Rows};
+
+pub(super) enum Mixer {
+    Attention(Attention),
+    ShortConv(ShortConv),
+}
+
+/// What a mixer is given.
+pub(super) struct MixerInput<'a> {
+    /// The rows of the step, normed: `[rows, hidden]`.
+    pub x: &'a Rows,
+    pub all: &'a Queries<'a>,
+    /// Those whose output is wanted, if not all are: of the last layer, the others are wanted for what they leave in the
+    /// cache alone.
+    pub some: Option<&'a Rows>,
+    /// The same rows as a step of their own; `all` where all are wanted.
+    pub queries: &'a Queries<'a>,
+    pub causal: bool,
+    pub cache: &'a KvCache,
+}
+
+impl Mixer {
+    /// `cached`: layers so far that keep keys and values; counted on.
+    pub fn load(
+        loader: &TensorLoader,
+        layer: usize,
+        config: &MixerConfig,
+        cached: &mut usize,
+    ) -> Result<Mixer> {
+        match config {
+            MixerConfig::Attention(config) => {
+                let attention = Attention::load(loader, layer, config, *cached)?;
+                *cached += 1;
+                Ok(Mixer::Attention(attention))
+            }
+            MixerConfig::ShortConv(config) => Ok(Mixer::ShortConv(ShortConv::load(loader, layer, config)?)),
+        }
+    }
+
+    /// The output of the rows that are wanted.
+    pub fn forward(&self, ops: &Ops, input: &MixerInput) -> Result<Branch<'_>> {
+        match self {
+            Mixer::Attention(attention) => attention.forward(ops, input),
+            Mixer::ShortConv(conv) => conv.forward(ops, input),
+        }
+    }
+
+    /// Keys and values that it keeps of each position, and how far back rows see.
+    pub fn paged(&self) -> Option<(KvShape, Option<usize>)> {
+        match self {
+            Mixer::Attention(attention) => Some((attention.kv_shape(), attention.window())),
+            Mixer::ShortConv(_) => None,
+        }
+    }
+
+    pub fn projections(&self) -> Vec<&Linear> {
+        match self {
+            Mixer::Attention(attention) => attention.projections(),
+            Mixer::ShortConv(conv) => conv.projections(),
+        }
+    }
+}
