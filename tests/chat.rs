@@ -345,6 +345,8 @@ fn attacks_end_in_errors() {
         ("{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}", true),
         ("{% set ns = namespace(x=[]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}", true),
         ("{% set ns = namespace(x=[]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == ns.x[0] }}", false),
+        ("{% set ns = namespace(x=[], y=[]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\
+            {% for i in [ns.x, ns.y] %}{{ loop.changed(i) }}{% endfor %}", true),
         ("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", true),
         ("{% set ns = namespace() %}{% for i in range(99999) %}{% set b = namespace(x=ns.x) %}{% set ns.x = b %}{% endfor %}", true),
         ("{% set ns = namespace() %}{% for i in range(99999) %}{% set p = ns.m %}{% macro m() %}{{ p }}{% endmacro %}{% set ns.m = m %}{% endfor %}", true),

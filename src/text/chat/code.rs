@@ -344,6 +344,9 @@ fn replaced<'a>(instruction: &Instruction<'a>) -> std::result::Result<Vec<Instru
         I::SetAttr(_) => Ok(vec![I::Swap, call("set=", 1), I::Swap, instruction.clone()]),
         // Divides by the number of its arguments.
         I::CallMethod("cycle", Some(1)) => refused("cycle() without arguments"),
+        // Compares by the interpreter's rules, at whatever cost.
+        I::CallMethod("changed", Some(2)) => Ok(vec![call("scalar:", 1), instruction.clone()]),
+        I::CallMethod("changed", _) => refused("changed() of more than one value"),
         I::CompareAndPreserve(_) => refused("a chain of comparisons"),
         I::BuildTuple(None) | I::UnpackLists(_) => refused("a call with *"),
         I::PushAutoEscape | I::PopAutoEscape => refused("autoescape"),

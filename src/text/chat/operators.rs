@@ -42,6 +42,10 @@ pub fn register(env: &mut Environment<'_>) {
         values::dict(pairs)
     });
     env.add_filter("set=", |a: &Value| values::storable(a).map(|_| a.clone()));
+    env.add_filter("scalar:", |a: &Value| match a.as_object() {
+        Some(_) => Err(fail("loop.changed() takes a text, a number, a boolean or None")),
+        None => charge(a.as_str().map_or(16, str::len)).map(|()| a.clone()),
+    });
     env.add_filter("for:", |a: &Value| {
         if a.downcast_object_ref::<Seq>().is_some() { Ok(a.clone()) } else { values::list(values::items(a)?) }
     });
