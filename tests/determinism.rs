@@ -13,7 +13,8 @@ use tallow::cache::prefix_file::Prefix;
 use tallow::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
 use tallow::engine::guide::Guide;
 use tallow::engine::{
-    EngineHandle, EngineOptions, Event, Generate, Generation, Request, Runner, StepLimits, Task, TokenEvent,
+    DecoderRunner, EngineHandle, EngineOptions, Event, Generate, Generation, Request, StepLimits, Task,
+    TokenEvent,
 };
 use tallow::model::LoadOptions;
 use tallow::sample::{Sampler, SamplerFields};
@@ -34,7 +35,7 @@ struct Setting {
     reversed: bool,
     /// Rows of a step.
     rows: usize,
-    /// Pages of the cache, for each group of layers; few of them make requests be put off and prefixes be given up.
+    /// Pages of the cache, for each group of layers; few of them make requests be preempted and prefixes be evicted.
     pages: usize,
     /// Slots of recurrent state, where there is some.
     slots: usize,
@@ -180,7 +181,8 @@ impl Bench {
         options.limits = StepLimits { rows: setting.rows, ..StepLimits::default() };
         (options.prefix_cache, options.speculation) = (setting.prefix_cache, setting.speculation);
         let groups = model.decoder().kv_layout().windows().len();
-        let runner = Runner::new(model.decoder().clone(), groups * setting.pages, setting.slots).unwrap();
+        let runner =
+            DecoderRunner::new(model.decoder().clone(), groups * setting.pages, setting.slots).unwrap();
         EngineHandle::start(Box::new(runner), options).unwrap()
     }
 
@@ -238,7 +240,7 @@ impl Bench {
         let stats = engine.stats();
         println!("{:<40} {:?}", setting.name, stats);
         assert_eq!(stats.cached_tokens > 0, setting.prefix_cache, "{}", setting.name);
-        assert!(setting.pages > 14 || stats.put_off > 0, "{}: nobody was put off", setting.name);
+        assert!(setting.pages > 14 || stats.preempted > 0, "{}: nobody was preempted", setting.name);
         answers
     }
 
