@@ -18,7 +18,7 @@ use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored};
+use super::types::{Attention, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored};
 use super::{
     Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
 };
@@ -363,7 +363,10 @@ fn product<'a>(
     out: &'a DisjointSlices<'a, f32>,
 ) -> Result<Product<'a>> {
     let bias = projection.linear.bias.as_ref().map(|bias| &*bias.values);
-    let row_bias = projection.row_bias.map(|rows| Ok(rows.block()?.floats())).transpose()?;
+    let row_bias = match projection.row_bias {
+        Some(rows) => Some(rows.block()?.floats()),
+        None => None,
+    };
     Ok(Product { w, bias, row_bias, epilogue, out })
 }
 

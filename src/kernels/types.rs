@@ -97,7 +97,7 @@ pub struct Linear {
 
 /// A projection of some rows, with what is added to each row of its output before the epilogue (an activation, a
 /// gate, a sum): where the delta of an adapter enters.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Projection<'a> {
     pub linear: &'a Linear,
     /// `[rows, out]`
