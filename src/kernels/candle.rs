@@ -9,6 +9,8 @@
 //! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have
 //! no tensor, and [`CandleBackend::map`] computes nothing of them.
 
+mod experts;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -18,10 +20,11 @@ use candle_nn::ops::{rms_norm, softmax_last_dim};
 use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
+use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored, Vector};
+use super::types::{Attention, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
-use crate::cache::storage::LayerKv;
+use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
 use crate::error::Result;
 use crate::step::{Span, Step};
@@ -69,7 +72,8 @@ impl CandleBackend {
         Ok(Rows::device(rows, dim, x))
     }
 
-    fn product(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+    fn product<'a>(&self, projection: impl Into<Projection<'a>>, x: &Tensor) -> Result<Tensor> {
+        let Projection { linear, row_bias } = projection.into();
         let y = match linear.weight.stored.data.get(linear.weight.name())? {
             Weights::Quantized(weights) => {
                 let x = x.to_dtype(DType::F32)?.contiguous()?;
@@ -79,6 +83,10 @@ impl CandleBackend {
         };
         let y = match &linear.bias {
             Some(bias) => y.broadcast_add(&values(bias)?.to_dtype(y.dtype())?)?,
+            None => y,
+        };
+        let y = match row_bias.map(Rows::get::<Activations>).transpose()?.and_then(Option::as_ref) {
+            Some(rows) => (&y + rows.to_dtype(y.dtype())?)?,
             None => y,
         };
         Ok(y.to_dtype(self.dtype)?)
@@ -121,6 +129,37 @@ impl CandleBackend {
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
         })
+    }
+
+    /// One sequence: the products `B * x` behind those of its state, each tap times a part of them.
+    fn convolve(&self, x: &Tensor, conv: &ShortConv, states: &Tensor, span: &Span) -> Result<Tensor> {
+        let (width, kept, rows) = (conv.width(), conv.kernel - 1, span.rows.len());
+        let x = x.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
+        let [b, c, x] = [0, 1, 2].map(|part| x.narrow(1, part * width, width));
+        let mut products = (b? * x?)?;
+        if kept > 0 {
+            let before = match span.state.read {
+                Some(slot) => states.narrow(0, slot as usize, 1)?.reshape((kept, width))?,
+                None => Tensor::zeros((kept, width), DType::F32, &self.device)?,
+            };
+            products = Tensor::cat(&[&before, &products], 0)?;
+        }
+        let taps = values(&conv.taps)?.reshape((conv.kernel, width))?;
+        let mut sum = Tensor::zeros((rows, width), DType::F32, &self.device)?;
+        if let Some(bias) = &conv.bias {
+            sum = sum.broadcast_add(values(bias)?)?;
+        }
+        for tap in 0..conv.kernel {
+            sum = (sum + products.narrow(0, tap, rows)?.broadcast_mul(&taps.narrow(0, tap, 1)?)?)?;
+        }
+        for write in &span.state.writes {
+            if kept > 0 {
+                // A copy: it may be a part of the very row that is written.
+                let state = products.narrow(0, write.rows, kept)?.reshape((1, kept * width))?.copy()?;
+                states.slice_set(&state, 0, write.slot as usize)?;
+            }
+        }
+        Ok((sum * c?)?)
     }
 
     /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
@@ -227,24 +266,28 @@ impl Backend for CandleBackend {
         self.pack(Some(rows), m.k)
     }
 
-    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>> {
-        let one = |linear: &&Linear| self.map(x, linear.weight.n, |x| self.product(linear, x));
+    fn linears(&self, linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>> {
+        let one = |it: &Projection<'_>| self.map(x, it.linear.weight.n, |x| self.product(*it, x));
         linears.iter().map(one).collect()
     }
 
-    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
-        self.map(x, linear.weight.n, |x| added(&to, self.product(linear, x)?))
+    fn linear_add(&self, projection: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows> {
+        self.map(x, projection.linear.weight.n, |x| added(&to, self.product(projection, x)?))
     }
 
-    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.weight.n, |x| {
+    fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.linear.weight.n, |x| {
             let gate = self.activate(&self.product(gate, x)?, act)?;
             Ok((gate * self.product(up, x)?)?)
         })
     }
 
-    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.weight.n, |x| self.activate(&self.product(up, x)?, act))
+    fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.linear.weight.n, |x| self.activate(&self.product(up, x)?, act))
+    }
+
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| self.mixture(experts, act, x, a))
     }
 
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {
@@ -334,6 +377,20 @@ impl Backend for CandleBackend {
         self.map(q, q.dims().1, |q| {
             let attend = |span| self.attend(q, kv, group, step, span, a);
             let outputs = step.spans.iter().map(attend).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::cat(&outputs, 0)?)
+        })
+    }
+
+    fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        self.map(x, conv.width(), |x| {
+            let convolve = |span| self.convolve(x, conv, state.as_tensor()?, span);
+            let outputs = step.spans.iter().map(convolve).collect::<Result<Vec<_>>>()?;
             Ok(Tensor::cat(&outputs, 0)?)
         })
     }

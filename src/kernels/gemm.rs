@@ -35,8 +35,15 @@ pub(super) struct Input<'a> {
     pub(super) bytes: Option<&'a Quantized>,
 }
 
-/// Computes products of the same rows. Those of one list are computed one after the other over the same
-/// columns (and have as many); lists are independent.
+/// Some rows, and the products that they pass: computed one after the other over the same columns, of which all have
+/// as many.
+pub(super) struct Group<'a> {
+    pub(super) rows: Range<usize>,
+    pub(super) list: &'a [Product<'a>],
+}
+
+/// Computes products of the same rows. Those of one list are computed one after the other over the same columns
+/// (and have as many); lists are independent.
 pub(super) fn products(
     pool: &Pool,
     isa: Isa,
@@ -44,49 +51,85 @@ pub(super) fn products(
     x: Input<'_>,
     lists: &[&[Product<'_>]],
 ) -> Result<()> {
-    let quantized = lists.iter().copied().flatten().any(|product| product.w.dtype.is_quantized());
-    if quantized && x.bytes.is_none() {
+    let groups: Vec<_> = lists.iter().map(|list| Group { rows: 0..x.rows, list }).collect();
+    grouped(pool, isa, name, x, &groups)
+}
+
+/// A grouped GEMM: as [`products`], but each list is for rows of its own, and all share the threads. No two groups
+/// have a row and an output in common.
+pub(super) fn grouped(
+    pool: &Pool,
+    isa: Isa,
+    name: &'static str,
+    x: Input<'_>,
+    groups: &[Group<'_>],
+) -> Result<()> {
+    let all = || groups.iter().flat_map(|group| group.list);
+    if all().any(|product| product.w.dtype.is_quantized()) && x.bytes.is_none() {
         return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
     }
-    let columns = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels());
-    let few = lists.iter().copied().flatten().map(|p| skinny::max_rows(isa, p.w.dtype)).max().unwrap_or(0);
-    let split = Split::of(lists.iter().map(|list| columns(list)).sum(), x.rows, pool.threads(), few);
-    let column_tasks = |list: &[Product<'_>]| columns(list).div_ceil(split.panels);
-    let total: usize = lists.iter().map(|list| column_tasks(list)).sum();
-    let parts = x.rows.div_ceil(split.rows.max(1));
-    pool.run(name, total * parts, &|index| {
-        let (mut column_task, part) = (index / parts, index % parts);
-        let rows = part * split.rows..x.rows.min((part + 1) * split.rows);
-        for list in lists {
-            if column_task >= column_tasks(list) {
-                column_task -= column_tasks(list);
-                continue;
+    let few = all().map(|p| skinny::max_rows(isa, p.w.dtype)).max().unwrap_or(0);
+    let panels = groups.iter().map(columns).sum();
+    let plans: Vec<_> = groups.iter().map(|group| Plan::of(group, panels, pool.threads(), few)).collect();
+    pool.run(name, plans.iter().map(|plan| plan.tasks).sum(), &|mut index| {
+        for (group, plan) in groups.iter().zip(&plans) {
+            if index < plan.tasks {
+                return plan.run(group, index, (isa, x), pool.threads());
             }
-            let range = column_task * split.panels..columns(list).min((column_task + 1) * split.panels);
-            // What this thread is likely to do next, if all keep step; each part of the rows prefetches a
-            // share.
-            let step = pool.threads().div_ceil(parts) * split.panels;
-            let next = |panel: usize| (panel + step).min(columns(list));
-            let next = next(range.start)..next(range.end);
-            let task = Task { isa, x, rows, panels: range };
-            match list {
-                [gate, up] if task.rows.len() > skinny::max_rows(isa, gate.w.dtype) && is_pair(gate, up) => {
-                    let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, parts));
-                    multiply(&task, &[*gate, *up], &ahead);
-                }
-                _ => {
-                    for (at, product) in list.iter().enumerate() {
-                        let ahead = match list.get(at + 1) {
-                            Some(other) => other.w.bytes(task.panels.clone()),
-                            None => list[0].w.bytes(next.clone()),
-                        };
-                        multiply(&task, &[*product], &[share(ahead, part, parts)]);
-                    }
-                }
-            }
-            return;
+            index -= plan.tasks;
         }
     })
+}
+
+fn columns(group: &Group<'_>) -> usize {
+    group.list.first().map_or(0, |p| p.w.panels())
+}
+
+/// How a group is cut into tasks.
+struct Plan {
+    split: Split,
+    /// Parts of its rows.
+    parts: usize,
+    tasks: usize,
+}
+
+impl Plan {
+    /// `panels`: of all groups.
+    fn of(group: &Group<'_>, panels: usize, threads: usize, few: usize) -> Plan {
+        let split = Split::of(panels, group.rows.len(), threads, few);
+        let parts = group.rows.len().div_ceil(split.rows.max(1));
+        let tasks = columns(group).div_ceil(split.panels) * parts;
+        Plan { split, parts, tasks }
+    }
+
+    /// Task `index` of the group.
+    fn run(&self, group: &Group<'_>, index: usize, (isa, x): (Isa, Input<'_>), threads: usize) {
+        let Plan { split, parts, .. } = self;
+        let (column_task, part, columns) = (index / parts, index % parts, columns(group));
+        let start = group.rows.start + part * split.rows;
+        let rows = start..group.rows.end.min(start + split.rows);
+        let panels = column_task * split.panels..columns.min((column_task + 1) * split.panels);
+        // What this thread is likely to do next, if all keep step; each part of the rows prefetches a share.
+        let step = threads.div_ceil(*parts) * split.panels;
+        let next = |panel: usize| (panel + step).min(columns);
+        let next = next(panels.start)..next(panels.end);
+        let task = Task { isa, x, rows, panels };
+        match group.list {
+            [gate, up] if task.rows.len() > skinny::max_rows(isa, gate.w.dtype) && is_pair(gate, up) => {
+                let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, *parts));
+                multiply(&task, &[*gate, *up], &ahead);
+            }
+            list => {
+                for (at, product) in list.iter().enumerate() {
+                    let ahead = match list.get(at + 1) {
+                        Some(other) => other.w.bytes(task.panels.clone()),
+                        None => list[0].w.bytes(next.clone()),
+                    };
+                    multiply(&task, &[*product], &[share(ahead, part, *parts)]);
+                }
+            }
+        }
+    }
 }
 
 /// Whole cache lines: part `part` of about equal `parts`.
@@ -151,6 +194,7 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
     for product in products {
         assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k && rows.end <= x.rows);
         assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
+        assert!(product.row_bias.is_none_or(|bias| bias.len() == x.rows * product.w.n));
     }
     let product = &products[0];
     let w = product.w;
@@ -226,7 +270,8 @@ fn tiles(
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
     let mut scratch = [[0.0; LANES]; FLOATS.avx512[0]];
-    let plain = matches!(product.epilogue, Epilogue::Store) && product.bias.is_none();
+    let unbiased = product.bias.is_none() && product.row_bias.is_none();
+    let plain = matches!(product.epilogue, Epilogue::Store) && unbiased;
     let n = product.w.n;
     let mut row = rows.start;
     while row < rows.end {

@@ -14,8 +14,9 @@
 //! From the bottom up, and no module uses one that is named later: [`types`] (what the graph holds),
 //! [`simd`] and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
 //! [`unpack`] and [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`panels`],
-//! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`],
-//! [`elementwise`], [`checked_step`], [`backend`], [`cpu`], [`candle`], [`check`].
+//! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`],
+//! [`rope`], [`elementwise`], [`experts`], [`short_conv`], [`checked_step`], [`backend`], [`cpu`], [`candle`],
+//! [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -29,6 +30,7 @@ mod cpu;
 mod disjoint;
 mod elementwise;
 mod epilogue;
+mod experts;
 mod gemm;
 mod isa;
 mod layouts;
@@ -40,6 +42,7 @@ mod pool;
 mod quantize;
 mod rope;
 mod rows;
+mod short_conv;
 mod simd;
 mod skinny;
 mod tile;
@@ -54,11 +57,13 @@ use self::backend::Backend;
 use self::candle::CandleBackend;
 pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
+pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
-pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, Vector};
+pub use self::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
+use crate::config::Routing;
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::WeightTensor;
@@ -179,39 +184,69 @@ impl Ops {
     }
 
     /// `x * W^T (+ bias)`: `[rows, k] -> [rows, n]`.
-    pub fn linear(&self, linear: &Linear, x: &Rows) -> Result<Rows> {
-        let [y] = self.linears([linear], x)?;
+    pub fn linear<'a>(&self, projection: impl Into<Projection<'a>>, x: &Rows) -> Result<Rows> {
+        let [y] = self.linears([projection], x)?;
         Ok(y)
     }
 
     /// Several projections of the same rows.
-    pub fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Rows) -> Result<[Rows; N]> {
-        linears.iter().try_for_each(|linear| check::linear(linear, x))?;
-        let outputs = self.0.linears(&linears, x)?;
+    pub fn linears<'a, const N: usize>(
+        &self,
+        projections: [impl Into<Projection<'a>>; N],
+        x: &Rows,
+    ) -> Result<[Rows; N]> {
+        let projections = projections.map(Into::into);
+        projections.iter().try_for_each(|projection| check::projection(projection, x))?;
+        let outputs = self.0.linears(&projections, x)?;
         outputs.try_into().map_err(|_| misuse("as many results as projections"))
     }
 
     /// `to + x * W^T (+ bias)`.
-    pub fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
-        check::linear(linear, x)?;
-        check::shape("a sum", &to, x.dims().0, linear.weight.n)?;
-        self.0.linear_add(linear, x, to)
+    pub fn linear_add<'a>(&self, projection: impl Into<Projection<'a>>, x: &Rows, to: Rows) -> Result<Rows> {
+        let projection = projection.into();
+        check::projection(&projection, x)?;
+        check::shape("a sum", &to, x.dims().0, projection.linear.weight.n)?;
+        self.0.linear_add(projection, x, to)
     }
 
     /// `act(x G^T) * (x U^T)`, with biases.
-    pub fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        check::linear(gate, x)?;
-        check::linear(up, x)?;
-        if gate.weight.n != up.weight.n {
+    pub fn gated<'a>(
+        &self,
+        gate: impl Into<Projection<'a>>,
+        up: impl Into<Projection<'a>>,
+        x: &Rows,
+        act: Activation,
+    ) -> Result<Rows> {
+        let (gate, up) = (gate.into(), up.into());
+        check::projection(&gate, x)?;
+        check::projection(&up, x)?;
+        if gate.linear.weight.n != up.linear.weight.n {
             return Err(misuse("gate and up have other widths"));
         }
         self.0.gated(gate, up, x, act)
     }
 
     /// `act(x U^T)`, with bias.
-    pub fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        check::linear(up, x)?;
+    pub fn activated<'a>(&self, up: impl Into<Projection<'a>>, x: &Rows, act: Activation) -> Result<Rows> {
+        let up = up.into();
+        check::projection(&up, x)?;
         self.0.activated(up, x, act)
+    }
+
+    /// Which experts each row passes, by its router logits `[rows, experts]`, and with what weights.
+    pub fn route(&self, logits: Rows, routing: &Routing) -> Result<Assignments> {
+        let experts = logits.dims().1;
+        let logits = self.into_vec(logits)?;
+        let assignments = Assignments::new(&logits, experts, routing);
+        self.recycle(logits);
+        assignments
+    }
+
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the order of the
+    /// experts' numbers: `[rows, hidden]`.
+    pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        check::experts(experts, x, a)?;
+        self.0.experts(experts, act, x, a)
     }
 
     /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) *
@@ -318,6 +353,22 @@ impl Ops {
         check::attention(q, kv.shape, step, a)?;
         check::window(cache.layout().windows()[group], a)?;
         self.0.attention(q, kv, group, step, a)
+    }
+
+    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It goes on
+    /// from the state of each span, in the states of recurrent layer `layer`, and leaves those that the step names.
+    pub fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        cache: &KvCache,
+        layer: usize,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        step.belongs_to(cache)?;
+        let state = cache.state(layer)?;
+        check::short_conv(x, conv, state, step)?;
+        self.0.short_conv(x, conv, state, step)
     }
 
     /// Copies page `from` over page `to`, in every column.

@@ -103,6 +103,10 @@ impl Quantized {
     /// Makes max_outliers for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows
     /// again is filled with zeros, by one thread.)
     pub(super) fn resize(&mut self, rows: usize, k: usize, precision: Precision) {
+        self.make_room(rows, k, if precision == Precision::Double { 2 } else { 1 });
+    }
+
+    fn make_room(&mut self, rows: usize, k: usize, planes: usize) {
         fn at_least<T: Clone + Default>(items: &mut Vec<T>, len: usize) {
             if items.len() < len {
                 *items = vec![T::default(); len];
@@ -110,7 +114,7 @@ impl Quantized {
         }
         let blocks = rows * (k / SUB);
         (self.rows, self.k) = (rows, k);
-        self.used = if precision == Precision::Double { 2 } else { 1 };
+        self.used = planes;
         self.planes.resize_with(self.used.max(self.planes.len()), Plane::default);
         for plane in &mut self.planes[..self.used] {
             at_least(&mut plane.q, rows * k);
@@ -119,6 +123,25 @@ impl Quantized {
         }
         at_least(&mut self.outliers, rows * max_outliers(k));
         at_least(&mut self.counts, rows);
+    }
+
+    /// Becomes rows `rows` of `from`, in this order.
+    pub(super) fn gather(&mut self, from: &Quantized, rows: &[u32]) {
+        fn copy<T: Copy>(from: &[T], to: &mut [T], rows: &[u32], len: usize) {
+            for (at, &row) in rows.iter().enumerate() {
+                to[at * len..][..len].copy_from_slice(&from[row as usize * len..][..len]);
+            }
+        }
+        let k = from.k;
+        let blocks = k / SUB;
+        self.make_room(rows.len(), k, from.used);
+        for (to, from) in self.planes.iter_mut().zip(&from.planes[..from.used]) {
+            copy(&from.q, &mut to.q, rows, k);
+            copy(&from.meta, &mut to.meta, rows, blocks * META);
+            copy(&from.sums, &mut to.sums, rows, blocks * SUMS);
+        }
+        copy(&from.outliers, &mut self.outliers, rows, max_outliers(k));
+        copy(&from.counts, &mut self.counts, rows, 1);
     }
 
     /// For several threads to write to.

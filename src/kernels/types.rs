@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use super::misuse;
+use super::rows::Rows;
 use crate::config::NormKind;
 use crate::error::Result;
 
@@ -94,6 +95,21 @@ pub struct Linear {
     pub outlier: f32,
 }
 
+/// A projection of some rows, with what is added to each row of its output before the epilogue (an activation, a
+/// gate, a sum): where the delta of an adapter enters.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    pub linear: &'a Linear,
+    /// `[rows, out]`
+    pub row_bias: Option<&'a Rows>,
+}
+
+impl<'a> From<&'a Linear> for Projection<'a> {
+    fn from(linear: &'a Linear) -> Self {
+        Projection { linear, row_bias: None }
+    }
+}
+
 /// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.
 #[derive(Clone, Debug)]
 pub struct Norm {
@@ -101,6 +117,29 @@ pub struct Norm {
     pub eps: f64,
     pub weight: Vector,
     pub bias: Option<Vector>,
+}
+
+/// A causal depthwise convolution over a few positions.
+#[derive(Clone, Debug)]
+pub struct ShortConv {
+    /// Positions that a row sees, its own among them.
+    pub kernel: usize,
+    /// `[kernel, width]`: the oldest position first, the row's own last.
+    pub taps: Vector,
+    /// `[width]`
+    pub bias: Option<Vector>,
+}
+
+impl ShortConv {
+    /// Channels.
+    pub fn width(&self) -> usize {
+        self.taps.len() / self.kernel.max(1)
+    }
+
+    /// Numbers of the state of one sequence: the inputs of the positions before the next one.
+    pub fn state_len(&self) -> usize {
+        self.kernel.saturating_sub(1) * self.width()
+    }
 }
 
 /// Cosines and sines of the rows of one step, each `[rows, half]`.

@@ -4,15 +4,23 @@
 use super::attention::Attention;
 use super::build::TensorLoader;
 use super::decoder::{Branch, Queries};
+use super::projection::Projector;
 use super::short_conv::ShortConv;
 use crate::cache::storage::KvCache;
 use crate::config::MixerConfig;
 use crate::error::Result;
-use crate::kernels::{KvShape, Linear, Ops, Rows};
+use crate::kernels::{KvShape, Linear, Rows};
 
 pub(super) enum Mixer {
     Attention(Attention),
     ShortConv(ShortConv),
+}
+
+/// Layers by what they keep of a sequence.
+#[derive(Default)]
+pub(super) struct LayerCounts {
+    pub paged: usize,
+    pub recurrent: usize,
 }
 
 /// What a mixer is given.
@@ -30,28 +38,32 @@ pub(super) struct MixerInput<'a> {
 }
 
 impl Mixer {
-    /// `cached`: layers so far that keep keys and values; counted on.
+    /// `counts`: layers so far that keep keys and values, and that have recurrent state; counted on.
     pub fn load(
         loader: &TensorLoader,
         layer: usize,
         config: &MixerConfig,
-        cached: &mut usize,
+        counts: &mut LayerCounts,
     ) -> Result<Mixer> {
         match config {
             MixerConfig::Attention(config) => {
-                let attention = Attention::load(loader, layer, config, *cached)?;
-                *cached += 1;
+                let attention = Attention::load(loader, layer, config, counts.paged)?;
+                counts.paged += 1;
                 Ok(Mixer::Attention(attention))
             }
-            MixerConfig::ShortConv(config) => Ok(Mixer::ShortConv(ShortConv::load(loader, layer, config)?)),
+            MixerConfig::ShortConv(config) => {
+                let conv = ShortConv::load(loader, layer, config, counts.recurrent)?;
+                counts.recurrent += 1;
+                Ok(Mixer::ShortConv(conv))
+            }
         }
     }
 
     /// The output of the rows that are wanted.
-    pub fn forward(&self, ops: &Ops, input: &MixerInput) -> Result<Branch<'_>> {
+    pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         match self {
-            Mixer::Attention(attention) => attention.forward(ops, input),
-            Mixer::ShortConv(conv) => conv.forward(ops, input),
+            Mixer::Attention(attention) => attention.forward(project, input),
+            Mixer::ShortConv(conv) => conv.forward(project, input),
         }
     }
 
@@ -60,6 +72,14 @@ impl Mixer {
         match self {
             Mixer::Attention(attention) => Some((attention.kv_shape(), attention.window())),
             Mixer::ShortConv(_) => None,
+        }
+    }
+
+    /// Numbers of the recurrent state of one sequence.
+    pub fn state_len(&self) -> Option<usize> {
+        match self {
+            Mixer::Attention(_) => None,
+            Mixer::ShortConv(conv) => Some(conv.state_len()),
         }
     }
 
