@@ -13,8 +13,8 @@ use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary}
 use crate::engine::guide::Guide;
 use crate::engine::request::not_causal;
 use crate::engine::{
-    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Network, Notify, Poll, Request, Runner,
-    Stats, StepLimits, Task,
+    DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner, Notify,
+    Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
 use crate::hub::NoProgress;
@@ -100,7 +100,7 @@ impl Lm {
     /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`.
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
         let (pages, slots) = plan_memory(&model, options.kv_memory)?;
-        let runner = Runner::new(model.decoder().clone(), pages, slots)?;
+        let runner = DecoderRunner::new(model.decoder().clone(), pages, slots)?;
         let rows = StepLimits::default().rows;
         let mut engine = EngineOptions::new(runner.layout().longest(model.context_length(), rows));
         engine.queue = options.queue.unwrap_or(engine.queue);
@@ -387,7 +387,7 @@ impl Lm {
 /// `OutOfMemory` that says which groups of state the model has, what they need, and what would help.
 fn plan_memory(model: &Model, kv_memory: Option<u64>) -> Result<(usize, usize)> {
     let (decoder, limits) = (model.decoder(), StepLimits::default());
-    let layout = Runner::groups(decoder);
+    let layout = DecoderRunner::groups(decoder);
     let longest = layout.pages_at_most(model.context_length(), limits.rows);
     let budget = kv_memory.unwrap_or_else(|| (memory::available() as f64 * KV_SHARE) as u64);
     let (page_bytes, slot_bytes) = (decoder.page_bytes() as u64, decoder.kv_layout().slot_bytes() as u64);

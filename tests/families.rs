@@ -18,9 +18,6 @@ const TOLERANCE: f32 = 1e-4;
 /// can agree.
 const WINDOW_NOT_IN_GGUF: (&str, usize) = ("mistral-window", 8);
 
-/// Checkpoints that wait for code: their families are not run yet.
-const NOT_YET: &[&str] = &["mixtral", "olmoe", "qwen3moe"];
-
 /// How a prompt is cut into steps.
 const CUTS: &[(&str, usize)] = &[("whole", usize::MAX), ("chunks of 7", 7), ("token by token", 1)];
 
@@ -34,11 +31,6 @@ fn every_family_agrees_with_transformers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families");
     let mut names: Vec<PathBuf> =
         root.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
-    let waits = |path: &PathBuf| {
-        let name = path.file_name().unwrap().to_string_lossy();
-        NOT_YET.iter().any(|start| name.split('-').next() == Some(start))
-    };
-    names.retain(|path| !waits(path));
     names.sort();
     assert!(names.len() >= 30, "only {} variants found", names.len());
     let mut failures = Vec::new();

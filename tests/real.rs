@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tallow::Model;
-use tallow::engine::{Event, Network, Runner};
+use tallow::engine::{DecoderRunner, Event, ModelRunner};
 use tallow::lm::{GenerateOptions, Lm, LmOptions};
 use tallow::model::{LoadOptions, Prompt};
 use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
@@ -41,7 +41,7 @@ fn ids(value: &Value) -> Vec<u32> {
 const GROUPS: usize = 8;
 
 /// Logits of every position, in steps of 128 rows.
-fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
+fn logits(runner: &mut DecoderRunner, tokens: &[u32]) -> Vec<f32> {
     // Each group of layers has pages of its own.
     let (groups, pages) = (runner.layout().paged.len() as u32, pages_for(tokens.len()) as u32);
     let tables: Vec<Vec<u32>> =
@@ -59,7 +59,7 @@ fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
 fn greedy_choices(index: usize) {
     let Some((model, golden)) = open(index, &LoadOptions::default()) else { return };
     let vocab = model.vocab_size();
-    let mut runner = Runner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
+    let mut runner = DecoderRunner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
     let (mut clear, mut wrong) = (0, Vec::new());
     for prompt in golden["prompts"].as_array().unwrap() {
         let (mut tokens, answer) = (ids(&prompt["tokens"]), ids(&prompt["continuation"]));
@@ -142,7 +142,7 @@ fn gemma3_answers_as_llama_cpp() {
 fn perplexity(index: usize, options: &LoadOptions, most: f64) {
     let Some((model, golden)) = open(index, options) else { return };
     let vocab = model.vocab_size();
-    let mut runner = Runner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
+    let mut runner = DecoderRunner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
     let (mut sum, mut count) = (0.0, 0);
     for window in golden["perplexity"]["windows"].as_array().unwrap() {
         let tokens = ids(window);

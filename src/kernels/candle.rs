@@ -1,12 +1,15 @@
 //! The candle backend: candle's operations, for CUDA and Metal, and as a second opinion on the CPU.
 //!
-//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was asked
-//! for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where candle-nn
-//! has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is not, because it
-//! takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large (see [`CandleBackend::normed`]).
+//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was
+//! asked for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where
+//! candle-nn has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is
+//! not, because it takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large
+//! (see [`CandleBackend::normed`]).
 //!
-//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have no
-//! tensor, and [`CandleBackend::map`] computes nothing of them.
+//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have
+//! no tensor, and [`CandleBackend::map`] computes nothing of them.
+
+mod experts;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use candle_nn::ops::{rms_norm, softmax_last_dim};
 use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
+use super::experts::{Assignments, Expert};
 use super::rows::Rows;
 use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
@@ -83,7 +87,8 @@ impl CandleBackend {
         Ok(y.to_dtype(self.dtype)?)
     }
 
-    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and a bias.
+    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and
+    /// a bias.
     fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let mut groups = x.to_dtype(DType::F32)?.reshape(((), norm.weight.len()))?;
         if norm.kind == NormKind::Layer {
@@ -96,8 +101,8 @@ impl CandleBackend {
         Ok(y.reshape(x.shape())?.to_dtype(self.dtype)?)
     }
 
-    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as we do;
-    /// it turns all dimensions, so that the rest of a partly rotated head goes around it.
+    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as
+    /// we do; it turns all dimensions, so that the rest of a partly rotated head goes around it.
     fn rotate(&self, x: &Tensor, head_dim: usize, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
         let ((rows, dim), rotated) = (x.dims2()?, 2 * cos.dim(1)?);
         let heads = x.to_dtype(DType::F32)?.reshape((1, rows, dim / head_dim, head_dim))?;
@@ -274,6 +279,10 @@ impl Backend for CandleBackend {
 
     fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
         self.map(x, up.weight.n, |x| self.activate(&self.product(up, x)?, act))
+    }
+
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| self.mixture(experts, act, x, a))
     }
 
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {

@@ -1,5 +1,6 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
+use super::experts::{Assignments, Expert};
 use super::rows::Rows;
 use super::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv};
 use super::{KvCache, KvShape, misuse};
@@ -69,6 +70,26 @@ pub(super) fn linear(linear: &Linear, x: &Rows) -> Result<()> {
             Err(misuse(format!("{}: the bias has {} elements instead of {}", m.name(), bias.len(), m.n)))
         }
         _ => Ok(()),
+    }
+}
+
+/// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and experts.
+pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<()> {
+    let (rows, dim) = x.dims();
+    if a.row_count() != rows || a.experts().last().is_some_and(|(at, _)| *at >= experts.len()) {
+        return Err(misuse(format!("{} experts for {rows} rows", experts.len())));
+    }
+    let inner = experts.first().map_or(0, |expert| expert.down.weight.k);
+    let fits = |linear: &Linear, n: usize, k: usize| {
+        let bias = linear.bias.as_ref().map_or(n, |bias| bias.len());
+        (linear.weight.n, linear.weight.k, bias) == (n, k, n)
+    };
+    let bad = experts.iter().find(|Expert { gate, up, down }| {
+        !(fits(gate, inner, dim) && fits(up, inner, dim) && fits(down, dim, inner))
+    });
+    match bad {
+        Some(expert) => Err(misuse(format!("{}: an expert of another shape", expert.gate.weight.name()))),
+        None => Ok(()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The CPU backend: buffers, threads, and which kernel runs over what.
 
+mod experts;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use super::backend::Backend;
 use super::disjoint::DisjointSlices;
 use super::elementwise::{self, Unary};
 use super::epilogue::{Epilogue, Product};
+use super::experts::{Assignments, Expert};
 use super::gemm::{self, Input};
 use super::isa::Isa;
 use super::pack::{self, Arena, Packed};
@@ -43,8 +46,8 @@ struct Angles {
 
 impl CpuBackend {
     /// # Errors
-    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for and
-    /// computes something else than AMX does.
+    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for
+    /// and computes something else than AMX does.
     pub(super) fn new(threads: usize, kv: KvType, isa: Isa) -> Result<Self> {
         #[cfg(target_arch = "x86_64")]
         super::amx::self_check(isa)?;
@@ -218,6 +221,10 @@ impl Backend for CpuBackend {
 
     fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
         Ok(self.product("activated", up, x.block()?, Epilogue::Activate(act))?.into())
+    }
+
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        Ok(self.mixture(experts, act, x.block()?, a)?.into())
     }
 
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {

@@ -148,7 +148,7 @@ impl TensorLoader<'_> {
     }
 
     /// A projection from its tensors; `heads`: q or k, whose interleaved rows go back to halves.
-    fn projection(
+    pub fn projection(
         &self,
         part: Part,
         weight: WeightTensor,
@@ -167,10 +167,10 @@ impl TensorLoader<'_> {
         Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, outlier: outlier(part) })
     }
 
-    /// Quantized, if that was asked for. Embedding and head stay at 6 bits or more: all else passes through them,
+    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed. Embedding and head stay at 6 bits or more: all else passes through them,
     /// and at fewer the answers suffer first there.
     fn quantized(&self, weight: WeightTensor, part: Part) -> Result<WeightTensor> {
-        let Some(to) = self.to else { return Ok(weight) };
+        let Some(to) = self.to.filter(|_| part != Part::Router) else { return Ok(weight) };
         let bits = 8 * to.block_bytes() / to.block_len();
         let outer = matches!(part, Part::Embed | Part::Head) && bits < 6;
         quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())
@@ -280,7 +280,7 @@ impl TensorLoader<'_> {
         })
     }
 
-    fn slice_rows(&self, tensor: &WeightTensor, rows: Range<usize>) -> Result<WeightTensor> {
+    pub fn slice_rows(&self, tensor: &WeightTensor, rows: Range<usize>) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
         let mut shape = tensor.shape.clone();
         shape[0] = rows.len();

@@ -7,6 +7,7 @@ mod attention;
 pub mod build;
 pub mod decoder;
 pub mod embedding;
+mod experts;
 mod feed_forward;
 mod file_hash;
 mod fingerprint;

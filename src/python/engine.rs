@@ -223,7 +223,7 @@ impl PyEngine {
             ("free_pages", s.free_pages as u64),
             ("cached_pages", s.cached_pages as u64),
             ("shared", s.shared),
-            ("put_off", s.put_off),
+            ("preempted", s.preempted),
             ("drafted", s.drafted),
             ("accepted", s.accepted),
             ("forced", s.forced),

@@ -92,12 +92,16 @@ impl PyModel {
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let c = self.0.config();
         let attention = c.attention();
+        let experts = c.experts();
         let window = |layer: &LayerConfig| layer.mixer.attention().and_then(|attention| attention.window);
         let windows: Vec<_> = c.layers.iter().map(window).collect();
         let value = json!({
             "family": c.family,
             "hidden_size": c.hidden,
             "intermediate_size": c.dense().map(|dense| dense.intermediate),
+            "num_experts": experts.map(|experts| experts.count),
+            "num_experts_per_tok": experts.map(|experts| experts.routing.top_k),
+            "moe_intermediate_size": experts.map(|experts| experts.intermediate),
             "num_layers": c.layers.len(),
             "num_heads": attention.map(|attention| attention.heads),
             "num_kv_heads": attention.map(|attention| attention.kv_heads),
