@@ -12,9 +12,8 @@ const LINES: usize = 700;
 /// Uses against the order of the code map. To be removed: its table names `weights` and `small_file` too late.
 const UPWARD: [&str; 3] = ["config -> weights", "config -> small_file", "text -> small_file"];
 
-/// Files of the core that may still speak of Python. To be removed: data wheels are moving to the Python side.
-const PYTHON: [&str; 5] =
-    ["src/hub/env.rs", "src/hub/mod.rs", "src/hub/pip.rs", "src/hub/wheel.rs", "src/model/load.rs"];
+/// Files of the core that may still speak of Python. To be removed with the reason: there are none.
+const PYTHON: [&str; 0] = [];
 
 /// Where `unsafe` may stand.
 const UNSAFE: [&str; 3] = ["src/kernels/", "src/weights/bytes.rs", "src/text/chat/clock.rs"];
