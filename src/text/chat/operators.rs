@@ -272,7 +272,7 @@ fn slice(value: &Value, start: &Value, stop: &Value, step: &Value) -> Outcome {
         _ if value.is_undefined() => {
             Err(Error::new(ErrorKind::UndefinedError, "a sliced value is undefined"))
         }
-        _ => Ok(Value::UNDEFINED),
+        _ => Err(fail(format!("'{}' cannot be sliced", values::type_name(value)))),
     }
 }
 
