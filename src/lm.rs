@@ -13,8 +13,8 @@ use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary}
 use crate::engine::guide::Guide;
 use crate::engine::request::not_causal;
 use crate::engine::{
-    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Network, Notify, Poll, Request, Runner,
-    Stats, StepLimits, Task,
+    DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner, Notify,
+    Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
 use crate::hub::NoProgress;
@@ -26,13 +26,16 @@ use crate::step::PAGE;
 use crate::text::stream::TextStream;
 use crate::weights::bytes::Bytes;
 
-/// Stop strings a request, and characters each.
-const MAX_STOPS: usize = 32;
-const MAX_STOP_CHARS: usize = 256;
+/// Stop strings a request.
+pub const MAX_STOPS: usize = 32;
+/// Characters of a stop string.
+pub const MAX_STOP_CHARS: usize = 256;
 /// Share of the free memory that the KV cache may grow to, unless told.
 const KV_SHARE: f64 = 0.25;
 /// How long a caller that may be cancelled waits between two looks at whether it is.
 const LOOK: Duration = Duration::from_millis(20);
+/// Slots of recurrent state that are enough for one request at a time, candidates and snapshots included.
+const MIN_SLOTS: u64 = 4;
 /// Sequences of full length that the default cache holds at most: more would only be address space.
 const MAX_DEFAULT_SEQUENCES: usize = 64;
 
@@ -96,8 +99,8 @@ impl Lm {
     /// # Errors
     /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`.
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
-        let pages = cache_pages(&model, options.kv_memory)?;
-        let runner = Runner::new(model.decoder().clone(), pages)?;
+        let (pages, slots) = plan_memory(&model, options.kv_memory)?;
+        let runner = DecoderRunner::new(model.decoder().clone(), pages, slots)?;
         let rows = StepLimits::default().rows;
         let mut engine = EngineOptions::new(runner.layout().longest(model.context_length(), rows));
         engine.queue = options.queue.unwrap_or(engine.queue);
@@ -129,17 +132,8 @@ impl Lm {
     /// The sampler that `fields` mean for this model: what is not given is the model's own default, and
     /// greedy decoding if its makers advise nothing.
     pub fn sampler(&self, fields: SamplerFields) -> Result<Sampler> {
-        let g = self.model.generation();
-        let wide = |x: Option<f32>| x.map(f64::from);
-        let own = SamplerFields {
-            temperature: wide(g.temperature).or(Some(0.0)),
-            top_k: g.top_k,
-            top_p: wide(g.top_p),
-            min_p: wide(g.min_p),
-            typical_p: wide(g.typical_p),
-            repetition_penalty: wide(g.repetition_penalty),
-            ..SamplerFields::default()
-        };
+        let mut own = SamplerFields::from(self.model.generation());
+        own.temperature = own.temperature.or(Some(0.0));
         Sampler::new(fields.or(&own))
     }
 
@@ -387,23 +381,37 @@ impl Lm {
     }
 }
 
-/// Pages for `kv_memory` bytes, or for the default share of what is free.
-fn cache_pages(model: &Model, kv_memory: Option<u64>) -> Result<usize> {
-    let layout = Runner::groups(model.decoder());
-    let page_bytes = model.decoder().page_bytes() as u64;
-    let longest = layout.pages_at_most(model.context_length(), StepLimits::default().rows);
+/// Pages and slots for `kv_memory` bytes, or for the default share of what is free.
+///
+/// # Errors
+/// `OutOfMemory` that says which groups of state the model has, what they need, and what would help.
+fn plan_memory(model: &Model, kv_memory: Option<u64>) -> Result<(usize, usize)> {
+    let (decoder, limits) = (model.decoder(), StepLimits::default());
+    let layout = DecoderRunner::groups(decoder);
+    let longest = layout.pages_at_most(model.context_length(), limits.rows);
     let budget = kv_memory.unwrap_or_else(|| (memory::available() as f64 * KV_SHARE) as u64);
-    let pages = usize::try_from(budget / page_bytes).unwrap_or(usize::MAX);
+    let (page_bytes, slot_bytes) = (decoder.page_bytes() as u64, decoder.kv_layout().slot_bytes() as u64);
+    // A slot for each answer in work, and as many for snapshots; less where they would take the pages' place.
+    let slots = match (budget / 4).checked_div(slot_bytes) {
+        None => 0,
+        Some(affordable) => affordable.clamp(MIN_SLOTS, 2 * limits.sequences as u64),
+    };
+    let pages = budget.saturating_sub(slots * slot_bytes).checked_div(page_bytes).unwrap_or(u64::MAX);
+    let pages = usize::try_from(pages).unwrap_or(usize::MAX);
     let pages =
         if kv_memory.is_none() { pages.min(longest.saturating_mul(MAX_DEFAULT_SEQUENCES)) } else { pages };
     if pages < layout.paged.len() {
+        let states = match slot_bytes {
+            0 => String::new(),
+            _ => format!(", and {slots} slots of recurrent state of {slot_bytes} bytes each"),
+        };
         return Err(Error::out_of_memory(format!(
             "the KV cache may take {budget} bytes, and this model needs at least {}: a page of {page_bytes} bytes for \
-             each of its groups of layers ({layout}); raise kv_memory",
-            page_bytes * layout.paged.len() as u64
+             each of its groups of layers ({layout}){states}; raise kv_memory",
+            (page_bytes * layout.paged.len() as u64).saturating_add(slots * slot_bytes)
         )));
     }
-    Ok(pages.min(u32::MAX as usize))
+    Ok((pages.min(u32::MAX as usize), slots as usize))
 }
 
 fn check_stops(stops: &[String]) -> Result<()> {

@@ -1,10 +1,11 @@
 //! The same bits: the answer to a request, its log probabilities included, does not depend on who else is in
 //! the batch, on the order, on what is cached and how it came there, on the number of threads, on the sizes of
-//! chunks, nor on drafts. Checked on both real models against answers that were computed alone, with one
-//! thread, with no cache and no drafts.
+//! chunks, nor on drafts. Checked on both real models and a small mixture of experts against answers that were computed
+//! alone, with one thread, with no cache and no drafts.
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tallow::Model;
@@ -12,7 +13,8 @@ use tallow::cache::prefix_file::Prefix;
 use tallow::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
 use tallow::engine::guide::Guide;
 use tallow::engine::{
-    EngineHandle, EngineOptions, Event, Generate, Generation, Request, Runner, StepLimits, Task, TokenEvent,
+    DecoderRunner, EngineHandle, EngineOptions, Event, Generate, Generation, Request, StepLimits, Task,
+    TokenEvent,
 };
 use tallow::model::LoadOptions;
 use tallow::sample::{Sampler, SamplerFields};
@@ -33,8 +35,10 @@ struct Setting {
     reversed: bool,
     /// Rows of a step.
     rows: usize,
-    /// Pages of the cache, for each group of layers; few of them make requests be put off and prefixes be given up.
+    /// Pages of the cache, for each group of layers; few of them make requests be preempted and prefixes be evicted.
     pages: usize,
+    /// Slots of recurrent state, where there is some.
+    slots: usize,
     prefix_cache: bool,
     speculation: bool,
     logprobs: bool,
@@ -54,6 +58,7 @@ fn base() -> Setting {
         reversed: false,
         rows: 512,
         pages: 600,
+        slots: 64,
         prefix_cache: true,
         speculation: true,
         logprobs: true,
@@ -91,6 +96,40 @@ fn settings() -> Vec<Setting> {
     ]
 }
 
+/// What a model is asked.
+struct Script {
+    /// What most prompts begin with.
+    common: &'static str,
+    own: [&'static str; 4],
+    /// Makes prompts longer.
+    more: &'static str,
+    before: &'static str,
+    after: &'static str,
+    /// The regular expression that some answers are held to: what is forced, a choice, a text, and the end in what is
+    /// left.
+    form: &'static str,
+}
+
+const LABELS: Script = Script {
+    common: "You label short messages. Read the message, then write the label and a short reason.\n\
+             Message: The parcel came two days late and the box was open.\nLabel: complaint\nReason: late and damaged\n",
+    own: ["Great service!", "Where is my refund? I asked twice", "ok", "The tea is cold and so is the soup"],
+    more: "!",
+    before: "Message: ",
+    after: "\nLabel:",
+    form: r" (complaint|question|praise|nothing at all, just words)\nReason: [a-z ]+\.",
+};
+
+/// For a vocabulary of letters.
+const LETTERS: Script = Script {
+    common: "Label the note\nNote late parcel\nLabel bad late\n",
+    own: ["great service", "where is my refund", "ok", "the tea is cold"],
+    more: "z",
+    before: "Note ",
+    after: "\nLabel",
+    form: r" (yes|no|nothing) [a-z]{2,30}",
+};
+
 struct Bench {
     /// With one thread and with two.
     models: [Arc<Model>; 2],
@@ -99,37 +138,28 @@ struct Bench {
     form: Grammar,
 }
 
-/// Tokens of an answer that is held to a form: what is forced, a choice, a text, and the end in what is left.
+/// Tokens of an answer that is held to a form.
 const FORM_TOKENS: usize = 20;
-const FORM: &str = r" (complaint|question|praise|nothing at all, just words)\nReason: [a-z ]+\.";
 
 /// Requests with answers of `LONG_TOKENS`, which grow over several pages.
 const LONG: usize = 4;
 const LONG_TOKENS: usize = 40;
 
-const COMMON: &str = "You label short messages. Read the message, then write the label and a short reason.\n\
-    Message: The parcel came two days late and the box was open.\nLabel: complaint\nReason: late and damaged\n";
-
 impl Bench {
-    fn open(file: &str, count: usize, max_tokens: usize) -> Option<Bench> {
-        let path = common::real_model(file)?;
+    fn open(path: &Path, quantize: Option<&str>, script: &Script, count: usize, max_tokens: usize) -> Bench {
         let load = |threads| {
-            let options = LoadOptions { threads: Some(threads), ..LoadOptions::default() };
-            Model::load(path.to_str().unwrap(), &options).unwrap()
+            let quantize = quantize.map(str::to_owned);
+            let options = LoadOptions { threads: Some(threads), quantize, ..LoadOptions::default() };
+            Model::load(path, &options).unwrap()
         };
         let models = [load(1), load(2)];
         let spread = SamplerFields { temperature: Some(0.8), top_p: Some(0.95), ..Default::default() };
         let penalty =
             SamplerFields { repetition_penalty: Some(1.2), min_p: Some(0.05), ..Default::default() };
         let samplers = [Sampler::greedy(), Sampler::new(spread).unwrap(), Sampler::new(penalty).unwrap()];
-        let own = [
-            "Great service!",
-            "Where is my refund? I asked twice",
-            "ok",
-            "The tea is cold and so is the soup",
-        ];
         let request = |number: usize| {
-            let text = format!("{COMMON}Message: {}{}\nLabel:", own[number % 4], "!".repeat(number / 4));
+            let Script { common, own, more, before, after, .. } = script;
+            let text = format!("{common}{before}{}{}{after}", own[number % 4], more.repeat(number / 4));
             let mut ids = models[0].tokenizer().encode(&text, false).unwrap();
             // Some share nothing, and are short.
             if number % 5 == 4 {
@@ -141,8 +171,8 @@ impl Bench {
         let (tokenizer, eos) = (models[0].tokenizer().clone(), models[0].eos_ids());
         let vocabulary = Vocabulary::new(tokenizer, eos, models[0].vocab_size()).unwrap();
         let compiler = GrammarCompiler::new(vocabulary, Limits::default()).unwrap();
-        let form = compiler.compile(&Constraint::Regex(FORM.into())).unwrap();
-        Some(Bench { models, requests, max_tokens, form })
+        let form = compiler.compile(&Constraint::Regex(script.form.into())).unwrap();
+        Bench { models, requests, max_tokens, form }
     }
 
     fn engine(&self, setting: &Setting) -> EngineHandle {
@@ -151,7 +181,8 @@ impl Bench {
         options.limits = StepLimits { rows: setting.rows, ..StepLimits::default() };
         (options.prefix_cache, options.speculation) = (setting.prefix_cache, setting.speculation);
         let groups = model.decoder().kv_layout().windows().len();
-        let runner = Runner::new(model.decoder().clone(), groups * setting.pages).unwrap();
+        let runner =
+            DecoderRunner::new(model.decoder().clone(), groups * setting.pages, setting.slots).unwrap();
         EngineHandle::start(Box::new(runner), options).unwrap()
     }
 
@@ -209,7 +240,7 @@ impl Bench {
         let stats = engine.stats();
         println!("{:<40} {:?}", setting.name, stats);
         assert_eq!(stats.cached_tokens > 0, setting.prefix_cache, "{}", setting.name);
-        assert!(setting.pages > 14 || stats.put_off > 0, "{}: nobody was put off", setting.name);
+        assert!(setting.pages > 14 || stats.preempted > 0, "{}: nobody was preempted", setting.name);
         answers
     }
 
@@ -249,8 +280,13 @@ fn read(mut generation: Generation) -> Bits {
     bits
 }
 
-fn matrix(file: &str, count: usize, max_tokens: usize) {
-    let Some(bench) = Bench::open(file, count, max_tokens) else { return };
+fn real(file: &str, count: usize, max_tokens: usize) {
+    if let Some(path) = common::real_model(file) {
+        matrix(&Bench::open(&path, None, &LABELS, count, max_tokens));
+    }
+}
+
+fn matrix(bench: &Bench) {
     let alone =
         Setting { name: "alone", threads: 1, batch: 1, prefix_cache: false, speculation: false, ..base() };
     let expected = bench.run(&alone);
@@ -277,10 +313,17 @@ fn matrix(file: &str, count: usize, max_tokens: usize) {
 
 #[test]
 fn smollm2_gives_the_same_bits() {
-    matrix("SmolLM2-135M-Instruct.Q4_1.gguf", 32, 6);
+    real("SmolLM2-135M-Instruct.Q4_1.gguf", 32, 6);
 }
 
 #[test]
 fn gemma3_gives_the_same_bits() {
-    matrix("gemma-3-270m-q4_k_m.gguf", 9, 4);
+    real("gemma-3-270m-q4_k_m.gguf", 9, 4);
+}
+
+/// In 8 bits, so that the rows of experts pass the quantized products.
+#[test]
+fn a_mixture_of_experts_gives_the_same_bits() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/mixtral-top2/model.gguf");
+    matrix(&Bench::open(&path, Some("q8_0"), &LETTERS, 32, 6));
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tallow::Model;
-use tallow::engine::{Event, Network, Runner};
+use tallow::engine::{DecoderRunner, Event, ModelRunner};
 use tallow::lm::{GenerateOptions, Lm, LmOptions};
 use tallow::model::{LoadOptions, Prompt};
 use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
-use tallow::step::{Step, pages_for};
+use tallow::step::{StateTable, Step, pages_for};
 
 /// llama.cpp rounds activations to 8 bits and we do so only in part: below this margin (in logits) between the two best
 /// tokens either may win. transformers in float32 differs from llama.cpp up to a margin of 0.55.
@@ -37,13 +37,20 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
+/// Groups of layers, at most.
+const GROUPS: usize = 8;
+
 /// Logits of every position, in steps of 128 rows.
-fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
-    let pages: Vec<u32> = (0..pages_for(tokens.len()) as u32).collect();
+fn logits(runner: &mut DecoderRunner, tokens: &[u32]) -> Vec<f32> {
+    // Each group of layers has pages of its own.
+    let (groups, pages) = (runner.layout().paged.len() as u32, pages_for(tokens.len()) as u32);
+    let tables: Vec<Vec<u32>> =
+        (0..groups).map(|group| (group * pages..(group + 1) * pages).collect()).collect();
     let mut logits = Vec::new();
     for (chunk, position) in tokens.chunks(128).zip((0..).step_by(128)) {
         let mut step = Step::default();
-        step.logits = step.push(chunk, position, pages.clone()).map(|row| row as u32).collect();
+        let rows = step.push_span(chunk, position, tables.clone(), StateTable::default());
+        step.logits = rows.map(|row| row as u32).collect();
         logits.extend(runner.forward(&step).unwrap().logits);
     }
     logits
@@ -52,7 +59,7 @@ fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
 fn greedy_choices(index: usize) {
     let Some((model, golden)) = open(index, &LoadOptions::default()) else { return };
     let vocab = model.vocab_size();
-    let mut runner = Runner::new(model.decoder().clone(), 64).unwrap();
+    let mut runner = DecoderRunner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
     let (mut clear, mut wrong) = (0, Vec::new());
     for prompt in golden["prompts"].as_array().unwrap() {
         let (mut tokens, answer) = (ids(&prompt["tokens"]), ids(&prompt["continuation"]));
@@ -135,7 +142,7 @@ fn gemma3_answers_as_llama_cpp() {
 fn perplexity(index: usize, options: &LoadOptions, most: f64) {
     let Some((model, golden)) = open(index, options) else { return };
     let vocab = model.vocab_size();
-    let mut runner = Runner::new(model.decoder().clone(), 64).unwrap();
+    let mut runner = DecoderRunner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
     let (mut sum, mut count) = (0.0, 0);
     for window in golden["perplexity"]["windows"].as_array().unwrap() {
         let tokens = ids(window);

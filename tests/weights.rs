@@ -6,6 +6,8 @@ mod allocations;
 mod fuzz;
 #[path = "weights/hostile.rs"]
 mod hostile;
+#[path = "common/random.rs"]
+mod random;
 #[path = "weights/real.rs"]
 mod real;
 #[path = "weights/writer.rs"]

@@ -6,7 +6,7 @@
 //!
 //! A page may also be *kept* ([`Pages::keep`]): somebody (the prefix tree) knows what lies in it. When the last
 //! lease of a kept page is released it is not free but *cached*: nobody uses it, and it can be leased again
-//! with its contents ([`Pages::lease_kept`]), until it is given up ([`Pages::forget`]).
+//! with its contents ([`Pages::lease_kept`]), until it is evicted ([`Pages::forget`]).
 //!
 //! The invariant, after every operation: a page's count is the number of live leases that name it, the free
 //! list holds exactly the pages that are neither leased nor kept, and `free + cached + leased = total`.

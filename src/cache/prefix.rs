@@ -590,7 +590,7 @@ mod tests {
         (4, "+ab -0 +ab", "0/2 2 0, 2 2, 2/0 2 0"),
         (4, "+ab +ac +a", "0/2 2 0, 1/1 1 0, 1/0 1 0"),
         (4, "+a -0 +abcd", "0/1 3 0, 3 1, 1/3 0 0"),
-        // Least recently used first, leaves first; in use is never given up.
+        // Least recently used first, leaves first; in use is never evicted.
         (3, "+ab -0 +c -0 +de +a", "0/2 1 0, 1 2, 0/1 0 2, 0 3, 0/2 0 1, 0/1 0 0"),
         (3, "+ab -0 +c -0 +ab -0 +d +ab", "0/2 1 0, 1 2, 0/1 0 2, 0 3, 2/0 0 1, 0 3, 0/1 0 2, 2/0 0 0"),
         (2, "+ab +c -0 +c", "0/2 0 0, -, 0 2, 0/1 0 1"),

@@ -8,12 +8,14 @@
 //! gives to the outside is the same in both: f32, a row a position.
 
 mod native;
+mod states;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 pub use self::native::{Element, KvType, NativeKv, Numbers, Pages};
+pub use self::states::LayerState;
 use crate::error::{Error, Result};
 use crate::step::PAGE;
 
@@ -73,6 +75,8 @@ pub struct KvLayout {
     windows: Vec<Option<usize>>,
     /// For each layer with keys and values, its group and column.
     layers: Vec<(usize, usize)>,
+    /// For each layer with recurrent state, the numbers of one state.
+    states: Vec<usize>,
 }
 
 /// Groups of a model, at most: each has a page table in every step.
@@ -92,7 +96,8 @@ impl KvLayout {
         kinds.sort_by_key(|(window, _)| window.unwrap_or(0));
         let counts: Vec<usize> = kinds.iter().map(|(_, members)| members.len()).collect();
         let size = group_size(&counts);
-        let mut layout = KvLayout { columns: vec![], windows: vec![], layers: vec![(0, 0); layers.len()] };
+        let mut layout =
+            KvLayout { columns: vec![], windows: vec![], layers: vec![(0, 0); layers.len()], states: vec![] };
         for (window, members) in kinds {
             for group in members.chunks(size) {
                 let mut taken = vec![false; layout.columns.len()];
@@ -110,6 +115,21 @@ impl KvLayout {
     pub fn single(shapes: &[KvShape]) -> Self {
         let layers: Vec<_> = shapes.iter().map(|&shape| (shape, None)).collect();
         KvLayout::new(&layers)
+    }
+
+    /// The same with layers whose recurrent state is so many numbers each.
+    pub fn with_states(self, states: Vec<usize>) -> Self {
+        KvLayout { states, ..self }
+    }
+
+    /// Whether there are layers with recurrent state.
+    pub fn has_state(&self) -> bool {
+        !self.states.is_empty()
+    }
+
+    /// Bytes of one slot: the f32 of all layers with recurrent state, of one sequence.
+    pub fn slot_bytes(&self) -> usize {
+        self.states.iter().fold(0usize, |sum, len| sum.saturating_add(len.saturating_mul(size_of::<f32>())))
     }
 
     /// The windows of the groups.
@@ -168,6 +188,7 @@ fn group_size(counts: &[usize]) -> usize {
 pub struct KvCache {
     layout: Arc<KvLayout>,
     columns: Vec<LayerKv>,
+    states: Vec<LayerState>,
     pages: usize,
     format: KvFormat,
 }
@@ -287,7 +308,65 @@ impl KvCache {
     ) -> Result<Self> {
         let column = |&shape: &KvShape| Ok(LayerKv { shape, store: store(shape)? });
         let columns = layout.columns.iter().map(column).collect::<Result<_>>()?;
-        Ok(KvCache { layout: Arc::new(layout.clone()), columns, pages, format })
+        Ok(KvCache { layout: Arc::new(layout.clone()), columns, states: vec![], pages, format })
+    }
+
+    /// The same with `slots` slots for the recurrent state of the layout's layers.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when they cannot be had.
+    pub fn with_slots(self, slots: usize, device: &Device) -> Result<Self> {
+        let too_large = || {
+            Error::out_of_memory(format!(
+                "{slots} slots of recurrent state, {} bytes each, cannot be had; load the model with a smaller \
+                 kv_memory",
+                self.layout.slot_bytes()
+            ))
+        };
+        let state = |&len: &usize| match self.format {
+            KvFormat::Native(_) => LayerState::native(slots, len).ok_or_else(too_large),
+            KvFormat::Tensors(_) => LayerState::tensor(slots, len, device),
+        };
+        let states = self.layout.states.iter().map(state).collect::<Result<_>>()?;
+        Ok(KvCache { states, ..self })
+    }
+
+    /// The states of one of the layers that have some.
+    ///
+    /// # Errors
+    /// `Internal` when there is no such layer.
+    pub fn state(&self, layer: usize) -> Result<&LayerState> {
+        let missing =
+            || Error::internal(format!("the cache has states of {} layers, not {layer}", self.states.len()));
+        self.states.get(layer).ok_or_else(missing)
+    }
+
+    /// Slots that there are.
+    pub fn slots(&self) -> usize {
+        self.states.first().map_or(0, LayerState::slots)
+    }
+
+    /// Appends the state in `slot` to `out`: layer by layer, as little-endian f32.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn read_state(&self, slot: u32, out: &mut Vec<u8>) -> Result<()> {
+        self.states.iter().try_for_each(|state| state.read(slot, out))
+    }
+
+    /// Makes `slot` hold what [`read_state`](Self::read_state) gave.
+    ///
+    /// # Errors
+    /// `Internal` if there are too few bytes; what the device says.
+    pub fn write_state(&self, slot: u32, mut bytes: &[u8]) -> Result<()> {
+        for state in &self.states {
+            let (own, rest) = bytes
+                .split_at_checked(state.state_len() * size_of::<f32>())
+                .ok_or_else(|| Error::internal("a state has fewer bytes than its layers need"))?;
+            bytes = rest;
+            state.write(slot, own)?;
+        }
+        Ok(())
     }
 
     /// Which layer lies where.

@@ -44,6 +44,10 @@ pub(super) struct Family {
     /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class computes
     /// the width of its feed-forward from `block_*` keys (LFM2).
     pub short_conv: Option<ShortConv>,
+    /// Feed-forwards are mixtures of experts.
+    pub experts: Option<Experts>,
+    /// Keys whose value, unless it is `null`, makes the class compute what is not run here.
+    pub refused: &'static [&'static str],
     pub tensors: FamilyTensors,
     /// The same family in GGUF, by architecture; several names where llama.cpp has several.
     pub gguf: &'static [Gguf],
@@ -86,6 +90,8 @@ pub(super) enum Window {
     Never,
     /// All layers; `layer_types` is not read.
     All,
+    /// The same, if `use_sliding_window`.
+    AllSwitched,
     /// As `layer_types` says; without it all layers.
     TypedAll,
     /// As `layer_types` says; without it even layers.
@@ -108,6 +114,22 @@ pub(super) enum Bidirectional {
     Read,
     /// The class stores it, and its attention does not look at it (Gemma 2): what its windows would be is unclear.
     Refused,
+}
+
+/// Mixtures of experts where the keys are absent.
+pub(super) struct Experts {
+    /// The keys of their number: a field of the class, and the name that it has besides. If both are there, the class
+    /// takes the first.
+    pub count_keys: [&'static str; 2],
+    pub count: usize,
+    /// `num_experts_per_tok`
+    pub top_k: usize,
+    /// Key and default of the width of an expert; `None`: `intermediate_size`.
+    pub width: Option<(&'static str, usize)>,
+    /// Weights are renormalized.
+    pub normalize: Has,
+    /// `decoder_sparse_step` and `mlp_only_layers` are read: which layers have experts, and which are dense.
+    pub sparse_step: bool,
 }
 
 /// Short convolutions where the keys are absent.
@@ -159,6 +181,8 @@ pub(super) struct Gguf {
     pub wide_scale_layers: Option<usize>,
     /// `output.weight` must be there.
     pub own_head: bool,
+    /// Files with `expert_count`, and whether llama.cpp renormalizes the weights of the chosen.
+    pub experts: Option<bool>,
 }
 
 const SIZES: Sizes = Sizes {
@@ -202,6 +226,7 @@ const GGUF: Gguf = Gguf {
     caps: (None, None),
     wide_scale_layers: None,
     own_head: false,
+    experts: None,
 };
 
 const ATTENTION_BIAS: Has = Has::Key("attention_bias", false);
@@ -229,6 +254,8 @@ const LLAMA: Family = Family {
     bidirectional: Bidirectional::NotRead,
     no_rope_interval: None,
     short_conv: None,
+    experts: None,
+    refused: &[],
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
     gguf: &[Gguf { interleaved_qk: true, ..GGUF }],
 };
@@ -321,6 +348,15 @@ const GEMMA3_GGUF: Gguf = Gguf {
     local_theta: Some(10_000.0),
     wide_scale_layers: Some(62),
     ..GGUF
+};
+
+const EXPERTS: Experts = Experts {
+    count_keys: ["num_local_experts", "num_experts"],
+    count: 8,
+    top_k: 2,
+    width: None,
+    normalize: Has::Always,
+    sparse_step: false,
 };
 
 /// The families, by `model_type`.
@@ -444,6 +480,69 @@ const FAMILIES: &[Family] = &[
         ..GEMMA2
     },
     Family {
+        model_types: &["mixtral"],
+        eps: 1e-5,
+        rope: RopeDefaults { theta: 1_000_000.0, ..ROPE },
+        window_size: None,
+        experts: Some(Experts { count_keys: ["num_experts", "num_local_experts"], ..EXPERTS }),
+        // As Mistral's.
+        gguf: &[Gguf { interleaved_qk: true, experts: Some(true), ..GGUF }],
+        ..MISTRAL
+    },
+    Family {
+        model_types: &["qwen3_moe"],
+        sizes: Sizes {
+            hidden: 2048,
+            intermediate: 6144,
+            layers: 24,
+            kv_heads: Some(4),
+            vocab: 151_936,
+            context: 32_768,
+            ..SIZES
+        },
+        window: Window::AllSwitched,
+        experts: Some(Experts {
+            count_keys: ["num_local_experts", "num_experts"],
+            count: 128,
+            top_k: 8,
+            width: Some(("moe_intermediate_size", 768)),
+            normalize: Has::Key("norm_topk_prob", false),
+            sparse_step: true,
+        }),
+        gguf: &[Gguf { architecture: "qwen3moe", experts: Some(true), ..GGUF }],
+        ..QWEN3
+    },
+    Family {
+        model_types: &["olmoe"],
+        eps: 1e-5,
+        sizes: Sizes {
+            hidden: 2048,
+            intermediate: 2048,
+            layers: 16,
+            heads: 16,
+            vocab: 50_304,
+            context: 4096,
+            ..SIZES
+        },
+        experts: Some(Experts {
+            count_keys: ["num_local_experts", "num_experts"],
+            count: 64,
+            top_k: 8,
+            normalize: Has::Key("norm_topk_prob", false),
+            ..EXPERTS
+        }),
+        refused: &["clip_qkv"],
+        tensors: FamilyTensors {
+            qkv_bias: ATTENTION_BIAS,
+            o_bias: ATTENTION_BIAS,
+            qk_norm: Has::Always,
+            qk_norm_scope: NormScope::AllHeads,
+            ..PLAIN
+        },
+        gguf: &[Gguf { architecture: "olmoe", experts: Some(false), ..GGUF }],
+        ..LLAMA
+    },
+    Family {
         model_types: &["lfm2"],
         eps: 1e-5,
         eps_key: "norm_eps",
@@ -521,13 +620,26 @@ impl Family {
         })
     }
 
-    /// The family of a GGUF architecture, and what that leaves out.
-    pub fn of_architecture(name: &str) -> Result<(&'static Family, &'static Gguf)> {
+    /// The family of a GGUF architecture, and what that leaves out. `experts`: the file has some, which makes a Mixtral of
+    /// what else is a Llama.
+    pub fn of_architecture(name: &str, experts: bool) -> Result<(&'static Family, &'static Gguf)> {
         let all = || FAMILIES.iter().flat_map(|family| family.gguf.iter().map(move |gguf| (family, gguf)));
-        all().find(|(_, gguf)| gguf.architecture == name).ok_or_else(|| {
-            let known: Vec<_> = all().map(|(_, gguf)| gguf.architecture).collect();
+        let named = || all().filter(|(_, gguf)| gguf.architecture == name);
+        let found = named().find(|(_, gguf)| gguf.experts.is_some() == experts);
+        found.ok_or_else(|| {
+            let mut known: Vec<_> = all().map(|(_, gguf)| gguf.architecture).collect();
+            known.sort_unstable();
+            known.dedup();
             let (name, known) = (quoted(name), known.join(", "));
-            Error::unsupported(format!("architecture {name} is not supported; supported are {known}"))
+            Error::unsupported(match (named().next(), experts) {
+                (None, _) => format!("architecture {name} is not supported; supported are {known}"),
+                (Some(_), true) => {
+                    format!("architecture {name} with experts (expert_count) is not supported")
+                }
+                (Some(_), false) => {
+                    format!("architecture {name} without experts (expert_count) is not supported")
+                }
+            })
         })
     }
 }
@@ -565,8 +677,13 @@ mod tests {
     fn every_name_leads_to_one_row() {
         let mut names: Vec<_> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
         names.extend(WRAPPERS.iter().map(|wrapper| wrapper.model_type));
-        let mut architectures: Vec<_> =
-            FAMILIES.iter().flat_map(|family| family.gguf).map(|gguf| gguf.architecture).collect();
+        let gguf = FAMILIES.iter().flat_map(|family| family.gguf);
+        let mut architectures: Vec<_> = gguf
+            .map(|gguf| {
+                format!("{}{}", gguf.architecture, if gguf.experts.is_some() { " with experts" } else { "" })
+            })
+            .collect();
+        let mut names: Vec<_> = names.into_iter().map(str::to_owned).collect();
         for list in [&mut names, &mut architectures] {
             let count = list.len();
             list.sort_unstable();

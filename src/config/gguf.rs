@@ -4,8 +4,8 @@
 use super::family::{Family, Gguf};
 use super::rope::yarn_attention;
 use super::{
-    AttentionConfig, Block, Config, DenseConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
-    Norm, NormKind, Presence, Rope, Scaling, ShortConvConfig,
+    AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms,
+    MixerConfig, Norm, NormKind, Presence, Rope, Routing, Scaling, Score, ShortConvConfig,
 };
 use crate::error::{Error, Result, quoted};
 use crate::weights::gguf::Value;
@@ -16,7 +16,8 @@ pub fn parse(metadata: &Metadata, weights: &Weights) -> Result<Config> {
     let name = metadata
         .str("general.architecture")?
         .ok_or_else(|| Error::model_file("the metadata key \"general.architecture\" is missing"))?;
-    let (family, architecture) = Family::of_architecture(name)?;
+    let experts = metadata.usize(&format!("{name}.expert_count"))?.is_some_and(|n| n > 0);
+    let (family, architecture) = Family::of_architecture(name, experts)?;
     Reader { family, architecture, metadata, weights }.config()
 }
 
@@ -35,12 +36,6 @@ impl Reader<'_> {
         let context = self.require("context_length")?;
         if layers > super::MAX_LAYERS {
             return Err(Error::model_file(format!("block_count must be at most {}", super::MAX_LAYERS)));
-        }
-        if let Some(experts) = self.usize("expert_count")?.filter(|n| *n > 0) {
-            let key = self.key("expert_count");
-            return Err(Error::unsupported(format!(
-                "{key} is {experts}: mixtures of experts are not supported yet"
-            )));
         }
         let causal = self.metadata.bool(&self.key("attention.causal"))?.unwrap_or(a.causal);
         let attention = self.attention(hidden, layers)?;
@@ -124,6 +119,51 @@ impl Reader<'_> {
         Ok(Some(list.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect()))
     }
 
+    /// The feed-forward of all layers.
+    fn feed_forward(&self) -> Result<FeedForwardConfig> {
+        let Some(normalize) = self.architecture.experts else {
+            return Ok(FeedForwardConfig::Dense(self.dense()?));
+        };
+        self.refuse_other_routing(normalize)?;
+        Ok(FeedForwardConfig::Experts(ExpertsConfig {
+            count: self.require("expert_count")?,
+            intermediate: match self.usize("expert_feed_forward_length")?.filter(|width| *width > 0) {
+                Some(width) => width,
+                None => self.require("feed_forward_length")?,
+            },
+            activation: self.family.activation,
+            routing: Routing {
+                top_k: self.require("expert_used_count")?,
+                score: Score::Softmax,
+                normalize,
+                scale: 1.0,
+            },
+        }))
+    }
+
+    /// llama.cpp reads these keys for other architectures, and routes those here as it always did.
+    fn refuse_other_routing(&self, normalize: bool) -> Result<()> {
+        let softmax = 1;
+        let other = [
+            (
+                "expert_weights_norm",
+                self.metadata.bool(&self.key("expert_weights_norm"))?.is_some_and(|n| n != normalize),
+            ),
+            ("expert_weights_scale", self.f32("expert_weights_scale")?.is_some_and(|n| n != 0.0 && n != 1.0)),
+            ("expert_gating_func", self.usize("expert_gating_func")?.is_some_and(|n| n != 0 && n != softmax)),
+            ("expert_shared_count", self.usize("expert_shared_count")?.is_some_and(|n| n > 0)),
+            ("leading_dense_block_count", self.usize("leading_dense_block_count")?.is_some_and(|n| n > 0)),
+        ];
+        match other.iter().find(|(_, other)| *other) {
+            Some((key, _)) => Err(Error::unsupported(format!(
+                "{} asks for another mixture of experts than architecture {} has",
+                self.key(key),
+                self.architecture.architecture
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn dense(&self) -> Result<DenseConfig> {
         let t = &self.family.tensors;
         Ok(DenseConfig {
@@ -193,7 +233,7 @@ impl Reader<'_> {
         let interval = self.family.no_rope_interval;
         let bare = |i: usize| interval.is_some_and(|n| (i + 1).is_multiple_of(n));
         let conv = self.short_conv(layers)?;
-        let ffn = FeedForwardConfig::Dense(self.dense()?);
+        let ffn = self.feed_forward()?;
         let post = self.family.tensors.post_norms;
         let norms = LayerNorms {
             before_mixer: true,

@@ -11,8 +11,8 @@ use super::family::{Bidirectional, Family, Has, ShortConv, Text, Window, Wrapper
 use super::fields::{Fields, missing, object};
 use super::rope::{longrope_attention, yarn_attention};
 use super::{
-    Activation, AttentionConfig, Block, Config, DenseConfig, FeedForwardConfig, LayerConfig, LayerNorms,
-    MAX_LAYERS, MixerConfig, Norm, Presence, Rope, Scaling, ShortConvConfig,
+    Activation, AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig,
+    LayerNorms, MAX_LAYERS, MixerConfig, Norm, Presence, Rope, Routing, Scaling, Score, ShortConvConfig,
 };
 use crate::error::{Context, Error, Result, quoted};
 
@@ -136,7 +136,13 @@ impl Reader<'_> {
                 ));
             }
         }
-        Ok(())
+        let stated = |key: &&&str| self.f.0.get(**key).is_some_and(|value| !value.is_null());
+        match self.family.refused.iter().find(stated) {
+            Some(key) => {
+                Err(Error::unsupported(format!("{key} in a {} is not supported", self.family.name())))
+            }
+            None => Ok(()),
+        }
     }
 
     /// `is_causal` is read by the masks of all classes, `use_bidirectional_attention` by Gemma's.
@@ -295,7 +301,7 @@ impl Reader<'_> {
             ));
         }
         let conv = self.short_conv(layers)?;
-        let ffn = FeedForwardConfig::Dense(self.dense()?);
+        let ffns = self.feed_forwards(layers)?;
         let post = self.family.tensors.post_norms;
         let norms = LayerNorms {
             before_mixer: true,
@@ -311,8 +317,43 @@ impl Reader<'_> {
                 ..attention
             }),
         };
-        let layer = |i| LayerConfig { mixer: mixer(i), ffn, norms, residual_scale: 1.0 };
-        Ok((0..layers).map(layer).collect())
+        let layer = |(i, ffn)| LayerConfig { mixer: mixer(i), ffn, norms, residual_scale: 1.0 };
+        Ok(ffns.into_iter().enumerate().map(layer).collect())
+    }
+
+    /// The feed-forward of each layer.
+    fn feed_forwards(&self, layers: usize) -> Result<Vec<FeedForwardConfig>> {
+        let dense = FeedForwardConfig::Dense(self.dense()?);
+        let Some(defaults) = &self.family.experts else { return Ok(vec![dense; layers]) };
+        let [first, second] = defaults.count_keys;
+        let count = match self.f.states(first) {
+            true => self.size(first, defaults.count)?,
+            false => self.size(second, defaults.count)?,
+        };
+        let (key, default) = defaults.width.unwrap_or(("intermediate_size", self.family.sizes.intermediate));
+        let experts = FeedForwardConfig::Experts(ExpertsConfig {
+            count,
+            intermediate: self.size(key, default)?,
+            activation: self.activation()?,
+            routing: Routing {
+                top_k: self.size("num_experts_per_tok", defaults.top_k)?,
+                score: Score::Softmax,
+                normalize: self.has(defaults.normalize)? == Presence::Always,
+                scale: 1.0,
+            },
+        });
+        if !defaults.sparse_step {
+            return Ok(vec![experts; layers]);
+        }
+        let step = self.size("decoder_sparse_step", 1)?;
+        if step == 0 {
+            return Err(Error::model_file("decoder_sparse_step is 0; it must be at least 1"));
+        }
+        let only = self.f.array("mlp_only_layers")?.map_or(&[][..], |list| list.as_slice());
+        let is_dense = |i: usize| {
+            count == 0 || !(i + 1).is_multiple_of(step) || only.iter().any(|n| n.as_u64() == Some(i as u64))
+        };
+        Ok((0..layers).map(|i| if is_dense(i) { dense } else { experts }).collect())
     }
 
     /// The layers that are short convolutions.
@@ -342,7 +383,7 @@ impl Reader<'_> {
         };
         let window = self.stated_or("sliding_window", stated, self.family.window_size);
         let on = match self.family.window {
-            Window::TypedFrom(_) => self.f.bool("use_sliding_window")?.unwrap_or(false),
+            Window::TypedFrom(_) | Window::AllSwitched => self.f.bool("use_sliding_window")?.unwrap_or(false),
             _ => true,
         };
         let window = window.filter(|_| on);
@@ -360,14 +401,14 @@ impl Reader<'_> {
 
     /// Which layers look through the window.
     fn sliding(&self, layers: usize, window: Option<usize>, bare: &[bool]) -> Result<Vec<bool>> {
-        let typed = !matches!(self.family.window, Window::Never | Window::All);
+        let typed = !matches!(self.family.window, Window::Never | Window::All | Window::AllSwitched);
         if typed && let Some(kinds) = self.f.array("layer_types")? {
             return layer_types(kinds, layers, "sliding_attention");
         }
         let each = |sliding: &dyn Fn(usize) -> bool| (0..layers).map(sliding).collect();
         Ok(match self.family.window {
             Window::Never => vec![false; layers],
-            Window::All | Window::TypedAll => vec![window.is_some(); layers],
+            Window::All | Window::AllSwitched | Window::TypedAll => vec![window.is_some(); layers],
             Window::TypedAlternating => each(&|i| i % 2 == 0),
             Window::TypedPattern => {
                 let pattern = self.f.usize("sliding_window_pattern")?.unwrap_or(6);

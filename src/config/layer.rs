@@ -92,6 +92,7 @@ pub struct ShortConvConfig {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum FeedForwardConfig {
     Dense(DenseConfig),
+    Experts(ExpertsConfig),
 }
 
 /// A feed-forward that every position passes.
@@ -106,6 +107,38 @@ pub struct DenseConfig {
     pub bias: Presence,
     /// gate and up in one matrix.
     pub fused: Presence,
+}
+
+/// A mixture of experts: a router chooses some of many gated feed-forwards for each position, and their weighted outputs
+/// are added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertsConfig {
+    pub count: usize,
+    /// Width inside each expert.
+    pub intermediate: usize,
+    pub activation: Activation,
+    pub routing: Routing,
+}
+
+/// How a router's logits become experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Experts of a position.
+    pub top_k: usize,
+    pub score: Score,
+    /// The weights of the chosen are divided by their sum.
+    pub normalize: bool,
+    /// What the weights are multiplied by in the end.
+    pub scale: f32,
+}
+
+/// What a router's logits become. The experts with the greatest scores are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// Over all experts.
+    Softmax,
+    /// Of each expert by itself.
+    Sigmoid,
 }
 
 impl LayerConfig {
@@ -123,6 +156,7 @@ impl LayerConfig {
             FeedForwardConfig::Dense(dense) => {
                 within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
             }
+            FeedForwardConfig::Experts(experts) => experts.validate()?,
         }
         positive("residual multiplier", self.residual_scale.into())
     }
@@ -152,6 +186,29 @@ impl AttentionConfig {
         self.rope.and_then(|rope| ropes.get(rope)).map_or(Ok(()), |rope| rope.validate(self.head_dim))
     }
 }
+
+impl ExpertsConfig {
+    fn validate(&self) -> Result<()> {
+        let sizes = [
+            ("number of experts (num_experts, num_local_experts, expert_count)", self.count, MAX_EXPERTS),
+            (
+                "number of experts of a token (num_experts_per_tok, expert_used_count)",
+                self.routing.top_k,
+                self.count,
+            ),
+            (
+                "width of an expert (moe_intermediate_size, intermediate_size, expert_feed_forward_length)",
+                self.intermediate,
+                MAX_WIDTH,
+            ),
+        ];
+        sizes.into_iter().try_for_each(|(name, value, max)| within(name, value, max))?;
+        positive("scale of the experts' weights", self.routing.scale.into())
+    }
+}
+
+/// Experts of a layer; the most of a known model times ten.
+const MAX_EXPERTS: usize = 1 << 13;
 
 /// The longest filter of a short convolution; those of known models have three or four taps.
 const MAX_TAPS: usize = 64;

@@ -19,8 +19,8 @@ pub mod rope;
 use self::layer::{positive, within};
 use crate::error::Result;
 pub use layer::{
-    AttentionConfig, DenseConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig, NormScope,
-    ShortConvConfig,
+    AttentionConfig, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
+    NormScope, Routing, Score, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -176,6 +176,15 @@ impl Config {
     pub fn dense(&self) -> Option<&DenseConfig> {
         self.layers.iter().find_map(|layer| match &layer.ffn {
             FeedForwardConfig::Dense(dense) => Some(dense),
+            FeedForwardConfig::Experts(_) => None,
+        })
+    }
+
+    /// The first mixture of experts; the others are alike in every family so far.
+    pub fn experts(&self) -> Option<&ExpertsConfig> {
+        self.layers.iter().find_map(|layer| match &layer.ffn {
+            FeedForwardConfig::Dense(_) => None,
+            FeedForwardConfig::Experts(experts) => Some(experts),
         })
     }
 

@@ -68,13 +68,7 @@ impl Wish<'_> {
             None => self.repo.to_string(),
         };
         let blob = fs::read_link(&path).ok().and_then(|link| Some(link.file_name()?.to_str()?.to_string()));
-        Located {
-            path,
-            name,
-            revision: Some(commit),
-            sha256: blob.filter(|blob| is_sha256(blob)),
-            licence: None,
-        }
+        Located { path, name, revision: Some(commit), sha256: blob.filter(|blob| is_sha256(blob)) }
     }
 
     /// Why the network may not be asked, if so.

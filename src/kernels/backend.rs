@@ -1,19 +1,21 @@
 //! What computes: one trait between the facade [`Ops`](super::Ops), which checks arguments, and the machine.
 //!
-//! A further backend (another GPU library, say) is one new file that implements [`Backend`], and one constructor
-//! beside [`Ops::cpu`](super::Ops::cpu) and [`Ops::candle`](super::Ops::candle). No data type has to learn of it:
-//! what it makes of weights, tables and activations is [`Opaque`] to all others. The test below adds such a backend.
+//! A further backend (another GPU library, say) is one new file that implements [`Backend`], and one
+//! constructor beside [`Ops::cpu`](super::Ops::cpu) and [`Ops::candle`](super::Ops::candle). No data type has
+//! to learn of it: what it makes of weights, tables and activations is [`Opaque`] to all others. The test
+//! below adds such a backend.
 
 use candle_core::{DType, Device};
 
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored};
+use super::experts::{Assignments, Expert};
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
-use crate::cache::storage::LayerKv;
+use crate::cache::storage::{LayerKv, LayerState};
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
-/// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops), which has
-/// checked shapes, indices and the step before it calls them; rows may be none.
+/// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops),
+/// which has checked shapes, indices and the step before it calls them; rows may be none.
 pub(super) trait Backend: Send + Sync {
     fn device(&self) -> &Device;
     /// The type of activations.
@@ -47,6 +49,7 @@ pub(super) trait Backend: Send + Sync {
     fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows>;
     fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
     fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
     /// `to + scale * x`.
@@ -69,6 +72,13 @@ pub(super) trait Backend: Send + Sync {
         group: usize,
         step: &CheckedStep<'_>,
         a: &Attention,
+    ) -> Result<Rows>;
+    fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
     ) -> Result<Rows>;
 }
 

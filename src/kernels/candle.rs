@@ -1,12 +1,15 @@
 //! The candle backend: candle's operations, for CUDA and Metal, and as a second opinion on the CPU.
 //!
-//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was asked
-//! for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where candle-nn
-//! has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is not, because it
-//! takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large (see [`CandleBackend::normed`]).
+//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was
+//! asked for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where
+//! candle-nn has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is
+//! not, because it takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large
+//! (see [`CandleBackend::normed`]).
 //!
-//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have no
-//! tensor, and [`CandleBackend::map`] computes nothing of them.
+//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have
+//! no tensor, and [`CandleBackend::map`] computes nothing of them.
+
+mod experts;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,10 +20,11 @@ use candle_nn::ops::{rms_norm, softmax_last_dim};
 use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
+use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored, Vector};
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
-use crate::cache::storage::LayerKv;
+use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
 use crate::error::Result;
 use crate::step::{Span, Step};
@@ -83,7 +87,8 @@ impl CandleBackend {
         Ok(y.to_dtype(self.dtype)?)
     }
 
-    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and a bias.
+    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and
+    /// a bias.
     fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let mut groups = x.to_dtype(DType::F32)?.reshape(((), norm.weight.len()))?;
         if norm.kind == NormKind::Layer {
@@ -96,8 +101,8 @@ impl CandleBackend {
         Ok(y.reshape(x.shape())?.to_dtype(self.dtype)?)
     }
 
-    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as we do;
-    /// it turns all dimensions, so that the rest of a partly rotated head goes around it.
+    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as
+    /// we do; it turns all dimensions, so that the rest of a partly rotated head goes around it.
     fn rotate(&self, x: &Tensor, head_dim: usize, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
         let ((rows, dim), rotated) = (x.dims2()?, 2 * cos.dim(1)?);
         let heads = x.to_dtype(DType::F32)?.reshape((1, rows, dim / head_dim, head_dim))?;
@@ -119,6 +124,37 @@ impl CandleBackend {
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
         })
+    }
+
+    /// One sequence: the products `B * x` behind those of its state, each tap times a part of them.
+    fn convolve(&self, x: &Tensor, conv: &ShortConv, states: &Tensor, span: &Span) -> Result<Tensor> {
+        let (width, kept, rows) = (conv.width(), conv.kernel - 1, span.rows.len());
+        let x = x.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
+        let [b, c, x] = [0, 1, 2].map(|part| x.narrow(1, part * width, width));
+        let mut products = (b? * x?)?;
+        if kept > 0 {
+            let before = match span.state.read {
+                Some(slot) => states.narrow(0, slot as usize, 1)?.reshape((kept, width))?,
+                None => Tensor::zeros((kept, width), DType::F32, &self.device)?,
+            };
+            products = Tensor::cat(&[&before, &products], 0)?;
+        }
+        let taps = values(&conv.taps)?.reshape((conv.kernel, width))?;
+        let mut sum = Tensor::zeros((rows, width), DType::F32, &self.device)?;
+        if let Some(bias) = &conv.bias {
+            sum = sum.broadcast_add(values(bias)?)?;
+        }
+        for tap in 0..conv.kernel {
+            sum = (sum + products.narrow(0, tap, rows)?.broadcast_mul(&taps.narrow(0, tap, 1)?)?)?;
+        }
+        for write in &span.state.writes {
+            if kept > 0 {
+                // A copy: it may be a part of the very row that is written.
+                let state = products.narrow(0, write.rows, kept)?.reshape((1, kept * width))?.copy()?;
+                states.slice_set(&state, 0, write.slot as usize)?;
+            }
+        }
+        Ok((sum * c?)?)
     }
 
     /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
@@ -245,6 +281,10 @@ impl Backend for CandleBackend {
         self.map(x, up.weight.n, |x| self.activate(&self.product(up, x)?, act))
     }
 
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| self.mixture(experts, act, x, a))
+    }
+
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {
         self.map(x, x.dims().1, |x| {
             let y = self.normed(norm, x)?;
@@ -332,6 +372,20 @@ impl Backend for CandleBackend {
         self.map(q, q.dims().1, |q| {
             let attend = |span| self.attend(q, kv, group, step, span, a);
             let outputs = step.spans.iter().map(attend).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::cat(&outputs, 0)?)
+        })
+    }
+
+    fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        self.map(x, conv.width(), |x| {
+            let convolve = |span| self.convolve(x, conv, state.as_tensor()?, span);
+            let outputs = step.spans.iter().map(convolve).collect::<Result<Vec<_>>>()?;
             Ok(Tensor::cat(&outputs, 0)?)
         })
     }

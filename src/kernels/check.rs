@@ -1,8 +1,10 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
+use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, RopeTable};
+use super::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv};
 use super::{KvCache, KvShape, misuse};
+use crate::cache::storage::LayerState;
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
@@ -71,6 +73,26 @@ pub(super) fn linear(linear: &Linear, x: &Rows) -> Result<()> {
     }
 }
 
+/// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and experts.
+pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<()> {
+    let (rows, dim) = x.dims();
+    if a.row_count() != rows || a.experts().last().is_some_and(|(at, _)| *at >= experts.len()) {
+        return Err(misuse(format!("{} experts for {rows} rows", experts.len())));
+    }
+    let inner = experts.first().map_or(0, |expert| expert.down.weight.k);
+    let fits = |linear: &Linear, n: usize, k: usize| {
+        let bias = linear.bias.as_ref().map_or(n, |bias| bias.len());
+        (linear.weight.n, linear.weight.k, bias) == (n, k, n)
+    };
+    let bad = experts.iter().find(|Expert { gate, up, down }| {
+        !(fits(gate, inner, dim) && fits(up, inner, dim) && fits(down, dim, inner))
+    });
+    match bad {
+        Some(expert) => Err(misuse(format!("{}: an expert of another shape", expert.gate.weight.name()))),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn norm(norm: &Norm, x: &Rows) -> Result<()> {
     let (dim, group) = (x.dims().1, norm.weight.len());
     let bias = norm.bias.as_ref().map(|bias| bias.len());
@@ -125,5 +147,20 @@ pub(super) fn window(group: Option<usize>, a: &Attention) -> Result<()> {
         (None, _) => Ok(()),
         (Some(kept), Some(window)) if window <= kept => Ok(()),
         _ => Err(misuse(format!("attention {a:?} over pages with a window of {group:?}"))),
+    }
+}
+
+/// B, C and x of each row of the step, taps and states of one width.
+pub(super) fn short_conv(x: &Rows, conv: &ShortConv, state: &LayerState, step: &Step) -> Result<()> {
+    let (width, kernel) = (conv.width(), conv.kernel);
+    shape("a short convolution", x, step.rows(), 3 * width)?;
+    let bias = conv.bias.as_ref().is_none_or(|bias| bias.len() == width);
+    match width > 0 && conv.taps.len() == width * kernel && bias && state.state_len() == conv.state_len() {
+        true => Ok(()),
+        false => Err(misuse(format!(
+            "a convolution of {kernel} x {width} with {} taps over states of {}",
+            conv.taps.len(),
+            state.state_len()
+        ))),
     }
 }

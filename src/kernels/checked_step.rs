@@ -7,10 +7,10 @@ use std::ops::{Deref, Range};
 
 use super::{KvCache, misuse};
 use crate::error::Result;
-use crate::step::{PAGE, Step};
+use crate::step::{PAGE, Span, StateTable, Step};
 
-/// A [`Step`] whose spans cover its rows in order, whose positions are consecutive in each span, and whose pages
-/// and positions all lie in the cache that it was checked against.
+/// A [`Step`] whose spans cover its rows in order, whose positions are consecutive in each span, and whose
+/// pages and positions all lie in the cache that it was checked against.
 #[derive(Debug)]
 pub struct CheckedStep<'a> {
     step: Cow<'a, Step>,
@@ -37,7 +37,8 @@ impl<'a> CheckedStep<'a> {
         Ok(CheckedStep { step: Cow::Borrowed(step), slots, pages: cache.pages() })
     }
 
-    /// The same step with `rows` (ascending) alone, see [`Step::only`]. What held for all rows holds for some.
+    /// The same step with `rows` (ascending) alone, see [`Step::only`]. What held for all rows holds for
+    /// some.
     pub fn only(&self, rows: &[u32]) -> CheckedStep<'static> {
         let step = self.step.only(rows);
         let pick = |slots: &Vec<u32>| {
@@ -97,11 +98,26 @@ fn check(step: &Step, cache: &KvCache) -> Result<()> {
                 return bad(&format!("page {page} of a cache of {} pages", cache.pages()));
             }
         }
+        check_state(span, cache).or_else(|what| bad(&what))?;
         next = end;
     }
     match next == step.rows() && step.positions.len() == step.rows() {
         true => Ok(()),
         false => Err(misuse(format!("the spans of a step cover {next} of {} rows", step.rows()))),
+    }
+}
+
+/// Slots exist, and states are written in the order of rows that there are.
+fn check_state(span: &Span, cache: &KvCache) -> std::result::Result<(), String> {
+    let StateTable { read, writes } = &span.state;
+    let mut slots = read.iter().copied().chain(writes.iter().map(|write| write.slot));
+    if let Some(slot) = slots.find(|&slot| slot as usize >= cache.slots()) {
+        return Err(format!("slot {slot} of {}", cache.slots()));
+    }
+    let inside = writes.iter().all(|write| (1..=span.rows.len()).contains(&write.rows));
+    match inside && writes.is_sorted_by_key(|write| write.rows) {
+        true => Ok(()),
+        false => Err(format!("states are written as {writes:?}")),
     }
 }
 

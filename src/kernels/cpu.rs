@@ -1,5 +1,7 @@
 //! The CPU backend: buffers, threads, and which kernel runs over what.
 
+mod experts;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,15 +11,18 @@ use super::backend::Backend;
 use super::disjoint::DisjointSlices;
 use super::elementwise::{self, Unary};
 use super::epilogue::{Epilogue, Product};
+use super::experts::{Assignments, Expert};
 use super::gemm::{self, Input};
 use super::isa::Isa;
 use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, Stored};
-use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
-use crate::cache::storage::LayerKv;
+use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
+use super::{
+    Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
+};
+use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
 use crate::error::Result;
 use crate::weights::WeightTensor;
@@ -41,8 +46,8 @@ struct Angles {
 
 impl CpuBackend {
     /// # Errors
-    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for and
-    /// computes something else than AMX does.
+    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for
+    /// and computes something else than AMX does.
     pub(super) fn new(threads: usize, kv: KvType, isa: Isa) -> Result<Self> {
         #[cfg(target_arch = "x86_64")]
         super::amx::self_check(isa)?;
@@ -218,6 +223,10 @@ impl Backend for CpuBackend {
         Ok(self.product("activated", up, x.block()?, Epilogue::Activate(act))?.into())
     }
 
+    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        Ok(self.mixture(experts, act, x.block()?, a)?.into())
+    }
+
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {
         let x = x.block()?;
         let (add, dim) = (to.is_some(), x.dim);
@@ -318,6 +327,21 @@ impl Backend for CpuBackend {
         let mut out = self.recycler.block(q.rows, q.dim);
         let queries = attention::Queries { q: q.floats(), step, group };
         attention::attention(&self.pool, self.isa, queries, kv.native()?, a, out.floats_mut())?;
+        Ok(out.into())
+    }
+
+    fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        let (x, width) = (x.block()?, conv.width());
+        let mut out = self.recycler.block(x.rows, width);
+        let rows = short_conv::Rows::new(x.floats(), conv, step, &state.read_native()?);
+        self.each_rows("short conv", width, out.floats_mut(), |range, out| rows.compute(range, out))?;
+        rows.leave(&mut state.write_native()?);
         Ok(out.into())
     }
 }

@@ -1,4 +1,5 @@
-//! What becomes of the finished sums of a product, while they are in L1: a bias, a sum, an activation, a gate.
+//! What becomes of the finished sums of a product, while they are in L1: a bias, a sum, an activation, a
+//! gate.
 
 use std::ops::Range;
 
@@ -57,7 +58,8 @@ tiered! {
     ///
     /// # Safety
     /// No other task writes to these columns of these rows.
-    pub(super) fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = [unsafe] finish_body;
+    pub(super) fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]])
+        = [unsafe] finish_body;
 }
 tiered! {
     /// As [`finish`], of a gate and what it lets through.
@@ -128,6 +130,7 @@ unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn biased<S: Simd>(product: &Product<'_>, sums: &[f32; LANES], from: usize, to: usize) -> S::F {
+    // SAFETY: the caller has the tier's instructions; sixteen sums are there.
     unsafe {
         let sum = S::load(sums.as_ptr());
         match product.bias {

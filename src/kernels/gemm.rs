@@ -2,11 +2,11 @@
 //!
 //! A row's sums run along `k` in one order, whatever the number of rows, the tile, the thread or the tier:
 //!
-//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). With few rows
-//!   ([`skinny`]) panels are unpacked in registers, and the weights are streamed once, which is all that decoding can
-//!   do; more rows share unpacked panels ([`blocked`]);
-//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of up to
-//!   twelve rows.
+//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). With
+//!   few rows ([`skinny`]) panels are unpacked in registers, and the weights are streamed once, which is all
+//!   that decoding can do; more rows share unpacked panels ([`blocked`]);
+//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of
+//!   up to twelve rows.
 //!
 //! What happens to finished sums is the product's [`epilogue`].
 
@@ -35,6 +35,13 @@ pub(super) struct Input<'a> {
     pub(super) bytes: Option<&'a Quantized>,
 }
 
+/// Some rows, and the products that they pass: computed one after the other over the same columns, of which all have
+/// as many.
+pub(super) struct Group<'a> {
+    pub(super) rows: Range<usize>,
+    pub(super) list: &'a [Product<'a>],
+}
+
 /// Computes products of the same rows. Those of one list are computed one after the other over the same columns
 /// (and have as many); lists are independent.
 pub(super) fn products(
@@ -44,48 +51,85 @@ pub(super) fn products(
     x: Input<'_>,
     lists: &[&[Product<'_>]],
 ) -> Result<()> {
-    let quantized = lists.iter().copied().flatten().any(|product| product.w.dtype.is_quantized());
-    if quantized && x.bytes.is_none() {
+    let groups: Vec<_> = lists.iter().map(|list| Group { rows: 0..x.rows, list }).collect();
+    grouped(pool, isa, name, x, &groups)
+}
+
+/// A grouped GEMM: as [`products`], but each list is for rows of its own, and all share the threads. No two groups
+/// have a row and an output in common.
+pub(super) fn grouped(
+    pool: &Pool,
+    isa: Isa,
+    name: &'static str,
+    x: Input<'_>,
+    groups: &[Group<'_>],
+) -> Result<()> {
+    let all = || groups.iter().flat_map(|group| group.list);
+    if all().any(|product| product.w.dtype.is_quantized()) && x.bytes.is_none() {
         return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
     }
-    let columns = |list: &[Product<'_>]| list.first().map_or(0, |p| p.w.panels());
-    let few = lists.iter().copied().flatten().map(|p| skinny::max_rows(isa, p.w.dtype)).max().unwrap_or(0);
-    let split = Split::of(lists.iter().map(|list| columns(list)).sum(), x.rows, pool.threads(), few);
-    let column_tasks = |list: &[Product<'_>]| columns(list).div_ceil(split.panels);
-    let total: usize = lists.iter().map(|list| column_tasks(list)).sum();
-    let parts = x.rows.div_ceil(split.rows.max(1));
-    pool.run(name, total * parts, &|index| {
-        let (mut column_task, part) = (index / parts, index % parts);
-        let rows = part * split.rows..x.rows.min((part + 1) * split.rows);
-        for list in lists {
-            if column_task >= column_tasks(list) {
-                column_task -= column_tasks(list);
-                continue;
+    let few = all().map(|p| skinny::max_rows(isa, p.w.dtype)).max().unwrap_or(0);
+    let panels = groups.iter().map(columns).sum();
+    let plans: Vec<_> = groups.iter().map(|group| Plan::of(group, panels, pool.threads(), few)).collect();
+    pool.run(name, plans.iter().map(|plan| plan.tasks).sum(), &|mut index| {
+        for (group, plan) in groups.iter().zip(&plans) {
+            if index < plan.tasks {
+                return plan.run(group, index, (isa, x), pool.threads());
             }
-            let range = column_task * split.panels..columns(list).min((column_task + 1) * split.panels);
-            // What this thread is likely to do next, if all keep step; each part of the rows prefetches a share.
-            let step = pool.threads().div_ceil(parts) * split.panels;
-            let next = |panel: usize| (panel + step).min(columns(list));
-            let next = next(range.start)..next(range.end);
-            let task = Task { isa, x, rows, panels: range };
-            match list {
-                [gate, up] if task.rows.len() > skinny::max_rows(isa, gate.w.dtype) && is_pair(gate, up) => {
-                    let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, parts));
-                    multiply(&task, &[*gate, *up], &ahead);
-                }
-                _ => {
-                    for (at, product) in list.iter().enumerate() {
-                        let ahead = match list.get(at + 1) {
-                            Some(other) => other.w.bytes(task.panels.clone()),
-                            None => list[0].w.bytes(next.clone()),
-                        };
-                        multiply(&task, &[*product], &[share(ahead, part, parts)]);
-                    }
-                }
-            }
-            return;
+            index -= plan.tasks;
         }
     })
+}
+
+fn columns(group: &Group<'_>) -> usize {
+    group.list.first().map_or(0, |p| p.w.panels())
+}
+
+/// How a group is cut into tasks.
+struct Plan {
+    split: Split,
+    /// Parts of its rows.
+    parts: usize,
+    tasks: usize,
+}
+
+impl Plan {
+    /// `panels`: of all groups.
+    fn of(group: &Group<'_>, panels: usize, threads: usize, few: usize) -> Plan {
+        let split = Split::of(panels, group.rows.len(), threads, few);
+        let parts = group.rows.len().div_ceil(split.rows.max(1));
+        let tasks = columns(group).div_ceil(split.panels) * parts;
+        Plan { split, parts, tasks }
+    }
+
+    /// Task `index` of the group.
+    fn run(&self, group: &Group<'_>, index: usize, (isa, x): (Isa, Input<'_>), threads: usize) {
+        let Plan { split, parts, .. } = self;
+        let (column_task, part, columns) = (index / parts, index % parts, columns(group));
+        let start = group.rows.start + part * split.rows;
+        let rows = start..group.rows.end.min(start + split.rows);
+        let panels = column_task * split.panels..columns.min((column_task + 1) * split.panels);
+        // What this thread is likely to do next, if all keep step; each part of the rows prefetches a share.
+        let step = threads.div_ceil(*parts) * split.panels;
+        let next = |panel: usize| (panel + step).min(columns);
+        let next = next(panels.start)..next(panels.end);
+        let task = Task { isa, x, rows, panels };
+        match group.list {
+            [gate, up] if task.rows.len() > skinny::max_rows(isa, gate.w.dtype) && is_pair(gate, up) => {
+                let ahead = [gate, up].map(|of| share(of.w.bytes(next.clone()), part, *parts));
+                multiply(&task, &[*gate, *up], &ahead);
+            }
+            list => {
+                for (at, product) in list.iter().enumerate() {
+                    let ahead = match list.get(at + 1) {
+                        Some(other) => other.w.bytes(task.panels.clone()),
+                        None => list[0].w.bytes(next.clone()),
+                    };
+                    multiply(&task, &[*product], &[share(ahead, part, *parts)]);
+                }
+            }
+        }
+    }
 }
 
 /// Whole cache lines: part `part` of about equal `parts`.
@@ -102,7 +146,8 @@ struct Task<'a> {
     panels: Range<usize>,
 }
 
-/// Whether these are a gate and what it lets through, in matrices alike: a column's sums of both are finished together.
+/// Whether these are a gate and what it lets through, in matrices alike: a column's sums of both are finished
+/// together.
 fn is_pair(gate: &Product<'_>, up: &Product<'_>) -> bool {
     let alike = gate.w.dtype == up.w.dtype && gate.w.n == up.w.n && gate.w.k == up.w.k;
     let gated = matches!((gate.epilogue, up.epilogue), (Epilogue::Store, Epilogue::Gate(_)))
@@ -121,15 +166,17 @@ struct Split {
 }
 
 impl Split {
-    /// Few enough of both to share the work evenly. With few rows, as many panels in one piece as that allows, since memory
-    /// is read faster so; with many, the panels that are worked on together, times rows whose sums stay in L2.
+    /// Few enough of both to share the work evenly. With few rows, as many panels in one piece as that
+    /// allows, since memory is read faster so; with many, the panels that are worked on together, times rows
+    /// whose sums stay in L2.
     fn of(panels: usize, rows: usize, threads: usize, few: usize) -> Split {
         if rows <= few {
             return Split { panels: (panels / (4 * threads)).clamp(1, MAX_PANELS), rows };
         }
         let column_tasks = panels.div_ceil(panels::PANELS).max(1);
-        // Unpacking takes as long as three rows of a task. At the end, threads wait for half a task. Both together are least
-        // where there are about this many parts; and tasks of fewer than 16 rows would spend too much on unpacking.
+        // Unpacking takes as long as three rows of a task. At the end, threads wait for half a task. Both
+        // together are least where there are about this many parts; and tasks of fewer than 16 rows would
+        // spend too much on unpacking.
         let best = ((rows * threads) as f32 / (6 * column_tasks) as f32).sqrt().round() as usize;
         let wanted =
             if threads == 1 { 1 } else { best.max((4 * threads).div_ceil(column_tasks)).min(rows / 16) };
@@ -163,10 +210,11 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
             let mut output = Output { isa, products, first_panel: panels.start };
             return blocked::multiply::<Q>(isa, w, bytes, rows.clone(), &mut output);
         }
-        skinny::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), |row, panel, sums| {
+        let finish = |row, panel, sums: &[_]| {
             // SAFETY: no two tasks have a row and a panel in common.
             unsafe { epilogue::finish(isa, product, row, panels.start + panel, sums) };
-        });
+        };
+        skinny::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), finish);
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
         tiles(isa, product, rows.clone(), panels.clone(), |panel, row, rows, sums| {
@@ -249,13 +297,15 @@ tiled! {
     /// Sums of `rows` rows from `x` on for the sixteen columns of a panel of floats.
     ///
     /// # Safety
-    /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`; `sums` may be written to.
+    /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`; `sums` may be
+    /// written to.
     fn floats<F: Float>(w: *const u8, x: *const f32, k: usize, sums: Sums) = float_tile;
 }
 
 /// # Safety
 /// As [`floats`].
 unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *const f32, k: usize, sums: Sums) {
+    // SAFETY: the caller's promise is that of `floats`; the type of floats is that of the panel.
     unsafe {
         match dtype {
             WeightType::F16 => floats::<F16>(isa, rows, w, x, k, sums),
@@ -280,6 +330,7 @@ macro_rules! float {
             const BYTES: usize = $bytes;
             #[inline(always)]
             unsafe fn load<S: Simd>($from: *const u8) -> S::F {
+                // SAFETY: the caller has the tier's instructions; sixteen floats of this type are there.
                 unsafe { $load }
             }
         }
@@ -294,6 +345,8 @@ float!(BF16, 2, from => S::load_bf16(from));
 /// The tier's instructions, and as [`floats`].
 #[inline(always)]
 unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const f32, k: usize, sums: Sums) {
+    // SAFETY: the caller has the tier's instructions, and promises `k` vectors of weights, `M` rows of `k`,
+    // and room for sixteen sums of each row.
     unsafe {
         let size = LANES * F::BYTES;
         let (mut even, mut odd) = ([S::zero(); M], [S::zero(); M]);

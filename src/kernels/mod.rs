@@ -3,19 +3,20 @@
 //! [`Ops`] is chosen once, when a model is built, and the graph names no device. It checks arguments, so that
 //! whatever computes may trust shapes and indices, and hands them to a [`Backend`](backend::Backend):
 //!
-//! * [`cpu`]: kernels of our own over packed weights, on a worker pool with an explicit number of threads. The
-//!   same row gives the same bits alone or among hundreds, on any number of threads and on any tier of
+//! * [`cpu`]: kernels of our own over packed weights, on a worker pool with an explicit number of threads.
+//!   The same row gives the same bits alone or among hundreds, on any number of threads and on any tier of
 //!   instructions; every reduction has one fixed order.
 //! * [`candle`]: candle's operations, for CUDA and Metal, and on the CPU as a second opinion in tests.
 //!
-//! Operations are as large as the graph lets them be: a product's epilogue (a bias, a sum, a gate) is part of it.
-//! Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
+//! Operations are as large as the graph lets them be: a product's epilogue (a bias, a sum, a gate) is part of
+//! it. Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
 //!
-//! From the bottom up, and no module uses one that is named later: [`types`] and [`rows`] (what the graph holds),
+//! From the bottom up, and no module uses one that is named later: [`types`] (what the graph holds),
 //! [`simd`] and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
-//! [`unpack`] and [`pack`] (weights in memory), [`quantize`] (activations as bytes), [`panels`], [`tile`], [`amx`],
-//! [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`],
-//! [`elementwise`], [`backend`], [`cpu`], [`candle`], [`check`].
+//! [`unpack`] and [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`panels`],
+//! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`],
+//! [`rope`], [`elementwise`], [`experts`], [`short_conv`], [`checked_step`], [`backend`], [`cpu`], [`candle`],
+//! [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -29,6 +30,7 @@ mod cpu;
 mod disjoint;
 mod elementwise;
 mod epilogue;
+mod experts;
 mod gemm;
 mod isa;
 mod layouts;
@@ -40,6 +42,7 @@ mod pool;
 mod quantize;
 mod rope;
 mod rows;
+mod short_conv;
 mod simd;
 mod skinny;
 mod tile;
@@ -54,11 +57,13 @@ use self::backend::Backend;
 use self::candle::CandleBackend;
 pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
+pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
-pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, Vector};
+pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
+use crate::config::Routing;
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::WeightTensor;
@@ -75,8 +80,8 @@ impl Ops {
     /// (`amx`, `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `scalar`) forces others.
     ///
     /// # Errors
-    /// `Device` when `TALLOW_ISA` names what this machine has not, its AMX computes something else than AMX does, or
-    /// a thread cannot be started; `InvalidRequest` when `threads` is 0.
+    /// `Device` when `TALLOW_ISA` names what this machine has not, its AMX computes something else than AMX
+    /// does, or a thread cannot be started; `InvalidRequest` when `threads` is 0.
     pub fn cpu(threads: usize, kv: KvType) -> Result<Ops> {
         Self::cpu_with(threads, kv, Isa::from_env()?)
     }
@@ -86,8 +91,8 @@ impl Ops {
         Ok(Self::of(CpuBackend::new(threads, kv, isa)?))
     }
 
-    /// candle's operations, on any device. Activations and the KV cache are of type `dtype`; norms, softmax and
-    /// rotations are computed in f32.
+    /// candle's operations, on any device. Activations and the KV cache are of type `dtype`; norms, softmax
+    /// and rotations are computed in f32.
     pub fn candle(device: Device, dtype: DType) -> Ops {
         Self::of(CandleBackend::new(device, dtype))
     }
@@ -148,8 +153,8 @@ impl Ops {
         self.0.into_vec(x)
     }
 
-    /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more than half
-    /// as much as computing them (32 rows of a vocabulary of 262,144).
+    /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more
+    /// than half as much as computing them (32 rows of a vocabulary of 262,144).
     pub fn recycle(&self, values: Vec<f32>) {
         self.0.recycle(values);
     }
@@ -214,8 +219,24 @@ impl Ops {
         self.0.activated(up, x, act)
     }
 
-    /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) * w`;
-    /// layer: `(x - mean) / sqrt(var + eps) * w (+ b)`.
+    /// Which experts each row passes, by its router logits `[rows, experts]`, and with what weights.
+    pub fn route(&self, logits: Rows, routing: &Routing) -> Result<Assignments> {
+        let experts = logits.dims().1;
+        let logits = self.into_vec(logits)?;
+        let assignments = Assignments::new(&logits, experts, routing);
+        self.recycle(logits);
+        assignments
+    }
+
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the order of the
+    /// experts' numbers: `[rows, hidden]`.
+    pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
+        check::experts(experts, x, a)?;
+        self.0.experts(experts, act, x, a)
+    }
+
+    /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) *
+    /// w`; layer: `(x - mean) / sqrt(var + eps) * w (+ b)`.
     pub fn norm(&self, norm: &Norm, x: &Rows) -> Result<Rows> {
         check::norm(norm, x)?;
         self.0.norm(norm, x, None)
@@ -241,8 +262,8 @@ impl Ops {
         Ok(RopeTable { rows: positions.len(), half: inv_freq.len(), data })
     }
 
-    /// Heads of `x` `[rows, heads * head_dim]`: each through the norm, then its first `table.rotated()` dimensions
-    /// rotated, dimension `i` with `i + rotated / 2`. The rest passes through.
+    /// Heads of `x` `[rows, heads * head_dim]`: each through the norm, then its first `table.rotated()`
+    /// dimensions rotated, dimension `i` with `i + rotated / 2`. The rest passes through.
     pub fn heads(
         &self,
         x: Rows,
@@ -318,6 +339,22 @@ impl Ops {
         check::attention(q, kv.shape, step, a)?;
         check::window(cache.layout().windows()[group], a)?;
         self.0.attention(q, kv, group, step, a)
+    }
+
+    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It goes on
+    /// from the state of each span, in the states of recurrent layer `layer`, and leaves those that the step names.
+    pub fn short_conv(
+        &self,
+        x: &Rows,
+        conv: &ShortConv,
+        cache: &KvCache,
+        layer: usize,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        step.belongs_to(cache)?;
+        let state = cache.state(layer)?;
+        check::short_conv(x, conv, state, step)?;
+        self.0.short_conv(x, conv, state, step)
     }
 
     /// Copies page `from` over page `to`, in every column.

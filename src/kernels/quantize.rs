@@ -1,14 +1,17 @@
-//! Activations as bytes: blocks of 32 with a scale each, and the sums that offsets of weights are multiplied by.
+//! Activations as bytes: blocks of 32 with a scale each, and the sums that offsets of weights are multiplied
+//! by.
 //!
-//! `x ≈ scale * q`, where `scale` is a 127th of the block's largest magnitude (its amax). The rounding error is in
-//! proportion to the amax, and a few numbers cause most of it: a channel that is always large, a neuron that fired. A
-//! number above some multiple of its row's root mean square is an [`Outlier`]: it is a zero among the bytes, and is
-//! multiplied as a float. Whether it is one depends on the row alone, so that a row's bits are the same in any batch.
+//! `x ≈ scale * q`, where `scale` is a 127th of the block's largest magnitude (its amax). The rounding error
+//! is in proportion to the amax, and a few numbers cause most of it: a channel that is always large, a neuron
+//! that fired. A number above some multiple of its row's root mean square is an [`Outlier`]: it is a zero
+//! among the bytes, and is multiplied as a float. Whether it is one depends on the row alone, so that a row's
+//! bits are the same in any batch.
 //!
-//! Where that is not exact enough there are no outliers, but a second plane of bytes: `x ≈ scale * (q + rest / 256)`.
-//! It looks like the first one, with other scales, and products add both.
+//! Where that is not exact enough there are no outliers, but a second plane of bytes: `x ≈ scale * (q + rest
+//! / 256)`. It looks like the first one, with other scales, and products add both.
 //!
-//! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is computed from it.
+//! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is
+//! computed from it.
 
 use std::ops::Range;
 
@@ -97,9 +100,13 @@ impl At {
 }
 
 impl Quantized {
-    /// Makes max_outliers for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows again is filled with zeros, by one
-    /// thread.)
+    /// Makes max_outliers for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows
+    /// again is filled with zeros, by one thread.)
     pub(super) fn resize(&mut self, rows: usize, k: usize, precision: Precision) {
+        self.make_room(rows, k, if precision == Precision::Double { 2 } else { 1 });
+    }
+
+    fn make_room(&mut self, rows: usize, k: usize, planes: usize) {
         fn at_least<T: Clone + Default>(items: &mut Vec<T>, len: usize) {
             if items.len() < len {
                 *items = vec![T::default(); len];
@@ -107,7 +114,7 @@ impl Quantized {
         }
         let blocks = rows * (k / SUB);
         (self.rows, self.k) = (rows, k);
-        self.used = if precision == Precision::Double { 2 } else { 1 };
+        self.used = planes;
         self.planes.resize_with(self.used.max(self.planes.len()), Plane::default);
         for plane in &mut self.planes[..self.used] {
             at_least(&mut plane.q, rows * k);
@@ -116,6 +123,25 @@ impl Quantized {
         }
         at_least(&mut self.outliers, rows * max_outliers(k));
         at_least(&mut self.counts, rows);
+    }
+
+    /// Becomes rows `rows` of `from`, in this order.
+    pub(super) fn gather(&mut self, from: &Quantized, rows: &[u32]) {
+        fn copy<T: Copy>(from: &[T], to: &mut [T], rows: &[u32], len: usize) {
+            for (at, &row) in rows.iter().enumerate() {
+                to[at * len..][..len].copy_from_slice(&from[row as usize * len..][..len]);
+            }
+        }
+        let k = from.k;
+        let blocks = k / SUB;
+        self.make_room(rows.len(), k, from.used);
+        for (to, from) in self.planes.iter_mut().zip(&from.planes[..from.used]) {
+            copy(&from.q, &mut to.q, rows, k);
+            copy(&from.meta, &mut to.meta, rows, blocks * META);
+            copy(&from.sums, &mut to.sums, rows, blocks * SUMS);
+        }
+        copy(&from.outliers, &mut self.outliers, rows, max_outliers(k));
+        copy(&from.counts, &mut self.counts, rows, 1);
     }
 
     /// For several threads to write to.
@@ -267,6 +293,7 @@ unsafe fn extract_outliers<S: Simd>(
     count: &mut u32,
 ) -> ([f32; SUB], f32) {
     let mut rest = *x;
+    // SAFETY: the caller has the tier's instructions; a block is two vectors.
     unsafe {
         let (limit, low, high) = (S::splat(limit), S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
         let mut above =
@@ -308,6 +335,8 @@ const EXTREME: f32 = (1u128 << 80) as f32;
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn squares<S: Simd, const SCALED: bool>(x: &[f32], factor: f32) -> f32 {
+    // SAFETY: the caller has the tier's instructions; chunks are four vectors, and what is left of whole
+    // blocks is two.
     unsafe {
         macro_rules! add {
             ($sum:ident, $x:ident, $at:expr) => {
@@ -344,6 +373,7 @@ fn inverse(amax: f32) -> f32 {
 /// The tier's instructions; the row has such a block.
 #[inline(always)]
 unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &mut [i8], meta: &mut [f32]) {
+    // SAFETY: the caller has the tier's instructions, and the row has 32 bytes for this block.
     unsafe {
         let inverse = S::splat(inverse(amax));
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
@@ -364,6 +394,7 @@ unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &m
 /// As [`bytes_of_block`].
 #[inline(always)]
 unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &mut [i8]) {
+    // SAFETY: as in `bytes_of_block`.
     unsafe {
         let inverse = S::splat(inverse(amax));
         for at in [0, LANES] {
@@ -381,6 +412,7 @@ unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn amax<S: Simd>(x: &[f32; SUB]) -> f32 {
+    // SAFETY: the caller has the tier's instructions; a block is two vectors.
     unsafe {
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
         f32::from_bits(S::reduce_max_i(S::max_i(S::bits(S::abs(a)), S::bits(S::abs(b)))) as u32)

@@ -105,8 +105,8 @@ impl Drop for Block {
     }
 }
 
-/// Memory that was used in a step and will be in the next: a large allocation comes as pages that have to be mapped
-/// and zeroed again, which cost as much as an operation on them.
+/// Memory that was used in a step and will be in the next: a large allocation comes as pages that have to be
+/// mapped and zeroed again, which cost as much as an operation on them.
 pub(super) struct Recycler {
     floats: Mutex<Vec<Vec<f32>>>,
     bytes: Mutex<Vec<Quantized>>,
@@ -117,8 +117,8 @@ pub(super) struct Recycler {
 /// Pieces that are kept, more than a step has at one time.
 const KEPT: usize = 16;
 
-/// Floats of the largest piece that is kept: the logits of 64 sequences, 262,144 each. What is larger is rare (the
-/// scores of long texts beside them), and would be held for good.
+/// Floats of the largest piece that is kept: the logits of 64 sequences, 262,144 each. What is larger is rare
+/// (the scores of long texts beside them), and would be held for good.
 const LARGEST: usize = 64 << 18;
 
 /// One part in so many of the memory that is free may be kept between steps, within these bounds (in bytes).

@@ -88,9 +88,9 @@ impl Vector {
 pub struct Linear {
     pub weight: Matrix,
     pub bias: Option<Vector>,
-    /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root mean
-    /// squares of their row are multiplied as floats. (Projections of the same rows share the quantized rows: the
-    /// first that is computed decides.)
+    /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root
+    /// mean squares of their row are multiplied as floats. (Projections of the same rows share the quantized
+    /// rows: the first that is computed decides.)
     pub outlier: f32,
 }
 
@@ -101,6 +101,29 @@ pub struct Norm {
     pub eps: f64,
     pub weight: Vector,
     pub bias: Option<Vector>,
+}
+
+/// A causal depthwise convolution over a few positions.
+#[derive(Clone, Debug)]
+pub struct ShortConv {
+    /// Positions that a row sees, its own among them.
+    pub kernel: usize,
+    /// `[kernel, width]`: the oldest position first, the row's own last.
+    pub taps: Vector,
+    /// `[width]`
+    pub bias: Option<Vector>,
+}
+
+impl ShortConv {
+    /// Channels.
+    pub fn width(&self) -> usize {
+        self.taps.len() / self.kernel.max(1)
+    }
+
+    /// Numbers of the state of one sequence: the inputs of the positions before the next one.
+    pub fn state_len(&self) -> usize {
+        self.kernel.saturating_sub(1) * self.width()
+    }
 }
 
 /// Cosines and sines of the rows of one step, each `[rows, half]`.
@@ -118,8 +141,8 @@ impl RopeTable {
     }
 }
 
-/// What a backend made, and only a backend of the same kind can read. This is the one place where handles of the
-/// graph are downcast.
+/// What a backend made, and only a backend of the same kind can read. This is the one place where handles of
+/// the graph are downcast.
 #[derive(Clone)]
 pub(super) struct Opaque(Arc<dyn Any + Send + Sync>);
 

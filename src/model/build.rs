@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
-use super::mixer::Mixer;
+use super::mixer::{LayerCounts, Mixer};
 use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
@@ -26,9 +26,9 @@ impl Decoder {
     ) -> Result<Decoder> {
         let names = Names::of(weights, config.post_norms());
         let loader = TensorLoader { names, weights, config: &config, ops: &ops, to };
-        let (mut layers, mut cached) = (Vec::with_capacity(config.layers.len()), 0);
+        let (mut layers, mut counts) = (Vec::with_capacity(config.layers.len()), LayerCounts::default());
         for index in 0..config.layers.len() {
-            layers.push(loader.layer(index, &mut cached)?);
+            layers.push(loader.layer(index, &mut counts)?);
             after_layer()?;
         }
         let (embed, head) = loader.embed_and_head()?;
@@ -52,13 +52,13 @@ pub(super) struct TensorLoader<'a> {
 }
 
 impl TensorLoader<'_> {
-    fn layer(&self, index: usize, cached: &mut usize) -> Result<LayerWeights> {
+    fn layer(&self, index: usize, counts: &mut LayerCounts) -> Result<LayerWeights> {
         let (hidden, at) = (self.config.hidden, Some(index));
         let layer = &self.config.layers[index];
         let norm = |there: bool, part| there.then(|| self.norm(part, at, hidden)).transpose();
         Ok(LayerWeights {
             before_mixer: norm(layer.norms.before_mixer, Part::AttnNorm)?,
-            mixer: Mixer::load(self, index, &layer.mixer, cached)?,
+            mixer: Mixer::load(self, index, &layer.mixer, counts)?,
             after_mixer: norm(layer.norms.after_mixer, Part::AttnPostNorm)?,
             before_ffn: norm(layer.norms.before_ffn, Part::MlpNorm)?,
             ffn: FeedForward::load(self, index, &layer.ffn)?,
@@ -148,7 +148,7 @@ impl TensorLoader<'_> {
     }
 
     /// A projection from its tensors; `heads`: q or k, whose interleaved rows go back to halves.
-    fn projection(
+    pub fn projection(
         &self,
         part: Part,
         weight: WeightTensor,
@@ -167,10 +167,10 @@ impl TensorLoader<'_> {
         Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, outlier: outlier(part) })
     }
 
-    /// Quantized, if that was asked for. Embedding and head stay at 6 bits or more: all else passes through them,
+    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed. Embedding and head stay at 6 bits or more: all else passes through them,
     /// and at fewer the answers suffer first there.
     fn quantized(&self, weight: WeightTensor, part: Part) -> Result<WeightTensor> {
-        let Some(to) = self.to else { return Ok(weight) };
+        let Some(to) = self.to.filter(|_| part != Part::Router) else { return Ok(weight) };
         let bits = 8 * to.block_bytes() / to.block_len();
         let outer = matches!(part, Part::Embed | Part::Head) && bits < 6;
         quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())
@@ -280,7 +280,7 @@ impl TensorLoader<'_> {
         })
     }
 
-    fn slice_rows(&self, tensor: &WeightTensor, rows: Range<usize>) -> Result<WeightTensor> {
+    pub fn slice_rows(&self, tensor: &WeightTensor, rows: Range<usize>) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
         let mut shape = tensor.shape.clone();
         shape[0] = rows.len();

@@ -89,9 +89,9 @@ impl Decoder {
         std::iter::once(&self.embed).chain(layers).chain(&self.head).map(|linear| &linear.weight)
     }
 
-    /// An empty cache of `pages` pages for this model.
-    pub fn new_cache(&self, pages: usize) -> Result<KvCache> {
-        self.ops.kv_cache(&self.kv_layout(), pages)
+    /// An empty cache of `pages` pages for this model, with `slots` slots if it has recurrent state.
+    pub fn new_cache(&self, pages: usize, slots: usize) -> Result<KvCache> {
+        self.ops.kv_cache(&self.kv_layout(), pages)?.with_slots(slots, self.ops.device())
     }
 
     /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so its
@@ -99,7 +99,8 @@ impl Decoder {
     pub fn kv_layout(&self) -> KvLayout {
         let paged = self.layers.iter().filter_map(|layer| layer.mixer.paged());
         let layers = paged.map(|(shape, window)| (shape, window.filter(|_| self.config.causal)));
-        KvLayout::new(&layers.collect::<Vec<_>>())
+        let states = self.layers.iter().filter_map(|layer| layer.mixer.state_len());
+        KvLayout::new(&layers.collect::<Vec<_>>()).with_states(states.collect())
     }
 
     /// Bytes of one page of the cache.

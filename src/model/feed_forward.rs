@@ -3,6 +3,7 @@
 
 use super::build::TensorLoader;
 use super::decoder::Branch;
+use super::experts::Experts;
 use crate::config::{Activation, DenseConfig, FeedForwardConfig, Presence};
 use crate::error::Result;
 use crate::kernels::{Linear, Ops, Rows};
@@ -10,12 +11,16 @@ use crate::weights::names::Part;
 
 pub(super) enum FeedForward {
     Dense(Dense),
+    Experts(Experts),
 }
 
 impl FeedForward {
     pub fn load(loader: &TensorLoader, layer: usize, config: &FeedForwardConfig) -> Result<FeedForward> {
         match config {
             FeedForwardConfig::Dense(config) => Ok(FeedForward::Dense(Dense::load(loader, layer, config)?)),
+            FeedForwardConfig::Experts(config) => {
+                Ok(FeedForward::Experts(Experts::load(loader, layer, config)?))
+            }
         }
     }
 
@@ -23,12 +28,14 @@ impl FeedForward {
     pub fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
         match self {
             FeedForward::Dense(dense) => dense.forward(ops, x),
+            FeedForward::Experts(experts) => experts.forward(ops, x),
         }
     }
 
     pub fn projections(&self) -> Vec<&Linear> {
         match self {
             FeedForward::Dense(dense) => dense.projections(),
+            FeedForward::Experts(experts) => experts.projections(),
         }
     }
 }

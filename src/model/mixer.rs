@@ -15,6 +15,13 @@ pub(super) enum Mixer {
     ShortConv(ShortConv),
 }
 
+/// Layers by what they keep of a sequence.
+#[derive(Default)]
+pub(super) struct LayerCounts {
+    pub paged: usize,
+    pub recurrent: usize,
+}
+
 /// What a mixer is given.
 pub(super) struct MixerInput<'a> {
     /// The rows of the step, normed: `[rows, hidden]`.
@@ -30,20 +37,24 @@ pub(super) struct MixerInput<'a> {
 }
 
 impl Mixer {
-    /// `cached`: layers so far that keep keys and values; counted on.
+    /// `counts`: layers so far that keep keys and values, and that have recurrent state; counted on.
     pub fn load(
         loader: &TensorLoader,
         layer: usize,
         config: &MixerConfig,
-        cached: &mut usize,
+        counts: &mut LayerCounts,
     ) -> Result<Mixer> {
         match config {
             MixerConfig::Attention(config) => {
-                let attention = Attention::load(loader, layer, config, *cached)?;
-                *cached += 1;
+                let attention = Attention::load(loader, layer, config, counts.paged)?;
+                counts.paged += 1;
                 Ok(Mixer::Attention(attention))
             }
-            MixerConfig::ShortConv(config) => Ok(Mixer::ShortConv(ShortConv::load(loader, layer, config)?)),
+            MixerConfig::ShortConv(config) => {
+                let conv = ShortConv::load(loader, layer, config, counts.recurrent)?;
+                counts.recurrent += 1;
+                Ok(Mixer::ShortConv(conv))
+            }
         }
     }
 
@@ -60,6 +71,14 @@ impl Mixer {
         match self {
             Mixer::Attention(attention) => Some((attention.kv_shape(), attention.window())),
             Mixer::ShortConv(_) => None,
+        }
+    }
+
+    /// Numbers of the recurrent state of one sequence.
+    pub fn state_len(&self) -> Option<usize> {
+        match self {
+            Mixer::Attention(_) => None,
+            Mixer::ShortConv(conv) => Some(conv.state_len()),
         }
     }
 

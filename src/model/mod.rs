@@ -7,6 +7,7 @@ mod attention;
 pub mod build;
 pub mod decoder;
 pub mod embedding;
+mod experts;
 mod feed_forward;
 mod file_hash;
 mod fingerprint;
@@ -90,12 +91,12 @@ impl ChatPrompt {
 }
 
 impl Model {
-    /// How the model was asked for: an alias, "org/name", or a file name.
+    /// How the model was asked for: "org/name", a file's name, or what the caller calls it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The commit of the hub or the version of the wheel, if it came from there.
+    /// The commit of the hub, or what the caller says.
     pub fn revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }

@@ -1,14 +1,13 @@
 //! The door between the worlds: the GIL is released on the way in, and nothing but results and exceptions
 //! comes out.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 
 use super::errors::to_python;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 
 /// How long Rust waits between two looks for Ctrl-C.
 pub const TICK: Duration = Duration::from_millis(20);
@@ -49,10 +48,5 @@ fn sees_signals(py: Python<'_>) -> PyResult<bool> {
 
 /// A panic is a defect, but the process is the user's: it becomes an error.
 pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::internal(reason(&*panic))))
-}
-
-fn reason(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::internal(panic_text(&*panic))))
 }

@@ -42,7 +42,7 @@ mod select;
 pub mod softmax;
 
 pub use chain::{Chain, Filter, History};
-pub use fields::SamplerFields;
+pub use fields::{FIELDS, SamplerFields};
 pub use filter::{MinP, Temperature, TopK, TopP, Typical};
 pub use logits::Logits;
 pub use logprobs::{TokenLogprob, log_softmax_at, token_logprobs};

@@ -32,6 +32,18 @@ pub enum Part {
     GateUp,
     Down,
     MlpPostNorm,
+    /// What chooses among experts.
+    Router,
+    /// All experts of a layer in one tensor, `[experts, rows, columns]`.
+    GateExperts,
+    UpExperts,
+    /// gate and up of each expert in one matrix, in that order.
+    GateUpExperts,
+    DownExperts,
+    /// One expert.
+    ExpertGate(usize),
+    ExpertUp(usize),
+    ExpertDown(usize),
     /// Of a short convolution.
     ConvIn,
     Conv,
@@ -60,10 +72,36 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::GateUp, &["mlp.gate_up_proj"], &["ffn_gate_up"]),
     (Part::Down, &["mlp.down_proj", "mlp.fc2", "feed_forward.w2"], &["ffn_down"]),
     (Part::MlpPostNorm, &["post_feedforward_layernorm"], &["post_ffw_norm"]),
+    (Part::Router, &["mlp.gate", "block_sparse_moe.gate"], &["ffn_gate_inp"]),
+    (Part::GateExperts, &["mlp.experts.gate_proj"], &["ffn_gate_exps"]),
+    (Part::UpExperts, &["mlp.experts.up_proj"], &["ffn_up_exps"]),
+    (Part::GateUpExperts, &["mlp.experts.gate_up_proj"], &["ffn_gate_up_exps"]),
+    (Part::DownExperts, &["mlp.experts.down_proj"], &["ffn_down_exps"]),
+    (Part::ExpertGate(0), &["mlp.experts.{}.gate_proj", "block_sparse_moe.experts.{}.w1"], &["ffn_gate.{}"]),
+    (Part::ExpertUp(0), &["mlp.experts.{}.up_proj", "block_sparse_moe.experts.{}.w3"], &["ffn_up.{}"]),
+    (Part::ExpertDown(0), &["mlp.experts.{}.down_proj", "block_sparse_moe.experts.{}.w2"], &["ffn_down.{}"]),
     (Part::ConvIn, &["conv.in_proj"], &["shortconv.in_proj"]),
     (Part::Conv, &["conv.conv"], &["shortconv.conv"]),
     (Part::ConvOut, &["conv.out_proj"], &["shortconv.out_proj"]),
 ];
+
+impl Part {
+    /// The row of the table that it stands in, and which expert it is of.
+    fn row(self) -> (Part, Option<usize>) {
+        match self {
+            Part::ExpertGate(expert) => (Part::ExpertGate(0), Some(expert)),
+            Part::ExpertUp(expert) => (Part::ExpertUp(0), Some(expert)),
+            Part::ExpertDown(expert) => (Part::ExpertDown(0), Some(expert)),
+            other => (other, None),
+        }
+    }
+
+    /// Whether transformers stores it as a parameter of its own, with no `.weight` behind its name.
+    fn is_bare(self) -> bool {
+        use Part::{DownExperts, GateExperts, GateUpExperts, UpExperts};
+        matches!(self, GateExperts | UpExperts | GateUpExperts | DownExperts)
+    }
+}
 
 /// Where the decoder stands in a checkpoint of transformers, and its head: alone, headless, or inside a model of pictures
 /// or sound.
@@ -124,8 +162,23 @@ impl Names {
     }
 
     fn spellings(&self, part: Part, layer: Option<usize>, kind: &str) -> Vec<String> {
+        let (row, expert) = part.row();
         let (_, transformers, gguf) =
-            TABLE.iter().find(|(p, ..)| *p == part).expect("every part stands in the table (tested)");
+            TABLE.iter().find(|(p, ..)| *p == row).expect("every part stands in the table (tested)");
+        let names = self.row_spellings(part, (transformers, gguf), layer, kind);
+        match expert {
+            Some(expert) => names.into_iter().map(|name| name.replace("{}", &expert.to_string())).collect(),
+            None => names,
+        }
+    }
+
+    fn row_spellings(
+        &self,
+        part: Part,
+        (transformers, gguf): (&[&str], &[&str]),
+        layer: Option<usize>,
+        kind: &str,
+    ) -> Vec<String> {
         match (self, layer) {
             (Names::Gguf { post_norms }, Some(i)) => {
                 let names = match (part, post_norms) {
@@ -149,7 +202,11 @@ impl Names {
                     (Part::MlpNorm, false) => &["post_attention_layernorm", "ffn_norm"][..],
                     _ => transformers,
                 };
-                names.iter().map(|name| format!("{prefix}layers.{i}.{name}.{kind}")).collect()
+                let ended = |name: &&str| match part.is_bare() {
+                    true => format!("{prefix}layers.{i}.{name}"),
+                    false => format!("{prefix}layers.{i}.{name}.{kind}"),
+                };
+                names.iter().map(ended).collect()
             }
         }
     }
@@ -262,6 +319,14 @@ mod tests {
             GateUp,
             Down,
             MlpPostNorm,
+            Router,
+            GateExperts,
+            UpExperts,
+            GateUpExperts,
+            DownExperts,
+            ExpertGate(7),
+            ExpertUp(7),
+            ExpertDown(7),
             ConvIn,
             Conv,
             ConvOut,
@@ -274,6 +339,15 @@ mod tests {
                 assert!(!names.spellings(part, Some(3), "weight").is_empty(), "{part:?}");
             }
         }
+        let mixtral = Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false };
+        assert_eq!(
+            mixtral.spellings(ExpertDown(7), Some(2), "weight")[1],
+            "model.layers.2.block_sparse_moe.experts.7.w2.weight"
+        );
+        assert_eq!(
+            mixtral.spellings(GateUpExperts, Some(2), "weight"),
+            ["model.layers.2.mlp.experts.gate_up_proj"]
+        );
         let (prefix, head) = PLACES[3];
         let gemma = Names::Transformers { prefix, head, post_norms: true };
         assert_eq!(gemma.spellings(Head, None, "weight")[0], "language_model.lm_head.weight");

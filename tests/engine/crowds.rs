@@ -339,7 +339,7 @@ fn whatever_comes_in_whatever_order_each_answer_is_its_own() {
     for (name, layout) in layouts() {
         let walks: Vec<Stats> = (1..=8).map(|seed| walk(seed, &layout)).collect();
         let sum = |of: fn(&Stats) -> u64| walks.iter().map(of).sum::<u64>();
-        let seen = [sum(|it| it.completed), sum(|it| it.failed), sum(|it| it.shared), sum(|it| it.put_off)];
+        let seen = [sum(|it| it.completed), sum(|it| it.failed), sum(|it| it.shared), sum(|it| it.preempted)];
         assert!(seen.iter().all(|&count| count > 5), "{name}: the walks were too easy: {seen:?}");
         steps += sum(|it| it.steps);
     }

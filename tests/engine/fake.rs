@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tallow::cache::layout::StateLayout;
-use tallow::engine::{EngineHandle, EngineOptions, Network, StepLimits, StepOutput};
+use tallow::engine::{EngineHandle, EngineOptions, ModelRunner, StepLimits, StepOutput};
 use tallow::error::{Error, Result};
 use tallow::step::{PAGE, Span, Step};
 use tallow::text::tokenizer::Tokenizer;
@@ -120,7 +120,7 @@ impl Fake {
     }
 }
 
-impl Network for Fake {
+impl ModelRunner for Fake {
     fn vocab_size(&self) -> usize {
         self.vocab
     }

@@ -2,6 +2,7 @@
 //! batch, on other threads, tiers of instructions, pages and chunks the bits must be the same).
 
 mod attention;
+mod experts;
 mod misuse;
 mod products;
 mod rows;

@@ -64,8 +64,8 @@ fn heads_are_normed_and_turned_as_candle_does() {
         };
         let y = same_on_all(&machines, turned)?;
         close("candle", &y, &turned(&candle()), if normed { 3e-6 } else { 1e-6 })?;
-        // The norm is that of `norm`; position 0 is turned by nothing and scaled by the factor; what is not rotated
-        // is not scaled.
+        // The norm is that of `norm`; position 0 is turned by nothing and scaled by the factor; what is not
+        // rotated is not scaled.
         let norm = norm(&machines[0], NormKind::Rms, 1e-6, &w, None);
         let only = |norm| {
             let x = machines[0].heads(x.on(&machines[0]), head_dim, norm, None).unwrap();

@@ -1,10 +1,11 @@
-//! A backend of nobody else's making: it counts calls and lets another compute. Everything that it needed is here.
+//! A backend of nobody else's making: it counts calls and lets another compute. Everything that it needed is
+//! here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::config::NormKind;
+use crate::config::{NormKind, Routing, Score};
 use crate::kernels::{KvShape, KvType, Ops};
 use crate::step::Step;
 use crate::weights::{Bytes, WeightType};
@@ -43,6 +44,7 @@ impl Backend for Counting {
         fn linear_add(linear: &Linear, x: &Rows, to: Rows) -> Result<Rows>;
         fn gated(gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
         fn activated(up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
+        fn experts(experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
         fn norm(norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
         fn rope_table(inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
         fn heads(x: Rows, head_dim: usize, norm: Option<&Norm>, table: Option<&RopeTable>) -> Result<Rows>;
@@ -51,7 +53,19 @@ impl Backend for Counting {
         fn kv_format() -> KvFormat;
         fn kv_cache(layout: &KvLayout, pages: usize) -> Result<KvCache>;
         fn kv_write(kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
-        fn attention(q: &Rows, kv: &LayerKv, group: usize, step: &CheckedStep<'_>, a: &Attention) -> Result<Rows>;
+        fn attention(
+            q: &Rows,
+            kv: &LayerKv,
+            group: usize,
+            step: &CheckedStep<'_>,
+            a: &Attention
+        ) -> Result<Rows>;
+        fn short_conv(
+            x: &Rows,
+            conv: &ShortConv,
+            state: &LayerState,
+            step: &CheckedStep<'_>
+        ) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     }
 }
@@ -89,6 +103,12 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     let x = ops.linear_add(&w, &ops.attention(&q, &cache, 0, &step, &a)?, x)?;
     let x = ops.norm_add(&norm, &ops.gated(&w, &w, &x, Activation::Silu)?, x)?;
     let x = ops.activated(&w, &ops.select_rows(&x, &[2, 0])?, Activation::Gelu)?;
+    let assignments = ops.route(
+        ops.select_rows(&x, &[1, 0])?,
+        &Routing { top_k: 2, score: Score::Softmax, normalize: false, scale: 64.0 },
+    )?;
+    let experts = vec![Expert { gate: w.clone(), up: w.clone(), down: w.clone() }; DIM];
+    let x = ops.experts(&experts, Activation::Silu, &x, &assignments)?;
     let x = ops.add(&x, 0.5, ops.select_rows(&x, &[1, 0])?)?;
     ops.into_vec(ops.soft_cap(x, 3.0)?)
 }
@@ -100,6 +120,6 @@ fn a_further_backend_needs_nothing_of_the_facade_nor_of_the_data() {
         let calls = Arc::<AtomicUsize>::default();
         let counted = Ops::of(Counting { calls: calls.clone(), inner: inner.clone() });
         assert_eq!(layer(&counted).unwrap(), layer(&inner).unwrap(), "{counted:?}");
-        assert_eq!(calls.load(Ordering::Relaxed), 18, "{counted:?}");
+        assert_eq!(calls.load(Ordering::Relaxed), 21, "{counted:?}");
     }
 }

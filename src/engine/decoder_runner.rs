@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::network::{Network, StepOutput};
+use super::model_runner::{ModelRunner, StepOutput};
 use crate::cache::layout::{PagedGroup, StateLayout};
 use crate::cache::storage::KvCache;
 use crate::error::Result;
@@ -11,19 +11,21 @@ use crate::step::Step;
 use crate::trace;
 
 /// A decoder with a cache of its own.
-pub struct Runner {
+pub struct DecoderRunner {
     decoder: Arc<Decoder>,
     cache: KvCache,
     layout: StateLayout,
 }
 
-impl Runner {
+impl DecoderRunner {
+    /// `slots`: for recurrent state, if the decoder has some.
+    ///
     /// # Errors
-    /// `OutOfMemory` when there is no memory for so many pages.
-    pub fn new(decoder: Arc<Decoder>, pages: usize) -> Result<Self> {
-        let cache = decoder.new_cache(pages)?;
-        let layout = StateLayout { pages, ..Self::groups(&decoder) };
-        Ok(Runner { decoder, cache, layout })
+    /// `OutOfMemory` when there is no memory for so many pages and slots.
+    pub fn new(decoder: Arc<Decoder>, pages: usize, slots: usize) -> Result<Self> {
+        let cache = decoder.new_cache(pages, slots)?;
+        let layout = StateLayout { pages, slots: cache.slots(), ..Self::groups(&decoder) };
+        Ok(DecoderRunner { decoder, cache, layout })
     }
 
     /// The groups of a decoder's state, with no memory for them.
@@ -34,7 +36,7 @@ impl Runner {
     }
 }
 
-impl Network for Runner {
+impl ModelRunner for DecoderRunner {
     fn vocab_size(&self) -> usize {
         self.decoder.config().vocab
     }
@@ -94,6 +96,18 @@ impl Network for Runner {
 
     fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<()> {
         self.cache.write_page(group, page, bytes)
+    }
+
+    fn state_bytes(&self) -> usize {
+        self.cache.layout().slot_bytes()
+    }
+
+    fn read_state(&self, slot: u32, out: &mut Vec<u8>) -> Result<()> {
+        self.cache.read_state(slot, out)
+    }
+
+    fn write_state(&mut self, slot: u32, bytes: &[u8]) -> Result<()> {
+        self.cache.write_state(slot, bytes)
     }
 }
 
