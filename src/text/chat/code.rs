@@ -157,8 +157,8 @@ struct Scan {
     branches: Vec<usize>,
 }
 
-const TAGS: &str = "if elif else endif for endfor break continue set endset macro endmacro call endcall filter \
-                    endfilter with endwith generation endgeneration raw";
+const TAGS: &str = "if elif else endif for endfor break continue set endset macro endmacro call endcall \
+                    filter endfilter with endwith generation endgeneration raw";
 
 impl Scan {
     fn token(
