@@ -8,7 +8,7 @@
 use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
+use super::types::{Attention, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::error::Result;
@@ -45,10 +45,10 @@ pub(super) trait Backend: Send + Sync {
 
     fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows>;
     /// As many results as there are projections.
-    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>>;
-    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows>;
-    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
-    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
+    fn linears(&self, linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>>;
+    fn linear_add(&self, linear: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows>;
+    fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
+    fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;

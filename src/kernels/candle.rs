@@ -22,7 +22,7 @@ use candle_nn::rotary_emb::rope_thd;
 use super::backend::Backend;
 use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
+use super::types::{Attention, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
@@ -72,7 +72,8 @@ impl CandleBackend {
         Ok(Rows::device(rows, dim, x))
     }
 
-    fn product(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+    fn product<'a>(&self, projection: impl Into<Projection<'a>>, x: &Tensor) -> Result<Tensor> {
+        let Projection { linear, row_bias } = projection.into();
         let y = match linear.weight.stored.data.get(linear.weight.name())? {
             Weights::Quantized(weights) => {
                 let x = x.to_dtype(DType::F32)?.contiguous()?;
@@ -82,6 +83,10 @@ impl CandleBackend {
         };
         let y = match &linear.bias {
             Some(bias) => y.broadcast_add(&values(bias)?.to_dtype(y.dtype())?)?,
+            None => y,
+        };
+        let y = match row_bias.map(Rows::get::<Activations>).transpose()?.and_then(Option::as_ref) {
+            Some(rows) => (&y + rows.to_dtype(y.dtype())?)?,
             None => y,
         };
         Ok(y.to_dtype(self.dtype)?)
@@ -261,24 +266,24 @@ impl Backend for CandleBackend {
         self.pack(Some(rows), m.k)
     }
 
-    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>> {
-        let one = |linear: &&Linear| self.map(x, linear.weight.n, |x| self.product(linear, x));
+    fn linears(&self, linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>> {
+        let one = |it: &Projection<'_>| self.map(x, it.linear.weight.n, |x| self.product(*it, x));
         linears.iter().map(one).collect()
     }
 
-    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
-        self.map(x, linear.weight.n, |x| added(&to, self.product(linear, x)?))
+    fn linear_add(&self, projection: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows> {
+        self.map(x, projection.linear.weight.n, |x| added(&to, self.product(projection, x)?))
     }
 
-    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.weight.n, |x| {
+    fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.linear.weight.n, |x| {
             let gate = self.activate(&self.product(gate, x)?, act)?;
             Ok((gate * self.product(up, x)?)?)
         })
     }
 
-    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.weight.n, |x| self.activate(&self.product(up, x)?, act))
+    fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.linear.weight.n, |x| self.activate(&self.product(up, x)?, act))
     }
 
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {

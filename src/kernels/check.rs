@@ -2,7 +2,7 @@
 
 use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv};
+use super::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv};
 use super::{KvCache, KvShape, misuse};
 use crate::cache::storage::LayerState;
 use crate::error::{Error, Result};
@@ -62,14 +62,15 @@ pub(super) fn shape(what: &str, x: &Rows, rows: usize, dim: usize) -> Result<()>
     }
 }
 
-pub(super) fn linear(linear: &Linear, x: &Rows) -> Result<()> {
+pub(super) fn projection(projection: &Projection<'_>, x: &Rows) -> Result<()> {
+    let Projection { linear, row_bias } = projection;
     let m = &linear.weight;
     shape(m.name(), x, x.dims().0, m.k)?;
     match &linear.bias {
         Some(bias) if bias.len() != m.n => {
             Err(misuse(format!("{}: the bias has {} elements instead of {}", m.name(), bias.len(), m.n)))
         }
-        _ => Ok(()),
+        _ => row_bias.map_or(Ok(()), |rows| shape("a row bias", rows, x.dims().0, m.n)),
     }
 }
 

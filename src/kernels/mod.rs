@@ -60,7 +60,7 @@ use self::cpu::CpuBackend;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
-pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv, Vector};
+pub use self::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::config::Routing;
@@ -184,38 +184,52 @@ impl Ops {
     }
 
     /// `x * W^T (+ bias)`: `[rows, k] -> [rows, n]`.
-    pub fn linear(&self, linear: &Linear, x: &Rows) -> Result<Rows> {
-        let [y] = self.linears([linear], x)?;
+    pub fn linear<'a>(&self, projection: impl Into<Projection<'a>>, x: &Rows) -> Result<Rows> {
+        let [y] = self.linears([projection], x)?;
         Ok(y)
     }
 
     /// Several projections of the same rows.
-    pub fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Rows) -> Result<[Rows; N]> {
-        linears.iter().try_for_each(|linear| check::linear(linear, x))?;
-        let outputs = self.0.linears(&linears, x)?;
+    pub fn linears<'a, const N: usize>(
+        &self,
+        projections: [impl Into<Projection<'a>>; N],
+        x: &Rows,
+    ) -> Result<[Rows; N]> {
+        let projections = projections.map(Into::into);
+        projections.iter().try_for_each(|projection| check::projection(projection, x))?;
+        let outputs = self.0.linears(&projections, x)?;
         outputs.try_into().map_err(|_| misuse("as many results as projections"))
     }
 
     /// `to + x * W^T (+ bias)`.
-    pub fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
-        check::linear(linear, x)?;
-        check::shape("a sum", &to, x.dims().0, linear.weight.n)?;
-        self.0.linear_add(linear, x, to)
+    pub fn linear_add<'a>(&self, projection: impl Into<Projection<'a>>, x: &Rows, to: Rows) -> Result<Rows> {
+        let projection = projection.into();
+        check::projection(&projection, x)?;
+        check::shape("a sum", &to, x.dims().0, projection.linear.weight.n)?;
+        self.0.linear_add(projection, x, to)
     }
 
     /// `act(x G^T) * (x U^T)`, with biases.
-    pub fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        check::linear(gate, x)?;
-        check::linear(up, x)?;
-        if gate.weight.n != up.weight.n {
+    pub fn gated<'a>(
+        &self,
+        gate: impl Into<Projection<'a>>,
+        up: impl Into<Projection<'a>>,
+        x: &Rows,
+        act: Activation,
+    ) -> Result<Rows> {
+        let (gate, up) = (gate.into(), up.into());
+        check::projection(&gate, x)?;
+        check::projection(&up, x)?;
+        if gate.linear.weight.n != up.linear.weight.n {
             return Err(misuse("gate and up have other widths"));
         }
         self.0.gated(gate, up, x, act)
     }
 
     /// `act(x U^T)`, with bias.
-    pub fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        check::linear(up, x)?;
+    pub fn activated<'a>(&self, up: impl Into<Projection<'a>>, x: &Rows, act: Activation) -> Result<Rows> {
+        let up = up.into();
+        check::projection(&up, x)?;
         self.0.activated(up, x, act)
     }
 

@@ -4,9 +4,10 @@
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::experts::Experts;
+use super::projection::Projector;
 use crate::config::{Activation, DenseConfig, FeedForwardConfig, Presence};
 use crate::error::Result;
-use crate::kernels::{Linear, Ops, Rows};
+use crate::kernels::{Linear, Rows};
 use crate::weights::names::Part;
 
 pub(super) enum FeedForward {
@@ -24,11 +25,11 @@ impl FeedForward {
         }
     }
 
-    /// `x`: the normed rows, `[rows, hidden]`.
-    pub fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
+    /// `x`: the normed rows, `[rows, hidden]`; `rows`: which of the step they are, if not all.
+    pub fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
         match self {
-            FeedForward::Dense(dense) => dense.forward(ops, x),
-            FeedForward::Experts(experts) => experts.forward(ops, x),
+            FeedForward::Dense(dense) => dense.forward(project, x, rows),
+            FeedForward::Experts(experts) => experts.forward(project.ops, x),
         }
     }
 
@@ -67,12 +68,12 @@ impl Dense {
     }
 
     /// `[rows, intermediate]`, before the down projection.
-    fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
+    fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
         let rows = match &self.gate {
-            Some(gate) => ops.gated(gate, &self.up, x, self.activation)?,
-            None => ops.activated(&self.up, x, self.activation)?,
+            Some(gate) => project.gated(gate, &self.up, x, self.activation, rows)?,
+            None => project.activated(&self.up, x, self.activation, rows)?,
         };
-        Ok(Branch { rows, projection: Some(&self.down) })
+        Ok(Branch { rows, projection: Some((Part::Down, &self.down)) })
     }
 
     fn projections(&self) -> Vec<&Linear> {

@@ -4,11 +4,12 @@
 use super::attention::Attention;
 use super::build::TensorLoader;
 use super::decoder::{Branch, Queries};
+use super::projection::Projector;
 use super::short_conv::ShortConv;
 use crate::cache::storage::KvCache;
 use crate::config::MixerConfig;
 use crate::error::Result;
-use crate::kernels::{KvShape, Linear, Ops, Rows};
+use crate::kernels::{KvShape, Linear, Rows};
 
 pub(super) enum Mixer {
     Attention(Attention),
@@ -59,10 +60,10 @@ impl Mixer {
     }
 
     /// The output of the rows that are wanted.
-    pub fn forward(&self, ops: &Ops, input: &MixerInput) -> Result<Branch<'_>> {
+    pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         match self {
-            Mixer::Attention(attention) => attention.forward(ops, input),
-            Mixer::ShortConv(conv) => conv.forward(ops, input),
+            Mixer::Attention(attention) => attention.forward(project, input),
+            Mixer::ShortConv(conv) => conv.forward(project, input),
         }
     }
 

@@ -13,6 +13,7 @@ mod file_hash;
 mod fingerprint;
 mod load;
 mod mixer;
+pub mod projection;
 mod short_conv;
 
 use std::ops::Range;

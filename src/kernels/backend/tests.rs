@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::config::{NormKind, Routing, Score};
-use crate::kernels::{KvShape, KvType, Ops};
+use crate::kernels::{KvShape, KvType, Linear, Ops};
 use crate::step::Step;
 use crate::weights::{Bytes, WeightType};
 
@@ -40,10 +40,10 @@ impl Backend for Counting {
         fn rows(values: Vec<f32>, dim: usize) -> Result<Rows>;
         fn into_vec(x: Rows) -> Result<Vec<f32>>;
         fn embed(m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows>;
-        fn linears(linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>>;
-        fn linear_add(linear: &Linear, x: &Rows, to: Rows) -> Result<Rows>;
-        fn gated(gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
-        fn activated(up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
+        fn linears(linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>>;
+        fn linear_add(linear: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows>;
+        fn gated(gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
+        fn activated(up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
         fn experts(experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
         fn norm(norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
         fn rope_table(inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
