@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 const COLUMNS: usize = 110;
 const LINES: usize = 700;
 
-/// Uses against the order of the code map. To be removed: its table names `weights` and `small_file` too late.
-const UPWARD: [&str; 3] = ["config -> weights", "config -> small_file", "text -> small_file"];
+/// Uses against the order of the code map. To be removed with the reason: there are none.
+const UPWARD: [&str; 0] = [];
 
 /// Files of the core that may still speak of Python. To be removed with the reason: there are none.
 const PYTHON: [&str; 0] = [];
