@@ -1,6 +1,6 @@
-//! What ARCHITECTURE.md claims of the source, held by reading it: the order of modules, a core without Python,
-//! where `unsafe` may stand and that each has its reason, and sizes. Of Rust's syntax only comments and strings
-//! are known: a rule that needs more is too fine.
+//! What ARCHITECTURE.md claims of the source, held by reading it: the order of modules, a core without
+//! Python, where `unsafe` may stand and that each has its reason, and sizes. Of Rust's syntax only comments
+//! and strings are known: a rule that needs more is too fine.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,8 @@ fn lines(text: &str) -> Vec<Line> {
     text.lines().map(of_line).collect()
 }
 
-/// The literal that begins here, if one does: how long its beginning is, and what ends it; a character is whole.
+/// The literal that begins here, if one does: how long its beginning is, and what ends it; a character is
+/// whole.
 fn opening(rest: &str) -> Option<(usize, Option<String>)> {
     if rest.starts_with('"') {
         return Some((1, Some("\"".into())));

@@ -8,8 +8,8 @@
 use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
-use super::types::{Attention, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored};
-use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
+use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Projection, Rows};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::error::Result;
 use crate::weights::WeightTensor;
@@ -32,8 +32,8 @@ pub(super) trait Backend: Send + Sync {
     /// Values of a vector where this backend reads them; `None` if that is the host's memory.
     fn vector(&self, values: &[f32]) -> Result<Option<Opaque>>;
     fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Rows>;
-    fn into_vec(&self, x: Rows) -> Result<Vec<f32>>;
-    /// Takes a vector of [`into_vec`](Backend::into_vec) back.
+    fn floats(&self, x: Rows) -> Result<Vec<f32>>;
+    /// Takes a vector of [`floats`](Backend::floats) back.
     fn recycle(&self, _: Vec<f32>) {}
     /// Gives memory back that is only kept for the next step.
     fn trim(&self) {}

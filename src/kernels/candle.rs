@@ -21,8 +21,8 @@ use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
 use super::experts::{Assignments, Expert};
-use super::rows::Rows;
-use super::types::{Attention, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored, Vector};
+use super::rows::{Projection, Rows};
+use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
@@ -241,7 +241,7 @@ impl Backend for CandleBackend {
         self.pack(x.transpose()?, dim)
     }
 
-    fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
+    fn floats(&self, x: Rows) -> Result<Vec<f32>> {
         match x.get::<Activations>()? {
             Some(x) => Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
             None => Ok(Vec::new()),

@@ -17,8 +17,8 @@ use super::isa::Isa;
 use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
-use super::rows::{Block, Recycler, Rows};
-use super::types::{Attention, Matrix, Norm, Opaque, Projection, RopeTable, ShortConv, Stored};
+use super::rows::{Block, Projection, Recycler, Rows};
+use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
 use super::{
     Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
 };
@@ -152,7 +152,7 @@ impl Backend for CpuBackend {
         Ok(self.recycler.filled(values, dim).into())
     }
 
-    fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
+    fn floats(&self, x: Rows) -> Result<Vec<f32>> {
         Ok(x.into_block()?.into_vec())
     }
 

@@ -11,12 +11,12 @@
 //! Operations are as large as the graph lets them be: a product's epilogue (a bias, a sum, a gate) is part of
 //! it. Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
 //!
-//! From the bottom up, and no module uses one that is named later: [`types`] (what the graph holds),
-//! [`simd`] and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
+//! From the bottom up, and no module uses one that is named later: [`types`] (what the graph holds), [`simd`]
+//! and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
 //! [`unpack`] and [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`panels`],
 //! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`],
-//! [`rope`], [`elementwise`], [`experts`], [`short_conv`], [`checked_step`], [`backend`], [`cpu`], [`candle`],
-//! [`check`].
+//! [`rope`], [`elementwise`], [`experts`], [`short_conv`], [`checked_step`], [`backend`], [`cpu`],
+//! [`candle`], [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -59,8 +59,8 @@ pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
-pub use self::rows::Rows;
-pub use self::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv, Vector};
+pub use self::rows::{Projection, Rows};
+pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::config::Routing;
@@ -150,7 +150,7 @@ impl Ops {
 
     /// All elements, as f32, in row-major order.
     pub fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
-        self.0.into_vec(x)
+        self.0.floats(x)
     }
 
     /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more
@@ -242,8 +242,8 @@ impl Ops {
         assignments
     }
 
-    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the order of the
-    /// experts' numbers: `[rows, hidden]`.
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the
+    /// order of the experts' numbers: `[rows, hidden]`.
     pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
         check::experts(experts, x, a)?;
         self.0.experts(experts, act, x, a)
@@ -355,8 +355,9 @@ impl Ops {
         self.0.attention(q, kv, group, step, a)
     }
 
-    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It goes on
-    /// from the state of each span, in the states of recurrent layer `layer`, and leaves those that the step names.
+    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It
+    /// goes on from the state of each span, in the states of recurrent layer `layer`, and leaves those that
+    /// the step names.
     pub fn short_conv(
         &self,
         x: &Rows,

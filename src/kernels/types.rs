@@ -4,7 +4,6 @@ use std::any::Any;
 use std::sync::Arc;
 
 use super::misuse;
-use super::rows::Rows;
 use crate::config::NormKind;
 use crate::error::Result;
 
@@ -93,21 +92,6 @@ pub struct Linear {
     /// mean squares of their row are multiplied as floats. (Projections of the same rows share the quantized
     /// rows: the first that is computed decides.)
     pub outlier: f32,
-}
-
-/// A projection of some rows, with what is added to each row of its output before the epilogue (an activation, a
-/// gate, a sum): where the delta of an adapter enters.
-#[derive(Clone, Copy)]
-pub struct Projection<'a> {
-    pub linear: &'a Linear,
-    /// `[rows, out]`
-    pub row_bias: Option<&'a Rows>,
-}
-
-impl<'a> From<&'a Linear> for Projection<'a> {
-    fn from(linear: &'a Linear) -> Self {
-        Projection { linear, row_bias: None }
-    }
 }
 
 /// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.

@@ -1,5 +1,5 @@
-//! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file beside this
-//! one, and an arm in each match here.
+//! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file
+//! beside this one, and an arm in each match here.
 
 use super::attention::Attention;
 use super::build::TensorLoader;
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::kernels::{KvShape, Linear, Rows};
 
 pub(super) enum Mixer {
-    Attention(Attention),
+    Attention(Box<Attention>),
     ShortConv(ShortConv),
 }
 
@@ -28,8 +28,8 @@ pub(super) struct MixerInput<'a> {
     /// The rows of the step, normed: `[rows, hidden]`.
     pub x: &'a Rows,
     pub all: &'a Queries<'a>,
-    /// Those whose output is wanted, if not all are: of the last layer, the others are wanted for what they leave in the
-    /// cache alone.
+    /// Those whose output is wanted, if not all are: of the last layer, the others are wanted for what they
+    /// leave in the cache alone.
     pub some: Option<&'a Rows>,
     /// The same rows as a step of their own; `all` where all are wanted.
     pub queries: &'a Queries<'a>,
@@ -49,7 +49,7 @@ impl Mixer {
             MixerConfig::Attention(config) => {
                 let attention = Attention::load(loader, layer, config, counts.paged)?;
                 counts.paged += 1;
-                Ok(Mixer::Attention(attention))
+                Ok(Mixer::Attention(Box::new(attention)))
             }
             MixerConfig::ShortConv(config) => {
                 let conv = ShortConv::load(loader, layer, config, counts.recurrent)?;

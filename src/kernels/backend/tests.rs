@@ -38,7 +38,7 @@ impl Backend for Counting {
         fn matrix(w: &WeightTensor, n: usize, k: usize, row_bytes: usize) -> Result<Stored>;
         fn vector(values: &[f32]) -> Result<Option<Opaque>>;
         fn rows(values: Vec<f32>, dim: usize) -> Result<Rows>;
-        fn into_vec(x: Rows) -> Result<Vec<f32>>;
+        fn floats(x: Rows) -> Result<Vec<f32>>;
         fn embed(m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows>;
         fn linears(linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>>;
         fn linear_add(linear: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows>;

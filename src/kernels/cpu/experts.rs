@@ -1,5 +1,6 @@
-//! Mixture of experts on the CPU: the rows of each expert are gathered into one block, and the products of all experts are
-//! shared among the threads at once. Only the weights of experts that some row passes are read.
+//! Mixture of experts on the CPU: the rows of each expert are gathered into one block, and the products of
+//! all experts are shared among the threads at once. Only the weights of experts that some row passes are
+//! read.
 
 use super::{CpuBackend, packed, product};
 use crate::error::Result;
@@ -50,7 +51,6 @@ impl CpuBackend {
         let groups = chosen.iter().zip(&gated).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
         gemm::grouped(&self.pool, self.isa, "experts gated", input, &groups.collect::<Vec<_>>())?;
         drop(gated);
-        drop(out);
 
         let input = self.input(&inner, &downs, outlier(|expert| &expert.down))?;
         let mut outputs = self.recycler.block(x.rows, y.dim);
@@ -63,7 +63,6 @@ impl CpuBackend {
         let groups = chosen.iter().zip(&lists).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
         gemm::grouped(&self.pool, self.isa, "experts down", input, &groups.collect::<Vec<_>>())?;
         drop(lists);
-        drop(out);
 
         let dim = y.dim;
         self.each_rows("experts sum", dim, y.floats_mut(), |rows, y| {
