@@ -13,7 +13,7 @@ use crate::kernels::{KvShape, Linear, Rows};
 
 pub(super) enum Mixer {
     Attention(Box<Attention>),
-    ShortConv(ShortConv),
+    ShortConv(Box<ShortConv>),
 }
 
 /// Layers by what they keep of a sequence.
@@ -54,7 +54,7 @@ impl Mixer {
             MixerConfig::ShortConv(config) => {
                 let conv = ShortConv::load(loader, layer, config, counts.recurrent)?;
                 counts.recurrent += 1;
-                Ok(Mixer::ShortConv(conv))
+                Ok(Mixer::ShortConv(Box::new(conv)))
             }
         }
     }
