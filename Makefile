@@ -8,7 +8,7 @@ PROFILE := fast
 MODELS := target/test-models
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-kernels bench-peers demo test test-rust test-python test-newest-dspy check format lint stubs check-cuda develop models clean
+.PHONY: help bench bench-kernels bench-peers demo test test-rust test-python test-newest-dspy loom check format lint stubs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test-python: models
 
 test-newest-dspy: models ## The tests of the DSPy side on DSPy's newest release, if that is not the pinned one
 	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python scripts/newest_dspy.py
+
+loom: ## The worker pool's dispatch in every order of its steps (half a minute, once loom is built)
+	CARGO_TARGET_DIR=$(abspath target/loom) cargo test --release --quiet --manifest-path tests/loom/Cargo.toml
 
 check: format lint stubs check-cuda test test-newest-dspy ## What CI runs
 

@@ -6,7 +6,7 @@ The links carry the files' own names. Needs the built module (`make develop`).
 import argparse
 from pathlib import Path
 
-from tallow import _core
+from tallow import wheels
 
 MODELS = ["smollm2", "gemma3-270m"]
 
@@ -17,7 +17,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in MODELS:
-        path = Path(_core.locate(name)[0])
+        path = Path(wheels.locate(name).path)
         link = folder / path.name
         if not link.exists():
             link.unlink(missing_ok=True)

@@ -4,6 +4,7 @@
 //! The message is for a person: it names the file, field or argument, and the way out. Python's
 //! exception classes are a table over [`ErrorKind`], tested in `python/errors.rs`.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -185,11 +186,17 @@ impl<T> Context<T> for Result<T> {
     }
 }
 
-/// The longest name or value of a file that a message repeats, in characters: a damaged file may hold megabytes
-/// where a name should stand, and the longest names of real tensors have 80.
+/// The longest name or value of a file that a message repeats, in characters: a damaged file may hold
+/// megabytes where a name should stand, and the longest names of real tensors have 80.
 pub(crate) const LINE: usize = 100;
 /// The longest message of a library that a message repeats: such texts may be in it.
 pub(crate) const PARAGRAPH: usize = 300;
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message")
+}
 
 /// A text out of a file for a message: quoted, control characters escaped, no longer than a line.
 pub(crate) fn quoted(text: &str) -> String {

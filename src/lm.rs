@@ -1,7 +1,8 @@
 //! A running engine over a [`Model`]: prompts and options in, token events out.
 //!
-//! [`Lm`] turns what users say (text, messages, "at most 100 tokens", a sampler) into what the engine computes
-//! (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may call it.
+//! [`Lm`] turns what users say (text, messages, "at most 100 tokens", a sampler) into what the engine
+//! computes (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may
+//! call it.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +14,8 @@ use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary}
 use crate::engine::guide::Guide;
 use crate::engine::request::not_causal;
 use crate::engine::{
-    Embed, EngineHandle, EngineOptions, Event, Generate, Generation, Network, Notify, Poll, Request, Runner,
-    Stats, StepLimits, Task,
+    DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner, Notify,
+    Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
 use crate::hub::NoProgress;
@@ -26,9 +27,10 @@ use crate::step::PAGE;
 use crate::text::stream::TextStream;
 use crate::weights::bytes::Bytes;
 
-/// Stop strings a request, and characters each.
-const MAX_STOPS: usize = 32;
-const MAX_STOP_CHARS: usize = 256;
+/// Stop strings a request.
+pub const MAX_STOPS: usize = 32;
+/// Characters of a stop string.
+pub const MAX_STOP_CHARS: usize = 256;
 /// Share of the free memory that the KV cache may grow to, unless told.
 const KV_SHARE: f64 = 0.25;
 /// How long a caller that may be cancelled waits between two looks at whether it is.
@@ -99,7 +101,7 @@ impl Lm {
     /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`.
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
         let (pages, slots) = plan_memory(&model, options.kv_memory)?;
-        let runner = Runner::new(model.decoder().clone(), pages, slots)?;
+        let runner = DecoderRunner::new(model.decoder().clone(), pages, slots)?;
         let rows = StepLimits::default().rows;
         let mut engine = EngineOptions::new(runner.layout().longest(model.context_length(), rows));
         engine.queue = options.queue.unwrap_or(engine.queue);
@@ -131,17 +133,8 @@ impl Lm {
     /// The sampler that `fields` mean for this model: what is not given is the model's own default, and
     /// greedy decoding if its makers advise nothing.
     pub fn sampler(&self, fields: SamplerFields) -> Result<Sampler> {
-        let g = self.model.generation();
-        let wide = |x: Option<f32>| x.map(f64::from);
-        let own = SamplerFields {
-            temperature: wide(g.temperature).or(Some(0.0)),
-            top_k: g.top_k,
-            top_p: wide(g.top_p),
-            min_p: wide(g.min_p),
-            typical_p: wide(g.typical_p),
-            repetition_penalty: wide(g.repetition_penalty),
-            ..SamplerFields::default()
-        };
+        let mut own = SamplerFields::from(self.model.generation());
+        own.temperature = own.temperature.or(Some(0.0));
         Sampler::new(fields.or(&own))
     }
 
@@ -217,7 +210,8 @@ impl Lm {
     /// The grammar of a constraint. The last ones are kept, so what is asked for again costs next to nothing.
     ///
     /// # Errors
-    /// `Constraint` that says what is wrong with it; `ModelFile` for a vocabulary that no grammar can be held to.
+    /// `Constraint` that says what is wrong with it; `ModelFile` for a vocabulary that no grammar can be held
+    /// to.
     pub fn grammar(&self, constraint: &Constraint) -> Result<Grammar> {
         let compiler = {
             let mut grammars = self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
@@ -237,8 +231,8 @@ impl Lm {
     /// computed if it is not cached. It ends soon after `cancelled` says so.
     ///
     /// # Errors
-    /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for the
-    /// prompt; `ModelFile` if the file cannot be written; `Cancelled`.
+    /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for
+    /// the prompt; `ModelFile` if the file cannot be written; `Cancelled`.
     pub fn save_prefix(&self, prompt: &Prompt, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
         self.check_prefix_cache()?;
         let mut ids = self.model.prompt_ids(prompt)?;
@@ -280,8 +274,8 @@ impl Lm {
     /// `cancelled` says so.
     ///
     /// # Errors
-    /// `ModelFile` if the file is missing, damaged, or belongs to another model or kind of machine; `OutOfMemory`
-    /// if it does not fit; `Cancelled`.
+    /// `ModelFile` if the file is missing, damaged, or belongs to another model or kind of machine;
+    /// `OutOfMemory` if it does not fit; `Cancelled`.
     pub fn load_prefix(&self, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
         self.check_prefix_cache()?;
         let prefix = Prefix::read(path, &self.computation()?)?;
@@ -340,8 +334,8 @@ impl Lm {
         }
     }
 
-    /// All that the numbers in the cache depend on, but for the tokens: to the last byte, for a file of them must
-    /// not be taken for that of another model.
+    /// All that the numbers in the cache depend on, but for the tokens: to the last byte, for a file of them
+    /// must not be taken for that of another model.
     fn computation(&self) -> Result<String> {
         let machine = self.model.decoder().ops().describe();
         let machine = machine.split(',').next().unwrap_or_default();
@@ -395,7 +389,7 @@ impl Lm {
 /// `OutOfMemory` that says which groups of state the model has, what they need, and what would help.
 fn plan_memory(model: &Model, kv_memory: Option<u64>) -> Result<(usize, usize)> {
     let (decoder, limits) = (model.decoder(), StepLimits::default());
-    let layout = Runner::groups(decoder);
+    let layout = DecoderRunner::groups(decoder);
     let longest = layout.pages_at_most(model.context_length(), limits.rows);
     let budget = kv_memory.unwrap_or_else(|| (memory::available() as f64 * KV_SHARE) as u64);
     let (page_bytes, slot_bytes) = (decoder.page_bytes() as u64, decoder.kv_layout().slot_bytes() as u64);

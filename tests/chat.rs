@@ -80,8 +80,7 @@ fn report(failed: Vec<String>, rows: usize) {
 }
 
 /// Where Jinja2 is not followed, and why; everything else is byte-equal.
-const KNOWN: [(&str, &str); 4] = [
-    ("{{ '{0.__class__}'.format('') }}", "an error here, '' there"),
+const KNOWN: [(&str, &str); 3] = [
     ("{{ lipsum.__globals__ }}", "no lipsum: an error here, '' there"),
     ("{{ self.__init__ }}", "no self: an error here, '' there"),
     (
@@ -96,7 +95,7 @@ fn expressions_are_jinja2s() {
     let arguments = file["variables"].as_object().unwrap();
     let messages = [json!({"role": "user", "content": "m"})];
     let rows = file["rows"].as_array().unwrap();
-    assert!(rows.len() >= 120);
+    assert!(rows.len() >= 120, "{}", rows.len());
     let failed = rows.iter().filter_map(|row| {
         let source = row["template"].as_str().unwrap();
         let got = ChatTemplate::new(source, tokens())
@@ -105,6 +104,51 @@ fn expressions_are_jinja2s() {
         differs(row, got.map(|r| r.text)).filter(|_| !known).map(|why| format!("{source}{why}"))
     });
     report(failed.collect(), rows.len());
+}
+
+/// What Jinja2 takes, and no published chat template that we know uses: refused, and never other text.
+/// Operators and literals; printing and indexing what is no list; methods; functions and tests; filters.
+const NOT_TAKEN: [&str; 21] = [
+    "{{ 1 < n < 3 }} {{ +n }} {{ 1, 2 }} {{ '%s' % 'x' }} {{ '\\U0001F980' }} {{ 'a' if n in 'abc' }}",
+    "{{ f(*l) }} {{ d.items }} {{ d.items() }} {{ d.keys() }} {{ range(3) }} {{ range(3)[1] }}",
+    "{{ d.keys()[0] }} {{ range(3) is sequence }} {{ namespace() }} {{ range }} {{ 'a'.index('a') }}",
+    "{{ 'a'.partition('a') }} {{ 'a'.rpartition('a') }} {{ 'a'.removeprefix('a') }}",
+    "{{ 'a'.removesuffix('a') }} {{ 'a'.swapcase() }} {{ 'a'.casefold() }} {{ 'a'.format() }}",
+    "{{ 'a'.expandtabs() }} {{ 'a'.center(3) }} {{ 'a'.ljust(3) }} {{ 'a'.rjust(3) }}",
+    "{{ 'a'.zfill(3) }} {{ 'a'.isalpha() }} {{ 'a'.isalnum() }} {{ 'a'.isdigit() }} {{ 'a'.isspace() }}",
+    "{{ 'a'.islower() }} {{ 'a'.isupper() }} {{ 'a'.isascii() }} {{ 'a b'.split(none, 1) }}",
+    "{{ 'a'.splitlines(true) }} {{ 'a'.strip('a', 'b') }} {{ l.count(1) }} {{ l.index(1) }}",
+    "{{ l.copy() }} {{ d.copy() }} {{ d.fromkeys(l) }} {{ dict([('x', 1)]) }} {{ namespace(d) }}",
+    "{{ cycler(1) }} {{ joiner() }} {{ lipsum() }} {{ n is callable }} {{ n is divisibleby(3) }}",
+    "{{ n is sameas(3) }} {{ 'a' is lower }} {{ 'a' is upper }} {{ 'a' is escaped }} {{ n | abs }}",
+    "{{ l | batch(2) }} {{ 'a' | center }} {{ 'a' | e }} {{ 'a' | escape }} {{ 'a' | forceescape }}",
+    "{{ n | float }} {{ '%d' | format(1) }} {{ '%s' | format }} {{ 'a' | format(1) }}",
+    "{{ '%%' | format }} {{ l | groupby('a') }} {{ l | max }} {{ l | min }} {{ l | sum }}",
+    "{{ l | pprint }} {{ n | round }} {{ l | slice(2) }} {{ 'a' | striptags }} {{ 'a' | truncate }}",
+    "{{ 'a' | urlencode }} {{ 'a' | wordcount }} {{ 'a' | wordwrap }} {{ d | dictsort(true) }}",
+    "{{ d | dictsort(by='value') }} {{ 'a' | upper(1) }} {{ 'a' | trim(cut='a') }} {{ '' | attr('a') }}",
+    "{{ strftime_now('%c') }} {{ strftime_now('%x') }} {{ strftime_now('%Z') }} {{ loop.cycle() }}",
+    "{{ {(1, 2): 3} }} {{ [1, 'a'] | sort }} {{ none | list }} {{ 1 < 'a' }} {{ none < 1 }}",
+    "{{ 1 in 'abc' }}",
+];
+
+#[test]
+fn what_no_template_needs_is_refused() {
+    let arguments = golden("micro.json")["variables"].as_object().unwrap().clone();
+    let messages = [json!({"role": "user", "content": "m"})];
+    let rows = NOT_TAKEN.iter().flat_map(|row| row.split_inclusive("}} ")).map(|row| row.trim().to_owned());
+    let more = [
+        "{% with a = 1, b = a %}{% endwith %}",
+        "{% block b %}{% endblock %}",
+        "{% do l %}",
+        "{% autoescape true %}{% endautoescape %}",
+        "{% for i in l %}{{ loop.cycle() }}{% endfor %}",
+    ];
+    for source in rows.chain(more.map(str::to_owned)) {
+        let got = ChatTemplate::new(&source, tokens())
+            .and_then(|t| t.render_as_given(&request(&messages, &arguments)));
+        assert!(matches!(&got, Err(error) if error.kind() == ErrorKind::Template), "{source}: {got:?}");
+    }
 }
 
 #[test]
@@ -154,8 +198,8 @@ fn unlike_words(conversation: &Value) -> Vec<String> {
     words.collect()
 }
 
-/// The door renders what transformers renders, byte for byte, unless the template refuses or drops a message: then
-/// it says what it did, or which message cannot be shown.
+/// The door renders what transformers renders, byte for byte, unless the template refuses or drops a message:
+/// then it says what it did, or which message cannot be shown.
 #[test]
 fn what_a_template_shows_is_not_changed() {
     let file = golden("cases.json");
@@ -313,6 +357,8 @@ fn attacks_end_in_errors() {
         ("{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}", true),
         ("{% set ns = namespace(x=[]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}", true),
         ("{% set ns = namespace(x=[]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == ns.x[0] }}", false),
+        ("{% set ns = namespace(x=[], y=[]) %}{% for i in range(100) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\
+            {% for i in [ns.x, ns.y] %}{{ loop.changed(i) }}{% endfor %}", true),
         ("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", true),
         ("{% set ns = namespace() %}{% for i in range(99999) %}{% set b = namespace(x=ns.x) %}{% set ns.x = b %}{% endfor %}", true),
         ("{% set ns = namespace() %}{% for i in range(99999) %}{% set p = ns.m %}{% macro m() %}{{ p }}{% endmacro %}{% set ns.m = m %}{% endfor %}", true),
@@ -333,6 +379,12 @@ fn attacks_end_in_errors() {
         ("{{ messages[0].update(x=1) }}", true),
         ("{{ messages[0].__setitem__('a', 1) }}", true),
         ("{{ raise_exception.__globals__.x }}", true),
+        ("{% set s = 'x' * 10**6 %}{% for i in range(100000) %}{% if 'y' in s %}{% endif %}{% endfor %}", true),
+        ("{% set s = 'x' * 10**6 %}{% for i in range(100000) %}{% if s[999999] %}{% endif %}{% endfor %}", true),
+        ("{% set s = 'x' * 10**6 %}{% set t = 'x' * 10**6 %}{% for i in range(100000) %}{% if s == t %}{% endif %}{% endfor %}", true),
+        ("{% set s = 'x' * 10**6 %}{% for i in range(100000) %}{% if s.upper() %}{% endif %}{% endfor %}", true),
+        ("{% set l = range(99999) | list %}{% for i in l %}{% if -1 in l %}{% endif %}{% endfor %}", true),
+        ("{% set l = range(99999) | list %}{% for i in l %}{% if l[1:] %}{% endif %}{% endfor %}", true),
         ("{% include '/etc/passwd' %}", true),
         ("{% import 'os' as os %}", true),
         ("{% extends 'x' %}", true),
@@ -343,6 +395,10 @@ fn attacks_end_in_errors() {
         ("{{ raise_exception('x' * 10**9) }}", true),
     ].into_iter().map(|(source, fails)| (source.to_owned(), fails)).chain([
         (format!("{{% set s = 'xxxxxxxx' %}}{doubled}{{{{ s | length }}}}"), true),
+        // What stands between constants is not computed when the template is compiled.
+        ("{{ 'x' * 99999999 }}{{ ('x') * (10**8) }}{{ ['x'] * 99999999 }}".repeat(100), true),
+        (format!("{{{{ '{}'{} ~ x{} }}}}", "y".repeat(500_000), " ~ 'z'".repeat(100), " ~ 'z'".repeat(100)), false),
+        (format!("{{{{ '{}'{} + 'x'{} }}}}", "y".repeat(500_000), " + 'z'".repeat(100), " + 'z'".repeat(100)), false),
         (format!("{{{{ {} }}}}", deep("(", "1", ")", 5000)), true),
         (format!("{{{{ {} }}}}", deep("[", "1", "]", 5000)), true),
         (format!("{{{{ {}1 }}}}", "not ".repeat(5000)), true),
@@ -371,7 +427,8 @@ fn attacks_end_in_errors() {
             eprintln!("{:>8.1} ms  {shown}", took.as_secs_f64() * 1e3);
             match got {
                 Err(error) if error.kind() == ErrorKind::Template && error.message().len() < 2000 => {}
-                Ok(rendered) if !fails && rendered.text.len() < 1000 && !rendered.text.contains("class") => {}
+                Ok(rendered)
+                    if !fails && rendered.text.len() < 600_000 && !rendered.text.contains("class") => {}
                 got => failed.push(format!("{shown}: {:?}", got.map(|r| r.text.len()))),
             }
             // Debug assertions and a busy machine are in it.
@@ -743,7 +800,8 @@ fn openais_fields_mean_what_they_say() {
     }
 }
 
-/// Beside calls, `content` stays null for templates that know a call by it, and is "" for those that add to it.
+/// Beside calls, `content` stays null for templates that know a call by it, and is "" for those that add to
+/// it.
 #[test]
 fn content_beside_calls_is_what_the_template_can_read() {
     let function = json!({"name": "f", "arguments": {}});
@@ -786,7 +844,8 @@ fn arguments_that_nothing_reads_are_refused() {
         ("", "tokenize", "rendered as a text"),
         ("", "chat_template", "when the model is loaded"),
         ("{{ chat_template }}", "chat_template", ""),
-        // Read before it is set, in one branch only, in a macro, through a filter, as an argument, in a condition.
+        // Read before it is set, in one branch only, in a macro, through a filter, as an argument, in a
+        // condition.
         ("{% set date = date | default('now') %}{{ date }}", "date", ""),
         ("{% set date = other.date %}{{ date }}", "date", "does not read"),
         ("{% if tools %}{% set date = 1 %}{% endif %}{{ date }}", "date", ""),
@@ -795,6 +854,8 @@ fn arguments_that_nothing_reads_are_refused() {
         ("{{ dict(a=day) }}", "day", ""),
         ("{{ 1 if mood else 2 }}", "mood", ""),
         ("{% with x = mood %}{{ x }}{% endwith %}", "mood", ""),
+        ("{% with mood = mood %}{{ mood }}{% endwith %}", "mood", ""),
+        ("{{ generation }}", "generation", ""),
         ("{% for x in list if x != mood %}{% endfor %}", "mood", ""),
         // Names that the template makes itself, attributes and texts.
         ("{% set ns = namespace(a=1) %}{{ ns.a }}", "ns", "does not read"),

@@ -1,6 +1,8 @@
 //! Grammars against brute force, on a small vocabulary: masks, forced tokens, drafts, endings, limits.
 
 mod common;
+#[path = "common/random.rs"]
+mod random;
 #[path = "constrain/real.rs"]
 mod real;
 #[path = "constrain/schemas.rs"]
@@ -12,9 +14,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use random::Random;
 use regex::Regex;
 use serde_json::{Value, json};
-use small::{Random, compile, compiler, text};
+use small::{compile, compiler, text};
 use tallow::constrain::{Constraint, GrammarCompiler, Matcher, Reserve, TokenMask, Vocabulary};
 use tallow::error::ErrorKind;
 use tallow::text::tokenizer::Tokenizer;
@@ -128,7 +131,7 @@ fn walk(matcher: &mut Matcher, random: &mut Random, budget: usize) -> Vec<u32> {
 #[test]
 fn random_walks_always_parse_and_satisfy_the_schema() {
     let compiler = compiler();
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for schema in schemas::table() {
         let grammar = compile(&compiler, &Constraint::JsonSchema(schema.clone()));
         for round in 0..60 {
@@ -143,7 +146,7 @@ fn random_walks_always_parse_and_satisfy_the_schema() {
 #[test]
 fn a_budget_with_the_closing_in_view_is_never_exceeded() {
     let compiler = compiler();
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     let mut mask = TokenMask::default();
     for schema in schemas::table() {
         let grammar = compile(&compiler, &Constraint::JsonSchema(schema.clone()));
@@ -183,7 +186,7 @@ fn a_budget_with_the_closing_in_view_is_never_exceeded() {
 #[test]
 fn forced_tokens_are_what_the_masks_leave() {
     let compiler = compiler();
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let (mut mask, mut total) = (TokenMask::default(), 0);
     for schema in schemas::table() {
         let grammar = compile(&compiler, &Constraint::JsonSchema(schema.clone()));
@@ -212,7 +215,7 @@ fn forced_tokens_are_what_the_masks_leave() {
 #[test]
 fn rollback_is_a_fresh_start_and_drafts_change_nothing() {
     let compiler = compiler();
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     let (mut mask, mut other) = (TokenMask::default(), TokenMask::default());
     for schema in schemas::table() {
         let grammar = compile(&compiler, &Constraint::JsonSchema(schema.clone()));
@@ -256,7 +259,7 @@ fn answers_beside_each_other_are_the_answers_alone() {
     for schema in schemas::table() {
         let constraint = Constraint::JsonSchema(schema);
         let answers = |grammar: &tallow::constrain::Grammar| {
-            let mut random = Random(17);
+            let mut random = Random::new(17);
             (0..20).map(|n| walk(&mut grammar.matcher().unwrap(), &mut random, n)).collect::<Vec<_>>()
         };
         let shared = compile(&compiler, &constraint);
@@ -437,7 +440,7 @@ fn heavy_but_sound_constraints_compile() {
 #[test]
 fn heavy_grammars_stay_bounded_step_by_step() {
     let compiler = compiler();
-    let mut random = Random(13);
+    let mut random = Random::new(13);
     let endless = json!({"$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}},
         "required": ["a"]}}, "$ref": "#/$defs/a"});
     let regex = |text: &str| Constraint::Regex(text.into());
@@ -494,8 +497,8 @@ fn heavy_grammars_stay_bounded_step_by_step() {
         );
         assert!(slowest < Duration::from_secs(10) && compiled < Duration::from_secs(20), "{name}");
         assert!(closing.is_ok_and(|found| found.is_none()) || !name.starts_with("an endless"), "{name}");
-        // Whatever became of the last answer, the next can begin.
-        // An automaton that is full is noticed by the next answer at the latest, and the one after it has a new one.
+        // Whatever became of the last answer, the next can begin. An automaton that is full is noticed by the
+        // next answer at the latest, and the one after it has a new one.
         let mut next = || compiler.compile(&constraint)?.matcher()?.mask(&mut mask);
         let next = next().or_else(|error| {
             println!("  {name}: the next answer: {error}");

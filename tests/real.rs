@@ -1,5 +1,6 @@
-//! The two real models on files that llama.cpp and transformers took too (tests/golden/real): every greedy choice that was
-//! clear and the text of whole answers against llama.cpp, the perplexity of a text against transformers in float32.
+//! The two real models on files that llama.cpp and transformers took too (tests/golden/real): every greedy
+//! choice that was clear and the text of whole answers against llama.cpp, the perplexity of a text against
+//! transformers in float32.
 
 mod common;
 
@@ -7,17 +8,18 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tallow::Model;
-use tallow::engine::{Event, Network, Runner};
+use tallow::engine::{DecoderRunner, Event, ModelRunner};
 use tallow::lm::{GenerateOptions, Lm, LmOptions};
 use tallow::model::{LoadOptions, Prompt};
 use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
 use tallow::step::{StateTable, Step, pages_for};
 
-/// llama.cpp rounds activations to 8 bits and we do so only in part: below this margin (in logits) between the two best
-/// tokens either may win. transformers in float32 differs from llama.cpp up to a margin of 0.55.
+/// llama.cpp rounds activations to 8 bits and we do so only in part: below this margin (in logits) between
+/// the two best tokens either may win. transformers in float32 differs from llama.cpp up to a margin of 0.55.
 const CLEAR: f64 = 0.6;
-/// Largest relative differences of the perplexity from transformers' in float32, of a text of 1,447 tokens (which moves by
-/// some tenths of a percent with any change of rounding): as a model is loaded, and with dtype="float32".
+/// Largest relative differences of the perplexity from transformers' in float32, of a text of 1,447 tokens
+/// (which moves by some tenths of a percent with any change of rounding): as a model is loaded, and with
+/// dtype="float32".
 const PERPLEXITY: f64 = 0.004;
 const EXACT_PERPLEXITY: f64 = 0.0002;
 
@@ -41,7 +43,7 @@ fn ids(value: &Value) -> Vec<u32> {
 const GROUPS: usize = 8;
 
 /// Logits of every position, in steps of 128 rows.
-fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
+fn logits(runner: &mut DecoderRunner, tokens: &[u32]) -> Vec<f32> {
     // Each group of layers has pages of its own.
     let (groups, pages) = (runner.layout().paged.len() as u32, pages_for(tokens.len()) as u32);
     let tables: Vec<Vec<u32>> =
@@ -59,7 +61,7 @@ fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
 fn greedy_choices(index: usize) {
     let Some((model, golden)) = open(index, &LoadOptions::default()) else { return };
     let vocab = model.vocab_size();
-    let mut runner = Runner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
+    let mut runner = DecoderRunner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
     let (mut clear, mut wrong) = (0, Vec::new());
     for prompt in golden["prompts"].as_array().unwrap() {
         let (mut tokens, answer) = (ids(&prompt["tokens"]), ids(&prompt["continuation"]));
@@ -142,7 +144,7 @@ fn gemma3_answers_as_llama_cpp() {
 fn perplexity(index: usize, options: &LoadOptions, most: f64) {
     let Some((model, golden)) = open(index, options) else { return };
     let vocab = model.vocab_size();
-    let mut runner = Runner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
+    let mut runner = DecoderRunner::new(model.decoder().clone(), 64 * GROUPS, 0).unwrap();
     let (mut sum, mut count) = (0.0, 0);
     for window in golden["perplexity"]["windows"].as_array().unwrap() {
         let tokens = ids(window);

@@ -1,4 +1,5 @@
-//! Reading weights: what formats mean (against llama.cpp's own reference), what readers give, what they refuse.
+//! Reading weights: what formats mean (against llama.cpp's own reference), what readers give, what they
+//! refuse.
 
 #[path = "weights/allocations.rs"]
 mod allocations;
@@ -6,6 +7,8 @@ mod allocations;
 mod fuzz;
 #[path = "weights/hostile.rs"]
 mod hostile;
+#[path = "common/random.rs"]
+mod random;
 #[path = "weights/real.rs"]
 mod real;
 #[path = "weights/writer.rs"]

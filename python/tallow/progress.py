@@ -6,14 +6,16 @@ draws them with tqdm on a terminal or in a notebook, and only what takes longer 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Report = Callable[[str, "int | None", int], object]
 
 _PATIENCE = 1.0  # seconds before a bar appears
+TICK = 0.05  # seconds between two looks at what is waited for
 
 
 def reporter(progress: bool | Report) -> Report | None:
@@ -21,6 +23,17 @@ def reporter(progress: bool | Report) -> Report | None:
     if callable(progress):
         return progress
     return Bars() if progress and _somebody_watches() else None
+
+
+@contextlib.contextmanager
+def item(report: Report | None, what: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Work done in Python: reports its begin and its end, and gives the function that tells how far it is."""
+    tell = report or (lambda what, total, done: None)
+    tell(what, total, 0)
+    try:
+        yield lambda done: tell(what, total, done)
+    finally:
+        tell(what, total, -1)
 
 
 def _somebody_watches() -> bool:

@@ -70,10 +70,10 @@ def _with_tools(
     turns = [dict(turn) for turn in messages]
     if not offered and not any(_is_about_tools(turn) for turn in turns):
         return turns, {}
-    from .tools import detect  # not before it is needed: `import tallow` is quick
+    from . import tools  # not before it is needed: `import tallow` is quick
 
-    form = detect(model.chat_template)
-    return form.prepare(_core.plain_messages(turns, name), offered, shown=model.shows_calls)
+    form = tools.detect(model.chat_template)
+    return tools.prepare(form, _core.plain_messages(turns, name), offered, shown=model.shows_calls)
 
 
 def _is_about_tools(turn: Mapping[str, Any]) -> bool:

@@ -14,11 +14,9 @@ stands at the beginning of an answer or nowhere: a tag further on is text, since
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from .tools.grammar import pattern, token
 from .tools.template import last_texts, variables
 
 Kind = Literal["thinking", "text"]
@@ -41,23 +39,6 @@ class Tags:
     def opened_by(self, prompt: str) -> bool:
         """Whether a rendered prompt ends inside of a thought: surer than ``opened``, which saw no prompt."""
         return prompt.rstrip().endswith(self.open)
-
-    def before(
-        self,
-        grammar: str,
-        opened: bool = False,
-        specials: Collection[str] | Mapping[str, int] = frozenset(),
-    ) -> str:
-        """A grammar (Lark): what ``grammar`` allows, with a thought before it; one that is begun must end."""
-        close = pattern(self.close)
-        if self.close in specials:
-            rule = f"thought: /(?s:.+)/? {token(self.close, specials)} /\\n{{1,2}}/?"
-        else:
-            # Ends with the closing tag and at most two line breaks, and holds no other closing tag.
-            ended, over = rf"{close}\n{{0,2}}", rf"{close}(\n{{0,2}}[^\n]|\n{{3}})"
-            rule = f"thought: THOUGHT\nTHOUGHT: /(?s:.*){ended}/ & ~/(?s:.*){over}(?s:.*)/"
-        begun = "thought" if opened else f"({token(self.open, specials)} thought)?"
-        return f"start: {begun} answer\n{rule}\nanswer: %lark {{\n{grammar}\n}}\n"
 
 
 def detect(template: str | None) -> Tags | None:

@@ -19,7 +19,7 @@ use super::limits::Limits;
 use super::matcher::Grammar;
 use super::vocabulary::Vocabulary;
 use super::{Constraint, exact, schema};
-use crate::error::{Context, Error, PARAGRAPH, Result, shortened};
+use crate::error::{Context, Error, PARAGRAPH, Result, panic_text, shortened};
 
 /// Grammars that are compiled at once.
 const COMPILING: usize = 2;
@@ -247,8 +247,7 @@ fn too_long(constraint: &Constraint, limits: &Limits) -> Error {
 /// What `work` returns; Internal if it panicked.
 pub(super) fn guard<T>(doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        let text = panic_text(&*panic);
         Err(Error::internal(format!("{doing}: llguidance panicked: {}", shortened(text, PARAGRAPH))))
     })
 }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use super::client::{Audience, FilterCall};
-use super::draft::Lookup;
+use super::channel::{FilterCall, Subscribers};
+use super::draft::NgramLookup;
 use super::guide::Guide;
 use super::request::{Event, FinishReason, Generate, TokenEvent};
 use crate::error::{Context, Error, Result};
@@ -23,7 +23,7 @@ pub(super) struct Decode {
     /// While the caller's filters run: the network's own logits, if log probabilities are wanted.
     parked: Option<Vec<f32>>,
     /// Where drafts come from.
-    pub lookup: Lookup,
+    pub lookup: NgramLookup,
     /// The grammar that holds the answer.
     guide: Option<Guide>,
     /// Tokens that the grammar has decided and that were not appended yet, because each is to carry its log
@@ -43,19 +43,19 @@ pub(super) enum Next {
 
 impl Decode {
     pub fn new(mut task: Generate, context_length: usize) -> Self {
-        let lookup = Lookup::new(std::mem::take(&mut task.prediction));
+        let lookup = NgramLookup::new(std::mem::take(&mut task.prediction));
         let guide = task.guide.take();
         Decode { task, context_length, count: 0, parked: None, lookup, guide, decided: VecDeque::new() }
     }
 
     /// What the answer begins with before anything is computed: tokens that its grammar forces.
-    pub fn open(&mut self, prompt_len: usize, audience: &mut Audience) -> Result<Next> {
+    pub fn open(&mut self, prompt_len: usize, subscribers: &mut Subscribers) -> Result<Next> {
         let opening = self.guide.as_mut().map(Guide::take_opening).unwrap_or_default();
         self.decided.extend(opening);
         if self.task.logprobs.is_some() {
             Ok(Next::Tokens(Vec::new()))
         } else {
-            self.append(prompt_len, None, false, audience)
+            self.append(prompt_len, None, false, subscribers)
         }
     }
 
@@ -72,17 +72,17 @@ impl Decode {
     /// Picks the token that follows `tokens`, whose last row gave `raw`.
     ///
     /// The randomness is keyed by the seed and the token's own position, nothing else, so it does not
-    /// matter who else is in the batch, nor how often this request was put off.
+    /// matter who else is in the batch, nor how often this request was preempted.
     pub fn advance(
         &mut self,
         tokens: &[u32],
         raw: &[f32],
         scratch: &mut Logits,
-        audience: &mut Audience,
+        subscribers: &mut Subscribers,
     ) -> Result<Next> {
         let prompt_len = tokens.len() - self.count;
         if !self.decided.is_empty() {
-            return self.append(prompt_len, Some(raw), false, audience);
+            return self.append(prompt_len, Some(raw), false, subscribers);
         }
         let sampler = &self.task.sampler;
         let mask = {
@@ -93,7 +93,7 @@ impl Decode {
             let id = argmax(raw)?;
             // Mostly the likeliest token fits the form, and no row need be copied.
             if mask.as_ref().is_none_or(|mask| mask.0.allows(id)) {
-                return self.accept(id, prompt_len, raw, audience);
+                return self.accept(id, prompt_len, raw, subscribers);
             }
         }
         scratch.load(raw);
@@ -101,12 +101,12 @@ impl Decode {
         sampler.prepare(scratch, &History { tokens, prompt_len }, mask)?;
         if sampler.needs_caller() {
             let (sampler, logits) = (sampler.clone(), std::mem::take(scratch));
-            audience.ask(FilterCall { sampler, logits, tokens: tokens.to_vec(), prompt_len });
+            subscribers.ask(FilterCall { sampler, logits, tokens: tokens.to_vec(), prompt_len });
             self.parked = Some(if self.task.logprobs.is_some() { raw.to_vec() } else { Vec::new() });
             return Ok(Next::Parked);
         }
         let id = self.draw(scratch, tokens.len())?;
-        self.accept(id, prompt_len, raw, audience)
+        self.accept(id, prompt_len, raw, subscribers)
     }
 
     fn draw(&self, logits: &mut Logits, position: usize) -> Result<u32> {
@@ -153,7 +153,7 @@ impl Decode {
         tokens: &[u32],
         mut logits: Logits,
         scratch: &mut Logits,
-        audience: &mut Audience,
+        subscribers: &mut Subscribers,
     ) -> Result<Next> {
         let Some(raw) = self.parked.take() else {
             return Err(Error::internal("filtered logits came for a request that waits for none"));
@@ -165,7 +165,7 @@ impl Decode {
         let id = self.draw(&mut logits, tokens.len())?;
         // Its buffers serve the next row.
         *scratch = logits;
-        self.accept(id, tokens.len() - self.count, &raw, audience)
+        self.accept(id, tokens.len() - self.count, &raw, subscribers)
     }
 
     /// How many of these tokens the answer may go on with.
@@ -184,7 +184,13 @@ impl Decode {
     }
 
     /// The answer goes on with a token that was drawn.
-    fn accept(&mut self, id: u32, prompt_len: usize, raw: &[f32], audience: &mut Audience) -> Result<Next> {
+    fn accept(
+        &mut self,
+        id: u32,
+        prompt_len: usize,
+        raw: &[f32],
+        subscribers: &mut Subscribers,
+    ) -> Result<Next> {
         if self.task.stop_ids.contains(&id) {
             self.count += 1;
             return Ok(Next::End(FinishReason::Stop, self.task.text.finish()));
@@ -194,7 +200,7 @@ impl Decode {
             Some(guide) => self.decided.extend(guide.follow(id, left)?),
             None => self.decided.push_back(id),
         }
-        self.append(prompt_len, Some(raw), true, audience)
+        self.append(prompt_len, Some(raw), true, subscribers)
     }
 
     /// Tokens that the answer may have.
@@ -209,7 +215,7 @@ impl Decode {
         prompt_len: usize,
         raw: Option<&[f32]>,
         drawn: bool,
-        audience: &mut Audience,
+        subscribers: &mut Subscribers,
     ) -> Result<Next> {
         let (mut appended, mut run) = (Vec::new(), Vec::new());
         let mut stopped = false;
@@ -223,7 +229,7 @@ impl Decode {
             let piece = self.task.text.push(id);
             let event = TokenEvent { id, text: piece.text, logprob };
             if drawn && appended.is_empty() {
-                audience.push(Event::Token(event));
+                subscribers.push(Event::Token(event));
             } else {
                 run.push(event);
             }
@@ -235,8 +241,8 @@ impl Decode {
         }
         match run.len() {
             0 => {}
-            1 => run.drain(..).for_each(|event| audience.push(Event::Token(event))),
-            _ => audience.push(Event::Run(run)),
+            1 => run.drain(..).for_each(|event| subscribers.push(Event::Token(event))),
+            _ => subscribers.push(Event::Run(run)),
         }
         Ok(match self.ending(prompt_len) {
             _ if stopped => Next::End(FinishReason::Stop, String::new()),

@@ -1,16 +1,16 @@
 //! Speculation without a second model: tokens guessed from the text that is there, checked in one step.
 //!
-//! Answers repeat what their prompts say: the markers of a format, names, quotations, code. [`Lookup`] finds the
-//! last place where the text went on after the same few tokens, or follows a prediction that the caller gave,
-//! and what stood there is appended to the next step as a draft. The step computes the logits of every draft
-//! row; the sampler picks the token of each position as it would have anyway (its randomness is keyed by the
-//! position), and as long as that is the drafted token the next row is valid too. The rest is thrown away. So a
-//! draft changes when a token comes, never which.
+//! Answers repeat what their prompts say: the markers of a format, names, quotations, code. [`NgramLookup`]
+//! finds the last place where the text went on after the same few tokens, or follows a prediction that the
+//! caller gave, and what stood there is appended to the next step as a draft. The step computes the logits of
+//! every draft row; the sampler picks the token of each position as it would have anyway (its randomness is
+//! keyed by the position), and as long as that is the drafted token the next row is valid too. The rest is
+//! thrown away. So a draft changes when a token comes, never which.
 //!
 //! A draft row costs time, whether it is accepted or not, and how much depends on the machine and on the rows
 //! that are in the step anyhow. [`Drafter`] measures both: how long steps of so many rows take, and how often
-//! drafts are right. It drafts as far as a row is expected to save more than it costs, and an account makes sure
-//! that what is lost on wrong expectations stays under [`ALLOWANCE`] of all time spent.
+//! drafts are right. It drafts as far as a row is expected to save more than it costs, and an account makes
+//! sure that what is lost on wrong expectations stays under [`ALLOWANCE`] of all time spent.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,7 +32,7 @@ const SOURCES: usize = ORDERS.len() + 1;
 
 /// The text of one sequence, to be searched.
 #[derive(Default)]
-pub(super) struct Lookup {
+pub(super) struct NgramLookup {
     /// The prediction, then the sequence as far as it was seen.
     history: Vec<u32>,
     predicted: usize,
@@ -43,11 +43,11 @@ pub(super) struct Lookup {
     odds: [Odds; SOURCES],
 }
 
-impl Lookup {
+impl NgramLookup {
     pub fn new(prediction: Vec<u32>) -> Self {
         let predicted = prediction.len();
         let cursor = (predicted > 0).then_some(0);
-        let mut lookup = Lookup { predicted, cursor, ..Lookup::default() };
+        let mut lookup = NgramLookup { predicted, cursor, ..NgramLookup::default() };
         lookup.read(&prediction);
         lookup
     }
@@ -173,7 +173,7 @@ impl Drafter {
     pub fn draft(
         &self,
         step: &mut Drafting,
-        lookup: &mut Lookup,
+        lookup: &mut NgramLookup,
         tokens: &[u32],
         prompt_len: usize,
         most: usize,
@@ -202,7 +202,7 @@ impl Drafter {
     }
 
     /// `right` tokens of a draft were right, each of which is `worth` seconds.
-    pub fn tell(&mut self, lookup: &mut Lookup, draft: &Draft, right: usize, worth: f64) {
+    pub fn tell(&mut self, lookup: &mut NgramLookup, draft: &Draft, right: usize, worth: f64) {
         for odds in [&mut self.odds[draft.source], &mut lookup.odds[draft.source]] {
             odds.note(draft.tokens.len(), right);
         }
@@ -255,8 +255,8 @@ impl Pace {
         }
     }
 
-    /// Seconds of a step of `rows` rows, between the nearest ones that were seen. Above the last one every row
-    /// costs as much as a row of that one, which is more than it will.
+    /// Seconds of a step of `rows` rows, between the nearest ones that were seen. Above the last one every
+    /// row costs as much as a row of that one, which is more than it will.
     fn expect(&self, rows: usize) -> Option<f64> {
         let seen = |rows: usize| Some((rows, self.seconds[rows])).filter(|(_, seconds)| *seconds > 0.0);
         let below = (1..=rows.min(MAX_ROWS)).rev().find_map(seen);
@@ -312,7 +312,7 @@ mod tests {
             // All at once, and token by token.
             for stride in [1, 100] {
                 let (tokens, prompt_len) = (ids(&format!("{prompt}{answer}")), prompt.len());
-                let mut lookup = Lookup::new(ids(prediction));
+                let mut lookup = NgramLookup::new(ids(prediction));
                 let mut end = prompt_len;
                 while end < tokens.len() {
                     lookup.guess(&tokens[..end], prompt_len);
@@ -342,7 +342,7 @@ mod tests {
         let (mut time, mut tokens) = (0.0, 0.0);
         // A text in which everything has been seen before.
         let text = ids(&"0123456789".repeat(8));
-        let mut lookups: Vec<Lookup> = (0..answers).map(|_| Lookup::new(Vec::new())).collect();
+        let mut lookups: Vec<NgramLookup> = (0..answers).map(|_| NgramLookup::new(Vec::new())).collect();
         for _ in 0..3000 {
             let mut drafting = drafter.begin(answers, answers);
             let mut rows = answers;

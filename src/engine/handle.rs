@@ -10,56 +10,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::client::{Client, FilterCall, Message};
-use super::network::Network;
+use super::channel::{Command, FilterCall, Message, Notify, Shared, Subscriber};
+use super::model_runner::ModelRunner;
+use super::options::EngineOptions;
 use super::request::{Bounds, Event, Request};
-use super::schedule::StepLimits;
-use super::sequence::Sequence;
 use super::stats::Stats;
-use super::step_loop::{self, Command, panic_message};
+use super::step_loop;
 use crate::cache::prefix_file::Prefix;
-use crate::error::{Error, Result};
-
-/// Called on the engine thread after events of a request were queued; with `true` if the caller must look now
-/// (the end, or filters to run), with `false` if there are only tokens. It must be quick and must not block
-/// (never wait for an interpreter's lock in it): wake a loop, write to a pipe, set a flag.
-pub type Notify = Arc<dyn Fn(bool) + Send + Sync>;
-
-/// How an engine runs.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Positions of one sequence, prompt and answer together.
-    pub context_length: usize,
-    /// What one step may hold.
-    pub limits: StepLimits,
-    /// Requests that may wait for their turn; one more is refused.
-    pub queue: usize,
-    /// Keep the pages of what was computed, and take them again for the same tokens.
-    pub prefix_cache: bool,
-    /// Guess tokens from the prompt and check several in one step.
-    pub speculation: bool,
-    /// A position sees only those before it. If not, a text is computed in one step whatever its length, and
-    /// nothing of it goes into the prefix tree: its first keys depend on its last tokens.
-    pub causal: bool,
-}
-
-impl EngineOptions {
-    /// The defaults for a model with this context.
-    pub fn new(context_length: usize) -> Self {
-        EngineOptions {
-            context_length,
-            limits: StepLimits::default(),
-            queue: 1024,
-            prefix_cache: true,
-            speculation: true,
-            causal: true,
-        }
-    }
-}
+use crate::error::{Error, Result, panic_text};
 
 /// A running engine. Clones are handles to the same one; when the last is dropped the engine closes.
 ///
@@ -76,57 +38,17 @@ struct Inner {
     queue: usize,
 }
 
-/// What the handles and the thread both know.
-pub(super) struct Shared {
-    process: u32,
-    pub bounds: Bounds,
-    /// Requests submitted and not begun.
-    pub waiting: AtomicUsize,
-    /// Why the engine has stopped, once it has.
-    stopped: OnceLock<Error>,
-    stats: Mutex<Stats>,
-}
-
-impl Shared {
-    /// Notes why the engine stops, unless that is known; returns why.
-    pub fn stop(&self, error: Error) -> Error {
-        self.stopped.get_or_init(|| error).clone()
-    }
-
-    pub fn publish(&self, stats: &Stats) {
-        *self.stats() = stats.clone();
-    }
-
-    fn stats(&self) -> MutexGuard<'_, Stats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn forked(&self) -> bool {
-        std::process::id() != self.process
-    }
-
-    fn check_process(&self) -> Result<()> {
-        if self.forked() {
-            return Err(Error::invalid(
-                "this process was forked after the model was loaded, and a fork has no engine of its own; \
-                 load the model in the child, or start children with the method \"spawn\"",
-            ));
-        }
-        Ok(())
-    }
-}
-
 impl EngineHandle {
-    /// Starts the thread of an engine that owns `network`.
+    /// Starts the thread of an engine that owns `runner`.
     ///
     /// # Errors
     /// `InvalidRequest` for an option that is 0, `Internal` if no thread can be started.
-    pub fn start(network: Box<dyn Network>, options: EngineOptions) -> Result<EngineHandle> {
+    pub fn start(runner: Box<dyn ModelRunner>, options: EngineOptions) -> Result<EngineHandle> {
         options.limits.check()?;
         let bounds = Bounds {
-            vocab_size: network.vocab_size(),
+            vocab_size: runner.vocab_size(),
             context_length: options.context_length,
-            layout: Arc::new(network.layout().clone()),
+            layout: Arc::new(runner.layout().clone()),
             rows: options.limits.rows,
             causal: options.causal,
         };
@@ -155,7 +77,7 @@ impl EngineHandle {
         let its_own = shared.clone();
         let thread = std::thread::Builder::new()
             .name("tallow-engine".into())
-            .spawn(move || step_loop::run(network, options, inbox, its_own))
+            .spawn(move || step_loop::run(runner, options, inbox, its_own))
             .map_err(|error| Error::internal("the engine's thread cannot be started").with_source(error))?;
         Ok(EngineHandle(Arc::new(Inner {
             commands,
@@ -179,7 +101,7 @@ impl EngineHandle {
     /// As [`submit`](Self::submit), with a function to be called when there is something to read.
     pub fn submit_with(&self, request: Request, notify: Option<Notify>) -> Result<Generation> {
         let (mut reservation, generation) = self.reserve(notify)?;
-        reservation.enter(request).inspect_err(|_| reservation.client = None)?;
+        reservation.enter(request).inspect_err(|_| reservation.subscriber = None)?;
         Ok(generation)
     }
 
@@ -196,7 +118,7 @@ impl EngineHandle {
         }
         let (channel, events) = channel();
         let cancelled = Arc::new(AtomicBool::new(false));
-        let client = Client {
+        let subscriber = Subscriber {
             id: next_id.fetch_add(1, Ordering::Relaxed),
             channel,
             cancelled: cancelled.clone(),
@@ -206,8 +128,8 @@ impl EngineHandle {
             outbox: Vec::new(),
         };
         let canceller =
-            Canceller { id: client.id, commands: commands.clone(), shared: shared.clone(), cancelled };
-        let reservation = Reservation { client: Some(client), engine: self.clone() };
+            Canceller { id: subscriber.id, commands: commands.clone(), shared: shared.clone(), cancelled };
+        let reservation = Reservation { subscriber: Some(subscriber), engine: self.clone() };
         Ok((reservation, Generation { events: Some(events), canceller }))
     }
 
@@ -286,14 +208,14 @@ impl Drop for Inner {
 /// A request that was announced and not made yet. Dropping it tells its caller that none will come.
 pub struct Reservation {
     /// None once the request is in the queue, or refused.
-    client: Option<Client>,
+    subscriber: Option<Subscriber>,
     engine: EngineHandle,
 }
 
 impl Reservation {
     /// Whether nobody wants the answer any more.
     pub fn is_cancelled(&self) -> bool {
-        self.client.as_ref().is_none_or(|client| client.cancelled.load(Ordering::Relaxed))
+        self.subscriber.as_ref().is_none_or(|subscriber| subscriber.cancelled.load(Ordering::Relaxed))
     }
 
     /// Puts the request into the queue; its caller is told if it is refused.
@@ -320,24 +242,23 @@ impl Reservation {
                 "the queue is full: {queue} requests are waiting; try again later, or send fewer at once"
             )));
         }
-        let Some(mut client) = self.client.take() else { return Ok(()) };
-        client.deadline = request.deadline;
-        let sequence = Box::new(Sequence::new(request, client, &shared.bounds));
-        let sent = commands.send(Command::Submit(sequence));
+        let Some(mut subscriber) = self.subscriber.take() else { return Ok(()) };
+        subscriber.deadline = request.deadline;
+        let sent = commands.send(Command::Submit(Box::new(request), subscriber));
         sent.map_err(|_| shared.stop(Error::internal("the engine stopped")))
     }
 
     fn tell(&mut self, error: Error) {
-        if let Some(mut client) = self.client.take() {
-            client.push(Event::Error(error));
-            client.flush();
+        if let Some(mut subscriber) = self.subscriber.take() {
+            subscriber.push(Event::Error(error));
+            subscriber.flush();
         }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.tell(Error::internal("the request was given up while it was prepared"));
+        self.tell(Error::internal("the request was evicted while it was prepared"));
     }
 }
 
@@ -446,7 +367,7 @@ impl Generation {
     /// caller gets at once, also if they have ended the request before.
     fn filter(&mut self, call: FilterCall) -> Option<Poll> {
         let logits = catch_unwind(AssertUnwindSafe(|| call.run())).unwrap_or_else(|panic| {
-            Err(Error::internal(format!("a filter panicked: {}", panic_message(&*panic))))
+            Err(Error::internal(format!("a filter panicked: {}", panic_text(&*panic))))
         });
         let raised = logits.as_ref().err().cloned();
         // If the engine has stopped, the channel of events tells why.

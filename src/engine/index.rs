@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use super::client::Client;
+use super::channel::Subscriber;
 use super::sequence::Sequence;
 
 #[derive(Default)]
@@ -26,24 +26,24 @@ impl Index {
         if let Some(question) = sequence.question {
             self.questions.entry(question).or_default().push(sequence.id);
         }
-        sequence.audience.clients().for_each(|client| self.expect(client));
+        sequence.subscribers.subscribers().for_each(|subscriber| self.expect(subscriber));
     }
 
-    /// A client that joins the sequence `id`.
-    pub fn join(&mut self, client: &Client, id: u64) {
-        self.joined.insert(client.id, id);
-        self.expect(client);
+    /// A subscriber that joins the sequence `id`.
+    pub fn join(&mut self, subscriber: &Subscriber, id: u64) {
+        self.joined.insert(subscriber.id, id);
+        self.expect(subscriber);
     }
 
-    fn expect(&mut self, client: &Client) {
-        self.deadlines.extend(client.deadline.map(|deadline| (deadline, client.id)));
+    fn expect(&mut self, subscriber: &Subscriber) {
+        self.deadlines.extend(subscriber.deadline.map(|deadline| (deadline, subscriber.id)));
     }
 
-    /// A client that goes before its sequence ends.
-    pub fn forget(&mut self, client: u64, deadline: Option<Instant>) {
-        self.joined.remove(&client);
+    /// A subscriber that goes before its sequence ends.
+    pub fn forget(&mut self, subscriber: u64, deadline: Option<Instant>) {
+        self.joined.remove(&subscriber);
         if let Some(deadline) = deadline {
-            self.deadlines.remove(&(deadline, client));
+            self.deadlines.remove(&(deadline, subscriber));
         }
     }
 
@@ -57,8 +57,8 @@ impl Index {
                 self.questions.remove(&question);
             }
         }
-        for client in sequence.audience.clients() {
-            self.forget(client.id, client.deadline);
+        for subscriber in sequence.subscribers.subscribers() {
+            self.forget(subscriber.id, subscriber.deadline);
         }
     }
 
@@ -67,12 +67,12 @@ impl Index {
         question.and_then(|question| self.questions.get(&question)).map_or(&[], Vec::as_slice)
     }
 
-    /// The sequence that a client is with, or was.
-    pub fn sequence_of(&self, client: u64) -> u64 {
-        self.joined.get(&client).copied().unwrap_or(client)
+    /// The sequence that a subscriber is with, or was.
+    pub fn sequence_of(&self, subscriber: u64) -> u64 {
+        self.joined.get(&subscriber).copied().unwrap_or(subscriber)
     }
 
-    /// A client whose deadline has passed. Whoever asks sees it off, and so it is not told again.
+    /// A subscriber whose deadline has passed. Whoever asks sees it off, and so it is not told again.
     pub fn late(&mut self, now: Instant) -> Option<u64> {
         let first = self.deadlines.first().copied().filter(|&(deadline, _)| deadline <= now)?;
         self.deadlines.remove(&first);

@@ -1,37 +1,38 @@
-//! The engine: requests of many threads in, one ragged batch after the other through the network, events out.
+//! The engine: requests of many threads in, one ragged batch after the other through the model, events out.
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`handle`] | what callers hold: [`EngineHandle`] to submit to, [`Generation`] to read from |
 //! | [`request`] | what is asked and answered, and what is wrong with a request before any work |
-//! | [`network`] | the seam to the tensors: [`Network`] computes a step |
+//! | [`model_runner`] | the seam to the tensors: [`ModelRunner`] computes a step |
 //! | [`schedule`] | who gets how many rows of a step: pure integers |
-//! | `sequence` | a request in work: its lanes, its client, its clock |
-//! | `lane` | a row of positions with its pages: what is computed, and how far it lags behind |
+//! | `sequence` | a request in work: its branches, its subscriber, its clock |
+//! | `branch` | a row of positions with its pages: what is computed, and how far it lags behind |
 //! | `decode`, `score` | what a sequence does with logits: an answer, or likelihoods of candidates |
 //! | `pooling` | what it does with hidden states: one vector |
 //! | [`guide`] | a grammar at work on one answer: what may come, what must, and the end within its budget |
 //! | `draft` | tokens guessed from the text that is there, checked several in a step |
-//! | `client` | the engine's side of a request's channel |
+//! | `channel` | both ends of the wire: commands, messages, who listens to an answer |
+//! | `options` | how an engine is set up |
 //! | `index` | who is found without walking the queue: equal requests, callers, deadlines |
 //! | `step_loop` | the thread: listen, reap, admit, step, sweep |
 //! | `prefix_io` | a computed prefix as bytes, and back |
 //! | [`stats`] | what was done so far |
 //!
-//! There are no phases. A lane knows `len` tokens and has computed some of them, and every step spends its
+//! There are no phases. A branch knows `len` tokens and has computed some of them, and every step spends its
 //! budget of rows so that the rest gets smaller: a prompt, a chunk of one, the next token and a forked
 //! candidate differ only in how far they lag behind. What a request gets depends on nothing but itself: the
 //! network promises that a row's result does not depend on its neighbours, and the randomness is keyed by
 //! (seed, position).
 //!
-//! Pages are leased for what is known, and one more whenever an answer grows into it; what was computed stays in
-//! the prefix tree ([`crate::cache::prefix`]) until its pages are needed. When none is left the youngest answer is
-//! put off and begins again later, to the same end.
+//! Pages are leased for what is known, and one more whenever an answer grows into it; what was computed stays
+//! in the prefix tree ([`crate::cache::prefix`]) until its pages are needed. When none is left the youngest
+//! answer is preempted and begins again later, to the same end.
 //!
 //! ```no_run
 //! # use std::time::Duration;
 //! # use tallow::engine::*;
-//! # fn example(network: Box<dyn Network>, prompt: Vec<u32>) -> tallow::error::Result<()> {
+//! # fn example(network: Box<dyn ModelRunner>, prompt: Vec<u32>) -> tallow::error::Result<()> {
 //! let engine = EngineHandle::start(network, EngineOptions::new(4096))?;
 //! let embed = Embed { pooling: [Pooling::Mean].into(), normalize: true };
 //! let mut answer = engine.submit(Request::new(prompt, Task::Embed(embed)))?;
@@ -42,31 +43,34 @@
 //! # }
 //! ```
 
+mod decoder_runner;
 pub mod guide;
 pub mod handle;
-pub mod network;
+pub mod model_runner;
+mod options;
 pub mod request;
-mod runner;
 pub mod schedule;
 mod scratch;
 pub mod stats;
 
-mod client;
+mod branch;
+mod channel;
 mod decode;
 mod draft;
 mod index;
-mod lane;
 mod pooling;
 mod prefix_io;
 mod score;
 mod sequence;
 mod step_loop;
 
-pub use handle::{Canceller, EngineHandle, EngineOptions, Generation, Notify, Poll, Reservation};
-pub use network::{Network, StepOutput};
+pub use channel::Notify;
+pub use decoder_runner::DecoderRunner;
+pub use handle::{Canceller, EngineHandle, Generation, Poll, Reservation};
+pub use model_runner::{ModelRunner, StepOutput};
+pub use options::EngineOptions;
 pub use request::{
     Bounds, Embed, Event, Finish, FinishReason, Generate, Pooling, Request, Task, Timings, TokenEvent, Usage,
 };
-pub use runner::Runner;
 pub use schedule::StepLimits;
 pub use stats::Stats;

@@ -1,25 +1,26 @@
 //! Which sequence gets how many rows of the next step: integers in, a plan out.
 //!
-//! There is one rule and there are no phases. Every lane has a gap, the tokens that it knows but has not
-//! computed, and a step spends its budget so that gaps close. A prompt is a wide gap, the next token of an
-//! answer a gap of one; what comes back after a preemption or behind a shared prefix is a gap as well.
+//! There is one rule and there are no phases. Every branch has a backlog, the tokens that it knows but has
+//! not computed, and a step spends its budget so that backlogs close. A prompt is a wide backlog, the next
+//! token of an answer a backlog of one; what comes back after a preemption or behind a shared prefix is a
+//! backlog as well.
 //!
 //! The order in which the budget is spent:
-//! 1. gaps of one, oldest first: answers go on however long the prompts beside them are;
-//! 2. wider gaps, oldest first, each at most three quarters of what is left as long as others stand behind
-//!    it: nobody waits for the whole of a long prompt, and among equals the oldest still ends first;
-//! 3. what the others left goes to the wide gaps again, oldest first.
+//! 1. backlogs of one, oldest first: answers go on however long the prompts beside them are;
+//! 2. wider backlogs, oldest first, each at most three quarters of what is left as long as others stand
+//!    behind it: nobody waits for the whole of a long prompt, and among equals the oldest still ends first;
+//! 3. what the others left goes to the wide backlogs again, oldest first.
 //!
-//! Lanes are always given in the order of arrival, so the oldest always moves and none starves. What a lane
-//! computes never depends on the plan (see `model`), only when.
+//! Branches are always given in the order of arrival, so the oldest always moves and none starves. What a
+//! branch computes never depends on the plan (see `model`), only when.
 //!
 //! A text of a bidirectional model is not cut: it is taken where all of it fits into what is left, and the
 //! oldest in any case, if need be alone in a step that is larger than the limits.
 //!
-//! Before the rows come the pages. A prompt has the pages for all that it knows when it begins; an answer needs
-//! one more every `PAGE` tokens. When there is none, the youngest answer is put off: its pages go to whoever is
-//! older, it goes back to the head of the queue, and when its turn comes its gap is everything that it knows,
-//! less what is still in the prefix tree.
+//! Before the rows come the pages. A prompt has the pages for all that it knows when it begins; an answer
+//! needs one more every `PAGE` tokens. When there is none, the youngest answer is preempted: its pages go to
+//! whoever is older, it goes back to the head of the queue, and when its turn comes its backlog is everything
+//! that it knows, less what is still in the prefix tree.
 
 use crate::error::{Error, Result};
 
@@ -53,9 +54,9 @@ impl StepLimits {
     }
 }
 
-/// What the scheduler knows of a lane.
+/// What the scheduler knows of a branch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gap {
+pub struct Backlog {
     /// Tokens known and not computed; 0 for one that waits for something else.
     pub tokens: usize,
     /// Whether the logits of each of these rows are wanted.
@@ -64,69 +65,72 @@ pub struct Gap {
     pub whole: bool,
     /// Pages that it lacks for them.
     pub short: usize,
-    /// Pages that are there for others if it is put off; `None` if it cannot be.
+    /// Pages that are there for others if it is preempted; `None` if it cannot be.
     pub frees: Option<usize>,
 }
 
 /// What is to be done in a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The rows that each lane gets, in the order of the gaps.
+    /// The rows that each branch gets, in the order of the backlogs.
     pub rows: Vec<usize>,
-    /// Lanes to be put off before, the youngest first.
-    pub put_off: Vec<usize>,
+    /// Branches to be preempted before, the youngest first.
+    pub preempt: Vec<usize>,
 }
 
 /// Spends a step. `available` are the pages that can be leased.
-pub fn plan(gaps: &[Gap], limits: &StepLimits, available: usize) -> Plan {
-    let Allotted { stands, put_off } = allot(gaps, available);
-    let mut budget = Budget { left: *limits, rows: vec![0; gaps.len()], empty: true };
-    let (short, wide): (Vec<_>, Vec<_>) = (gaps.iter().enumerate())
-        .filter(|&(lane, gap)| gap.tokens > 0 && !stands[lane])
+pub fn plan(backlogs: &[Backlog], limits: &StepLimits, available: usize) -> Plan {
+    let Allotted { stands, preempt } = allot(backlogs, available);
+    let mut budget = Budget { left: *limits, rows: vec![0; backlogs.len()], empty: true };
+    let (short, wide): (Vec<_>, Vec<_>) = (backlogs.iter().enumerate())
+        .filter(|&(branch, backlog)| backlog.tokens > 0 && !stands[branch])
         // What is not cut keeps its place: the oldest must find the step empty.
-        .partition(|(_, gap)| gap.tokens == 1 && !gap.whole);
-    for (lane, gap) in short {
-        budget.spend(lane, gap, 1);
+        .partition(|(_, backlog)| backlog.tokens == 1 && !backlog.whole);
+    for (branch, backlog) in short {
+        budget.spend(branch, backlog, 1);
     }
-    for (place, &(lane, gap)) in wide.iter().enumerate() {
+    for (place, &(branch, backlog)) in wide.iter().enumerate() {
         let behind = if place + 1 < wide.len() { budget.left.rows / 4 } else { 0 };
-        budget.spend(lane, gap, budget.left.rows - behind);
+        budget.spend(branch, backlog, budget.left.rows - behind);
     }
-    for (lane, gap) in wide {
-        budget.spend(lane, gap, budget.left.rows);
+    for (branch, backlog) in wide {
+        budget.spend(branch, backlog, budget.left.rows);
     }
-    Plan { rows: budget.rows, put_off }
+    Plan { rows: budget.rows, preempt }
 }
 
 struct Allotted {
-    /// Lanes that get no rows for want of pages.
+    /// Branches that get no rows for want of pages.
     stands: Vec<bool>,
-    put_off: Vec<usize>,
+    preempt: Vec<usize>,
 }
 
-/// Who gets pages: the oldest first, from what is available and then from the youngest that can be put off.
-fn allot(gaps: &[Gap], mut available: usize) -> Allotted {
-    let mut stands = vec![false; gaps.len()];
-    let mut put_off = Vec::new();
-    for (lane, gap) in gaps.iter().enumerate().filter(|(_, gap)| gap.tokens > 0 && gap.short > 0) {
-        while available < gap.short && !stands[lane] {
-            let youngest =
-                (lane..gaps.len()).rev().find_map(|it| Some((it, gaps[it].frees?)).filter(|_| !stands[it]));
+/// Who gets pages: the oldest first, from what is available and then from the youngest that can be preempted.
+fn allot(backlogs: &[Backlog], mut available: usize) -> Allotted {
+    let mut stands = vec![false; backlogs.len()];
+    let mut preempt = Vec::new();
+    for (branch, backlog) in
+        backlogs.iter().enumerate().filter(|(_, backlog)| backlog.tokens > 0 && backlog.short > 0)
+    {
+        while available < backlog.short && !stands[branch] {
+            let youngest = (branch..backlogs.len())
+                .rev()
+                .find_map(|it| Some((it, backlogs[it].frees?)).filter(|_| !stands[it]));
             match youngest {
                 Some((it, frees)) => {
                     available += frees;
                     stands[it] = true;
-                    put_off.push(it);
+                    preempt.push(it);
                 }
-                // Those that cannot be put off are younger, need nothing more, and will end.
-                None => stands[lane] = true,
+                // Those that cannot be preempted are younger, need nothing more, and will end.
+                None => stands[branch] = true,
             }
         }
-        if !stands[lane] {
-            available -= gap.short;
+        if !stands[branch] {
+            available -= backlog.short;
         }
     }
-    Allotted { stands, put_off }
+    Allotted { stands, preempt }
 }
 
 struct Budget {
@@ -137,21 +141,22 @@ struct Budget {
 }
 
 impl Budget {
-    /// Gives `lane` at most `most` rows more.
-    fn spend(&mut self, lane: usize, gap: &Gap, most: usize) {
-        let already = self.rows[lane];
+    /// Gives `branch` at most `most` rows more.
+    fn spend(&mut self, branch: usize, backlog: &Backlog, most: usize) {
+        let already = self.rows[branch];
         if already == 0 && self.left.sequences == 0 {
             return;
         }
-        let mut rows = (gap.tokens - already).min(most).min(self.left.rows);
-        if gap.every {
+        let mut rows = (backlog.tokens - already).min(most).min(self.left.rows);
+        if backlog.every {
             rows = rows.min(self.left.logits);
         }
-        if gap.whole {
-            let fits = gap.tokens <= self.left.rows && !(gap.every && gap.tokens > self.left.logits);
-            rows = if already == 0 && (fits || self.empty) { gap.tokens } else { 0 };
+        if backlog.whole {
+            let fits =
+                backlog.tokens <= self.left.rows && !(backlog.every && backlog.tokens > self.left.logits);
+            rows = if already == 0 && (fits || self.empty) { backlog.tokens } else { 0 };
         }
-        if gap.every {
+        if backlog.every {
             self.left.logits = self.left.logits.saturating_sub(rows);
         }
         if already == 0 && rows > 0 {
@@ -159,7 +164,7 @@ impl Budget {
             self.empty = false;
         }
         self.left.rows = self.left.rows.saturating_sub(rows);
-        self.rows[lane] += rows;
+        self.rows[branch] += rows;
     }
 }
 
@@ -168,10 +173,10 @@ mod tests {
     use super::*;
 
     /// `tokens`, `*` if every row is wanted, `w` if they are not to be cut, `-n` if n pages are missing, `+n`
-    /// if putting it off frees n.
-    fn read(text: &str) -> Gap {
+    /// if preempting it frees n.
+    fn read(text: &str) -> Backlog {
         let number = |sign| Some(text.split_once(sign)?.1.split(['-', '+']).next()?.parse().unwrap());
-        Gap {
+        Backlog {
             tokens: text.split(['*', 'w', '-', '+']).next().unwrap().parse().unwrap(),
             every: text.contains('*'),
             whole: text.contains('w'),
@@ -180,14 +185,14 @@ mod tests {
         }
     }
 
-    /// Plans step after step until all gaps are closed: the rows of each step, steps divided by `/`.
-    fn trace(limits: &StepLimits, gaps: &str) -> String {
-        let mut gaps: Vec<Gap> = gaps.split_whitespace().map(read).collect();
+    /// Plans step after step until all backlogs are closed: the rows of each step, steps divided by `/`.
+    fn trace(limits: &StepLimits, backlogs: &str) -> String {
+        let mut backlogs: Vec<Backlog> = backlogs.split_whitespace().map(read).collect();
         let mut steps = Vec::new();
-        while gaps.iter().any(|gap| gap.tokens > 0) && steps.len() < 50 {
-            let rows = plan(&gaps, limits, 0).rows;
-            for (gap, rows) in gaps.iter_mut().zip(&rows) {
-                gap.tokens -= rows;
+        while backlogs.iter().any(|backlog| backlog.tokens > 0) && steps.len() < 50 {
+            let rows = plan(&backlogs, limits, 0).rows;
+            for (backlog, rows) in backlogs.iter_mut().zip(&rows) {
+                backlog.tokens -= rows;
             }
             let shown: Vec<String> = rows.iter().map(usize::to_string).collect();
             steps.push(shown.join(" "));
@@ -195,7 +200,7 @@ mod tests {
         steps.join(" / ")
     }
 
-    /// `rows sequences logits | gaps (a * wants the logits of every row) -> rows of each step`
+    /// `rows sequences logits | backlogs (a * wants the logits of every row) -> rows of each step`
     const TRACES: &[&str] = &[
         // Alone: whole, in chunks, the next token, nothing to do.
         "8 4 4 | 5 -> 5",
@@ -214,7 +219,7 @@ mod tests {
         "2 4 4 | 1 1 1 -> 1 1 0 / 0 0 1",
         "8 2 4 | 1 1 1 -> 1 1 0 / 0 0 1",
         "8 2 4 | 9 1 3 -> 7 1 0 / 2 0 3",
-        // A lane that waits is passed over and takes no place.
+        // A branch that waits is passed over and takes no place.
         "8 1 4 | 0 0 5 -> 0 0 5",
         // Logits of every row have a budget of their own.
         "8 4 4 | 10* -> 4 / 4 / 2",
@@ -235,10 +240,10 @@ mod tests {
         let mut failed = Vec::new();
         for line in TRACES {
             let (limits, rest) = line.split_once('|').unwrap();
-            let (gaps, expected) = rest.split_once("->").unwrap();
+            let (backlogs, expected) = rest.split_once("->").unwrap();
             let limit: Vec<usize> = limits.split_whitespace().map(|it| it.parse().unwrap()).collect();
             let limits = StepLimits { rows: limit[0], sequences: limit[1], logits: limit[2] };
-            let found = trace(&limits, gaps);
+            let found = trace(&limits, backlogs);
             if found != expected.trim() {
                 failed.push(format!("{line}\n    found: {found}"));
             }
@@ -246,13 +251,14 @@ mod tests {
         assert!(failed.is_empty(), "{}", failed.join("\n"));
     }
 
-    /// `available pages | gaps -> rows | who is put off`
+    /// `available pages | backlogs -> rows | who is preempted`
     const PAGES: &[&str] = &[
         // Enough for all; for one; the oldest first.
         "2 | 1-1+4 1-1+4 -> 1 1 |",
         "1 | 1-1+4 1+4 1-1+4 -> 1 1 0 | 2",
         "0 | 1-1+4 1-1+4 1+4 -> 1 1 0 | 2",
-        // Who is put off may have been about to need a page, or to wait for a caller; the youngest goes first.
+        // Who is preempted may have been about to need a page, or to wait for a caller; the youngest goes
+        // first.
         "0 | 1-1+1 1-1+4 0+4 -> 1 1 0 | 2",
         "0 | 1-1+1 1-1+1 1-1+1 -> 1 0 0 | 2 1",
         "0 | 1-2+1 1+1 1+1 1 -> 1 0 0 1 | 2 1",
@@ -260,11 +266,11 @@ mod tests {
         "0 | 1-1+4 1+1 1+0 -> 1 0 0 | 2 1",
         // The youngest goes itself rather than take from older ones.
         "0 | 1+4 1-1+4 -> 1 0 | 1",
-        // What cannot be put off is waited for.
+        // What cannot be preempted is waited for.
         "0 | 1-1 9* -> 0 9 |",
         "1 | 1-2 1-1 9* -> 0 1 9 |",
         "0 | 1-1+2 9* 1+0 -> 0 9 0 | 2 0",
-        // A lane that waits needs none.
+        // A branch that waits needs none.
         "0 | 0-3+1 1+4 -> 0 1 |",
     ];
 
@@ -275,10 +281,10 @@ mod tests {
         let mut failed = Vec::new();
         for line in PAGES {
             let (available, rest) = line.split_once('|').unwrap();
-            let (gaps, expected) = rest.split_once("->").unwrap();
-            let gaps: Vec<Gap> = gaps.split_whitespace().map(read).collect();
-            let plan = plan(&gaps, &limits, available.trim().parse().unwrap());
-            let found = format!("{} | {}", show(&plan.rows), show(&plan.put_off));
+            let (backlogs, expected) = rest.split_once("->").unwrap();
+            let backlogs: Vec<Backlog> = backlogs.split_whitespace().map(read).collect();
+            let plan = plan(&backlogs, &limits, available.trim().parse().unwrap());
+            let found = format!("{} | {}", show(&plan.rows), show(&plan.preempt));
             if found.trim() != expected.trim() {
                 failed.push(format!("{line}\n    found: {found}"));
             }
@@ -295,19 +301,23 @@ mod tests {
         };
         for round in 0..3000 {
             let limits = StepLimits { rows: 1 + below(9), sequences: 1 + below(4), logits: 1 + below(4) };
-            let gaps: Vec<Gap> = (0..below(7))
-                .map(|_| Gap { tokens: below(12), every: below(3) == 0, ..Gap::default() })
+            let backlogs: Vec<Backlog> = (0..below(7))
+                .map(|_| Backlog { tokens: below(12), every: below(3) == 0, ..Backlog::default() })
                 .collect();
-            let rows = plan(&gaps, &limits, 0).rows;
+            let rows = plan(&backlogs, &limits, 0).rows;
             let every: usize =
-                gaps.iter().zip(&rows).filter(|(gap, _)| gap.every).map(|(_, rows)| rows).sum();
-            let wanted: usize = gaps.iter().filter(|gap| !gap.every).map(|gap| gap.tokens).sum();
+                backlogs.iter().zip(&rows).filter(|(backlog, _)| backlog.every).map(|(_, rows)| rows).sum();
+            let wanted: usize =
+                backlogs.iter().filter(|backlog| !backlog.every).map(|backlog| backlog.tokens).sum();
             assert!(rows.iter().sum::<usize>() <= limits.rows, "{round}");
             assert!(rows.iter().filter(|&&rows| rows > 0).count() <= limits.sequences, "{round}");
             assert!(every <= limits.logits, "{round}");
-            assert!(gaps.iter().zip(&rows).all(|(gap, &rows)| rows <= gap.tokens), "{round}");
+            assert!(backlogs.iter().zip(&rows).all(|(backlog, &rows)| rows <= backlog.tokens), "{round}");
             let moved = rows.iter().sum::<usize>();
-            assert!(moved > 0 || wanted == 0 && gaps.iter().all(|gap| gap.tokens == 0), "{round}: stuck");
+            assert!(
+                moved > 0 || wanted == 0 && backlogs.iter().all(|backlog| backlog.tokens == 0),
+                "{round}: stuck"
+            );
         }
     }
 

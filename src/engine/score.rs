@@ -5,14 +5,14 @@
 //! candidate   | page 3 | page 7 | page 4 ........ | page 9 ..
 //!               shared   shared   copied from 1     its own
 //! ```
-//! The row of a token tells the next one's log probability, so the first token of each candidate is
-//! known from the prompt's last row and the last token of each is never computed. What all candidates begin with
-//! is computed with the prompt, for it costs no step of its own there. (Deeper branches are not shared: a step
-//! more costs about as much as eight rows.) Candidates fork as room
-//! for their own pages is there: all at once if they are few, in waves if they are many.
+//! The row of a token tells the next one's log probability, so the first token of each candidate is known
+//! from the prompt's last row and the last token of each is never computed. What all candidates begin with is
+//! computed with the prompt, for it costs no step of its own there. (Deeper branches are not shared: a step
+//! more costs about as much as eight rows.) Candidates fork as room for their own pages is there: all at once
+//! if they are few, in waves if they are many.
 
-use super::lane::{Lane, Recurrent, Want};
-use super::network::Network;
+use super::branch::{Branch, Recurrent, Want};
+use super::model_runner::ModelRunner;
 use super::request::fork_pages;
 use crate::cache::holding::Holding;
 use crate::cache::pages::Lease;
@@ -31,8 +31,8 @@ pub(super) struct Score {
     scores: Vec<Vec<f32>>,
     /// Pages for what candidates have of their own.
     pub room: Lease,
-    /// A slot for what a candidate has of its own, where the model has recurrent state: one at a time can always
-    /// be scored.
+    /// A slot for what a candidate has of its own, where the model has recurrent state: one at a time can
+    /// always be scored.
     pub spare: Option<Slot>,
     /// The prompt's pages, and the state after it, once it is computed.
     pub prompt: Holding,
@@ -64,15 +64,15 @@ impl Score {
         }
     }
 
-    /// Keeps what the lane of the prompt holds, which is computed.
-    pub fn take_prompt(&mut self, lane: &mut Lane, cache: &mut PrefixCache) {
-        self.prompt = std::mem::take(&mut lane.holding);
-        self.state = lane.state.take_own();
-        self.salt = lane.salt();
-        lane.release(cache);
+    /// Keeps what the branch of the prompt holds, which is computed.
+    pub fn take_prompt(&mut self, branch: &mut Branch, cache: &mut PrefixCache) {
+        self.prompt = std::mem::take(&mut branch.holding);
+        self.state = branch.state.take_own();
+        self.salt = branch.salt();
+        branch.release(cache);
     }
 
-    /// The slots that it holds beside those of its lanes.
+    /// The slots that it holds beside those of its branches.
     pub fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.spare.iter().chain(&self.state)
     }
@@ -110,32 +110,32 @@ impl Score {
         Ok(())
     }
 
-    /// Takes back the pages of lanes that are done, forks as many more as there is room for, and returns
+    /// Takes back the pages of branches that are done, forks as many more as there is room for, and returns
     /// the scores when none is left.
-    pub fn tend(
+    pub fn advance_forks(
         &mut self,
-        lanes: &mut Vec<Lane>,
+        branches: &mut Vec<Branch>,
         most: usize,
         cache: &mut PrefixCache,
-        network: &mut dyn Network,
+        runner: &mut dyn ModelRunner,
     ) -> Result<Option<Vec<Vec<f32>>>> {
         if !self.computed {
             return Ok(None);
         }
-        for lane in lanes.extract_if(.., |lane| lane.gap().tokens == 0) {
-            self.retire(lane, cache);
+        for branch in branches.extract_if(.., |branch| branch.backlog().tokens == 0) {
+            self.retire(branch, cache);
         }
-        while self.next < self.candidates.len() && lanes.len() < most {
+        while self.next < self.candidates.len() && branches.len() < most {
             let own = fork_pages(self.prompt_len, self.candidates[self.next].len());
             if own * cache.groups().len() > self.room.len() || !self.provide_slot(cache) {
                 break;
             }
-            if let Some(lane) = self.fork(own, cache, network)? {
-                lanes.push(lane);
+            if let Some(branch) = self.fork(own, cache, runner)? {
+                branches.push(branch);
             }
             self.next += 1;
         }
-        if !lanes.is_empty() {
+        if !branches.is_empty() {
             return Ok(None);
         }
         if self.next < self.candidates.len() {
@@ -153,13 +153,13 @@ impl Score {
         !cache.has_state() || self.spare.is_some()
     }
 
-    /// A lane for the next candidate; none if it needs no row of its own.
+    /// A branch for the next candidate; none if it needs no row of its own.
     fn fork(
         &mut self,
         own: usize,
         cache: &mut PrefixCache,
-        network: &mut dyn Network,
-    ) -> Result<Option<Lane>> {
+        runner: &mut dyn ModelRunner,
+    ) -> Result<Option<Branch>> {
         let Some((_, fed)) = self.candidates[self.next].split_last().filter(|(_, fed)| !fed.is_empty())
         else {
             return Ok(None);
@@ -172,31 +172,32 @@ impl Score {
             if let (Some(from), Some(&to)) = (self.prompt.page(group, full), own.pages().first())
                 && outcome.is_ok()
             {
-                outcome = network.copy_page(from, to);
+                outcome = runner.copy_page(from, to);
             }
             holding.append(group, own);
         }
         let (fed, state) = (fed.to_vec(), self.state.as_ref().map(|state| cache.share_slot(state)));
-        let mut lane = Lane::new(self.prompt_len, fed, holding, Want::Every, self.next, self.salt);
-        lane.state = Recurrent::of_fork(state, self.spare.take());
+        let mut branch = Branch::new(self.prompt_len, fed, holding, Want::Every, self.next, self.salt);
+        branch.state = Recurrent::of_fork(state, self.spare.take());
         match outcome {
-            Ok(()) => Ok(Some(lane)),
+            Ok(()) => Ok(Some(branch)),
             Err(error) => {
-                self.retire(lane, cache);
+                self.retire(branch, cache);
                 Err(error)
             }
         }
     }
 
-    /// `[0, full)` of a lane's pages are shared and released, `[full, ..)` are its own and go back to the room.
-    fn retire(&mut self, mut lane: Lane, cache: &mut PrefixCache) {
+    /// `[0, full)` of a branch's pages are shared and released, `[full, ..)` are its own and go back to the
+    /// room.
+    fn retire(&mut self, mut branch: Branch, cache: &mut PrefixCache) {
         for group in 0..cache.groups().len() {
-            self.room.append(lane.holding.split_from(group, self.prompt_len / PAGE));
+            self.room.append(branch.holding.split_from(group, self.prompt_len / PAGE));
         }
         if self.spare.is_none() {
-            self.spare = lane.state.take_own();
+            self.spare = branch.state.take_own();
         }
-        lane.release(cache);
+        branch.release(cache);
     }
 
     /// Tokens of all candidates.

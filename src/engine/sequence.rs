@@ -1,18 +1,18 @@
-//! A request in work: its lanes, what is done with their rows, its client and its clock.
+//! A request in work: its branches, what is done with their rows, its subscriber and its clock.
 //!
 //! A life: queued with no pages; begun with the pages for all tokens that it knows, some of them found in the
-//! prefix tree; its lanes are put into steps and it absorbs what comes out; it may be put off, and begins
-//! again; when it has ended, well or not, its pages are released and its last event is sent. Nothing in here
-//! knows other sequences.
+//! prefix tree; its branches are put into steps and it absorbs what comes out; it may be preempted, and
+//! begins again; when it has ended, well or not, its pages are released and its last event is sent. Nothing
+//! in here knows other sequences.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
-use super::client::{Audience, Client};
+use super::branch::{Branch, Want};
+use super::channel::{Subscriber, Subscribers};
 use super::decode::{Decode, Next};
 use super::draft::{Drafter, Drafting};
-use super::lane::{Lane, Want};
-use super::network::Network;
+use super::model_runner::ModelRunner;
 use super::pooling::{Pool, Rows};
 use super::prefix_io;
 use super::request::{Bounds, Event, Finish, FinishReason, Request, Task, Timings, Usage};
@@ -30,8 +30,8 @@ const SPARE_PAGES: usize = 64;
 pub(super) struct Sequence {
     /// Of its first caller, by which it is known.
     pub id: u64,
-    pub audience: Audience,
-    pub lanes: Vec<Lane>,
+    pub subscribers: Subscribers,
+    pub branches: Vec<Branch>,
     work: Work,
     pub usage: Usage,
     clock: Clock,
@@ -41,7 +41,7 @@ pub(super) struct Sequence {
     room: usize,
     /// Rows that a step computes at most.
     rows: usize,
-    /// Positions that were computed or found before it was put off: they are not counted twice.
+    /// Positions that were computed or found before it was preempted: they are not counted twice.
     reached: usize,
     /// Tokens of its last draft that were right.
     accepted: usize,
@@ -56,13 +56,13 @@ pub(super) enum Ended {
     Badly,
 }
 
-/// What a step computed for one lane.
+/// What a step computed for one branch.
 pub(super) struct Part<'a> {
     pub rows: usize,
-    /// `[_, vocab]`: the logits that the lane wanted.
+    /// `[_, vocab]`: the logits that the branch wanted.
     pub logits: &'a [f32],
     pub vocab: usize,
-    /// `[_, hidden]`: the states that the lane wanted.
+    /// `[_, hidden]`: the states that the branch wanted.
     pub states: &'a [f32],
     pub hidden: usize,
 }
@@ -84,7 +84,7 @@ struct Clock {
 
 impl Sequence {
     /// `request` was checked against `bounds`.
-    pub fn new(request: Request, client: Client, bounds: &Bounds) -> Self {
+    pub fn new(request: Request, subscriber: Subscriber, bounds: &Bounds) -> Self {
         let room = match &request.task {
             Task::Score { .. } => {
                 let prompt = bounds.layout.pages_at_most(request.prompt.len(), bounds.rows);
@@ -112,16 +112,16 @@ impl Sequence {
             }
         };
         let holding = Holding::new(bounds.layout.paged.len());
-        let lanes = vec![Lane::new(0, request.prompt, holding, want, 0, request.salt)];
+        let branches = vec![Branch::new(0, request.prompt, holding, want, 0, request.salt)];
         let question = match &work {
-            Work::Decode(decode) if decode.can_be_shared() => Some(question(&lanes[0], decode)),
+            Work::Decode(decode) if decode.can_be_shared() => Some(question(&branches[0], decode)),
             _ => None,
         };
-        let (id, audience) = (client.id, Audience::new(client, question.is_some()));
+        let (id, subscribers) = (subscriber.id, Subscribers::new(subscriber, question.is_some()));
         Sequence {
             id,
-            audience,
-            lanes,
+            subscribers,
+            branches,
             work,
             usage,
             clock: Clock::default(),
@@ -134,11 +134,11 @@ impl Sequence {
         }
     }
 
-    /// Appends what the answer must begin with, so that it is computed together with the prompt. For a sequence
-    /// that has found no other to join: its audience hears of it at once.
+    /// Appends what the answer must begin with, so that it is computed together with the prompt. For a
+    /// sequence that has found no other to join: its subscribers hear of it at once.
     pub fn open(&mut self) {
         let Work::Decode(decode) = &mut self.work else { return };
-        match decode.open(self.usage.prompt_tokens, &mut self.audience) {
+        match decode.open(self.usage.prompt_tokens, &mut self.subscribers) {
             Ok(next) => self.follow(next),
             Err(error) => self.fail(error),
         }
@@ -149,10 +149,10 @@ impl Sequence {
     /// # Errors
     /// So many pages are lacking, and it holds none.
     pub fn begin(&mut self, cache: &mut PrefixCache, spare: usize) -> std::result::Result<(), usize> {
-        let lane = &mut self.lanes[0];
-        let found = lane.adopt(cache);
-        let needed = lane.short(cache.groups(), self.rows) + self.room;
-        let outstanding = lane.outstanding(cache.groups(), self.rows).max(needed - self.room) + self.room;
+        let branch = &mut self.branches[0];
+        let found = branch.adopt(cache);
+        let needed = branch.short(cache.groups(), self.rows) + self.room;
+        let outstanding = branch.outstanding(cache.groups(), self.rows).max(needed - self.room) + self.room;
         let lacking = (outstanding + spare).saturating_sub(cache.available());
         // A candidate reads the prompt's state and writes its own.
         let slots = if matches!(self.work, Work::Score(_)) { 2 } else { 1 };
@@ -161,32 +161,33 @@ impl Sequence {
             false => None,
         };
         let Some(mut lease) = lease else {
-            lane.release(cache);
+            branch.release(cache);
             return Err(lacking.max(1));
         };
         if let Work::Score(score) = &mut self.work {
             score.room = lease.split_last(self.room);
             score.spare = if cache.has_state() { cache.lease_slot() } else { None };
         }
-        lane.provide(lease, cache.groups(), self.rows);
-        lane.provide_state(0, cache);
-        lane.want_snapshot_at_end(cache);
+        branch.provide(lease, cache.groups(), self.rows);
+        branch.provide_state(0, cache);
+        branch.want_snapshot_at_end(cache);
         self.count_found(found);
         self.clock.begun.get_or_insert_with(Instant::now);
         Ok(())
     }
 
-    /// Takes over what others have computed of its gap since the last step.
+    /// Takes over what others have computed of its backlog since the last step.
     pub fn adopt(&mut self, cache: &mut PrefixCache) {
-        if let [lane] = &mut self.lanes[..] {
-            let found = lane.adopt(cache);
+        if let [branch] = &mut self.branches[..] {
+            let found = branch.adopt(cache);
             self.count_found(found);
         }
     }
 
     fn count_found(&mut self, found: usize) {
         // What an answer begins with may be found as well, and is no part of the prompt.
-        let computed = self.lanes.first().map_or(0, |lane| lane.computed.min(self.usage.prompt_tokens));
+        let computed =
+            self.branches.first().map_or(0, |branch| branch.computed.min(self.usage.prompt_tokens));
         self.usage.cached_tokens += found.min(computed.saturating_sub(self.reached));
         self.reached = self.reached.max(computed);
     }
@@ -194,10 +195,10 @@ impl Sequence {
     /// Pages that it will come to lack and that nobody younger may take, or it could never end: it cannot be
     /// preempted.
     pub fn outstanding(&self, cache: &PrefixCache) -> usize {
-        if self.can_be_put_off() || self.ended.is_some() {
+        if self.can_be_preempted() || self.ended.is_some() {
             return 0;
         }
-        self.lanes.iter().map(|lane| lane.outstanding(cache.groups(), self.rows)).sum()
+        self.branches.iter().map(|branch| branch.outstanding(cache.groups(), self.rows)).sum()
     }
 
     /// Whether it waits for its caller.
@@ -205,16 +206,16 @@ impl Sequence {
         matches!(&self.work, Work::Decode(decode) if decode.is_parked())
     }
 
-    /// Whether it can be put off and begin again: answers can, for they know all their tokens.
-    pub fn can_be_put_off(&self) -> bool {
+    /// Whether it can be preempted and begin again: answers can, for they know all their tokens.
+    pub fn can_be_preempted(&self) -> bool {
         matches!(self.work, Work::Decode(_)) && self.ended.is_none()
     }
 
     /// Gives all pages back; what was generated stays.
-    pub fn put_off(&mut self, cache: &mut PrefixCache) {
-        for lane in &mut self.lanes {
-            self.reached = self.reached.max(lane.computed);
-            lane.release(cache);
+    pub fn preempt(&mut self, cache: &mut PrefixCache) {
+        for branch in &mut self.branches {
+            self.reached = self.reached.max(branch.computed);
+            branch.release(cache);
         }
     }
 
@@ -226,13 +227,13 @@ impl Sequence {
             && prompt == other.usage.prompt_tokens
             && ours.can_be_shared()
             && ours.same_as(its)
-            && self.lanes[0].salt() == other.lanes[0].salt()
-            && self.lanes[0].tokens[..prompt] == other.lanes[0].tokens[..prompt]
+            && self.branches[0].salt() == other.branches[0].salt()
+            && self.branches[0].tokens[..prompt] == other.branches[0].tokens[..prompt]
     }
 
     /// The callers of `other` are this one's from now on.
     pub fn join(&mut self, other: Sequence) {
-        other.audience.into_clients().for_each(|client| self.audience.join(client));
+        other.subscribers.into_subscribers().for_each(|subscriber| self.subscribers.join(subscriber));
     }
 
     /// Every lease that it holds.
@@ -241,7 +242,7 @@ impl Sequence {
             Work::Score(score) => Some(score.prompt.leases().chain([&score.room])),
             _ => None,
         };
-        self.lanes.iter().flat_map(|lane| lane.holding.leases()).chain(score.into_iter().flatten())
+        self.branches.iter().flat_map(|branch| branch.holding.leases()).chain(score.into_iter().flatten())
     }
 
     /// Every slot that it holds.
@@ -250,37 +251,37 @@ impl Sequence {
             Work::Score(score) => Some(score.slots()),
             _ => None,
         };
-        self.lanes.iter().flat_map(|lane| lane.state.slots()).chain(score.into_iter().flatten())
+        self.branches.iter().flat_map(|branch| branch.state.slots()).chain(score.into_iter().flatten())
     }
 
     /// Gives all pages back.
     pub fn release(&mut self, cache: &mut PrefixCache) {
-        for mut lane in self.lanes.drain(..) {
-            lane.release(cache);
+        for mut branch in self.branches.drain(..) {
+            branch.release(cache);
         }
         if let Work::Score(score) = &mut self.work {
             score.release(cache);
         }
     }
 
-    /// Takes in what a step computed for one of its lanes. True: an answer, which [`extend`](Self::extend) is to go on
-    /// with.
-    pub fn absorb(&mut self, lane: usize, part: &Part, cache: &mut PrefixCache) -> Result<bool> {
+    /// Takes in what a step computed for one of its branches. True: an answer, which [`extend`](Self::extend)
+    /// is to go on with.
+    pub fn absorb(&mut self, branch: usize, part: &Part, cache: &mut PrefixCache) -> Result<bool> {
         if self.ended.is_some() {
             return Ok(false);
         }
-        let it = &mut self.lanes[lane];
+        let it = &mut self.branches[branch];
         it.advance(part.rows, cache);
-        let closed = it.gap().tokens == 0;
+        let closed = it.backlog().tokens == 0;
         if closed && self.clock.prefilled.is_none() {
             self.clock.prefilled = Some(Instant::now());
         }
         match &mut self.work {
             Work::Decode(_) => return Ok(closed),
-            // `tend` does the rest: it has the network.
+            // `advance_forks` does the rest: it has the model's runner.
             Work::Pages => {}
             Work::Rows => {
-                self.audience.push(Event::Rows(part.logits.to_vec()));
+                self.subscribers.push(Event::Rows(part.logits.to_vec()));
                 if closed {
                     self.finish(FinishReason::Stop, String::new());
                 }
@@ -288,7 +289,7 @@ impl Sequence {
             Work::Pool(pool) => {
                 pool.add(part.states, part.hidden);
                 if closed {
-                    self.audience.push(Event::Rows(pool.vector()?));
+                    self.subscribers.push(Event::Rows(pool.vector()?));
                     self.finish(FinishReason::Stop, String::new());
                 }
             }
@@ -297,20 +298,23 @@ impl Sequence {
                 score.absorb_prompt(part.logits, part.vocab)?;
                 if closed {
                     score.take_prompt(it, cache);
-                    self.lanes.clear();
+                    self.branches.clear();
                 }
             }
         }
         Ok(false)
     }
 
-    /// The next token, and one more for each token of the draft that was right. `scratch` is a row to work in.
+    /// The next token, and one more for each token of the draft that was right. `scratch` is a row to work
+    /// in.
     pub fn extend(&mut self, part: &Part, scratch: &mut Logits) -> Result<()> {
-        let drafted = self.lanes[0].draft.as_ref().map_or(Vec::new(), |draft| draft.tokens.clone());
+        let drafted = self.branches[0].draft.as_ref().map_or(Vec::new(), |draft| draft.tokens.clone());
         self.accepted = 0;
         while let Some(raw) = part.logits.chunks_exact(part.vocab).nth(self.accepted) {
-            let (Work::Decode(decode), Some(lane)) = (&mut self.work, self.lanes.first_mut()) else { break };
-            let next = decode.advance(&lane.tokens, raw, scratch, &mut self.audience)?;
+            let (Work::Decode(decode), Some(branch)) = (&mut self.work, self.branches.first_mut()) else {
+                break;
+            };
+            let next = decode.advance(&branch.tokens, raw, scratch, &mut self.subscribers)?;
             // As far as the tokens are those that were drafted, they are computed as well.
             let (new, right) = match &next {
                 Next::Tokens(ids) => {
@@ -319,7 +323,7 @@ impl Sequence {
                 }
                 Next::Parked | Next::End(..) => (1, 0),
             };
-            lane.computed += right;
+            branch.computed += right;
             self.accepted += right;
             self.follow(next);
             if right < new {
@@ -331,52 +335,55 @@ impl Sequence {
 
     /// Gives the prefix tree the pages that are full now, after tokens were drawn.
     pub fn commit(&mut self, cache: &mut PrefixCache) {
-        if let [lane] = &mut self.lanes[..] {
-            lane.settle_draft_state(self.accepted, cache);
-            lane.commit(cache);
+        if let [branch] = &mut self.branches[..] {
+            branch.settle_draft_state(self.accepted, cache);
+            branch.commit(cache);
         }
     }
 
     /// Puts a draft behind its one missing token, if that seems to pay; returns its length.
     pub fn draft(&mut self, drafter: &Drafter, step: &mut Drafting, cache: &mut PrefixCache) -> usize {
-        let (Work::Decode(decode), [lane]) = (&mut self.work, &mut self.lanes[..]) else { return 0 };
-        lane.draft = None;
-        if lane.gap().tokens != 1 {
+        let (Work::Decode(decode), [branch]) = (&mut self.work, &mut self.branches[..]) else { return 0 };
+        branch.draft = None;
+        if branch.backlog().tokens != 1 {
             return 0;
         }
-        let mut most = decode.room_for_draft(lane.len());
+        let mut most = decode.room_for_draft(branch.len());
         // Pages are taken for a draft only where there are plenty.
-        let own = |lane: &Lane| (lane.holding.shortest() * PAGE).saturating_sub(lane.len());
-        if most > own(lane)
+        let own = |branch: &Branch| (branch.holding.shortest() * PAGE).saturating_sub(branch.len());
+        if most > own(branch)
             && cache.available() > SPARE_PAGES
             && let Some(mut more) = cache.lease(cache.groups().len())
         {
-            (0..cache.groups().len()).for_each(|group| lane.holding.append(group, more.split_first(1)));
+            (0..cache.groups().len()).for_each(|group| branch.holding.append(group, more.split_first(1)));
         }
-        most = most.min(own(lane));
+        most = most.min(own(branch));
         if decode.is_guided() {
-            let guess = decode.lookup.look(&lane.tokens, self.usage.prompt_tokens, most);
+            let guess = decode.lookup.look(&branch.tokens, self.usage.prompt_tokens, most);
             most = decode.allowed(&guess);
         }
-        lane.draft = drafter.draft(step, &mut decode.lookup, &lane.tokens, self.usage.prompt_tokens, most);
-        lane.provide_draft_state(cache);
-        lane.draft.as_ref().map_or(0, |draft| draft.tokens.len())
+        branch.draft =
+            drafter.draft(step, &mut decode.lookup, &branch.tokens, self.usage.prompt_tokens, most);
+        branch.provide_draft_state(cache);
+        branch.draft.as_ref().map_or(0, |draft| draft.tokens.len())
     }
 
     /// Tells the drafter how right its draft was; returns the number of accepted tokens.
-    pub fn settle(&mut self, drafter: &mut Drafter, worth: f64) -> usize {
-        let (Work::Decode(decode), Some(lane)) = (&mut self.work, self.lanes.first_mut()) else { return 0 };
-        let Some(draft) = lane.draft.take() else { return 0 };
+    pub fn record_acceptance(&mut self, drafter: &mut Drafter, worth: f64) -> usize {
+        let (Work::Decode(decode), Some(branch)) = (&mut self.work, self.branches.first_mut()) else {
+            return 0;
+        };
+        let Some(draft) = branch.draft.take() else { return 0 };
         drafter.tell(&mut decode.lookup, &draft, self.accepted, worth);
         self.accepted
     }
 
     /// Goes on with logits that the caller's filters have edited.
     pub fn resume(&mut self, logits: Logits, scratch: &mut Logits) -> Result<()> {
-        let (Work::Decode(decode), Some(lane)) = (&mut self.work, self.lanes.first()) else {
+        let (Work::Decode(decode), Some(branch)) = (&mut self.work, self.branches.first()) else {
             return Err(Error::internal("filtered logits came for a request that generates nothing"));
         };
-        let next = decode.resume(&lane.tokens, logits, scratch, &mut self.audience)?;
+        let next = decode.resume(&branch.tokens, logits, scratch, &mut self.subscribers)?;
         self.follow(next);
         Ok(())
     }
@@ -387,29 +394,34 @@ impl Sequence {
         }
         match next {
             Next::Parked => {}
-            Next::Tokens(ids) => self.lanes[0].tokens.extend(ids),
+            Next::Tokens(ids) => self.branches[0].tokens.extend(ids),
             Next::End(reason, text) => self.finish(reason, text),
         }
     }
 
     /// What is to do between steps: candidates fork and retire, and a saved prefix is read from its pages.
-    pub fn tend(&mut self, most: usize, cache: &mut PrefixCache, network: &mut dyn Network) -> Result<()> {
+    pub fn advance_forks(
+        &mut self,
+        most: usize,
+        cache: &mut PrefixCache,
+        runner: &mut dyn ModelRunner,
+    ) -> Result<()> {
         if self.ended.is_some() {
             return Ok(());
         }
         match &mut self.work {
             Work::Score(score) => {
-                if let Some(scores) = score.tend(&mut self.lanes, most, cache, network)? {
+                if let Some(scores) = score.advance_forks(&mut self.branches, most, cache, runner)? {
                     self.usage.completion_tokens = score.tokens();
-                    self.audience.push(Event::Scores(scores));
+                    self.subscribers.push(Event::Scores(scores));
                     self.finish(FinishReason::Stop, String::new());
                 }
             }
-            // Its lease holds them until here, so none was given up meanwhile.
-            Work::Pages if self.lanes[0].gap().tokens == 0 => {
-                let (lane, pages) = (&self.lanes[0], self.usage.prompt_tokens / PAGE);
-                let bytes = prefix_io::export(&lane.holding, lane.state.own(), pages, network)?;
-                self.audience.push(Event::Pages(bytes));
+            // Its lease holds them until here, so none was evicted meanwhile.
+            Work::Pages if self.branches[0].backlog().tokens == 0 => {
+                let (branch, pages) = (&self.branches[0], self.usage.prompt_tokens / PAGE);
+                let bytes = prefix_io::export(&branch.holding, branch.state.own(), pages, runner)?;
+                self.subscribers.push(Event::Pages(bytes));
                 self.finish(FinishReason::Stop, String::new());
             }
             _ => {}
@@ -419,7 +431,7 @@ impl Sequence {
 
     fn finish(&mut self, reason: FinishReason, text: String) {
         let finish = Finish { reason, text, usage: self.usage, timings: Timings::default() };
-        self.audience.finish(finish, |submitted| self.clock.timings(submitted));
+        self.subscribers.finish(finish, |submitted| self.clock.timings(submitted));
         self.ended = Some(Ended::Well);
     }
 
@@ -442,16 +454,19 @@ impl Sequence {
     }
 
     /// Whether its pages were taken.
-    pub fn is_put_off(&self) -> bool {
+    pub fn is_preempted(&self) -> bool {
         !self.is_new()
-            && self.lanes.first().is_some_and(|lane| lane.holding.is_empty() && !lane.tokens.is_empty())
+            && self
+                .branches
+                .first()
+                .is_some_and(|branch| branch.holding.is_empty() && !branch.tokens.is_empty())
             && matches!(self.work, Work::Decode(_))
     }
 
     /// Ends it with an error, unless it has ended.
     pub fn fail(&mut self, error: Error) {
         if self.ended.is_none() {
-            self.audience.push(Event::Error(error));
+            self.subscribers.push(Event::Error(error));
             self.ended = Some(Ended::Badly);
         }
     }
@@ -472,9 +487,9 @@ impl Clock {
 }
 
 /// Equal for requests that [`Sequence::answers`] might call the same.
-fn question(lane: &Lane, decode: &Decode) -> u64 {
+fn question(branch: &Branch, decode: &Decode) -> u64 {
     let mut hash = DefaultHasher::new();
-    (&lane.tokens, lane.salt()).hash(&mut hash);
+    (&branch.tokens, branch.salt()).hash(&mut hash);
     decode.hash_question(&mut hash);
     hash.finish()
 }

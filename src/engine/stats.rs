@@ -35,8 +35,8 @@ pub struct Stats {
     pub batched: u64,
     /// Requests that were answered by one in work that asked for the same.
     pub shared: u64,
-    /// Times that a request was put off for want of pages.
-    pub put_off: u64,
+    /// Times that a request was preempted for want of pages.
+    pub preempted: u64,
     /// Pages of the KV cache.
     pub pages: usize,
     /// Those that nobody uses and that hold nothing.

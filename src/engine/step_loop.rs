@@ -4,74 +4,62 @@
 //! listen   commands from handles; blocks while there is nothing to compute
 //! reap     what is late ends (what was cancelled has ended when its caller said so)
 //! admit    the queue's head begins when its pages are there (strictly in order, so nobody starves)
-//! plan     take from the prefix tree; who computes what; who is put off for want of pages
-//! step     run the network; each sequence absorbs its part and gives its full pages to the prefix tree
+//! plan     take from the prefix tree; who computes what; who is preempted for want of pages
+//! step     run the model; each sequence absorbs its part and gives its full pages to the prefix tree
 //! sweep    pages of what ended go back; statistics; then the events go out
 //! ```
-//! A cold burst: of the lanes whose next page is the same one, the oldest computes it and the others stand
-//! still in that step. After it they find the page in the tree, and so on to the end of what they share. If the
-//! oldest goes away half-way, the next step simply has another oldest.
+//! A cold burst: of the branches whose next page is the same one, the oldest computes it and the others stand
+//! still in that step. After it they find the page in the tree, and so on to the end of what they share. If
+//! the oldest goes away half-way, the next step simply has another oldest.
 //!
-//! Who waits for its caller's filter is *parked*: it takes no seat from others, and gives its pages to the
-//! queue's head when that has too few. So streams that nobody reads keep nobody waiting.
+//! Who waits for its caller's filter is *parked*: it takes no place in the step from others, and gives its
+//! pages to the queue's head when that has too few. So streams that nobody reads keep nobody waiting.
 //!
 //! Nothing in a turn walks the queue: see [`Index`].
 //!
-//! One thread owns the network and all state, so there is no lock in here. A failing request ends alone; a
+//! One thread owns the runner and all state, so there is no lock in here. A failing request ends alone; a
 //! failing forward pass ends the requests that were in it; a panic ends them all, and the engine with them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::client::Audience;
+use super::branch::Taken;
+use super::channel::Subscribers;
+use super::channel::{Command, Shared};
 use super::draft::{Drafter, Drafting};
-use super::handle::{EngineOptions, Shared};
 use super::index::Index;
-use super::lane::Taken;
-use super::network::{Network, StepOutput};
+use super::model_runner::{ModelRunner, StepOutput};
+use super::options::EngineOptions;
 use super::prefix_io;
-use super::schedule::{Gap, StepLimits, plan};
+use super::schedule::{Backlog, StepLimits, plan};
 use super::scratch::Scratch;
 use super::sequence::{Ended, Part, Sequence};
 use super::stats::Stats;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{Key, PrefixCache};
-use crate::cache::prefix_file::Prefix;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::sample::Logits;
 use crate::step::Step;
 use crate::trace;
 
-/// What handles ask of the thread.
-pub(super) enum Command {
-    Submit(Box<Sequence>),
-    /// The caller's filters have run.
-    Filtered(u64, Box<Result<Logits>>),
-    /// The pages of these tokens, to be kept.
-    Import(Prefix, Sender<Result<()>>),
-    /// A caller no longer wants its answer.
-    Cancel(u64),
-    Close,
-}
-
 pub(super) struct Engine {
-    network: Box<dyn Network>,
+    runner: Box<dyn ModelRunner>,
     cache: PrefixCache,
     limits: StepLimits,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
-    /// Requests with no pages, in the order of arrival: new ones, and before them those that were put off.
+    /// Requests with no pages, in the order of arrival: new ones, and before them those that were preempted.
     waiting: BTreeMap<u64, Sequence>,
-    /// Those that were put off and cannot begin again before their callers' filters have run.
+    /// Those that were preempted and cannot begin again before their callers' filters have run.
     shelved: BTreeMap<u64, Sequence>,
     /// Requests in work, in the order of arrival.
     running: Vec<Sequence>,
     /// Callers of requests that have ended, until their last events are sent.
-    leaving: Vec<Audience>,
+    leaving: Vec<Subscribers>,
     index: Index,
     /// Requests in the queue that have something to tell their callers.
     touched: Vec<u64>,
@@ -81,25 +69,25 @@ pub(super) struct Engine {
     scratch: Scratch,
 }
 
-/// Where a lane's rows went.
-struct Seat {
+/// Where a branch's rows went.
+struct Scheduled {
     sequence: usize,
-    lane: usize,
+    branch: usize,
     taken: Taken,
 }
 
 /// The whole life of the thread.
 pub(super) fn run(
-    network: Box<dyn Network>,
+    runner: Box<dyn ModelRunner>,
     options: EngineOptions,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
 ) {
-    let cache = PrefixCache::new(network.layout(), options.prefix_cache && options.causal);
+    let cache = PrefixCache::new(runner.layout(), options.prefix_cache && options.causal);
     let total = cache.pages().total();
     let stats = Stats { pages: total, free_pages: total, ..Stats::default() };
     let mut engine = Engine {
-        network,
+        runner,
         cache,
         limits: options.limits,
         commands,
@@ -123,7 +111,7 @@ pub(super) fn run(
         Ok(()) => engine.shared.stop(Error::cancelled("the engine was closed")),
         Err(panic) => engine.shared.stop(Error::internal(format!(
             "the engine stopped: {}; load the model again, and please report this",
-            panic_message(&*panic)
+            panic_text(&*panic)
         ))),
     };
     engine.end(error);
@@ -132,10 +120,11 @@ pub(super) fn run(
 impl Engine {
     /// Obeys all commands that are there; blocks for one if there is nothing to compute. False: close.
     fn listen(&mut self) -> bool {
-        let mut block = !self.running.iter().flat_map(|it| &it.lanes).any(|lane| lane.gap().tokens > 0);
+        let mut block =
+            !self.running.iter().flat_map(|it| &it.branches).any(|branch| branch.backlog().tokens > 0);
         if self.running.is_empty() && self.waiting.is_empty() {
             self.check_pages();
-            self.network.idle();
+            self.runner.idle();
         }
         loop {
             let command = if block { self.await_command() } else { self.commands.try_recv() };
@@ -143,12 +132,14 @@ impl Engine {
             match command {
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
-                Ok(Command::Cancel(client)) => self.reap(client, Instant::now()),
-                Ok(Command::Submit(sequence)) => self.enqueue(*sequence),
+                Ok(Command::Cancel(subscriber)) => self.reap(subscriber, Instant::now()),
+                Ok(Command::Submit(request, subscriber)) => {
+                    self.enqueue(Sequence::new(*request, subscriber, &self.shared.bounds));
+                }
                 Ok(Command::Filtered(id, logits)) => self.resume(id, *logits),
                 // Whoever asked may have gone.
                 Ok(Command::Import(prefix, reply)) => {
-                    let outcome = prefix_io::import(&prefix, &mut self.cache, &mut *self.network);
+                    let outcome = prefix_io::import(&prefix, &mut self.cache, &mut *self.runner);
                     self.publish();
                     drop(reply.send(outcome));
                 }
@@ -159,9 +150,9 @@ impl Engine {
     /// A new request goes to the end of the queue, or to one in work that asks for the same.
     fn enqueue(&mut self, mut sequence: Sequence) {
         self.stats.requests += 1;
-        let client = sequence.id;
+        let subscriber = sequence.id;
         if let Some(twin) = self.twin(&sequence) {
-            sequence.audience.clients().for_each(|client| self.index.join(client, twin));
+            sequence.subscribers.subscribers().for_each(|subscriber| self.index.join(subscriber, twin));
             if let Some(twin) = self.find(twin) {
                 twin.join(sequence);
             }
@@ -171,12 +162,12 @@ impl Engine {
         } else {
             sequence.open();
             self.index.enter(&sequence);
-            self.touched.push(client);
-            self.waiting.insert(client, sequence);
-            self.leave_queue(client);
+            self.touched.push(subscriber);
+            self.waiting.insert(subscriber, sequence);
+            self.leave_queue(subscriber);
         }
         // It may be late, or have been cancelled before it came.
-        self.reap(client, Instant::now());
+        self.reap(subscriber, Instant::now());
     }
 
     /// One in work or in the queue that asks for the same.
@@ -233,8 +224,8 @@ impl Engine {
 
     fn turn(&mut self) {
         let begin = Instant::now();
-        while let Some(client) = self.index.late(begin) {
-            self.reap(client, begin);
+        while let Some(subscriber) = self.index.late(begin) {
+            self.reap(subscriber, begin);
         }
         self.admit();
         if self.step() {
@@ -252,18 +243,19 @@ impl Engine {
     }
 
     /// Sees a caller off that has cancelled or is late; the request that nobody wants any more ends.
-    fn reap(&mut self, client: u64, now: Instant) {
-        let id = self.index.sequence_of(client);
+    fn reap(&mut self, subscriber: u64, now: Instant) {
+        let id = self.index.sequence_of(subscriber);
         let Some(sequence) = self.find(id) else { return };
-        let deadline = sequence.audience.clients().find(|it| it.id == client).and_then(|it| it.deadline);
-        if !sequence.audience.reap(client, now) {
+        let deadline =
+            sequence.subscribers.subscribers().find(|it| it.id == subscriber).and_then(|it| it.deadline);
+        if !sequence.subscribers.reap(subscriber, now) {
             return;
         }
-        if sequence.audience.len() == 0 {
+        if sequence.subscribers.len() == 0 {
             sequence.abandon();
         }
         self.stats.failed += 1;
-        self.index.forget(client, deadline);
+        self.index.forget(subscriber, deadline);
         self.touched.push(id);
         self.leave_queue(id);
     }
@@ -278,20 +270,20 @@ impl Engine {
             if sequence.is_new() {
                 self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             }
-            self.leave(sequence);
+            self.retire(sequence);
         }
     }
 
     /// Strictly in order: the head waits for its pages and nobody passes it. Who waits for its caller has no
-    /// seat.
+    /// place in the step.
     fn admit(&mut self) {
         let mut seated = self.running.iter().filter(|it| !it.is_parked()).count();
         while seated < self.limits.sequences
             && let Some(mut head) = self.waiting.first_entry()
         {
             let new = head.get().is_new();
-            // Those in work will each need a page of each group soon, and some more: who begins now must not take
-            // the last ones.
+            // Those in work will each need a page of each group soon, and some more: who begins now must not
+            // take the last ones.
             let outstanding: usize = self.running.iter().map(|it| it.outstanding(&self.cache)).sum();
             let spare = seated * self.cache.groups().len() + outstanding;
             if let Err(lacking) = head.get_mut().begin(&mut self.cache, spare) {
@@ -315,13 +307,13 @@ impl Engine {
         }
     }
 
-    /// Puts off those who wait for their callers, the youngest first, until `lacking` pages more can be
+    /// Preempts those who wait for their callers, the youngest first, until `lacking` pages more can be
     /// leased. False: that does not suffice, and all stay, unless `alone`: then nobody else will ever give a
     /// page back.
     fn make_room(&mut self, lacking: usize, alone: bool) -> bool {
         let (mut freed, mut victims) = (0, Vec::new());
         for (at, it) in self.running.iter().enumerate().rev() {
-            if freed < lacking && it.is_parked() && it.can_be_put_off() {
+            if freed < lacking && it.is_parked() && it.can_be_preempted() {
                 let pages = it.leases().flat_map(Lease::pages);
                 freed += pages.filter(|&&page| self.cache.pages().leases(page) == 1).count();
                 victims.push(at);
@@ -332,15 +324,15 @@ impl Engine {
         }
         for at in victims {
             let mut sequence = self.running.remove(at);
-            sequence.put_off(&mut self.cache);
+            sequence.preempt(&mut self.cache);
             self.shelve(sequence);
         }
         true
     }
 
-    /// What was put off waits for pages, or for its caller before.
+    /// What was preempted waits for pages, or for its caller before.
     fn shelve(&mut self, sequence: Sequence) {
-        self.stats.put_off += 1;
+        self.stats.preempted += 1;
         self.touched.push(sequence.id);
         let queue = if sequence.is_parked() { &mut self.shelved } else { &mut self.waiting };
         queue.insert(sequence.id, sequence);
@@ -349,18 +341,18 @@ impl Engine {
     /// One forward pass; false if there was nothing to compute.
     fn step(&mut self) -> bool {
         let planned = trace::span("plan");
-        let (step, seats, drafting) = self.gather();
+        let (step, scheduled, drafting) = self.gather();
         drop(planned);
-        if seats.is_empty() {
+        if scheduled.is_empty() {
             return false;
         }
         let begin = Instant::now();
         self.stats.steps += 1;
         self.stats.computed_tokens += step.rows() as u64;
-        self.stats.batched += seats.len() as u64;
-        self.stats.largest_batch = self.stats.largest_batch.max(seats.len());
+        self.stats.batched += scheduled.len() as u64;
+        self.stats.largest_batch = self.stats.largest_batch.max(scheduled.len());
         let output = {
-            let counts = [("rows", step.rows() as u64), ("sequences", seats.len() as u64)];
+            let counts = [("rows", step.rows() as u64), ("sequences", scheduled.len() as u64)];
             let _span = trace::span_with("forward", &counts);
             self.forward(&step)
         };
@@ -370,58 +362,58 @@ impl Engine {
         match output {
             Ok(output) => {
                 let _span = trace::span("sample");
-                self.deliver(&seats, &output);
-                self.settle(&seats, drafting);
-                self.network.recycle(output);
+                self.deliver(&scheduled, &output);
+                self.record_acceptance(&scheduled, drafting);
+                self.runner.recycle(output);
             }
             Err(error) => {
-                for seat in &seats {
-                    self.running[seat.sequence].fail(error.clone());
+                for scheduled in &scheduled {
+                    self.running[scheduled.sequence].fail(error.clone());
                 }
             }
         }
         for sequence in &mut self.running {
-            let (most, cache, network) = (self.limits.sequences, &mut self.cache, &mut *self.network);
-            guard(sequence, |it| it.tend(most, cache, network));
+            let (most, cache, runner) = (self.limits.sequences, &mut self.cache, &mut *self.runner);
+            guard(sequence, |it| it.advance_forks(most, cache, runner));
         }
         true
     }
 
     /// Plans the step, sees to the pages, and writes its rows down.
-    fn gather(&mut self) -> (Step, Vec<Seat>, Option<Drafting>) {
-        let (places, mut gaps) = self.gaps();
-        let lacking: usize = gaps.iter().map(|gap| gap.short).sum();
+    fn gather(&mut self) -> (Step, Vec<Scheduled>, Option<Drafting>) {
+        let (places, mut backlogs) = self.backlogs();
+        let lacking: usize = backlogs.iter().map(|backlog| backlog.short).sum();
         if lacking > self.cache.available() {
-            self.weigh(&places, &mut gaps);
+            self.count_freed(&places, &mut backlogs);
         }
-        let plan = plan(&gaps, &self.limits, self.cache.available());
-        // All pages come free before any is taken, so the order of the lanes does not matter here.
-        for &gap in &plan.put_off {
-            self.running[places[gap].0].put_off(&mut self.cache);
+        let plan = plan(&backlogs, &self.limits, self.cache.available());
+        // All pages come free before any is taken, so the order of the branches does not matter here.
+        for &backlog in &plan.preempt {
+            self.running[places[backlog].0].preempt(&mut self.cache);
         }
-        let (mut step, mut seats) = (Step::default(), Vec::new());
+        let (mut step, mut scheduled) = (Step::default(), Vec::new());
         let mut chosen: Vec<_> = places.into_iter().zip(plan.rows).filter(|(_, rows)| *rows > 0).collect();
-        chosen.retain(|&((sequence, lane), rows)| self.provide(sequence, lane, rows));
+        chosen.retain(|&((sequence, branch), rows)| self.provide(sequence, branch, rows));
         let drafting = self.draft(&chosen);
-        for ((sequence, lane), rows) in chosen {
-            let taken = self.running[sequence].lanes[lane].put(rows, &mut step);
-            seats.push(Seat { sequence, lane, taken });
+        for ((sequence, branch), rows) in chosen {
+            let taken = self.running[sequence].branches[branch].put(rows, &mut step);
+            scheduled.push(Scheduled { sequence, branch, taken });
         }
-        (step, seats, drafting)
+        (step, scheduled, drafting)
     }
 
-    /// Leases the pages that a lane lacks. The plan has counted them, so they are there; should it ever
+    /// Leases the pages that a branch lacks. The plan has counted them, so they are there; should it ever
     /// miscount, this request ends alone.
-    fn provide(&mut self, sequence: usize, lane: usize, rows: usize) -> bool {
+    fn provide(&mut self, sequence: usize, branch: usize, rows: usize) -> bool {
         let it = &mut self.running[sequence];
         let most = self.limits.rows;
-        let short = it.lanes[lane].short(self.cache.groups(), most);
+        let short = it.branches[branch].short(self.cache.groups(), most);
         let Some(lease) = self.cache.lease(short) else {
             it.fail(Error::internal(format!("a step was planned with {short} pages that are not there")));
             return false;
         };
-        it.lanes[lane].provide(lease, self.cache.groups(), most);
-        let there = it.lanes[lane].provide_state(rows, &mut self.cache);
+        it.branches[branch].provide(lease, self.cache.groups(), most);
+        let there = it.branches[branch].provide_state(rows, &mut self.cache);
         if !there {
             it.fail(Error::internal("a step was planned without a slot for its state"));
         }
@@ -441,61 +433,61 @@ impl Engine {
     }
 
     /// What came of the drafts.
-    fn settle(&mut self, seats: &[Seat], drafting: Option<Drafting>) {
+    fn record_acceptance(&mut self, scheduled: &[Scheduled], drafting: Option<Drafting>) {
         let (Some(drafter), Some(drafting)) = (&mut self.drafter, drafting) else { return };
-        for seat in seats {
-            self.stats.accepted += self.running[seat.sequence].settle(drafter, drafting.worth()) as u64;
+        for scheduled in scheduled {
+            self.stats.accepted +=
+                self.running[scheduled.sequence].record_acceptance(drafter, drafting.worth()) as u64;
         }
     }
 
-    /// The gap of every lane, after each has taken what is in the prefix tree.
-    fn gaps(&mut self) -> (Vec<(usize, usize)>, Vec<Gap>) {
-        let (mut places, mut gaps) = (Vec::new(), Vec::new());
+    /// The backlog of every branch, after each has taken what is in the prefix tree.
+    fn backlogs(&mut self) -> (Vec<(usize, usize)>, Vec<Backlog>) {
+        let (mut places, mut backlogs) = (Vec::new(), Vec::new());
         let (mut in_work, causal) = (HashMap::new(), self.shared.bounds.causal);
         for number in 0..self.running.len() {
             let sequence = &mut self.running[number];
             let before = sequence.usage.cached_tokens;
             sequence.adopt(&mut self.cache);
             self.stats.cached_tokens += (sequence.usage.cached_tokens - before) as u64;
-            for at in 0..self.running[number].lanes.len() {
-                let lane = &self.running[number].lanes[at];
-                let short = lane.short(self.cache.groups(), self.limits.rows);
-                let mut gap = Gap { short, whole: !causal, ..lane.gap() };
-                if self.running[number].ended.is_some() {
-                    gap.tokens = 0;
-                } else if gap.tokens > 0 && self.another_computes((number, at), &mut in_work) {
-                    gap.tokens = 0;
+            for at in 0..self.running[number].branches.len() {
+                let branch = &self.running[number].branches[at];
+                let short = branch.short(self.cache.groups(), self.limits.rows);
+                let mut backlog = Backlog { short, whole: !causal, ..branch.backlog() };
+                let over = self.running[number].ended.is_some();
+                if over || backlog.tokens > 0 && self.another_computes((number, at), &mut in_work) {
+                    backlog.tokens = 0;
                 }
                 places.push((number, at));
-                gaps.push(gap);
+                backlogs.push(backlog);
             }
         }
-        (places, gaps)
+        (places, backlogs)
     }
 
-    /// Whether an older lane computes a page that this one needs, so that it finds it in the tree next time. If
-    /// not, it computes its own next page, and younger ones find it here.
+    /// Whether an older branch computes a page that this one needs, so that it finds it in the tree next
+    /// time. If not, it computes its own next page, and younger ones find it here.
     fn another_computes(
         &mut self,
         (number, at): (usize, usize),
         in_work: &mut HashMap<Key, (usize, usize)>,
     ) -> bool {
-        let lane = &self.running[number].lanes[at];
-        let path = lane.path(&self.cache);
+        let branch = &self.running[number].branches[at];
+        let path = branch.path(&self.cache);
         let Some(&next) = path.first() else { return false };
         let older = path.iter().find_map(|key| in_work.get(key)).copied();
         if self.cache.has_state() {
             // What it can go on from later are snapshots alone: where the two part, and where the tree ends.
             let (common, end) = match older {
                 Some((other, its)) => {
-                    (lane.common_pages(&self.running[other].lanes[its], &self.cache), lane.depth())
+                    (branch.common_pages(&self.running[other].branches[its], &self.cache), branch.depth())
                 }
-                None => (0, lane.depth() + path.len() - 1),
+                None => (0, branch.depth() + path.len() - 1),
             };
             if let Some((other, its)) = older {
-                self.running[other].lanes[its].want_snapshot(common);
+                self.running[other].branches[its].want_snapshot(common);
             }
-            self.running[number].lanes[at].want_snapshot(end);
+            self.running[number].branches[at].want_snapshot(end);
         }
         if older.is_none() {
             in_work.insert(next, (number, at));
@@ -503,22 +495,22 @@ impl Engine {
         older.is_some()
     }
 
-    /// What would come free by putting lanes off; asked only when pages are scarce.
-    fn weigh(&self, places: &[(usize, usize)], gaps: &mut [Gap]) {
-        for (&(sequence, lane), gap) in places.iter().zip(gaps) {
+    /// What would come free by preempting branches; asked only when pages are scarce.
+    fn count_freed(&self, places: &[(usize, usize)], backlogs: &mut [Backlog]) {
+        for (&(sequence, branch), backlog) in places.iter().zip(backlogs) {
             let it = &self.running[sequence];
-            if it.can_be_put_off() {
-                let pages = it.lanes[lane].holding.leases().flat_map(Lease::pages);
-                gap.frees = Some(pages.filter(|&&page| self.cache.pages().leases(page) == 1).count());
+            if it.can_be_preempted() {
+                let pages = it.branches[branch].holding.leases().flat_map(Lease::pages);
+                backlog.frees = Some(pages.filter(|&&page| self.cache.pages().leases(page) == 1).count());
             }
         }
     }
 
-    /// Runs the network and makes sure of the shapes that come back.
+    /// Runs the model and makes sure of the shapes that come back.
     fn forward(&mut self, step: &Step) -> Result<StepOutput> {
-        let output = self.network.forward(step)?;
-        let logits = step.logits.len() * self.network.vocab_size();
-        let hidden = step.hidden.len() * self.network.hidden_size();
+        let output = self.runner.forward(step)?;
+        let logits = step.logits.len() * self.runner.vocab_size();
+        let hidden = step.hidden.len() * self.runner.hidden_size();
         if output.logits.len() != logits || output.hidden.len() != hidden {
             return Err(Error::internal(format!(
                 "a step gave {} logits and {} hidden values where {logits} and {hidden} were due",
@@ -529,11 +521,11 @@ impl Engine {
         Ok(output)
     }
 
-    /// Gives each lane its part of what was computed, and goes on with the answers.
-    fn deliver(&mut self, seats: &[Seat], output: &StepOutput) {
-        let (vocab, hidden) = (self.network.vocab_size(), self.network.hidden_size());
+    /// Gives each branch its part of what was computed, and goes on with the answers.
+    fn deliver(&mut self, scheduled: &[Scheduled], output: &StepOutput) {
+        let (vocab, hidden) = (self.runner.vocab_size(), self.runner.hidden_size());
         let mut answers = Vec::new();
-        for Seat { sequence: number, lane, taken } in seats {
+        for Scheduled { sequence: number, branch, taken } in scheduled {
             let part = Part {
                 rows: taken.rows,
                 logits: &output.logits[taken.logits.start * vocab..taken.logits.end * vocab],
@@ -543,7 +535,7 @@ impl Engine {
             };
             let (cache, mut goes_on) = (&mut self.cache, false);
             guard(&mut self.running[*number], |it| {
-                goes_on = it.absorb(*lane, &part, cache)?;
+                goes_on = it.absorb(*branch, &part, cache)?;
                 Ok(())
             });
             if goes_on {
@@ -553,8 +545,9 @@ impl Engine {
         self.extend(answers);
     }
 
-    /// The next tokens of these sequences, in the order of their numbers. Each draws on its own, so all threads do:
-    /// grammars, penalties and a vocabulary of exponentials would keep one of them busy for longer than the network.
+    /// The next tokens of these sequences, in the order of their numbers. Each draws on its own, so all
+    /// threads do: grammars, penalties and a vocabulary of exponentials would keep one of them busy for
+    /// longer than the model.
     fn extend(&mut self, answers: Vec<(usize, Part)>) {
         let mut parts = answers.into_iter().peekable();
         let mut draws = Vec::with_capacity(parts.len());
@@ -565,7 +558,7 @@ impl Engine {
         }
         let before: usize = draws.iter_mut().map(|draw| completed(draw)).sum();
         let scratch = &self.scratch;
-        let outcome = self.network.parallel_for(draws.len(), &|index| {
+        let outcome = self.runner.parallel_for(draws.len(), &|index| {
             let mut draw = draws[index].lock().unwrap_or_else(PoisonError::into_inner);
             let (sequence, part) = &mut *draw;
             scratch.lend(|row| guard(sequence, |it| it.extend(part, row)));
@@ -581,15 +574,15 @@ impl Engine {
         }
     }
 
-    /// Pages of what has ended go back; what was put off goes to the head of the queue.
+    /// Pages of what has ended go back; what was preempted goes to the head of the queue.
     fn sweep(&mut self) {
-        if self.running.iter().any(|it| it.ended.is_some() || it.is_put_off()) {
+        if self.running.iter().any(|it| it.ended.is_some() || it.is_preempted()) {
             let (staying, going): (Vec<_>, Vec<_>) =
-                self.running.drain(..).partition(|it| it.ended.is_none() && !it.is_put_off());
+                self.running.drain(..).partition(|it| it.ended.is_none() && !it.is_preempted());
             self.running = staying;
             for sequence in going {
                 match sequence.ended {
-                    Some(_) => self.leave(sequence),
+                    Some(_) => self.retire(sequence),
                     None => self.shelve(sequence),
                 }
             }
@@ -599,9 +592,9 @@ impl Engine {
         }
     }
 
-    fn leave(&mut self, mut sequence: Sequence) {
+    fn retire(&mut self, mut sequence: Sequence) {
         self.index.leave(&sequence);
-        let callers = sequence.audience.len() as u64;
+        let callers = sequence.subscribers.len() as u64;
         match sequence.ended {
             Some(Ended::Well) => self.stats.completed += callers,
             _ => self.stats.failed += callers,
@@ -610,7 +603,7 @@ impl Engine {
         self.stats.grammars += took;
         self.stats.forced += forced;
         sequence.release(&mut self.cache);
-        self.leaving.push(sequence.audience);
+        self.leaving.push(sequence.subscribers);
     }
 
     fn publish(&mut self) {
@@ -623,12 +616,12 @@ impl Engine {
     fn flush(&mut self) {
         for id in std::mem::take(&mut self.touched) {
             if let Some(sequence) = self.find(id) {
-                sequence.audience.flush();
+                sequence.subscribers.flush();
             }
         }
-        self.running.iter_mut().for_each(|sequence| sequence.audience.flush());
-        for mut audience in self.leaving.drain(..) {
-            audience.flush();
+        self.running.iter_mut().for_each(|sequence| sequence.subscribers.flush());
+        for mut subscribers in self.leaving.drain(..) {
+            subscribers.flush();
         }
     }
 
@@ -646,9 +639,10 @@ impl Engine {
     /// Tells everybody who still waits that it is over, those too whose request is still in the channel.
     fn end(&mut self, error: Error) {
         while let Ok(command) = self.commands.try_recv() {
-            if let Command::Submit(sequence) = command {
+            if let Command::Submit(request, subscriber) = command {
                 self.stats.requests += 1;
-                self.waiting.insert(sequence.id, *sequence);
+                let sequence = Sequence::new(*request, subscriber, &self.shared.bounds);
+                self.waiting.insert(sequence.id, sequence);
             }
         }
         self.shared.waiting.store(0, Ordering::Relaxed);
@@ -660,8 +654,8 @@ impl Engine {
             if error.kind() != crate::error::ErrorKind::Internal {
                 sequence.release(&mut self.cache);
             }
-            self.stats.failed += sequence.audience.len() as u64;
-            self.leaving.push(sequence.audience);
+            self.stats.failed += sequence.subscribers.len() as u64;
+            self.leaving.push(sequence.subscribers);
         }
         self.publish();
         self.flush();
@@ -678,14 +672,7 @@ fn guard(sequence: &mut Sequence, work: impl FnOnce(&mut Sequence) -> Result<()>
     let error = match catch_unwind(AssertUnwindSafe(|| work(sequence))) {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error,
-        Err(panic) => Error::internal(format!("the request failed: {}", panic_message(&*panic))),
+        Err(panic) => Error::internal(format!("the request failed: {}", panic_text(&*panic))),
     };
     sequence.fail(error);
-}
-
-/// What a panic said.
-pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().map(|said| said.to_string());
-    let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
-    said.unwrap_or_else(|| "a panic without a message".into())
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::small_file;
 /// How long anything sleeps between two looks at `cancelled`.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
-/// An exclusive lock that other processes see (`flock`), given back on drop or when the process dies. The file
-/// stays: removing it would let two processes hold "the" lock on two files of one name.
+/// An exclusive lock that other processes see (`flock`), given back on drop or when the process dies. The
+/// file stays: removing it would let two processes hold "the" lock on two files of one name.
 pub(super) struct Lock(#[allow(dead_code)] File);
 
 impl Lock {
@@ -43,28 +43,6 @@ impl Lock {
             });
             thread::sleep(TICK);
         }
-    }
-}
-
-/// A folder that goes away with everything in it.
-pub(super) struct Scratch(PathBuf);
-
-impl Scratch {
-    /// Makes the folder anew. What a killed process left there is removed, so hold a lock that guards it.
-    pub(super) fn new(path: PathBuf) -> Result<Scratch> {
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).map_err(|error| io_error("making the folder", &path, error))?;
-        Ok(Scratch(path))
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -129,20 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn files_appear_whole_and_scratch_goes() {
+    fn files_appear_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         write_whole(&path, b"1").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"1");
-
-        let scratch = Scratch::new(folder.path().join("s")).unwrap();
-        fs::write(scratch.path().join("left"), b"").unwrap();
-        let scratch = {
-            std::mem::forget(scratch);
-            Scratch::new(folder.path().join("s")).unwrap()
-        };
-        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
-        drop(scratch);
-        assert!(!folder.path().join("s").exists());
     }
 }

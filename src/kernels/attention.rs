@@ -1,26 +1,27 @@
 //! Attention over the paged cache of the CPU: causal, or bidirectional over the whole sequence.
 //!
-//! This is flash attention over KV blocks of 256 positions, counted from position 0. In a block a query gets its
-//! scores, their maximum, weights `exp(score - maximum)`, their sum, and the sum of the values times the weights
-//! ([`kv_block`]): a partial softmax. Those of its blocks are merged in order ([`merge`]). A [`Task`] is a handful of
-//! queries that share a key head, so that every key and value that is loaded serves them all: of one sequence, or of
-//! several that begin with the same pages. There are two ways to share the work, which use the same functions and so
-//! come to the same bits:
+//! This is flash attention over KV blocks of 256 positions, counted from position 0. In a block a query gets
+//! its scores, their maximum, weights `exp(score - maximum)`, their sum, and the sum of the values times the
+//! weights ([`kv_block`]): a partial softmax. Those of its blocks are merged in order ([`merge`]). A [`Task`]
+//! is a handful of queries that share a key head, so that every key and value that is loaded serves them all:
+//! of one sequence, or of several that begin with the same pages. There are two ways to share the work, which
+//! use the same functions and so come to the same bits:
 //!
 //! * enough tasks for the threads (prompts, batches): a task walks its KV blocks and merges as it goes;
-//! * few tasks and long contexts (decoding): as in flash-decoding, the KV blocks of a long task are computed by any
-//!   thread ([`Unit::Split`]), and merged at the end.
+//! * few tasks and long contexts (decoding): as in flash-decoding, the KV blocks of a long task are computed
+//!   by any thread ([`Unit::Split`]), and merged at the end.
 //!
-//! What a query gets depends on its own position and on what it sees; not on its neighbours in the task, on how a
-//! prompt was cut, on threads, nor on where the pages lie. Every sum has one order:
+//! What a query gets depends on its own position and on what it sees; not on its neighbours in the task, on
+//! how a prompt was cut, on threads, nor on where the pages lie. Every sum has one order:
 //!
 //! * a score: pairs of dimensions, one after the other, for 16 keys (a page) at once;
 //! * lane `l` of the sum of weights: the positions `l` modulo 16, then the lanes in halves;
 //! * a weighted value: pairs of positions, one after the other. What a query does not see is taken as zero,
 //!   whatever lies there: pages are handed on without being wiped.
 //!
-//! With bfloat16 pages, queries and weights are rounded to bfloat16, too (the sum is that of the rounded weights),
-//! and products are summed in f32. Scratch is as large as a task and a KV block, whatever the context.
+//! With bfloat16 pages, queries and weights are rounded to bfloat16, too (the sum is that of the rounded
+//! weights), and products are summed in f32. Scratch is as large as a task and a KV block, whatever the
+//! context.
 
 mod kv_block;
 mod merge;
@@ -88,8 +89,9 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Queries `from..to` of some rows (row by row, in a row the heads of the group) for one key head. Either the rows follow each
-/// other in one sequence, or each is of a sequence of its own and they are in the order of their positions.
+/// Queries `from..to` of some rows (row by row, in a row the heads of the group) for one key head. Either the
+/// rows follow each other in one sequence, or each is of a sequence of its own and they are in the order of
+/// their positions.
 #[derive(Clone, Copy)]
 struct Task<'a> {
     rows: &'a [Row<'a>],
@@ -142,8 +144,8 @@ impl Task<'_> {
     }
 }
 
-/// The softmax of a task's queries over some positions, unfinished: the largest score and the sum of weights of each
-/// query, and the sum of its weighted values (padded).
+/// The softmax of a task's queries over some positions, unfinished: the largest score and the sum of weights
+/// of each query, and the sum of its weighted values (padded).
 struct Partial<'a> {
     max: &'a mut [f32],
     sums: &'a mut [f32],
@@ -228,13 +230,14 @@ fn run<N: Number>(
 enum Unit<'a> {
     /// A task from its first KV block to its last.
     Whole(&'a Task<'a>),
-    /// One KV block of a task, whose partial softmax goes to float `start` and following. Those of a task follow each
-    /// other.
+    /// One KV block of a task, whose partial softmax goes to float `start` and following. Those of a task
+    /// follow each other.
     Split { task: &'a Task<'a>, at: usize, start: usize },
 }
 
-/// Splits those tasks by KV blocks that are more than half of what a thread has to do; these come first. Also returns
-/// how many floats their partial softmaxes take: at most twice as many tasks are split as there are threads.
+/// Splits those tasks by KV blocks that are more than half of what a thread has to do; these come first. Also
+/// returns how many floats their partial softmaxes take: at most twice as many tasks are split as there are
+/// threads.
 fn units<'a, N: Number>(
     tasks: &'a [Task<'a>],
     layer: &Layer<'_, N>,
@@ -254,8 +257,8 @@ fn units<'a, N: Number>(
     (units, end)
 }
 
-/// The rows of a step, and which of them are computed together: those of one sequence; or, of answers that get a token each, those
-/// that begin with the same pages, since whatever is loaded of these serves them all.
+/// The rows of a step, and which of them are computed together: those of one sequence; or, of answers that
+/// get a token each, those that begin with the same pages, since whatever is loaded of these serves them all.
 fn rows<'a>(step: &'a Step, group: usize, a: &Attention, threads: usize) -> Together<'a> {
     let all = |span: &'a Span| {
         let first = step.positions[span.rows.start] as usize;
@@ -301,8 +304,8 @@ fn rows<'a>(step: &'a Step, group: usize, a: &Attention, threads: usize) -> Toge
     (rows, parts)
 }
 
-/// Every eighth page of a row: sorted by these, sequences lie beside those that they share most of their prefix
-/// with, since a page of the prefix tree has but one prefix.
+/// Every eighth page of a row: sorted by these, sequences lie beside those that they share most of their
+/// prefix with, since a page of the prefix tree has but one prefix.
 fn sampled_pages<'a>(row: Row<'a>, window: Option<usize>) -> impl Iterator<Item = &'a u32> {
     // Pages behind the window are not held: their entries are alike in all tables.
     let first = first_seen(window, row.position).next_multiple_of(SAMPLE);
@@ -312,8 +315,8 @@ fn sampled_pages<'a>(row: Row<'a>, window: Option<usize>) -> impl Iterator<Item 
 /// Pages between two samples, and the shortest shared prefix for which sequences are computed together.
 const SAMPLE: usize = 8;
 
-/// Cuts rows into tasks. Those of a key head follow each other, since they read the same pages; of those the longest
-/// comes first, and the longest part of all, so that what is left to wait for at the end is short.
+/// Cuts rows into tasks. Those of a key head follow each other, since they read the same pages; of those the
+/// longest comes first, and the longest part of all, so that what is left to wait for at the end is short.
 fn tasks<'a>(rows: &'a [Row<'a>], parts: &[Range<usize>], a: &Attention) -> Vec<Task<'a>> {
     let group = a.heads / a.kv_heads;
     let mut parts: Vec<_> = parts.iter().map(|part| &rows[part.clone()]).collect();

@@ -1,20 +1,21 @@
 //! What computes: one trait between the facade [`Ops`](super::Ops), which checks arguments, and the machine.
 //!
-//! A further backend (another GPU library, say) is one new file that implements [`Backend`], and one constructor
-//! beside [`Ops::cpu`](super::Ops::cpu) and [`Ops::candle`](super::Ops::candle). No data type has to learn of it:
-//! what it makes of weights, tables and activations is [`Opaque`] to all others. The test below adds such a backend.
+//! A further backend (another GPU library, say) is one new file that implements [`Backend`], and one
+//! constructor beside [`Ops::cpu`](super::Ops::cpu) and [`Ops::candle`](super::Ops::candle). No data type has
+//! to learn of it: what it makes of weights, tables and activations is [`Opaque`] to all others. The test
+//! below adds such a backend.
 
 use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
-use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
+use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Projection, Rows};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
-/// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops), which has
-/// checked shapes, indices and the step before it calls them; rows may be none.
+/// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops),
+/// which has checked shapes, indices and the step before it calls them; rows may be none.
 pub(super) trait Backend: Send + Sync {
     fn device(&self) -> &Device;
     /// The type of activations.
@@ -31,8 +32,8 @@ pub(super) trait Backend: Send + Sync {
     /// Values of a vector where this backend reads them; `None` if that is the host's memory.
     fn vector(&self, values: &[f32]) -> Result<Option<Opaque>>;
     fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Rows>;
-    fn into_vec(&self, x: Rows) -> Result<Vec<f32>>;
-    /// Takes a vector of [`into_vec`](Backend::into_vec) back.
+    fn floats(&self, x: Rows) -> Result<Vec<f32>>;
+    /// Takes a vector of [`floats`](Backend::floats) back.
     fn recycle(&self, _: Vec<f32>) {}
     /// Gives memory back that is only kept for the next step.
     fn trim(&self) {}
@@ -44,10 +45,10 @@ pub(super) trait Backend: Send + Sync {
 
     fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows>;
     /// As many results as there are projections.
-    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>>;
-    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows>;
-    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
-    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
+    fn linears(&self, linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>>;
+    fn linear_add(&self, linear: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows>;
+    fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
+    fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;

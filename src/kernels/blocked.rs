@@ -1,7 +1,8 @@
-//! Quantized products of more than a few rows, blocked as in BLIS: `k` is blocked so that an unpacked panel stays in
-//! L1 and serves all rows of a task; partial sums stay in L2 between K-blocks.
+//! Quantized products of more than a few rows, blocked as in BLIS: `k` is blocked so that an unpacked panel
+//! stays in L1 and serves all rows of a task; partial sums stay in L2 between K-blocks.
 //!
-//! What multiplies is a register [`tile`](super::tile), or on machines with AMX its tiles ([`amx`](super::amx)).
+//! What multiplies is a register [`tile`](super::tile), or on machines with AMX its tiles
+//! ([`amx`](super::amx)).
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -51,7 +52,8 @@ pub(super) trait Parts {
 pub(super) trait Sink {
     /// Sums of these rows and panels will come soon.
     fn expect(&self, rows: Range<usize>, panels: Range<usize>);
-    /// The sums of some rows from `row` on for `panel`: of each matrix a vector a row. Each row and panel comes once.
+    /// The sums of some rows from `row` on for `panel`: of each matrix a vector a row. Each row and panel
+    /// comes once.
     fn take(&mut self, row: usize, panel: usize, sums: [&[[f32; LANES]]; 2]);
 }
 
@@ -92,7 +94,8 @@ impl<Q: Layout> Parts for Tiered<Q> {
     fn tiles(&mut self, _work: &Work<'_>, _scratch: &mut Scratch) {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = &mut self.tiles {
-            // SAFETY: tiles are configured for this layout, which happens only where the machine has AMX (`multiply`).
+            // SAFETY: tiles are configured for this layout, which happens only where the machine has AMX
+            // (`multiply`).
             unsafe { amx::multiply::<Q>(_work, _scratch, tiles) };
         }
     }
@@ -284,7 +287,8 @@ pub(super) unsafe fn unpack_body<S: Simd, Q: Layout>(units: &[u8], to: &mut Pane
     let mut codes = to.codes.as_mut_ptr();
     let mut scales = to.scales.as_mut_ptr().cast::<f32>();
     for unit in units.chunks_exact(Q::UNIT) {
-        // SAFETY: a sub-block writes 512 bytes of codes and two vectors for each dot, and a k_block has room for its own.
+        // SAFETY: a sub-block writes 512 bytes of codes and two vectors for each dot, and a k_block has room
+        // for its own.
         unsafe {
             let head = unpack::load_head::<S, Q>(unit.as_ptr());
             let mut sub = unit.as_ptr().add(Q::HEAD);
@@ -333,8 +337,8 @@ pub(super) unsafe fn multiply_rows_body<S: Simd, K: Kind>(work: &Work<'_>, scrat
     }
 }
 
-/// `M` rows from the `row`th on, `P` panels at a time; beyond the last panel is what was there before, and nobody
-/// asks for it.
+/// `M` rows from the `row`th on, `P` panels at a time; beyond the last panel is what was there before, and
+/// nobody asks for it.
 ///
 /// # Safety
 /// The tier's instructions; there are such rows.

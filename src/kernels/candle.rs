@@ -1,12 +1,13 @@
 //! The candle backend: candle's operations, for CUDA and Metal, and as a second opinion on the CPU.
 //!
-//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was asked
-//! for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where candle-nn
-//! has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is not, because it
-//! takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large (see [`CandleBackend::normed`]).
+//! Written to be short and to run on every device; nothing here is tuned. Activations have the type that was
+//! asked for, and what is sensitive (norms, softmax, rotations, quantized products) is computed in f32. Where
+//! candle-nn has one kernel for an operation (RMS norm, rotation, softmax) that is used; its layer norm is
+//! not, because it takes the variance as `E[x^2] - E[x]^2`, which loses all digits where the mean is large
+//! (see [`CandleBackend::normed`]).
 //!
-//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have no
-//! tensor, and [`CandleBackend::map`] computes nothing of them.
+//! A tensor without elements is never made: CUDA refuses to launch a kernel for none. Rows without rows have
+//! no tensor, and [`CandleBackend::map`] computes nothing of them.
 
 mod experts;
 
@@ -20,8 +21,8 @@ use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
 use super::experts::{Assignments, Expert};
-use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
+use super::rows::{Projection, Rows};
+use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
@@ -71,7 +72,8 @@ impl CandleBackend {
         Ok(Rows::device(rows, dim, x))
     }
 
-    fn product(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+    fn product<'a>(&self, projection: impl Into<Projection<'a>>, x: &Tensor) -> Result<Tensor> {
+        let Projection { linear, row_bias } = projection.into();
         let y = match linear.weight.stored.data.get(linear.weight.name())? {
             Weights::Quantized(weights) => {
                 let x = x.to_dtype(DType::F32)?.contiguous()?;
@@ -83,10 +85,15 @@ impl CandleBackend {
             Some(bias) => y.broadcast_add(&values(bias)?.to_dtype(y.dtype())?)?,
             None => y,
         };
+        let y = match row_bias.map(Rows::get::<Activations>).transpose()?.and_then(Option::as_ref) {
+            Some(rows) => (&y + rows.to_dtype(y.dtype())?)?,
+            None => y,
+        };
         Ok(y.to_dtype(self.dtype)?)
     }
 
-    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and a bias.
+    /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and
+    /// a bias.
     fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let mut groups = x.to_dtype(DType::F32)?.reshape(((), norm.weight.len()))?;
         if norm.kind == NormKind::Layer {
@@ -99,8 +106,8 @@ impl CandleBackend {
         Ok(y.reshape(x.shape())?.to_dtype(self.dtype)?)
     }
 
-    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as we do;
-    /// it turns all dimensions, so that the rest of a partly rotated head goes around it.
+    /// candle's `rope_thd` takes `[batch, tokens, heads, dim]` and turns dimension `i` with `i + dim / 2`, as
+    /// we do; it turns all dimensions, so that the rest of a partly rotated head goes around it.
     fn rotate(&self, x: &Tensor, head_dim: usize, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
         let ((rows, dim), rotated) = (x.dims2()?, 2 * cos.dim(1)?);
         let heads = x.to_dtype(DType::F32)?.reshape((1, rows, dim / head_dim, head_dim))?;
@@ -234,7 +241,7 @@ impl Backend for CandleBackend {
         self.pack(x.transpose()?, dim)
     }
 
-    fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
+    fn floats(&self, x: Rows) -> Result<Vec<f32>> {
         match x.get::<Activations>()? {
             Some(x) => Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
             None => Ok(Vec::new()),
@@ -259,24 +266,24 @@ impl Backend for CandleBackend {
         self.pack(Some(rows), m.k)
     }
 
-    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>> {
-        let one = |linear: &&Linear| self.map(x, linear.weight.n, |x| self.product(linear, x));
+    fn linears(&self, linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>> {
+        let one = |it: &Projection<'_>| self.map(x, it.linear.weight.n, |x| self.product(*it, x));
         linears.iter().map(one).collect()
     }
 
-    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
-        self.map(x, linear.weight.n, |x| added(&to, self.product(linear, x)?))
+    fn linear_add(&self, projection: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows> {
+        self.map(x, projection.linear.weight.n, |x| added(&to, self.product(projection, x)?))
     }
 
-    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.weight.n, |x| {
+    fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.linear.weight.n, |x| {
             let gate = self.activate(&self.product(gate, x)?, act)?;
             Ok((gate * self.product(up, x)?)?)
         })
     }
 
-    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.weight.n, |x| self.activate(&self.product(up, x)?, act))
+    fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
+        self.map(x, up.linear.weight.n, |x| self.activate(&self.product(up, x)?, act))
     }
 
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {

@@ -1,7 +1,7 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
 use super::experts::{Assignments, Expert};
-use super::rows::Rows;
+use super::rows::{Projection, Rows};
 use super::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv};
 use super::{KvCache, KvShape, misuse};
 use crate::cache::storage::LayerState;
@@ -62,18 +62,20 @@ pub(super) fn shape(what: &str, x: &Rows, rows: usize, dim: usize) -> Result<()>
     }
 }
 
-pub(super) fn linear(linear: &Linear, x: &Rows) -> Result<()> {
+pub(super) fn projection(projection: &Projection<'_>, x: &Rows) -> Result<()> {
+    let Projection { linear, row_bias } = projection;
     let m = &linear.weight;
     shape(m.name(), x, x.dims().0, m.k)?;
     match &linear.bias {
         Some(bias) if bias.len() != m.n => {
             Err(misuse(format!("{}: the bias has {} elements instead of {}", m.name(), bias.len(), m.n)))
         }
-        _ => Ok(()),
+        _ => row_bias.map_or(Ok(()), |rows| shape("a row bias", rows, x.dims().0, m.n)),
     }
 }
 
-/// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and experts.
+/// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and
+/// experts.
 pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<()> {
     let (rows, dim) = x.dims();
     if a.row_count() != rows || a.experts().last().is_some_and(|(at, _)| *at >= experts.len()) {

@@ -9,8 +9,8 @@ use super::{KvCache, misuse};
 use crate::error::Result;
 use crate::step::{PAGE, Span, StateTable, Step};
 
-/// A [`Step`] whose spans cover its rows in order, whose positions are consecutive in each span, and whose pages
-/// and positions all lie in the cache that it was checked against.
+/// A [`Step`] whose spans cover its rows in order, whose positions are consecutive in each span, and whose
+/// pages and positions all lie in the cache that it was checked against.
 #[derive(Debug)]
 pub struct CheckedStep<'a> {
     step: Cow<'a, Step>,
@@ -37,7 +37,8 @@ impl<'a> CheckedStep<'a> {
         Ok(CheckedStep { step: Cow::Borrowed(step), slots, pages: cache.pages() })
     }
 
-    /// The same step with `rows` (ascending) alone, see [`Step::only`]. What held for all rows holds for some.
+    /// The same step with `rows` (ascending) alone, see [`Step::only`]. What held for all rows holds for
+    /// some.
     pub fn only(&self, rows: &[u32]) -> CheckedStep<'static> {
         let step = self.step.only(rows);
         let pick = |slots: &Vec<u32>| {

@@ -17,8 +17,8 @@ use super::isa::Isa;
 use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
-use super::rows::{Block, Recycler, Rows};
-use super::types::{Attention, Linear, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
+use super::rows::{Block, Projection, Recycler, Rows};
+use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
 use super::{
     Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
 };
@@ -46,8 +46,8 @@ struct Angles {
 
 impl CpuBackend {
     /// # Errors
-    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for and
-    /// computes something else than AMX does.
+    /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for
+    /// and computes something else than AMX does.
     pub(super) fn new(threads: usize, kv: KvType, isa: Isa) -> Result<Self> {
         #[cfg(target_arch = "x86_64")]
         super::amx::self_check(isa)?;
@@ -105,12 +105,18 @@ impl CpuBackend {
     }
 
     /// A product of one matrix, into a new block.
-    fn product(&self, name: &'static str, linear: &Linear, x: &Block, epilogue: Epilogue) -> Result<Block> {
-        let w = packed(&linear.weight)?;
-        let input = self.input(x, &[w], linear.outlier)?;
+    fn product(
+        &self,
+        name: &'static str,
+        projection: Projection<'_>,
+        x: &Block,
+        epilogue: Epilogue,
+    ) -> Result<Block> {
+        let w = packed(&projection.linear.weight)?;
+        let input = self.input(x, &[w], projection.linear.outlier)?;
         let mut block = self.recycler.block(x.rows, w.n);
         let out = DisjointSlices::new(block.floats_mut());
-        gemm::products(&self.pool, self.isa, name, input, &[&[product(linear, w, epilogue, &out)]])?;
+        gemm::products(&self.pool, self.isa, name, input, &[&[product(projection, w, epilogue, &out)?]])?;
         Ok(block)
     }
 }
@@ -146,7 +152,7 @@ impl Backend for CpuBackend {
         Ok(self.recycler.filled(values, dim).into())
     }
 
-    fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
+    fn floats(&self, x: Rows) -> Result<Vec<f32>> {
         Ok(x.into_block()?.into_vec())
     }
 
@@ -176,13 +182,13 @@ impl Backend for CpuBackend {
         Ok(out.into())
     }
 
-    fn linears(&self, linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>> {
+    fn linears(&self, linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>> {
         let x = x.block()?;
-        if let [linear] = linears {
+        if let &[linear] = linears {
             return Ok(vec![self.product("linear", linear, x, Epilogue::Store)?.into()]);
         }
-        let weights = linears.iter().map(|linear| packed(&linear.weight)).collect::<Result<Vec<_>>>()?;
-        let outlier = linears.iter().map(|linear| linear.outlier).fold(f32::INFINITY, f32::min);
+        let weights = linears.iter().map(|it| packed(&it.linear.weight)).collect::<Result<Vec<_>>>()?;
+        let outlier = linears.iter().map(|it| it.linear.outlier).fold(f32::INFINITY, f32::min);
         let input = self.input(x, &weights, outlier)?;
         let mut outputs: Vec<Block> = weights.iter().map(|w| self.recycler.block(x.rows, w.n)).collect();
         let slices: Vec<_> = outputs.iter_mut().map(|out| DisjointSlices::new(out.floats_mut())).collect();
@@ -190,36 +196,36 @@ impl Backend for CpuBackend {
             .iter()
             .zip(&weights)
             .zip(&slices)
-            .map(|((linear, w), out)| [product(linear, w, Epilogue::Store, out)])
-            .collect();
+            .map(|((linear, w), out)| Ok([product(*linear, w, Epilogue::Store, out)?]))
+            .collect::<Result<_>>()?;
         let lists: Vec<&[Product<'_>]> = products.iter().map(|one| one.as_slice()).collect();
         gemm::products(&self.pool, self.isa, "linears", input, &lists)?;
         drop(slices);
         Ok(outputs.into_iter().map(Rows::from).collect())
     }
 
-    fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
+    fn linear_add(&self, projection: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows> {
         let (x, mut to) = (x.block()?, to.into_block()?);
-        let w = packed(&linear.weight)?;
-        let input = self.input(x, &[w], linear.outlier)?;
+        let w = packed(&projection.linear.weight)?;
+        let input = self.input(x, &[w], projection.linear.outlier)?;
         let out = DisjointSlices::new(to.floats_mut());
-        let list = [product(linear, w, Epilogue::Add, &out)];
+        let list = [product(projection, w, Epilogue::Add, &out)?];
         gemm::products(&self.pool, self.isa, "linear add", input, &[&list])?;
         Ok(to.into())
     }
 
-    fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+    fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
         let x = x.block()?;
-        let (g, u) = (packed(&gate.weight)?, packed(&up.weight)?);
-        let input = self.input(x, &[g, u], gate.outlier.min(up.outlier))?;
+        let (g, u) = (packed(&gate.linear.weight)?, packed(&up.linear.weight)?);
+        let input = self.input(x, &[g, u], gate.linear.outlier.min(up.linear.outlier))?;
         let mut block = self.recycler.block(x.rows, g.n);
         let out = DisjointSlices::new(block.floats_mut());
-        let list = [product(gate, g, Epilogue::Store, &out), product(up, u, Epilogue::Gate(act), &out)];
+        let list = [product(gate, g, Epilogue::Store, &out)?, product(up, u, Epilogue::Gate(act), &out)?];
         gemm::products(&self.pool, self.isa, "gated", input, &[&list])?;
         Ok(block.into())
     }
 
-    fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
+    fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
         Ok(self.product("activated", up, x.block()?, Epilogue::Activate(act))?.into())
     }
 
@@ -351,12 +357,17 @@ fn packed(m: &Matrix) -> Result<&Packed> {
 }
 
 fn product<'a>(
-    linear: &'a Linear,
+    projection: Projection<'a>,
     w: &'a Packed,
     epilogue: Epilogue,
     out: &'a DisjointSlices<'a, f32>,
-) -> Product<'a> {
-    Product { w, bias: linear.bias.as_ref().map(|bias| &*bias.values), epilogue, out }
+) -> Result<Product<'a>> {
+    let bias = projection.linear.bias.as_ref().map(|bias| &*bias.values);
+    let row_bias = match projection.row_bias {
+        Some(rows) => Some(rows.block()?.floats()),
+        None => None,
+    };
+    Ok(Product { w, bias, row_bias, epilogue, out })
 }
 
 fn of(norm: &Norm) -> norm::Norm<'_> {

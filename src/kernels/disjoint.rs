@@ -27,8 +27,8 @@ impl<'a, T> DisjointSlices<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
-    /// Where element `range.start` is, for whoever writes to some of the range's elements and not to all: a slice of
-    /// it would overlap with those of other tasks.
+    /// Where element `range.start` is, for whoever writes to some of the range's elements and not to all: a
+    /// slice of it would overlap with those of other tasks.
     pub(super) fn pointer(&self, range: Range<usize>) -> *mut T {
         assert!(range.start <= range.end && range.end <= self.len);
         self.start.wrapping_add(range.start)

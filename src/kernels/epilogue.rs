@@ -1,4 +1,5 @@
-//! What becomes of the finished sums of a product, while they are in L1: a bias, a sum, an activation, a gate.
+//! What becomes of the finished sums of a product, while they are in L1: a bias, a sum, an activation, a
+//! gate.
 
 use std::ops::Range;
 
@@ -27,6 +28,8 @@ pub(super) enum Epilogue {
 pub(super) struct Product<'a> {
     pub(super) w: &'a Packed,
     pub(super) bias: Option<&'a [f32]>,
+    /// Added to each row after `bias`, `[rows, n]`.
+    pub(super) row_bias: Option<&'a [f32]>,
     pub(super) epilogue: Epilogue,
     pub(super) out: &'a DisjointSlices<'a, f32>,
 }
@@ -57,7 +60,8 @@ tiered! {
     ///
     /// # Safety
     /// No other task writes to these columns of these rows.
-    pub(super) fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]]) = [unsafe] finish_body;
+    pub(super) fn finish(product: &Product<'_>, row: usize, panel: usize, sums: &[[f32; LANES]])
+        = [unsafe] finish_body;
 }
 tiered! {
     /// As [`finish`], of a gate and what it lets through.
@@ -95,7 +99,8 @@ unsafe fn finish_pair_body<S: Simd>(
     for (row, (first, second)) in (row..).zip(first.iter().zip(second)) {
         // SAFETY: the caller's promise.
         unsafe {
-            let (first, second) = (biased::<S>(gate, first, from, to), biased::<S>(up, second, from, to));
+            let first = biased::<S>(gate, first, row, from, to);
+            let second = biased::<S>(up, second, row, from, to);
             let out = up.out.slice_mut(row * n + from..row * n + to);
             S::store_some(out, S::mul(math::activate::<S>(act, first), second));
         }
@@ -111,7 +116,7 @@ unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[
     // SAFETY: the caller's promise.
     unsafe {
         let out = product.out.slice_mut(row * n + from..row * n + to);
-        let sum = biased::<S>(product, sums, from, to);
+        let sum = biased::<S>(product, sums, row, from, to);
         let value = match product.epilogue {
             Epilogue::Store => sum,
             Epilogue::Add => S::add(S::load_some(out), sum),
@@ -122,17 +127,28 @@ unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[
     }
 }
 
-/// Sums with the bias of their columns.
+/// Sums of a row with the biases of their columns and of the row.
 ///
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn biased<S: Simd>(product: &Product<'_>, sums: &[f32; LANES], from: usize, to: usize) -> S::F {
+unsafe fn biased<S: Simd>(
+    product: &Product<'_>,
+    sums: &[f32; LANES],
+    row: usize,
+    from: usize,
+    to: usize,
+) -> S::F {
+    // SAFETY: the caller has the tier's instructions; sixteen sums are there.
     unsafe {
-        let sum = S::load(sums.as_ptr());
-        match product.bias {
-            Some(bias) => S::add(sum, S::load_some(&bias[from..to])),
-            None => sum,
+        let mut sum = S::load(sums.as_ptr());
+        if let Some(bias) = product.bias {
+            sum = S::add(sum, S::load_some(&bias[from..to]));
         }
+        if let Some(rows) = product.row_bias {
+            let at = row * product.w.n;
+            sum = S::add(sum, S::load_some(&rows[at + from..at + to]));
+        }
+        sum
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! A row's sums run along `k` in one order, whatever the number of rows, the tile, the thread or the tier:
 //!
-//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). With few rows
-//!   ([`skinny`]) panels are unpacked in registers, and the weights are streamed once, which is all that decoding can
-//!   do; more rows share unpacked panels ([`blocked`]);
-//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of up to
-//!   twelve rows.
+//! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). With
+//!   few rows ([`skinny`]) panels are unpacked in registers, and the weights are streamed once, which is all
+//!   that decoding can do; more rows share unpacked panels ([`blocked`]);
+//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of
+//!   up to twelve rows.
 //!
 //! What happens to finished sums is the product's [`epilogue`].
 
@@ -35,15 +35,15 @@ pub(super) struct Input<'a> {
     pub(super) bytes: Option<&'a Quantized>,
 }
 
-/// Some rows, and the products that they pass: computed one after the other over the same columns, of which all have
-/// as many.
+/// Some rows, and the products that they pass: computed one after the other over the same columns, of which
+/// all have as many.
 pub(super) struct Group<'a> {
     pub(super) rows: Range<usize>,
     pub(super) list: &'a [Product<'a>],
 }
 
-/// Computes products of the same rows. Those of one list are computed one after the other over the same columns
-/// (and have as many); lists are independent.
+/// Computes products of the same rows. Those of one list are computed one after the other over the same
+/// columns (and have as many); lists are independent.
 pub(super) fn products(
     pool: &Pool,
     isa: Isa,
@@ -55,8 +55,8 @@ pub(super) fn products(
     grouped(pool, isa, name, x, &groups)
 }
 
-/// A grouped GEMM: as [`products`], but each list is for rows of its own, and all share the threads. No two groups
-/// have a row and an output in common.
+/// A grouped GEMM: as [`products`], but each list is for rows of its own, and all share the threads. No two
+/// groups have a row and an output in common.
 pub(super) fn grouped(
     pool: &Pool,
     isa: Isa,
@@ -146,7 +146,8 @@ struct Task<'a> {
     panels: Range<usize>,
 }
 
-/// Whether these are a gate and what it lets through, in matrices alike: a column's sums of both are finished together.
+/// Whether these are a gate and what it lets through, in matrices alike: a column's sums of both are finished
+/// together.
 fn is_pair(gate: &Product<'_>, up: &Product<'_>) -> bool {
     let alike = gate.w.dtype == up.w.dtype && gate.w.n == up.w.n && gate.w.k == up.w.k;
     let gated = matches!((gate.epilogue, up.epilogue), (Epilogue::Store, Epilogue::Gate(_)))
@@ -165,15 +166,17 @@ struct Split {
 }
 
 impl Split {
-    /// Few enough of both to share the work evenly. With few rows, as many panels in one piece as that allows, since memory
-    /// is read faster so; with many, the panels that are worked on together, times rows whose sums stay in L2.
+    /// Few enough of both to share the work evenly. With few rows, as many panels in one piece as that
+    /// allows, since memory is read faster so; with many, the panels that are worked on together, times rows
+    /// whose sums stay in L2.
     fn of(panels: usize, rows: usize, threads: usize, few: usize) -> Split {
         if rows <= few {
             return Split { panels: (panels / (4 * threads)).clamp(1, MAX_PANELS), rows };
         }
         let column_tasks = panels.div_ceil(panels::PANELS).max(1);
-        // Unpacking takes as long as three rows of a task. At the end, threads wait for half a task. Both together are least
-        // where there are about this many parts; and tasks of fewer than 16 rows would spend too much on unpacking.
+        // Unpacking takes as long as three rows of a task. At the end, threads wait for half a task. Both
+        // together are least where there are about this many parts; and tasks of fewer than 16 rows would
+        // spend too much on unpacking.
         let best = ((rows * threads) as f32 / (6 * column_tasks) as f32).sqrt().round() as usize;
         let wanted =
             if threads == 1 { 1 } else { best.max((4 * threads).div_ceil(column_tasks)).min(rows / 16) };
@@ -191,6 +194,7 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
     for product in products {
         assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k && rows.end <= x.rows);
         assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
+        assert!(product.row_bias.is_none_or(|bias| bias.len() == x.rows * product.w.n));
     }
     let product = &products[0];
     let w = product.w;
@@ -207,10 +211,11 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
             let mut output = Output { isa, products, first_panel: panels.start };
             return blocked::multiply::<Q>(isa, w, bytes, rows.clone(), &mut output);
         }
-        skinny::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), |row, panel, sums| {
+        let finish = |row, panel, sums: &[_]| {
             // SAFETY: no two tasks have a row and a panel in common.
             unsafe { epilogue::finish(isa, product, row, panels.start + panel, sums) };
-        });
+        };
+        skinny::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), finish);
     }, else {
         assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
         tiles(isa, product, rows.clone(), panels.clone(), |panel, row, rows, sums| {
@@ -265,7 +270,8 @@ fn tiles(
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
     let mut scratch = [[0.0; LANES]; FLOATS.avx512[0]];
-    let plain = matches!(product.epilogue, Epilogue::Store) && product.bias.is_none();
+    let unbiased = product.bias.is_none() && product.row_bias.is_none();
+    let plain = matches!(product.epilogue, Epilogue::Store) && unbiased;
     let n = product.w.n;
     let mut row = rows.start;
     while row < rows.end {
@@ -293,13 +299,15 @@ tiled! {
     /// Sums of `rows` rows from `x` on for the sixteen columns of a panel of floats.
     ///
     /// # Safety
-    /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`; `sums` may be written to.
+    /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`; `sums` may be
+    /// written to.
     fn floats<F: Float>(w: *const u8, x: *const f32, k: usize, sums: Sums) = float_tile;
 }
 
 /// # Safety
 /// As [`floats`].
 unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *const f32, k: usize, sums: Sums) {
+    // SAFETY: the caller's promise is that of `floats`; the type of floats is that of the panel.
     unsafe {
         match dtype {
             WeightType::F16 => floats::<F16>(isa, rows, w, x, k, sums),
@@ -324,6 +332,7 @@ macro_rules! float {
             const BYTES: usize = $bytes;
             #[inline(always)]
             unsafe fn load<S: Simd>($from: *const u8) -> S::F {
+                // SAFETY: the caller has the tier's instructions; sixteen floats of this type are there.
                 unsafe { $load }
             }
         }
@@ -338,6 +347,8 @@ float!(BF16, 2, from => S::load_bf16(from));
 /// The tier's instructions, and as [`floats`].
 #[inline(always)]
 unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const f32, k: usize, sums: Sums) {
+    // SAFETY: the caller has the tier's instructions, and promises `k` vectors of weights, `M` rows of `k`,
+    // and room for sixteen sums of each row.
     unsafe {
         let size = LANES * F::BYTES;
         let (mut even, mut odd) = ([S::zero(); M], [S::zero(); M]);

@@ -1,9 +1,12 @@
 //! Tiers of CPU instructions: one source, compiled once a tier.
 //!
-//! A kernel is an `#[inline(always)]` function over [`Simd`](super::simd::Simd). The macro [`tiered!`] compiles it
-//! inside a function for each tier and picks one by an [`Isa`], which can only be had when the machine has
-//! those instructions. All tiers agree to the last bit; `scalar` is the oracle. (On x86 before FMA, a fused step
-//! is a library call: right, and slow.)
+//! A kernel is an `#[inline(always)]` function over [`Simd`](super::simd::Simd). The macro [`tiered!`]
+//! compiles it inside a function for each tier and picks one by an [`Isa`], which can only be had when the
+//! machine has those instructions. All tiers agree to the last bit; `scalar` is the oracle. (On x86 before
+//! FMA, a fused step is a library call: right, and slow.)
+//!
+//! Detection is CPUID and what the system permits, nothing else; that the tiles of AMX compute what they
+//! should is checked where a backend is made (`amx::self_check`).
 
 use crate::error::{Error, Result};
 
@@ -120,8 +123,8 @@ impl Isa {
     }
 }
 
-/// Intel SDM volume 1, 18.3: CPUID.(7,0).EDX bits 22 (bf16), 24 (tiles) and 25 (bytes); the operating system says by XCR0
-/// bits 17 and 18 that it saves tiles.
+/// Intel SDM volume 1, 18.3: CPUID.(7,0).EDX bits 22 (bf16), 24 (tiles) and 25 (bytes); the operating system
+/// says by XCR0 bits 17 and 18 that it saves tiles.
 #[cfg(target_arch = "x86_64")]
 fn amx_detected() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
@@ -143,8 +146,8 @@ fn amx_detected() -> bool {
     }
 }
 
-/// Asks Linux for tiles, for all threads of the process, also later ones. It says no where it is older than 5.16 or a
-/// thread's alternate signal stack is too small to save them.
+/// Asks Linux for tiles, for all threads of the process, also later ones. It says no where it is older than
+/// 5.16 or a thread's alternate signal stack is too small to save them.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_permitted() -> bool {
     // Linux, Documentation/arch/x86/xstate.rst
@@ -176,7 +179,8 @@ macro_rules! tiered {
             #[cfg(target_arch = "x86_64")]
             use $crate::kernels::simd::{avx2::Avx2, avx512::Avx512};
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx512bf16 $(<$g: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: this function has the instructions.
                 unsafe { $body::<Avx512<true> $(, $g)?>($($arg),*) }
@@ -237,13 +241,15 @@ pub(super) fn tile_rows(isa: Isa, tiles: &Tiles, left: usize) -> usize {
     sizes.iter().copied().find(|&size| size <= left).unwrap_or(1)
 }
 
-/// `tiled! { [8, 1] [2, 1] fn name<G: Bound>(a: A) = body; }` makes `name::<G>(isa, rows, a)`, which runs `body::<tier, G, rows>(a)` compiled
-/// for each tier and each of the numbers of rows, those of AVX-512 and those of AVX2. (The others panic.) Not every tier has its
-/// own, as with `tiered!`, because every tile that is compiled costs: there are a dozen layouts of weights.
+/// `tiled! { [8, 1] [2, 1] fn name<G: Bound>(a: A) = body; }` makes `name::<G>(isa, rows, a)`, which runs
+/// `body::<tier, G, rows>(a)` compiled for each tier and each of the numbers of rows, those of AVX-512 and
+/// those of AVX2. (The others panic.) Not every tier has its own, as with `tiered!`, because every tile that
+/// is compiled costs: there are a dozen layouts of weights.
 macro_rules! tiled {
     (
         [$($wide:literal),*] [$($narrow:literal),*]
-        $(#[$doc:meta])* $vis:vis fn $name:ident<$g:ident: $bound:path>($($arg:ident: $ty:ty),* $(,)?) = $body:ident;
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident<$g:ident: $bound:path>($($arg:ident: $ty:ty),* $(,)?) = $body:ident;
     ) => {
         $(#[$doc])*
         #[inline]
@@ -255,23 +261,30 @@ macro_rules! tiled {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
             unsafe fn avx512<$g: $bound, const M: usize>($($arg: $ty),*) {
+                // SAFETY: this function has the instructions; the rest is the caller's promise.
                 unsafe { $body::<Avx512<false>, $g, M>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
             unsafe fn avxvnni<$g: $bound, const M: usize>($($arg: $ty),*) {
+                // SAFETY: as above.
                 unsafe { $body::<Avx2<true>, $g, M>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2<$g: $bound, const M: usize>($($arg: $ty),*) {
+                // SAFETY: as above.
                 unsafe { $body::<Avx2<false>, $g, M>($($arg),*) }
             }
-            // SAFETY: an `Isa` of a level exists only where the machine has its features; the rest is the caller's.
+            // SAFETY: an `Isa` of a level exists only where the machine has its features; the rest is the
+            // caller's.
             unsafe { tiled!(@call isa rows $body $g ($($arg),*) [$($wide),*] [$($narrow),*]) }
         }
     };
-    (@call $isa:ident $rows:ident $body:ident $g:ident $args:tt [$($wide:literal),*] [$($narrow:literal),*]) => {
+    (
+        @call $isa:ident $rows:ident $body:ident $g:ident $args:tt
+        [$($wide:literal),*] [$($narrow:literal),*]
+    ) => {
         match ($isa.level(), $rows) {
             (Level::Scalar, 1) => $body::<Scalar, $g, 1>$args,
             $(

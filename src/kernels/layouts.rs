@@ -1,7 +1,7 @@
 //! The packed layouts of quantized weights: sixteen rows of a matrix side by side, at the bits of the file.
 //!
-//! A panel is 16 rows of the matrix (columns of the product: lanes of a vector). It runs along `k` in *units* of
-//! 32 or 256 weights, the block of the file's format; a unit is
+//! A panel is 16 rows of the matrix (columns of the product: lanes of a vector). It runs along `k` in *units*
+//! of 32 or 256 weights, the block of the file's format; a unit is
 //!
 //! ```text
 //!   head                  one or two half floats a row: 16 d, then 16 m (or dmin)
@@ -10,9 +10,10 @@
 //!     codes               group g = 0..8: weights 4g..4g+4 of the 16 rows, 64 bytes once unpacked
 //! ```
 //!
-//! A group is what one byte product takes (`Simd::dot`): lane `r` has four neighbouring weights of row `r`. Packed,
-//! 4-bit codes of group `g` and `g + 4` share bytes, 2-bit codes of four groups, and single bits (the fifth of Q5,
-//! the third of Q3_K) of all eight; so unpacking is a load, a shift and a mask, and never moves a byte.
+//! A group is what one byte product takes (`Simd::dot`): lane `r` has four neighbouring weights of row `r`.
+//! Packed, 4-bit codes of group `g` and `g + 4` share bytes, 2-bit codes of four groups, and single bits (the
+//! fifth of Q5, the third of Q3_K) of all eight; so unpacking is a load, a shift and a mask, and never moves
+//! a byte.
 //!
 //! A weight is `scale * code + offset`, codes are unsigned, and `offset` is the format's minimum or
 //! `-zero * scale`. The blocks in files: `ggml/src/ggml-common.h` of llama.cpp.
@@ -230,7 +231,8 @@ pub(super) fn get<Q: Layout>(codes: &[u8], r: usize, g: usize) -> u32 {
     }
 }
 
-/// The 32 weights of row `r` in a sub-block as floats, computed as [`blocks`](crate::weights::blocks) computes them.
+/// The 32 weights of row `r` in a sub-block as floats, computed as [`blocks`](crate::weights::blocks)
+/// computes them.
 pub(super) fn row_of_sub<Q: Layout>(unit: &[u8], sub: usize, r: usize, out: &mut [f32; SUB]) {
     let at = Q::HEAD + sub * Q::SUB_BYTES;
     let (scales, codes) = unit[at..at + Q::SUB_BYTES].split_at(Q::SCALE_BYTES);
@@ -298,7 +300,8 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool> Kind for Kinds<HALVE
     const WIDE: bool = WIDE;
 }
 
-/// Runs the expression for the kind of a layout: there are five of them, which spares the compiler seven copies.
+/// Runs the expression for the kind of a layout: there are five of them, which spares the compiler seven
+/// copies.
 macro_rules! with_kind {
     ($q:ident, $kind:ident => $call:expr) => {{
         macro_rules! call {

@@ -7,11 +7,10 @@
 use super::Activation;
 use super::simd::Simd;
 
-// SAFETY of all functions: the caller has the tier's instructions; there are no pointers.
-
 /// `a b + c` with constants.
 #[inline(always)]
 unsafe fn step<S: Simd>(x: S::F, p: S::F, c: f32) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe { S::fma(x, p, S::splat(c)) }
 }
 
@@ -20,6 +19,7 @@ unsafe fn step<S: Simd>(x: S::F, p: S::F, c: f32) -> S::F {
 pub(super) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     const LN2_HIGH: f32 = 0.693_145_75;
     const LN2_LOW: f32 = 1.428_606_8e-6;
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe {
         // A NaN stays: it is the second operand.
         let x = S::max(S::splat(-87.5), S::min(S::splat(89.0), x));
@@ -44,6 +44,7 @@ pub(super) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
 /// `tanh(x)` to a relative error of 4e-7.
 #[inline(always)]
 pub(super) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe {
         let (size, t) = (S::abs(x), S::mul(x, x));
         let mut p = S::splat(-0.006_269_12);
@@ -61,6 +62,7 @@ pub(super) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
 /// `erf(x)` to an absolute error of 5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 #[inline(always)]
 unsafe fn erf<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe {
         let (size, one) = (S::abs(x), S::splat(1.0));
         let t = S::div(one, S::fma(size, S::splat(0.327_591_1), one));
@@ -78,12 +80,14 @@ unsafe fn erf<S: Simd>(x: S::F) -> S::F {
 /// `x / (1 + e^-x)`.
 #[inline(always)]
 pub(super) unsafe fn silu<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-1.0))))) }
 }
 
 /// `x * Phi(x)`.
 #[inline(always)]
 pub(super) unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe {
         let twice = S::add(S::splat(1.0), erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2))));
         S::mul(S::mul(S::splat(0.5), x), twice)
@@ -95,6 +99,7 @@ pub(super) unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
 #[inline(always)]
 pub(super) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
     const TWICE: f32 = 1.595_769_2; // 2 * sqrt(2 / pi)
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe {
         let u = S::mul(x, S::fma(S::mul(x, x), S::splat(0.044_715), S::splat(1.0)));
         S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(u, S::splat(-TWICE)))))
@@ -104,11 +109,13 @@ pub(super) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
 /// `x` or 0; a NaN stays visible.
 #[inline(always)]
 pub(super) unsafe fn relu<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe { S::select_lt(x, S::zero(), S::zero(), x) }
 }
 
 #[inline(always)]
 pub(super) unsafe fn activate<S: Simd>(act: Activation, x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe {
         match act {
             Activation::Silu => silu::<S>(x),

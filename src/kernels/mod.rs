@@ -3,19 +3,20 @@
 //! [`Ops`] is chosen once, when a model is built, and the graph names no device. It checks arguments, so that
 //! whatever computes may trust shapes and indices, and hands them to a [`Backend`](backend::Backend):
 //!
-//! * [`cpu`]: kernels of our own over packed weights, on a worker pool with an explicit number of threads. The
-//!   same row gives the same bits alone or among hundreds, on any number of threads and on any tier of
+//! * [`cpu`]: kernels of our own over packed weights, on a worker pool with an explicit number of threads.
+//!   The same row gives the same bits alone or among hundreds, on any number of threads and on any tier of
 //!   instructions; every reduction has one fixed order.
 //! * [`candle`]: candle's operations, for CUDA and Metal, and on the CPU as a second opinion in tests.
 //!
-//! Operations are as large as the graph lets them be: a product's epilogue (a bias, a sum, a gate) is part of it.
-//! Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
+//! Operations are as large as the graph lets them be: a product's epilogue (a bias, a sum, a gate) is part of
+//! it. Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
 //!
-//! From the bottom up, and no module uses one that is named later: [`types`] and [`rows`] (what the graph holds),
-//! [`simd`] and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
-//! [`unpack`] and [`pack`] (weights in memory), [`quantize`] (activations as bytes), [`panels`], [`tile`], [`amx`],
-//! [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`], [`rope`],
-//! [`elementwise`], [`experts`], [`backend`], [`cpu`], [`candle`], [`check`].
+//! From the bottom up, and no module uses one that is named later: [`types`] (what the graph holds), [`simd`]
+//! and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
+//! [`unpack`] and [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`panels`],
+//! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`],
+//! [`rope`], [`elementwise`], [`experts`], [`short_conv`], [`checked_step`], [`backend`], [`cpu`],
+//! [`candle`], [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -58,7 +59,7 @@ pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
-pub use self::rows::Rows;
+pub use self::rows::{Projection, Rows};
 pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
@@ -79,8 +80,8 @@ impl Ops {
     /// (`amx`, `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `scalar`) forces others.
     ///
     /// # Errors
-    /// `Device` when `TALLOW_ISA` names what this machine has not, its AMX computes something else than AMX does, or
-    /// a thread cannot be started; `InvalidRequest` when `threads` is 0.
+    /// `Device` when `TALLOW_ISA` names what this machine has not, its AMX computes something else than AMX
+    /// does, or a thread cannot be started; `InvalidRequest` when `threads` is 0.
     pub fn cpu(threads: usize, kv: KvType) -> Result<Ops> {
         Self::cpu_with(threads, kv, Isa::from_env()?)
     }
@@ -90,8 +91,8 @@ impl Ops {
         Ok(Self::of(CpuBackend::new(threads, kv, isa)?))
     }
 
-    /// candle's operations, on any device. Activations and the KV cache are of type `dtype`; norms, softmax and
-    /// rotations are computed in f32.
+    /// candle's operations, on any device. Activations and the KV cache are of type `dtype`; norms, softmax
+    /// and rotations are computed in f32.
     pub fn candle(device: Device, dtype: DType) -> Ops {
         Self::of(CandleBackend::new(device, dtype))
     }
@@ -149,11 +150,11 @@ impl Ops {
 
     /// All elements, as f32, in row-major order.
     pub fn into_vec(&self, x: Rows) -> Result<Vec<f32>> {
-        self.0.into_vec(x)
+        self.0.floats(x)
     }
 
-    /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more than half
-    /// as much as computing them (32 rows of a vocabulary of 262,144).
+    /// Takes back what [`into_vec`](Ops::into_vec) gave: fresh memory for the logits of a batch costs more
+    /// than half as much as computing them (32 rows of a vocabulary of 262,144).
     pub fn recycle(&self, values: Vec<f32>) {
         self.0.recycle(values);
     }
@@ -183,38 +184,52 @@ impl Ops {
     }
 
     /// `x * W^T (+ bias)`: `[rows, k] -> [rows, n]`.
-    pub fn linear(&self, linear: &Linear, x: &Rows) -> Result<Rows> {
-        let [y] = self.linears([linear], x)?;
+    pub fn linear<'a>(&self, projection: impl Into<Projection<'a>>, x: &Rows) -> Result<Rows> {
+        let [y] = self.linears([projection], x)?;
         Ok(y)
     }
 
     /// Several projections of the same rows.
-    pub fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Rows) -> Result<[Rows; N]> {
-        linears.iter().try_for_each(|linear| check::linear(linear, x))?;
-        let outputs = self.0.linears(&linears, x)?;
+    pub fn linears<'a, const N: usize>(
+        &self,
+        projections: [impl Into<Projection<'a>>; N],
+        x: &Rows,
+    ) -> Result<[Rows; N]> {
+        let projections = projections.map(Into::into);
+        projections.iter().try_for_each(|projection| check::projection(projection, x))?;
+        let outputs = self.0.linears(&projections, x)?;
         outputs.try_into().map_err(|_| misuse("as many results as projections"))
     }
 
     /// `to + x * W^T (+ bias)`.
-    pub fn linear_add(&self, linear: &Linear, x: &Rows, to: Rows) -> Result<Rows> {
-        check::linear(linear, x)?;
-        check::shape("a sum", &to, x.dims().0, linear.weight.n)?;
-        self.0.linear_add(linear, x, to)
+    pub fn linear_add<'a>(&self, projection: impl Into<Projection<'a>>, x: &Rows, to: Rows) -> Result<Rows> {
+        let projection = projection.into();
+        check::projection(&projection, x)?;
+        check::shape("a sum", &to, x.dims().0, projection.linear.weight.n)?;
+        self.0.linear_add(projection, x, to)
     }
 
     /// `act(x G^T) * (x U^T)`, with biases.
-    pub fn gated(&self, gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        check::linear(gate, x)?;
-        check::linear(up, x)?;
-        if gate.weight.n != up.weight.n {
+    pub fn gated<'a>(
+        &self,
+        gate: impl Into<Projection<'a>>,
+        up: impl Into<Projection<'a>>,
+        x: &Rows,
+        act: Activation,
+    ) -> Result<Rows> {
+        let (gate, up) = (gate.into(), up.into());
+        check::projection(&gate, x)?;
+        check::projection(&up, x)?;
+        if gate.linear.weight.n != up.linear.weight.n {
             return Err(misuse("gate and up have other widths"));
         }
         self.0.gated(gate, up, x, act)
     }
 
     /// `act(x U^T)`, with bias.
-    pub fn activated(&self, up: &Linear, x: &Rows, act: Activation) -> Result<Rows> {
-        check::linear(up, x)?;
+    pub fn activated<'a>(&self, up: impl Into<Projection<'a>>, x: &Rows, act: Activation) -> Result<Rows> {
+        let up = up.into();
+        check::projection(&up, x)?;
         self.0.activated(up, x, act)
     }
 
@@ -227,15 +242,15 @@ impl Ops {
         assignments
     }
 
-    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the order of the
-    /// experts' numbers: `[rows, hidden]`.
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the
+    /// order of the experts' numbers: `[rows, hidden]`.
     pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
         check::experts(experts, x, a)?;
         self.0.experts(experts, act, x, a)
     }
 
-    /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) * w`;
-    /// layer: `(x - mean) / sqrt(var + eps) * w (+ b)`.
+    /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) *
+    /// w`; layer: `(x - mean) / sqrt(var + eps) * w (+ b)`.
     pub fn norm(&self, norm: &Norm, x: &Rows) -> Result<Rows> {
         check::norm(norm, x)?;
         self.0.norm(norm, x, None)
@@ -261,8 +276,8 @@ impl Ops {
         Ok(RopeTable { rows: positions.len(), half: inv_freq.len(), data })
     }
 
-    /// Heads of `x` `[rows, heads * head_dim]`: each through the norm, then its first `table.rotated()` dimensions
-    /// rotated, dimension `i` with `i + rotated / 2`. The rest passes through.
+    /// Heads of `x` `[rows, heads * head_dim]`: each through the norm, then its first `table.rotated()`
+    /// dimensions rotated, dimension `i` with `i + rotated / 2`. The rest passes through.
     pub fn heads(
         &self,
         x: Rows,
@@ -340,8 +355,9 @@ impl Ops {
         self.0.attention(q, kv, group, step, a)
     }
 
-    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It goes on
-    /// from the state of each span, in the states of recurrent layer `layer`, and leaves those that the step names.
+    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It
+    /// goes on from the state of each span, in the states of recurrent layer `layer`, and leaves those that
+    /// the step names.
     pub fn short_conv(
         &self,
         x: &Rows,

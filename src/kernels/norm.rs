@@ -55,6 +55,7 @@ unsafe fn in_place_body<S: Simd>(norm: Norm<'_>, x: &mut [f32]) {
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn statistics<S: Simd>(norm: Norm<'_>, x: &[f32]) -> (f32, f32) {
+    // SAFETY: the caller has the tier's instructions.
     unsafe {
         let len = x.len() as f32;
         let mean = if norm.rms { 0.0 } else { S::reduce_sum(sum::<S>(x)) / len };
@@ -68,6 +69,7 @@ unsafe fn statistics<S: Simd>(norm: Norm<'_>, x: &[f32]) -> (f32, f32) {
 #[inline(always)]
 unsafe fn sum<S: Simd>(x: &[f32]) -> S::F {
     let (full, tail) = x.as_chunks::<LANES>();
+    // SAFETY: the caller has the tier's instructions; each chunk is sixteen floats.
     unsafe {
         let mut acc = S::zero();
         for lanes in full {
@@ -82,6 +84,7 @@ unsafe fn sum<S: Simd>(x: &[f32]) -> S::F {
 #[inline(always)]
 unsafe fn squares<S: Simd>(x: &[f32], mean: f32) -> S::F {
     let (full, tail) = x.as_chunks::<LANES>();
+    // SAFETY: as in `sum`.
     unsafe {
         let mut acc = S::zero();
         for lanes in full {
@@ -102,6 +105,8 @@ unsafe fn squares<S: Simd>(x: &[f32], mean: f32) -> S::F {
 /// The tier's instructions; `x` is as long as `out`, and may be it.
 #[inline(always)]
 unsafe fn apply<S: Simd>(norm: Norm<'_>, mean: f32, scale: f32, x: *const f32, out: &mut [f32], add: bool) {
+    // SAFETY: the caller has the tier's instructions, and promises as many floats at `x` as `out` has. Each
+    // part is read before it is written, so that both may be the same.
     unsafe {
         let (mean, scale) = (S::splat(mean), S::splat(scale));
         let mut at = 0;

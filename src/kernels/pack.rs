@@ -1,9 +1,9 @@
 //! Weights packed once, at load, into panels of sixteen rows ([`layouts`]), and single rows of them
 //! read back for embeddings.
 //!
-//! Packing runs on the worker pool, straight from the memory map; the map's pages are given back afterwards, so
-//! that nothing is in memory twice. The panels lie in an [`Arena`]: anonymous maps of some megabytes each, which
-//! the operating system may back with large pages.
+//! Packing runs on the worker pool, straight from the memory map; the map's pages are given back afterwards,
+//! so that nothing is in memory twice. The panels lie in an [`Arena`]: anonymous maps of some megabytes each,
+//! which the operating system may back with large pages.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,7 +92,9 @@ fn pack_slice(
             let out = unsafe { out.slice_mut(panel * panel_bytes..(panel + 1) * panel_bytes) };
             let rows = panel * LANES..n.min((panel + 1) * LANES);
             let rows = &w.data[rows.start * row_bytes..rows.end * row_bytes];
-            with_layout!(w.dtype, Q => pack_panel::<Q>(rows, row_bytes, out), else pack_dense(w.dtype, rows, row_bytes, out));
+            with_layout!(w.dtype,
+                Q => pack_panel::<Q>(rows, row_bytes, out),
+                else pack_dense(w.dtype, rows, row_bytes, out));
         }
     })
 }
@@ -174,8 +176,8 @@ struct Map {
     _map: memmap2::MmapMut,
 }
 
-// SAFETY: the memory behind `start` lives as long as `_map`; it is written only through a `Region` that nobody else
-// has, and afterwards only read.
+// SAFETY: the memory behind `start` lives as long as `_map`; it is written only through a `Region` that
+// nobody else has, and afterwards only read.
 unsafe impl Send for Map {}
 // SAFETY: as above.
 unsafe impl Sync for Map {}
@@ -188,7 +190,8 @@ impl Arena {
         if last.as_ref().is_none_or(|rest| rest.range.len() < size) {
             let map = memmap2::MmapOptions::new().len(size.max(MAP_BYTES)).map_anon();
             let mut map = map.map_err(|error| too_large(size).with_source(error))?;
-            // Large pages save a third of the address translations of a decoded token; without them all works too.
+            // Large pages save a third of the address translations of a decoded token; without them all works
+            // too.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
             let range = 0..map.len();
@@ -208,7 +211,8 @@ impl Region {
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the range is inside the map, and this region is the only one over it: it has not been cloned yet.
+        // SAFETY: the range is inside the map, and this region is the only one over it: it has not been
+        // cloned yet.
         unsafe { std::slice::from_raw_parts_mut(self.map.start.add(self.range.start), self.range.len()) }
     }
 }

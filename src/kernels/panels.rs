@@ -1,15 +1,15 @@
 //! What blocked products work on: unpacked panels, partial sums, and the scratch of a thread that holds both.
 //!
-//! `k` is cut into blocks, so that the unpacked panels of a block fit in the L1 data cache together with the rows
-//! that pass by; partial sums wait in L2 for the next block.
+//! `k` is cut into blocks, so that the unpacked panels of a block fit in the L1 data cache together with the
+//! rows that pass by; partial sums wait in L2 for the next block.
 
 use std::ops::Range;
 
 use super::quantize::Quantized;
 use super::simd::LANES;
 
-/// Weights of a column in a K-block, at most: four panels of it, codes and scales, are 50 KiB at most. Half of that
-/// would leave more of L1 to the rows, and is 5 % slower.
+/// Weights of a column in a K-block, at most: four panels of it, codes and scales, are 50 KiB at most. Half
+/// of that would leave more of L1 to the rows, and is 5 % slower.
 pub(super) const K_BLOCK: usize = 640;
 /// Panels that are worked on together.
 pub(super) const PANELS: usize = 4;
@@ -74,7 +74,8 @@ impl Scratch {
         ring: Ring([[[0; LANES]; AMX_ROWS]; RING]),
     };
 
-    /// The sums of a panel, and of the panel `further` on, which is that of the second matrix, if there are two.
+    /// The sums of a panel, and of the panel `further` on, which is that of the second matrix, if there are
+    /// two.
     pub(super) fn sums_of(&self, panel: usize, further: usize, places: Range<usize>) -> [&[[f32; LANES]]; 2] {
         let second = if further > 0 { &self.sums[panel + further][places.clone()] } else { &[] };
         [&self.sums[panel][places], second]

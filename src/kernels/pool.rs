@@ -1,19 +1,19 @@
 //! The worker pool: an explicit number of threads, one job at a time.
 //!
-//! [`Pool::run`] hands out the numbers `0..tasks` to whoever is free, the caller among them, and returns when all are
-//! done. Which thread takes which number is left to chance, so tasks must not care.
+//! [`Pool::run`] hands out the numbers `0..tasks` to whoever is free, the caller among them, and returns when
+//! all are done. Which thread takes which number is left to chance, so tasks must not care.
 //!
-//! A decoded token is some hundred jobs of a few microseconds, so what a job costs beside its tasks is what two cores
-//! need to hear of each other and little more: [`dispatch`] says how. Measured with two threads on a Zen 5: 20 ns for
-//! a job of empty tasks, 0.15 us if each thread does one; a mutex and a condition variable took 0.3 and 0.65 us.
-//! Workers spin for a while before they park, in [`sync`].
+//! A decoded token is some hundred jobs of a few microseconds, so what a job costs beside its tasks is what
+//! two cores need to hear of each other and little more: [`dispatch`] says how. Measured with two threads on
+//! a Zen 5: 20 ns for a job of empty tasks, 0.15 us if each thread does one; a mutex and a condition variable
+//! took 0.3 and 0.65 us. Workers spin for a while before they park, in [`sync`].
 //!
 //! What could go wrong, and what happens:
 //! * a task panics: the panic is caught, the other tasks still run, `run` returns an `Internal` error;
 //! * a task calls `run`: its tasks run inline, on the thread that asks;
 //! * several threads call `run`: they take turns;
-//! * the process forked: the child has none of the workers (and whatever the locks were, they stay), so a pool that
-//!   finds itself in a child runs everything inline and touches neither;
+//! * the process forked: the child has none of the workers (and whatever the locks were, they stay), so a
+//!   pool that finds itself in a child runs everything inline and touches neither;
 //! * a worker is late (a busy machine) or parked: nobody waits for a worker that has not taken a task.
 
 mod dispatch;
@@ -130,7 +130,8 @@ impl Pool {
     /// Runs the job on all threads.
     fn share(&self, job: Job<'_>) {
         let mut reported = lock(&self.turn);
-        // SAFETY: only the lifetime is changed. `run` returns once nobody uses the job any more, and does not unwind.
+        // SAFETY: only the lifetime is changed. `run` returns once nobody uses the job any more, and does not
+        // unwind.
         let job = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
         BUSY.set(true);
         // SAFETY: whoever holds the lock is the only caller, and the number in it belongs to this dispatch.

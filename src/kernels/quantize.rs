@@ -1,14 +1,17 @@
-//! Activations as bytes: blocks of 32 with a scale each, and the sums that offsets of weights are multiplied by.
+//! Activations as bytes: blocks of 32 with a scale each, and the sums that offsets of weights are multiplied
+//! by.
 //!
-//! `x ≈ scale * q`, where `scale` is a 127th of the block's largest magnitude (its amax). The rounding error is in
-//! proportion to the amax, and a few numbers cause most of it: a channel that is always large, a neuron that fired. A
-//! number above some multiple of its row's root mean square is an [`Outlier`]: it is a zero among the bytes, and is
-//! multiplied as a float. Whether it is one depends on the row alone, so that a row's bits are the same in any batch.
+//! `x ≈ scale * q`, where `scale` is a 127th of the block's largest magnitude (its amax). The rounding error
+//! is in proportion to the amax, and a few numbers cause most of it: a channel that is always large, a neuron
+//! that fired. A number above some multiple of its row's root mean square is an [`Outlier`]: it is a zero
+//! among the bytes, and is multiplied as a float. Whether it is one depends on the row alone, so that a row's
+//! bits are the same in any batch.
 //!
-//! Where that is not exact enough there are no outliers, but a second plane of bytes: `x ≈ scale * (q + rest / 256)`.
-//! It looks like the first one, with other scales, and products add both.
+//! Where that is not exact enough there are no outliers, but a second plane of bytes: `x ≈ scale * (q + rest
+//! / 256)`. It looks like the first one, with other scales, and products add both.
 //!
-//! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is computed from it.
+//! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is
+//! computed from it.
 
 use std::ops::Range;
 
@@ -97,8 +100,8 @@ impl At {
 }
 
 impl Quantized {
-    /// Makes max_outliers for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows again is filled with zeros, by one
-    /// thread.)
+    /// Makes max_outliers for `rows` rows of `k`; what is in it is not defined. (It only grows: what grows
+    /// again is filled with zeros, by one thread.)
     pub(super) fn resize(&mut self, rows: usize, k: usize, precision: Precision) {
         self.make_room(rows, k, if precision == Precision::Double { 2 } else { 1 });
     }
@@ -290,6 +293,7 @@ unsafe fn extract_outliers<S: Simd>(
     count: &mut u32,
 ) -> ([f32; SUB], f32) {
     let mut rest = *x;
+    // SAFETY: the caller has the tier's instructions; a block is two vectors.
     unsafe {
         let (limit, low, high) = (S::splat(limit), S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
         let mut above =
@@ -331,6 +335,8 @@ const EXTREME: f32 = (1u128 << 80) as f32;
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn squares<S: Simd, const SCALED: bool>(x: &[f32], factor: f32) -> f32 {
+    // SAFETY: the caller has the tier's instructions; chunks are four vectors, and what is left of whole
+    // blocks is two.
     unsafe {
         macro_rules! add {
             ($sum:ident, $x:ident, $at:expr) => {
@@ -367,6 +373,7 @@ fn inverse(amax: f32) -> f32 {
 /// The tier's instructions; the row has such a block.
 #[inline(always)]
 unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &mut [i8], meta: &mut [f32]) {
+    // SAFETY: the caller has the tier's instructions, and the row has 32 bytes for this block.
     unsafe {
         let inverse = S::splat(inverse(amax));
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
@@ -387,6 +394,7 @@ unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &m
 /// As [`bytes_of_block`].
 #[inline(always)]
 unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &mut [i8]) {
+    // SAFETY: as in `bytes_of_block`.
     unsafe {
         let inverse = S::splat(inverse(amax));
         for at in [0, LANES] {
@@ -404,6 +412,7 @@ unsafe fn second_bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn amax<S: Simd>(x: &[f32; SUB]) -> f32 {
+    // SAFETY: the caller has the tier's instructions; a block is two vectors.
     unsafe {
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
         f32::from_bits(S::reduce_max_i(S::max_i(S::bits(S::abs(a)), S::bits(S::abs(b)))) as u32)

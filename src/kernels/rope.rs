@@ -3,9 +3,9 @@
 use super::isa::tiered;
 use super::simd::{LANES, Simd};
 
-/// Cosines and sines of the rows `positions`, each `[rows, frequencies]`. Products in f32 and then the library's own
-/// sine: the angle of a far position has few good bits, and this is the rounding that the reference
-/// implementation has too.
+/// Cosines and sines of the rows `positions`, each `[rows, frequencies]`. Products in f32 and then the
+/// library's own sine: the angle of a far position has few good bits, and this is the rounding that the
+/// reference implementation has too.
 pub(super) fn fill(frequencies: &[f32], scale: f32, positions: &[u32], cos: &mut [f32], sin: &mut [f32]) {
     let rows = cos.chunks_exact_mut(frequencies.len()).zip(sin.chunks_exact_mut(frequencies.len()));
     for (&position, (cos, sin)) in positions.iter().zip(rows) {
@@ -17,8 +17,16 @@ pub(super) fn fill(frequencies: &[f32], scale: f32, positions: &[u32], cos: &mut
 }
 
 tiered! {
-    /// Rotates every head of `x`, whole rows of `width` in heads of `head_dim`, by the row's `half` cosines and sines.
-    pub(super) fn rotate(x: &mut [f32], width: usize, head_dim: usize, half: usize, cos: &[f32], sin: &[f32]) = rotate_body;
+    /// Rotates every head of `x`, whole rows of `width` in heads of `head_dim`, by the row's `half` cosines
+    /// and sines.
+    pub(super) fn rotate(
+        x: &mut [f32],
+        width: usize,
+        head_dim: usize,
+        half: usize,
+        cos: &[f32],
+        sin: &[f32],
+    ) = rotate_body;
 }
 
 /// # Safety

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::misuse;
 use super::quantize::Quantized;
-use super::types::Opaque;
+use super::types::{Linear, Opaque};
 use crate::error::{Error, Result};
 use crate::memory;
 
@@ -66,6 +66,21 @@ fn foreign() -> Error {
     misuse("activations were made by other Ops than those that use them")
 }
 
+/// A projection of some rows, with what is added to each row of its output before the epilogue (an
+/// activation, a gate, a sum): where the delta of an adapter enters.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    pub linear: &'a Linear,
+    /// `[rows, out]`
+    pub row_bias: Option<&'a Rows>,
+}
+
+impl<'a> From<&'a Linear> for Projection<'a> {
+    fn from(linear: &'a Linear) -> Self {
+        Projection { linear, row_bias: None }
+    }
+}
+
 /// Rows of f32 on the CPU, and the same as bytes once a product has asked for them.
 pub(super) struct Block {
     pub(super) rows: usize,
@@ -105,8 +120,8 @@ impl Drop for Block {
     }
 }
 
-/// Memory that was used in a step and will be in the next: a large allocation comes as pages that have to be mapped
-/// and zeroed again, which cost as much as an operation on them.
+/// Memory that was used in a step and will be in the next: a large allocation comes as pages that have to be
+/// mapped and zeroed again, which cost as much as an operation on them.
 pub(super) struct Recycler {
     floats: Mutex<Vec<Vec<f32>>>,
     bytes: Mutex<Vec<Quantized>>,
@@ -117,8 +132,8 @@ pub(super) struct Recycler {
 /// Pieces that are kept, more than a step has at one time.
 const KEPT: usize = 16;
 
-/// Floats of the largest piece that is kept: the logits of 64 sequences, 262,144 each. What is larger is rare (the
-/// scores of long texts beside them), and would be held for good.
+/// Floats of the largest piece that is kept: the logits of 64 sequences, 262,144 each. What is larger is rare
+/// (the scores of long texts beside them), and would be held for good.
 const LARGEST: usize = 64 << 18;
 
 /// One part in so many of the memory that is free may be kept between steps, within these bounds (in bytes).

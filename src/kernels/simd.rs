@@ -1,14 +1,41 @@
 //! Sixteen lanes: what the kernels are written in, once, and what each tier of instructions makes of it.
 //!
 //! A [`Simd`] type is a tier: one AVX-512 register, two of AVX2, or an array. Kernels are `inline(always)`
-//! functions generic over it, and [`tiered!`](super::isa::tiered) compiles them inside a function that has the
-//! tier's instructions. Everything below is one instruction or a few; nothing loops over memory.
+//! functions generic over it, and [`tiered!`](super::isa::tiered) compiles them inside a function that has
+//! the tier's instructions. Everything below is one instruction or a few; nothing loops over memory.
 //!
-//! Each method does exactly the same arithmetic in every tier, so results agree to the last bit: products
-//! of bytes are summed exactly in i32, floats use fused multiply-add where `fma` is written and separate steps
-//! where it is not, and a sum over lanes is folded in halves (16, 8, 4, 2, 1). Kernels whose lanes are columns or
-//! positions never sum over lanes at all. (One exception: bfloat16 products below 1e-38 are flushed to zero by
-//! the instruction and not by its stand-in.)
+//! Each method does exactly the same arithmetic in every tier, so results agree to the last bit: products of
+//! bytes are summed exactly in i32, floats use fused multiply-add where `fma` is written and separate steps
+//! where it is not, and a sum over lanes is folded in halves (16, 8, 4, 2, 1). Kernels whose lanes are
+//! columns or positions never sum over lanes at all. (One exception: bfloat16 products below 1e-38 are
+//! flushed to zero by the instruction and not by its stand-in.)
+
+/// Methods of a tier that work on registers alone.
+macro_rules! on_registers {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        unsafe fn $name($($arg: $ty),*) -> $out {
+            // SAFETY: the caller has the tier's instructions (see `Simd`), which is all that these ask for:
+            // they touch no memory but their own variables.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// Methods of a tier that read or write memory.
+macro_rules! on_memory {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        unsafe fn $name($($arg: $ty),*) $(-> $out)? {
+            // SAFETY: the caller has the tier's instructions, and its pointer is good for as much as the
+            // method's name says (see `Simd`): that much is read or written, unaligned; by a prefetch,
+            // nothing.
+            unsafe { $body }
+        }
+    )*};
+}
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
@@ -105,6 +132,7 @@ pub(super) trait Simd: 'static {
     /// [`Simd::dot`] of the four bytes `AT` bytes behind `x`, in all lanes; [`Simd::dot_wide`] if `WIDE`.
     #[inline(always)]
     unsafe fn dot_at<const WIDE: bool, const AT: usize>(acc: Self::I, w: Self::I, x: *const i8) -> Self::I {
+        // SAFETY: the caller has the tier's instructions; four bytes `AT` bytes behind `x` are there.
         unsafe {
             let x = Self::load_4(x.add(AT).cast());
             if WIDE { Self::dot_wide(acc, w, x) } else { Self::dot(acc, w, x) }
@@ -115,7 +143,8 @@ pub(super) trait Simd: 'static {
     /// Stores 16 i32 lanes in -128..=127 as bytes.
     unsafe fn store_i8(to: *mut i8, x: Self::I);
 
-    /// `(acc + a1 b1) + a0 b0` in each lane of pairs of bfloat16, each step rounded (VDPBF16PS, Intel SDM volume 2).
+    /// `(acc + a1 b1) + a0 b0` in each lane of pairs of bfloat16, each step rounded (VDPBF16PS, Intel SDM
+    /// volume 2).
     unsafe fn dot_bf16(acc: Self::F, a: Self::I, b: Self::I) -> Self::F;
     /// Stores 16 floats as bfloat16, to nearest even.
     unsafe fn store_bf16(to: *mut u16, x: Self::F);

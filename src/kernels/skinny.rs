@@ -1,8 +1,9 @@
-//! Skinny GEMM: quantized products of few rows. Panels are unpacked in registers, for up to twelve rows at once.
+//! Skinny GEMM: quantized products of few rows. Panels are unpacked in registers, for up to twelve rows at
+//! once.
 //!
-//! Memory delivers a panel about as fast as it can be unpacked and multiplied with four rows, so that unpacking is
-//! free. With many rows, or scales that serve only 16 weights, unpacking again for every twelve rows costs more than
-//! it saves, and [`blocked`](super::blocked) products take over.
+//! Memory delivers a panel about as fast as it can be unpacked and multiplied with four rows, so that
+//! unpacking is free. With many rows, or scales that serve only 16 weights, unpacking again for every twelve
+//! rows costs more than it saves, and [`blocked`](super::blocked) products take over.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -51,15 +52,16 @@ thread_local! {
     static OUTLIERS: RefCell<Vec<Outlier>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Some rows, and their outliers, in the order of their places: the rows of a batch have most of them in the same
-/// channels, so that a column of weights is made into floats once.
+/// Some rows, and their outliers, in the order of their places: the rows of a batch have most of them in the
+/// same channels, so that a column of weights is made into floats once.
 struct Rows<'a> {
     x: &'a Quantized,
     first: usize,
     outliers: &'a [Outlier],
 }
 
-/// Multiplies rows with panels, and gives away the sums: the first row of some, which panel, and a vector a row.
+/// Multiplies rows with panels, and gives away the sums: the first row of some, which panel, and a vector a
+/// row.
 ///
 /// # Panics
 /// When the panels do not have `k` weights of each column in layout `Q`, or there are no such rows.

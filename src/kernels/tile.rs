@@ -1,9 +1,9 @@
-//! The inner loop of products with quantized weights: a tile of `M` rows and `P` panels, in registers, over a run of
-//! blocks.
+//! The inner loop of products with quantized weights: a tile of `M` rows and `P` panels, in registers, over a
+//! run of blocks.
 //!
 //! The lanes of a vector are sixteen columns of the product, so nothing is ever summed across lanes, and a
-//! column's sum runs along `k` in one order, whatever the number of rows, the tile, the thread or the tier. For each
-//! 32 (or 16) weights that share a scale:
+//! column's sum runs along `k` in one order, whatever the number of rows, the tile, the thread or the tier.
+//! For each 32 (or 16) weights that share a scale:
 //!
 //! ```text
 //! dot  = sum of code * byte             exact, in i32; without a minimum: of (code - zero) * byte
@@ -13,8 +13,9 @@
 //!
 //! Outliers come after a K-block, row by row: `acc += x * weight`, fused, of the weight in f32 ([`column`]).
 //!
-//! With AVX-512 a tile is six rows times two panels: 24 of 32 registers are sums, and a byte of activations that was loaded
-//! serves two products. (Twelve rows times one panel loads for each product, which takes as long as the product.)
+//! With AVX-512 a tile is six rows times two panels: 24 of 32 registers are sums, and a byte of activations
+//! that was loaded serves two products. (Twelve rows times one panel loads for each product, which takes as
+//! long as the product.)
 
 use std::marker::PhantomData;
 
@@ -74,7 +75,9 @@ impl<S: Simd, Q: Layout> Packed<S, Q> {
     /// As [`Simd`]; `panel` has `units` units, at least one.
     #[inline(always)]
     pub(super) unsafe fn new(panel: *const u8, units: usize) -> Self {
+        // SAFETY: the caller has the tier's instructions; there is a unit, and its head.
         let head = unsafe { unpack::load_head::<S, Q>(panel) };
+        // SAFETY: a prefetch reads nothing.
         unsafe { prefetch::<S, Q>(panel) };
         Packed { sub: panel.wrapping_add(Q::HEAD), left: Q::SUBS, units, head, layout: PhantomData }
     }
@@ -88,6 +91,7 @@ impl<S: Simd, Q: Layout> Packed<S, Q> {
 pub(super) unsafe fn prefetch<S: Simd, Q: Layout>(sub: *const u8) {
     let mut line = 0;
     while line < Q::SUB_BYTES {
+        // SAFETY: as above: the caller has the tier's instructions, and a prefetch reads nothing.
         unsafe { S::prefetch_l1(sub.wrapping_add(AHEAD + line)) };
         line += 64;
     }
@@ -100,10 +104,12 @@ impl<S: Simd, Q: Layout> Codes<S> for Packed<S, Q> {
 
     #[inline(always)]
     unsafe fn group(&self, _: usize, g: usize) -> S::I {
+        // SAFETY: there is such a block, so that its codes are there behind the scales.
         unsafe { unpack::unpack::<S, Q>(self.sub.add(Q::SCALE_BYTES), g) }
     }
     #[inline(always)]
     unsafe fn scales(&self, _: usize, half: usize) -> (S::F, S::F) {
+        // SAFETY: there is such a block, and `head` is that of its unit.
         unsafe { unpack::load_scales::<S, Q>(self.head, self.sub, half) }
     }
     #[inline(always)]
@@ -114,15 +120,19 @@ impl<S: Simd, Q: Layout> Codes<S> for Packed<S, Q> {
     unsafe fn next(&mut self) {
         self.sub = self.sub.wrapping_add(Q::SUB_BYTES);
         self.left -= 1;
+        // SAFETY: the caller has the tier's instructions, which is all that a prefetch asks for.
         unsafe { prefetch::<S, Q>(self.sub) };
         if self.left == 0 && self.units > 1 {
             (self.left, self.units) = (Q::SUBS, self.units - 1);
+            // SAFETY: there is another unit, and `sub` has come to its beginning.
             self.head = unsafe { unpack::load_head::<S, Q>(self.sub) };
             self.sub = self.sub.wrapping_add(Q::HEAD);
         }
     }
     #[inline(always)]
     unsafe fn skip(&self, blocks: usize) -> Self {
+        // SAFETY: this is the first block of a unit, so that the unit begins `HEAD` bytes before it; the
+        // block that is meant is there, by the caller's promise, and so is the head of its unit.
         unsafe {
             let unit = self.sub.sub(Q::HEAD).add(blocks / Q::SUBS * Q::UNIT);
             let sub = unit.add(Q::HEAD + blocks % Q::SUBS * Q::SUB_BYTES);
@@ -149,10 +159,12 @@ impl<S: Simd, K: Kind> Codes<S> for Unpacked<K> {
 
     #[inline(always)]
     unsafe fn group(&self, p: usize, g: usize) -> S::I {
+        // SAFETY: there is such a block: 64 bytes for each group of each panel.
         unsafe { S::load_i(self.codes.add(p * self.codes_apart + 4 * LANES * g)) }
     }
     #[inline(always)]
     unsafe fn scales(&self, p: usize, half: usize) -> (S::F, S::F) {
+        // SAFETY: there is such a block: two vectors for each half of each panel.
         unsafe {
             let scales = self.scales.add(p * self.scales_apart + 2 * LANES * half);
             (S::load(scales), if K::MIN { S::load(scales.add(LANES)) } else { S::zero() })
@@ -164,6 +176,7 @@ impl<S: Simd, K: Kind> Codes<S> for Unpacked<K> {
     }
     #[inline(always)]
     unsafe fn next(&mut self) {
+        // SAFETY: `skip` of unpacked panels only moves pointers, and does not follow them.
         unsafe { *self = Codes::<S>::skip(self, 1) };
     }
     #[inline(always)]
@@ -188,6 +201,8 @@ pub(super) unsafe fn tile<S: Simd, C: Codes<S>, const M: usize, const P: usize>(
     blocks: usize,
     acc: &mut [[S::F; M]; P],
 ) {
+    // SAFETY: there are so many blocks, of which each is gone to before it is read; `next` beyond the last
+    // one reads nothing.
     unsafe {
         for _ in 0..blocks {
             if C::HALVES {
@@ -202,7 +217,8 @@ pub(super) unsafe fn tile<S: Simd, C: Codes<S>, const M: usize, const P: usize>(
     }
 }
 
-/// The groups `FROM..TO` of a block, which share scale `half` of the weights and sum `sum` of the activations.
+/// The groups `FROM..TO` of a block, which share scale `half` of the weights and sum `sum` of the
+/// activations.
 ///
 /// # Safety
 /// As [`tile`].
@@ -214,6 +230,7 @@ unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
     sum: usize,
     acc: &mut [[S::F; M]; P],
 ) {
+    // SAFETY: rows are `blocks` blocks apart in `meta` and `sums`, and there are `M` of them.
     unsafe {
         let mut dot = [[S::zero_i(); M]; P];
         // A zero that is still in the codes when they are multiplied.
@@ -247,6 +264,7 @@ unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
 /// The tier's instructions; there is such a weight, of `P` panels.
 #[inline(always)]
 pub(super) unsafe fn column<S: Simd, C: Codes<S>, const P: usize>(codes: &C, at: usize) -> [S::F; P] {
+    // SAFETY: there is such a weight, so that its block is there.
     unsafe {
         let zero = S::splat(if C::MIN { 0.0 } else { (1 << codes.zero()) as f32 });
         let codes = codes.skip(at / SUB);
@@ -294,13 +312,17 @@ unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
                     }
                     let x = S::load_4(x.add(i * k + 4 * $g).cast());
                     for p in 0..P {
-                        dot[p][i] = if C::WIDE { S::dot_wide(dot[p][i], w[p], x) } else { S::dot(dot[p][i], w[p], x) };
+                        dot[p][i] = match C::WIDE {
+                            true => S::dot_wide(dot[p][i], w[p], x),
+                            false => S::dot(dot[p][i], w[p], x),
+                        };
                     }
                 }
             }
         )*};
     }
     // Written out, so that what depends on the group is a constant.
+    // SAFETY: the caller promises the groups, and four bytes for each in all `M` rows, which are `k` apart.
     unsafe {
         group!(0 1 2 3 4 5 6 7);
     }

@@ -88,9 +88,9 @@ impl Vector {
 pub struct Linear {
     pub weight: Matrix,
     pub bias: Option<Vector>,
-    /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root mean
-    /// squares of their row are multiplied as floats. (Projections of the same rows share the quantized rows: the
-    /// first that is computed decides.)
+    /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root
+    /// mean squares of their row are multiplied as floats. (Projections of the same rows share the quantized
+    /// rows: the first that is computed decides.)
     pub outlier: f32,
 }
 
@@ -141,8 +141,8 @@ impl RopeTable {
     }
 }
 
-/// What a backend made, and only a backend of the same kind can read. This is the one place where handles of the
-/// graph are downcast.
+/// What a backend made, and only a backend of the same kind can read. This is the one place where handles of
+/// the graph are downcast.
 #[derive(Clone)]
 pub(super) struct Opaque(Arc<dyn Any + Send + Sync>);
 

@@ -3,13 +3,15 @@
 use super::layouts::{LEVELS, Layout, Scales};
 use super::simd::{LANES, Simd};
 
-/// Group `g` of a sub-block whose codes begin at `codes`, unpacked. (No closures here: they would be compiled apart,
-/// without the tier's instructions.)
+/// Group `g` of a sub-block whose codes begin at `codes`, unpacked. (No closures here: they would be compiled
+/// apart, without the tier's instructions.)
 ///
 /// # Safety
 /// As [`Simd`]; the codes of a sub-block are readable.
 #[inline(always)]
 pub(super) unsafe fn unpack<S: Simd, Q: Layout>(codes: *const u8, g: usize) -> S::I {
+    // SAFETY: the caller has the tier's instructions; the planes of a sub-block lie where `layouts::put`
+    // writes them.
     unsafe {
         match Q::BITS {
             2 => pairs::<S>(codes, g),
@@ -25,6 +27,7 @@ pub(super) unsafe fn unpack<S: Simd, Q: Layout>(codes: *const u8, g: usize) -> S
 
 #[inline(always)]
 unsafe fn low<S: Simd>(codes: *const u8, g: usize) -> S::I {
+    // SAFETY: the caller has the tier's instructions; four vectors of nibbles are there.
     unsafe {
         let both = S::load_i(codes.add(64 * (g % 4)));
         S::and(if g < 4 { both } else { S::shr(both, 4) }, S::splat_i(0x0f0f_0f0f))
@@ -33,6 +36,7 @@ unsafe fn low<S: Simd>(codes: *const u8, g: usize) -> S::I {
 
 #[inline(always)]
 unsafe fn pairs<S: Simd>(codes: *const u8, g: usize) -> S::I {
+    // SAFETY: the caller has the tier's instructions; two vectors of bit pairs are there.
     unsafe {
         let all = S::load_i(codes.add(64 * (g / 4)));
         S::and(S::shr(all, 2 * (g as i32 % 4)), S::splat_i(0x0303_0303))
@@ -42,6 +46,7 @@ unsafe fn pairs<S: Simd>(codes: *const u8, g: usize) -> S::I {
 /// The bits `bits` of each byte of a plane that begin at bit `from` go to bit `to`.
 #[inline(always)]
 unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> S::I {
+    // SAFETY: the caller has the tier's instructions; a plane of single bits or pairs is a vector.
     unsafe {
         let plane = S::load_i(plane);
         let moved = match from <= to {
@@ -58,6 +63,8 @@ unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> 
 /// As [`Simd`]; the head is readable.
 #[inline(always)]
 pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S::F) {
+    // SAFETY: the caller has the tier's instructions; a head is 16 half floats, and 16 more where the format
+    // has minima.
     unsafe {
         let d = S::load_f16(unit);
         match Q::SCALES {
@@ -78,6 +85,8 @@ pub(super) unsafe fn load_scales<S: Simd, Q: Layout>(
     sub: *const u8,
     half: usize,
 ) -> (S::F, S::F) {
+    // SAFETY: the caller has the tier's instructions; scales are 16 bytes, or 32 where there are halves or
+    // minima.
     unsafe {
         match Q::SCALES {
             Scales::D => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
@@ -128,8 +137,14 @@ mod tests {
     }
 
     tiered! {
-        /// The weights of a sub-block as products see them, `[32, 16]`: codes out of byte products, scales, offsets.
-        fn seen<Q: Layout>(unit: &[u8], sub: usize, codes: &mut [[f32; LANES]; SUB], weights: &mut [[f32; LANES]; SUB]) = seen_body;
+        /// The weights of a sub-block as products see them, `[32, 16]`: codes out of byte products, scales,
+        /// offsets.
+        fn seen<Q: Layout>(
+            unit: &[u8],
+            sub: usize,
+            codes: &mut [[f32; LANES]; SUB],
+            weights: &mut [[f32; LANES]; SUB],
+        ) = seen_body;
     }
 
     /// # Safety

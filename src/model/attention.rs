@@ -3,6 +3,7 @@
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
+use super::projection::Projector;
 use crate::config::{AttentionConfig, NormScope};
 use crate::error::Result;
 use crate::kernels::{self, KvShape, Linear, Norm, Ops, RopeTable, Rows};
@@ -60,15 +61,16 @@ impl Attention {
         })
     }
 
-    /// What the queries gather, `[rows, heads * head_dim]`, before the output projection. All rows leave keys and
-    /// values in the cache.
-    pub fn forward(&self, ops: &Ops, input: &MixerInput) -> Result<Branch<'_>> {
-        let c = &self.config;
+    /// What the queries gather, `[rows, heads * head_dim]`, before the output projection. All rows leave keys
+    /// and values in the cache.
+    pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
+        let (c, ops) = (&self.config, project.ops);
+        let (q, k, v) = ((Part::Q, &self.q), (Part::K, &self.k), (Part::V, &self.v));
         let [q, k, v] = match input.some {
-            None => ops.linears([&self.q, &self.k, &self.v], input.x)?,
+            None => project.linears([q, k, v], input.x, None)?,
             Some(some) => {
-                let [k, v] = ops.linears([&self.k, &self.v], input.x)?;
-                [ops.linear(&self.q, some)?, k, v]
+                let [k, v] = project.linears([k, v], input.x, None)?;
+                [project.linear(q, some, input.queries.rows)?, k, v]
             }
         };
         let q = self.rotated(ops, q, self.q_norm.as_ref(), &input.queries.tables)?;
@@ -84,7 +86,7 @@ impl Attention {
             soft_cap: c.soft_cap,
         };
         let rows = ops.attention(&q, input.cache, self.cache_layer, input.queries.step, &shape)?;
-        Ok(Branch { rows, projection: Some(&self.o) })
+        Ok(Branch { rows, projection: Some((Part::O, &self.o)) })
     }
 
     /// Queries or keys, normed and rotated.

@@ -1,5 +1,5 @@
-//! One forward pass for every family: the [`Config`] says which mixer and which feed-forward a layer has, and what is
-//! scaled, capped, windowed and rotated.
+//! One forward pass for every family: the [`Config`] says which mixer and which feed-forward a layer has, and
+//! what is scaled, capped, windowed and rotated.
 //!
 //! The pass takes the ragged batch ([`Step`]) and the paged cache, and returns the final hidden state of the
 //! rows that were asked for. It names no device: [`Ops`] was chosen once, at construction. It holds no
@@ -13,6 +13,7 @@
 
 use super::feed_forward::FeedForward;
 use super::mixer::{Mixer, MixerInput};
+use super::projection::{Deltas, Named, Projector};
 use crate::cache::storage::KvCache;
 use crate::config::{Block, Config};
 use crate::error::Result;
@@ -56,11 +57,11 @@ pub(super) struct Queries<'a> {
     pub tables: Vec<RopeTable>,
 }
 
-/// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`. The two are
-/// apart because a product can add its result where it belongs.
+/// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`.
+/// The two are apart because a product can add its result where it belongs.
 pub(super) struct Branch<'a> {
     pub rows: Rows,
-    pub projection: Option<&'a Linear>,
+    pub projection: Option<Named<'a>>,
 }
 
 impl Decoder {
@@ -94,8 +95,8 @@ impl Decoder {
         self.ops.kv_cache(&self.kv_layout(), pages)?.with_slots(slots, self.ops.device())
     }
 
-    /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so its
-    /// windows give nothing back.
+    /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so
+    /// its windows give nothing back.
     pub fn kv_layout(&self) -> KvLayout {
         let paged = self.layers.iter().filter_map(|layer| layer.mixer.paged());
         let layers = paged.map(|(shape, window)| (shape, window.filter(|_| self.config.causal)));
@@ -111,6 +112,17 @@ impl Decoder {
     /// Computes the step, writing its keys and values into the cache; returns the hidden state after the last
     /// norm of `rows` (ascending), `[rows.len(), hidden]`.
     pub fn forward(&self, step: &Step, cache: &KvCache, rows: &[u32]) -> Result<Rows> {
+        self.forward_with(step, cache, rows, None)
+    }
+
+    /// The same, with something added to the outputs of projections.
+    pub fn forward_with(
+        &self,
+        step: &Step,
+        cache: &KvCache,
+        rows: &[u32],
+        deltas: Option<&dyn Deltas>,
+    ) -> Result<Rows> {
         let ops = &self.ops;
         let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
         let step = &ops.checked_step(step, cache)?;
@@ -127,7 +139,8 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let last = index + 1 == self.layers.len();
             let queries = some.as_ref().filter(|_| last).unwrap_or(&all);
-            x = self.block(layer, x, &all, queries, cache)?;
+            let project = Projector { ops, layer: index, deltas };
+            x = self.block(layer, x, &project, &all, queries, cache)?;
         }
         ops.norm(&self.final_norm, &x)
     }
@@ -154,6 +167,7 @@ impl Decoder {
         &self,
         layer: &LayerWeights,
         x: Rows,
+        project: &Projector<'_>,
         all: &Queries<'_>,
         queries: &Queries<'_>,
         cache: &KvCache,
@@ -165,27 +179,38 @@ impl Decoder {
         let some = select(input)?;
         let causal = self.config.causal;
         let input = MixerInput { x: input, all, some: some.as_ref(), queries, causal, cache };
-        let mixed = layer.mixer.forward(ops, &input)?;
+        let mixed = layer.mixer.forward(project, &input)?;
         let x = select(&x)?.unwrap_or(x);
-        let x = self.join(mixed, layer.after_mixer.as_ref(), layer.residual_scale, x)?;
+        let join = Join { project, scale: layer.residual_scale, rows: queries.rows };
+        let x = join.add(mixed, layer.after_mixer.as_ref(), x)?;
         let normed = match (&layer.before_ffn, self.config.block) {
             (Some(norm), _) => Some(ops.norm(norm, &x)?),
             (None, Block::Parallel) => some.or(normed),
             (None, Block::Sequential) => None,
         };
-        let inner = layer.ffn.forward(ops, normed.as_ref().unwrap_or(&x))?;
-        self.join(inner, layer.after_ffn.as_ref(), layer.residual_scale, x)
+        let inner = layer.ffn.forward(project, normed.as_ref().unwrap_or(&x), queries.rows)?;
+        join.add(inner, layer.after_ffn.as_ref(), x)
     }
+}
 
-    /// Back into the residual stream: `to + scale * norm(projection(rows))`.
-    fn join(&self, branch: Branch<'_>, norm: Option<&Norm>, scale: f32, to: Rows) -> Result<Rows> {
-        let ops = &self.ops;
+/// How outputs of a layer join the residual stream.
+struct Join<'a> {
+    project: &'a Projector<'a>,
+    scale: f32,
+    /// Which rows of the step these are, if not all.
+    rows: Option<&'a [u32]>,
+}
+
+impl Join<'_> {
+    /// `to + scale * norm(projection(rows))`.
+    fn add(&self, branch: Branch<'_>, norm: Option<&Norm>, to: Rows) -> Result<Rows> {
+        let (ops, scale) = (self.project.ops, self.scale);
         let Branch { rows, projection } = branch;
         if let (Some(projection), None, 1.0) = (projection, norm, scale) {
-            return ops.linear_add(projection, &rows, to);
+            return self.project.linear_add(projection, &rows, to, self.rows);
         }
         let rows = match projection {
-            Some(projection) => ops.linear(projection, &rows)?,
+            Some(projection) => self.project.linear(projection, &rows, self.rows)?,
             None => rows,
         };
         match norm {

@@ -1,12 +1,14 @@
-//! The seats of the feed-forwards: what looks at one position alone. A new one is a variant of [`FeedForwardConfig`] and of
-//! [`FeedForward`], and, if it is larger than the dense one, a file beside this one.
+//! The seats of the feed-forwards: what looks at one position alone. A new one is a variant of
+//! [`FeedForwardConfig`] and of [`FeedForward`], and, if it is larger than the dense one, a file beside this
+//! one.
 
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::experts::Experts;
+use super::projection::Projector;
 use crate::config::{Activation, DenseConfig, FeedForwardConfig, Presence};
 use crate::error::Result;
-use crate::kernels::{Linear, Ops, Rows};
+use crate::kernels::{Linear, Rows};
 use crate::weights::names::Part;
 
 pub(super) enum FeedForward {
@@ -24,11 +26,11 @@ impl FeedForward {
         }
     }
 
-    /// `x`: the normed rows, `[rows, hidden]`.
-    pub fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
+    /// `x`: the normed rows, `[rows, hidden]`; `rows`: which of the step they are, if not all.
+    pub fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
         match self {
-            FeedForward::Dense(dense) => dense.forward(ops, x),
-            FeedForward::Experts(experts) => experts.forward(ops, x),
+            FeedForward::Dense(dense) => dense.forward(project, x, rows),
+            FeedForward::Experts(experts) => experts.forward(project.ops, x),
         }
     }
 
@@ -67,12 +69,12 @@ impl Dense {
     }
 
     /// `[rows, intermediate]`, before the down projection.
-    fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
+    fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
         let rows = match &self.gate {
-            Some(gate) => ops.gated(gate, &self.up, x, self.activation)?,
-            None => ops.activated(&self.up, x, self.activation)?,
+            Some(gate) => project.gated(gate, &self.up, x, self.activation, rows)?,
+            None => project.activated(&self.up, x, self.activation, rows)?,
         };
-        Ok(Branch { rows, projection: Some(&self.down) })
+        Ok(Branch { rows, projection: Some((Part::Down, &self.down)) })
     }
 
     fn projections(&self) -> Vec<&Linear> {
@@ -80,8 +82,8 @@ impl Dense {
     }
 }
 
-/// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice the
-/// height, with no gate beside it.
+/// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice
+/// the height, with no gate beside it.
 fn fused_gate_up(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Option<Part> {
     let at = Some(layer);
     if !c.gate || c.fused == Presence::Never {

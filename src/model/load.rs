@@ -53,9 +53,9 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// A chat template, a file that holds one, or the name of one of the model's, instead of its default.
     pub chat_template: Option<String>,
+    /// How the model is called, and its revision, where the caller has found its file by another name.
+    pub called: Option<(String, Option<String>)>,
     pub progress: Arc<dyn Progress>,
-    /// The interpreter whose pip fetches data wheels.
-    pub python: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -69,8 +69,8 @@ impl Default for LoadOptions {
             context_length: None,
             threads: None,
             chat_template: None,
+            called: None,
             progress: Arc::new(NoProgress),
-            python: None,
         }
     }
 }
@@ -92,8 +92,8 @@ type Slot = Arc<Mutex<Weak<Model>>>;
 
 type Loaded = Mutex<HashMap<Key, Slot>>;
 
-/// What this process has loaded. A forked child has a list of its own: the locks of its parent's may be held by
-/// threads that it does not have. None for a child of so many generations that there is no list left.
+/// What this process has loaded. A forked child has a list of its own: the locks of its parent's may be held
+/// by threads that it does not have. None for a child of so many generations that there is no list left.
 fn loaded() -> Option<&'static Loaded> {
     static LOADED: [OnceLock<(u32, Loaded)>; 16] = [const { OnceLock::new() }; 16];
     let process = std::process::id();
@@ -102,8 +102,8 @@ fn loaded() -> Option<&'static Loaded> {
 }
 
 impl Model {
-    /// Loads `source`: an alias, a folder, a `.gguf` or `.safetensors` file, "org/name" on the hub, or
-    /// "pypi:NAME". What is already loaded with the same options is shared.
+    /// Loads `source`: a folder, a `.gguf` or `.safetensors` file, or "org/name" on the hub. What is already
+    /// loaded with the same options is shared.
     ///
     /// # Errors
     /// `InvalidRequest` for a wrong argument, `Hub` if files cannot be had, `ModelFile` if they are broken,
@@ -111,15 +111,17 @@ impl Model {
     pub fn load(source: impl AsRef<OsStr>, options: &LoadOptions) -> Result<Arc<Model>> {
         // Arguments first: a typo must not cost a download.
         let request = Request::check(options)?;
-        let located = hub::locate(
+        let mut located = hub::locate(
             source,
             &HubOptions {
                 revision: options.revision.clone(),
                 offline: options.offline,
                 progress: options.progress.clone(),
-                python: options.python.clone(),
             },
         )?;
+        if let Some((name, revision)) = &options.called {
+            (located.name, located.revision) = (name.clone(), revision.clone());
+        }
         let key = request.key(&located.path)?;
         let Some(list) = loaded() else { return request.load(&located, options).map(Arc::new) };
         let slot = {
@@ -134,6 +136,16 @@ impl Model {
         let model = Arc::new(request.load(&located, options)?);
         *slot = Arc::downgrade(&model);
         Ok(model)
+    }
+}
+
+impl LoadOptions {
+    /// Checks the options alone, before files are fetched for them; [`Model::load`] does it by itself.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a wrong one.
+    pub fn check(&self) -> Result<()> {
+        Request::check(self).map(drop)
     }
 }
 
@@ -361,8 +373,8 @@ fn companions(folder: &Path) -> Vec<(String, PathBuf)> {
 }
 
 /// A tokenizer that belongs to another model would index beyond the embedding. Control tokens may lie there
-/// (Gemma 3 1B has one for images, and no row for it): no text becomes one unless a template writes it, and then
-/// the engine refuses the prompt.
+/// (Gemma 3 1B has one for images, and no row for it): no text becomes one unless a template writes it, and
+/// then the engine refuses the prompt.
 fn check_tokenizer(files: &Files) -> Result<()> {
     let (tokens, rows) = (files.tokenizer.vocab_size(), files.config.vocab);
     let beyond = (rows..tokens)

@@ -1,18 +1,19 @@
-//! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file beside this
-//! one, and an arm in each match here.
+//! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file
+//! beside this one, and an arm in each match here.
 
 use super::attention::Attention;
 use super::build::TensorLoader;
 use super::decoder::{Branch, Queries};
+use super::projection::Projector;
 use super::short_conv::ShortConv;
 use crate::cache::storage::KvCache;
 use crate::config::MixerConfig;
 use crate::error::Result;
-use crate::kernels::{KvShape, Linear, Ops, Rows};
+use crate::kernels::{KvShape, Linear, Rows};
 
 pub(super) enum Mixer {
-    Attention(Attention),
-    ShortConv(ShortConv),
+    Attention(Box<Attention>),
+    ShortConv(Box<ShortConv>),
 }
 
 /// Layers by what they keep of a sequence.
@@ -27,8 +28,8 @@ pub(super) struct MixerInput<'a> {
     /// The rows of the step, normed: `[rows, hidden]`.
     pub x: &'a Rows,
     pub all: &'a Queries<'a>,
-    /// Those whose output is wanted, if not all are: of the last layer, the others are wanted for what they leave in the
-    /// cache alone.
+    /// Those whose output is wanted, if not all are: of the last layer, the others are wanted for what they
+    /// leave in the cache alone.
     pub some: Option<&'a Rows>,
     /// The same rows as a step of their own; `all` where all are wanted.
     pub queries: &'a Queries<'a>,
@@ -48,21 +49,21 @@ impl Mixer {
             MixerConfig::Attention(config) => {
                 let attention = Attention::load(loader, layer, config, counts.paged)?;
                 counts.paged += 1;
-                Ok(Mixer::Attention(attention))
+                Ok(Mixer::Attention(Box::new(attention)))
             }
             MixerConfig::ShortConv(config) => {
                 let conv = ShortConv::load(loader, layer, config, counts.recurrent)?;
                 counts.recurrent += 1;
-                Ok(Mixer::ShortConv(conv))
+                Ok(Mixer::ShortConv(Box::new(conv)))
             }
         }
     }
 
     /// The output of the rows that are wanted.
-    pub fn forward(&self, ops: &Ops, input: &MixerInput) -> Result<Branch<'_>> {
+    pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         match self {
-            Mixer::Attention(attention) => attention.forward(ops, input),
-            Mixer::ShortConv(conv) => conv.forward(ops, input),
+            Mixer::Attention(attention) => attention.forward(project, input),
+            Mixer::ShortConv(conv) => conv.forward(project, input),
         }
     }
 

@@ -1,12 +1,14 @@
-//! LFM2's gated short convolution: `in_proj` makes B, C and x of each position, `y = C * conv(B * x)`, and `out_proj`
-//! follows. `conv` is causal and depthwise; its taps are those of `torch.nn.Conv1d`, the last of them the position's own.
+//! LFM2's gated short convolution: `in_proj` makes B, C and x of each position, `y = C * conv(B * x)`, and
+//! `out_proj` follows. `conv` is causal and depthwise; its taps are those of `torch.nn.Conv1d`, the last of
+//! them the position's own.
 
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
+use super::projection::Projector;
 use crate::config::ShortConvConfig;
 use crate::error::Result;
-use crate::kernels::{self, Linear, Ops, Vector};
+use crate::kernels::{self, Linear, Vector};
 use crate::weights::names::Part;
 use crate::weights::{Bytes, WeightTensor, WeightType};
 
@@ -41,16 +43,17 @@ impl ShortConv {
         })
     }
 
-    /// `[rows, hidden]`, before the output projection. All rows pass, also those whose output nobody wants: the state
-    /// is made of them.
-    pub fn forward(&self, ops: &Ops, input: &MixerInput) -> Result<Branch<'_>> {
-        let x = ops.linear(&self.in_proj, input.x)?;
+    /// `[rows, hidden]`, before the output projection. All rows pass, also those whose output nobody wants:
+    /// the state is made of them.
+    pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
+        let ops = project.ops;
+        let x = project.linear((Part::ConvIn, &self.in_proj), input.x, None)?;
         let rows = ops.short_conv(&x, &self.conv, input.cache, self.state_layer, input.all.step)?;
         let rows = match input.queries.rows {
             Some(wanted) => ops.select_rows(&rows, wanted)?,
             None => rows,
         };
-        Ok(Branch { rows, projection: Some(&self.out_proj) })
+        Ok(Branch { rows, projection: Some((Part::ConvOut, &self.out_proj)) })
     }
 
     /// Numbers of the state of one sequence.

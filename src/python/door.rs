@@ -1,14 +1,13 @@
 //! The door between the worlds: the GIL is released on the way in, and nothing but results and exceptions
 //! comes out.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 
 use super::errors::to_python;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 
 /// How long Rust waits between two looks for Ctrl-C.
 pub const TICK: Duration = Duration::from_millis(20);
@@ -18,9 +17,9 @@ pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send
     py.detach(|| guarded(work)).map_err(|error| to_python(py, &error))
 }
 
-/// Calls `look` with the GIL released, again and again until it has something; Ctrl-C ends the waiting. `look`
-/// gets the time that it may wait: a tick in the thread that would see Ctrl-C, and for ever in all others, so
-/// that any number of them wait at no cost.
+/// Calls `look` with the GIL released, again and again until it has something; Ctrl-C ends the waiting.
+/// `look` gets the time that it may wait: a tick in the thread that would see Ctrl-C, and for ever in all
+/// others, so that any number of them wait at no cost.
 pub fn wait<T: Send>(
     py: Python<'_>,
     mut look: impl FnMut(Duration) -> Result<Option<T>> + Send,
@@ -49,10 +48,5 @@ fn sees_signals(py: Python<'_>) -> PyResult<bool> {
 
 /// A panic is a defect, but the process is the user's: it becomes an error.
 pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::internal(reason(&*panic))))
-}
-
-fn reason(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::internal(panic_text(&*panic))))
 }

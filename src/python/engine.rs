@@ -223,7 +223,7 @@ impl PyEngine {
             ("free_pages", s.free_pages as u64),
             ("cached_pages", s.cached_pages as u64),
             ("shared", s.shared),
-            ("put_off", s.put_off),
+            ("preempted", s.preempted),
             ("drafted", s.drafted),
             ("accepted", s.accepted),
             ("forced", s.forced),
@@ -231,11 +231,10 @@ impl PyEngine {
         for (name, count) in counts {
             dict.set_item(name, count)?;
         }
-        let busy = s.busy.as_secs_f64();
-        dict.set_item("busy_seconds", busy)?;
+        dict.set_item("busy_seconds", s.busy.as_secs_f64())?;
         dict.set_item("grammar_seconds", s.grammars.as_secs_f64())?;
-        dict.set_item("mean_batch", s.batched as f64 / s.steps.max(1) as f64)?;
-        dict.set_item("tokens_per_second", if busy > 0.0 { s.completion_tokens as f64 / busy } else { 0.0 })?;
+        dict.set_item("mean_batch", s.mean_batch())?;
+        dict.set_item("tokens_per_second", s.tokens_per_second())?;
         dict.set_item("kv_bytes", self.lm.model().decoder().page_bytes() * s.pages)?;
         Ok(dict)
     }

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use super::door;
 use super::errors::to_python;
 use crate::error::{Error, Result};
-use crate::hub::{self, HubOptions, Progress};
+use crate::hub::{self, Env, HubOptions, Progress};
 use crate::model::{LoadOptions, Model};
 
 /// What the working thread tells.
@@ -84,8 +84,8 @@ pub fn content_hash(
     watched(py, progress, move |progress| model.content_hash(&*progress).map(str::to_string))
 }
 
-/// Runs `work` on a thread of its own and calls `progress(what, total, done)` here; if the caller is interrupted,
-/// the work is told, and stops by itself soon after.
+/// Runs `work` on a thread of its own and calls `progress(what, total, done)` here; if the caller is
+/// interrupted, the work is told, and stops by itself soon after.
 pub fn watched<T: Send + 'static>(
     py: Python<'_>,
     progress: Option<Bound<'_, PyAny>>,
@@ -153,19 +153,30 @@ fn next_reports<T>(inbox: &Mutex<Receiver<Report<T>>>, patience: Duration) -> Re
 
 /// Finds a model's files, and fetches what is missing: (path, name, revision).
 #[pyfunction]
-#[pyo3(signature = (source, *, revision=None, offline=None, progress=None, python=None))]
+#[pyo3(signature = (source, *, revision=None, offline=None, progress=None))]
 pub fn locate(
     py: Python<'_>,
     source: OsString,
     revision: Option<String>,
     offline: Option<bool>,
     progress: Option<Bound<'_, PyAny>>,
-    python: Option<PathBuf>,
 ) -> PyResult<(PathBuf, String, Option<String>)> {
     let located = watched(py, progress, move |progress| {
-        hub::locate(&source, &HubOptions { revision, offline, progress, python })
+        hub::locate(&source, &HubOptions { revision, offline, progress })
     })?;
     Ok((located.path, located.name, located.revision))
+}
+
+/// The folder of tallow's own cache.
+#[pyfunction]
+pub fn cache_folder(py: Python<'_>) -> PyResult<PathBuf> {
+    Env::Process.own_cache().map_err(|error| to_python(py, &error))
+}
+
+/// The environment variable that forbids the network, if one does.
+#[pyfunction]
+pub fn offline_variable() -> Option<&'static str> {
+    Env::Process.offline()
 }
 
 /// How a source is named from any working folder, and whether it is on the hub.

@@ -28,11 +28,16 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sampler::PySampler>()?;
     module.add_class::<waker::PyWaker>()?;
     module.add_function(wrap_pyfunction!(features, module)?)?;
-    module.add_function(wrap_pyfunction!(aliases, module)?)?;
     module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;
     module.add_function(wrap_pyfunction!(load::locate, module)?)?;
     module.add_function(wrap_pyfunction!(model::plain_messages, module)?)?;
     module.add_function(wrap_pyfunction!(load::anywhere, module)?)?;
+    module.add_function(wrap_pyfunction!(load::cache_folder, module)?)?;
+    module.add_function(wrap_pyfunction!(load::offline_variable, module)?)?;
+    module.add("SAMPLER_FIELDS", crate::sample::FIELDS.to_vec())?;
+    module.add("MAX_STOPS", crate::lm::MAX_STOPS)?;
+    module.add("MAX_STOP_CHARS", crate::lm::MAX_STOP_CHARS)?;
+    module.add("MAX_TOP_LOGPROBS", crate::engine::request::MAX_TOP_LOGPROBS)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__doc__", "The native part of tallow.")?;
     Ok(())
@@ -49,10 +54,4 @@ fn features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("isa", isa)?;
     dict.set_item("threads", crate::device::default_threads())?;
     Ok(dict)
-}
-
-/// The short names of models: name, licence, description, bytes to download.
-#[pyfunction]
-fn aliases() -> Vec<(&'static str, &'static str, &'static str, u64)> {
-    crate::hub::ALIASES.iter().map(|a| (a.name, a.licence, a.description, a.download_bytes)).collect()
 }

@@ -1,17 +1,17 @@
 //! `_core.Model`: a loaded model, its tokenizer and its template.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt};
 use serde_json::json;
 
 use super::errors::to_python;
-use super::{convert, door, load};
+use super::{convert, door, load, sampler};
 use crate::config::LayerConfig;
 use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
+use crate::sample::SamplerFields;
 use crate::text::chat::{check_messages, plain};
 
 #[pyclass(frozen, name = "Model", module = "tallow._core")]
@@ -19,14 +19,15 @@ pub struct PyModel(pub Arc<Model>);
 
 #[pymethods]
 impl PyModel {
-    /// Loads a model; the same source with the same options shares its weights.
+    /// Loads a model; the same source with the same options shares its weights. `fetch` is called once the
+    /// other options are known to be right, for the path, name and revision of a source that Python resolves.
     #[staticmethod]
     #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        quantize=None, context_length=None, threads=None, chat_template=None, progress=None, python=None))]
+        quantize=None, context_length=None, threads=None, chat_template=None, progress=None, fetch=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
         py: Python<'_>,
-        source: OsString,
+        mut source: OsString,
         revision: Option<String>,
         offline: Option<bool>,
         device: String,
@@ -36,9 +37,9 @@ impl PyModel {
         threads: Option<usize>,
         chat_template: Option<String>,
         progress: Option<Bound<'_, PyAny>>,
-        python: Option<PathBuf>,
+        fetch: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let options = LoadOptions {
+        let mut options = LoadOptions {
             revision,
             offline,
             device,
@@ -47,9 +48,13 @@ impl PyModel {
             context_length,
             threads,
             chat_template,
-            python,
             ..LoadOptions::default()
         };
+        if let Some(fetch) = fetch {
+            options.check().map_err(|error| to_python(py, &error))?;
+            let (path, name, revision) = fetch.call0()?.extract()?;
+            (source, options.called) = (path, Some((name, revision)));
+        }
         load::load(py, source, options, progress).map(PyModel)
     }
 
@@ -174,24 +179,15 @@ impl PyModel {
     /// What the model's makers advise for sampling; empty: greedy.
     #[getter]
     fn generation<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let g = self.0.generation();
-        let dict = PyDict::new(py);
-        let floats = [
-            ("temperature", g.temperature),
-            ("top_p", g.top_p),
-            ("min_p", g.min_p),
-            ("typical_p", g.typical_p),
-            ("repetition_penalty", g.repetition_penalty),
-        ];
-        for (name, value) in floats {
-            if let Some(value) = value {
-                dict.set_item(name, value)?;
+        let dict = sampler::dict(py, &SamplerFields::from(self.0.generation()), &[])?;
+        let advised = PyDict::new(py);
+        for (name, value) in dict {
+            // Numbers alone are advised.
+            if value.cast::<PyFloat>().is_ok() || value.cast::<PyInt>().is_ok() {
+                advised.set_item(name, value)?;
             }
         }
-        if let Some(k) = g.top_k {
-            dict.set_item("top_k", k)?;
-        }
-        Ok(dict)
+        Ok(advised)
     }
 
     #[pyo3(signature = (text, special=false))]
@@ -240,7 +236,8 @@ impl PyModel {
     }
 }
 
-/// Messages in the one spelling that templates know: no null fields, no old names. `name` is how errors call them.
+/// Messages in the one spelling that templates know: no null fields, no old names. `name` is how errors call
+/// them.
 #[pyfunction]
 pub fn plain_messages<'py>(messages: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     let py = messages.py();

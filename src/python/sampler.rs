@@ -1,4 +1,8 @@
-//! `_core.Sampler`, and filters written in Python.
+//! `_core.Sampler`, and filters written in Python. What is done for each field is made of the table of
+//! [`fields`](crate::sample::fields).
+
+// In what pyo3 writes for `__eq__`; the lint sees it because a macro of ours stands around it.
+#![allow(unsafe_op_in_unsafe_fn)]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -14,7 +18,8 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::convert::invalid;
 use super::errors::{Raised, to_python};
 use crate::error::{Error, Result};
-use crate::sample::{Filter, History, Logits, Sampler, SamplerFields};
+use crate::sample::fields::for_each_field;
+use crate::sample::{FIELDS, Filter, History, Logits, Sampler, SamplerFields};
 
 /// How a token is picked. Immutable.
 #[pyclass(frozen, name = "Sampler", module = "tallow._core")]
@@ -59,53 +64,126 @@ fn as_filters(py: Python<'_>, callables: &[Py<PyAny>], owner: &Weak<Vec<Py<PyAny
     callables.iter().enumerate().map(wrap).collect()
 }
 
-const FIELDS: &[&str] = &[
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "filters",
-];
-
 /// Reads fields from a dict of keyword arguments; `None` means "not given". The filters come apart.
 pub fn read_fields(dict: &Bound<'_, PyDict>) -> PyResult<(SamplerFields, Option<Vec<Py<PyAny>>>)> {
     let mut fields = SamplerFields::default();
     let mut callables = None;
     for (key, value) in dict.iter() {
         let key: String = key.extract()?;
-        if value.is_none() {
-            continue;
-        }
-        match key.as_str() {
-            "temperature" => fields.temperature = Some(number(&value, &key)?),
-            "top_p" => fields.top_p = Some(number(&value, &key)?),
-            "min_p" => fields.min_p = Some(number(&value, &key)?),
-            "typical_p" => fields.typical_p = Some(number(&value, &key)?),
-            "repetition_penalty" => fields.repetition_penalty = Some(number(&value, &key)?),
-            "frequency_penalty" => fields.frequency_penalty = Some(number(&value, &key)?),
-            "presence_penalty" => fields.presence_penalty = Some(number(&value, &key)?),
-            "top_k" => fields.top_k = Some(extract(&value, &key, "a whole number of 1 or more")?),
-            "logit_bias" => fields.logit_bias = Some(bias(&value)?),
-            "filters" => callables = Some(filters(&value)?),
-            _ => {
-                let known = FIELDS.join(", ");
-                return Err(invalid(
-                    Some(value.py()),
-                    format!("{key:?} is not a field of a sampler; there are {known}"),
-                ));
-            }
+        if !value.is_none() {
+            read_field(&mut fields, &mut callables, &key, &value)?;
         }
     }
     Ok((fields, callables))
 }
 
-fn number(value: &Bound<'_, PyAny>, name: &str) -> PyResult<f64> {
-    extract(value, name, "a number")
+/// Reads a field's value by the field's kind.
+macro_rules! read {
+    (number, $fields:ident.$name:ident, $value:ident, $callables:ident) => {
+        $fields.$name = Some(extract($value, stringify!($name), "a number")?)
+    };
+    (count, $fields:ident.$name:ident, $value:ident, $callables:ident) => {
+        $fields.$name = Some(extract($value, stringify!($name), "a whole number of 1 or more")?)
+    };
+    (bias, $fields:ident.$name:ident, $value:ident, $callables:ident) => {
+        $fields.$name = Some(bias($value)?)
+    };
+    (filters, $fields:ident.$name:ident, $value:ident, $callables:ident) => {
+        *$callables = Some(filters($value)?)
+    };
+}
+
+/// A field's value for Python, by the field's kind.
+macro_rules! shown {
+    (filters, $fields:expr, $name:ident, $callables:expr, $py:ident) => {
+        PyTuple::new($py, $callables.iter().map(|callable| callable.bind($py)))?.into_any()
+    };
+    ($kind:ident, $fields:expr, $name:ident, $callables:expr, $py:ident) => {
+        $fields.$name.clone().into_pyobject($py)?
+    };
+}
+
+macro_rules! by_name {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident $(($off:literal, $range:ident))?;)*) => {
+        fn read_field(
+            fields: &mut SamplerFields,
+            callables: &mut Option<Vec<Py<PyAny>>>,
+            name: &str,
+            value: &Bound<'_, PyAny>,
+        ) -> PyResult<()> {
+            match name {
+                $(stringify!($name) => read!($kind, fields.$name, value, callables),)*
+                _ => return Err(unknown(value.py(), name)),
+            }
+            Ok(())
+        }
+
+        /// The fields as Python has them, in their order; those that are not given are None.
+        pub fn dict<'py>(
+            py: Python<'py>,
+            fields: &SamplerFields,
+            callables: &[Py<PyAny>],
+        ) -> PyResult<Bound<'py, PyDict>> {
+            let dict = PyDict::new(py);
+            $(dict.set_item(stringify!($name), shown!($kind, fields, $name, callables, py))?;)*
+            Ok(dict)
+        }
+
+        #[pymethods]
+        impl PySampler {
+            #[new]
+            #[pyo3(signature = ($($name=None),*))]
+            #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
+            fn new(py: Python<'_>, $($name: Option<Bound<'_, PyAny>>),*) -> PyResult<Self> {
+                let dict = PyDict::new(py);
+                $(dict.set_item(stringify!($name), $name)?;)*
+                PySampler::made(&dict)
+            }
+
+            $(
+                #[getter]
+                fn $name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+                    Ok(shown!($kind, self.sampler.fields(), $name, self.filters, py))
+                }
+            )*
+
+            /// A sampler with some fields replaced; `None` switches a field off.
+            #[pyo3(signature = (**fields))]
+            fn replace(&self, py: Python<'_>, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+                self.replaced(py, fields)
+            }
+
+            fn __eq__(&self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<bool> {
+                self.equals(py, other)
+            }
+
+            fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
+                self.hashed(py)
+            }
+
+            fn __repr__(&self) -> String {
+                format!("{}", self.sampler)
+            }
+
+            /// No `__clear__`: as a tuple it cannot be changed, so there is something else in every cycle
+            /// that can.
+            fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+                self.filters.iter().try_for_each(|callable| visit.call(callable))
+            }
+
+            fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+                let values = slf.get().dict(slf.py())?.values();
+                Ok((slf.get_type().into_any(), values.to_tuple()))
+            }
+        }
+    };
+}
+
+for_each_field!(by_name);
+
+fn unknown(py: Python<'_>, name: &str) -> PyErr {
+    let known = FIELDS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    invalid(Some(py), format!("{name:?} is not a field of a sampler; there are {known}"))
 }
 
 fn extract<'py, T>(value: &Bound<'py, PyAny>, name: &str, wanted: &str) -> PyResult<T>
@@ -160,75 +238,17 @@ impl PySampler {
     }
 
     fn dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let f = self.sampler.fields();
-        let dict = PyDict::new(py);
-        dict.set_item("temperature", f.temperature)?;
-        dict.set_item("top_k", f.top_k)?;
-        dict.set_item("top_p", f.top_p)?;
-        dict.set_item("min_p", f.min_p)?;
-        dict.set_item("typical_p", f.typical_p)?;
-        dict.set_item("repetition_penalty", f.repetition_penalty)?;
-        dict.set_item("frequency_penalty", f.frequency_penalty)?;
-        dict.set_item("presence_penalty", f.presence_penalty)?;
-        dict.set_item("logit_bias", f.logit_bias.clone())?;
-        dict.set_item("filters", PyTuple::new(py, self.filters.iter().map(|f| f.bind(py)))?)?;
-        Ok(dict)
+        dict(py, self.sampler.fields(), &self.filters)
     }
-}
 
-impl PySampler {
-    /// A field by its name; `None` if it is not set.
-    fn field<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        Ok(self.dict(py)?.get_item(name)?.unwrap_or_else(|| py.None().into_bound(py)))
-    }
-}
-
-#[pymethods]
-impl PySampler {
-    #[new]
-    #[pyo3(signature = (temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None, repetition_penalty=None,
-        frequency_penalty=None, presence_penalty=None, logit_bias=None, filters=None),
-        text_signature = "(temperature=1.0, top_k=None, top_p=None, min_p=None, typical_p=None, \
-            repetition_penalty=None, frequency_penalty=None, presence_penalty=None, logit_bias=None, filters=())")]
-    #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
-    fn new(
-        py: Python<'_>,
-        temperature: Option<Bound<'_, PyAny>>,
-        top_k: Option<Bound<'_, PyAny>>,
-        top_p: Option<Bound<'_, PyAny>>,
-        min_p: Option<Bound<'_, PyAny>>,
-        typical_p: Option<Bound<'_, PyAny>>,
-        repetition_penalty: Option<Bound<'_, PyAny>>,
-        frequency_penalty: Option<Bound<'_, PyAny>>,
-        presence_penalty: Option<Bound<'_, PyAny>>,
-        logit_bias: Option<Bound<'_, PyAny>>,
-        filters: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<Self> {
-        let values = [
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            repetition_penalty,
-            frequency_penalty,
-            presence_penalty,
-            logit_bias,
-            filters,
-        ];
-        let dict = PyDict::new(py);
-        for (name, value) in FIELDS.iter().zip(values) {
-            dict.set_item(name, value)?;
-        }
+    fn made(dict: &Bound<'_, PyDict>) -> PyResult<Self> {
         if dict.get_item("temperature")?.is_none_or(|value| value.is_none()) {
             dict.set_item("temperature", 1.0)?;
         }
-        PySampler::from_dict(&dict)
+        PySampler::from_dict(dict)
     }
 
-    /// A sampler with some fields replaced; `None` switches a field off.
-    #[pyo3(signature = (**fields))]
-    fn replace(&self, py: Python<'_>, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+    fn replaced(&self, py: Python<'_>, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let dict = self.dict(py)?;
         for (key, value) in fields.into_iter().flatten() {
             dict.set_item(key, value)?;
@@ -236,83 +256,19 @@ impl PySampler {
         PySampler::from_dict(&dict)
     }
 
-    #[getter]
-    fn temperature<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "temperature")
-    }
-
-    #[getter]
-    fn top_k<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "top_k")
-    }
-
-    #[getter]
-    fn top_p<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "top_p")
-    }
-
-    #[getter]
-    fn min_p<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "min_p")
-    }
-
-    #[getter]
-    fn typical_p<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "typical_p")
-    }
-
-    #[getter]
-    fn repetition_penalty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "repetition_penalty")
-    }
-
-    #[getter]
-    fn frequency_penalty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "frequency_penalty")
-    }
-
-    #[getter]
-    fn presence_penalty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "presence_penalty")
-    }
-
-    #[getter]
-    fn logit_bias<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "logit_bias")
-    }
-
-    #[getter]
-    fn filters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.field(py, "filters")
-    }
-
-    fn __eq__(&self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<bool> {
+    fn equals(&self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<bool> {
         match other.cast::<PySampler>() {
             Ok(other) => self.dict(py)?.eq(other.get().dict(py)?),
             Err(_) => Ok(false),
         }
     }
 
-    fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
+    fn hashed(&self, py: Python<'_>) -> PyResult<isize> {
         let dict = self.dict(py)?;
         let bias = dict.get_item("logit_bias")?;
         let bias = bias.filter(|bias| !bias.is_none()).map(|bias| bias.str()).transpose()?;
         dict.set_item("logit_bias", bias)?;
         PyTuple::new(py, dict.values())?.hash()
-    }
-
-    fn __repr__(&self) -> String {
-        format!("{}", self.sampler)
-    }
-
-    /// No `__clear__`: as a tuple it cannot be changed, so there is something else in every cycle that can.
-    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        self.filters.iter().try_for_each(|callable| visit.call(callable))
-    }
-
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
-        let values = slf.get().dict(slf.py())?.values();
-        Ok((slf.get_type().into_any(), values.to_tuple()))
     }
 }
 
@@ -354,8 +310,8 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// To be called when the interpreter begins to end: no filter is called from now on, and those that run get
-/// `seconds` to return. Python ends a daemon thread that is in Python code by unwinding its stack, and with our
-/// frames on it that would abort the process (CPython before 3.14).
+/// `seconds` to return. Python ends a daemon thread that is in Python code by unwinding its stack, and with
+/// our frames on it that would abort the process (CPython before 3.14).
 #[pyfunction]
 pub fn end_filters(py: Python<'_>, seconds: f64) {
     ENDING.store(true, SeqCst);

@@ -30,7 +30,6 @@ pub struct Piece {
 pub struct TextStream {
     tokenizer: Arc<Tokenizer>,
     stops: Vec<Stop>,
-    show_special: bool,
     /// The bytes of an unfinished character: at most three.
     unfinished: Vec<u8>,
     /// Text that is not given out yet.
@@ -42,34 +41,19 @@ impl TextStream {
     /// Empty stop strings stop nothing.
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(Stop::new).collect();
-        TextStream {
-            tokenizer,
-            stops,
-            show_special: false,
-            unfinished: Vec::new(),
-            held: String::new(),
-            stopped: false,
-        }
+        TextStream { tokenizer, stops, unfinished: Vec::new(), held: String::new(), stopped: false }
     }
 
     /// Whether both make the same text of the same tokens, from the first one on.
     pub fn same_rules(&self, other: &TextStream) -> bool {
         let stops = |it: &TextStream| it.stops.iter().map(|stop| stop.bytes.clone()).collect::<Vec<_>>();
-        Arc::ptr_eq(&self.tokenizer, &other.tokenizer)
-            && self.show_special == other.show_special
-            && stops(self) == stops(other)
+        Arc::ptr_eq(&self.tokenizer, &other.tokenizer) && stops(self) == stops(other)
     }
 
-    /// Whether control tokens appear as they are written; by default they give no text.
-    pub fn show_special(mut self, show: bool) -> Self {
-        self.show_special = show;
-        self
-    }
-
-    /// The text that a token makes final. After a stop string there is none.
+    /// The text that a token makes final. Control tokens give none, and after a stop string there is none.
     pub fn push(&mut self, id: u32) -> Piece {
         let tokenizer = self.tokenizer.clone();
-        if self.stopped || (tokenizer.is_special(id) && !self.show_special) {
+        if self.stopped || tokenizer.is_special(id) {
             return Piece { text: String::new(), stopped: self.stopped };
         }
         let (space, token) = tokenizer.shown(id);

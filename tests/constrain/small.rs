@@ -75,15 +75,3 @@ pub fn compile(compiler: &GrammarCompiler, constraint: &Constraint) -> Grammar {
 pub fn text(vocabulary: &Vocabulary, ids: &[u32]) -> Vec<u8> {
     ids.iter().flat_map(|&id| vocabulary.bytes(id)).copied().collect()
 }
-
-/// xorshift64*.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, count: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % count.max(1)
-    }
-}

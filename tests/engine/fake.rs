@@ -1,14 +1,15 @@
 //! A network that is nothing but its memory: the logits of a row are a hash of all tokens of the sequence up
-//! to it, as they are found in the pages of its first group. Other groups see a window of them, and recurrent state
-//! is the hash itself: where they do not agree with the first group the answer changes. So does it with a wrong
-//! page, position, slot or share, and the right one can be computed from the tokens alone, with no engine.
+//! to it, as they are found in the pages of its first group. Other groups see a window of them, and recurrent
+//! state is the hash itself: where they do not agree with the first group the answer changes. So does it with
+//! a wrong page, position, slot or share, and the right one can be computed from the tokens alone, with no
+//! engine.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tallow::cache::layout::StateLayout;
-use tallow::engine::{EngineHandle, EngineOptions, Network, StepLimits, StepOutput};
+use tallow::engine::{EngineHandle, EngineOptions, ModelRunner, StepLimits, StepOutput};
 use tallow::error::{Error, Result};
 use tallow::step::{PAGE, Span, Step};
 use tallow::text::tokenizer::Tokenizer;
@@ -120,7 +121,7 @@ impl Fake {
     }
 }
 
-impl Network for Fake {
+impl ModelRunner for Fake {
     fn vocab_size(&self) -> usize {
         self.vocab
     }

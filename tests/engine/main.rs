@@ -839,7 +839,7 @@ fn when_pages_run_out_the_youngest_begins_again_and_nobody_can_tell() {
         specs.push(generate(prompt(8, 20), 115));
         specs.push(sampled(prompt(9, 20), 115, penalty));
         let stats = burst(&engine, &control, &specs);
-        assert!(stats.put_off > 0, "{stats:?}");
+        assert!(stats.preempted > 0, "{stats:?}");
         let usage = specs.iter().map(|spec| spec.prompt.len() as u64).sum::<u64>();
         assert_eq!(stats.prompt_tokens, usage);
         assert!(stats.cached_tokens <= usage, "what is computed again is no cached prompt: {stats:?}");
@@ -851,7 +851,7 @@ fn a_parked_request_gives_its_pages_to_others_and_takes_up_where_it_was() {
     let (engine, _) = engine(8, |_| {});
     let mut spec = filtered(Even, 60);
     spec.prompt = prompt(2, 40);
-    // `first` is older, so that `parked` is put off while nobody reads it.
+    // `first` is older, so that `parked` is preempted while nobody reads it.
     let first = generate(prompt(1, 20), 100);
     let first_answer = engine.submit(request(&first)).unwrap();
     let parked = engine.submit(request(&spec)).unwrap();

@@ -249,7 +249,8 @@ fn nothing_to_compute_is_nothing_computed() {
     }
 }
 
-/// After `fork` the child has no workers: it must compute alone, and wait for none of them, not even at its end.
+/// After `fork` the child has no workers: it must compute alone, and wait for none of them, not even at its
+/// end.
 #[cfg(unix)]
 #[test]
 fn a_forked_child_computes_alone_and_does_not_hang() {

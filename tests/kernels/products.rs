@@ -1,16 +1,16 @@
 //! Single products: against f64, and against themselves.
 //!
-//! Quantized weights are multiplied by activations that were rounded to bytes. That rounding is made here once
-//! more, so that what is left between the two is f32 arithmetic alone; and then the rounding itself is held to
-//! its bound.
+//! Quantized weights are multiplied by activations that were rounded to bytes. That rounding is made here
+//! once more, so that what is left between the two is f32 arithmetic alone; and then the rounding itself is
+//! held to its bound.
 
 use tallow::kernels::{KvType, Ops};
 use tallow::weights::{WeightTensor, WeightType};
 
 use crate::support::*;
 
-/// Rows, n and k. Few rows are met as tiles of 12, 8, 4, 2 and 1, the 40 as tiles of 6, 3, 2 and 1 (floats: 12, 4, 2, 1); n in
-/// panels of 16 that are full and not.
+/// Rows, n and k. Few rows are met as tiles of 12, 8, 4, 2 and 1, the 40 as tiles of 6, 3, 2 and 1 (floats:
+/// 12, 4, 2, 1); n in panels of 16 that are full and not.
 const SHAPES: [(usize, usize, usize); 10] = [
     (1, 1, 32),
     (1, 7, 64),
@@ -116,7 +116,8 @@ fn element(quantized: bool, x: &[f32], taken: &[f64], w: &[f32]) -> Element {
 }
 
 /// Terms of codes and of the offset, for weights with one scale: `scale * code` is at most about as large as
-/// weights of the group are apart, or twice as large as the greatest of them; the offset at most the sum of both.
+/// weights of the group are apart, or twice as large as the greatest of them; the offset at most the sum of
+/// both.
 fn group_size(x: &[f64], w: &[f32]) -> f64 {
     let fold = |f: fn(f32, f32) -> f32| f64::from(w.iter().copied().reduce(f).unwrap_or(0.0));
     let (least, most) = (fold(f32::min), fold(f32::max));
@@ -146,7 +147,8 @@ fn every_weight_type_multiplies_as_f64_does() {
         let biased = |ops: &Ops| table(ops, ops.linear(&linear(ops, &w, Some(&bias)), &x.on(ops)).unwrap());
         let sums = y.values.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b).collect();
         same("bias", &biased(&ops), &Table { dim: n, values: sums })?;
-        // candle rounds activations to bytes too, in blocks of its own: of 256, where a great number takes more with it.
+        // candle rounds activations to bytes too, in blocks of its own: of 256, where a great number takes
+        // more with it.
         close("candle", &biased(&other), &biased(&ops), if ty.is_quantized() { 0.05 } else { 1e-5 })
     });
 }

@@ -34,6 +34,25 @@ fn norms_agree_with_candle() {
     });
 }
 
+/// The variance is that of what is left without the mean: `E[x^2] - E[x]^2` has no digits left here.
+#[test]
+fn layer_norm_of_a_large_mean_keeps_its_digits() {
+    let x = Random(4).table(5, 512).map(|x| x + 1000.0);
+    let exact = |row: &[f32]| {
+        let moment =
+            |f: &dyn Fn(f64) -> f64| row.iter().map(|&x| f(x.into())).sum::<f64>() / row.len() as f64;
+        let mean = moment(&|x| x);
+        let scale = (moment(&|x| (x - mean).powi(2)) + 1e-5).sqrt();
+        row.iter().map(|&x| ((f64::from(x) - mean) / scale) as f32).collect::<Vec<_>>()
+    };
+    let wanted = Table { dim: x.dim, values: x.values.chunks(x.dim).flat_map(exact).collect() };
+    for ops in [cpu(2), candle()] {
+        let norm = norm(&ops, NormKind::Layer, 1e-5, &[1.0; 512], None);
+        let found = table(&ops, ops.norm(&norm, &x.on(&ops)).unwrap());
+        close(&ops.describe(), &found, &wanted, 0.01).unwrap();
+    }
+}
+
 /// Rows, heads, head_dim, rotated dimensions.
 const HEADS: [(usize, usize, usize, usize); 8] = [
     (1, 1, 2, 2),
@@ -64,8 +83,8 @@ fn heads_are_normed_and_turned_as_candle_does() {
         };
         let y = same_on_all(&machines, turned)?;
         close("candle", &y, &turned(&candle()), if normed { 3e-6 } else { 1e-6 })?;
-        // The norm is that of `norm`; position 0 is turned by nothing and scaled by the factor; what is not rotated
-        // is not scaled.
+        // The norm is that of `norm`; position 0 is turned by nothing and scaled by the factor; what is not
+        // rotated is not scaled.
         let norm = norm(&machines[0], NormKind::Rms, 1e-6, &w, None);
         let only = |norm| {
             let x = machines[0].heads(x.on(&machines[0]), head_dim, norm, None).unwrap();

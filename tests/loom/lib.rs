@@ -1,5 +1,6 @@
-//! The dispatch of `src/kernels/pool` in every order of its steps that the memory model allows (up to a number of
-//! preemptions), by loom. Each test fails if a Release or Acquire of the dispatch that it passes becomes Relaxed.
+//! The dispatch of `src/kernels/pool` in every order of its steps that the memory model allows (up to a
+//! number of preemptions), by loom. Each test fails if a Release or Acquire of the dispatch that it passes
+//! becomes Relaxed.
 
 #![cfg(test)]
 
@@ -14,7 +15,8 @@ use loom::thread;
 
 /// What the tasks of a job use: on the caller's stack, as the closures of `Pool::run` are.
 struct Context {
-    /// Read by tasks. Written by the caller before and after: loom sees a task that uses a job whose caller has left.
+    /// Read by tasks. Written by the caller before and after: loom sees a task that uses a job whose caller
+    /// has left.
     value: UnsafeCell<usize>,
     /// Written by tasks, each its own; read by the caller afterwards.
     results: [UnsafeCell<usize>; 3],
@@ -26,7 +28,8 @@ struct Job {
     tasks: usize,
 }
 
-// SAFETY: tasks read `value` and write their own result; that the caller does neither meanwhile is what is tested.
+// SAFETY: tasks read `value` and write their own result; that the caller does neither meanwhile is what is
+// tested.
 unsafe impl Send for Job {}
 // SAFETY: as above.
 unsafe impl Sync for Job {}

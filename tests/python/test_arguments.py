@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 
 import tallow
+from tallow import _core, arguments
 
 # What is called on the model, the exception, and what its message must hold.
 CASES = [
@@ -175,3 +177,12 @@ def test_ids_may_be_any_sequence_of_integers(tiny, ids):
     assert tiny.generate(ids, max_tokens=4).tokens == tiny.generate([5, 6, 7], max_tokens=4).tokens
     assert tiny.detokenize(ids) == tiny.detokenize([5, 6, 7])
     assert tiny.logits(ids).shape == (3, tiny.vocab_size)
+
+
+def test_one_table_names_the_fields_of_a_sampler():
+    names = [name for name, _ in _core.SAMPLER_FIELDS]
+    assert list(inspect.signature(tallow.Sampler).parameters) == names == list(arguments.SAMPLER_FIELDS)
+    sampler = tallow.Sampler()
+    assert [getattr(sampler, name) for name in names] == [1.0, *[None] * (len(names) - 2), ()]
+    with pytest.raises(tallow.InvalidRequestError, match=", ".join(names)):
+        sampler.replace(heat=1)

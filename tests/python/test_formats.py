@@ -442,12 +442,6 @@ def test_own_response_formats():
     assert anything.name == "json_object" and anything.constraint["json_schema"]["type"] == "object"
 
 
-def test_tools_are_left_alone():
-    tool = lm15.FunctionTool(name="f", parameters={"type": "object", "properties": {}})
-    made = formats.find(request("hello", tools=(tool,)), None)
-    assert (made.name, made.constraint) == ("tools", {}) and made.why
-
-
 def test_the_callers_signature():
     seen = []
 

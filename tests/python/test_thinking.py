@@ -9,7 +9,6 @@ import pytest
 from tallow import thinking
 from tallow.thinking import Tags
 from test_tools import pieces
-from test_tools_grammar import accepts, walk
 
 THINK = Tags("<think>", "</think>")
 PROMPT = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n"
@@ -110,28 +109,3 @@ def test_a_thought_is_shown_as_it_comes() -> None:
     assert splitter.push("nk>\n") == []
     assert splitter.push("\nHi") == [("text", "Hi")]
     assert splitter.finish() == []
-
-
-ANSWER = 'start: "[[ ## a ## ]]\\n" N\nN: /[0-9]{1,3}/'
-ALLOWED = [
-    (False, "[[ ## a ## ]]\n12", True),
-    (False, "<think>\nHm.\n</think>\n\n[[ ## a ## ]]\n12", True),
-    (False, "<think></think>[[ ## a ## ]]\n12", True),
-    (False, "<think>Hm.[[ ## a ## ]]\n12", False),
-    (False, "<think>a</think>b</think>[[ ## a ## ]]\n12", False),
-    (False, "Hm. [[ ## a ## ]]\n12", False),
-    (True, "Hm.\n</think>\n\n[[ ## a ## ]]\n12", True),
-    (True, "[[ ## a ## ]]\n12", False),
-]
-
-
-@pytest.mark.parametrize(("opened", "answer", "allowed"), ALLOWED)
-def test_a_constraint_with_a_thought_before_it(opened: bool, answer: str, allowed: bool) -> None:
-    assert accepts(THINK.before(ANSWER, opened), answer) is allowed
-
-
-def test_answers_under_such_a_constraint_split_cleanly() -> None:
-    rng = random.Random(7)
-    answers = [walk(THINK.before(ANSWER, opened=False), rng) for _ in range(10)]
-    ended = [answer for answer in answers if answer is not None]
-    assert ended and all(thinking.split(answer, THINK)[1].startswith("[[ ## a ## ]]\n") for answer in ended)

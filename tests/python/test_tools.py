@@ -177,26 +177,26 @@ def pairs(calls: list[Call]) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("name", "text", "rest", "calls"), READ)
 def test_calls_are_read(name: str, text: str, rest: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
-    got = FORMATS[name].parse(text)
+    got = tools.parse(FORMATS[name], text)
     assert (got[0], pairs(got[1])) == (rest, calls)
 
 
 @pytest.mark.parametrize(("name", "text"), PLAIN)
 def test_what_is_no_call_stays_text(name: str, text: str) -> None:
-    assert FORMATS[name].parse(text) == (text, [])
+    assert tools.parse(FORMATS[name], text) == (text, [])
 
 
 def test_a_name_that_is_no_tool_makes_no_call_where_there_is_no_marker() -> None:
     bob = '{"name": "Bob", "parameters": {}}'
-    assert FORMATS["llama"].parse(bob, names={"weather"}) == (bob, [])
-    assert pairs(FORMATS["llama"].parse(RP, names={"weather"})[1]) == [ROME]
+    assert tools.parse(FORMATS["llama"], bob, names={"weather"}) == (bob, [])
+    assert pairs(tools.parse(FORMATS["llama"], RP, names={"weather"})[1]) == [ROME]
 
 
 def test_ids_follow_from_the_place() -> None:
     text = f"<tool_call>{RA}</tool_call><tool_call>{PA}</tool_call>"
-    assert [call.id for call in FORMATS["hermes"].parse(text)[1]] == ["call_0", "call_1"]
-    assert [call.id for call in FORMATS["hermes"].parse(text, first=3)[1]] == ["call_3", "call_4"]
-    (call,) = FORMATS["mistral"].parse(f"[TOOL_CALLS][{RA}]")[1]
+    assert [call.id for call in tools.parse(FORMATS["hermes"], text)[1]] == ["call_0", "call_1"]
+    assert [call.id for call in tools.parse(FORMATS["hermes"], text, first=3)[1]] == ["call_3", "call_4"]
+    (call,) = tools.parse(FORMATS["mistral"], f"[TOOL_CALLS][{RA}]")[1]
     assert (call.id, call.index, call.arguments_json) == ("call00000", 0, '{"city": "Rome"}')
 
 
@@ -211,7 +211,7 @@ def pieces(text: str, rng: random.Random) -> list[str]:
 
 
 def streamed(name: str, chunks: list[str], names: set[str] | None) -> tuple[str, list[Call]]:
-    splitter = FORMATS[name].splitter(names)
+    splitter = tools.Splitter(FORMATS[name], names)
     events = [event for chunk in chunks for event in splitter.push(chunk)] + splitter.finish()
     return "".join(e for e in events if isinstance(e, str)), [e for e in events if isinstance(e, Call)]
 
@@ -258,7 +258,7 @@ def test_pieces_make_no_difference(name: str) -> None:
     found = 0
     for text in texts:
         names = rng.choice((None, {"weather"}))
-        whole = form.parse(text, names)
+        whole = tools.parse(form, text, names)
         found += len(whole[1])
         assert streamed(name, pieces(text, rng), names) == whole, text
         assert whole[1] or whole[0] == text
@@ -266,7 +266,7 @@ def test_pieces_make_no_difference(name: str) -> None:
 
 
 def test_text_is_shown_at_once_and_a_call_when_it_closes() -> None:
-    splitter = FORMATS["hermes"].splitter()
+    splitter = tools.Splitter(FORMATS["hermes"])
     assert splitter.push("One moment") == ["One moment"]
     assert splitter.push(". <") == ["."]
     assert splitter.push("b> \n<tool_") == [" <b>"]
@@ -277,7 +277,7 @@ def test_text_is_shown_at_once_and_a_call_when_it_closes() -> None:
 
 def test_a_long_call_in_small_pieces_is_read_once() -> None:
     text = f'<tool_call>{{"name": "f", "arguments": {{"a": "{"x" * 200_000}"}}}}</tool_call>'
-    splitter = FORMATS["hermes"].splitter()
+    splitter = tools.Splitter(FORMATS["hermes"])
     events = [event for at in range(0, len(text), 50) for event in splitter.push(text[at : at + 50])]
     assert [len(event.arguments["a"]) for event in events if isinstance(event, Call)] == [200_000]
 
@@ -302,40 +302,39 @@ def conversation() -> list[dict[str, Any]]:
 def test_a_template_without_tools_gets_them_as_text(name: str) -> None:
     form = FORMATS[name]
     given = conversation()
-    turns, arguments = form.prepare(given, TOOLS)
+    turns, arguments = tools.prepare(form, given, TOOLS)
     assert given == conversation() and arguments == {}
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
     assert not any("tool_calls" in turn for turn in turns)
     shown = turns[0]["content"] + turns[0].get("tools", "")
     assert all(f'"name": "{tool}"' in shown for tool in ("weather", "weather_all", "stop"))
     assert turns[3]["content"].count("<tool_response>") == 2
-    assert pairs(form.parse(turns[2]["content"])[1]) == [ROME, ("stop", {})]  # in its own words
-    assert form.prepare(given, [])[0][0] == given[0]
+    assert pairs(tools.parse(form, turns[2]["content"])[1]) == [ROME, ("stop", {})]  # in its own words
+    assert tools.prepare(form, given, [])[0][0] == given[0]
 
 
 def test_the_system_message_keeps_its_own_text() -> None:
     system = {"role": "system", "content": "Be brief."}
-    (turn, _), _ = FORMATS["prompted"].prepare([system, {"role": "user", "content": "x"}], [STOP])
-    assert turn["content"] == "Be brief.\n\n" + FORMATS["prompted"].system([STOP])
-    assert FORMATS["hermes"].system([STOP]) == FORMATS["prompted"].system([]) == ""
+    (turn, _), _ = tools.prepare(FORMATS["prompted"], [system, {"role": "user", "content": "x"}], [STOP])
+    assert turn["content"].startswith("Be brief.\n\nYou can call functions.") and '"stop"' in turn["content"]
 
 
 def test_a_template_with_tools_gets_them_in_openais_shape() -> None:
-    turns, arguments = tools.detect(XML_TOOLS).prepare(conversation(), TOOLS)
+    turns, arguments = tools.prepare(tools.detect(XML_TOOLS), conversation(), TOOLS)
     assert turns == conversation()
     assert [tool["type"] for tool in arguments["xml_tools"]] == ["function"] * 3
     assert [tool["function"]["name"] for tool in arguments["xml_tools"]] == ["weather", "weather_all", "stop"]
 
 
 def test_llama_gets_one_call_a_turn() -> None:
-    turns, _ = FORMATS["llama"].prepare(conversation(), TOOLS)
+    turns, _ = tools.prepare(FORMATS["llama"], conversation(), TOOLS)
     assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "assistant", "tool"]
     assert [call["id"] for turn in turns for call in turn.get("tool_calls", [])] == ["call_0", "call_1"]
     assert [turn["tool_call_id"] for turn in turns if turn["role"] == "tool"] == ["call_0", "call_1"]
 
 
 def test_mistral_gets_ids_of_nine_characters() -> None:
-    turns, _ = FORMATS["mistral"].prepare(conversation(), TOOLS)
+    turns, _ = tools.prepare(FORMATS["mistral"], conversation(), TOOLS)
     written = [call["id"] for call in turns[1]["tool_calls"]]
     assert written == [turn["tool_call_id"] for turn in turns[2:]]
     assert all(len(name) == 9 and name.isalnum() for name in written) and len(set(written)) == 2
@@ -371,7 +370,7 @@ BAD_TOOLS = [
 @pytest.mark.parametrize(("given", "message"), BAD_TOOLS)
 def test_bad_tools_are_named(given: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        FORMATS["hermes"].grammar(given)
+        tools.call_grammar(FORMATS["hermes"], given)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +384,7 @@ def test_bad_tools_are_named(given: Any, message: str) -> None:
 )
 def test_bad_choices_are_named(given: Any, choice: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        FORMATS["hermes"].grammar(given, choice)
+        tools.call_grammar(FORMATS["hermes"], given, choice)
 
 
 FIFTEEN = 10**15 - 1

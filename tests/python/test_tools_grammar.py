@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import needed
+from tallow import tools
 from tallow.tools import FORMATS, Call
 from test_tools import ROME, TOOLS, pairs
 
@@ -104,13 +105,13 @@ def test_every_answer_under_the_grammar_is_read_back(name: str, mode: dict[str, 
     form, rng = FORMATS[name], random.Random(f"{name}{mode}")
     ended = 0
     for specials in ({}, Bytes().ids()):
-        lark = form.grammar(TOOLS, specials=specials, **mode)["grammar"]
+        lark = tools.call_grammar(form, TOOLS, specials=specials, **mode)["grammar"]
         for _ in range(5):
             answer = walk(lark, rng)
             if answer is None:
                 continue
             ended += 1
-            text, calls = form.parse(answer)
+            text, calls = tools.parse(form, answer)
             assert all(well_formed(call.name, call.arguments) for call in calls), answer
             check_mode(mode, text, calls)
     assert ended >= 5
@@ -133,7 +134,7 @@ def check_mode(mode: dict[str, Any], text: str, calls: list[Call]) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_both_a_call_and_a_text_format_can_be_written(name: str) -> None:
     form = FORMATS[name]
-    lark = form.grammar(TOOLS, text_format=JSON_TEXT)["grammar"]
+    lark = tools.call_grammar(form, TOOLS, text_format=JSON_TEXT)["grammar"]
     assert accepts(lark, '{"nix":true}')
     call = {"name": "weather", form.arguments: {"city": "Rome"}}
     written = (
@@ -145,12 +146,12 @@ def test_both_a_call_and_a_text_format_can_be_written(name: str) -> None:
         listed = f"[{written}]" if form.listed else written
         written = listed if form.optional else f"{form.open}{form.before}{listed}{form.after}{form.close}"
     assert accepts(lark, written)
-    assert pairs(form.parse(written)[1]) == [ROME]
+    assert pairs(tools.parse(form, written)[1]) == [ROME]
     assert not accepts(lark, written.replace("weather", "whether"))
     assert not accepts(lark, written.replace("Rome", "Constantinople"))
 
 
 def test_free_text_may_not_pass_for_a_call() -> None:
     for name, text in [("hermes", "a <tool_call> b"), ("llama", ' {"name'), ("mistral", '[{"name": 1}]')]:
-        lark = FORMATS[name].grammar(TOOLS, "none")["grammar"]
+        lark = tools.call_grammar(FORMATS[name], TOOLS, "none")["grammar"]
         assert accepts(lark, "a < b") and not accepts(lark, text)

@@ -6,21 +6,10 @@ use std::path::Path;
 use tallow::error::{ErrorKind, Result};
 use tallow::weights::{Bytes, Gguf, Weights, safetensors};
 
+use crate::random::Random;
 use crate::{allocations, writer};
 
 const ROUNDS: u64 = 50_000;
-
-/// A small generator (xorshift64*), so that a seed is a file for ever.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit.max(1)
-    }
-}
 
 /// One to four of: a bit, a byte, a number that is at a border, a piece removed, doubled, or cut off.
 fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
@@ -69,7 +58,7 @@ fn keeps_its_promises(weights: &Weights) -> Result<(), String> {
 fn fuzz(seeds: &[Vec<u8>], open: impl Fn(Bytes) -> Result<Weights>) {
     let (mut failed, mut sound) = (Vec::new(), 0);
     for round in 0..ROUNDS {
-        let mut random = Random(round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut random = Random::new(round);
         let mut bytes = seeds[random.below(seeds.len())].clone();
         damage(&mut bytes, &mut random);
         let most = 8 * bytes.len() + 8192;

@@ -13,25 +13,21 @@ from typing import Any, NoReturn
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import arguments, errors
+from .. import _core, arguments, errors
 from . import constraints
 
-#: Sampler fields that DSPy has no name for. They travel in ``metadata``, which is part of its cache key.
-METADATA_FIELDS = ("min_p", "typical_p", "repetition_penalty")
+#: What DSPy has a field for in its Config.
+_CONFIG_FIELDS = (
+    *("max_tokens", "seed", "logprobs"),
+    *("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"),
+)
+#: The other numbers of a Sampler. They travel in ``metadata``, which is part of DSPy's cache key.
+METADATA_FIELDS = tuple(
+    name for name, kind in _core.SAMPLER_FIELDS if kind in ("number", "count") and name not in _CONFIG_FIELDS
+)
 METADATA_KEYS = (
     *(*METADATA_FIELDS, "template_arguments", "prediction"),
     *(*constraints.OWN, constraints.SWITCH),
-)
-
-_CONFIG_FIELDS = (
-    "max_tokens",
-    "seed",
-    "logprobs",
-    "temperature",
-    "top_p",
-    "top_k",
-    "frequency_penalty",
-    "presence_penalty",
 )
 #: Hints that need nothing done.
 _HINTS = ("service_tier", "user_id", "store")

@@ -134,7 +134,7 @@ def _call_splitter(template: Template, request: lm15.Request) -> tools.Splitter 
     before = sum(
         isinstance(part, lm15.ToolCallPart) for message in request.messages for part in message.parts
     )
-    return template.form.splitter({tool.name for tool in offered}, before)
+    return tools.Splitter(template.form, {tool.name for tool in offered}, before)
 
 
 def _bound(
@@ -152,7 +152,8 @@ def _bound(
     if choice.mode == "required" and not offered:
         arguments.wrong_value("tool_choice", choice.mode, '"auto" or "none" when there are no tools')
     if offered and (chosen.why != constraints.SWITCHED_OFF or choice.mode == "required"):
-        bound = template.form.grammar(
+        bound = tools.call_grammar(
+            template.form,
             offered,
             choice.mode,
             choice.parallel is not False,

@@ -1,9 +1,9 @@
 """Native tool calls: how each model family shows tools, writes calls, and how both are read again.
 
-``detect(template)`` -> ``ToolFormat``. It ``prepare``s a conversation (tools shown the family's way), gives
-the ``grammar`` under which only well-formed calls can be written, ``parse``s a whole answer and ``splitter``s
-a streamed one. Formats are rows of a table (``formats.FORMATS``), told apart by their chat template alone: a
-file's name says nothing sure about what the model was trained on.
+``detect(template)`` -> ``ToolFormat``, which is data. ``prepare`` shows tools in a conversation the family's
+way, ``call_grammar`` allows an answer nothing but text and well-formed calls, ``parse`` reads a whole answer
+and ``Splitter`` a streamed one. Formats are rows of a table (``formats.FORMATS``), told apart by their chat
+template alone: a file's name says nothing sure about what the model was trained on.
 
 ================  ========================  =============================================================
 name              families                  a call (J is the object of its arguments)
@@ -21,8 +21,22 @@ name              families                  a call (J is the object of its argum
 
 from __future__ import annotations
 
+from .conversation import prepare
 from .formats import FORMATS, ToolFormat, detect
 from .functions import Function, functions
-from .reader import Call, Event, Splitter
+from .grammar import call_grammar
+from .reader import Call, Event, Splitter, parse
 
-__all__ = ["FORMATS", "Call", "Event", "Function", "Splitter", "ToolFormat", "detect", "functions"]
+__all__ = [
+    "FORMATS",
+    "Call",
+    "Event",
+    "Function",
+    "Splitter",
+    "ToolFormat",
+    "call_grammar",
+    "detect",
+    "functions",
+    "parse",
+    "prepare",
+]

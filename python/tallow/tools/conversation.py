@@ -7,18 +7,17 @@ calls and results; these are written out as text then, in the same words that th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from .functions import Function
-
-if TYPE_CHECKING:
-    from .formats import ToolFormat
+from .formats import ToolFormat
+from .functions import Function, functions
 
 Message = dict[str, Any]
 
 
 def instructions(form: ToolFormat, tools: Sequence[Function]) -> str:
+    """What the system message says about tools that the template does not show."""
     listed = "\n".join(_dumps(tool.openai()["function"]) for tool in tools)
     example = written(form, "function-name", {"argument-name": "value"})
     return (
@@ -39,9 +38,16 @@ def written(form: ToolFormat, name: str, arguments: Any) -> str:
 def prepare(
     form: ToolFormat,
     messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Function],
+    offered: Iterable[object],
+    *,
     shown: bool | None = None,
 ) -> tuple[list[Message], dict[str, Any]]:
+    """The conversation, and the template's arguments, that show the tools and the calls so far.
+
+    ``shown``: whether the template was seen to show calls and results; None goes by what it reads. Those
+    that it does not show are written out as text. One that shows calls although it reads no tools gets
+    them as they are, unless there are tools, which are called in our words then."""
+    tools = functions(offered)
     turns = [dict(message) for message in messages]
     if form.renders:
         if shown is False:  # SmolLM3's shows tools, and of calls nothing
@@ -95,7 +101,7 @@ def _one_call_each(turns: list[Message]) -> list[Message]:
 
 def _short_ids(form: ToolFormat, turns: list[Message]) -> list[Message]:
     """Mistral's templates refuse ids that are not nine letters and digits; other people's get new ones."""
-    if form.call_id(0) == "call_0":
+    if form.id_style != "short":
         return turns
     short: dict[str, str] = {}
 

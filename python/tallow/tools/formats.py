@@ -6,13 +6,10 @@ turns with calls and results are written out as plain text, for such a template 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Literal
 
-from . import conversation, grammar, reader
-from .functions import functions
 from .template import variables
 
 
@@ -48,67 +45,22 @@ class ToolFormat:
     variable: str = "tools"
     #: Where Phi's template looks for them: a field of the system message.
     system_field: str = ""
+    #: How the ids of calls are written. "short": nine letters and digits, all that Mistral's templates take.
+    id_style: Literal["numbered", "short"] = "numbered"
 
     @property
     def marks(self) -> tuple[str, ...]:
         return (self.open,) if self.open else ()
 
     def call_id(self, number: int) -> str:
-        """The id of a conversation's call of that number. Mistral's templates take nine characters only."""
-        return f"call{number:05d}" if self.open == "[TOOL_CALLS]" else f"call_{number}"
-
-    def system(self, tools: Iterable[object]) -> str:
-        """What the system message must say about the tools; "" where the template does it."""
-        found = functions(tools)
-        if self.renders or self.system_field or not found:
-            return ""
-        return conversation.instructions(self, found)
-
-    def prepare(
-        self, messages: Sequence[Mapping[str, Any]], tools: Iterable[object], *, shown: bool | None = None
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The conversation, and the template's arguments, that show the tools and the calls so far.
-
-        ``shown``: whether the template was seen to show calls and results; None goes by what it reads. Those
-        that it does not show are written out as text. One that shows calls although it reads no tools gets
-        them as they are, unless there are tools, which are called in our words then."""
-        return conversation.prepare(self, messages, functions(tools), shown)
-
-    def grammar(
-        self,
-        tools: Iterable[object],
-        choice: str | Sequence[str] = "auto",
-        parallel: bool = True,
-        text_format: str | None = None,
-        *,
-        allowed: Sequence[str] = (),
-        specials: Collection[str] | Mapping[str, int] = frozenset(),
-    ) -> dict[str, Any]:
-        """The keyword for ``Model.generate`` under which an answer is text or well-formed calls.
-
-        ``choice``: "auto", "required" (at least one call), "none", or names (a call of one of these).
-        ``allowed``: narrows "auto" and "required" to these names. ``text_format``: a grammar (Lark, from
-        ``start``) for the answer that is no call. ``specials``: the vocabulary's control tokens, best with
-        their ids: a marker among them is that token, others are written in letters. One that Lark cannot
-        spell (``[TOOL_CALLS]``) is reached by its id alone.
-        """
-        return grammar.build(self, functions(tools), choice, parallel, text_format, allowed, specials)
-
-    def parse(
-        self, text: str, names: Collection[str] | None = None, first: int = 0
-    ) -> tuple[str, list[reader.Call]]:
-        """An answer's text without its calls, and the calls. ``names``, ``first``: as in ``splitter``."""
-        return reader.parse(self, text, names, first)
-
-    def splitter(self, names: Collection[str] | None = None, first: int = 0) -> reader.Splitter:
-        """Reads a streamed answer. ``names``: what counts as a call where one has no marker (None: any name).
-        ``first``: how many calls the conversation has already, so that ids differ."""
-        return reader.Splitter(self, names, first)
+        """The id of a conversation's call of that number."""
+        return f"call{number:05d}" if self.id_style == "short" else f"call_{number}"
 
 
 _HERMES = ToolFormat(
     "hermes", "<tool_call>", "</tool_call>", before="\n", after="\n", between="\n", renders=True
 )
+_MISTRAL = ToolFormat("", "[TOOL_CALLS]", heads=True, bare=True, renders=True, id_style="short")
 FORMATS: dict[str, ToolFormat] = {
     form.name: form
     for form in (
@@ -122,8 +74,8 @@ FORMATS: dict[str, ToolFormat] = {
             many=False,
             renders=True,
         ),
-        ToolFormat("mistral", "[TOOL_CALLS]", listed=True, heads=True, bare=True, renders=True),
-        ToolFormat("mistral_args", "[TOOL_CALLS]", heads=True, head_end="[ARGS]", bare=True, renders=True),
+        replace(_MISTRAL, name="mistral", listed=True),
+        replace(_MISTRAL, name="mistral_args", head_end="[ARGS]"),
         ToolFormat("phi", "<|tool_call|>", "<|/tool_call|>", listed=True, bare=True, system_field="tools"),
         ToolFormat(
             "gemma",

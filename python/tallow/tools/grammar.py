@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from ..errors import InvalidRequestError
-from .functions import Function, bounded
+from .formats import ToolFormat
+from .functions import Function, bounded, functions
 from .reader import CALL_KEYS
-
-if TYPE_CHECKING:
-    from .formats import ToolFormat
 
 #: More calls than this in one answer are a model that does not find its end.
 MAX_CALLS = 16
@@ -35,15 +33,25 @@ JSON_STYLE = {
 Specials = Collection[str] | Mapping[str, int]
 
 
-def build(
+def call_grammar(
     form: ToolFormat,
-    tools: tuple[Function, ...],
-    choice: str | Sequence[str],
-    parallel: bool,
-    text_format: str | None,
-    allowed: Sequence[str],
-    specials: Specials,
+    offered: Iterable[object],
+    choice: str | Sequence[str] = "auto",
+    parallel: bool = True,
+    text_format: str | None = None,
+    *,
+    allowed: Sequence[str] = (),
+    specials: Specials = frozenset(),
 ) -> dict[str, Any]:
+    """The keyword for ``Model.generate`` under which an answer is text or well-formed calls.
+
+    ``choice``: "auto", "required" (at least one call), "none", or names (a call of one of these).
+    ``allowed``: narrows "auto" and "required" to these names. ``text_format``: a grammar (Lark, from
+    ``start``) for the answer that is no call. ``specials``: the vocabulary's control tokens, best with
+    their ids: a marker among them is that token, others are written in letters. One that Lark cannot
+    spell (``[TOOL_CALLS]``) is reached by its id alone.
+    """
+    tools = functions(offered)
     mode, names = _choice(tools, choice, allowed)
     if mode == "none" or not names:
         return {"grammar": text_format or f"start: TEXT\n{_text(form)}"}

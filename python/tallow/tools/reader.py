@@ -11,10 +11,9 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    from .formats import ToolFormat
+from .formats import ToolFormat
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
 #: An answer that begins with an object whose first key is one of these may be a call without its marker.
@@ -48,6 +47,7 @@ Event = str | Call
 def parse(
     form: ToolFormat, text: str, names: Collection[str] | None = None, first: int = 0
 ) -> tuple[str, list[Call]]:
+    """An answer's text without its calls, and the calls. ``names``, ``first``: as in ``Splitter``."""
     splitter = Splitter(form, names, first)
     events = [*splitter.push(text), *splitter.finish()]
     texts = "".join(event for event in events if isinstance(event, str))
@@ -56,7 +56,9 @@ def parse(
 
 @dataclass
 class Splitter:
-    """``names``: only calls of these count where a call has no marker; None takes every name.
+    """Reads a streamed answer.
+
+    ``names``: only calls of these count where a call has no marker; None takes every name.
     ``first``: the number of the first call's id, so that ids in a conversation differ."""
 
     form: ToolFormat

@@ -77,7 +77,8 @@ impl<Q: Layout> blocked::Parts for EmulatedParts<Q> {
     fn rows(&self, _: &Work<'_>, _: &mut Scratch) {}
 
     fn tiles(&mut self, work: &Work<'_>, scratch: &mut Scratch) {
-        // SAFETY: neither the emulator nor the scalar tier needs anything of the machine; the tiles are configured for `Q`.
+        // SAFETY: neither the emulator nor the scalar tier needs anything of the machine; the tiles are
+        // configured for `Q`.
         with_kind!(Q, K => unsafe { multiply_body::<Scalar, Emulated, K>(work, scratch, &mut self.0) });
     }
 
@@ -147,7 +148,7 @@ fn differences(
         isa,
         "test",
         input,
-        &[&[Product { w: &w, bias: None, epilogue: Epilogue::Store, out: &out }]],
+        &[&[Product { w: &w, bias: None, row_bias: None, epilogue: Epilogue::Store, out: &out }]],
     )
     .unwrap();
     let mut wrong = Vec::new();
@@ -170,7 +171,8 @@ fn every_form_multiplies_as_the_scalar_tier_does() {
     let (mut wrong, some) = (Vec::new(), Precision::Above(4.0));
     for ty in WeightType::ALL.into_iter().filter(|ty| ty.is_quantized()) {
         let unit = ty.block_len();
-        // One unit; several; k_blocks with and without a rest. Columns: less than a panel, some, more than a group.
+        // One unit; several; k_blocks with and without a rest. Columns: less than a panel, some, more than a
+        // group.
         let shapes = match unit {
             32 => [(19, 32), (7, 96), (16, 256), (75, 352)],
             _ => [(19, 256), (7, 512), (16, 768), (75, 256)],

@@ -1,13 +1,15 @@
-//! The tile registers of AMX: a trait over the few instructions that products need, the instructions themselves, and
-//! an emulator of them.
+//! The tile registers of AMX: a trait over the few instructions that products need, the instructions
+//! themselves, and an emulator of them.
 //!
-//! Eight registers of up to sixteen rows of up to 64 bytes; a configuration says how many of each. [`Tiles::dot`] adds
-//! to `C` (16 x 16 i32) the product of signed bytes `A` (16 rows of `k`) and unsigned bytes `B` (`k / 4` rows: lane `n`
-//! of row `j` has weights `4j..4j + 4` of column `n`, which is a group of [`layouts`](crate::kernels::layouts)).
+//! Eight registers of up to sixteen rows of up to 64 bytes; a configuration says how many of each.
+//! [`Tiles::dot`] adds to `C` (16 x 16 i32) the product of signed bytes `A` (16 rows of `k`) and unsigned
+//! bytes `B` (`k / 4` rows: lane `n` of row `j` has weights `4j..4j + 4` of column `n`, which is a group of
+//! [`layouts`](crate::kernels::layouts)).
 //!
-//! The instructions come as inline assembly, since their intrinsics are not stable Rust. [`Emulated`] follows the
-//! pseudocode and the exceptions of Intel's SDM, volume 2 (LDTILECFG, TILELOADD, TDPBSUD, TILESTORED): the tests run the
-//! kernels over it on any machine, and a machine is believed to have AMX only after both gave the same bytes.
+//! The instructions come as inline assembly, since their intrinsics are not stable Rust. [`Emulated`] follows
+//! the pseudocode and the exceptions of Intel's SDM, volume 2 (LDTILECFG, TILELOADD, TDPBSUD, TILESTORED):
+//! the tests run the kernels over it on any machine, and a machine is believed to have AMX only after both
+//! gave the same bytes.
 
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
@@ -48,8 +50,8 @@ impl Config {
     }
 }
 
-/// Configured tile registers; they are released when this is dropped. Registers are named by constants, as the
-/// instructions name them.
+/// Configured tile registers; they are released when this is dropped. Registers are named by constants, as
+/// the instructions name them.
 ///
 /// # Safety
 /// Where AMX was detected. Addresses are good for all rows of the register, `stride` bytes apart.
@@ -66,8 +68,8 @@ pub(in crate::kernels) trait Tiles {
 #[cfg(target_arch = "x86_64")]
 pub(in crate::kernels) struct Amx(std::marker::PhantomData<*mut u8>);
 
-/// Assembly that may change any tile register and nothing else. Rust never keeps anything in them, so that what one
-/// block leaves there the next one finds (blocks that are not `pure` keep their order).
+/// Assembly that may change any tile register and nothing else. Rust never keeps anything in them, so that
+/// what one block leaves there the next one finds (blocks that are not `pure` keep their order).
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile_asm {
     ($text:literal, $($rest:tt)*) => {
@@ -76,11 +78,11 @@ macro_rules! tile_asm {
     };
 }
 
-// SAFETY of all methods: the caller promises AMX and the addresses; the registers are configured while `self` lives.
 #[cfg(target_arch = "x86_64")]
 impl Tiles for Amx {
     #[inline(always)]
     unsafe fn configure(config: &Config) -> Self {
+        // SAFETY: the machine has AMX, by the trait's contract; it reads the 64 bytes of `config`.
         unsafe {
             tile_asm!("ldtilecfg [{at}]", at = in(reg) config, options(nostack, readonly, preserves_flags));
         }
@@ -88,24 +90,31 @@ impl Tiles for Amx {
     }
     #[inline(always)]
     unsafe fn zero<const T: usize>(&mut self) {
+        // SAFETY: the machine has AMX and its tiles are configured while `self` lives; no memory is touched.
         unsafe { tile_asm!("tilezero tmm{t}", t = const T, options(nostack, nomem, preserves_flags)) }
     }
     #[inline(always)]
     unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize) {
+        // SAFETY: as `zero`; the caller promises that all rows of the register can be read, `stride` bytes
+        // apart.
         unsafe {
-            tile_asm!("tileloadd tmm{t}, [{at} + {stride}*1]", t = const T, at = in(reg) from, stride = in(reg) stride,
+            tile_asm!("tileloadd tmm{t}, [{at} + {stride}*1]",
+                t = const T, at = in(reg) from, stride = in(reg) stride,
                 options(nostack, readonly, preserves_flags));
         }
     }
     #[inline(always)]
     unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize) {
+        // SAFETY: as `zero`; the caller promises that all rows of the register can be written, `stride` bytes
+        // apart.
         unsafe {
-            tile_asm!("tilestored [{at} + {stride}*1], tmm{t}", t = const T, at = in(reg) to, stride = in(reg) stride,
-                options(nostack, preserves_flags));
+            tile_asm!("tilestored [{at} + {stride}*1], tmm{t}",
+                t = const T, at = in(reg) to, stride = in(reg) stride, options(nostack, preserves_flags));
         }
     }
     #[inline(always)]
     unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
+        // SAFETY: as `zero`.
         unsafe {
             tile_asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
                 options(nostack, nomem, preserves_flags));
@@ -116,7 +125,8 @@ impl Tiles for Amx {
 #[cfg(target_arch = "x86_64")]
 impl Drop for Amx {
     fn drop(&mut self) {
-        // SAFETY: as above. Without tiles in use, switching threads is cheaper, and the processor may sleep deeper.
+        // SAFETY: as above. Without tiles in use, switching threads is cheaper, and the processor may sleep
+        // deeper.
         unsafe { tile_asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
     }
 }
@@ -134,7 +144,6 @@ impl Emulated {
     }
 }
 
-// SAFETY of all methods: the caller promises the addresses, and rows are no longer than the configuration says.
 impl Tiles for Emulated {
     unsafe fn configure(config: &Config) -> Self {
         let Config { palette, start_row, reserved, row_bytes, rows } = *config;
@@ -150,9 +159,12 @@ impl Tiles for Emulated {
         self.tiles[T] = [[0; COLUMNS]; ROWS];
     }
     unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize) {
+        // SAFETY: `zero` of the emulator asks for nothing.
         unsafe { self.zero::<T>() };
         let (rows, bytes) = self.shape(T);
         for (row, to) in self.tiles[T].iter_mut().take(rows).enumerate() {
+            // SAFETY: the caller promises that `bytes` of each row can be read; a register has room for so
+            // many (`configure`).
             unsafe { std::ptr::copy_nonoverlapping(from.add(row * stride), to.as_mut_ptr(), bytes) };
         }
     }
@@ -160,6 +172,8 @@ impl Tiles for Emulated {
         let (rows, bytes) = self.shape(T);
         assert!(rows > 0, "tile {T} is not configured");
         for (row, from) in self.tiles[T].iter().take(rows).enumerate() {
+            // SAFETY: the caller promises that `bytes` of each row can be written, elsewhere than in this
+            // struct.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.add(row * stride), bytes) };
         }
     }
@@ -188,7 +202,8 @@ impl Tiles for Emulated {
 #[cfg(target_arch = "x86_64")]
 pub(in crate::kernels) fn self_check(isa: Isa) -> Result<()> {
     static AGREES: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    // SAFETY: an `Isa` with AMX exists only where the machine and the system have it; the emulator needs nothing.
+    // SAFETY: an `Isa` with AMX exists only where the machine and the system have it; the emulator needs
+    // nothing.
     if !isa.has_amx() || *AGREES.get_or_init(|| unsafe { agrees::<Amx, Emulated>() }) {
         return Ok(());
     }

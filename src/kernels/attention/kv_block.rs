@@ -1,8 +1,8 @@
 //! One KV block for the queries of a task: scores `QK^T`, weights, and the values weighted by them.
 //!
-//! Queries are taken in register tiles, each over the pages that any of its queries sees. Three passes over the
-//! block: all scores, all weights, all weighted values. What is loaded in a pass (four pages of keys, some dimensions of the
-//! values) stays in L1 for all queries.
+//! Queries are taken in register tiles, each over the pages that any of its queries sees. Three passes over
+//! the block: all scores, all weights, all weighted values. What is loaded in a pass (four pages of keys,
+//! some dimensions of the values) stays in L1 for all queries.
 
 #![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
 
@@ -50,7 +50,8 @@ impl<N: Number> Parts<N> {
     }
 }
 
-/// A KV block as some queries of a task see it. Pointers go to the pages and to scratch; all are good as long as [`attend`] runs.
+/// A KV block as some queries of a task see it. Pointers go to the pages and to scratch; all are good as long
+/// as [`attend`] runs.
 struct View<N> {
     /// Queries.
     count: usize,
@@ -136,7 +137,8 @@ impl<N: Number> View<N> {
         }
     }
 
-    /// The pages that are looked at and that any of `rows` queries from `i` on sees. (Later queries see later positions.)
+    /// The pages that are looked at and that any of `rows` queries from `i` on sees. (Later queries see later
+    /// positions.)
     #[inline(always)]
     fn pages(&self, i: usize, rows: usize) -> (usize, usize) {
         let (from, to) = (self.sees[i].0 / PAGE, self.sees[i + rows - 1].1.div_ceil(PAGE));
@@ -178,7 +180,8 @@ pub(super) fn attend<N: Number>(
     each_part(layer, task, at, common, &mut view, |view| mixes(isa, view, partial));
 }
 
-/// Looks at the pages that all rows have in common, then at each row's own; or simply at all, in one sequence.
+/// Looks at the pages that all rows have in common, then at each row's own; or simply at all, in one
+/// sequence.
 fn each_part<N: Number>(
     layer: &Layer<'_, N>,
     task: &Task<'_>,
@@ -300,7 +303,8 @@ unsafe fn score_pages<S: Simd, N: Number, const M: usize, const P: usize>(
     page: usize,
     scale: f32,
 ) {
-    // SAFETY: a block of keys has `padded / 2` groups, a panel of queries, too; a row of scores has all pages.
+    // SAFETY: a block of keys has `padded / 2` groups, a panel of queries, too; a row of scores has all
+    // pages.
     unsafe {
         let keys = &view.keys[page..page + P];
         // One counter for all pointers: the loop has no registers to spare.
@@ -331,7 +335,12 @@ unsafe fn score_pages<S: Simd, N: Number, const M: usize, const P: usize>(
 
 tiered! {
     /// All weights, with their sums and the max scores.
-    fn weights<N: Number>(a: &Attention, view: &View<N>, partial: &mut Partial<'_>, multi_sequence: bool) = weights_body;
+    fn weights<N: Number>(
+        a: &Attention,
+        view: &View<N>,
+        partial: &mut Partial<'_>,
+        multi_sequence: bool,
+    ) = weights_body;
 }
 
 #[inline(always)]
@@ -420,7 +429,8 @@ unsafe fn mixes_body<S: Simd, N: Number>(view: &View<N>, partial: &mut Partial<'
         let mut i = view.queries.start;
         while i < view.queries.end {
             let rows = WIDE.min(S::QUERIES).min(view.queries.end - i);
-            // SAFETY: the caller has the tier's instructions; these queries are there, as are their mixed values.
+            // SAFETY: the caller has the tier's instructions; these queries are there, as are their mixed
+            // values.
             unsafe { by_rows!(rows, mix::<S, N>(view, i, d, partial.mixed.as_mut_ptr())) };
             i += rows;
         }

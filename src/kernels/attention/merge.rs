@@ -1,4 +1,5 @@
-//! Merges partial softmaxes, as flash-decoding does: each is scaled by `e^(its maximum - the maximum of all)`.
+//! Merges partial softmaxes, as flash-decoding does: each is scaled by `e^(its maximum - the maximum of
+//! all)`.
 
 use super::{Attention, Partial, Task};
 use crate::kernels::disjoint::DisjointSlices;
@@ -45,7 +46,8 @@ unsafe fn merge_body<S: Simd>(so_far: &mut Partial<'_>, here: &Partial<'_>) {
         let (before, now) = (so_far.max[i], here.max[i]);
         let max = if before > now { before } else { now };
         so_far.max[i] = max;
-        // SAFETY: the caller has the tier's instructions; rows of `padded` floats, whole vectors, lie in both.
+        // SAFETY: the caller has the tier's instructions; rows of `padded` floats, whole vectors, lie in
+        // both.
         unsafe {
             let (old, new) = (share::<S>(before, max), share::<S>(now, max));
             let sum = S::mul(S::splat(so_far.sums[i]), old);
@@ -81,7 +83,8 @@ unsafe fn finish_body<S: Simd>(
             let from = partial.mixed.as_ptr().add(i * padded);
             let mut d = 0;
             while d < a.head_dim {
-                // A zero that was summed up with others may be a negative one, alone it is not: made positive.
+                // A zero that was summed up with others may be a negative one, alone it is not: made
+                // positive.
                 let value = S::add(S::div(S::load(from.add(d)), sum), S::zero());
                 S::store_some(&mut out[d..], value);
                 d += LANES;

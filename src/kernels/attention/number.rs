@@ -1,15 +1,15 @@
 //! What keys, values, queries and weights are stored as, as the kernels see it: pairs of numbers in 16 lanes.
 //!
-//! A step of a dot product takes in a pair a lane: the second product is added first, then the first one, each
-//! sum rounded. That is what the bfloat16 instruction does, and f32 does it in the same order.
+//! A step of a dot product takes in a pair a lane: the second product is added first, then the first one,
+//! each sum rounded. That is what the bfloat16 instruction does, and f32 does it in the same order.
 
 use crate::cache::storage::Element;
 use crate::kernels::math;
 use crate::kernels::simd::{LANES, Simd};
 
 /// # Safety
-/// Methods ask what those of [`Simd`] ask. Pointers are good for a group of 32 numbers (`load`), for two (`splat`,
-/// `splat_lane`: to the first of a lane's pair in a group) or for 16 (`store`).
+/// Methods ask what those of [`Simd`] ask. Pointers are good for a group of 32 numbers (`load`), for two
+/// (`splat`, `splat_lane`: to the first of a lane's pair in a group) or for 16 (`store`).
 pub(super) trait Number: Element {
     /// Pairs of numbers in 16 lanes.
     type Pair<S: Simd>: Copy;
@@ -35,28 +35,34 @@ impl Number for u16 {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const u16) -> S::I {
+        // SAFETY: the caller has the tier's instructions, and a group is 32 numbers of two bytes.
         unsafe { S::load_i(from.cast()) }
     }
     #[inline(always)]
     unsafe fn splat<S: Simd>(from: *const u16) -> S::I {
+        // SAFETY: the caller has the tier's instructions, and two numbers are four bytes.
         unsafe { S::load_4(from.cast()) }
     }
     #[inline(always)]
     unsafe fn splat_lane<S: Simd>(from: *const u16) -> S::I {
+        // SAFETY: as `splat`: a lane's pair lies side by side.
         unsafe { S::load_4(from.cast()) }
     }
     #[inline(always)]
     unsafe fn dot<S: Simd>(acc: S::F, a: S::I, b: S::I) -> S::F {
+        // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
         unsafe { S::dot_bf16(acc, a, b) }
     }
     #[inline(always)]
     unsafe fn keep<S: Simd>(x: S::I, first: bool, second: bool) -> S::I {
         let mask = if first { 0xffff } else { 0 } | if second { !0xffff } else { 0 };
+        // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
         unsafe { S::and(x, S::splat_i(mask)) }
     }
     /// To a relative error of 6e-5, a thirtieth of what rounding to bfloat16 does.
     #[inline(always)]
     unsafe fn exp<S: Simd>(x: S::F) -> S::F {
+        // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
         unsafe {
             // A NaN stays: it is the second operand. The least power is 2^-127, whose bits are those of zero.
             let x = S::max(S::splat(-88.0), x);
@@ -71,6 +77,7 @@ impl Number for u16 {
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(to: *mut u16, x: S::F) -> S::F {
+        // SAFETY: the caller has the tier's instructions; 16 numbers may be written, and are then read back.
         unsafe {
             S::store_bf16(to, x);
             S::load_bf16(to.cast())
@@ -83,30 +90,37 @@ impl Number for f32 {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const f32) -> [S::F; 2] {
+        // SAFETY: the caller has the tier's instructions; a group is 16 first numbers and 16 second ones.
         unsafe { [S::load(from), S::load(from.add(LANES))] }
     }
     #[inline(always)]
     unsafe fn splat<S: Simd>(from: *const f32) -> [S::F; 2] {
+        // SAFETY: the caller has the tier's instructions, and there are two numbers.
         unsafe { [S::splat(*from), S::splat(*from.add(1))] }
     }
     #[inline(always)]
     unsafe fn splat_lane<S: Simd>(from: *const f32) -> [S::F; 2] {
+        // SAFETY: as `splat`: the second number of a lane lies 16 behind the first.
         unsafe { [S::splat(*from), S::splat(*from.add(LANES))] }
     }
     #[inline(always)]
     unsafe fn dot<S: Simd>(acc: S::F, a: [S::F; 2], b: [S::F; 2]) -> S::F {
+        // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
         unsafe { S::fma(a[0], b[0], S::fma(a[1], b[1], acc)) }
     }
     #[inline(always)]
     unsafe fn keep<S: Simd>(x: [S::F; 2], first: bool, second: bool) -> [S::F; 2] {
+        // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
         unsafe { [if first { x[0] } else { S::zero() }, if second { x[1] } else { S::zero() }] }
     }
     #[inline(always)]
     unsafe fn exp<S: Simd>(x: S::F) -> S::F {
+        // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
         unsafe { math::exp::<S>(x) }
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(to: *mut f32, x: S::F) -> S::F {
+        // SAFETY: the caller has the tier's instructions, and 16 numbers may be written.
         unsafe { S::store(to, x) };
         x
     }

@@ -72,8 +72,8 @@ impl Scene {
         Source([keys, values, random.floats(queries, 3.0)])
     }
 
-    /// The outputs of the last rows of the sequences `which`. What lies before them is written at once; pages are full of
-    /// NaN where nothing is written.
+    /// The outputs of the last rows of the sequences `which`. What lies before them is written at once; pages
+    /// are full of NaN where nothing is written.
     fn run(&self, way: Way, which: &[usize]) -> Vec<Vec<f32>> {
         let pages: Vec<usize> = self.sequences.iter().map(|(b, r)| (b + r).div_ceil(PAGE)).collect();
         let total = pages.iter().sum::<usize>() + 3;
@@ -320,7 +320,8 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// A row whose value is infinite harms those that see it, and no other: not its neighbours in the same tile either.
+/// A row whose value is infinite harms those that see it, and no other: not its neighbours in the same tile
+/// either.
 #[test]
 fn what_is_not_seen_does_no_harm() {
     for kind in [KvType::F32, KvType::BF16] {
@@ -343,9 +344,9 @@ fn what_is_not_seen_does_no_harm() {
     }
 }
 
-/// Not a test: prints what this machine does.
-/// `cargo test --release --lib attention::tests::speed -- --ignored --nocapture`; `ATTENTION='1 BF16 (9, 3, 64) 512'` for
-/// a part of it, `TALLOW_ISA` for another tier. (In the profile `fast`, checks of pointers halve the speed.)
+/// Not a test: prints what this machine does. `cargo test --release --lib attention::tests::speed --
+/// --ignored --nocapture`; `ATTENTION='1 BF16 (9, 3, 64) 512'` for a part of it, `TALLOW_ISA` for another
+/// tier. (In the profile `fast`, checks of pointers halve the speed.)
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "prints timings"]
@@ -365,7 +366,8 @@ fn speed() {
     }
 }
 
-/// The time of one attention: that of this thread if there is one (other programs do not count), else the clock's.
+/// The time of one attention: that of this thread if there is one (other programs do not count), else the
+/// clock's.
 #[cfg(target_os = "linux")]
 fn time(threads: usize, kind: KvType, scene: &Scene) {
     let now = || {
@@ -403,8 +405,8 @@ fn time(threads: usize, kind: KvType, scene: &Scene) {
     let seen: usize = (0..rows).map(|row| before + row + 1).sum();
     let bytes = (before + rows) * KvType::position_bytes(kind, scene.shape()).unwrap();
     println!(
-        "{threads} threads, {}, {}, {}/{}x{}, {rows} rows after {before}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s; \
-         writing {:.0} ns a row",
+        "{threads} threads, {}, {}, {}/{}x{}, {rows} rows after {before}: {:.1} us, {:.1} GFLOP/s, \
+         {:.1} GB/s; writing {:.0} ns a row",
         isa.name(),
         kind.name(),
         a.heads,

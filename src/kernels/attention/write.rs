@@ -17,8 +17,8 @@ const GROUP: usize = 2 * LANES;
 /// From so many rows on, threads share the work.
 const MANY: usize = 32;
 
-/// Puts the rows `keys` and `values`, `[slots, kv_heads * head_dim]`, into slots (`page * PAGE + position % PAGE`).
-/// The same as [`NativeKv::write_rows`], ten times as fast.
+/// Puts the rows `keys` and `values`, `[slots, kv_heads * head_dim]`, into slots (`page * PAGE + position %
+/// PAGE`). The same as [`NativeKv::write_rows`], ten times as fast.
 ///
 /// # Errors
 /// `Internal` when there are fewer rows than slots, or a slot is not in the cache.
@@ -94,8 +94,8 @@ unsafe fn put_body<S: Simd, N: Number>(job: &Job<'_, N>, task: usize) {
     let mut i = 0;
     while i < job.slots.len() {
         let (page, slot) = (job.slots[i] as usize / PAGE, job.slots[i] as usize % PAGE);
-        // SAFETY: the caller has the tier's instructions. Slots lie in the pages (`run`), and a block of a head's keys
-        // or values is one task's own.
+        // SAFETY: the caller has the tier's instructions. Slots lie in the pages (`run`), and a block of a
+        // head's keys or values is one task's own.
         unsafe {
             let block = job.start.add(((page * job.kv_heads + head) * 2 + values) * block);
             let row = &job.rows[values][i * width + head * job.head_dim..][..job.head_dim];

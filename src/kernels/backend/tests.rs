@@ -1,11 +1,12 @@
-//! A backend of nobody else's making: it counts calls and lets another compute. Everything that it needed is here.
+//! A backend of nobody else's making: it counts calls and lets another compute. Everything that it needed is
+//! here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::config::{NormKind, Routing, Score};
-use crate::kernels::{KvShape, KvType, Ops};
+use crate::kernels::{KvShape, KvType, Linear, Ops};
 use crate::step::Step;
 use crate::weights::{Bytes, WeightType};
 
@@ -37,12 +38,12 @@ impl Backend for Counting {
         fn matrix(w: &WeightTensor, n: usize, k: usize, row_bytes: usize) -> Result<Stored>;
         fn vector(values: &[f32]) -> Result<Option<Opaque>>;
         fn rows(values: Vec<f32>, dim: usize) -> Result<Rows>;
-        fn into_vec(x: Rows) -> Result<Vec<f32>>;
+        fn floats(x: Rows) -> Result<Vec<f32>>;
         fn embed(m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows>;
-        fn linears(linears: &[&Linear], x: &Rows) -> Result<Vec<Rows>>;
-        fn linear_add(linear: &Linear, x: &Rows, to: Rows) -> Result<Rows>;
-        fn gated(gate: &Linear, up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
-        fn activated(up: &Linear, x: &Rows, act: Activation) -> Result<Rows>;
+        fn linears(linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>>;
+        fn linear_add(linear: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows>;
+        fn gated(gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
+        fn activated(up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
         fn experts(experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
         fn norm(norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
         fn rope_table(inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
@@ -52,8 +53,19 @@ impl Backend for Counting {
         fn kv_format() -> KvFormat;
         fn kv_cache(layout: &KvLayout, pages: usize) -> Result<KvCache>;
         fn kv_write(kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
-        fn attention(q: &Rows, kv: &LayerKv, group: usize, step: &CheckedStep<'_>, a: &Attention) -> Result<Rows>;
-        fn short_conv(x: &Rows, conv: &ShortConv, state: &LayerState, step: &CheckedStep<'_>) -> Result<Rows>;
+        fn attention(
+            q: &Rows,
+            kv: &LayerKv,
+            group: usize,
+            step: &CheckedStep<'_>,
+            a: &Attention
+        ) -> Result<Rows>;
+        fn short_conv(
+            x: &Rows,
+            conv: &ShortConv,
+            state: &LayerState,
+            step: &CheckedStep<'_>
+        ) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     }
 }
@@ -108,6 +120,6 @@ fn a_further_backend_needs_nothing_of_the_facade_nor_of_the_data() {
         let calls = Arc::<AtomicUsize>::default();
         let counted = Ops::of(Counting { calls: calls.clone(), inner: inner.clone() });
         assert_eq!(layer(&counted).unwrap(), layer(&inner).unwrap(), "{counted:?}");
-        assert_eq!(calls.load(Ordering::Relaxed), 21, "{counted:?}");
+        assert_eq!(calls.load(Ordering::Relaxed), 22, "{counted:?}");
     }
 }

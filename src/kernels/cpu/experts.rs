@@ -1,5 +1,6 @@
-//! Mixture of experts on the CPU: the rows of each expert are gathered into one block, and the products of all experts are
-//! shared among the threads at once. Only the weights of experts that some row passes are read.
+//! Mixture of experts on the CPU: the rows of each expert are gathered into one block, and the products of
+//! all experts are shared among the threads at once. Only the weights of experts that some row passes are
+//! read.
 
 use super::{CpuBackend, packed, product};
 use crate::error::Result;
@@ -41,16 +42,15 @@ impl CpuBackend {
         let mut inner = self.recycler.block(x.rows, gates.first().map_or(0, |w| w.n));
         let out = DisjointSlices::new(inner.floats_mut());
         let gated = chosen.iter().zip(gates.iter().zip(&ups)).map(|((expert, _), (gate, up))| {
-            [
-                product(&expert.gate, gate, Epilogue::Store, &out),
-                product(&expert.up, up, Epilogue::Gate(act), &out),
-            ]
+            Ok([
+                product((&expert.gate).into(), gate, Epilogue::Store, &out)?,
+                product((&expert.up).into(), up, Epilogue::Gate(act), &out)?,
+            ])
         });
-        let gated: Vec<_> = gated.collect();
+        let gated = gated.collect::<Result<Vec<_>>>()?;
         let groups = chosen.iter().zip(&gated).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
         gemm::grouped(&self.pool, self.isa, "experts gated", input, &groups.collect::<Vec<_>>())?;
         drop(gated);
-        drop(out);
 
         let input = self.input(&inner, &downs, outlier(|expert| &expert.down))?;
         let mut outputs = self.recycler.block(x.rows, y.dim);
@@ -58,12 +58,11 @@ impl CpuBackend {
         let lists: Vec<_> = chosen
             .iter()
             .zip(&downs)
-            .map(|((expert, _), down)| [product(&expert.down, down, Epilogue::Store, &out)])
-            .collect();
+            .map(|((expert, _), down)| Ok([product((&expert.down).into(), down, Epilogue::Store, &out)?]))
+            .collect::<Result<_>>()?;
         let groups = chosen.iter().zip(&lists).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
         gemm::grouped(&self.pool, self.isa, "experts down", input, &groups.collect::<Vec<_>>())?;
         drop(lists);
-        drop(out);
 
         let dim = y.dim;
         self.each_rows("experts sum", dim, y.floats_mut(), |rows, y| {

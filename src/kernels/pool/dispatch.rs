@@ -1,23 +1,24 @@
-//! How a job gets from its caller to the workers and back: no lock that anybody waits for, no system call while
-//! workers are awake.
+//! How a job gets from its caller to the workers and back: no lock that anybody waits for, no system call
+//! while workers are awake.
 //!
-//! A job is written into a slot, and the number of tasks that nobody has taken yet (`remaining`) is set beside it, in
-//! the same cache line; workers watch that number. Who counts it down by one has taken a task. When there is none
-//! left, a worker adds the number of tasks it did to `done`, and the caller waits for the sum. Whoever waits spins;
-//! a worker that has had nothing to do for a while parks until it is woken.
+//! A job is written into a slot, and the number of tasks that nobody has taken yet (`remaining`) is set
+//! beside it, in the same cache line; workers watch that number. Who counts it down by one has taken a task.
+//! When there is none left, a worker adds the number of tasks it did to `done`, and the caller waits for the
+//! sum. Whoever waits spins; a worker that has had nothing to do for a while parks until it is woken.
 //!
-//! **Why no worker touches a job whose caller has returned.** Taking a task is the only way into a job, and it can be
-//! taken only while `remaining` is above zero. The caller of the job leaves when `done` has grown by the number of
-//! tasks that others took, so between the taking of a task and the report of it the job is there: only there does a
-//! worker read the slot, always after it has the task and never from before. A worker that comes late finds zero and
-//! has nothing, or finds the next job's tasks, takes one, and reads the next job from the slot. So it does not matter
-//! how much time passed while it looked, and there is no generation to compare: a count that has come back to the
-//! same value (ABA) is a count that may be taken from. In terms of memory: `remaining` is set with Release after the
-//! slot was written, and taken from with Acquire; `done` grows with Release after the last use of the job, and is
-//! read with Acquire before the caller leaves.
+//! **Why no worker touches a job whose caller has returned.** Taking a task is the only way into a job, and
+//! it can be taken only while `remaining` is above zero. The caller of the job leaves when `done` has grown
+//! by the number of tasks that others took, so between the taking of a task and the report of it the job is
+//! there: only there does a worker read the slot, always after it has the task and never from before. A
+//! worker that comes late finds zero and has nothing, or finds the next job's tasks, takes one, and reads the
+//! next job from the slot. So it does not matter how much time passed while it looked, and there is no
+//! generation to compare: a count that has come back to the same value (ABA) is a count that may be taken
+//! from. In terms of memory: `remaining` is set with Release after the slot was written, and taken from with
+//! Acquire; `done` grows with Release after the last use of the job, and is read with Acquire before the
+//! caller leaves.
 //!
-//! This file is compiled twice: here, and over loom's primitives in `tests/loom` (`make loom`), which runs it in every
-//! order of its steps.
+//! This file is compiled twice: here, and over loom's primitives in `tests/loom` (`make loom`), which runs it
+//! in every order of its steps.
 
 use std::mem::MaybeUninit;
 
@@ -51,8 +52,8 @@ struct JobSlot<J> {
     job: UnsafeCell<MaybeUninit<J>>,
 }
 
-// SAFETY: of its fields only `job` is not `Sync`; `publish` and `job` say when it may be used. A job is read by many
-// threads at once, of which each has its own copy.
+// SAFETY: of its fields only `job` is not `Sync`; `publish` and `job` say when it may be used. A job is read
+// by many threads at once, of which each has its own copy.
 unsafe impl<J: Send + Sync> Sync for JobSlot<J> {}
 
 /// Workers that wait to be woken.
@@ -76,14 +77,15 @@ impl<J: Job> Dispatch<J> {
         Dispatch { slot: CachePadded(slot), done: CachePadded(done), parked: CachePadded(parked) }
     }
 
-    /// Publishes the job without its first task, does that and others, and waits for what workers took. `reported` is
-    /// what [`done`](Dispatch::done) was after the last job.
+    /// Publishes the job without its first task, does that and others, and waits for what workers took.
+    /// `reported` is what [`done`](Dispatch::done) was after the last job.
     ///
     /// # Safety
     /// One caller at a time, with the same `reported`. What the job refers to lives until this returns.
     pub(super) unsafe fn run(&self, job: J, reported: &mut usize, unpark: impl Fn(usize)) {
         let CachePadded(slot) = &self.slot;
-        // SAFETY: there is one caller, and those before it have waited as is done below, so that nobody holds a task.
+        // SAFETY: there is one caller, and those before it have waited as is done below, so that nobody holds
+        // a task.
         unsafe { slot.publish(job) };
         self.parked.0.wake(job.tasks() - 1, unpark);
         let own = slot.work(&job, job.tasks());
@@ -127,8 +129,8 @@ impl<J: Job> JobSlot<J> {
     /// Offers all tasks of the job but the first, which its caller has.
     ///
     /// # Safety
-    /// Nobody holds a task of an earlier job or publishes another, and what the job refers to lives until all tasks
-    /// are reported.
+    /// Nobody holds a task of an earlier job or publishes another, and what the job refers to lives until all
+    /// tasks are reported.
     unsafe fn publish(&self, job: J) {
         // SAFETY: nobody reads it, as nobody holds a task.
         self.job.with_mut(|slot| unsafe { slot.write(MaybeUninit::new(job)) });
@@ -171,8 +173,8 @@ impl ParkedWorkers {
     fn park<J>(&self, me: usize, slot: &JobSlot<J>) {
         let parked = &self.workers[me];
         self.count.fetch_add(1, Ordering::Relaxed);
-        // If this comes after the wake of `close`, it sees `closing` below (a swap reads the latest value, and what
-        // was before it); if before, the wake comes after it and takes it back.
+        // If this comes after the wake of `close`, it sees `closing` below (a swap reads the latest value,
+        // and what was before it); if before, the wake comes after it and takes it back.
         parked.swap(true, Ordering::AcqRel);
         if slot.remaining.load(Ordering::Relaxed) > 0 || self.closing.load(Ordering::Acquire) {
             self.release(parked);
@@ -182,8 +184,8 @@ impl ParkedWorkers {
         }
     }
 
-    /// Wakes up to `most` workers. Whoever parks at this very moment is missed: that costs one job a worker, but does
-    /// not stop it, and saves the caller a fence.
+    /// Wakes up to `most` workers. Whoever parks at this very moment is missed: that costs one job a worker,
+    /// but does not stop it, and saves the caller a fence.
     #[inline]
     fn wake(&self, most: usize, unpark: impl Fn(usize)) {
         if self.count.load(Ordering::Relaxed) == 0 && most < usize::MAX {

@@ -4,13 +4,14 @@ pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(super) use std::thread::park;
 use std::time::{Duration, Instant};
 
-/// How long a thread spins before it begins to yield. Most waits are shorter (the next job; the sampling between two
-/// steps), and who yields on a busy machine may be gone for milliseconds. In a longer wait, the thread that is waited
-/// for may want this core.
+/// How long a thread spins before it begins to yield. Most waits are shorter (the next job; the sampling
+/// between two steps), and who yields on a busy machine may be gone for milliseconds. In a longer wait, the
+/// thread that is waited for may want this core.
 const SPIN_LIMIT: Duration = Duration::from_micros(50);
 
-/// How long a worker without work stays awake: several times what waking it costs (5 to 50 microseconds, most of it
-/// in a virtual machine), and longer than an engine needs from one step to the next, so that decoding wakes nobody.
+/// How long a worker without work stays awake: several times what waking it costs (5 to 50 microseconds, most
+/// of it in a virtual machine), and longer than an engine needs from one step to the next, so that decoding
+/// wakes nobody.
 pub(super) const PARK_AFTER: Duration = Duration::from_micros(200);
 
 /// Rounds of waiting between two looks at the clock: 1 to 3 microseconds.

@@ -1,4 +1,5 @@
-//! AVX2 with FMA and F16C: a vector is two registers. `VNNI`: with the 256-bit byte products of AVX-VNNI, too.
+//! AVX2 with FMA and F16C: a vector is two registers. `VNNI`: with the 256-bit byte products of AVX-VNNI,
+//! too.
 
 use std::arch::x86_64::*;
 
@@ -18,8 +19,7 @@ macro_rules! both {
     }};
 }
 
-// SAFETY of all methods: the caller promises the instructions (avx2, fma, f16c; avxvnni where `VNNI`) and the
-// pointers.
+/// Its instructions are avx2, fma and f16c, and avxvnni where `VNNI`.
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = F;
     type I = I;
@@ -28,230 +28,72 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const TILE: (usize, usize) = (2, 1);
     const WIDE_IS_SIGNED: bool = !VNNI;
 
-    #[inline(always)]
-    unsafe fn zero() -> F {
-        unsafe { [_mm256_setzero_ps(); 2] }
-    }
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> F {
-        unsafe { [_mm256_set1_ps(x); 2] }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> F {
-        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, x: F) {
-        unsafe {
-            _mm256_storeu_ps(to, x[0]);
-            _mm256_storeu_ps(to.add(8), x[1]);
-        }
-    }
-    #[inline(always)]
-    unsafe fn add(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm256_add_ps(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm256_sub_ps(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm256_mul_ps(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn div(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm256_div_ps(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: F, b: F, c: F) -> F {
-        unsafe { both!(a, b, c => _mm256_fmadd_ps(a, b, c)) }
-    }
-    #[inline(always)]
-    unsafe fn max(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm256_max_ps(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn min(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm256_min_ps(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn abs(x: F) -> F {
-        unsafe { both!(x => _mm256_andnot_ps(_mm256_set1_ps(-0.0), x)) }
-    }
-    #[inline(always)]
-    unsafe fn copysign(size: F, sign: F) -> F {
-        unsafe {
+    on_registers! {
+        fn zero() -> F = [_mm256_setzero_ps(); 2];
+        fn splat(x: f32) -> F = [_mm256_set1_ps(x); 2];
+        fn add(a: F, b: F) -> F = both!(a, b => _mm256_add_ps(a, b));
+        fn sub(a: F, b: F) -> F = both!(a, b => _mm256_sub_ps(a, b));
+        fn mul(a: F, b: F) -> F = both!(a, b => _mm256_mul_ps(a, b));
+        fn div(a: F, b: F) -> F = both!(a, b => _mm256_div_ps(a, b));
+        fn fma(a: F, b: F, c: F) -> F = both!(a, b, c => _mm256_fmadd_ps(a, b, c));
+        fn max(a: F, b: F) -> F = both!(a, b => _mm256_max_ps(a, b));
+        fn min(a: F, b: F) -> F = both!(a, b => _mm256_min_ps(a, b));
+        fn abs(x: F) -> F = both!(x => _mm256_andnot_ps(_mm256_set1_ps(-0.0), x));
+        fn copysign(size: F, sign: F) -> F = {
             let mask = _mm256_set1_ps(-0.0);
             both!(size, sign => _mm256_or_ps(_mm256_andnot_ps(mask, size), _mm256_and_ps(mask, sign)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn select_lt(a: F, b: F, then: F, otherwise: F) -> F {
-        unsafe {
-            both!(a, b, then, otherwise => _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn lt_mask(a: F, b: F) -> u16 {
-        unsafe {
+        };
+        fn select_lt(a: F, b: F, then: F, otherwise: F) -> F =
+            both!(a, b, then, otherwise => {
+                _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+            });
+        fn lt_mask(a: F, b: F) -> u16 = {
             let mask = both!(a, b => _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)));
             (mask[1] << 8 | mask[0]) as u16
-        }
-    }
-    #[inline(always)]
-    unsafe fn round(x: F) -> I {
-        unsafe {
+        };
+        fn round(x: F) -> I = {
             both!(x => _mm256_cvttps_epi32(
                 _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
             ))
-        }
-    }
-    #[inline(always)]
-    unsafe fn exp2(n: I) -> F {
-        unsafe {
-            both!(n => _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)))))
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> F {
-        unsafe {
-            [
-                _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-                _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())),
-            ]
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> F {
-        unsafe {
-            let x = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())];
-            both!(x => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))))
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_u8(from: *const u8) -> F {
-        unsafe {
-            let x = [_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast())];
-            both!(x => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> F {
-        unsafe {
-            let x = [_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast())];
-            both!(x => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn zero_i() -> I {
-        unsafe { [_mm256_setzero_si256(); 2] }
-    }
-    #[inline(always)]
-    unsafe fn bits(x: F) -> I {
-        unsafe { both!(x => _mm256_castps_si256(x)) }
-    }
-    #[inline(always)]
-    unsafe fn max_i(a: I, b: I) -> I {
-        unsafe { both!(a, b => _mm256_max_epi32(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn splat_i(x: i32) -> I {
-        unsafe { [_mm256_set1_epi32(x); 2] }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_l1(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_l2(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_i(from: *const u8) -> I {
-        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
-    }
-    #[inline(always)]
-    unsafe fn load_4(from: *const u8) -> I {
-        unsafe { [_mm256_set1_epi32(from.cast::<i32>().read_unaligned()); 2] }
-    }
-    #[inline(always)]
-    unsafe fn add_i(a: I, b: I) -> I {
-        unsafe { both!(a, b => _mm256_add_epi32(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn shr_32(x: I, by: i32) -> I {
-        unsafe { both!(x => _mm256_srl_epi32(x, _mm_cvtsi32_si128(by))) }
-    }
-    #[inline(always)]
-    unsafe fn shl_32(x: I, by: i32) -> I {
-        unsafe { both!(x => _mm256_sll_epi32(x, _mm_cvtsi32_si128(by))) }
-    }
-    #[inline(always)]
-    unsafe fn and(a: I, b: I) -> I {
-        unsafe { both!(a, b => _mm256_and_si256(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn or(a: I, b: I) -> I {
-        unsafe { both!(a, b => _mm256_or_si256(a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn shr(x: I, by: i32) -> I {
-        unsafe { both!(x => _mm256_srl_epi16(x, _mm_cvtsi32_si128(by))) }
-    }
-    #[inline(always)]
-    unsafe fn shl(x: I, by: i32) -> I {
-        unsafe { both!(x => _mm256_sll_epi16(x, _mm_cvtsi32_si128(by))) }
-    }
-    #[inline(always)]
-    unsafe fn lookup16(table: *const u8, x: I) -> I {
-        unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.cast()));
-            both!(x => _mm256_shuffle_epi8(table, x))
-        }
-    }
-    #[inline(always)]
-    unsafe fn to_f(x: I) -> F {
-        unsafe { both!(x => _mm256_cvtepi32_ps(x)) }
-    }
-    #[inline(always)]
-    unsafe fn dot(acc: I, w: I, x: I) -> I {
-        unsafe {
+        };
+        fn exp2(n: I) -> F =
+            both!(n => {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))))
+            });
+        fn zero_i() -> I = [_mm256_setzero_si256(); 2];
+        fn bits(x: F) -> I = both!(x => _mm256_castps_si256(x));
+        fn max_i(a: I, b: I) -> I = both!(a, b => _mm256_max_epi32(a, b));
+        fn splat_i(x: i32) -> I = [_mm256_set1_epi32(x); 2];
+        fn add_i(a: I, b: I) -> I = both!(a, b => _mm256_add_epi32(a, b));
+        fn shr_32(x: I, by: i32) -> I = both!(x => _mm256_srl_epi32(x, _mm_cvtsi32_si128(by)));
+        fn shl_32(x: I, by: i32) -> I = both!(x => _mm256_sll_epi32(x, _mm_cvtsi32_si128(by)));
+        fn and(a: I, b: I) -> I = both!(a, b => _mm256_and_si256(a, b));
+        fn or(a: I, b: I) -> I = both!(a, b => _mm256_or_si256(a, b));
+        fn shr(x: I, by: i32) -> I = both!(x => _mm256_srl_epi16(x, _mm_cvtsi32_si128(by)));
+        fn shl(x: I, by: i32) -> I = both!(x => _mm256_sll_epi16(x, _mm_cvtsi32_si128(by)));
+        fn to_f(x: I) -> F = both!(x => _mm256_cvtepi32_ps(x));
+        fn dot(acc: I, w: I, x: I) -> I = {
             if VNNI {
                 return both!(acc, w, x => _mm256_dpbusd_avx_epi32(acc, w, x));
             }
             // Two products of at most 127 * 127 fit in 16 bits.
             let ones = _mm256_set1_epi16(1);
             both!(acc, w, x => _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot_wide(acc: I, w: I, x: I) -> I {
-        unsafe {
+        };
+        fn dot_wide(acc: I, w: I, x: I) -> I = {
             if VNNI {
                 return both!(acc, w, x => _mm256_dpbusd_avx_epi32(acc, w, x));
             }
-            // Products of 255 would saturate; of `w - 128`, as a size and a sign that goes to `x`, they do not.
+            // Products of 255 would saturate; of `w - 128`, as a size and a sign that goes to `x`, they do
+            // not.
             let (ones, middle) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
             both!(acc, w, x => {
                 let w = _mm256_xor_si256(w, middle);
                 let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
                 _mm256_add_epi32(acc, _mm256_madd_epi16(products, ones))
             })
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, x: I) {
-        unsafe {
-            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(x[0], x[1]));
-            let bytes = _mm256_packs_epi16(words, words);
-            let bytes = _mm256_permute4x64_epi64::<0b00_00_10_00>(bytes);
-            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes));
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot_bf16(acc: F, a: I, b: I) -> F {
-        unsafe {
+        };
+        fn dot_bf16(acc: F, a: I, b: I) -> F = {
             let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
             both!(acc, a, b => {
                 let odd = (_mm256_and_si256(a, high), _mm256_and_si256(b, high));
@@ -259,11 +101,51 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 let acc = _mm256_fmadd_ps(_mm256_castsi256_ps(odd.0), _mm256_castsi256_ps(odd.1), acc);
                 _mm256_fmadd_ps(_mm256_castsi256_ps(even.0), _mm256_castsi256_ps(even.1), acc)
             })
-        }
+        };
+        fn reduce_sum(x: F) -> f32 = sum_8(_mm256_add_ps(x[0], x[1]));
+        fn reduce_max(x: F) -> f32 = max_8(_mm256_max_ps(x[0], x[1]));
     }
-    #[inline(always)]
-    unsafe fn store_bf16(to: *mut u16, x: F) {
-        unsafe {
+
+    on_memory! {
+        fn load(from: *const f32) -> F = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
+        fn store(to: *mut f32, x: F) = {
+            _mm256_storeu_ps(to, x[0]);
+            _mm256_storeu_ps(to.add(8), x[1]);
+        };
+        fn load_f16(from: *const u8) -> F = {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())),
+            ]
+        };
+        fn load_bf16(from: *const u8) -> F = {
+            let x = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())];
+            both!(x => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))))
+        };
+        fn load_u8(from: *const u8) -> F = {
+            let x = [_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast())];
+            both!(x => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)))
+        };
+        fn load_i8(from: *const u8) -> F = {
+            let x = [_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast())];
+            both!(x => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)))
+        };
+        fn prefetch_l1(at: *const u8) = _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        fn prefetch_l2(at: *const u8) = _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        fn load_i(from: *const u8) -> I =
+            [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())];
+        fn load_4(from: *const u8) -> I = [_mm256_set1_epi32(from.cast::<i32>().read_unaligned()); 2];
+        fn lookup16(table: *const u8, x: I) -> I = {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.cast()));
+            both!(x => _mm256_shuffle_epi8(table, x))
+        };
+        fn store_i8(to: *mut i8, x: I) = {
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(x[0], x[1]));
+            let bytes = _mm256_packs_epi16(words, words);
+            let bytes = _mm256_permute4x64_epi64::<0b00_00_10_00>(bytes);
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes));
+        };
+        fn store_bf16(to: *mut u16, x: F) = {
             let halves = both!(x => {
                 let bits = _mm256_castps_si256(x);
                 let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
@@ -274,15 +156,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             });
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(halves[0], halves[1]));
             _mm256_storeu_si256(to.cast(), words);
-        }
-    }
-    #[inline(always)]
-    unsafe fn reduce_sum(x: F) -> f32 {
-        unsafe { sum_8(_mm256_add_ps(x[0], x[1])) }
-    }
-    #[inline(always)]
-    unsafe fn reduce_max(x: F) -> f32 {
-        unsafe { max_8(_mm256_max_ps(x[0], x[1])) }
+        };
     }
 }
 
@@ -299,6 +173,7 @@ macro_rules! fold {
 /// The machine has AVX2.
 #[inline(always)]
 pub(super) unsafe fn sum_8(x: __m256) -> f32 {
+    // SAFETY: the caller has AVX2; registers only.
     unsafe { fold!(x, _mm_add_ps, _mm_add_ss) }
 }
 
@@ -306,5 +181,6 @@ pub(super) unsafe fn sum_8(x: __m256) -> f32 {
 /// The machine has AVX2.
 #[inline(always)]
 pub(super) unsafe fn max_8(x: __m256) -> f32 {
+    // SAFETY: the caller has AVX2; registers only.
     unsafe { fold!(x, _mm_max_ps, _mm_max_ss) }
 }

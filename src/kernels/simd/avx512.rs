@@ -6,8 +6,7 @@ use super::Simd;
 
 pub(in crate::kernels) struct Avx512<const BF16: bool>;
 
-// SAFETY of all methods: the caller promises the instructions (avx512f, bw, vl, dq, vnni; bf16 where `BF16`) and
-// the pointers.
+/// Its instructions are avx512f, bw, vl, dq and vnni, and bf16 where `BF16`.
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type I = __m512i;
@@ -16,139 +15,35 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const TILE: (usize, usize) = (6, 2);
     const WIDE_IS_SIGNED: bool = false;
 
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, x: __m512) {
-        unsafe { _mm512_storeu_ps(to, x) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn div(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_div_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_max_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn min(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_min_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn abs(x: __m512) -> __m512 {
-        unsafe { _mm512_abs_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn copysign(size: __m512, sign: __m512) -> __m512 {
-        unsafe {
+    on_registers! {
+        fn zero() -> __m512 = _mm512_setzero_ps();
+        fn splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        fn mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fn fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        fn abs(x: __m512) -> __m512 = _mm512_abs_ps(x);
+        fn copysign(size: __m512, sign: __m512) -> __m512 = {
             let mask = _mm512_set1_ps(-0.0);
             _mm512_or_ps(_mm512_andnot_ps(mask, size), _mm512_and_ps(mask, sign))
-        }
-    }
-    #[inline(always)]
-    unsafe fn select_lt(a: __m512, b: __m512, then: __m512, otherwise: __m512) -> __m512 {
-        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, then) }
-    }
-    #[inline(always)]
-    unsafe fn lt_mask(a: __m512, b: __m512) -> u16 {
-        unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn round(x: __m512) -> __m512i {
-        unsafe { _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
-    }
-    #[inline(always)]
-    unsafe fn exp2(n: __m512i) -> __m512 {
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127)))) }
-    }
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> __m512 {
-        unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_u8(from: *const u8) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn zero_i() -> __m512i {
-        unsafe { _mm512_setzero_si512() }
-    }
-    #[inline(always)]
-    unsafe fn bits(x: __m512) -> __m512i {
-        unsafe { _mm512_castps_si512(x) }
-    }
-    #[inline(always)]
-    unsafe fn max_i(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_max_epi32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn reduce_max_i(x: __m512i) -> i32 {
-        unsafe { _mm512_reduce_max_epi32(x) }
-    }
-    #[inline(always)]
-    unsafe fn splat_i(x: i32) -> __m512i {
-        unsafe { _mm512_set1_epi32(x) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_l1(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_l2(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_i(from: *const u8) -> __m512i {
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_4(from: *const u8) -> __m512i {
-        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
-    }
-    #[inline(always)]
-    unsafe fn add_i(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn quad_sums(x: __m512i) -> [i32; 4] {
-        unsafe {
+        };
+        fn select_lt(a: __m512, b: __m512, then: __m512, otherwise: __m512) -> __m512 =
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, then);
+        fn lt_mask(a: __m512, b: __m512) -> u16 = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
+        fn round(x: __m512) -> __m512i =
+            _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        fn exp2(n: __m512i) -> __m512 =
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127))));
+        fn zero_i() -> __m512i = _mm512_setzero_si512();
+        fn bits(x: __m512) -> __m512i = _mm512_castps_si512(x);
+        fn max_i(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
+        fn reduce_max_i(x: __m512i) -> i32 = _mm512_reduce_max_epi32(x);
+        fn splat_i(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        fn add_i(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        fn quad_sums(x: __m512i) -> [i32; 4] = {
             let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b10_11_00_01>(x));
             let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b01_00_11_10>(x));
             let mut sums = [0; 4];
@@ -157,59 +52,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, x)),
             );
             sums
-        }
-    }
-    #[inline(always)]
-    unsafe fn shr_32(x: __m512i, by: i32) -> __m512i {
-        unsafe { _mm512_srl_epi32(x, _mm_cvtsi32_si128(by)) }
-    }
-    #[inline(always)]
-    unsafe fn shl_32(x: __m512i, by: i32) -> __m512i {
-        unsafe { _mm512_sll_epi32(x, _mm_cvtsi32_si128(by)) }
-    }
-    #[inline(always)]
-    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_and_si512(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_or_si512(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn shr(x: __m512i, by: i32) -> __m512i {
-        unsafe { _mm512_srl_epi16(x, _mm_cvtsi32_si128(by)) }
-    }
-    #[inline(always)]
-    unsafe fn shl(x: __m512i, by: i32) -> __m512i {
-        unsafe { _mm512_sll_epi16(x, _mm_cvtsi32_si128(by)) }
-    }
-    #[inline(always)]
-    unsafe fn lookup16(table: *const u8, x: __m512i) -> __m512i {
-        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.cast())), x) }
-    }
-    #[inline(always)]
-    unsafe fn to_f(x: __m512i) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn dot(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(acc, w, x) }
-    }
-    #[inline(always)]
-    unsafe fn dot_at<const WIDE: bool, const AT: usize>(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
-        unsafe { dot_at::<AT>(acc, w, x) }
-    }
-    #[inline(always)]
-    unsafe fn dot_wide(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(acc, w, x) }
-    }
-    #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, x: __m512i) {
-        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(x)) }
-    }
-    #[inline(always)]
-    unsafe fn dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-        unsafe {
+        };
+        fn shr_32(x: __m512i, by: i32) -> __m512i = _mm512_srl_epi32(x, _mm_cvtsi32_si128(by));
+        fn shl_32(x: __m512i, by: i32) -> __m512i = _mm512_sll_epi32(x, _mm_cvtsi32_si128(by));
+        fn and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        fn or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        fn shr(x: __m512i, by: i32) -> __m512i = _mm512_srl_epi16(x, _mm_cvtsi32_si128(by));
+        fn shl(x: __m512i, by: i32) -> __m512i = _mm512_sll_epi16(x, _mm_cvtsi32_si128(by));
+        fn to_f(x: __m512i) -> __m512 = _mm512_cvtepi32_ps(x);
+        fn dot(acc: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(acc, w, x);
+        fn dot_wide(acc: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(acc, w, x);
+        fn dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 = {
             if BF16 {
                 // The same 64 bytes under the type that the intrinsic takes.
                 let a = std::mem::transmute::<__m512i, __m512bh>(a);
@@ -221,11 +74,33 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let even = (_mm512_slli_epi32::<16>(a), _mm512_slli_epi32::<16>(b));
             let acc = _mm512_fmadd_ps(_mm512_castsi512_ps(odd.0), _mm512_castsi512_ps(odd.1), acc);
             _mm512_fmadd_ps(_mm512_castsi512_ps(even.0), _mm512_castsi512_ps(even.1), acc)
-        }
+        };
+        fn reduce_sum(x: __m512) -> f32 =
+            super::avx2::sum_8(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)));
+        fn reduce_max(x: __m512) -> f32 =
+            super::avx2::max_8(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)));
     }
-    #[inline(always)]
-    unsafe fn store_bf16(to: *mut u16, x: __m512) {
-        unsafe {
+
+    on_memory! {
+        fn load(from: *const f32) -> __m512 = _mm512_loadu_ps(from);
+        fn store(to: *mut f32, x: __m512) = _mm512_storeu_ps(to, x);
+        fn load_f16(from: *const u8) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
+        fn load_bf16(from: *const u8) -> __m512 = {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        };
+        fn load_u8(from: *const u8) -> __m512 =
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())));
+        fn load_i8(from: *const u8) -> __m512 =
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())));
+        fn prefetch_l1(at: *const u8) = _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        fn prefetch_l2(at: *const u8) = _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        fn load_i(from: *const u8) -> __m512i = _mm512_loadu_si512(from.cast());
+        fn load_4(from: *const u8) -> __m512i = _mm512_set1_epi32(from.cast::<i32>().read_unaligned());
+        fn lookup16(table: *const u8, x: __m512i) -> __m512i =
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.cast())), x);
+        fn store_i8(to: *mut i8, x: __m512i) = _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(x));
+        fn store_bf16(to: *mut u16, x: __m512) = {
             if BF16 {
                 let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
                 return _mm256_storeu_si256(to.cast(), halves);
@@ -237,24 +112,19 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
             let chosen = _mm512_mask_blend_epi32(nan, rounded, quiet);
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen)));
-        }
+        };
     }
+
     #[inline(always)]
-    unsafe fn reduce_sum(x: __m512) -> f32 {
-        unsafe {
-            super::avx2::sum_8(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn reduce_max(x: __m512) -> f32 {
-        unsafe {
-            super::avx2::max_8(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)))
-        }
+    unsafe fn dot_at<const WIDE: bool, const AT: usize>(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
+        // SAFETY: the caller has the tier's instructions; four bytes `AT` bytes behind `x` are there.
+        unsafe { dot_at::<AT>(acc, w, x) }
     }
 }
 
-/// Written as the instruction: the compiler loads `x` into a register first, long before, and has none to spare where
-/// many rows are multiplied at once. What it did instead, to memory and back, took up to three times as long.
+/// Written as the instruction: the compiler loads `x` into a register first, long before, and has none to
+/// spare where many rows are multiplied at once. What it did instead, to memory and back, took up to three
+/// times as long.
 ///
 /// # Safety
 /// There are four bytes `AT` bytes behind `x`.

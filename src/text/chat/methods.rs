@@ -1,44 +1,35 @@
-//! The methods of Python's `str`, `dict` and `list` that templates call.
+//! The methods of Python's `str` and `dict` that chat templates call.
 //!
-//! Those that change their object (`append`, `pop`, `update`) are refused, as Jinja2's immutable sandbox does.
-//! Functions that look at the ends of a text look through marks (see `literals`).
+//! Any other is an error that names it, and so is one that changes its object (`append`, `pop`, `update`), as
+//! in Jinja2's immutable sandbox. Functions that look at the ends of a text look through marks (see
+//! `literals`).
 
-use minijinja::formatting::FormatStyle;
-use minijinja::value::{Kwargs, Rest, ValueKind};
+use std::cell::Cell;
+
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::limits::{charge, fail, is_mark, unmarked};
-use super::operators::{equal, formatted};
 use super::values::{self, Dict, Seq, SeqKind, list, text, tuple};
 
 type Outcome = Result<Value, Error>;
 
-/// Positional and named arguments of a call.
+/// Positional and named arguments of a call, and how many of the positional ones were asked for.
 pub struct Args {
-    pub positional: Vec<Value>,
-    pub named: Option<Kwargs>,
+    positional: Vec<Value>,
+    named: Kwargs,
+    asked: Cell<usize>,
 }
 
 impl Args {
     pub fn new(positional: &[Value], named: Kwargs) -> Args {
-        Args { positional: positional.to_vec(), named: Some(named) }
-    }
-
-    /// As the interpreter passes them: named ones last, as one value.
-    fn raw(&self) -> Vec<Value> {
-        let named = self.named.as_ref().filter(|named| named.args().next().is_some());
-        let named = named
-            .map(|named| named.args().filter_map(|n| Some((n.to_owned(), named.peek::<Value>(n).ok()?))));
-        self.positional
-            .iter()
-            .cloned()
-            .chain(named.map(|pairs| Value::from(pairs.collect::<Kwargs>())))
-            .collect()
+        Args { positional: positional.to_vec(), named, asked: Cell::new(0) }
     }
 
     pub fn get(&self, index: usize, name: &str) -> Option<Value> {
-        let named = || self.named.as_ref().and_then(|named| named.get::<Option<Value>>(name).ok().flatten());
-        self.positional.get(index).cloned().or_else(named)
+        self.asked.set(self.asked.get().max(index.saturating_add(1)));
+        let named = self.named.get::<Option<Value>>(name).ok().flatten();
+        self.positional.get(index).cloned().or(named)
     }
 
     pub fn string(&self, index: usize, name: &str) -> Result<Option<String>, Error> {
@@ -65,87 +56,70 @@ impl Args {
         self.get(index, name).is_some_and(|value| value.is_true())
     }
 
-    fn need(&self, index: usize, method: &str) -> Result<String, Error> {
-        self.string(index, method)?.ok_or_else(|| fail(format!("{method}() misses an argument")))
+    fn need(&self, index: usize, name: &str) -> Result<String, Error> {
+        self.string(index, name)?.ok_or_else(|| fail(format!("the argument '{name}' is missing")))
+    }
+
+    /// Nothing is taken in silence: fails if an argument was never asked for.
+    pub fn done(&self) -> Result<(), Error> {
+        if self.positional.len() > self.asked.get() {
+            return Err(fail(format!(
+                "{} arguments at most, not {}",
+                self.asked.get(),
+                self.positional.len()
+            )));
+        }
+        self.named.assert_all_used()
     }
 }
 
-/// `value.method(args)`.
-pub fn call(state: &mut State<'_, '_>, args: Rest<Value>, named: Kwargs) -> Outcome {
-    let [value, name, rest @ ..] = &args[..] else { return Err(fail("a call misses its object")) };
-    let args = Args::new(rest, named);
-    let method = name.as_str().unwrap_or_default();
-    let found = match value.kind() {
-        ValueKind::String => string(value.as_str().unwrap_or_default(), method, &args)?,
-        ValueKind::Undefined => {
-            return Err(Error::new(
-                ErrorKind::UndefinedError,
-                format!("the value on which '{method}' is called is undefined"),
-            ));
+/// `value.method(args)` of what is no object of the interpreter's.
+pub fn call(_: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Outcome {
+    let (positional, named): (Rest<Value>, Kwargs) = from_args(args)?;
+    let args = Args::new(&positional, named);
+    let found = match (value.as_str(), value.downcast_object_ref::<Dict>()) {
+        (Some(text), _) => string(text, method, &args)?,
+        (_, Some(dict)) => mapping(dict, method, &args)?,
+        _ if value.is_undefined() => {
+            let what = format!("the value on which '{method}' is called is undefined");
+            return Err(Error::new(ErrorKind::UndefinedError, what));
         }
-        _ => match (value.downcast_object_ref::<Dict>(), value.downcast_object_ref::<Seq>()) {
-            (Some(dict), _) => match mapping(dict, method, &args)? {
-                // `d.f()` where the dict itself holds something callable.
-                None if dict.get_str(method).is_some() => {
-                    return Err(fail(format!("'{method}' is not callable")));
-                }
-                found => found,
-            },
-            (_, Some(seq)) => sequence(seq, method, &args)?,
-            _ if value.as_object().is_some() => Some(value.call_method(state, method, &args.raw())?),
-            _ => None,
-        },
+        _ => None,
     };
+    if found.is_some() {
+        args.done()?;
+    }
     found.ok_or_else(|| {
         let what = values::type_name(value);
-        match method {
-            "append" | "extend" | "insert" | "pop" | "popitem" | "remove" | "clear" | "sort" | "reverse"
-            | "update" | "setdefault" => {
-                fail(format!("access to attribute '{method}' of '{what}' object is unsafe."))
-            }
-            _ => Error::new(ErrorKind::UnknownMethod, format!("'{what} object' has no attribute '{method}'")),
+        match (method, value.kind()) {
+            (
+                "append" | "extend" | "insert" | "pop" | "popitem" | "remove" | "clear" | "sort" | "reverse"
+                | "update" | "setdefault",
+                ValueKind::Seq | ValueKind::Map,
+            ) => fail(format!("access to attribute '{method}' of '{what}' object is unsafe.")),
+            _ => fail(format!("'{what}' objects have no method '{method}' that chat templates may call")),
         }
     })
 }
 
 fn mapping(dict: &Dict, method: &str, args: &Args) -> Result<Option<Value>, Error> {
-    let pairs = dict.pairs.iter();
-    Ok(Some(match method {
-        "get" => {
-            let key = args.positional.first().ok_or_else(|| fail("get() misses its key"))?;
-            dict.get(key)
-                .cloned()
-                .or_else(|| args.positional.get(1).cloned())
-                .unwrap_or_else(|| Value::from(()))
-        }
-        "items" => {
-            let pairs = pairs.map(|(k, v)| tuple(vec![k.clone(), v.clone()])).collect::<Result<_, _>>()?;
-            values::seq(pairs, SeqKind::View("dict_items"))?
-        }
-        "keys" => values::seq(pairs.map(|(k, _)| k.clone()).collect(), SeqKind::View("dict_keys"))?,
-        "values" => values::seq(pairs.map(|(_, v)| v.clone()).collect(), SeqKind::View("dict_values"))?,
-        "copy" => values::dict(dict.pairs.clone())?,
-        _ => return Ok(None),
-    }))
-}
-
-fn sequence(seq: &Seq, method: &str, args: &Args) -> Result<Option<Value>, Error> {
-    let Some(what) = args.positional.first() else {
-        return if method == "copy" { values::seq(seq.items.clone(), seq.kind).map(Some) } else { Ok(None) };
-    };
-    let mut at = Vec::new();
-    for (i, item) in seq.items.iter().enumerate() {
-        if equal(item, what)? {
-            at.push(i);
-        }
-    }
+    let view = |items: Vec<Value>| values::seq(items, SeqKind::View).map(Some);
     match method {
-        "count" => Ok(Some(Value::from(at.len()))),
-        "index" => {
-            at.first().map(|&i| Some(Value::from(i))).ok_or_else(|| fail("the value is not in the list"))
+        "get" => {
+            let key = args.get(0, "key").ok_or_else(|| fail("get() misses its key"))?;
+            let default = args.get(1, "default").unwrap_or_else(|| Value::from(()));
+            Ok(Some(dict.get(&key).cloned().unwrap_or(default)))
         }
+        "items" => view(pairs(dict)?),
+        "keys" => view(dict.pairs.iter().map(|(key, _)| key.clone()).collect()),
+        "values" => view(dict.pairs.iter().map(|(_, value)| value.clone()).collect()),
         _ => Ok(None),
     }
+}
+
+/// Tuples of a key and its value.
+pub fn pairs(dict: &Dict) -> Result<Vec<Value>, Error> {
+    dict.pairs.iter().map(|(key, value)| tuple(vec![key.clone(), value.clone()])).collect()
 }
 
 /// What Python's `str.isspace` calls space.
@@ -176,73 +150,33 @@ pub fn strip(text: &str, chars: Option<&str>, left: bool, right: bool) -> String
 
 fn string(text: &str, method: &str, args: &Args) -> Result<Option<Value>, Error> {
     charge(text.len())?;
-    let end =
-        |left, right| Ok(Some(Value::from(strip(text, args.string(0, "chars")?.as_deref(), left, right))));
-    Ok(Some(match method {
-        "strip" => return end(true, true),
-        "lstrip" => return end(true, false),
-        "rstrip" => return end(false, true),
-        "split" => split(text, args, false)?,
-        "rsplit" => split(text, args, true)?,
-        "startswith" => Value::from(fixed(text, args, |text, part| text.starts_with(part))?),
-        "endswith" => Value::from(fixed(text, args, |text, part| text.ends_with(part))?),
-        "replace" => Value::from(replace(
-            text,
-            &args.need(0, method)?,
-            &args.need(1, method)?,
-            args.int(2, "count")?.unwrap_or(-1),
-        )?),
-        "join" => join(text, args)?,
-        "format" => formatted(FormatStyle::StrFormat, text, &args.raw())?,
-        "splitlines" => list(lines(text, args.flag(0, "keepends")).into_iter().map(Value::from).collect())?,
-        "partition" | "rpartition" => partition(text, &args.need(0, method)?, method == "rpartition")?,
-        "removeprefix" => {
-            let prefix = args.need(0, method)?;
-            Value::from(text.strip_prefix(&prefix).unwrap_or(text))
+    let end = |left, right| Ok(Value::from(strip(text, args.string(0, "chars")?.as_deref(), left, right)));
+    let found = match method {
+        "strip" => end(true, true),
+        "lstrip" => end(true, false),
+        "rstrip" => end(false, true),
+        "split" => split(text, args, false),
+        "rsplit" => split(text, args, true),
+        "startswith" => fixed(text, args, |text, part| text.starts_with(part)),
+        "endswith" => fixed(text, args, |text, part| text.ends_with(part)),
+        "replace" => {
+            let count = args.int(2, "count")?.unwrap_or(-1);
+            replace(text, &args.need(0, "old")?, &args.need(1, "new")?, count).map(Value::from)
         }
-        "removesuffix" => {
-            let suffix = args.need(0, method)?;
-            Value::from(text.strip_suffix(&suffix).unwrap_or(text))
-        }
-        "find" | "index" | "rfind" | "rindex" | "count" => search(text, method, &args.need(0, method)?)?,
-        "center" | "ljust" | "rjust" | "zfill" => pad(text, method, args)?,
-        "expandtabs" => Value::from(replace(text, "\t", "        ", -1)?),
-        _ => return case(text, method),
-    }))
-}
-
-/// Methods of the text alone.
-fn case(text: &str, method: &str) -> Result<Option<Value>, Error> {
-    let clean = unmarked(text);
-    let every = |is: fn(char) -> bool| !clean.is_empty() && clean.chars().all(is);
-    let upper = clean.chars().any(char::is_uppercase);
-    let lower = clean.chars().any(char::is_lowercase);
-    Ok(Some(match method {
-        "upper" => Value::from(text.to_uppercase()),
-        "lower" | "casefold" => Value::from(text.to_lowercase()),
-        "title" => Value::from(title(text)),
-        "capitalize" => Value::from(capitalize(text)),
-        "swapcase" => Value::from(
-            text.chars()
-                .map(|c| {
-                    if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() }
-                })
-                .collect::<String>(),
-        ),
-        "isspace" => Value::from(every(is_space)),
-        "isdigit" | "isdecimal" => Value::from(every(|c| c.is_ascii_digit())),
-        "isnumeric" => Value::from(every(char::is_numeric)),
-        "isalpha" => Value::from(every(char::is_alphabetic)),
-        "isalnum" => Value::from(every(char::is_alphanumeric)),
-        "isascii" => Value::from(clean.is_ascii()),
-        "islower" => Value::from(lower && !upper),
-        "isupper" => Value::from(upper && !lower),
+        "join" => join(text, args),
+        "find" | "rfind" | "count" => search(text, method, &args.need(0, "sub")?),
+        "splitlines" => list(lines(text).into_iter().map(Value::from).collect()),
+        "upper" => Ok(Value::from(text.to_uppercase())),
+        "lower" => Ok(Value::from(text.to_lowercase())),
+        "title" => Ok(Value::from(title(text))),
+        "capitalize" => Ok(Value::from(capitalize(text))),
         _ => return Ok(None),
-    }))
+    };
+    found.map(Some)
 }
 
 /// `startswith` and `endswith` take one text or a tuple of them.
-fn fixed(text: &str, args: &Args, test: fn(&str, &str) -> bool) -> Result<bool, Error> {
+fn fixed(text: &str, args: &Args, test: fn(&str, &str) -> bool) -> Outcome {
     let text = unmarked(text);
     let what = args.get(0, "prefix").ok_or_else(|| fail("startswith() or endswith() misses its argument"))?;
     let parts = match what.downcast_object_ref::<Seq>() {
@@ -253,10 +187,10 @@ fn fixed(text: &str, args: &Args, test: fn(&str, &str) -> bool) -> Result<bool, 
         let part =
             part.as_str().ok_or_else(|| fail("startswith() and endswith() take a str or a tuple of str"))?;
         if test(&text, &unmarked(part)) {
-            return Ok(true);
+            return Ok(Value::from(true));
         }
     }
-    Ok(false)
+    Ok(Value::from(false))
 }
 
 pub fn replace(text: &str, old: &str, new: &str, count: i64) -> Result<String, Error> {
@@ -267,7 +201,7 @@ pub fn replace(text: &str, old: &str, new: &str, count: i64) -> Result<String, E
 }
 
 fn join(separator: &str, args: &Args) -> Outcome {
-    let items = values::items(args.positional.first().ok_or_else(|| fail("join() misses its argument"))?)?;
+    let items = values::items(&args.get(0, "iterable").ok_or_else(|| fail("join() misses its argument"))?)?;
     let mut out = String::new();
     for (i, item) in items.iter().enumerate() {
         let item = item.as_str().ok_or_else(|| {
@@ -284,42 +218,23 @@ fn join(separator: &str, args: &Args) -> Outcome {
 
 fn split(text: &str, args: &Args, right: bool) -> Outcome {
     charge(text.len().saturating_mul(2))?;
-    let limit =
-        usize::try_from(args.int(1, "maxsplit")?.unwrap_or(-1)).map_or(usize::MAX, |n| n.saturating_add(1));
-    let mut parts: Vec<&str> = match args.string(0, "sep")?.as_deref() {
-        Some("") => return Err(fail("empty separator")),
-        Some(separator) if right => text.rsplitn(limit, separator).collect(),
-        Some(separator) => text.splitn(limit, separator).collect(),
-        None => words(text, limit, right),
+    let limit = usize::try_from(args.int(1, "maxsplit")?.unwrap_or(-1)).map(|n| n.saturating_add(1));
+    let mut parts: Vec<&str> = match (args.string(0, "sep")?.as_deref(), limit) {
+        (Some(""), _) => return Err(fail("empty separator")),
+        (Some(separator), Ok(limit)) if right => text.rsplitn(limit, separator).collect(),
+        (Some(separator), limit) => text.splitn(limit.unwrap_or(usize::MAX), separator).collect(),
+        (None, Err(_)) => text.split(is_space).filter(|word| !word.is_empty()).collect(),
+        (None, Ok(_)) => return Err(fail("split() at spaces takes no limit")),
     };
-    if right {
+    if right && limit.is_ok() {
         parts.reverse();
     }
     charge(parts.len().saturating_mul(72))?;
     list(parts.into_iter().map(Value::from).collect())
 }
 
-/// `split()` on runs of space: none at the ends, and the last piece of a limited split keeps what follows.
-fn words(text: &str, limit: usize, right: bool) -> Vec<&str> {
-    let (mut out, mut rest) = (Vec::new(), text);
-    loop {
-        rest = if right { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
-        if rest.is_empty() {
-            return out;
-        }
-        let cut = if right { rest.rfind(is_space) } else { rest.find(is_space) };
-        let Some(cut) = cut.filter(|_| out.len() + 1 < limit) else {
-            out.push(rest);
-            return out;
-        };
-        let space = rest.get(cut..).and_then(|s| s.chars().next()).map_or(1, char::len_utf8);
-        let (low, high) = (rest.get(..cut).unwrap_or(""), rest.get(cut + space..).unwrap_or(""));
-        out.push(if right { high } else { low });
-        rest = if right { low } else { high };
-    }
-}
-
-pub fn lines(text: &str, keep: bool) -> Vec<&str> {
+/// What Python's `str.splitlines` gives.
+pub fn lines(text: &str) -> Vec<&str> {
     let breaks = |c: char| {
         matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
     };
@@ -329,22 +244,12 @@ pub fn lines(text: &str, keep: bool) -> Vec<&str> {
             out.push(rest);
             break;
         };
-        let tail = rest.get(at..).unwrap_or("");
+        let (line, tail) = rest.split_at(at);
         let width = if tail.starts_with("\r\n") { 2 } else { tail.chars().next().map_or(1, char::len_utf8) };
-        out.push(rest.get(..if keep { at + width } else { at }).unwrap_or(""));
-        rest = rest.get(at + width..).unwrap_or("");
+        out.push(line);
+        rest = tail.get(width..).unwrap_or("");
     }
     out
-}
-
-fn partition(text: &str, separator: &str, right: bool) -> Outcome {
-    let found = if right { text.rsplit_once(separator) } else { text.split_once(separator) };
-    let parts = match found {
-        Some((before, after)) => [before, separator, after],
-        None if right => ["", "", text],
-        None => [text, "", ""],
-    };
-    tuple(parts.into_iter().map(Value::from).collect())
 }
 
 fn search(text: &str, method: &str, what: &str) -> Outcome {
@@ -355,29 +260,8 @@ fn search(text: &str, method: &str, what: &str) -> Outcome {
     let found = if method.starts_with('r') { text.rfind(what) } else { text.find(what) };
     match found {
         Some(at) => Ok(Value::from(text.get(..at).unwrap_or("").chars().count())),
-        None if method.ends_with("find") => Ok(Value::from(-1)),
-        None => Err(fail("substring not found")),
+        None => Ok(Value::from(-1)),
     }
-}
-
-pub fn pad(text: &str, method: &str, args: &Args) -> Outcome {
-    let default = if method == "zfill" { "0" } else { " " };
-    let fill = args.string(1, "fillchar")?.unwrap_or_else(|| default.to_owned());
-    let width = usize::try_from(args.int(0, "width")?.unwrap_or(0)).unwrap_or(0);
-    let len = unmarked(text).chars().count();
-    let missing = width.saturating_sub(len);
-    charge(missing.saturating_mul(fill.len()))?;
-    let left = match method {
-        "ljust" => 0,
-        "rjust" | "zfill" => missing,
-        // Python gives the odd space to the left when the width is odd.
-        _ => missing / 2 + (missing & width & 1),
-    };
-    let (sign, body) = match text.strip_prefix(['-', '+']) {
-        Some(body) if method == "zfill" => text.split_at(text.len() - body.len()),
-        _ => ("", text),
-    };
-    Ok(Value::from(format!("{sign}{}{body}{}", fill.repeat(left), fill.repeat(missing - left))))
 }
 
 pub fn capitalize(text: &str) -> String {

@@ -9,21 +9,22 @@
 //! Where a template does not take a conversation as people write it, [`ChatTemplate::render`] finds out
 //! (`shows`), and helps or says so: no message, tool or argument is dropped without a word.
 //!
-//! `lexer` and `rewrite` bring the source into a form where every operator is a call of ours; minijinja runs
-//! that; `values`, `operators`, `methods`, `filters` and `json` are Python as a template sees it.
+//! minijinja compiles and runs it (`code`), with our operators in place of its own; `values`, `operators`,
+//! `methods`, `filters`, `checks` and `json` are what of Python and Jinja2 published templates use. Anything
+//! else is an error that names it, and never other text.
 
+mod checks;
 mod clock;
+mod code;
 mod continuing;
 mod filters;
 mod json;
-mod lexer;
 mod limits;
 mod literals;
 mod messages;
 mod methods;
 mod operators;
 mod program;
-mod rewrite;
 mod shows;
 mod source;
 mod values;

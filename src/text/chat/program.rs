@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json, json};
 
+use super::code::{self, Code};
 use super::messages::{self, Shape};
 use super::shows::Verdict;
-use super::{RenderRequest, TemplateTokens, clock, filters, limits, literals, operators, rewrite, values};
+use super::{RenderRequest, TemplateTokens};
+use super::{checks, clock, filters, limits, literals, methods, operators, values};
 use crate::error::{Error, Result};
 
 /// Bytes of the shapes of conversations that are remembered; a turn takes about sixty.
@@ -25,6 +27,7 @@ pub struct Program {
     pub source: String,
     /// The variables that it reads from outside.
     pub variables: BTreeSet<String>,
+    code: Code,
     env: Environment<'static>,
     tokens: TemplateTokens,
     parts: OnceLock<bool>,
@@ -46,7 +49,7 @@ impl std::error::Error for Raised {}
 
 impl Program {
     pub fn new(source: &str, tokens: TemplateTokens) -> Result<Self> {
-        let rewritten = rewrite::rewrite(source)?;
+        let code = Code::compiled(source)?;
         let mut env = Environment::empty();
         env.set_fuel(Some(limits::FUEL));
         env.set_recursion_limit(limits::RECURSION);
@@ -56,22 +59,20 @@ impl Program {
         });
         operators::register(&mut env);
         filters::register(&mut env);
+        checks::register(&mut env);
+        env.set_unknown_method_callback(methods::call);
+        env.add_global(code::ONE, 1);
+        env.add_function(code::SAME, |value: Value| value);
         env.add_function("raise_exception", |message: Value| -> Result<Value, minijinja::Error> {
             let message = values::text(&message)?;
             Err(limits::fail(message.clone()).with_source(Raised(message)))
         });
-        env.add_function("strftime_now", |format: &str| clock::strftime(format, &clock::now()));
-        env.add_template_owned("chat", rewritten.text).map_err(|e| told(&e))?;
-        let mut variables: BTreeSet<String> = BTreeSet::new();
-        variables.extend(env.get_template("chat").map_err(|e| told(&e))?.undeclared_variables(false));
-        // The interpreter takes `{% set x = x | default(1) %}` for a name that is set; Jinja2 reads it first.
-        variables.extend(rewritten.read_by_own_set);
-        for (name, _) in env.globals() {
-            variables.remove(name);
-        }
+        env.add_function("strftime_now", clock::strftime_now);
+        let variables = code.variables(&env).map_err(|e| told(&e))?;
         Ok(Program {
             source: source.to_owned(),
             variables,
+            code,
             env,
             tokens,
             parts: OnceLock::new(),
@@ -170,8 +171,7 @@ impl Program {
             let value = values::from_json(value, &str::to_owned).map_err(|e| told(&e))?;
             context.push((name.clone(), value));
         }
-        let template = self.env.get_template("chat").map_err(|e| told(&e))?;
-        let text = template.render(Value::from_pairs(context)).map_err(|e| told(&e))?;
+        let text = self.code.run(&self.env, Value::from_pairs(context)).map_err(|e| told(&e))?;
         match text.len() > limits::OUTPUT_BYTES {
             true => Err(Error::template("the chat template rendered more than 16 MB")),
             false => Ok(text),

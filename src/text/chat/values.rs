@@ -12,14 +12,13 @@ use minijinja::{Error, Value};
 
 use super::limits::{DEPTH, charge, fail, is_mark, unmarked};
 
-/// What a sequence calls itself when printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeqKind {
     List,
     Tuple,
-    View(&'static str),
-    /// Start, stop and step.
-    Range(i64, i64, i64),
+    /// A range, or what `items()`, `keys()` and `values()` give: to loop over, and no list when it is
+    /// printed.
+    View,
 }
 
 #[derive(Debug)]
@@ -149,6 +148,20 @@ fn scalar_eq(a: &Value, b: &Value) -> bool {
     }
 }
 
+/// A constant of the interpreter's as one of ours. Arguments by name stay what they are.
+pub fn adopted(value: &Value) -> Result<Value, Error> {
+    let each = || value.try_iter()?.map(|item| adopted(&item)).collect::<Result<Vec<_>, Error>>();
+    match value.kind() {
+        ValueKind::Seq if value.is_tuple() => tuple(each()?),
+        ValueKind::Seq | ValueKind::Iterable => list(each()?),
+        ValueKind::Map if !value.is_kwargs() => {
+            let pairs = each()?.into_iter().map(|key| Ok((key.clone(), adopted(&value.get_item(&key)?)?)));
+            dict(pairs.collect::<Result<_, Error>>()?)
+        }
+        _ => Ok(value.clone()),
+    }
+}
+
 /// JSON to Python's values; `text` may change every string (see `literals`).
 pub fn from_json(json: &serde_json::Value, text: &dyn Fn(&str) -> String) -> Result<Value, Error> {
     use serde_json::Value as Json;
@@ -236,8 +249,7 @@ pub fn type_name(value: &Value) -> &'static str {
         ValueKind::String => "str",
         ValueKind::Seq => match value.downcast_object_ref::<Seq>().map(|seq| seq.kind) {
             Some(SeqKind::Tuple) => "tuple",
-            Some(SeqKind::View(name)) => name,
-            Some(SeqKind::Range(..)) => "range",
+            Some(SeqKind::View) => "range or dict view",
             _ => "list",
         },
         ValueKind::Map => "dict",
@@ -273,7 +285,7 @@ pub fn repr(value: &Value, out: &mut String) -> Result<(), Error> {
         _ => match (value.downcast_object_ref::<Seq>(), value.downcast_object_ref::<Dict>()) {
             (Some(seq), _) => repr_seq(seq, out)?,
             (_, Some(dict)) => repr_dict(dict, out)?,
-            _ => out.push_str("<object>"),
+            _ => return Err(fail("only data can be printed, and no namespace, function or macro")),
         },
     }
     Ok(())
@@ -281,17 +293,14 @@ pub fn repr(value: &Value, out: &mut String) -> Result<(), Error> {
 
 fn repr_seq(seq: &Seq, out: &mut String) -> Result<(), Error> {
     let (open, close) = match seq.kind {
-        SeqKind::List => ("[".to_owned(), "]"),
-        SeqKind::Tuple if seq.items.len() == 1 => ("(".to_owned(), ",)"),
-        SeqKind::Tuple => ("(".to_owned(), ")"),
-        SeqKind::View(name) => (format!("{name}(["), "])"),
-        SeqKind::Range(start, stop, step) => {
-            let step = if step == 1 { String::new() } else { format!(", {step}") };
-            out.push_str(&format!("range({start}, {stop}{step})"));
-            return Ok(());
+        SeqKind::List => ('[', "]"),
+        SeqKind::Tuple if seq.items.len() == 1 => ('(', ",)"),
+        SeqKind::Tuple => ('(', ")"),
+        SeqKind::View => {
+            return Err(fail("a range or a view of a dict cannot be printed; put | list behind it"));
         }
     };
-    out.push_str(&open);
+    out.push(open);
     for (i, item) in seq.items.iter().enumerate() {
         if i > 0 {
             out.push_str(", ");

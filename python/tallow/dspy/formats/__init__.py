@@ -30,7 +30,7 @@ __all__ = ["Format", "caller_signature", "find"]
 class Format:
     """How an answer is laid out."""
 
-    #: "chat", "json", "baml", "xml", "json_schema", "json_object", "tools" or "none".
+    #: "chat", "json", "baml", "xml", "json_schema", "json_object" or "none".
     name: str
     #: The argument for ``Model.generate``; empty where the answer runs free.
     constraint: dict[str, Any] = field(default_factory=dict)
@@ -41,13 +41,11 @@ class Format:
 
 
 _NONE = Format("none", why="no adapter's format in the prompt")
-_TOOLS = Format("tools", why="the answer may be a tool call")
 
 
 def find(request: lm15.Request, signature: type[dspy.Signature] | None = None) -> Format:
-    """The format of the answer to a request; ``signature`` is the caller's (``caller_signature()``)."""
-    if request.tools:
-        return _TOOLS
+    """The format of the answer to a request, where it is no tool call; ``signature`` is the caller's
+    (``caller_signature()``)."""
     seen = prompt.recognised(request)
     if seen is None:
         return _asked(request.config.response_format)

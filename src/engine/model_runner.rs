@@ -6,9 +6,9 @@ use crate::step::Step;
 
 /// What computes a [`Step`]. The engine thread owns it, so it need not be `Sync`.
 ///
-/// Pages and slots are numbers below those of the [`layout`](Network::layout). What is written into one stays
-/// there until it is written again: the engine alone decides who owns it.
-pub trait Network: Send {
+/// Pages and slots are numbers below those of the [`layout`](ModelRunner::layout). What is written into one
+/// stays there until it is written again: the engine alone decides who owns it.
+pub trait ModelRunner: Send {
     /// Tokens that the logits distinguish.
     fn vocab_size(&self) -> usize;
 
@@ -25,7 +25,7 @@ pub trait Network: Send {
     /// must be as they were.
     fn forward(&mut self, step: &Step) -> Result<StepOutput>;
 
-    /// Takes back what [`forward`](Network::forward) gave, so that its memory serves the next step.
+    /// Takes back what [`forward`](ModelRunner::forward) gave, so that its memory serves the next step.
     fn recycle(&mut self, _output: StepOutput) {}
 
     /// Nothing is in work: memory that is only kept for the next step may go.
@@ -46,10 +46,10 @@ pub trait Network: Send {
     /// Bytes of a page of a group as it is saved.
     fn page_bytes(&self, group: usize) -> usize;
 
-    /// Appends what `page` holds of a group to `out`, [`page_bytes`](Network::page_bytes) of them.
+    /// Appends what `page` holds of a group to `out`, [`page_bytes`](ModelRunner::page_bytes) of them.
     fn read_page(&self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<()>;
 
-    /// Makes `page` hold what [`read_page`](Network::read_page) gave for another one.
+    /// Makes `page` hold what [`read_page`](ModelRunner::read_page) gave for another one.
     fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<()>;
 
     /// Bytes of a slot as it is saved; 0 where there is no recurrent state.
@@ -57,12 +57,12 @@ pub trait Network: Send {
         0
     }
 
-    /// Appends the state in `slot` to `out`, [`state_bytes`](Network::state_bytes) of them.
+    /// Appends the state in `slot` to `out`, [`state_bytes`](ModelRunner::state_bytes) of them.
     fn read_state(&self, _slot: u32, _out: &mut Vec<u8>) -> Result<()> {
         Ok(())
     }
 
-    /// Makes `slot` hold what [`read_state`](Network::read_state) gave for another one.
+    /// Makes `slot` hold what [`read_state`](ModelRunner::read_state) gave for another one.
     fn write_state(&mut self, _slot: u32, _bytes: &[u8]) -> Result<()> {
         Ok(())
     }

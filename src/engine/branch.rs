@@ -1,40 +1,40 @@
-//! A lane: one row of positions that is being computed, with the state that it lies in.
+//! A branch: one row of positions that is being computed, with the state that it lies in.
 //!
 //! ```text
 //! 0          first        computed          len
-//! |-- another's --|-- ours, computed --|-- gap --|      tokens[..] holds [first, len)
-//! |-- in the prefix tree: `place.depth` pages --|        (only lanes with first = 0)
+//! |-- another's --|-- ours, computed --|-- backlog --|      tokens[..] holds [first, len)
+//! |-- in the prefix tree: `place.depth` pages --|        (only branches with first = 0)
 //! ```
-//! Most requests have one lane, from position 0. A scored candidate is a lane that begins where the prompt
-//! ends, in pages of which the first are shared.
+//! Most requests have one branch, from position 0. A scored candidate is a branch that begins where the
+//! prompt ends, in pages of which the first are shared.
 //!
-//! A lane takes from the prefix tree whatever it can go on from ([`Lane::adopt`]), before it begins and between
-//! any two steps, and gives it each page that it fills ([`Lane::commit`]). So lanes with a common prefix
-//! need no bookkeeping among each other: one computes a page ([`Lane::path`] tells which), the others
-//! stand still for that step and find it in the tree.
+//! A branch takes from the prefix tree whatever it can go on from ([`Branch::adopt`]), before it begins and
+//! between any two steps, and gives it each page that it fills ([`Branch::commit`]). So branches with a
+//! common prefix need no bookkeeping among each other: one computes a page ([`Branch::path`] tells which),
+//! the others stand still for that step and find it in the tree.
 //!
-//! Pages behind the window of a group go back as soon as they are ([`Lane::commit`]); those of windowed groups are
-//! leased a step ahead, not for the whole prompt. Where the model has recurrent state, the lane has a slot of its
-//! own, and leaves snapshots in the tree: at the end of its prompt, where requests part, and every
-//! [`SNAPSHOT_PAGES`] pages.
+//! Pages behind the window of a group go back as soon as they are ([`Branch::commit`]); those of windowed
+//! groups are leased a step ahead, not for the whole prompt. Where the model has recurrent state, the branch
+//! has a slot of its own, and leaves snapshots in the tree: at the end of its prompt, where requests part,
+//! and every [`SNAPSHOT_PAGES`] pages.
 
 use std::ops::Range;
 
 use super::draft::Draft;
 use super::pooling::Rows;
-use super::schedule::Gap;
+use super::schedule::Backlog;
 use crate::cache::holding::Holding;
 use crate::cache::layout::PagedGroup;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{Chunk, Key, Match, Place, PrefixCache, Slot};
 use crate::step::{PAGE, StateTable, StateWrite, Step, pages_for};
 
-/// Pages from one regular snapshot of the recurrent state to the next: so much of a prompt is computed again at
-/// most where its common part with another ended nowhere in particular.
+/// Pages from one regular snapshot of the recurrent state to the next: so much of a prompt is computed again
+/// at most where its common part with another ended nowhere in particular.
 pub const SNAPSHOT_PAGES: usize = 16;
 
-pub(super) struct Lane {
-    /// The position of `tokens[0]`; all before it were computed by another lane.
+pub(super) struct Branch {
+    /// The position of `tokens[0]`; all before it were computed by another branch.
     pub first: usize,
     pub tokens: Vec<u32>,
     /// Positions whose keys and values are in the pages.
@@ -42,7 +42,7 @@ pub(super) struct Lane {
     pub holding: Holding,
     pub state: Recurrent,
     pub want: Want,
-    /// The candidate that a scoring lane belongs to.
+    /// The candidate that a scoring branch belongs to.
     pub part: usize,
     /// Tokens that may follow, to be checked in the next step.
     pub draft: Option<Draft>,
@@ -50,7 +50,7 @@ pub(super) struct Lane {
     place: Place,
 }
 
-/// The slots of a lane whose model has recurrent state.
+/// The slots of a branch whose model has recurrent state.
 #[derive(Debug, Default)]
 pub(super) struct Recurrent {
     /// What the next step reads, where that is not its own slot: a snapshot, or the state of the prompt.
@@ -65,10 +65,10 @@ pub(super) struct Recurrent {
     wanted: Vec<usize>,
 }
 
-/// What is wanted of the rows of a lane.
+/// What is wanted of the rows of a branch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
-    /// The logits of the row that closes the gap.
+    /// The logits of the row that closes the backlog.
     Last,
     /// The logits of every row from this position on.
     From(usize),
@@ -78,28 +78,28 @@ pub(super) enum Want {
     Hidden(Rows),
 }
 
-/// Where the wanted rows of a lane stand in the output of the step.
+/// Where the wanted rows of a branch stand in the output of the step.
 pub(super) struct Taken {
     pub rows: usize,
     pub logits: Range<usize>,
     pub hidden: Range<usize>,
 }
 
-impl Lane {
+impl Branch {
     pub fn new(first: usize, tokens: Vec<u32>, holding: Holding, want: Want, part: usize, salt: u64) -> Self {
         let (state, place) = (Recurrent::default(), Place::root(salt));
-        Lane { first, tokens, computed: first, holding, state, want, part, draft: None, place }
+        Branch { first, tokens, computed: first, holding, state, want, part, draft: None, place }
     }
 
     pub fn len(&self) -> usize {
         self.first + self.tokens.len()
     }
 
-    pub fn gap(&self) -> Gap {
-        Gap { tokens: self.len() - self.computed, every: self.want == Want::Every, ..Gap::default() }
+    pub fn backlog(&self) -> Backlog {
+        Backlog { tokens: self.len() - self.computed, every: self.want == Want::Every, ..Backlog::default() }
     }
 
-    /// Pages that are missing for its gap, of which the next step computes at most `rows` positions.
+    /// Pages that are missing for its backlog, of which the next step computes at most `rows` positions.
     pub fn short(&self, groups: &[PagedGroup], rows: usize) -> usize {
         self.holding.lacking(groups, self.computed, self.len(), rows)
     }
@@ -122,8 +122,8 @@ impl Lane {
         }
     }
 
-    /// Takes what is in the tree of its gap; returns how many positions it has gained. The last position is
-    /// always left to compute: its row is what is wanted.
+    /// Takes what is in the tree of its backlog; returns how many positions it has gained. The last position
+    /// is always left to compute: its row is what is wanted.
     pub fn adopt(&mut self, cache: &mut PrefixCache) -> usize {
         let before = self.computed;
         if self.chunk(cache, self.place.depth).is_some()
@@ -148,8 +148,8 @@ impl Lane {
     }
 
     /// The pages on its way that others could need as well, by what the tree calls them: the next one that it
-    /// computes is the first, the last is the first that the tree has not. (More than one only where the tree has
-    /// pages that it cannot go on from.)
+    /// computes is the first, the last is the first that the tree has not. (More than one only where the tree
+    /// has pages that it cannot go on from.)
     pub fn path(&self, cache: &PrefixCache) -> Vec<Key> {
         cache.path(self.place, self.chunks(cache.enabled()))
     }
@@ -164,8 +164,8 @@ impl Lane {
         self.place.salt
     }
 
-    /// Whole pages that it has in common with another lane, of those that both could share.
-    pub fn common_pages(&self, other: &Lane, cache: &PrefixCache) -> usize {
+    /// Whole pages that it has in common with another branch, of those that both could share.
+    pub fn common_pages(&self, other: &Branch, cache: &PrefixCache) -> usize {
         let same = self.tokens.iter().zip(&other.tokens).take_while(|(a, b)| a == b).count();
         same.min(self.wanted()).min(other.wanted()) / PAGE * usize::from(cache.enabled())
     }
@@ -208,8 +208,8 @@ impl Lane {
         (self.place.depth..pages).filter_map(|index| self.tokens[index * PAGE..][..PAGE].try_into().ok())
     }
 
-    /// Leases the slots that a step of `rows` rows writes: its own, which must be there, and those of snapshots,
-    /// as far as there are any.
+    /// Leases the slots that a step of `rows` rows writes: its own, which must be there, and those of
+    /// snapshots, as far as there are any.
     pub fn provide_state(&mut self, rows: usize, cache: &mut PrefixCache) -> bool {
         if !cache.has_state() {
             return true;
@@ -331,7 +331,7 @@ impl Lane {
 }
 
 impl Recurrent {
-    /// That of a lane that goes on from another's state, with a slot of its own.
+    /// That of a branch that goes on from another's state, with a slot of its own.
     pub fn of_fork(before: Option<Slot>, own: Option<Slot>) -> Self {
         Recurrent { before, own, ..Recurrent::default() }
     }

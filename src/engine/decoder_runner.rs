@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::network::{Network, StepOutput};
+use super::model_runner::{ModelRunner, StepOutput};
 use crate::cache::layout::{PagedGroup, StateLayout};
 use crate::cache::storage::KvCache;
 use crate::error::Result;
@@ -11,13 +11,13 @@ use crate::step::Step;
 use crate::trace;
 
 /// A decoder with a cache of its own.
-pub struct Runner {
+pub struct DecoderRunner {
     decoder: Arc<Decoder>,
     cache: KvCache,
     layout: StateLayout,
 }
 
-impl Runner {
+impl DecoderRunner {
     /// `slots`: for recurrent state, if the decoder has some.
     ///
     /// # Errors
@@ -25,7 +25,7 @@ impl Runner {
     pub fn new(decoder: Arc<Decoder>, pages: usize, slots: usize) -> Result<Self> {
         let cache = decoder.new_cache(pages, slots)?;
         let layout = StateLayout { pages, slots: cache.slots(), ..Self::groups(&decoder) };
-        Ok(Runner { decoder, cache, layout })
+        Ok(DecoderRunner { decoder, cache, layout })
     }
 
     /// The groups of a decoder's state, with no memory for them.
@@ -36,7 +36,7 @@ impl Runner {
     }
 }
 
-impl Network for Runner {
+impl ModelRunner for DecoderRunner {
     fn vocab_size(&self) -> usize {
         self.decoder.config().vocab
     }
