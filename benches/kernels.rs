@@ -1,6 +1,6 @@
-//! Times single kernels on one thread: `make bench-kernels`, or `cargo bench -- "product Q4_K"` for some of them. criterion says
-//! what has changed since the last time. What they reach of the machine's limits is printed by
-//! `cargo test --release --test kernels speed -- --ignored --nocapture`.
+//! Times single kernels on one thread: `make bench-kernels`, or `cargo bench -- "product Q4_K"` for some of
+//! them. criterion says what has changed since the last time. What they reach of the machine's limits is
+//! printed by `cargo test --release --test kernels speed -- --ignored --nocapture`.
 
 #[allow(dead_code)] // The tests use all of it.
 #[path = "../tests/kernels/support.rs"]

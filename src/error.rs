@@ -186,8 +186,8 @@ impl<T> Context<T> for Result<T> {
     }
 }
 
-/// The longest name or value of a file that a message repeats, in characters: a damaged file may hold megabytes
-/// where a name should stand, and the longest names of real tensors have 80.
+/// The longest name or value of a file that a message repeats, in characters: a damaged file may hold
+/// megabytes where a name should stand, and the longest names of real tensors have 80.
 pub(crate) const LINE: usize = 100;
 /// The longest message of a library that a message repeats: such texts may be in it.
 pub(crate) const PARAGRAPH: usize = 300;

@@ -1,8 +1,8 @@
 //! tallow: a language model inside your process.
 //!
-//! Three types carry it: a [`Model`] (weights, tokenizer, chat template: immutable, shared), a [`Sampler`] (how a
-//! token is picked) and an [`Lm`] (a running engine over a Model: queue, scheduler, key/value cache; any number
-//! of threads may call it).
+//! Three types carry it: a [`Model`] (weights, tokenizer, chat template: immutable, shared), a [`Sampler`]
+//! (how a token is picked) and an [`Lm`] (a running engine over a Model: queue, scheduler, key/value cache;
+//! any number of threads may call it).
 //!
 //! The modules, in reading order; none uses one that stands after its own line:
 //!

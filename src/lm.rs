@@ -1,7 +1,8 @@
 //! A running engine over a [`Model`]: prompts and options in, token events out.
 //!
-//! [`Lm`] turns what users say (text, messages, "at most 100 tokens", a sampler) into what the engine computes
-//! (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may call it.
+//! [`Lm`] turns what users say (text, messages, "at most 100 tokens", a sampler) into what the engine
+//! computes (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may
+//! call it.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -209,7 +210,8 @@ impl Lm {
     /// The grammar of a constraint. The last ones are kept, so what is asked for again costs next to nothing.
     ///
     /// # Errors
-    /// `Constraint` that says what is wrong with it; `ModelFile` for a vocabulary that no grammar can be held to.
+    /// `Constraint` that says what is wrong with it; `ModelFile` for a vocabulary that no grammar can be held
+    /// to.
     pub fn grammar(&self, constraint: &Constraint) -> Result<Grammar> {
         let compiler = {
             let mut grammars = self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
@@ -229,8 +231,8 @@ impl Lm {
     /// computed if it is not cached. It ends soon after `cancelled` says so.
     ///
     /// # Errors
-    /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for the
-    /// prompt; `ModelFile` if the file cannot be written; `Cancelled`.
+    /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for
+    /// the prompt; `ModelFile` if the file cannot be written; `Cancelled`.
     pub fn save_prefix(&self, prompt: &Prompt, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
         self.check_prefix_cache()?;
         let mut ids = self.model.prompt_ids(prompt)?;
@@ -272,8 +274,8 @@ impl Lm {
     /// `cancelled` says so.
     ///
     /// # Errors
-    /// `ModelFile` if the file is missing, damaged, or belongs to another model or kind of machine; `OutOfMemory`
-    /// if it does not fit; `Cancelled`.
+    /// `ModelFile` if the file is missing, damaged, or belongs to another model or kind of machine;
+    /// `OutOfMemory` if it does not fit; `Cancelled`.
     pub fn load_prefix(&self, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
         self.check_prefix_cache()?;
         let prefix = Prefix::read(path, &self.computation()?)?;
@@ -332,8 +334,8 @@ impl Lm {
         }
     }
 
-    /// All that the numbers in the cache depend on, but for the tokens: to the last byte, for a file of them must
-    /// not be taken for that of another model.
+    /// All that the numbers in the cache depend on, but for the tokens: to the last byte, for a file of them
+    /// must not be taken for that of another model.
     fn computation(&self) -> Result<String> {
         let machine = self.model.decoder().ops().describe();
         let machine = machine.split(',').next().unwrap_or_default();

@@ -22,9 +22,9 @@ fn from_meminfo(root: &Path) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The folders of the control groups that this process is in, version 2 (`0::/path`) and 1 (`5:memory:/path`),
-/// each with all above it, since their limits hold as well. In a container the path may be that of the host,
-/// so the top is always among them.
+/// The folders of the control groups that this process is in, version 2 (`0::/path`) and 1
+/// (`5:memory:/path`), each with all above it, since their limits hold as well. In a container the path may
+/// be that of the host, so the top is always among them.
 fn groups(root: &Path) -> Vec<PathBuf> {
     let text = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut folders = vec![root.join("sys/fs/cgroup"), root.join("sys/fs/cgroup/memory")];

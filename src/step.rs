@@ -29,10 +29,10 @@ pub struct Step {
 pub struct Span {
     /// Rows of the step. Their positions are consecutive.
     pub rows: Range<usize>,
-    /// The sequence's page table, one a paged group of layers: position `p` lies in page
-    /// `pages[group][p / PAGE]`, slot `p % PAGE`. Each covers every position below `len`; those before the
-    /// first row's are already written. Pages that lie behind a group's window are [`BEHIND`]: they were given
-    /// back, and no row of the span sees them.
+    /// The sequence's page table, one a paged group of layers: position `p` lies in page `pages[group][p /
+    /// PAGE]`, slot `p % PAGE`. Each covers every position below `len`; those before the first row's are
+    /// already written. Pages that lie behind a group's window are [`BEHIND`]: they were given back, and no
+    /// row of the span sees them.
     pub pages: Vec<Vec<u32>>,
     /// Where the layers with a recurrent state find and leave it; default where the model has none.
     pub state: StateTable,
@@ -84,8 +84,8 @@ impl Step {
         self.push_span(tokens, position, vec![pages], StateTable::default())
     }
 
-    /// Appends `tokens` as the rows of one sequence that start at `position`, with a page table for each group;
-    /// returns their rows.
+    /// Appends `tokens` as the rows of one sequence that start at `position`, with a page table for each
+    /// group; returns their rows.
     pub fn push_span(
         &mut self,
         tokens: &[u32],

@@ -186,8 +186,8 @@ fn unlike_words(conversation: &Value) -> Vec<String> {
     words.collect()
 }
 
-/// The door renders what transformers renders, byte for byte, unless the template refuses or drops a message: then
-/// it says what it did, or which message cannot be shown.
+/// The door renders what transformers renders, byte for byte, unless the template refuses or drops a message:
+/// then it says what it did, or which message cannot be shown.
 #[test]
 fn what_a_template_shows_is_not_changed() {
     let file = golden("cases.json");
@@ -788,7 +788,8 @@ fn openais_fields_mean_what_they_say() {
     }
 }
 
-/// Beside calls, `content` stays null for templates that know a call by it, and is "" for those that add to it.
+/// Beside calls, `content` stays null for templates that know a call by it, and is "" for those that add to
+/// it.
 #[test]
 fn content_beside_calls_is_what_the_template_can_read() {
     let function = json!({"name": "f", "arguments": {}});
@@ -831,7 +832,8 @@ fn arguments_that_nothing_reads_are_refused() {
         ("", "tokenize", "rendered as a text"),
         ("", "chat_template", "when the model is loaded"),
         ("{{ chat_template }}", "chat_template", ""),
-        // Read before it is set, in one branch only, in a macro, through a filter, as an argument, in a condition.
+        // Read before it is set, in one branch only, in a macro, through a filter, as an argument, in a
+        // condition.
         ("{% set date = date | default('now') %}{{ date }}", "date", ""),
         ("{% set date = other.date %}{{ date }}", "date", "does not read"),
         ("{% if tools %}{% set date = 1 %}{% endif %}{{ date }}", "date", ""),

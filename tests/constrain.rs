@@ -497,8 +497,8 @@ fn heavy_grammars_stay_bounded_step_by_step() {
         );
         assert!(slowest < Duration::from_secs(10) && compiled < Duration::from_secs(20), "{name}");
         assert!(closing.is_ok_and(|found| found.is_none()) || !name.starts_with("an endless"), "{name}");
-        // Whatever became of the last answer, the next can begin.
-        // An automaton that is full is noticed by the next answer at the latest, and the one after it has a new one.
+        // Whatever became of the last answer, the next can begin. An automaton that is full is noticed by the
+        // next answer at the latest, and the one after it has a new one.
         let mut next = || compiler.compile(&constraint)?.matcher()?.mask(&mut mask);
         let next = next().or_else(|error| {
             println!("  {name}: the next answer: {error}");

@@ -1,7 +1,7 @@
 //! The same bits: the answer to a request, its log probabilities included, does not depend on who else is in
-//! the batch, on the order, on what is cached and how it came there, on the number of threads, on the sizes of
-//! chunks, nor on drafts. Checked on both real models and a small mixture of experts against answers that were computed
-//! alone, with one thread, with no cache and no drafts.
+//! the batch, on the order, on what is cached and how it came there, on the number of threads, on the sizes
+//! of chunks, nor on drafts. Checked on both real models and a small mixture of experts against answers that
+//! were computed alone, with one thread, with no cache and no drafts.
 
 mod common;
 
@@ -35,7 +35,8 @@ struct Setting {
     reversed: bool,
     /// Rows of a step.
     rows: usize,
-    /// Pages of the cache, for each group of layers; few of them make requests be preempted and prefixes be evicted.
+    /// Pages of the cache, for each group of layers; few of them make requests be preempted and prefixes be
+    /// evicted.
     pages: usize,
     /// Slots of recurrent state, where there is some.
     slots: usize,
@@ -105,8 +106,8 @@ struct Script {
     more: &'static str,
     before: &'static str,
     after: &'static str,
-    /// The regular expression that some answers are held to: what is forced, a choice, a text, and the end in what is
-    /// left.
+    /// The regular expression that some answers are held to: what is forced, a choice, a text, and the end in
+    /// what is left.
     form: &'static str,
 }
 

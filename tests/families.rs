@@ -1,5 +1,6 @@
-//! Every family's decoder against transformers in float32, on tiny random checkpoints (tests/golden/families):
-//! from safetensors and from GGUF, the whole prompt at once, in chunks, and token by token.
+//! Every family's decoder against transformers in float32, on tiny random checkpoints
+//! (tests/golden/families): from safetensors and from GGUF, the whole prompt at once, in chunks, and token by
+//! token.
 
 #[path = "common/random.rs"]
 mod random;
@@ -21,8 +22,8 @@ use tallow::weights::{Gguf, WeightTensor, WeightType, Weights, safetensors};
 /// Largest difference of a logit that is allowed.
 const TOLERANCE: f32 = 1e-4;
 
-/// llama.cpp's files of the llama architecture have no key for a window, so that only the positions within one
-/// can agree.
+/// llama.cpp's files of the llama architecture have no key for a window, so that only the positions within
+/// one can agree.
 const WINDOW_NOT_IN_GGUF: (&str, usize) = ("mistral-window", 8);
 
 /// How a prompt is cut into steps.

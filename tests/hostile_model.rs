@@ -1,6 +1,6 @@
-//! Whole models with lies in them: every field of every file of a tiny sound model is replaced by what it must
-//! never be, one at a time. Whatever comes, `Model::load` gives an error of the right kind that names the file, or
-//! a model that answers; nothing panics, and nothing is allocated because a file says so.
+//! Whole models with lies in them: every field of every file of a tiny sound model is replaced by what it
+//! must never be, one at a time. Whatever comes, `Model::load` gives an error of the right kind that names
+//! the file, or a model that answers; nothing panics, and nothing is allocated because a file says so.
 
 #[path = "weights/allocations.rs"]
 mod allocations;
@@ -110,7 +110,8 @@ impl Bench {
         }
     }
 
-    /// Ok(true): it loaded and answered, or said why not in a proper error. Ok(false): a proper error at load.
+    /// Ok(true): it loaded and answered, or said why not in a proper error. Ok(false): a proper error at
+    /// load.
     fn attempt(&self) -> Result<bool, String> {
         let load = || catch_unwind(AssertUnwindSafe(|| self.load()));
         let (loaded, largest) = allocations::largest(load);
@@ -218,8 +219,8 @@ fn end(mut generation: Generation) -> tallow::error::Result<()> {
     }
 }
 
-/// The requests are sound, so an error must blame the files; but a template may write an empty prompt, or what
-/// its tokenizer has no token for.
+/// The requests are sound, so an error must blame the files; but a template may write an empty prompt, or
+/// what its tokenizer has no token for.
 fn proper(error: Error, prompt: &Prompt) -> Result<(), String> {
     use ErrorKind::*;
     short(&error)?;

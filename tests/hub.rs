@@ -1,7 +1,7 @@
 //! Names to files, against a hub on the loopback interface: no network.
 //!
-//! The hub here behaves like the real one in what matters: small files come directly, large ones by a redirect
-//! to another host, which must not see the token; each test says what goes wrong with which request.
+//! The hub here behaves like the real one in what matters: small files come directly, large ones by a
+//! redirect to another host, which must not see the token; each test says what goes wrong with which request.
 #![cfg(feature = "hub")]
 
 use std::collections::BTreeMap;
@@ -546,7 +546,8 @@ fn no_network() {
         2,
     );
     (0..2).for_each(|_| drop(hub.locate("org/name").unwrap()));
-    // But a needed file that is missing is one, and the reason is told at once: nobody will listen in a second either.
+    // But a needed file that is missing is one, and the reason is told at once: nobody will listen in a
+    // second either.
     fs::remove_file(hub.cache().join("snapshots").join(OLD).join("config.json")).unwrap();
     let start = Instant::now();
     let error = locate_in(&nobody, "org/name", &HubOptions::default()).unwrap_err();

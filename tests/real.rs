@@ -1,5 +1,6 @@
-//! The two real models on files that llama.cpp and transformers took too (tests/golden/real): every greedy choice that was
-//! clear and the text of whole answers against llama.cpp, the perplexity of a text against transformers in float32.
+//! The two real models on files that llama.cpp and transformers took too (tests/golden/real): every greedy
+//! choice that was clear and the text of whole answers against llama.cpp, the perplexity of a text against
+//! transformers in float32.
 
 mod common;
 
@@ -13,11 +14,12 @@ use tallow::model::{LoadOptions, Prompt};
 use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
 use tallow::step::{StateTable, Step, pages_for};
 
-/// llama.cpp rounds activations to 8 bits and we do so only in part: below this margin (in logits) between the two best
-/// tokens either may win. transformers in float32 differs from llama.cpp up to a margin of 0.55.
+/// llama.cpp rounds activations to 8 bits and we do so only in part: below this margin (in logits) between
+/// the two best tokens either may win. transformers in float32 differs from llama.cpp up to a margin of 0.55.
 const CLEAR: f64 = 0.6;
-/// Largest relative differences of the perplexity from transformers' in float32, of a text of 1,447 tokens (which moves by
-/// some tenths of a percent with any change of rounding): as a model is loaded, and with dtype="float32".
+/// Largest relative differences of the perplexity from transformers' in float32, of a text of 1,447 tokens
+/// (which moves by some tenths of a percent with any change of rounding): as a model is loaded, and with
+/// dtype="float32".
 const PERPLEXITY: f64 = 0.004;
 const EXACT_PERPLEXITY: f64 = 0.0002;
 

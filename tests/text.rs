@@ -177,9 +177,9 @@ fn real_vocabularies_know_their_ends() {
 }
 
 /// Where llama.cpp's version of a rule and the family's own, which is ours, part: rules, and what is in the
-/// text. The first cut words at capitals of any alphabet and keep marks with their letters, and llama.cpp knows
-/// A to Z; `splits.json` has what they mean. The second has a range of characters with white space in it, for
-/// which llama.cpp looks in a text where that is replaced.
+/// text. The first cut words at capitals of any alphabet and keep marks with their letters, and llama.cpp
+/// knows A to Z; `splits.json` has what they mean. The second has a range of characters with white space in
+/// it, for which llama.cpp looks in a text where that is replaced.
 const PARTING: &[(&[&str], &str)] = &[
     (&["tekken", "gpt-4o", "llama4", "minimax-m2"], r"[\p{L}\p{M}&&[^A-Za-z]]"),
     (&["deepseek-coder"], r"[\s&&[^\x00-\x7f]]"),
@@ -798,7 +798,8 @@ fn long_texts_take_linear_time() {
             let text = unit.repeat(200_000 / unit.len());
             let text = if name.starts_with("hf-") { &text[..text.len() / 200 * 4] } else { &text };
             if name == "hf-metaspace" && unit == " " {
-                // its splitter adds no space before a space, so one is lost, as in Hugging Face's own decoding
+                // its splitter adds no space before a space, so one is lost, as in Hugging Face's own
+                // decoding
                 continue;
             }
             let start = std::time::Instant::now();

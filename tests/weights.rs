@@ -1,4 +1,5 @@
-//! Reading weights: what formats mean (against llama.cpp's own reference), what readers give, what they refuse.
+//! Reading weights: what formats mean (against llama.cpp's own reference), what readers give, what they
+//! refuse.
 
 #[path = "weights/allocations.rs"]
 mod allocations;

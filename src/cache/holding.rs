@@ -115,8 +115,8 @@ impl Holding {
         self.groups.into_iter().map(|it| it.lease)
     }
 
-    /// Pages that are missing for a sequence of `len` positions of which `computed` are computed, when the next
-    /// step computes at most `rows`: all of them where there is no window, else those of the next step.
+    /// Pages that are missing for a sequence of `len` positions of which `computed` are computed, when the
+    /// next step computes at most `rows`: all of them where there is no window, else those of the next step.
     pub fn lacking(&self, groups: &[PagedGroup], computed: usize, len: usize, rows: usize) -> usize {
         (0..groups.len()).map(|group| self.lacking_of(group, groups, computed, len, rows)).sum()
     }

@@ -1,14 +1,14 @@
 //! What a model keeps of a sequence between steps, as the engine sees it: groups of state, in integers.
 //!
-//! A *paged* group is layers with keys and values: one page for every [`PAGE`](crate::step::PAGE) positions, and
-//! where the layers have a window, only for those that a row still sees. All paged groups of a model lease their
-//! pages from one pool, so memory moves freely between them (vLLM's hybrid KV cache manager does the same); a
-//! model with many more layers of one kind than of the other gives them several groups, so that pages are of one
-//! size (see [`KvLayout`](super::storage::KvLayout)).
+//! A *paged* group is layers with keys and values: one page for every [`PAGE`](crate::step::PAGE) positions,
+//! and where the layers have a window, only for those that a row still sees. All paged groups of a model
+//! lease their pages from one pool, so memory moves freely between them (vLLM's hybrid KV cache manager does
+//! the same); a model with many more layers of one kind than of the other gives them several groups, so that
+//! pages are of one size (see [`KvLayout`](super::storage::KvLayout)).
 //!
-//! *Slots* are of a fixed size, whatever the length of the sequence: one slot holds the state of all recurrent
-//! layers of a sequence (the inputs that a short convolution still needs, the state of a scan). Slots have a pool
-//! of their own, and hold the snapshots in the prefix tree too.
+//! *Slots* are of a fixed size, whatever the length of the sequence: one slot holds the state of all
+//! recurrent layers of a sequence (the inputs that a short convolution still needs, the state of a scan).
+//! Slots have a pool of their own, and hold the snapshots in the prefix tree too.
 
 use crate::step::{PAGE, first_seen, pages_for};
 
@@ -55,8 +55,8 @@ impl StateLayout {
         fitting
     }
 
-    /// Pages that a sequence of `len` positions holds at most at any moment, when a step computes at most `rows`
-    /// of them.
+    /// Pages that a sequence of `len` positions holds at most at any moment, when a step computes at most
+    /// `rows` of them.
     pub fn pages_at_most(&self, len: usize, rows: usize) -> usize {
         self.paged.iter().map(|group| group.pages_at_most(len, rows)).sum()
     }
@@ -82,15 +82,17 @@ impl std::fmt::Display for StateLayout {
 }
 
 impl PagedGroup {
-    /// See [`StateLayout::pages_at_most`]. A window and a step may both begin and end in the middle of a page.
+    /// See [`StateLayout::pages_at_most`]. A window and a step may both begin and end in the middle of a
+    /// page.
     pub fn pages_at_most(self, len: usize, rows: usize) -> usize {
         let all = pages_for(len);
         self.window.map_or(all, |window| all.min(pages_for(window.saturating_add(rows)).saturating_add(2)))
     }
 
-    /// The page before which nothing is needed any more once `position` is the next one. Counted from the last
-    /// border of a page, so that a request that goes on from that border finds all that it sees; the page
-    /// before the border is always among them, so whoever holds a place in the prefix tree holds a page of it.
+    /// The page before which nothing is needed any more once `position` is the next one. Counted from the
+    /// last border of a page, so that a request that goes on from that border finds all that it sees; the
+    /// page before the border is always among them, so whoever holds a place in the prefix tree holds a page
+    /// of it.
     pub fn first_needed(self, position: usize) -> usize {
         let border = position / PAGE;
         first_seen(self.window, border * PAGE).min(border.saturating_sub(1))

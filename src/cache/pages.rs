@@ -4,9 +4,9 @@
 //! copied, and [`Pages::release`] consumes it. Several leases may hold the same page ([`Pages::share`]), so
 //! each page has a count.
 //!
-//! A page may also be *kept* ([`Pages::keep`]): somebody (the prefix tree) knows what lies in it. When the last
-//! lease of a kept page is released it is not free but *cached*: nobody uses it, and it can be leased again
-//! with its contents ([`Pages::lease_kept`]), until it is evicted ([`Pages::forget`]).
+//! A page may also be *kept* ([`Pages::keep`]): somebody (the prefix tree) knows what lies in it. When the
+//! last lease of a kept page is released it is not free but *cached*: nobody uses it, and it can be leased
+//! again with its contents ([`Pages::lease_kept`]), until it is evicted ([`Pages::forget`]).
 //!
 //! The invariant, after every operation: a page's count is the number of live leases that name it, the free
 //! list holds exactly the pages that are neither leased nor kept, and `free + cached + leased = total`.

@@ -1,8 +1,8 @@
 //! The prefix tree: pages found again by the tokens that lie in them.
 //!
 //! A node is one full page of positions. Its key is its parent and the page's own tokens (and, at the root, a
-//! salt), so a node stands for everything from the first token of a sequence to the last of the page, and what
-//! was computed there depends on exactly that. The path that a new prompt walks down is what it need not
+//! salt), so a node stands for everything from the first token of a sequence to the last of the page, and
+//! what was computed there depends on exactly that. The path that a new prompt walks down is what it need not
 //! compute. Nodes are whole pages, so an edge never has to be split; what two prompts share beyond the last
 //! whole page is computed again, at most `PAGE - 1` tokens.
 //!
@@ -12,12 +12,14 @@
 //!   last pages of such a group, so an inner node is useful without it;
 //! * recurrent state: a snapshot of the state after the node's last token, at some nodes.
 //!
-//! A prefix *matches* up to the deepest node from which every group can go on ([`PrefixCache::match_prefix`]).
+//! A prefix *matches* up to the deepest node from which every group can go on
+//! ([`PrefixCache::match_prefix`]).
 //!
-//! [`PrefixCache`] holds the tree and the pages together, since one rule binds them: whoever holds a node's page
-//! of a group without a window holds those of all its ancestors, and whoever holds a place in the tree holds a
-//! page of its node ([`PagedGroup::first_needed`]). So a node all of whose pages are idle has no descendants in
-//! use, everything that is cached can be evicted, and `free + cached` is what can be leased at any moment.
+//! [`PrefixCache`] holds the tree and the pages together, since one rule binds them: whoever holds a node's
+//! page of a group without a window holds those of all its ancestors, and whoever holds a place in the tree
+//! holds a page of its node ([`PagedGroup::first_needed`]). So a node all of whose pages are idle has no
+//! descendants in use, everything that is cached can be evicted, and `free + cached` is what can be leased at
+//! any moment.
 //!
 //! Eviction is LRU: over leaves (a node goes with all that it holds), over the windowed pages of inner nodes,
 //! and, for slots, over snapshots.
@@ -285,9 +287,9 @@ impl PrefixCache {
         keys
     }
 
-    /// Keeps what was computed: page `place.depth` of `holding`, in each group, holds `chunk` after everything
-    /// before it, and `snapshot` the state after it. Where the tree has such a page already, it takes the place
-    /// of this one, which is given back.
+    /// Keeps what was computed: page `place.depth` of `holding`, in each group, holds `chunk` after
+    /// everything before it, and `snapshot` the state after it. Where the tree has such a page already, it
+    /// takes the place of this one, which is given back.
     pub fn insert(
         &mut self,
         place: Place,
@@ -534,8 +536,8 @@ fn key(parent: Node, salt: u64, chunk: &Chunk) -> Key {
 mod tests {
     use super::*;
 
-    /// A walk like the engine's: finds what is there, leases the rest, "computes" and inserts it. The contents
-    /// of every page are written down, and what is found must hold exactly the tokens asked for.
+    /// A walk like the engine's: finds what is there, leases the rest, "computes" and inserts it. The
+    /// contents of every page are written down, and what is found must hold exactly the tokens asked for.
     struct World {
         cache: PrefixCache,
         contents: Vec<Vec<u32>>,

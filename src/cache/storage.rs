@@ -4,8 +4,8 @@
 //! Who owns which page is decided elsewhere with integers alone; here is only memory. It is written in
 //! place by the kernels, so clones of a cache are the same cache.
 //!
-//! A layer is a pair of candle tensors, or on the CPU a [`NativeKv`], whose pages are made for our kernels. What a page
-//! gives to the outside is the same in both: f32, a row a position.
+//! A layer is a pair of candle tensors, or on the CPU a [`NativeKv`], whose pages are made for our kernels.
+//! What a page gives to the outside is the same in both: f32, a row a position.
 
 mod native;
 mod states;
@@ -56,17 +56,18 @@ impl KvFormat {
 
 /// Which layer lies where: layers with the same window form groups, pages are as wide as a group.
 ///
-/// A page is a row through all *columns*, and each column holds keys and values of one layer of the group that has
-/// leased the page. So groups of equal size use the same memory, and pages go from one to the other.
+/// A page is a row through all *columns*, and each column holds keys and values of one layer of the group
+/// that has leased the page. So groups of equal size use the same memory, and pages go from one to the other.
 ///
 /// ```text
 /// 3 layers without a window, 5 with one:    column 0   column 1
 ///   group 0 (all)                             A          B
-///   group 1 (all)                             C          -       one column of this group's pages stays empty
+///   group 1 (all)                             C          -       (this column of its pages stays empty)
 ///   group 2 (window)                          d          e
 ///   ...
 /// ```
-/// Layers of other shapes have columns of their own, which stand empty in the pages of groups without such layers.
+/// Layers of other shapes have columns of their own, which stand empty in the pages of groups without such
+/// layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvLayout {
     /// The shape of each column.
@@ -167,8 +168,8 @@ impl KvLayout {
     }
 }
 
-/// Layers of a group, so that kinds of so many layers fill whole groups as well as may be: of the sizes with few
-/// enough groups the one with the fewest empty places, the largest of those.
+/// Layers of a group, so that kinds of so many layers fill whole groups as well as may be: of the sizes with
+/// few enough groups the one with the fewest empty places, the largest of those.
 fn group_size(counts: &[usize]) -> usize {
     let most = counts.iter().copied().min().unwrap_or(1).max(1);
     let groups = |size: usize| counts.iter().map(|count| count.div_ceil(size)).sum::<usize>();

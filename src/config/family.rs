@@ -1,9 +1,9 @@
-//! The families in one table: what a family's class in transformers 5.24 (`configuration_*.py`, `modeling_*.py`) assumes
-//! where `config.json` leaves a key out, which keys it reads at all, which tensors it has, and what llama.cpp assumes of
-//! the same family where GGUF metadata say nothing.
+//! The families in one table: what a family's class in transformers 5.24 (`configuration_*.py`,
+//! `modeling_*.py`) assumes where `config.json` leaves a key out, which keys it reads at all, which tensors
+//! it has, and what llama.cpp assumes of the same family where GGUF metadata say nothing.
 //!
-//! A key that stands here as not read changes nothing when it is in a file, as in transformers: soft-caps in a Llama,
-//! `layer_types` in a Phi-3. A new family is a row.
+//! A key that stands here as not read changes nothing when it is in a file, as in transformers: soft-caps in
+//! a Llama, `layer_types` in a Phi-3. A new family is a row.
 
 use super::{Activation, Block, NormKind, NormScope, Presence};
 use crate::error::{Error, Result, quoted};
@@ -34,15 +34,17 @@ pub(super) struct Family {
     pub window_size: Option<usize>,
     /// `query_pre_attn_scalar` where absent; `None`: not read, scores are scaled by the head size.
     pub scalar: Option<f64>,
-    /// `attn_logit_softcapping` where absent; `None`: not read (Gemma 3's class has the field and does not use it).
+    /// `attn_logit_softcapping` where absent; `None`: not read (Gemma 3's class has the field and does not
+    /// use it).
     pub attention_cap: Option<Option<f64>>,
     /// `final_logit_softcapping` where absent; `None`: not read.
     pub logit_cap: Option<Option<f64>>,
     pub bidirectional: Bidirectional,
-    /// `no_rope_layers`, `no_rope_layer_interval` are read: each n-th layer has no position encoding; n where absent.
+    /// `no_rope_layers`, `no_rope_layer_interval` are read: each n-th layer has no position encoding; n where
+    /// absent.
     pub no_rope_interval: Option<usize>,
-    /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class computes
-    /// the width of its feed-forward from `block_*` keys (LFM2).
+    /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class
+    /// computes the width of its feed-forward from `block_*` keys (LFM2).
     pub short_conv: Option<ShortConv>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
@@ -53,7 +55,8 @@ pub(super) struct Family {
     pub gguf: &'static [Gguf],
 }
 
-/// Sizes of the class's own defaults. Files that name only what differs from them exist (LLaVA's `text_config`).
+/// Sizes of the class's own defaults. Files that name only what differs from them exist (LLaVA's
+/// `text_config`).
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
     pub hidden: usize,
@@ -71,11 +74,14 @@ pub(super) struct Sizes {
 
 pub(super) struct RopeDefaults {
     pub theta: f64,
-    /// Base of the layers with a window, where they have their own (Gemma 3): `rope_parameters` has an object a layer type.
+    /// Base of the layers with a window, where they have their own (Gemma 3): `rope_parameters` has an object
+    /// a layer type.
     pub local_theta: Option<f64>,
-    /// Share of a head that turns where `partial_rotary_factor` is absent; `None`: not read, the whole head turns.
+    /// Share of a head that turns where `partial_rotary_factor` is absent; `None`: not read, the whole head
+    /// turns.
     pub partial: Option<f64>,
-    /// `original_max_position_embeddings` where absent (a field of Phi-3's class); `None`: the context length.
+    /// `original_max_position_embeddings` where absent (a field of Phi-3's class); `None`: the context
+    /// length.
     pub original: Option<usize>,
     /// LongRoPE is the only scaling, and older files call it "su" or "yarn" (Phi-3).
     pub longrope_only: bool,
@@ -101,7 +107,8 @@ pub(super) enum Window {
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
-    /// As `layer_types` says; without it the layers without position encoding, if `use_sliding_window` (SmolLM3).
+    /// As `layer_types` says; without it the layers without position encoding, if `use_sliding_window`
+    /// (SmolLM3).
     TypedNoRope,
 }
 
@@ -112,14 +119,15 @@ pub(super) enum Bidirectional {
     NotRead,
     /// Attention looks both ways, half a window to each side (Gemma 1, which has no windows, and Gemma 3).
     Read,
-    /// The class stores it, and its attention does not look at it (Gemma 2): what its windows would be is unclear.
+    /// The class stores it, and its attention does not look at it (Gemma 2): what its windows would be is
+    /// unclear.
     Refused,
 }
 
 /// Mixtures of experts where the keys are absent.
 pub(super) struct Experts {
-    /// The keys of their number: a field of the class, and the name that it has besides. If both are there, the class
-    /// takes the first.
+    /// The keys of their number: a field of the class, and the name that it has besides. If both are there,
+    /// the class takes the first.
     pub count_keys: [&'static str; 2],
     pub count: usize,
     /// `num_experts_per_tok`
@@ -620,8 +628,8 @@ impl Family {
         })
     }
 
-    /// The family of a GGUF architecture, and what that leaves out. `experts`: the file has some, which makes a Mixtral of
-    /// what else is a Llama.
+    /// The family of a GGUF architecture, and what that leaves out. `experts`: the file has some, which makes
+    /// a Mixtral of what else is a Llama.
     pub fn of_architecture(name: &str, experts: bool) -> Result<(&'static Family, &'static Gguf)> {
         let all = || FAMILIES.iter().flat_map(|family| family.gguf.iter().map(move |gguf| (family, gguf)));
         let named = || all().filter(|(_, gguf)| gguf.architecture == name);
@@ -660,7 +668,8 @@ impl Has {
         }
     }
 
-    /// As [`Has::in_gguf`], for biases of attention and MLP, which llama.cpp adds in every family that stores them.
+    /// As [`Has::in_gguf`], for biases of attention and MLP, which llama.cpp adds in every family that stores
+    /// them.
     pub fn bias_in_gguf(self) -> Presence {
         match self.in_gguf() {
             Presence::Never => Presence::IfStored,

@@ -1,5 +1,6 @@
-//! GGUF metadata -> [`Config`]. Key names: ggml's `docs/gguf.md`; what a key's absence means, and what llama.cpp
-//! writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows llama.cpp.
+//! GGUF metadata -> [`Config`]. Key names: ggml's `docs/gguf.md`; what a key's absence means, and what
+//! llama.cpp writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows
+//! llama.cpp.
 
 use super::family::{Family, Gguf};
 use super::rope::yarn_attention;
@@ -93,8 +94,8 @@ impl Reader<'_> {
         })
     }
 
-    /// Key heads of each layer, if they are stated. A layer of LFM2 with none is a short convolution; elsewhere all have
-    /// as many.
+    /// Key heads of each layer, if they are stated. A layer of LFM2 with none is a short convolution;
+    /// elsewhere all have as many.
     fn kv_heads(&self, layers: usize) -> Result<Option<Vec<usize>>> {
         let name = "attention.head_count_kv";
         if self.family.short_conv.is_none() {
@@ -227,8 +228,8 @@ impl Reader<'_> {
                 self.key("attention.causal")
             )));
         }
-        // An architecture that looks both ways has half of it on each side, the position itself not counted (llama.cpp's
-        // symmetric window).
+        // An architecture that looks both ways has half of it on each side, the position itself not counted
+        // (llama.cpp's symmetric window).
         let window = if causal { window } else { window.map(|window| window / 2 + 1) };
         let interval = self.family.no_rope_interval;
         let bare = |i: usize| interval.is_some_and(|n| (i + 1).is_multiple_of(n));
@@ -263,8 +264,8 @@ impl Reader<'_> {
         Ok(heads.into_iter().map(|n| (n == 0).then_some(conv)).collect())
     }
 
-    /// Which layers have the window, if there is one: `attention.sliding_window_pattern` has a flag a layer, or a number
-    /// n: each n-th layer is full.
+    /// Which layers have the window, if there is one: `attention.sliding_window_pattern` has a flag a layer,
+    /// or a number n: each n-th layer is full.
     fn sliding(&self, layers: usize) -> Result<Vec<bool>> {
         let key = self.key("attention.sliding_window_pattern");
         let period = match self.metadata.get(&key) {

@@ -1,9 +1,11 @@
-//! `config.json` as the Hugging Face hub has it -> [`Config`], as the family's class in transformers 5.24 reads it.
+//! `config.json` as the Hugging Face hub has it -> [`Config`], as the family's class in transformers 5.24
+//! reads it.
 //!
-//! What an absent key means, and which keys are read at all, stands in [`family`](super::family). Two spellings of RoPE
-//! are in the wild: `rope_theta` with `rope_scaling` (and Gemma 3's `rope_local_base_freq`), and transformers 5's
-//! `rope_parameters`, one object or one a layer type. A file may have both: people add `rope_scaling` to a new file as
-//! a model card advises. Then `rope_scaling` counts whole (in Gemma 3 for the layers without a window).
+//! What an absent key means, and which keys are read at all, stands in [`family`](super::family). Two
+//! spellings of RoPE are in the wild: `rope_theta` with `rope_scaling` (and Gemma 3's
+//! `rope_local_base_freq`), and transformers 5's `rope_parameters`, one object or one a layer type. A file
+//! may have both: people add `rope_scaling` to a new file as a model card advises. Then `rope_scaling` counts
+//! whole (in Gemma 3 for the layers without a window).
 
 use serde_json::{Map, Value};
 
@@ -21,8 +23,8 @@ type Object = Map<String, Value>;
 /// Reads the text of a `config.json`.
 ///
 /// # Errors
-/// `UnsupportedModel` for a family, or a key of its class, that is not run; `ModelFile` for what is missing, has the wrong
-/// type or cannot be. Each names the key.
+/// `UnsupportedModel` for a family, or a key of its class, that is not run; `ModelFile` for what is missing,
+/// has the wrong type or cannot be. Each names the key.
 pub fn parse(text: &str) -> Result<Config> {
     parse_object(&object(text)?)
 }
@@ -388,7 +390,8 @@ impl Reader<'_> {
         };
         let window = window.filter(|_| on);
         let window = if self.halves_window() { window.map(|window| window / 2 + 1) } else { window };
-        // The masks of `is_causal: false` reach as far to each side as a causal one back, the last position included.
+        // The masks of `is_causal: false` reach as far to each side as a causal one back, the last position
+        // included.
         let one_more = self.f.bool("is_causal")? == Some(false);
         Ok(if one_more { window.map(|window| window.saturating_add(1)) } else { window })
     }

@@ -1,5 +1,6 @@
 //! What may differ from layer to layer: the mixer (attention, or another way to look at other positions), the
-//! feed-forward, and the norms around both. A new mixer or feed-forward is a variant here and a file in `model`.
+//! feed-forward, and the norms around both. A new mixer or feed-forward is a variant here and a file in
+//! `model`.
 
 use super::rope::Rope;
 use super::{Activation, MAX_WIDTH, Presence};
@@ -11,7 +12,8 @@ pub struct LayerConfig {
     pub mixer: MixerConfig,
     pub ffn: FeedForwardConfig,
     pub norms: LayerNorms,
-    /// What the output of each of the two is multiplied by before it joins the residual stream; 1 in most families.
+    /// What the output of each of the two is multiplied by before it joins the residual stream; 1 in most
+    /// families.
     pub residual_scale: f32,
 }
 
@@ -78,8 +80,8 @@ pub enum NormScope {
     AllHeads,
 }
 
-/// A gated short convolution (LFM2): `in_proj` makes B, C and x, `y = C * conv(B * x)`, and `out_proj` follows. The
-/// convolution is causal and depthwise: a filter of its own for each channel.
+/// A gated short convolution (LFM2): `in_proj` makes B, C and x, `y = C * conv(B * x)`, and `out_proj`
+/// follows. The convolution is causal and depthwise: a filter of its own for each channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShortConvConfig {
     /// Taps of the filter: a position sees itself and `kernel - 1` before it.
@@ -109,8 +111,8 @@ pub struct DenseConfig {
     pub fused: Presence,
 }
 
-/// A mixture of experts: a router chooses some of many gated feed-forwards for each position, and their weighted outputs
-/// are added.
+/// A mixture of experts: a router chooses some of many gated feed-forwards for each position, and their
+/// weighted outputs are added.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertsConfig {
     pub count: usize,

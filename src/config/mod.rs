@@ -1,9 +1,9 @@
 //! The blueprint of a decoder: plain data, read once from `config.json` ([`hf`]) or GGUF metadata ([`gguf`]).
 //!
-//! A family is a way to fill in a [`Config`] (the rows of `family`); the Decoder reads the Config and has never heard
-//! of families. What may differ from layer to layer stands in [`layer`]. Which tensors there must be stands here too
-//! ([`Presence`]): a file that holds more, or less, was made for another model, and reading it as this one would give
-//! other numbers without a word.
+//! A family is a way to fill in a [`Config`] (the rows of `family`); the Decoder reads the Config and has
+//! never heard of families. What may differ from layer to layer stands in [`layer`]. Which tensors there must
+//! be stands here too ([`Presence`]): a file that holds more, or less, was made for another model, and
+//! reading it as this one would give other numbers without a word.
 
 mod family;
 pub mod fields;
@@ -46,14 +46,14 @@ pub struct Config {
     /// The rotations in use; layers name them by index.
     pub ropes: Vec<Rope>,
     pub layers: Vec<LayerConfig>,
-    /// The head is the embedding if none is stored; a stored one is the head, whatever this says. Without it there must
-    /// be one.
+    /// The head is the embedding if none is stored; a stored one is the head, whatever this says. Without it
+    /// there must be one.
     pub tied: bool,
     pub head_bias: Presence,
     /// The `model_type` of the model of pictures or sound that this text model was taken out of.
     pub wrapper: Option<&'static str>,
-    /// A position sees only itself and those before it; `false`: every position sees all of the text, as in encoders
-    /// (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
+    /// A position sees only itself and those before it; `false`: every position sees all of the text, as in
+    /// encoders (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
     pub causal: bool,
     /// q/k rows come in interleaved pairs (GGUF of the Llama family) and go back to halves at the door.
     pub interleaved_qk: bool,
@@ -188,8 +188,8 @@ impl Config {
         })
     }
 
-    /// Whether the outputs of mixers and feed-forwards pass a norm before they join the residual stream: some names of
-    /// tensors depend on it.
+    /// Whether the outputs of mixers and feed-forwards pass a norm before they join the residual stream: some
+    /// names of tensors depend on it.
     pub fn post_norms(&self) -> bool {
         self.layers.iter().any(|layer| layer.norms.after_mixer)
     }

@@ -73,9 +73,9 @@ impl Rope {
         Rope { theta, dims, scaling: Scaling::None }
     }
 
-    /// How many positions a model of `context` positions can be loaded for: a scaling with a factor promises that many
-    /// times its original length. The context that a file names may be the original one (dynamic NTK, and YaRN that a
-    /// user adds as a model card advises) or the stretched one.
+    /// How many positions a model of `context` positions can be loaded for: a scaling with a factor promises
+    /// that many times its original length. The context that a file names may be the original one (dynamic
+    /// NTK, and YaRN that a user adds as a model card advises) or the stretched one.
     pub fn reach(&self, context: usize) -> usize {
         let times = |factor: f64, original: f64| match factor.is_finite() && factor > 1.0 {
             true => (original * factor) as usize,

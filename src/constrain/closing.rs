@@ -74,8 +74,8 @@ impl Matcher {
         }
         match Walk::new(self, ORDERS[0], true).run(room)? {
             Some(found) => Ok(Some(found)),
-            // The nearest end of a lexeme may lead round a loop for ever: of `(/[0-9]/ ",")+ "CD"` another digit is always
-            // nearer than the two letters.
+            // The nearest end of a lexeme may lead round a loop for ever: of `(/[0-9]/ ",")+ "CD"` another
+            // digit is always nearer than the two letters.
             None => Walk { is_far: true, ..Walk::new(self, ORDERS[0], true) }.run(room),
         }
     }

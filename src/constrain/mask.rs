@@ -97,16 +97,17 @@ impl TokenMask {
 /// The mask as a filter of [`Logits`].
 ///
 /// It stands first, before bias and penalties: what is forbidden then costs the later filters nothing, and
-/// `-inf` stays `-inf` under every bias and penalty. It is run once more after filters of the user, which see the
-/// dense row and could write over a `-inf`. Log probabilities that are reported come from the model's own row,
-/// never from this one.
+/// `-inf` stays `-inf` under every bias and penalty. It is run once more after filters of the user, which see
+/// the dense row and could write over a `-inf`. Log probabilities that are reported come from the model's own
+/// row, never from this one.
 pub struct Mask<'a>(pub &'a TokenMask);
 
 impl Mask<'_> {
     /// Drops the candidates that may not come.
     ///
     /// # Errors
-    /// Constraint if none is left over `-inf`: bias, a filter, or the model forbids all that the grammar allows.
+    /// Constraint if none is left over `-inf`: bias, a filter, or the model forbids all that the grammar
+    /// allows.
     pub fn apply(&self, logits: &mut Logits) -> Result<()> {
         // A quarter is about where compacting costs as much as writing over the rest.
         if self.0.count() > logits.vocab_size() / 4 {

@@ -211,8 +211,8 @@ impl<'a> Rewriter<'a, '_> {
         })
     }
 
-    /// `oneOf` as `anyOf` where no two branches admit the same value. The library sees that of branches that stand there, not
-    /// of references, which is how pydantic writes a union with a discriminator.
+    /// `oneOf` as `anyOf` where no two branches admit the same value. The library sees that of branches that
+    /// stand there, not of references, which is how pydantic writes a union with a discriminator.
     fn spelled<'k>(
         &self,
         place: Place<'a>,
@@ -239,7 +239,8 @@ impl<'a> Rewriter<'a, '_> {
         place
     }
 
-    /// Whether no value satisfies both: by their types, by the values that they list, or by a property that both demand.
+    /// Whether no value satisfies both: by their types, by the values that they list, or by a property that
+    /// both demand.
     fn apart(&self, one: Place<'a>, other: Place<'a>) -> bool {
         if let (Some(one), Some(other)) = (types(one.schema), types(other.schema))
             && one.iter().all(|kind| !other.contains(kind))

@@ -3,10 +3,10 @@
 //! Grammars match bytes, so a token is no more than its bytes. Three kinds have none that a text could hold:
 //!
 //! - **Control tokens** (and whatever ends an answer) stand in the trie behind the byte 0xFF, which no UTF-8
-//!   has. So no string, regular expression or schema can ever match `<|im_end|>`, written or as a token, unless a Lark
-//!   grammar names the token itself.
-//! - **Text tokens that begin with 0xFF** (the last of the 256 byte tokens) are left out: they would be taken for
-//!   control tokens.
+//!   has. So no string, regular expression or schema can ever match `<|im_end|>`, written or as a token,
+//!   unless a Lark grammar names the token itself.
+//! - **Text tokens that begin with 0xFF** (the last of the 256 byte tokens) are left out: they would be taken
+//!   for control tokens.
 //! - **Ids that only the model's matrix has**, beyond the tokenizer's, are left out.
 //!
 //! The tokens that end an answer are allowed exactly where the grammar may stop. Forced text is tokenized by
@@ -42,8 +42,8 @@ impl Vocabulary {
     /// Builds the trie. `eos` are the ids that end an answer, `size` is the number of logits of a row.
     ///
     /// # Errors
-    /// ModelFile if the tokenizer and the model have no tokens, or absurdly many. UnsupportedModel if its tokens
-    /// are words: every one brings a space, so hardly any grammar has a first token.
+    /// ModelFile if the tokenizer and the model have no tokens, or absurdly many. UnsupportedModel if its
+    /// tokens are words: every one brings a space, so hardly any grammar has a first token.
     pub fn new(tokenizer: Arc<Tokenizer>, eos: &[u32], size: usize) -> Result<Self> {
         if tokenizer.is_joined() {
             return Err(Error::unsupported(
@@ -123,8 +123,8 @@ impl TokenizerEnv for Env {
         &self.trie
     }
 
-    /// Text as the model's tokenizer writes it where it goes on from other text. Bytes that are no UTF-8, and a
-    /// text that the tokenizer refuses, become the longest tokens that fit.
+    /// Text as the model's tokenizer writes it where it goes on from other text. Bytes that are no UTF-8, and
+    /// a text that the tokenizer refuses, become the longest tokens that fit.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         self.trie.tokenize_with_greedy_fallback(bytes, |text| {
             self.tokenizer

@@ -5,18 +5,18 @@
 //! |-- another's --|-- ours, computed --|-- backlog --|      tokens[..] holds [first, len)
 //! |-- in the prefix tree: `place.depth` pages --|        (only branches with first = 0)
 //! ```
-//! Most requests have one branch, from position 0. A scored candidate is a branch that begins where the prompt
-//! ends, in pages of which the first are shared.
+//! Most requests have one branch, from position 0. A scored candidate is a branch that begins where the
+//! prompt ends, in pages of which the first are shared.
 //!
-//! A branch takes from the prefix tree whatever it can go on from ([`Branch::adopt`]), before it begins and between
-//! any two steps, and gives it each page that it fills ([`Branch::commit`]). So branches with a common prefix
-//! need no bookkeeping among each other: one computes a page ([`Branch::path`] tells which), the others
-//! stand still for that step and find it in the tree.
+//! A branch takes from the prefix tree whatever it can go on from ([`Branch::adopt`]), before it begins and
+//! between any two steps, and gives it each page that it fills ([`Branch::commit`]). So branches with a
+//! common prefix need no bookkeeping among each other: one computes a page ([`Branch::path`] tells which),
+//! the others stand still for that step and find it in the tree.
 //!
-//! Pages behind the window of a group go back as soon as they are ([`Branch::commit`]); those of windowed groups are
-//! leased a step ahead, not for the whole prompt. Where the model has recurrent state, the branch has a slot of its
-//! own, and leaves snapshots in the tree: at the end of its prompt, where requests part, and every
-//! [`SNAPSHOT_PAGES`] pages.
+//! Pages behind the window of a group go back as soon as they are ([`Branch::commit`]); those of windowed
+//! groups are leased a step ahead, not for the whole prompt. Where the model has recurrent state, the branch
+//! has a slot of its own, and leaves snapshots in the tree: at the end of its prompt, where requests part,
+//! and every [`SNAPSHOT_PAGES`] pages.
 
 use std::ops::Range;
 
@@ -29,8 +29,8 @@ use crate::cache::pages::Lease;
 use crate::cache::prefix::{Chunk, Key, Match, Place, PrefixCache, Slot};
 use crate::step::{PAGE, StateTable, StateWrite, Step, pages_for};
 
-/// Pages from one regular snapshot of the recurrent state to the next: so much of a prompt is computed again at
-/// most where its common part with another ended nowhere in particular.
+/// Pages from one regular snapshot of the recurrent state to the next: so much of a prompt is computed again
+/// at most where its common part with another ended nowhere in particular.
 pub const SNAPSHOT_PAGES: usize = 16;
 
 pub(super) struct Branch {
@@ -122,8 +122,8 @@ impl Branch {
         }
     }
 
-    /// Takes what is in the tree of its backlog; returns how many positions it has gained. The last position is
-    /// always left to compute: its row is what is wanted.
+    /// Takes what is in the tree of its backlog; returns how many positions it has gained. The last position
+    /// is always left to compute: its row is what is wanted.
     pub fn adopt(&mut self, cache: &mut PrefixCache) -> usize {
         let before = self.computed;
         if self.chunk(cache, self.place.depth).is_some()
@@ -148,8 +148,8 @@ impl Branch {
     }
 
     /// The pages on its way that others could need as well, by what the tree calls them: the next one that it
-    /// computes is the first, the last is the first that the tree has not. (More than one only where the tree has
-    /// pages that it cannot go on from.)
+    /// computes is the first, the last is the first that the tree has not. (More than one only where the tree
+    /// has pages that it cannot go on from.)
     pub fn path(&self, cache: &PrefixCache) -> Vec<Key> {
         cache.path(self.place, self.chunks(cache.enabled()))
     }
@@ -208,8 +208,8 @@ impl Branch {
         (self.place.depth..pages).filter_map(|index| self.tokens[index * PAGE..][..PAGE].try_into().ok())
     }
 
-    /// Leases the slots that a step of `rows` rows writes: its own, which must be there, and those of snapshots,
-    /// as far as there are any.
+    /// Leases the slots that a step of `rows` rows writes: its own, which must be there, and those of
+    /// snapshots, as far as there are any.
     pub fn provide_state(&mut self, rows: usize, cache: &mut PrefixCache) -> bool {
         if !cache.has_state() {
             return true;

@@ -1,8 +1,8 @@
 //! Both ends of the wire between callers and the engine's thread: what is asked ([`Command`]), what goes out
 //! ([`Message`]), whether anybody still wants it, and what both sides know ([`Shared`]).
 //!
-//! A [`Subscriber`] is one caller. [`Subscribers`] are all who get the same answer: usually one, and more when equal
-//! requests came while the first was in work.
+//! A [`Subscriber`] is one caller. [`Subscribers`] are all who get the same answer: usually one, and more
+//! when equal requests came while the first was in work.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,16 +1,16 @@
 //! Speculation without a second model: tokens guessed from the text that is there, checked in one step.
 //!
-//! Answers repeat what their prompts say: the markers of a format, names, quotations, code. [`NgramLookup`] finds the
-//! last place where the text went on after the same few tokens, or follows a prediction that the caller gave,
-//! and what stood there is appended to the next step as a draft. The step computes the logits of every draft
-//! row; the sampler picks the token of each position as it would have anyway (its randomness is keyed by the
-//! position), and as long as that is the drafted token the next row is valid too. The rest is thrown away. So a
-//! draft changes when a token comes, never which.
+//! Answers repeat what their prompts say: the markers of a format, names, quotations, code. [`NgramLookup`]
+//! finds the last place where the text went on after the same few tokens, or follows a prediction that the
+//! caller gave, and what stood there is appended to the next step as a draft. The step computes the logits of
+//! every draft row; the sampler picks the token of each position as it would have anyway (its randomness is
+//! keyed by the position), and as long as that is the drafted token the next row is valid too. The rest is
+//! thrown away. So a draft changes when a token comes, never which.
 //!
 //! A draft row costs time, whether it is accepted or not, and how much depends on the machine and on the rows
 //! that are in the step anyhow. [`Drafter`] measures both: how long steps of so many rows take, and how often
-//! drafts are right. It drafts as far as a row is expected to save more than it costs, and an account makes sure
-//! that what is lost on wrong expectations stays under [`ALLOWANCE`] of all time spent.
+//! drafts are right. It drafts as far as a row is expected to save more than it costs, and an account makes
+//! sure that what is lost on wrong expectations stays under [`ALLOWANCE`] of all time spent.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -255,8 +255,8 @@ impl Pace {
         }
     }
 
-    /// Seconds of a step of `rows` rows, between the nearest ones that were seen. Above the last one every row
-    /// costs as much as a row of that one, which is more than it will.
+    /// Seconds of a step of `rows` rows, between the nearest ones that were seen. Above the last one every
+    /// row costs as much as a row of that one, which is more than it will.
     fn expect(&self, rows: usize) -> Option<f64> {
         let seen = |rows: usize| Some((rows, self.seconds[rows])).filter(|(_, seconds)| *seconds > 0.0);
         let below = (1..=rows.min(MAX_ROWS)).rev().find_map(seen);

@@ -1,9 +1,9 @@
 //! A grammar at work on one answer.
 //!
-//! Before each draw it says which tokens may come ([`Guide::mask`]). After it ([`Guide::follow`]) it says what is
-//! appended: the token, and whatever must follow it anyway, which is never sampled. If the token would leave no
-//! room to end within the budget, what is appended is the end instead. So an answer keeps to its form to the
-//! last character, however small its budget.
+//! Before each draw it says which tokens may come ([`Guide::mask`]). After it ([`Guide::follow`]) it says
+//! what is appended: the token, and whatever must follow it anyway, which is never sampled. If the token
+//! would leave no room to end within the budget, what is appended is the end instead. So an answer keeps to
+//! its form to the last character, however small its budget.
 
 use std::time::{Duration, Instant};
 
@@ -69,8 +69,8 @@ impl Guide {
         Mask(&self.mask)
     }
 
-    /// What follows from the draw of `id`, which does not end the answer, when `left` more tokens are left after
-    /// it: usually `id` and the tokens forced by it. Never more than `left + 1`.
+    /// What follows from the draw of `id`, which does not end the answer, when `left` more tokens are left
+    /// after it: usually `id` and the tokens forced by it. Never more than `left + 1`.
     pub fn follow(&mut self, id: u32, left: usize) -> Result<Vec<u32>> {
         let begin = Instant::now();
         self.matcher.accept(id)?;
@@ -121,7 +121,8 @@ impl Guide {
         if ids.is_empty() || self.fits(&ids, rest)? { Ok(ids) } else { self.close() }
     }
 
-    /// Whether there is an end within `left` tokens after `ids`, which were accepted. If not, they are taken back.
+    /// Whether there is an end within `left` tokens after `ids`, which were accepted. If not, they are taken
+    /// back.
     fn fits(&mut self, ids: &[u32], left: usize) -> Result<bool> {
         match &mut self.reserve {
             Some(reserve) => reserve.follow(&mut self.matcher, ids, left),

@@ -25,9 +25,9 @@
 //! network promises that a row's result does not depend on its neighbours, and the randomness is keyed by
 //! (seed, position).
 //!
-//! Pages are leased for what is known, and one more whenever an answer grows into it; what was computed stays in
-//! the prefix tree ([`crate::cache::prefix`]) until its pages are needed. When none is left the youngest answer is
-//! preempted and begins again later, to the same end.
+//! Pages are leased for what is known, and one more whenever an answer grows into it; what was computed stays
+//! in the prefix tree ([`crate::cache::prefix`]) until its pages are needed. When none is left the youngest
+//! answer is preempted and begins again later, to the same end.
 //!
 //! ```no_run
 //! # use std::time::Duration;

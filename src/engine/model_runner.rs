@@ -6,8 +6,8 @@ use crate::step::Step;
 
 /// What computes a [`Step`]. The engine thread owns it, so it need not be `Sync`.
 ///
-/// Pages and slots are numbers below those of the [`layout`](ModelRunner::layout). What is written into one stays
-/// there until it is written again: the engine alone decides who owns it.
+/// Pages and slots are numbers below those of the [`layout`](ModelRunner::layout). What is written into one
+/// stays there until it is written again: the engine alone decides who owns it.
 pub trait ModelRunner: Send {
     /// Tokens that the logits distinguish.
     fn vocab_size(&self) -> usize;

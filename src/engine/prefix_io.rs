@@ -3,8 +3,8 @@
 //! ```text
 //! group 0: page, page, ..  | group 1: page, ..  | ..  | state after the last page
 //! ```
-//! Of each group those pages that a request going on from the end of the prefix sees: all of them, or the last
-//! ones where the group has a window.
+//! Of each group those pages that a request going on from the end of the prefix sees: all of them, or the
+//! last ones where the group has a window.
 
 use super::model_runner::ModelRunner;
 use crate::cache::holding::Holding;

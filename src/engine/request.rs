@@ -188,7 +188,8 @@ impl Request {
         Request { prompt, task, deadline: None, salt: 0 }
     }
 
-    /// Scores candidates after a prompt. What all of them begin with is computed once, together with the prompt.
+    /// Scores candidates after a prompt. What all of them begin with is computed once, together with the
+    /// prompt.
     pub fn score(mut prompt: Vec<u32>, mut candidates: Vec<Vec<u32>>) -> Self {
         let common = common_beginning(&candidates).min(MAX_COMMON);
         if let Some(first) = candidates.first() {
@@ -276,8 +277,9 @@ pub(crate) fn not_causal() -> Error {
     )
 }
 
-/// Pages of each group that a candidate of `len` tokens needs for itself when it forks from a prompt of `prompt` tokens:
-/// the prompt's full pages are shared, its last partial page is copied, and the last token is never fed.
+/// Pages of each group that a candidate of `len` tokens needs for itself when it forks from a prompt of
+/// `prompt` tokens: the prompt's full pages are shared, its last partial page is copied, and the last token
+/// is never fed.
 pub(crate) fn fork_pages(prompt: usize, len: usize) -> usize {
     match len {
         0 | 1 => 0,

@@ -1,25 +1,26 @@
 //! Which sequence gets how many rows of the next step: integers in, a plan out.
 //!
-//! There is one rule and there are no phases. Every branch has a backlog, the tokens that it knows but has not
-//! computed, and a step spends its budget so that backlogs close. A prompt is a wide backlog, the next token of an
-//! answer a backlog of one; what comes back after a preemption or behind a shared prefix is a backlog as well.
+//! There is one rule and there are no phases. Every branch has a backlog, the tokens that it knows but has
+//! not computed, and a step spends its budget so that backlogs close. A prompt is a wide backlog, the next
+//! token of an answer a backlog of one; what comes back after a preemption or behind a shared prefix is a
+//! backlog as well.
 //!
 //! The order in which the budget is spent:
 //! 1. backlogs of one, oldest first: answers go on however long the prompts beside them are;
-//! 2. wider backlogs, oldest first, each at most three quarters of what is left as long as others stand behind
-//!    it: nobody waits for the whole of a long prompt, and among equals the oldest still ends first;
+//! 2. wider backlogs, oldest first, each at most three quarters of what is left as long as others stand
+//!    behind it: nobody waits for the whole of a long prompt, and among equals the oldest still ends first;
 //! 3. what the others left goes to the wide backlogs again, oldest first.
 //!
-//! Branches are always given in the order of arrival, so the oldest always moves and none starves. What a branch
-//! computes never depends on the plan (see `model`), only when.
+//! Branches are always given in the order of arrival, so the oldest always moves and none starves. What a
+//! branch computes never depends on the plan (see `model`), only when.
 //!
 //! A text of a bidirectional model is not cut: it is taken where all of it fits into what is left, and the
 //! oldest in any case, if need be alone in a step that is larger than the limits.
 //!
-//! Before the rows come the pages. A prompt has the pages for all that it knows when it begins; an answer needs
-//! one more every `PAGE` tokens. When there is none, the youngest answer is preempted: its pages go to whoever is
-//! older, it goes back to the head of the queue, and when its turn comes its backlog is everything that it knows,
-//! less what is still in the prefix tree.
+//! Before the rows come the pages. A prompt has the pages for all that it knows when it begins; an answer
+//! needs one more every `PAGE` tokens. When there is none, the youngest answer is preempted: its pages go to
+//! whoever is older, it goes back to the head of the queue, and when its turn comes its backlog is everything
+//! that it knows, less what is still in the prefix tree.
 
 use crate::error::{Error, Result};
 
@@ -256,7 +257,8 @@ mod tests {
         "2 | 1-1+4 1-1+4 -> 1 1 |",
         "1 | 1-1+4 1+4 1-1+4 -> 1 1 0 | 2",
         "0 | 1-1+4 1-1+4 1+4 -> 1 1 0 | 2",
-        // Who is preempted may have been about to need a page, or to wait for a caller; the youngest goes first.
+        // Who is preempted may have been about to need a page, or to wait for a caller; the youngest goes
+        // first.
         "0 | 1-1+1 1-1+4 0+4 -> 1 1 0 | 2",
         "0 | 1-1+1 1-1+1 1-1+1 -> 1 0 0 | 2 1",
         "0 | 1-2+1 1+1 1+1 1 -> 1 0 0 1 | 2 1",

@@ -5,11 +5,11 @@
 //! candidate   | page 3 | page 7 | page 4 ........ | page 9 ..
 //!               shared   shared   copied from 1     its own
 //! ```
-//! The row of a token tells the next one's log probability, so the first token of each candidate is
-//! known from the prompt's last row and the last token of each is never computed. What all candidates begin with
-//! is computed with the prompt, for it costs no step of its own there. (Deeper branches are not shared: a step
-//! more costs about as much as eight rows.) Candidates fork as room
-//! for their own pages is there: all at once if they are few, in waves if they are many.
+//! The row of a token tells the next one's log probability, so the first token of each candidate is known
+//! from the prompt's last row and the last token of each is never computed. What all candidates begin with is
+//! computed with the prompt, for it costs no step of its own there. (Deeper branches are not shared: a step
+//! more costs about as much as eight rows.) Candidates fork as room for their own pages is there: all at once
+//! if they are few, in waves if they are many.
 
 use super::branch::{Branch, Recurrent, Want};
 use super::model_runner::ModelRunner;
@@ -31,8 +31,8 @@ pub(super) struct Score {
     scores: Vec<Vec<f32>>,
     /// Pages for what candidates have of their own.
     pub room: Lease,
-    /// A slot for what a candidate has of its own, where the model has recurrent state: one at a time can always
-    /// be scored.
+    /// A slot for what a candidate has of its own, where the model has recurrent state: one at a time can
+    /// always be scored.
     pub spare: Option<Slot>,
     /// The prompt's pages, and the state after it, once it is computed.
     pub prompt: Holding,
@@ -188,7 +188,8 @@ impl Score {
         }
     }
 
-    /// `[0, full)` of a branch's pages are shared and released, `[full, ..)` are its own and go back to the room.
+    /// `[0, full)` of a branch's pages are shared and released, `[full, ..)` are its own and go back to the
+    /// room.
     fn retire(&mut self, mut branch: Branch, cache: &mut PrefixCache) {
         for group in 0..cache.groups().len() {
             self.room.append(branch.holding.split_from(group, self.prompt_len / PAGE));

@@ -1,9 +1,9 @@
 //! A request in work: its branches, what is done with their rows, its subscriber and its clock.
 //!
 //! A life: queued with no pages; begun with the pages for all tokens that it knows, some of them found in the
-//! prefix tree; its branches are put into steps and it absorbs what comes out; it may be preempted, and begins
-//! again; when it has ended, well or not, its pages are released and its last event is sent. Nothing in here
-//! knows other sequences.
+//! prefix tree; its branches are put into steps and it absorbs what comes out; it may be preempted, and
+//! begins again; when it has ended, well or not, its pages are released and its last event is sent. Nothing
+//! in here knows other sequences.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
@@ -134,8 +134,8 @@ impl Sequence {
         }
     }
 
-    /// Appends what the answer must begin with, so that it is computed together with the prompt. For a sequence
-    /// that has found no other to join: its subscribers hear of it at once.
+    /// Appends what the answer must begin with, so that it is computed together with the prompt. For a
+    /// sequence that has found no other to join: its subscribers hear of it at once.
     pub fn open(&mut self) {
         let Work::Decode(decode) = &mut self.work else { return };
         match decode.open(self.usage.prompt_tokens, &mut self.subscribers) {
@@ -264,8 +264,8 @@ impl Sequence {
         }
     }
 
-    /// Takes in what a step computed for one of its branches. True: an answer, which [`extend`](Self::extend) is to go on
-    /// with.
+    /// Takes in what a step computed for one of its branches. True: an answer, which [`extend`](Self::extend)
+    /// is to go on with.
     pub fn absorb(&mut self, branch: usize, part: &Part, cache: &mut PrefixCache) -> Result<bool> {
         if self.ended.is_some() {
             return Ok(false);
@@ -305,7 +305,8 @@ impl Sequence {
         Ok(false)
     }
 
-    /// The next token, and one more for each token of the draft that was right. `scratch` is a row to work in.
+    /// The next token, and one more for each token of the draft that was right. `scratch` is a row to work
+    /// in.
     pub fn extend(&mut self, part: &Part, scratch: &mut Logits) -> Result<()> {
         let drafted = self.branches[0].draft.as_ref().map_or(Vec::new(), |draft| draft.tokens.clone());
         self.accepted = 0;

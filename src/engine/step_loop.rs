@@ -9,11 +9,11 @@
 //! sweep    pages of what ended go back; statistics; then the events go out
 //! ```
 //! A cold burst: of the branches whose next page is the same one, the oldest computes it and the others stand
-//! still in that step. After it they find the page in the tree, and so on to the end of what they share. If the
-//! oldest goes away half-way, the next step simply has another oldest.
+//! still in that step. After it they find the page in the tree, and so on to the end of what they share. If
+//! the oldest goes away half-way, the next step simply has another oldest.
 //!
-//! Who waits for its caller's filter is *parked*: it takes no place in the step from others, and gives its pages to the
-//! queue's head when that has too few. So streams that nobody reads keep nobody waiting.
+//! Who waits for its caller's filter is *parked*: it takes no place in the step from others, and gives its
+//! pages to the queue's head when that has too few. So streams that nobody reads keep nobody waiting.
 //!
 //! Nothing in a turn walks the queue: see [`Index`].
 //!
@@ -282,8 +282,8 @@ impl Engine {
             && let Some(mut head) = self.waiting.first_entry()
         {
             let new = head.get().is_new();
-            // Those in work will each need a page of each group soon, and some more: who begins now must not take
-            // the last ones.
+            // Those in work will each need a page of each group soon, and some more: who begins now must not
+            // take the last ones.
             let outstanding: usize = self.running.iter().map(|it| it.outstanding(&self.cache)).sum();
             let spare = seated * self.cache.groups().len() + outstanding;
             if let Err(lacking) = head.get_mut().begin(&mut self.cache, spare) {
@@ -466,8 +466,8 @@ impl Engine {
         (places, backlogs)
     }
 
-    /// Whether an older branch computes a page that this one needs, so that it finds it in the tree next time. If
-    /// not, it computes its own next page, and younger ones find it here.
+    /// Whether an older branch computes a page that this one needs, so that it finds it in the tree next
+    /// time. If not, it computes its own next page, and younger ones find it here.
     fn another_computes(
         &mut self,
         (number, at): (usize, usize),
@@ -546,8 +546,9 @@ impl Engine {
         self.extend(answers);
     }
 
-    /// The next tokens of these sequences, in the order of their numbers. Each draws on its own, so all threads do:
-    /// grammars, penalties and a vocabulary of exponentials would keep one of them busy for longer than the model.
+    /// The next tokens of these sequences, in the order of their numbers. Each draws on its own, so all
+    /// threads do: grammars, penalties and a vocabulary of exponentials would keep one of them busy for
+    /// longer than the model.
     fn extend(&mut self, answers: Vec<(usize, Part)>) {
         let mut parts = answers.into_iter().peekable();
         let mut draws = Vec::with_capacity(parts.len());

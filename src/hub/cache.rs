@@ -4,12 +4,12 @@
 //! hub/models--org--name/blobs/<etag>                the bytes, once
 //!                       blobs/<etag>.incomplete     what has arrived so far
 //!                       snapshots/<commit>/<file>   a link to a blob
-//!                       refs/<revision>             the commit that a branch or tag meant when it was asked for
+//!                       refs/<revision>             the commit that a branch or tag meant last
 //!                       .no_exist/<commit>/<file>   known not to be in the repository
 //!     .locks/models--org--name/<etag>.lock
 //! ```
-//! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>. Sharing it means that a model which
-//! transformers downloaded is not downloaded again, and a transfer that it left half done goes on here.
+//! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>. Sharing it means that a model
+//! which transformers downloaded is not downloaded again, and a transfer that it left half done goes on here.
 
 use std::fs;
 use std::io;
@@ -95,7 +95,8 @@ impl RepoCache {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// Makes the blob appear in the snapshot under its name: a relative link, or a copy where links cannot be.
+    /// Makes the blob appear in the snapshot under its name: a relative link, or a copy where links cannot
+    /// be.
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<PathBuf> {
         let path = self.snapshot(commit).join(name);
         if path.is_file() {

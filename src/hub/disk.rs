@@ -13,8 +13,8 @@ use crate::small_file;
 /// How long anything sleeps between two looks at `cancelled`.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
-/// An exclusive lock that other processes see (`flock`), given back on drop or when the process dies. The file
-/// stays: removing it would let two processes hold "the" lock on two files of one name.
+/// An exclusive lock that other processes see (`flock`), given back on drop or when the process dies. The
+/// file stays: removing it would let two processes hold "the" lock on two files of one name.
 pub(super) struct Lock(#[allow(dead_code)] File);
 
 impl Lock {

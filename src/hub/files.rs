@@ -158,8 +158,8 @@ pub fn kind<'a>(names: &[&'a str], what: &str, how: &str) -> Result<Kind<'a>> {
     }
 }
 
-/// Whether a file of this name belongs to an adapter (LoRA and its kin, as peft writes them): it changes a model
-/// and is none.
+/// Whether a file of this name belongs to an adapter (LoRA and its kin, as peft writes them): it changes a
+/// model and is none.
 fn is_adapter(name: &str) -> bool {
     matches!(name, "adapter_config.json" | "adapter_model.safetensors" | "adapter_model.bin")
 }

@@ -4,8 +4,8 @@
 //! safetensors file, or a folder with `config.json`, safetensors and tokenizer. It reads no model.
 //!
 //! Three things hold for every form. What is in a cache is used without asking the network. Nothing becomes
-//! visible before it is whole and its hash, where one is known, is right, whatever is killed meanwhile. And nothing
-//! that was downloaded is run: pickles and Python files are never fetched.
+//! visible before it is whole and its hash, where one is known, is right, whatever is killed meanwhile. And
+//! nothing that was downloaded is run: pickles and Python files are never fetched.
 
 mod cache;
 mod disk;

@@ -1,6 +1,7 @@
 //! How a transfer tells its length, and how it is told to stop.
 
-/// Someone who watches a transfer. Called from one thread at a time, but from more than one thread over its life.
+/// Someone who watches a transfer. Called from one thread at a time, but from more than one thread over its
+/// life.
 pub trait Progress: Send + Sync {
     /// A transfer begins. `what` is for a person; `total` is in bytes, `None` where nobody knows it.
     fn start(&self, what: &str, total: Option<u64>);

@@ -196,8 +196,8 @@ impl Wish<'_> {
         Ok((self.cache.snapshot(commit), commit.clone()))
     }
 
-    /// A quantized checkpoint is refused before its weights are fetched. A configuration that cannot be read is
-    /// the loader's to refuse.
+    /// A quantized checkpoint is refused before its weights are fetched. A configuration that cannot be read
+    /// is the loader's to refuse.
     fn check_config(&self, path: &Path) -> Result<()> {
         match json::read_object(path) {
             Ok(Some(root)) => quantization::check(&root).context(self.repo),

@@ -74,7 +74,8 @@ pub(super) fn projection(projection: &Projection<'_>, x: &Rows) -> Result<()> {
     }
 }
 
-/// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and experts.
+/// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and
+/// experts.
 pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<()> {
     let (rows, dim) = x.dims();
     if a.row_count() != rows || a.experts().last().is_some_and(|(at, _)| *at >= experts.len()) {

@@ -1,7 +1,8 @@
 //! Mixture of experts: which experts each row of a step passes, and the experts themselves.
 //!
-//! Rows and their experts make *pairs*, sorted by expert and then by row, so that the rows of an expert are one block of a
-//! product. The outputs of a row's pairs are added in the order of their experts' numbers, whatever else is in the step.
+//! Rows and their experts make *pairs*, sorted by expert and then by row, so that the rows of an expert are
+//! one block of a product. The outputs of a row's pairs are added in the order of their experts' numbers,
+//! whatever else is in the step.
 
 use std::ops::Range;
 
@@ -37,9 +38,9 @@ pub struct Assignments {
 impl Assignments {
     /// The experts of rows of router logits, `[rows, experts]`.
     ///
-    /// As in transformers, the scores (softmax or sigmoid of the logits, in f32) decide; of equal ones the expert with the
-    /// lower number is chosen (what `torch.topk` chooses there is not defined). Renormalized weights are divided by
-    /// their sum, which is added up from the largest score down.
+    /// As in transformers, the scores (softmax or sigmoid of the logits, in f32) decide; of equal ones the
+    /// expert with the lower number is chosen (what `torch.topk` chooses there is not defined). Renormalized
+    /// weights are divided by their sum, which is added up from the largest score down.
     pub(super) fn new(logits: &[f32], experts: usize, routing: &Routing) -> Result<Assignments> {
         let top_k = routing.top_k;
         if top_k == 0 || top_k > experts || !logits.len().is_multiple_of(experts) {
@@ -148,7 +149,8 @@ mod tests {
     #[test]
     fn pairs_are_sorted_by_expert_and_rows_know_theirs() {
         let ln = f32::ln;
-        // Row 0 passes experts 3 and 1, row 1 experts 0 and 3, row 2 (all equal) the two with the lowest numbers.
+        // Row 0 passes experts 3 and 1, row 1 experts 0 and 3, row 2 (all equal) the two with the lowest
+        // numbers.
         let logits = [0.0, ln(3.0), 0.0, ln(5.0), ln(6.0), 0.0, 0.0, ln(2.0), 7.0, 7.0, 7.0, 7.0];
         let a = Assignments::new(&logits, 4, &TOP2).unwrap();
         assert_eq!(a.experts(), [(0, 0..2), (1, 2..4), (3, 4..6)]);

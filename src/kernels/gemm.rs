@@ -35,15 +35,15 @@ pub(super) struct Input<'a> {
     pub(super) bytes: Option<&'a Quantized>,
 }
 
-/// Some rows, and the products that they pass: computed one after the other over the same columns, of which all have
-/// as many.
+/// Some rows, and the products that they pass: computed one after the other over the same columns, of which
+/// all have as many.
 pub(super) struct Group<'a> {
     pub(super) rows: Range<usize>,
     pub(super) list: &'a [Product<'a>],
 }
 
-/// Computes products of the same rows. Those of one list are computed one after the other over the same columns
-/// (and have as many); lists are independent.
+/// Computes products of the same rows. Those of one list are computed one after the other over the same
+/// columns (and have as many); lists are independent.
 pub(super) fn products(
     pool: &Pool,
     isa: Isa,
@@ -55,8 +55,8 @@ pub(super) fn products(
     grouped(pool, isa, name, x, &groups)
 }
 
-/// A grouped GEMM: as [`products`], but each list is for rows of its own, and all share the threads. No two groups
-/// have a row and an output in common.
+/// A grouped GEMM: as [`products`], but each list is for rows of its own, and all share the threads. No two
+/// groups have a row and an output in common.
 pub(super) fn grouped(
     pool: &Pool,
     isa: Isa,

@@ -1,8 +1,9 @@
 //! The gated short convolution of LFM2 on the CPU: `y = C * (bias + conv(B * x))`, causal and depthwise.
 //!
-//! A row needs the products `B * x` of the `kernel - 1` positions before it: of rows of the same step, or of the
-//! state, which is just these. They are recomputed for each row rather than kept, so rows depend on nothing that
-//! another task computes. The sum over the taps goes from the oldest position to the row's own, whatever the step.
+//! A row needs the products `B * x` of the `kernel - 1` positions before it: of rows of the same step, or of
+//! the state, which is just these. They are recomputed for each row rather than kept, so rows depend on
+//! nothing that another task computes. The sum over the taps goes from the oldest position to the row's own,
+//! whatever the step.
 
 use std::ops::Range;
 

@@ -61,8 +61,8 @@ impl Attention {
         })
     }
 
-    /// What the queries gather, `[rows, heads * head_dim]`, before the output projection. All rows leave keys and
-    /// values in the cache.
+    /// What the queries gather, `[rows, heads * head_dim]`, before the output projection. All rows leave keys
+    /// and values in the cache.
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let (c, ops) = (&self.config, project.ops);
         let (q, k, v) = ((Part::Q, &self.q), (Part::K, &self.k), (Part::V, &self.v));

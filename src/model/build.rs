@@ -67,8 +67,9 @@ impl TensorLoader<'_> {
         })
     }
 
-    /// The embedding, and the head where that is another matrix. A stored head counts, whatever the configuration says of
-    /// tying; in a tied file it may be the only one of the two that is stored. A base model may have neither.
+    /// The embedding, and the head where that is another matrix. A stored head counts, whatever the
+    /// configuration says of tying; in a tied file it may be the only one of the two that is stored. A base
+    /// model may have neither.
     fn embed_and_head(&self) -> Result<(WeightTensor, Option<Linear>)> {
         let shape = [self.config.vocab, self.config.hidden];
         let (tied, has_head) = (self.config.tied, self.has(Part::Head, None));
@@ -124,8 +125,8 @@ impl TensorLoader<'_> {
         self.projection(part, weight, self.bias(bias, part, at, rows)?, heads)
     }
 
-    /// Projections of the same rows out of one matrix, whose rows are theirs in this order; each with the heads that
-    /// interleaved rows go back to.
+    /// Projections of the same rows out of one matrix, whose rows are theirs in this order; each with the
+    /// heads that interleaved rows go back to.
     pub fn split<const N: usize>(
         &self,
         part: Part,
@@ -167,8 +168,9 @@ impl TensorLoader<'_> {
         Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, outlier: outlier(part) })
     }
 
-    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed. Embedding and head stay at 6 bits or more: all else passes through them,
-    /// and at fewer the answers suffer first there.
+    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed.
+    /// Embedding and head stay at 6 bits or more: all else passes through them, and at fewer the answers
+    /// suffer first there.
     fn quantized(&self, weight: WeightTensor, part: Part) -> Result<WeightTensor> {
         let Some(to) = self.to.filter(|_| part != Part::Router) else { return Ok(weight) };
         let bits = 8 * to.block_bytes() / to.block_len();
@@ -230,8 +232,8 @@ impl TensorLoader<'_> {
         }
     }
 
-    /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type. Floats take the
-    /// factor in; blocks could not without being rounded again.
+    /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type.
+    /// Floats take the factor in; blocks could not without being rounded again.
     fn scaled(&self, tensor: WeightTensor, scale: &str) -> Result<WeightTensor> {
         if !self.weights.contains(scale) {
             return Ok(tensor);
@@ -288,8 +290,8 @@ impl TensorLoader<'_> {
         Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
     }
 
-    /// Rows of each head from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): llama.cpp's converter pairs
-    /// dimension i with its partner for a RoPE that turns neighbours, ours turns i with i + head_dim/2.
+    /// Rows of each head from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): llama.cpp's converter
+    /// pairs dimension i with its partner for a RoPE that turns neighbours, ours turns i with i + head_dim/2.
     fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
         let rows = tensor.shape[0];
@@ -305,9 +307,10 @@ impl TensorLoader<'_> {
     }
 }
 
-/// Which activations are outliers ([`Linear::outlier`]). Measured on SmolLM2-135M Q4_1 and Gemma 3 270M Q4_K_M: how far the
-/// next token's probabilities move from those of exact activations. The head's come first, and cost a prompt nothing: only rows
-/// that are sampled pass through it. Of the others, those of the output projection are the fewest.
+/// Which activations are outliers ([`Linear::outlier`]). Measured on SmolLM2-135M Q4_1 and Gemma 3 270M
+/// Q4_K_M: how far the next token's probabilities move from those of exact activations. The head's come
+/// first, and cost a prompt nothing: only rows that are sampled pass through it. Of the others, those of the
+/// output projection are the fewest.
 fn outlier(part: Part) -> f32 {
     match part {
         Part::Embed | Part::Head => 4.0,

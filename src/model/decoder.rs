@@ -1,5 +1,5 @@
-//! One forward pass for every family: the [`Config`] says which mixer and which feed-forward a layer has, and what is
-//! scaled, capped, windowed and rotated.
+//! One forward pass for every family: the [`Config`] says which mixer and which feed-forward a layer has, and
+//! what is scaled, capped, windowed and rotated.
 //!
 //! The pass takes the ragged batch ([`Step`]) and the paged cache, and returns the final hidden state of the
 //! rows that were asked for. It names no device: [`Ops`] was chosen once, at construction. It holds no
@@ -57,8 +57,8 @@ pub(super) struct Queries<'a> {
     pub tables: Vec<RopeTable>,
 }
 
-/// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`. The two are
-/// apart because a product can add its result where it belongs.
+/// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`.
+/// The two are apart because a product can add its result where it belongs.
 pub(super) struct Branch<'a> {
     pub rows: Rows,
     pub projection: Option<Named<'a>>,
@@ -95,8 +95,8 @@ impl Decoder {
         self.ops.kv_cache(&self.kv_layout(), pages)?.with_slots(slots, self.ops.device())
     }
 
-    /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so its
-    /// windows give nothing back.
+    /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so
+    /// its windows give nothing back.
     pub fn kv_layout(&self) -> KvLayout {
         let paged = self.layers.iter().filter_map(|layer| layer.mixer.paged());
         let layers = paged.map(|(shape, window)| (shape, window.filter(|_| self.config.causal)));

@@ -1,5 +1,5 @@
-//! A mixture of experts: the router's choice, and the experts' matrices, one each, packed from whatever the checkpoint has: one
-//! tensor an expert, or all experts of a layer in one.
+//! A mixture of experts: the router's choice, and the experts' matrices, one each, packed from whatever the
+//! checkpoint has: one tensor an expert, or all experts of a layer in one.
 
 use super::build::TensorLoader;
 use super::decoder::Branch;

@@ -1,5 +1,6 @@
-//! The seats of the feed-forwards: what looks at one position alone. A new one is a variant of [`FeedForwardConfig`] and of
-//! [`FeedForward`], and, if it is larger than the dense one, a file beside this one.
+//! The seats of the feed-forwards: what looks at one position alone. A new one is a variant of
+//! [`FeedForwardConfig`] and of [`FeedForward`], and, if it is larger than the dense one, a file beside this
+//! one.
 
 use super::build::TensorLoader;
 use super::decoder::Branch;
@@ -81,8 +82,8 @@ impl Dense {
     }
 }
 
-/// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice the
-/// height, with no gate beside it.
+/// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice
+/// the height, with no gate beside it.
 fn fused_gate_up(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Option<Part> {
     let at = Some(layer);
     if !c.gate || c.fused == Presence::Never {

@@ -1,5 +1,5 @@
-//! Names for what a model computes with: one from all that is small and samples of the rest, and one from every byte,
-//! when something that outlives the process is kept under it.
+//! Names for what a model computes with: one from all that is small and samples of the rest, and one from
+//! every byte, when something that outlives the process is kept under it.
 //!
 //! # Which changes show
 //!
@@ -32,8 +32,8 @@ const WHOLE: usize = 1 << 20;
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: usize = 4096;
 
-/// What a model is known by. Computed when it is asked for: to hash a small model whole takes a third of the time that
-/// loading it does.
+/// What a model is known by. Computed when it is asked for: to hash a small model whole takes a third of the
+/// time that loading it does.
 pub struct Identity {
     /// Options and the files beside the weights.
     around: Sum,
@@ -78,8 +78,8 @@ impl Identity {
         })
     }
 
-    /// 16 hexadecimal digits; see the module for what shows in them. If a file has changed since it was loaded, nobody
-    /// can tell any more what was: then they are like no other's.
+    /// 16 hexadecimal digits; see the module for what shows in them. If a file has changed since it was
+    /// loaded, nobody can tell any more what was: then they are like no other's.
     pub fn fingerprint(&self) -> &str {
         &self.sum().1
     }

@@ -92,8 +92,8 @@ type Slot = Arc<Mutex<Weak<Model>>>;
 
 type Loaded = Mutex<HashMap<Key, Slot>>;
 
-/// What this process has loaded. A forked child has a list of its own: the locks of its parent's may be held by
-/// threads that it does not have. None for a child of so many generations that there is no list left.
+/// What this process has loaded. A forked child has a list of its own: the locks of its parent's may be held
+/// by threads that it does not have. None for a child of so many generations that there is no list left.
 fn loaded() -> Option<&'static Loaded> {
     static LOADED: [OnceLock<(u32, Loaded)>; 16] = [const { OnceLock::new() }; 16];
     let process = std::process::id();
@@ -373,8 +373,8 @@ fn companions(folder: &Path) -> Vec<(String, PathBuf)> {
 }
 
 /// A tokenizer that belongs to another model would index beyond the embedding. Control tokens may lie there
-/// (Gemma 3 1B has one for images, and no row for it): no text becomes one unless a template writes it, and then
-/// the engine refuses the prompt.
+/// (Gemma 3 1B has one for images, and no row for it): no text becomes one unless a template writes it, and
+/// then the engine refuses the prompt.
 fn check_tokenizer(files: &Files) -> Result<()> {
     let (tokens, rows) = (files.tokenizer.vocab_size(), files.config.vocab);
     let beyond = (rows..tokens)

@@ -1,5 +1,5 @@
-//! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file beside this
-//! one, and an arm in each match here.
+//! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file
+//! beside this one, and an arm in each match here.
 
 use super::attention::Attention;
 use super::build::TensorLoader;
@@ -28,8 +28,8 @@ pub(super) struct MixerInput<'a> {
     /// The rows of the step, normed: `[rows, hidden]`.
     pub x: &'a Rows,
     pub all: &'a Queries<'a>,
-    /// Those whose output is wanted, if not all are: of the last layer, the others are wanted for what they leave in the
-    /// cache alone.
+    /// Those whose output is wanted, if not all are: of the last layer, the others are wanted for what they
+    /// leave in the cache alone.
     pub some: Option<&'a Rows>,
     /// The same rows as a step of their own; `all` where all are wanted.
     pub queries: &'a Queries<'a>,

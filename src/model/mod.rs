@@ -1,7 +1,8 @@
 //! A loaded model: the weights as a [`Decoder`], the [`Tokenizer`] and the [`ChatTemplate`].
 //!
-//! A [`Model`] is immutable and shared; it holds no conversation. Whoever wants text from it runs an engine over
-//! it (`Lm`), which owns the key/value cache. The same files loaded twice with the same options are one Model.
+//! A [`Model`] is immutable and shared; it holds no conversation. Whoever wants text from it runs an engine
+//! over it (`Lm`), which owns the key/value cache. The same files loaded twice with the same options are one
+//! Model.
 
 mod attention;
 pub mod build;
@@ -68,8 +69,8 @@ pub struct Chat<'a> {
     pub tools: Option<&'a Value>,
     /// Variables for the template (`enable_thinking`, `date_string`, …), and what else transformers takes
     /// beside the messages: `documents`; `add_generation_prompt`, which ends the prompt where the answer
-    /// begins (so it is unless told otherwise); `continue_final_message`, which ends it with the last message's
-    /// own text instead (true, or the field of the message that is to be continued).
+    /// begins (so it is unless told otherwise); `continue_final_message`, which ends it with the last
+    /// message's own text instead (true, or the field of the message that is to be continued).
     pub arguments: &'a Map<String, Value>,
 }
 
@@ -102,14 +103,14 @@ impl Model {
         self.revision.as_deref()
     }
 
-    /// Names the weights and how they are computed with: 16 hexadecimal digits over all small tensors and samples
-    /// of each large one.
+    /// Names the weights and how they are computed with: 16 hexadecimal digits over all small tensors and
+    /// samples of each large one.
     pub fn fingerprint(&self) -> &str {
         self.identity.fingerprint()
     }
 
-    /// The same over every byte: 32 hexadecimal digits, for what outlives this process. The first time it reads
-    /// the files again, unless a process of this user has done so before.
+    /// The same over every byte: 32 hexadecimal digits, for what outlives this process. The first time it
+    /// reads the files again, unless a process of this user has done so before.
     ///
     /// # Errors
     /// `ModelFile` if a file has changed or gone since it was loaded, `Cancelled` when the progress says so.
@@ -213,8 +214,8 @@ impl Model {
         Ok(ChatPrompt { rendered, ids: OnceLock::new() })
     }
 
-    /// The ids that the decoder is given for a prompt, with what the tokenizer puts before a text (BOS). What it
-    /// puts after a complete text (EOS) is left out: a prompt is to be continued.
+    /// The ids that the decoder is given for a prompt, with what the tokenizer puts before a text (BOS). What
+    /// it puts after a complete text (EOS) is left out: a prompt is to be continued.
     pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.to_vec()),
@@ -271,8 +272,8 @@ impl Model {
         };
         let Some((first, others)) = texts.split_first() else { return Ok(Vec::new()) };
         let mut found = vec![whole(first)?];
-        // The whole prompt is tokenized once more for the first text. For the others its last turn is enough, if
-        // it gives the same for the first.
+        // The whole prompt is tokenized once more for the first text. For the others its last turn is enough,
+        // if it gives the same for the first.
         let tail = if special { self.tail(before, literals, prompt_ids)? } else { None };
         let after = |(tail, literals, ids): &Tail, text: &String| -> Result<Option<Vec<u32>>> {
             let all = self.encode_after(tail, literals, text, true)?;
@@ -308,8 +309,8 @@ impl Model {
         self.tokenizer.encode_with_literals(&whole, &literals)
     }
 
-    /// What stands behind the last control token of a prompt, for nothing merges across one; with its literals
-    /// and its ids.
+    /// What stands behind the last control token of a prompt, for nothing merges across one; with its
+    /// literals and its ids.
     fn tail(&self, text: &str, literals: &[Range<usize>], ids: &[u32]) -> Result<Option<Tail>> {
         let start = ids.iter().rposition(|id| self.tokenizer.is_special(*id)).map_or(0, |at| at + 1);
         let ids = ids.get(start..).unwrap_or_default();
@@ -323,7 +324,8 @@ impl Model {
         Ok(same.then(|| (tail, literals, ids.to_vec())))
     }
 
-    /// Most templates write the BOS themselves: what goes before a text is added where it does not stand there.
+    /// Most templates write the BOS themselves: what goes before a text is added where it does not stand
+    /// there.
     fn with_prefix(&self, ids: Vec<u32>) -> Vec<u32> {
         let prefix = self.tokenizer.prefix();
         if prefix.first().is_some_and(|bos| ids.first() == Some(bos)) { ids } else { [prefix, &ids].concat() }

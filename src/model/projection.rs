@@ -1,16 +1,17 @@
 //! Projections by name, and what may be added to their outputs: the seam for adapters.
 //!
-//! Nothing in a mixer or a feed-forward knows of adapters. Each projection passes through a [`Projector`], which asks
-//! whether something is to be added to its rows, and hands it to the product: it enters before the epilogue (an
-//! activation, a gate, the residual sum), where the product of a changed weight would.
+//! Nothing in a mixer or a feed-forward knows of adapters. Each projection passes through a [`Projector`],
+//! which asks whether something is to be added to its rows, and hands it to the product: it enters before the
+//! epilogue (an activation, a gate, the residual sum), where the product of a changed weight would.
 
 use crate::config::Activation;
 use crate::error::Result;
 use crate::kernels::{Linear, Ops, Projection, Rows};
 use crate::weights::names::Part;
 
-/// Which projection of which layer: [`Part::Q`], [`Part::K`], [`Part::V`], [`Part::O`], [`Part::Gate`], [`Part::Up`],
-/// [`Part::Down`], [`Part::ConvIn`] or [`Part::ConvOut`], also where the checkpoint stores several in one matrix.
+/// Which projection of which layer: [`Part::Q`], [`Part::K`], [`Part::V`], [`Part::O`], [`Part::Gate`],
+/// [`Part::Up`], [`Part::Down`], [`Part::ConvIn`] or [`Part::ConvOut`], also where the checkpoint stores
+/// several in one matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProjectionId {
     pub layer: usize,
@@ -19,8 +20,8 @@ pub struct ProjectionId {
 
 /// What is added to the outputs of projections.
 pub trait Deltas: Sync {
-    /// For the inputs `x` `[rows, in]` of a projection what is added to its outputs, `[rows, out]`; `None`: nothing.
-    /// `rows` are the numbers of these rows in the step, or `None` if they are all of it.
+    /// For the inputs `x` `[rows, in]` of a projection what is added to its outputs, `[rows, out]`; `None`:
+    /// nothing. `rows` are the numbers of these rows in the step, or `None` if they are all of it.
     ///
     /// # Errors
     /// What the operations say.

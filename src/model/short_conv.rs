@@ -1,5 +1,6 @@
-//! LFM2's gated short convolution: `in_proj` makes B, C and x of each position, `y = C * conv(B * x)`, and `out_proj`
-//! follows. `conv` is causal and depthwise; its taps are those of `torch.nn.Conv1d`, the last of them the position's own.
+//! LFM2's gated short convolution: `in_proj` makes B, C and x of each position, `y = C * conv(B * x)`, and
+//! `out_proj` follows. `conv` is causal and depthwise; its taps are those of `torch.nn.Conv1d`, the last of
+//! them the position's own.
 
 use super::build::TensorLoader;
 use super::decoder::Branch;
@@ -42,8 +43,8 @@ impl ShortConv {
         })
     }
 
-    /// `[rows, hidden]`, before the output projection. All rows pass, also those whose output nobody wants: the state
-    /// is made of them.
+    /// `[rows, hidden]`, before the output projection. All rows pass, also those whose output nobody wants:
+    /// the state is made of them.
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let ops = project.ops;
         let x = project.linear((Part::ConvIn, &self.in_proj), input.x, None)?;

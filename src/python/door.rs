@@ -17,9 +17,9 @@ pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send
     py.detach(|| guarded(work)).map_err(|error| to_python(py, &error))
 }
 
-/// Calls `look` with the GIL released, again and again until it has something; Ctrl-C ends the waiting. `look`
-/// gets the time that it may wait: a tick in the thread that would see Ctrl-C, and for ever in all others, so
-/// that any number of them wait at no cost.
+/// Calls `look` with the GIL released, again and again until it has something; Ctrl-C ends the waiting.
+/// `look` gets the time that it may wait: a tick in the thread that would see Ctrl-C, and for ever in all
+/// others, so that any number of them wait at no cost.
 pub fn wait<T: Send>(
     py: Python<'_>,
     mut look: impl FnMut(Duration) -> Result<Option<T>> + Send,

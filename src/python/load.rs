@@ -84,8 +84,8 @@ pub fn content_hash(
     watched(py, progress, move |progress| model.content_hash(&*progress).map(str::to_string))
 }
 
-/// Runs `work` on a thread of its own and calls `progress(what, total, done)` here; if the caller is interrupted,
-/// the work is told, and stops by itself soon after.
+/// Runs `work` on a thread of its own and calls `progress(what, total, done)` here; if the caller is
+/// interrupted, the work is told, and stops by itself soon after.
 pub fn watched<T: Send + 'static>(
     py: Python<'_>,
     progress: Option<Bound<'_, PyAny>>,

@@ -19,8 +19,8 @@ pub struct PyModel(pub Arc<Model>);
 
 #[pymethods]
 impl PyModel {
-    /// Loads a model; the same source with the same options shares its weights. `fetch` is called once the other
-    /// options are known to be right, for the path, name and revision of a source that Python resolves.
+    /// Loads a model; the same source with the same options shares its weights. `fetch` is called once the
+    /// other options are known to be right, for the path, name and revision of a source that Python resolves.
     #[staticmethod]
     #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
         quantize=None, context_length=None, threads=None, chat_template=None, progress=None, fetch=None))]
@@ -236,7 +236,8 @@ impl PyModel {
     }
 }
 
-/// Messages in the one spelling that templates know: no null fields, no old names. `name` is how errors call them.
+/// Messages in the one spelling that templates know: no null fields, no old names. `name` is how errors call
+/// them.
 #[pyfunction]
 pub fn plain_messages<'py>(messages: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     let py = messages.py();

@@ -165,8 +165,8 @@ macro_rules! by_name {
                 format!("{}", self.sampler)
             }
 
-            /// No `__clear__`: as a tuple it cannot be changed, so there is something else in every cycle that
-            /// can.
+            /// No `__clear__`: as a tuple it cannot be changed, so there is something else in every cycle
+            /// that can.
             fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
                 self.filters.iter().try_for_each(|callable| visit.call(callable))
             }
@@ -310,8 +310,8 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// To be called when the interpreter begins to end: no filter is called from now on, and those that run get
-/// `seconds` to return. Python ends a daemon thread that is in Python code by unwinding its stack, and with our
-/// frames on it that would abort the process (CPython before 3.14).
+/// `seconds` to return. Python ends a daemon thread that is in Python code by unwinding its stack, and with
+/// our frames on it that would abort the process (CPython before 3.14).
 #[pyfunction]
 pub fn end_filters(py: Python<'_>, seconds: f64) {
     ENDING.store(true, SeqCst);

@@ -1,7 +1,7 @@
 //! How asyncio learns of news without a thread for each request: many generations, one queue of keys.
 //!
-//! The engine's thread pushes a key and wakes whoever waits; it never takes the GIL. One thread of Python waits
-//! here and wakes its event loops.
+//! The engine's thread pushes a key and wakes whoever waits; it never takes the GIL. One thread of Python
+//! waits here and wakes its event loops.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -8,9 +8,10 @@ use super::chain::Filter;
 use crate::config::generation::Generation;
 use crate::error::{Error, Result};
 
-/// The table of the fields, in the order in which they print: each row is a field's documentation, its name and
-/// its kind, and for a number the value of no effect and the range. Whatever goes over all fields is made of this
-/// table, in Rust and (as [`FIELDS`]) in Python; what a field does stands in [`sampler`](super::sampler).
+/// The table of the fields, in the order in which they print: each row is a field's documentation, its name
+/// and its kind, and for a number the value of no effect and the range. Whatever goes over all fields is made
+/// of this table, in Rust and (as [`FIELDS`]) in Python; what a field does stands in
+/// [`sampler`](super::sampler).
 macro_rules! for_each_field {
     ($then:ident) => {
         $then! {
@@ -68,8 +69,8 @@ macro_rules! define_fields {
     ($($(#[$doc:meta])* $name:ident: $kind:ident $(($off:literal, $range:ident))?;)*) => {
         /// What a user may set. `None` is "not given": off, and for the temperature 1.
         ///
-        /// Penalties of no effect (repetition 1, the others 0), `top_p` 1, `typical_p` 1 and `min_p` 0 are off
-        /// too.
+        /// Penalties of no effect (repetition 1, the others 0), `top_p` 1, `typical_p` 1 and `min_p` 0 are
+        /// off too.
         #[derive(Clone, Default)]
         pub struct SamplerFields {
             $($(#[$doc])* pub $name: Option<type_of!($kind)>,)*

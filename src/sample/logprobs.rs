@@ -1,7 +1,8 @@
 //! Log probabilities of tokens under the model itself: the softmax of the raw logits, before any filter.
 //!
 //! Raw, because they then say what the model believes, are the same for every sampler, and add up to the
-//! likelihood of a text. Sums are in f64 and in one order, so they are the same bits however a row came about.
+//! likelihood of a text. Sums are in f64 and in one order, so they are the same bits however a row came
+//! about.
 
 use super::logits::model_fault;
 use super::{select, softmax};

@@ -24,8 +24,8 @@
 //!
 //! Bias, penalties and the user's filters are edits of the whole row ([`Sampler::prepare`],
 //! [`Sampler::run_filters`]). The rest narrows and draws ([`Sampler::finish`]). They are separate so that an
-//! engine can run user code on the thread of its caller. What a grammar forbids is masked before all of them, and
-//! once more after that code.
+//! engine can run user code on the thread of its caller. What a grammar forbids is masked before all of them,
+//! and once more after that code.
 //!
 //! The draw is a pure function of (logits, seed, position): see [`rng`]. Every sum has one order, and the
 //! exponential is our own ([`softmax`]), so that machines agree bit for bit as well.

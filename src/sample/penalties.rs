@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 
 /// Adds a number to the logits of named tokens.
 ///
-/// As in OpenAI's API: -100 as good as forbids a token, +100 as good as forces it. `-inf` forbids it for sure.
+/// As in OpenAI's API: -100 as good as forbids a token, +100 as good as forces it. `-inf` forbids it for
+/// sure.
 pub struct LogitBias(pub BTreeMap<u32, f64>);
 
 impl Filter for LogitBias {
@@ -59,8 +60,8 @@ impl Filter for RepetitionPenalty {
     }
 }
 
-/// Subtracts `count * frequency + presence` from the logit of each token of the answer so far, where `count` is
-/// how often it is there. The prompt does not count. (OpenAI's definition.)
+/// Subtracts `count * frequency + presence` from the logit of each token of the answer so far, where `count`
+/// is how often it is there. The prompt does not count. (OpenAI's definition.)
 pub struct CountPenalty {
     pub frequency: f64,
     pub presence: f64,

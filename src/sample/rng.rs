@@ -1,8 +1,8 @@
 //! Random numbers by counter: what is drawn for a position depends on (seed, position) and nothing else.
 //!
 //! A generator with state would tie a token to how many draws came before it, and so to retries, preemption
-//! and what shares the batch. Here the key of ChaCha8 is the seed and its nonce is the position, so a draw can be
-//! repeated at any time, in any order, on any thread.
+//! and what shares the batch. Here the key of ChaCha8 is the seed and its nonce is the position, so a draw
+//! can be repeated at any time, in any order, on any thread.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

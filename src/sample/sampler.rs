@@ -56,8 +56,8 @@ impl Sampler {
         Sampler(Arc::new(Inner { fields, edits, narrowing }))
     }
 
-    /// This sampler with the fields that are given replaced. To switch one off, clone [`Sampler::fields`], set
-    /// it to `None`, and make a new sampler.
+    /// This sampler with the fields that are given replaced. To switch one off, clone [`Sampler::fields`],
+    /// set it to `None`, and make a new sampler.
     ///
     /// # Errors
     /// As [`Sampler::new`].
@@ -112,8 +112,8 @@ impl Sampler {
         self.finish(logits, seed, position)
     }
 
-    /// Checks the model's row, then everything before the user's filters: `first` (a grammar's mask: what it forbids
-    /// then costs nothing further), bias and penalties.
+    /// Checks the model's row, then everything before the user's filters: `first` (a grammar's mask: what it
+    /// forbids then costs nothing further), bias and penalties.
     pub fn prepare(&self, logits: &mut Logits, history: &History, first: Option<&dyn Filter>) -> Result<()> {
         logits.max_or(model_fault)?;
         if let Some(first) = first {

@@ -71,8 +71,8 @@ enum SpacePrefix {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a folder with a `tokenizer.json`. `tokenizer_config.json`, `special_tokens_map.json` and
-    /// `added_tokens.json` beside it name special tokens and may add some, as in transformers 5.
+    /// The tokenizer of a folder with a `tokenizer.json`. `tokenizer_config.json`, `special_tokens_map.json`
+    /// and `added_tokens.json` beside it name special tokens and may add some, as in transformers 5.
     /// Truncation, padding and BPE dropout, which are for training, are switched off.
     ///
     /// # Errors
@@ -93,8 +93,8 @@ impl Tokenizer {
         gguf::load(meta)
     }
 
-    /// The tokenizer inside a GGUF file, or the `tokenizer.json` in the folder `beside` it where the file's own
-    /// is of a kind that is not known, or missing. It must have the same tokens.
+    /// The tokenizer inside a GGUF file, or the `tokenizer.json` in the folder `beside` it where the file's
+    /// own is of a kind that is not known, or missing. It must have the same tokens.
     ///
     /// # Errors
     /// As [`Tokenizer::from_gguf`] where there is no `tokenizer.json`, else as [`Tokenizer::from_hf`];

@@ -94,8 +94,8 @@ impl Bytes {
         Ok(Bytes { owner: self.owner.clone(), range: start..start + range.len() })
     }
 
-    /// Says that these bytes are not needed soon: whole pages of a mapped file go back to the system, which reads them
-    /// again if they are touched.
+    /// Says that these bytes are not needed soon: whole pages of a mapped file go back to the system, which
+    /// reads them again if they are touched.
     pub fn release(&self) {
         #[cfg(unix)]
         if let Owner::Map(map) = &*self.owner {
@@ -103,7 +103,8 @@ impl Bytes {
             let from = self.range.start.next_multiple_of(PAGE);
             let to = self.range.end / PAGE * PAGE;
             if from < to {
-                // SAFETY: the map is of a file and is never written to, so dropped pages come back as they were.
+                // SAFETY: the map is of a file and is never written to, so dropped pages come back as they
+                // were.
                 let _ = unsafe {
                     map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from)
                 };
@@ -111,7 +112,8 @@ impl Bytes {
         }
     }
 
-    /// Whether both are the same range of the same memory, which is how shared weights are told from equal ones.
+    /// Whether both are the same range of the same memory, which is how shared weights are told from equal
+    /// ones.
     pub fn same(&self, other: &Bytes) -> bool {
         Arc::ptr_eq(&self.owner, &other.owner) && self.range == other.range
     }

@@ -2,8 +2,8 @@
 //!
 //! [`Weights`] maps a tensor's name to its bytes; it comes from a GGUF file ([`gguf`]) or from safetensors
 //! ([`safetensors`]). Nothing is converted or copied here: a [`WeightTensor`] is a slice of the mapped file
-//! with a type and a shape (f64 alone becomes f32 here). [`blocks`] says what the bytes mean, [`quantize`] makes
-//! smaller ones at load.
+//! with a type and a shape (f64 alone becomes f32 here). [`blocks`] says what the bytes mean, [`quantize`]
+//! makes smaller ones at load.
 //!
 //! The readers trust nothing: every count is held against the bytes that are left before memory is asked
 //! for, every size is computed with checks, and every failure is an error that names the file. One tensor of
@@ -228,9 +228,9 @@ impl Weights {
     /// A tensor by name; shares the file's memory, but for f64, which becomes f32.
     ///
     /// # Errors
-    /// `ModelFile` naming the file and the tensor when there is none of that name, or when an f64 is beyond f32.
-    /// `UnsupportedModel` naming the type when it is stored in a format that is not read, and the format of a
-    /// quantized checkpoint where other tensors beside it tell.
+    /// `ModelFile` naming the file and the tensor when there is none of that name, or when an f64 is beyond
+    /// f32. `UnsupportedModel` naming the type when it is stored in a format that is not read, and the format
+    /// of a quantized checkpoint where other tensors beside it tell.
     pub fn get(&self, name: &str) -> Result<WeightTensor> {
         let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let (path, bytes) = self.files.get(entry.file).ok_or_else(|| self.missing(name))?;
@@ -303,7 +303,8 @@ impl Weights {
         self.files.iter().map(|(path, _)| path.as_path())
     }
 
-    /// Each file with its bytes, and where its tensors begin and end: ascending, with 0 and the file's length.
+    /// Each file with its bytes, and where its tensors begin and end: ascending, with 0 and the file's
+    /// length.
     pub fn extents(&self) -> Vec<(&Path, &[u8], Vec<usize>)> {
         let mut extents: Vec<_> =
             self.files.iter().map(|(path, bytes)| (path.as_path(), &**bytes, vec![0, bytes.len()])).collect();

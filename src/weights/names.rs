@@ -1,7 +1,7 @@
 //! One name for each part of a decoder, whatever the checkpoint calls it.
 //!
-//! Two naming worlds are known: the modules of transformers (`model.layers.0.self_attn.q_proj.weight`) and GGUF
-//! (`blk.0.attn_q.weight`). A new family is a spelling in [`TABLE`], never code elsewhere.
+//! Two naming worlds are known: the modules of transformers (`model.layers.0.self_attn.q_proj.weight`) and
+//! GGUF (`blk.0.attn_q.weight`). A new family is a spelling in [`TABLE`], never code elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -103,8 +103,8 @@ impl Part {
     }
 }
 
-/// Where the decoder stands in a checkpoint of transformers, and its head: alone, headless, or inside a model of pictures
-/// or sound.
+/// Where the decoder stands in a checkpoint of transformers, and its head: alone, headless, or inside a model
+/// of pictures or sound.
 const PLACES: &[(&str, &str)] = &[
     ("model.", "lm_head"),
     ("", "lm_head"),
@@ -117,15 +117,15 @@ const PLACES: &[(&str, &str)] = &[
 /// How one checkpoint spells the parts.
 pub enum Names {
     Gguf {
-        /// Norms after attention and MLP too; without them some architectures (seed_oss) call the norm before the MLP
-        /// `post_attention_norm`.
+        /// Norms after attention and MLP too; without them some architectures (seed_oss) call the norm before
+        /// the MLP `post_attention_norm`.
         post_norms: bool,
     },
     Transformers {
         prefix: &'static str,
         head: &'static str,
-        /// Norms after attention and MLP too: `post_attention_layernorm` is then the norm after attention, else that
-        /// before the MLP.
+        /// Norms after attention and MLP too: `post_attention_layernorm` is then the norm after attention,
+        /// else that before the MLP.
         post_norms: bool,
     },
 }
@@ -147,8 +147,8 @@ impl Names {
         matches!(self, Names::Transformers { prefix: "", .. })
     }
 
-    /// The checkpoint's name of a part's tensor: the spelling that exists; else, for the error, the one that its weight
-    /// has, or the usual one.
+    /// The checkpoint's name of a part's tensor: the spelling that exists; else, for the error, the one that
+    /// its weight has, or the usual one.
     pub fn name(&self, weights: &Weights, part: Part, layer: Option<usize>, kind: &str) -> String {
         let spellings = self.spellings(part, layer, kind);
         let stored = spellings.iter().position(|name| weights.contains(name));
@@ -212,8 +212,8 @@ impl Names {
     }
 }
 
-/// Ends of the names of tensors that change nothing in a decoder: what can be computed again, and the scales of a quantized cache and of
-/// quantized activations, neither of which is quantized by a file's scales here.
+/// Ends of the names of tensors that change nothing in a decoder: what can be computed again, and the scales
+/// of a quantized cache and of quantized activations, neither of which is quantized by a file's scales here.
 const HARMLESS: &[&str] = &[
     // Of an embedding model: read where vectors are made, and refused there.
     "dense_2.weight",
@@ -250,14 +250,14 @@ const AROUND: &[(&str, &str)] = &[
 /// A draft head (multi-token prediction), which no answer needs.
 const DRAFT_HEAD: &str = "mtp.";
 
-/// Sees to it that nothing in a file was meant for another model, once a decoder has taken its tensors. `wrapper`: the
-/// checkpoint is that of a model of pictures or sound, whose other parts are left alone.
+/// Sees to it that nothing in a file was meant for another model, once a decoder has taken its tensors.
+/// `wrapper`: the checkpoint is that of a model of pictures or sound, whose other parts are left alone.
 ///
 /// Returns what was left alone, for people: "images (12 tensors)".
 ///
 /// # Errors
-/// `UnsupportedModel` naming the first tensor that nothing uses: transformers would pass over it with a warning,
-/// and give numbers that its maker never saw.
+/// `UnsupportedModel` naming the first tensor that nothing uses: transformers would pass over it with a
+/// warning, and give numbers that its maker never saw.
 pub fn left_alone(weights: &Weights, wrapper: bool) -> Result<Vec<String>> {
     let mut left: BTreeMap<&str, usize> = BTreeMap::new();
     let mut foreign = Vec::new();

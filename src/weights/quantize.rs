@@ -20,15 +20,16 @@ const MAX_WEIGHT: f32 = 65_504.0;
 /// Stores a matrix `[n, k]` in the smaller format `to`.
 ///
 /// - A row must be whole blocks. Where `k` is a multiple of 32 but not of 256, the next larger format with
-///   blocks of 32 stands in for a K-quant, as in llama.cpp: Q4_K becomes Q5_0, Q5_K Q5_1, Q6_K Q8_0, the smaller
-///   ones Q4_1.
+///   blocks of 32 stands in for a K-quant, as in llama.cpp: Q4_K becomes Q5_0, Q5_K Q5_1, Q6_K Q8_0, the
+///   smaller ones Q4_1.
 /// - Left as it is, sharing its bytes: a tensor that is not a matrix, one whose `k` is not a multiple of 32,
 ///   and one that is quantized already, which a second rounding would only harm.
 ///
 /// Rows are shared among `threads`; blocks are independent, so the result is the same for any number.
 ///
 /// # Errors
-/// `InvalidRequest` when `to` cannot be made (floats, IQ4); `ModelFile` when a weight is not finite or beyond 65504.
+/// `InvalidRequest` when `to` cannot be made (floats, IQ4); `ModelFile` when a weight is not finite or beyond
+/// 65504.
 pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result<WeightTensor> {
     target(to)?;
     let &[n, k] = tensor.shape.as_slice() else { return Ok(tensor.clone()) };

@@ -1,4 +1,5 @@
-//! Random numbers of a seed, the same on every machine and for ever: a seed that failed once is a case for good.
+//! Random numbers of a seed, the same on every machine and for ever: a seed that failed once is a case for
+//! good.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -84,8 +84,8 @@ impl Times {
     }
 }
 
-/// Writes `answer` under the grammar: forced tokens as they come, the rest as the tokenizer cuts the text that is
-/// left. Returns how many tokens were forced, and how many not.
+/// Writes `answer` under the grammar: forced tokens as they come, the rest as the tokenizer cuts the text
+/// that is left. Returns how many tokens were forced, and how many not.
 fn write(grammar: &Grammar, tokenizer: &Tokenizer, answer: &str, label: &str) -> (usize, usize) {
     let (mut masks, mut accepts, mut forcing) = (Times::default(), Times::default(), Times::default());
     let (mut closings, mut reserves) = (Times::default(), Times::default());

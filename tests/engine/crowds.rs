@@ -73,7 +73,8 @@ fn seconds(count: u32, kind: &str) -> f64 {
 fn a_queue_four_times_as_long_takes_four_times_as_long() {
     // Not "equal": those that join one answer take thirteen times as long for four times as many.
     for kind in ["different", "cancelled"] {
-        // The best of five: a busy machine may stop any thread. A quadratic queue took sixteen times as long each time.
+        // The best of five: a busy machine may stop any thread. A quadratic queue took sixteen times as long
+        // each time.
         let mut least = f64::INFINITY;
         for _ in 0..5 {
             least = least.min(seconds(12_000, kind) / seconds(3_000, kind).max(0.02));
@@ -260,9 +261,9 @@ impl Open {
     }
 }
 
-/// Requests of all kinds that come, join others, wait for their callers, are preempted, fork, draft, are cancelled
-/// and come too late. Each answer is right, and in this build the engine adds its pages and slots up after every
-/// step.
+/// Requests of all kinds that come, join others, wait for their callers, are preempted, fork, draft, are
+/// cancelled and come too late. Each answer is right, and in this build the engine adds its pages and slots
+/// up after every step.
 fn walk(seed: u64, layout: &StateLayout) -> Stats {
     let (engine, control) = engine_of(layout.clone(), |it| it.limits.sequences = 4);
     let mut state = seed;

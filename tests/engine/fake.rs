@@ -1,7 +1,8 @@
 //! A network that is nothing but its memory: the logits of a row are a hash of all tokens of the sequence up
-//! to it, as they are found in the pages of its first group. Other groups see a window of them, and recurrent state
-//! is the hash itself: where they do not agree with the first group the answer changes. So does it with a wrong
-//! page, position, slot or share, and the right one can be computed from the tokens alone, with no engine.
+//! to it, as they are found in the pages of its first group. Other groups see a window of them, and recurrent
+//! state is the hash itself: where they do not agree with the first group the answer changes. So does it with
+//! a wrong page, position, slot or share, and the right one can be computed from the tokens alone, with no
+//! engine.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};

@@ -39,7 +39,8 @@ fn norms_agree_with_candle() {
 fn layer_norm_of_a_large_mean_keeps_its_digits() {
     let x = Random(4).table(5, 512).map(|x| x + 1000.0);
     let exact = |row: &[f32]| {
-        let moment = |f: &dyn Fn(f64) -> f64| row.iter().map(|&x| f(x.into())).sum::<f64>() / row.len() as f64;
+        let moment =
+            |f: &dyn Fn(f64) -> f64| row.iter().map(|&x| f(x.into())).sum::<f64>() / row.len() as f64;
         let mean = moment(&|x| x);
         let scale = (moment(&|x| (x - mean).powi(2)) + 1e-5).sqrt();
         row.iter().map(|&x| ((f64::from(x) - mean) / scale) as f32).collect::<Vec<_>>()

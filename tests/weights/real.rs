@@ -7,7 +7,8 @@ use tallow::weights::{Gguf, WeightType};
 
 use crate::allocations;
 
-/// Every GGUF file of the folder; none (and a word about it) when there is no folder, which CI does not allow.
+/// Every GGUF file of the folder; none (and a word about it) when there is no folder, which CI does not
+/// allow.
 fn models() -> Vec<PathBuf> {
     let Some(folder) = std::env::var_os("TALLOW_TEST_MODELS") else {
         assert!(std::env::var_os("CI").is_none(), "TALLOW_TEST_MODELS must be set where CI is");

@@ -121,7 +121,8 @@ pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
-/// One value of each of the thirteen types, under the keys `t0` to `t12`, and arrays of each as `a0` to `a12`.
+/// One value of each of the thirteen types, under the keys `t0` to `t12`, and arrays of each as `a0` to
+/// `a12`.
 pub fn every_type() -> GgufFile {
     let scalars: [&[u8]; 13] = [
         &[200],

@@ -1,16 +1,17 @@
-//! Keys and values of one layer as our CPU kernels read them: pages of bfloat16 (or f32), laid out for vectors.
+//! Keys and values of one layer as our CPU kernels read them: pages of bfloat16 (or f32), laid out for
+//! vectors.
 //!
-//! A page holds, for each key head, first its keys and then its values. Both are made of *groups*: a group is 16
-//! lanes of a pair of numbers, what one step of a dot product takes in (64 bytes of bfloat16).
+//! A page holds, for each key head, first its keys and then its values. Both are made of *groups*: a group is
+//! 16 lanes of a pair of numbers, what one step of a dot product takes in (64 bytes of bfloat16).
 //!
 //! ```text
 //! keys    group p           = dimensions 2p and 2p + 1 of the 16 positions of the page (lane = position)
 //! values  group p, vector v = positions 2p and 2p + 1, dimensions 16v .. 16v + 16      (lane = dimension)
 //! ```
 //!
-//! So 16 keys are scored, and 16 dimensions are mixed, without summing across lanes. Heads are filled with zeros
-//! to a multiple of 16 dimensions. In a bfloat16 group the pairs stand side by side, as the instruction wants
-//! them; in an f32 group the 16 first ones stand before the 16 second ones.
+//! So 16 keys are scored, and 16 dimensions are mixed, without summing across lanes. Heads are filled with
+//! zeros to a multiple of 16 dimensions. In a bfloat16 group the pairs stand side by side, as the instruction
+//! wants them; in an f32 group the 16 first ones stand before the 16 second ones.
 //!
 //! Memory comes zeroed from the operating system and costs nothing until it is touched. Groups begin at
 //! multiples of 64 bytes: a vector that crosses a cache line is read twice.
@@ -152,7 +153,8 @@ impl NativeKv {
         self.pages.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the keys and values `[slots, kv_heads * head_dim]` of rows into slots (`page * PAGE + position % PAGE`).
+    /// Puts the keys and values `[slots, kv_heads * head_dim]` of rows into slots (`page * PAGE + position %
+    /// PAGE`).
     ///
     /// # Errors
     /// `Internal` when there are fewer rows than slots, or a slot is none of these pages.

@@ -1,7 +1,7 @@
 //! Where recurrent state lies: one store a layer, `slots` rows of a fixed number of f32.
 //!
-//! A layer is a candle tensor `[slots, len]`, or on the CPU a vector that is written in place. Which slot belongs to
-//! whom is decided elsewhere with integers alone.
+//! A layer is a candle tensor `[slots, len]`, or on the CPU a vector that is written in place. Which slot
+//! belongs to whom is decided elsewhere with integers alone.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

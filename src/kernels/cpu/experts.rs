@@ -1,5 +1,6 @@
-//! Mixture of experts on the CPU: the rows of each expert are gathered into one block, and the products of all experts are
-//! shared among the threads at once. Only the weights of experts that some row passes are read.
+//! Mixture of experts on the CPU: the rows of each expert are gathered into one block, and the products of
+//! all experts are shared among the threads at once. Only the weights of experts that some row passes are
+//! read.
 
 use super::{CpuBackend, packed, product};
 use crate::error::Result;

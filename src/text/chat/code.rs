@@ -1,14 +1,14 @@
 //! A template compiled by minijinja, with every operator turned into a call of ours.
 //!
-//! minijinja reads Jinja2's language, but its fuel counts instructions and not what one of them does: a string
-//! that is doubled forty times, `'a' in` sixteen megabytes, or a list compared with itself a million times stay
-//! within any fuel. No hook of its public interface sees operators. So its compiler's output is taken
-//! (`minijinja::machinery`), and each instruction that builds, copies or searches values is replaced by the call
-//! of a filter of the same name (`operators`), which charges what it does before it does it, and follows Python
-//! where minijinja does not. The names are no identifiers, so no template can write them.
+//! minijinja reads Jinja2's language, but its fuel counts instructions and not what one of them does: a
+//! string that is doubled forty times, `'a' in` sixteen megabytes, or a list compared with itself a million
+//! times stay within any fuel. No hook of its public interface sees operators. So its compiler's output is
+//! taken (`minijinja::machinery`), and each instruction that builds, copies or searches values is replaced by
+//! the call of a filter of the same name (`operators`), which charges what it does before it does it, and
+//! follows Python where minijinja does not. The names are no identifiers, so no template can write them.
 //!
-//! `machinery` has no stable interface, hence the exact version in Cargo.toml, and a `match` without a wildcard:
-//! an update that adds an instruction does not compile before someone has read what it does.
+//! `machinery` has no stable interface, hence the exact version in Cargo.toml, and a `match` without a
+//! wildcard: an update that adds an instruction does not compile before someone has read what it does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -222,8 +222,8 @@ impl Scan {
         self.edits.push((span.start_offset as usize, span.end_offset as usize, text));
     }
 
-    /// minijinja computes what stands between constants when it compiles, by its own rules, and up to a hundred
-    /// megabytes for each `'a' * 99999999`. A call or a variable between them keeps it from that.
+    /// minijinja computes what stands between constants when it compiles, by its own rules, and up to a
+    /// hundred megabytes for each `'a' * 99999999`. A call or a variable between them keeps it from that.
     fn operator(&mut self, token: &Token<'_>, ahead: Option<&(Token<'_>, Span)>, span: Span) {
         match ahead {
             Some((token, next)) if literal(token) => {
@@ -357,8 +357,8 @@ fn replaced<'a>(instruction: &Instruction<'a>) -> std::result::Result<Vec<Instru
         I::Sub | I::Div | I::IntDiv | I::Rem | I::Pow | I::Neg | I::Not => kept(),
         I::StoreLocal(_) | I::Lookup(_) | I::GetAttr(_) | I::UnpackList(_) => kept(),
         I::BuildKwargs(_) | I::MergeKwargs(_) => kept(),
-        // Filters, tests, functions and methods are ours or charge what they make; output is charged when it is
-        // formatted.
+        // Filters, tests, functions and methods are ours or charge what they make; output is charged when it
+        // is formatted.
         I::ApplyFilter(..)
         | I::PerformTest(..)
         | I::CallFunction(..)

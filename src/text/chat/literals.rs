@@ -1,14 +1,15 @@
 //! Control tokens that stand in the messages stay text.
 //!
-//! Who writes `<|im_end|>` into a message must not end the turn. The prompt has to be exactly what the template
-//! renders, so the text is not changed; instead the places of such tokens are found: the messages are rendered
-//! a second time with a private mark (a Unicode noncharacter) on each side of every control token in them. The
-//! marks travel through the template; comparisons, `in`, `strip` and lengths look through them. Removed again,
-//! the text must be the first rendering byte for byte, and marked tokens are the literals.
+//! Who writes `<|im_end|>` into a message must not end the turn. The prompt has to be exactly what the
+//! template renders, so the text is not changed; instead the places of such tokens are found: the messages
+//! are rendered a second time with a private mark (a Unicode noncharacter) on each side of every control
+//! token in them. The marks travel through the template; comparisons, `in`, `strip` and lengths look through
+//! them. Removed again, the text must be the first rendering byte for byte, and marked tokens are the
+//! literals.
 //!
 //! Limits: a template that slices or rewrites a marked text may render otherwise with marks. Then the safe
-//! reading holds: EVERY occurrence of a token that a message contains is a literal, the template's own too. The
-//! same if the messages use up all 16 pairs of noncharacters.
+//! reading holds: EVERY occurrence of a token that a message contains is a literal, the template's own too.
+//! The same if the messages use up all 16 pairs of noncharacters.
 
 use std::ops::Range;
 

@@ -1,7 +1,8 @@
 //! The methods of Python's `str` and `dict` that chat templates call.
 //!
 //! Any other is an error that names it, and so is one that changes its object (`append`, `pop`, `update`), as
-//! in Jinja2's immutable sandbox. Functions that look at the ends of a text look through marks (see `literals`).
+//! in Jinja2's immutable sandbox. Functions that look at the ends of a text look through marks (see
+//! `literals`).
 
 use std::cell::Cell;
 

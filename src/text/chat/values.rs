@@ -16,7 +16,8 @@ use super::limits::{DEPTH, charge, fail, is_mark, unmarked};
 pub enum SeqKind {
     List,
     Tuple,
-    /// A range, or what `items()`, `keys()` and `values()` give: to loop over, and no list when it is printed.
+    /// A range, or what `items()`, `keys()` and `values()` give: to loop over, and no list when it is
+    /// printed.
     View,
 }
 

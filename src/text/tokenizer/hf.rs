@@ -6,8 +6,8 @@
 //! tokens are written. Tokens that stand only in the files beside it are added by [`declared`].
 //!
 //! The file says what a text becomes. transformers 5 builds some tokenizers anew from a file's vocabulary and
-//! merges alone (`LlamaTokenizer`, `GemmaTokenizer`, `GPTNeoXTokenizer` among its classes), with the splitting
-//! that the class knows; those classes are not imitated.
+//! merges alone (`LlamaTokenizer`, `GemmaTokenizer`, `GPTNeoXTokenizer` among its classes), with the
+//! splitting that the class knows; those classes are not imitated.
 //!
 //! `clean_up_tokenization_spaces` has no effect: it takes spaces before punctuation out of the text that is
 //! shown, which transformers itself does for BPE no longer because it destroys what the model wrote.
@@ -76,8 +76,8 @@ struct DeclaredToken {
     content: String,
 }
 
-/// Runs what calls into the crate; its panic is the file's fault. The panic hook has written about it to stderr
-/// by then: a hook is the whole process's, so it is not ours to change.
+/// Runs what calls into the crate; its panic is the file's fault. The panic hook has written about it to
+/// stderr by then: a hook is the whole process's, so it is not ours to change.
 fn guarded<T>(file: impl Display, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Error::model_file(format!("{file} contradicts itself: the tokenizer that it describes fails")))
@@ -165,8 +165,9 @@ fn assemble(tokenizer: tokenizers::Tokenizer, beside: &Beside) -> Result<Tokeniz
     Ok(Tokenizer { vocab, backend, bos, affixes, ends, space, joined })
 }
 
-/// What the post-processor puts around a single text; nothing without one. `add_bos_token` and `add_eos_token`
-/// of `tokenizer_config.json` are from before there were post-processors, and transformers 5 ignores them here.
+/// What the post-processor puts around a single text; nothing without one. `add_bos_token` and
+/// `add_eos_token` of `tokenizer_config.json` are from before there were post-processors, and transformers 5
+/// ignores them here.
 fn affixes(tokenizer: &tokenizers::Tokenizer) -> Result<Affixes> {
     // what contradicts itself for every text must be found now and not with the first prompt; one letter may
     // well have no token

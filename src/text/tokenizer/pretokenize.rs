@@ -10,11 +10,11 @@
 //! The `regex` crate has no look-ahead and is ten times faster than the ones that do, so the patterns end in
 //! `\s+` here and [`Spaces`] gives the last character back.
 //!
-//! Of the names that llama.cpp knows, these are not here: those whose patterns look ahead elsewhere ("jais-2",
-//! "tiny_aya", "cohere2moe", "superbpe", "kimi-k2", "afmoe"), those without byte-level tokens ("gemma4",
-//! "sarvam-moe", "whitespace"), those of encoders ("roberta-bpe", "jina-v1-en", "jina-v2-code",
-//! "granite-embed-multi-…"), "chameleon", whose tokens are images, "default", which is a rule of no model, and
-//! "deepseek-llm", whose letters are a list of ranges.
+//! Of the names that llama.cpp knows, these are not here: those whose patterns look ahead elsewhere
+//! ("jais-2", "tiny_aya", "cohere2moe", "superbpe", "kimi-k2", "afmoe"), those without byte-level tokens
+//! ("gemma4", "sarvam-moe", "whitespace"), those of encoders ("roberta-bpe", "jina-v1-en", "jina-v2-code",
+//! "granite-embed-multi-…"), "chameleon", whose tokens are images, "default", which is a rule of no model,
+//! and "deepseek-llm", whose letters are a list of ranges.
 
 use regex::Regex;
 
@@ -140,7 +140,8 @@ const RULES: &[Rule] = &[
         whole_words: false,
         add_bos: false,
     },
-    // Llama 3 and what was trained with its vocabulary or its rule: Falcon 3 and H1, LFM2, Pixtral's text part
+    // Llama 3 and what was trained with its vocabulary or its rule: Falcon 3 and H1, LFM2, Pixtral's text
+    // part
     Rule {
         names: &[
             "llama-bpe",

@@ -1,8 +1,8 @@
 //! Superblocks of 256 weights: groups of 16 or 32 with small integer scales, which an f16 scales once more.
 //!
-//! Weights that share a byte are 32 (or 64) apart, so that one shift serves a whole group. Group `g`
-//! of the functions below is always weights `g * 32` and on, also where a scale serves only 16: loops of 32 are
-//! what the compiler vectorizes, shorter ones it unrolls first.
+//! Weights that share a byte are 32 (or 64) apart, so that one shift serves a whole group. Group `g` of the
+//! functions below is always weights `g * 32` and on, also where a scale serves only 16: loops of 32 are what
+//! the compiler vectorizes, shorter ones it unrolls first.
 
 use super::small::levels;
 use super::{bits, f16_to_f32, part};

@@ -1,7 +1,7 @@
 //! What the bytes of a block mean: dequantization, one function a format.
 //!
-//! These are plain scalar loops: the oracle that the packed forms of the CPU kernels are tested against, what reads
-//! norms and biases, and what quantization at load begins with. Products never call them.
+//! These are plain scalar loops: the oracle that the packed forms of the CPU kernels are tested against, what
+//! reads norms and biases, and what quantization at load begins with. Products never call them.
 //!
 //! Arithmetic is f32, without fused multiply-add, in the order of `gguf-py/gguf/quants.py` of llama.cpp; the
 //! golden tests hold them to be equal bit for bit. The layouts are those of `ggml/src/ggml-common.h`.
@@ -97,8 +97,9 @@ pub fn f16_to_f32(bytes: [u8; 2]) -> f32 {
 
 /// Takes from each byte the bits of `mask`, after a shift to the right by `shift`.
 ///
-/// Eight bytes at once in a u64: vectors of bytes cannot be shifted, and loops that tried came out scalar. What
-/// a byte's upper neighbour shifts in is masked away as long as the mask has no more than `8 - shift` bits.
+/// Eight bytes at once in a u64: vectors of bytes cannot be shifted, and loops that tried came out scalar.
+/// What a byte's upper neighbour shifts in is masked away as long as the mask has no more than `8 - shift`
+/// bits.
 #[inline(always)]
 fn bits<const N: usize>(bytes: &[u8; N], shift: usize, mask: u8) -> [u8; N] {
     let mask = u64::from_le_bytes([mask; 8]);

@@ -1,7 +1,7 @@
 //! Models in several GGUF files: which files, in which order, and that they belong together.
 //!
-//! `gguf-split` of llama.cpp names part i of n `PREFIX-0000i-of-0000n.gguf` (from 1) and writes into each part
-//! `split.no` (from 0), `split.count`, and the number of tensors of the whole in `split.tensors.count`.
+//! `gguf-split` of llama.cpp names part i of n `PREFIX-0000i-of-0000n.gguf` (from 1) and writes into each
+//! part `split.no` (from 0), `split.count`, and the number of tensors of the whole in `split.tensors.count`.
 
 use std::path::{Path, PathBuf};
 

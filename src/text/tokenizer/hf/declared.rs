@@ -1,10 +1,11 @@
 //! Tokens that stand beside `tokenizer.json` and not in it.
 //!
-//! `tokenizer_config.json` lists added tokens by id (`added_tokens_decoder`), names special ones (`bos_token`,
-//! `image_token`, …) and lists more of those (`extra_special_tokens`, once `additional_special_tokens`).
-//! Before there was `added_tokens_decoder`, `special_tokens_map.json` named them and `added_tokens.json` gave
-//! the ids; both count only where it is missing. transformers 5 adds all of them to what `tokenizer.json` has,
-//! in this order, and so does this module: a token that the template writes must not be cut into pieces.
+//! `tokenizer_config.json` lists added tokens by id (`added_tokens_decoder`), names special ones
+//! (`bos_token`, `image_token`, …) and lists more of those (`extra_special_tokens`, once
+//! `additional_special_tokens`). Before there was `added_tokens_decoder`, `special_tokens_map.json` named
+//! them and `added_tokens.json` gave the ids; both count only where it is missing. transformers 5 adds all of
+//! them to what `tokenizer.json` has, in this order, and so does this module: a token that the template
+//! writes must not be cut into pieces.
 //!
 //! The crate gives a new token the next free id. One that was declared with another id is refused: the model
 //! was trained with one of the two, and no file says with which.

@@ -36,7 +36,8 @@ impl Spelling {
         let mut decoder = json(serde_json::to_value(tokenizer.get_decoder()))?;
         let mut joined = false;
         if decoder.is_null() {
-            // Some files leave it out, and the splitter knows the alphabet. Without that the tokens are words.
+            // Some files leave it out, and the splitter knows the alphabet. Without that the tokens are
+            // words.
             let byte_level = parts(&splitter).into_iter().find(|part| part["type"] == "ByteLevel");
             decoder = byte_level.cloned().unwrap_or_default();
             joined = decoder.is_null();
