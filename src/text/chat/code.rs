@@ -128,6 +128,8 @@ fn prepared(source: &str) -> Result<String> {
         scan.token(&token, raw, ahead.as_ref(), span)?;
     }
     let (mut out, mut from) = (String::with_capacity(source.len()), 0);
+    scan.edits.sort_by_key(|(at, ..)| *at);
+    scan.edits.dedup();
     for (at, end, text) in scan.edits {
         out.push_str(source.get(from..at).unwrap_or_default());
         out.push_str(text);
@@ -147,14 +149,16 @@ struct Scan {
     tag: String,
     /// Whether a value ends here that may be a constant.
     constant: bool,
+    /// Where it stands, if it is one token.
+    literal: Option<Span>,
     /// Names that a `with` has set.
     with: Vec<String>,
     /// Branches of each open `if`.
     branches: Vec<usize>,
 }
 
-const TAGS: &str = "if elif else endif for endfor break continue set endset macro endmacro call endcall filter \
-                    endfilter with endwith generation endgeneration raw";
+const TAGS: &str = "if elif else endif for endfor break continue set endset macro endmacro call endcall \
+                    filter endfilter with endwith generation endgeneration raw";
 
 impl Scan {
     fn token(
@@ -213,9 +217,16 @@ impl Scan {
         if self.count > LINKS && !matches!(token, Token::TemplateData(_)) {
             return err("an expression is too long");
         }
+        self.literal = literal(token).then_some(span);
         self.constant =
             literal(token) || matches!(token, Token::ParenClose | Token::BracketClose | Token::BraceClose);
         Ok(())
+    }
+
+    fn wrapped(&mut self, literal: Option<Span>) {
+        let Some(span) = literal else { return };
+        self.edits.push((span.start_offset as usize, span.start_offset as usize, "__same("));
+        self.edits.push((span.end_offset as usize, span.end_offset as usize, ")"));
     }
 
     fn edit(&mut self, span: Span, text: &'static str) {
@@ -226,13 +237,10 @@ impl Scan {
     /// hundred megabytes for each `'a' * 99999999`. A call or a variable between them keeps it from that.
     fn operator(&mut self, token: &Token<'_>, ahead: Option<&(Token<'_>, Span)>, span: Span) {
         match ahead {
-            Some((token, next)) if literal(token) => {
-                self.edits.push((next.start_offset as usize, next.start_offset as usize, "__same("));
-                self.edits.push((next.end_offset as usize, next.end_offset as usize, ")"));
-            }
+            Some((token, next)) if literal(token) => self.wrapped(Some(*next)),
             Some((Token::Ident(_), _)) => {}
             _ if matches!(token, Token::Mul) => self.edit(span, "* __one *"),
-            _ => {}
+            _ => self.wrapped(self.literal),
         }
     }
 

@@ -32,6 +32,10 @@ pub fn register(env: &mut Environment<'_>) {
         let filter = move |state: &mut State, all: Rest<Value>| select(state, &all, attribute, keep);
         env.add_filter(name, filter);
     }
+    for name in ["cycler", "joiner", "lipsum"] {
+        let refused = format!("{name}() is not taken: no chat template needs it");
+        env.add_function(name, move |_: Rest<Value>| -> Outcome { Err(fail(refused.clone())) });
+    }
     env.add_function("range", |all: Rest<i64>| range(&all));
     env.add_function("dict", |rest: Rest<Value>, named: Kwargs| {
         let mut all = match rest.first().map(|value| value.downcast_object_ref::<Dict>()) {

@@ -148,7 +148,7 @@ fn attribute(a: &Value, name: &Value) -> Outcome {
 pub fn equal(a: &Value, b: &Value) -> Result<bool, Error> {
     charge(16)?;
     if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
-        charge(x.len().min(y.len()) / 64)?;
+        charge(x.len().min(y.len()) / 16)?;
         return Ok(x == y || unmarked(x) == unmarked(y));
     }
     if let (Some(x), Some(y)) = (Num::of(a), Num::of(b)) {
@@ -187,7 +187,7 @@ pub fn equal(a: &Value, b: &Value) -> Result<bool, Error> {
 pub fn compare(a: &Value, b: &Value) -> Result<Option<Ordering>, Error> {
     charge(16)?;
     if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
-        charge(x.len().min(y.len()) / 64)?;
+        charge(x.len().min(y.len()) / 16)?;
         return Ok(Some(unmarked(x).cmp(&unmarked(y))));
     }
     if let (Some(x), Some(y)) = (Num::of(a), Num::of(b)) {
@@ -212,7 +212,7 @@ pub fn compare(a: &Value, b: &Value) -> Result<Option<Ordering>, Error> {
 /// `part in whole`.
 pub fn contains(whole: &Value, part: &Value) -> Result<bool, Error> {
     if let Some(text) = whole.as_str() {
-        charge(text.len() / 64)?;
+        charge(text.len() / 8)?;
         return match part.as_str() {
             Some(part) => Ok(unmarked(text).contains(&*unmarked(part))),
             None => Err(fail(format!(
@@ -272,7 +272,7 @@ fn slice(value: &Value, start: &Value, stop: &Value, step: &Value) -> Outcome {
         _ if value.is_undefined() => {
             Err(Error::new(ErrorKind::UndefinedError, "a sliced value is undefined"))
         }
-        _ => Ok(Value::UNDEFINED),
+        _ => Err(fail(format!("'{}' cannot be sliced", values::type_name(value)))),
     }
 }
 
