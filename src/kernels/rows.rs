@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::misuse;
+use super::opaque::Opaque;
 use super::quantize::Quantized;
-use super::types::{Linear, Opaque};
 use crate::error::{Error, Result};
 use crate::memory;
 
