@@ -46,6 +46,15 @@ TEXT = {
                           pad_token_id=0),
 }
 
+#: Mixtures of experts, which have rows of their own.
+EXPERTS = {
+    "mixtral": published("mixtral", sliding_window=None, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": published("qwen3_moe", head_dim=16, attention_bias=False, num_experts=4, num_experts_per_tok=2,
+                           moe_intermediate_size=24, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], **QWEN2),
+    "olmoe": published("olmoe", num_experts=4, num_experts_per_tok=2, norm_topk_prob=False, clip_qkv=None,
+                       attention_bias=False),
+}
+
 EYE = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4)
 IMAGE = dict(image_token_index=60)
 
@@ -116,7 +125,7 @@ def layers_of(name):
     return CONFIGS[name].get("text_config", CONFIGS[name])["num_hidden_layers"]
 
 
-CONFIGS = TEXT | WRAPPERS
+CONFIGS = TEXT | EXPERTS | WRAPPERS
 YARN = dict(factor=4.0, original_max_position_embeddings=32)
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 SHORT = [1.0, 1.1, 1.25, 1.4, 1.6, 1.9, 2.3, 2.8]
@@ -662,16 +671,88 @@ def wrappers():
             tensors=drop("model.language_model.layers.0.self_attn.q_norm.weight"))
 
 
+# -- Mixtures of experts ------------------------------------------------------------------------------------
+
+#: The matrices of an expert, and the module that holds them.
+MATRICES = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj"),
+            "olmoe": ("gate_proj", "up_proj", "down_proj")}
+BLOCK = {"mixtral": "block_sparse_moe", "qwen3_moe": "mlp", "olmoe": "mlp"}
+
+
+def expert(base, number, matrix, layer=0):
+    return f"model.layers.{layer}.{BLOCK[base]}.experts.{number}.{MATRICES[base][matrix]}.weight"
+
+
+def piled(base):
+    """The experts of each layer in one tensor, as transformers 5 holds them in memory."""
+    edits = []
+    for layer in range(layers_of(base)):
+        place = f"model.layers.{layer}.mlp.experts."
+        edits.append(["pile", place + "gate_up_proj", [[expert(base, e, m, layer) for m in (0, 1)] for e in range(4)]])
+        edits.append(["pile", place + "down_proj", [[expert(base, e, 2, layer)] for e in range(4)]])
+    return edits
+
+
+def experts():
+    for name in EXPERTS:
+        first, second = ("num_experts", "num_local_experts") if name == "mixtral" else ("num_local_experts", "num_experts")
+        row(name, "published", claim="base")
+        same(name, "experts in one tensor", tensors=piled(name))
+        same(name, "the other key of their number", {first: 4}, without=[second])
+        same(name, "both keys of their number", {first: 4, second: 2})
+        moves(name, "bfloat16", tensors=[["cast", "*", "BF16"]])
+        moves(name, "activation relu", dict(hidden_act="relu"))
+        moves(name, "rope_theta absent", without=["rope_theta"])
+        moves(name, "one expert a token", dict(num_experts_per_tok=1))
+        moves(name, "all experts", dict(num_experts_per_tok=4))
+        refused(name, "more experts a token than there are", "num_experts_per_tok", "raises", dict(num_experts_per_tok=5))
+        refused(name, "fewer experts than are stored", "gate.weight", "raises", {second: 3})
+        refused(name, "more experts than are stored", "gate.weight", "raises", {second: 5})
+        refused(name, "no router", "gate.weight", "random", tensors=drop(FIRST + BLOCK[name] + ".gate.weight"))
+        refused(name, "an expert without down", "experts.3." + MATRICES[name][2], "raises", tensors=drop(expert(name, 3, 2)))
+        refused(name, "an expert too many", "experts.4.", "raises", tensors=[
+            ["copy", expert(name, 0, m), expert(name, 4, m)] for m in range(3)])
+        refused(name, "an expert of another width", "experts.2." + MATRICES[name][0], "raises",
+                tensors=[["make", expert(name, 2, 0), [16, 32]]])
+        refused(name, "experts in one tensor, and one beside it", "experts.1.", "unused", tensors=[
+            *piled(name), ["make", expert(name, 1, 0), [24, 32]]])
+        refused(name, "a shared expert", "shared_expert", "unused", tensors=stray(FIRST + "mlp.shared_expert.up_proj.weight", 24, 32))
+    for name in ("qwen3_moe", "olmoe"):
+        moves(name, "norm_topk_prob", dict(norm_topk_prob=name == "olmoe"))
+        refused(name, "num_experts_per_tok absent", "num_experts_per_tok", "raises", without=["num_experts_per_tok"])
+        refused(name, "no norm of q", "q_norm", "random", tensors=drop(FIRST + "self_attn.q_norm.weight"))
+    same("mixtral", "num_experts_per_tok absent", without=["num_experts_per_tok"])
+    same("mixtral", "norm_topk_prob is not read", dict(norm_topk_prob=False))
+    same("mixtral", "noise in training", dict(router_jitter_noise=0.5, router_aux_loss_coef=1.0, output_router_logits=False))
+    moves("mixtral", "sliding_window", dict(sliding_window=3))
+    same("mixtral", "sliding_window absent", without=["sliding_window"])
+    same("olmoe", "norm_topk_prob absent", without=["norm_topk_prob"])
+    same("olmoe", "clip_qkv absent", without=["clip_qkv"])
+    refused("olmoe", "clip_qkv", "clip_qkv", "ours", dict(clip_qkv=0.5))
+    moves("qwen3_moe", "norm_topk_prob absent", without=["norm_topk_prob"], like="qwen3_moe/norm_topk_prob")
+    moves("qwen3_moe", "every second layer", dict(decoder_sparse_step=2), fit=True)
+    moves("qwen3_moe", "mlp_only_layers", dict(mlp_only_layers=[1]), fit=True)
+    moves("qwen3_moe", "no experts at all", dict(num_experts=0), fit=True)
+    same("qwen3_moe", "mlp_only_layers null", dict(mlp_only_layers=None))
+    refused("qwen3_moe", "decoder_sparse_step 0", "decoder_sparse_step", "raises", dict(decoder_sparse_step=0))
+    same("qwen3_moe", "the width of dense layers that are not there", dict(intermediate_size=20))
+    moves("qwen3_moe", "use_sliding_window", dict(use_sliding_window=True, sliding_window=3))
+    refused("qwen3_moe", "moe_intermediate_size absent", "gate_proj", "raises", without=["moe_intermediate_size"])
+    moves("qwen3_moe", "head_dim absent", without=["head_dim"], like="qwen3_moe/published")
+
+
 # -- GGUF ---------------------------------------------------------------------------------------------------
 
+EXPERT_ARCHES = {"mixtral": "llama", "qwen3_moe": "qwen3moe", "olmoe": "olmoe"}
 ARCHES = {"llama": "llama", "smollm3": "smollm3", "qwen2": "qwen2", "qwen3": "qwen3", "phi": "phi2", "phi3": "phi3", "gemma": "gemma",
           "gemma2": "gemma2", "gemma3_text": "gemma3", "seed_oss": "seed_oss"}
+ALL_ARCHES = ARCHES | EXPERT_ARCHES
 WORDS = [f"t{i}" for i in range(VOCAB - 6)]
 
 
 def metadata(name):
     """What llama.cpp's converter writes for a base."""
-    config, arch = TEXT[name], ARCHES[name]
+    config, arch = CONFIGS[name], ALL_ARCHES[name]
     head = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
     made = {
         "general.architecture": arch, "general.name": "tiny", "general.file_type": 0, f"{arch}.context_length": 64,
@@ -682,6 +763,10 @@ def metadata(name):
     }
     norm = "layer_norm_epsilon" if name == "phi" else "layer_norm_rms_epsilon"
     made[f"{arch}.attention.{norm}"] = config.get("rms_norm_eps", 1e-5)
+    if name in EXPERTS:
+        made |= {f"{arch}.expert_count": 4, f"{arch}.expert_used_count": 2}
+    if name == "qwen3_moe":
+        made["qwen3moe.expert_feed_forward_length"] = 24
     if name in ("phi3", "gemma2", "gemma3_text"):
         made[f"{arch}.attention.sliding_window"] = 8
     if name == "phi3":
@@ -702,7 +787,7 @@ def metadata(name):
 def gguf(base, name, meta=None, *, of=None, words=None, tensors=(), reference=None, **fields):
     """A GGUF file of a base; keys of `meta` are the architecture's unless they have their own prefix. `reference`: the edits
     with which transformers reads the same tensors; None: as they are."""
-    arch = ARCHES[base]
+    arch = ALL_ARCHES[base]
     full = {key if key.split(".")[0] in ("general", "tokenizer") else f"{arch}.{key}": value for key, value in (meta or {}).items()}
     claim = "gguf refused" if words else "gguf"
     extra = dict(refused=[words] if isinstance(words, str) else words) if words else {}
@@ -820,6 +905,30 @@ def ggufs():
              type="longrope", short_factor=SHORT, long_factor=LONG))))
 
 
+def gguf_experts():
+    stacks = ["gate", "up", "down"]
+    apart = [["unpile", f"blk.{i}.ffn_{m}_exps.weight", f"blk.{i}.ffn_{m}.{{}}.weight"] for i in range(2) for m in stacks]
+    for name in EXPERT_ARCHES:
+        gguf(name, "as converted")
+        gguf(name, "one tensor an expert, as before stacks", tensors=apart)
+        gguf(name, "one expert a token", {"expert_used_count": 1}, reference=as_config(dict(num_experts_per_tok=1)))
+        gguf(name, "keys that say what is so", {"expert_gating_func": 1, "expert_weights_scale": 1.0, "expert_shared_count": 0,
+             "expert_weights_norm": name != "olmoe"})
+        gguf(name, "routed by sigmoids", {"expert_gating_func": 2}, words="expert_gating_func")
+        gguf(name, "weights normed otherwise", {"expert_weights_norm": name == "olmoe"}, words="expert_weights_norm")
+        gguf(name, "more experts a token than there are", {"expert_used_count": 5}, words="expert_used_count")
+        gguf(name, "no number of experts a token", {"expert_used_count": None}, words="expert_used_count")
+        gguf(name, "fewer experts than are stored", {"expert_count": 3}, words="ffn_gate_inp")
+        gguf(name, "a stack too short", words="ffn_up_exps", tensors=[["make", "blk.0.ffn_up_exps.weight", [3, 24, 32]]])
+        gguf(name, "no stack of up", words="ffn_up_exps", tensors=drop("blk.0.ffn_up_exps.weight"))
+        gguf(name, "another width", {"expert_feed_forward_length": 20}, words="ffn_down_exps|ffn_gate_exps")
+        gguf(name, "a shared expert", words="ffn_up_shexp", tensors=stray("blk.0.ffn_up_shexp.weight", 24, 32))
+    gguf("mixtral", "no experts in the metadata", {"expert_count": 0}, words="ffn_gate")
+    gguf("qwen3_moe", "no experts in the metadata", {"expert_count": None}, words="expert_count")
+    gguf("llama", "experts in the metadata", {"expert_count": 4, "expert_used_count": 2}, words="ffn_gate_inp")
+    gguf("qwen3", "experts in the metadata", {"expert_count": 4, "expert_used_count": 2}, words="expert_count")
+
+
 every_family()
 every_default()
 keys_of_others()
@@ -831,4 +940,6 @@ norms()
 windows()
 gemmas()
 wrappers()
+experts()
 ggufs()
+gguf_experts()

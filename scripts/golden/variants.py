@@ -37,7 +37,19 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/python"))
-from variant_rows import ARCHES, CONFIGS, IDS, KEPT, ROWS, TEXT, TOKENS, VOCAB, WRAPPERS, metadata  # noqa: E402
+from variant_rows import (
+    ALL_ARCHES,
+    CONFIGS,
+    EXPERTS,
+    IDS,
+    KEPT,
+    ROWS,
+    TEXT,
+    TOKENS,
+    VOCAB,
+    WRAPPERS,
+    metadata,
+)  # noqa: E402
 
 import checkpoints  # noqa: E402
 
@@ -65,7 +77,7 @@ def shapes(config):
 def base(name):
     shift = 0.0 if name.startswith("gemma") else 1.0
     made = dict(config=CONFIGS[name], norm_shift=shift, tensors=shapes(CONFIGS[name]))
-    return made | (dict(gguf=metadata(name)) if name in ARCHES else {})
+    return made | (dict(gguf=metadata(name)) if name in ALL_ARCHES else {})
 
 
 # -- What each class reads ----------------------------------------------------------------------------------
@@ -78,7 +90,7 @@ COMMON = ["is_causal", "model_type", "original_max_position_embeddings (with lla
 INERT = {"attention_dropout", "embd_pdrop", "resid_pdrop", "residual_dropout", "_attn_implementation", "pad_token_id",
          "get_text_config", "initializer_range", "use_cache", "bos_token_id", "eos_token_id", "attn_implementation",
          "position_ids", "weight", "bias"}  # fmt: skip
-CLASSES = [*TEXT, "qwen2_5_vl_text", "qwen3_vl_text"]
+CLASSES = [*TEXT, *EXPERTS, "qwen2_5_vl_text", "qwen3_vl_text"]
 SHARED = {re.sub(" .*", "", key) for key in COMMON}
 
 

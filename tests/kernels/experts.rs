@@ -125,8 +125,9 @@ fn experts_are_the_single_products_added_in_the_order_of_their_numbers() {
             let pieces: Vec<_> = pieces.into_iter().filter(|rows| !rows.is_empty()).collect();
             let apart: Vec<Table> = pieces.into_iter().map(|rows| case.run(&machines[0], rows)).collect();
             same("in pieces", &found, &Table::cat(&apart))?;
-            let exact = kv == KvType::F32 || !dtype.is_quantized();
-            close("plain", &case.run(&candle(), all), &found, if exact { 1e-2 } else { 0.1 })
+            // candle multiplies quantized weights by bytes in its own way.
+            let bound = if dtype.is_quantized() { 0.1 } else { 1e-4 };
+            close("candle", &case.run(&candle(), all), &found, bound)
         });
     }
 }

@@ -1,8 +1,10 @@
 //! What is wrong is an error, what is empty stays empty, and a forked child goes on alone.
 
-use tallow::config::NormKind;
+use tallow::config::{NormKind, Routing, Score};
 use tallow::error::{ErrorKind, Result};
-use tallow::kernels::{Activation, Attention, KvCache, KvLayout, KvShape, KvType, Linear, Norm, Ops, Rows};
+use tallow::kernels::{
+    Activation, Attention, Expert, KvCache, KvLayout, KvShape, KvType, Linear, Norm, Ops, Rows,
+};
 use tallow::step::Step;
 use tallow::weights::{WeightTensor, WeightType};
 
@@ -110,7 +112,18 @@ impl<'a> Bench<'a> {
             let norm = norm.map(|len| self.norm(len, None));
             ops.heads(self.rows(3, 64), head_dim, norm.as_ref(), Some(&table)).map(drop)
         };
+        let experts = |down: &Linear, rows: usize, count: usize| {
+            let routing = Routing { top_k: 2, score: Score::Softmax, normalize: true, scale: 1.0 };
+            let assignments = ops.route(self.rows(rows, count), &routing)?;
+            let expert = Expert { gate: self.m.clone(), up: self.m.clone(), down: down.clone() };
+            ops.experts(&vec![expert; 2], Activation::Silu, x, &assignments).map(drop)
+        };
+        let down = linear(ops, &weights(WeightType::F32, 64, 8, &mut Random(4)), None);
         vec![
+            ("an expert of another shape", experts(&self.m, 3, 2), ErrorKind::Internal),
+            ("an expert that is not there", experts(&down, 3, 5), ErrorKind::Internal),
+            ("experts of other rows", experts(&down, 2, 2), ErrorKind::Internal),
+            ("two of one expert", experts(&down, 3, 1), ErrorKind::Internal),
             ("broken rows", ops.rows(vec![0.0; 7], 3).map(drop), ErrorKind::Internal),
             ("rows of nothing", ops.rows(vec![], 0).map(drop), ErrorKind::Internal),
             ("norm", ops.norm(&self.norm(60, None), x).map(drop), ErrorKind::Internal),

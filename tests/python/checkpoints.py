@@ -81,6 +81,21 @@ def stack(tensors: Tensors, name: str, parts: list[str]) -> None:
     tensors[name] = np.concatenate([tensors[part] for part in parts])
 
 
+@verb
+def pile(tensors: Tensors, name: str, parts: list[list[str]]) -> None:
+    """One tensor of several matrices, each made of the rows of some; these are gone."""
+    tensors[name] = np.stack([np.concatenate([tensors[part] for part in some]) for some in parts])
+    for part in [part for some in parts for part in some]:
+        del tensors[part]
+
+
+@verb
+def unpile(tensors: Tensors, name: str, pattern: str) -> None:
+    """The other way: ``pattern`` with a number for each matrix."""
+    for number, matrix in enumerate(tensors.pop(name)):
+        tensors[pattern.format(number)] = matrix
+
+
 class BFloat16(np.ndarray):
     """The upper halves of float32 numbers, as uint16."""
 
@@ -193,7 +208,13 @@ GGUF_NAMES = {
     "mlp.fc1": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.fc2": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
+#: Mixtral's names of the same.
+EXPERTS = {"block_sparse_moe": "mlp", "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 FOUR_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -216,7 +237,7 @@ def gguf_tensors(tensors: Tensors, arch: str, config: dict[str, Any], meta: dict
     if f"{arch}.attention.head_count_kv" not in meta:
         heads["k_proj"] = heads["q_proj"]
     made = {}
-    for name, array in tensors.items():
+    for name, array in stacked(tensors).items():
         module, _, kind = name.rpartition(".")
         if arch in PERMUTED and module.rpartition(".")[2] in heads:
             array = interleaved(array, heads[module.rpartition(".")[2]])
@@ -228,6 +249,23 @@ def gguf_tensors(tensors: Tensors, arch: str, config: dict[str, Any], meta: dict
         else:
             made[f"{names[module]}.{kind}"] = array
     return made
+
+
+def stacked(tensors: Tensors) -> Tensors:
+    """One tensor for all experts of a layer."""
+    stacks: dict[str, list[np.ndarray]] = {}
+    made = {}
+    for name, array in tensors.items():
+        parts = [EXPERTS.get(part, part) for part in name.split(".")]
+        if "experts" in parts:
+            # Names come in the order of their experts: there are fewer than ten.
+            number = parts.pop(parts.index("experts") + 1)
+            stack = stacks.setdefault(".".join(parts), [])
+            assert len(stack) == int(number)
+            stack.append(array)
+        else:
+            made[".".join(parts)] = array
+    return made | {name: np.stack(stack) for name, stack in stacks.items()}
 
 
 def interleaved(array: np.ndarray, heads: int) -> np.ndarray:
