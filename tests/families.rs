@@ -243,6 +243,7 @@ fn seconds_per_token(decoder: &Decoder) -> f64 {
     let start = std::time::Instant::now();
     (1..=TOKENS).for_each(|position| drop(decode(position)));
     start.elapsed().as_secs_f64() / TOKENS as f64
+}
 
 // --- Deltas on projections -------------------------------------------------------------------------------
 
