@@ -1,5 +1,6 @@
-//! Every family's decoder against transformers in float32, on tiny random checkpoints (tests/golden/families):
-//! from safetensors and from GGUF, the whole prompt at once, in chunks, and token by token.
+//! Every family's decoder against transformers in float32, on tiny random checkpoints
+//! (tests/golden/families): from safetensors and from GGUF, the whole prompt at once, in chunks, and token by
+//! token.
 
 #[path = "common/random.rs"]
 mod random;
@@ -21,8 +22,8 @@ use tallow::weights::{Gguf, WeightTensor, WeightType, Weights, safetensors};
 /// Largest difference of a logit that is allowed.
 const TOLERANCE: f32 = 1e-4;
 
-/// llama.cpp's files of the llama architecture have no key for a window, so that only the positions within one
-/// can agree.
+/// llama.cpp's files of the llama architecture have no key for a window, so that only the positions within
+/// one can agree.
 const WINDOW_NOT_IN_GGUF: (&str, usize) = ("mistral-window", 8);
 
 /// How a prompt is cut into steps.
@@ -141,6 +142,107 @@ fn references(folder: &Path) -> Vec<Reference> {
             Reference { tokens: wide.collect(), logits: floats.collect() }
         })
         .collect()
+}
+
+/// What a mixture of experts is for: this many times as fast as the dense model with all its parameters.
+const TIMES_AS_FAST: f64 = 2.5;
+
+/// A Mixtral with eight experts of which a token passes two, and the Llama whose feed-forwards are as wide as the eight
+/// together. They decode in turns, so that another program on the machine harms both.
+#[test]
+#[ignore = "takes time: cargo test --release --test families faster -- --ignored --nocapture"]
+fn a_mixture_of_experts_decodes_faster_than_its_dense_twin() {
+    let folder = tempfile::tempdir().unwrap();
+    let twins = [false, true].map(|experts| twin(&folder.path().join(experts.to_string()), experts));
+    let mut best = [f64::INFINITY; 2];
+    for _ in 0..5 {
+        for (decoder, best) in twins.iter().zip(&mut best) {
+            *best = best.min(seconds_per_token(decoder));
+        }
+    }
+    let [dense, experts] = best.map(|seconds| 1e3 * seconds);
+    println!("dense {dense:.2} ms a token, experts {experts:.2} ms, ratio {:.2}", dense / experts);
+    assert!(dense / experts >= TIMES_AS_FAST, "{:.2}", dense / experts);
+}
+
+fn twin(folder: &Path, experts: bool) -> Decoder {
+    const HIDDEN: usize = 1024;
+    const WIDTH: usize = 1536;
+    const EXPERTS: usize = 8;
+    const LAYERS: usize = 4;
+    let (kind, width) = if experts { ("mixtral", WIDTH) } else { ("llama", WIDTH * EXPERTS) };
+    let config = serde_json::json!({
+        "model_type": kind, "vocab_size": 512, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 256,
+        "tie_word_embeddings": true, "intermediate_size": width, "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+    });
+    let mut tensors: Vec<(String, Vec<usize>)> = vec![
+        ("model.embed_tokens.weight".into(), vec![512, HIDDEN]),
+        ("model.norm.weight".into(), vec![HIDDEN]),
+    ];
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, shape: &[usize]| {
+            tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
+        };
+        add("input_layernorm", &[HIDDEN]);
+        add("post_attention_layernorm", &[HIDDEN]);
+        for (name, rows) in [("q", HIDDEN), ("k", HIDDEN / 4), ("v", HIDDEN / 4), ("o", HIDDEN)] {
+            add(&format!("self_attn.{name}_proj"), &[rows, HIDDEN]);
+        }
+        let mut mlp = |names: [String; 3]| {
+            for (name, shape) in names.iter().zip([[width, HIDDEN], [width, HIDDEN], [HIDDEN, width]]) {
+                add(name, &shape);
+            }
+        };
+        match experts {
+            true => {
+                let expert = |e| ["w1", "w3", "w2"].map(|w| format!("block_sparse_moe.experts.{e}.{w}"));
+                (0..EXPERTS).for_each(|e| mlp(expert(e)));
+                add("block_sparse_moe.gate", &[EXPERTS, HIDDEN]);
+            }
+            false => mlp(["gate_proj", "up_proj", "down_proj"].map(|name| format!("mlp.{name}"))),
+        }
+    }
+    std::fs::create_dir_all(folder).unwrap();
+    // bfloat16 between 1/64 and 1/32, of any sign.
+    let mut bits = 1u64;
+    let mut number = || {
+        bits = bits.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        ((bits >> 40) as u16 & 0x807f | 0x3c80).to_le_bytes()
+    };
+    let data: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, shape)| (0..shape.iter().product()).flat_map(|_| number()).collect())
+        .collect();
+    let views = tensors.iter().zip(&data).map(|((name, shape), data)| {
+        (
+            name,
+            ::safetensors::tensor::TensorView::new(::safetensors::Dtype::BF16, shape.clone(), data).unwrap(),
+        )
+    });
+    ::safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    let config = config::hf::parse(&config.to_string()).unwrap();
+    let ops = Ops::cpu(2, KvType::BF16).unwrap();
+    let weights = safetensors::open(folder).unwrap();
+    Decoder::build(config, &weights, ops, 256, Some(WeightType::Q8_0), &mut || Ok(())).unwrap()
+}
+
+fn seconds_per_token(decoder: &Decoder) -> f64 {
+    const TOKENS: usize = 24;
+    let pages = pages_for(TOKENS + 1);
+    let cache = decoder.new_cache(pages, 0).unwrap();
+    let tables = vec![(0..pages as u32).collect::<Vec<_>>()];
+    let decode = |position: usize| {
+        let mut step = Step::default();
+        step.push_span(&[(position * 37 % 512) as u32], position, tables.clone(), StateTable::default());
+        let hidden = decoder.forward(&step, &cache, &[0]).unwrap();
+        decoder.ops().into_vec(decoder.head(&hidden).unwrap()).unwrap()
+    };
+    decode(0);
+    let start = std::time::Instant::now();
+    (1..=TOKENS).for_each(|position| drop(decode(position)));
+    start.elapsed().as_secs_f64() / TOKENS as f64
 }
 
 // --- Deltas on projections -------------------------------------------------------------------------------

@@ -8,8 +8,9 @@
 use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
-use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
-use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Projection, Rows};
+use super::opaque::Opaque;
+use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::error::Result;
 use crate::weights::WeightTensor;

@@ -21,8 +21,9 @@ use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
 use super::experts::{Assignments, Expert};
-use super::rows::{Projection, Rows};
-use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored, Vector};
+use super::opaque::Opaque;
+use super::rows::Rows;
+use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;

@@ -1,8 +1,8 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
 use super::experts::{Assignments, Expert};
-use super::rows::{Projection, Rows};
-use super::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv};
+use super::rows::Rows;
+use super::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv};
 use super::{KvCache, KvShape, misuse};
 use crate::cache::storage::LayerState;
 use crate::error::{Error, Result};

@@ -14,11 +14,12 @@ use super::epilogue::{Epilogue, Product};
 use super::experts::{Assignments, Expert};
 use super::gemm::{self, Input};
 use super::isa::Isa;
+use super::opaque::Opaque;
 use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
-use super::rows::{Block, Projection, Recycler, Rows};
-use super::types::{Attention, Matrix, Norm, Opaque, RopeTable, ShortConv, Stored};
+use super::rows::{Block, Recycler, Rows};
+use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored};
 use super::{
     Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
 };

@@ -11,12 +11,12 @@
 //! Operations are as large as the graph lets them be: a product's epilogue (a bias, a sum, a gate) is part of
 //! it. Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
 //!
-//! From the bottom up, and no module uses one that is named later: [`types`] (what the graph holds), [`simd`]
-//! and [`isa`] (tiers of instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`],
-//! [`unpack`] and [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`panels`],
-//! [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products), [`attention`], [`norm`],
-//! [`rope`], [`elementwise`], [`experts`], [`short_conv`], [`checked_step`], [`backend`], [`cpu`],
-//! [`candle`], [`check`].
+//! From the bottom up, and no module uses one that is named later: [`opaque`], [`simd`] and [`isa`] (tiers of
+//! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`] and [`pack`]
+//! (weights in memory), [`quantize`] and [`rows`] (activations), [`types`] (what the graph holds),
+//! [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products),
+//! [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`], [`short_conv`],
+//! [`backend`], [`cpu`], [`candle`], [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -36,6 +36,7 @@ mod isa;
 mod layouts;
 mod math;
 mod norm;
+mod opaque;
 mod pack;
 mod panels;
 mod pool;
@@ -59,8 +60,8 @@ pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
-pub use self::rows::{Projection, Rows};
-pub use self::types::{Attention, Linear, Matrix, Norm, RopeTable, ShortConv, Vector};
+pub use self::rows::Rows;
+pub use self::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::config::Routing;

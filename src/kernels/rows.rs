@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::misuse;
+use super::opaque::Opaque;
 use super::quantize::Quantized;
-use super::types::{Linear, Opaque};
 use crate::error::{Error, Result};
 use crate::memory;
 
@@ -64,21 +64,6 @@ impl From<Block> for Rows {
 
 fn foreign() -> Error {
     misuse("activations were made by other Ops than those that use them")
-}
-
-/// A projection of some rows, with what is added to each row of its output before the epilogue (an
-/// activation, a gate, a sum): where the delta of an adapter enters.
-#[derive(Clone, Copy)]
-pub struct Projection<'a> {
-    pub linear: &'a Linear,
-    /// `[rows, out]`
-    pub row_bias: Option<&'a Rows>,
-}
-
-impl<'a> From<&'a Linear> for Projection<'a> {
-    fn from(linear: &'a Linear) -> Self {
-        Projection { linear, row_bias: None }
-    }
 }
 
 /// Rows of f32 on the CPU, and the same as bytes once a product has asked for them.

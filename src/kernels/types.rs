@@ -1,11 +1,10 @@
 //! What the graph hands to [`Ops`](super::Ops): weights, and the parameters of an operation.
 
-use std::any::Any;
 use std::sync::Arc;
 
-use super::misuse;
+use super::opaque::Opaque;
+use super::rows::Rows;
 use crate::config::NormKind;
-use crate::error::Result;
 
 /// What attention needs to know of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,6 +93,21 @@ pub struct Linear {
     pub outlier: f32,
 }
 
+/// A projection of some rows, with what is added to each row of its output before the epilogue (an
+/// activation, a gate, a sum): where the delta of an adapter enters.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    pub linear: &'a Linear,
+    /// `[rows, out]`
+    pub row_bias: Option<&'a Rows>,
+}
+
+impl<'a> From<&'a Linear> for Projection<'a> {
+    fn from(linear: &'a Linear) -> Self {
+        Projection { linear, row_bias: None }
+    }
+}
+
 /// A norm over groups of `weight.len()` values; the offset of Gemma's `1 + w` is already in the weight.
 #[derive(Clone, Debug)]
 pub struct Norm {
@@ -138,29 +152,5 @@ impl RopeTable {
     /// Rotated dimensions of each head: twice the number of frequencies.
     pub fn rotated(&self) -> usize {
         2 * self.half
-    }
-}
-
-/// What a backend made, and only a backend of the same kind can read. This is the one place where handles of
-/// the graph are downcast.
-#[derive(Clone)]
-pub(super) struct Opaque(Arc<dyn Any + Send + Sync>);
-
-impl Opaque {
-    pub(super) fn new(value: impl Any + Send + Sync) -> Self {
-        Opaque(Arc::new(value))
-    }
-
-    /// # Errors
-    /// `Internal` when another kind of backend made it; `what` says what it is.
-    pub(super) fn get<T: Any>(&self, what: &str) -> Result<&T> {
-        let foreign = || misuse(format!("{what} was made by other Ops than those that use it"));
-        self.0.downcast_ref().ok_or_else(foreign)
-    }
-}
-
-impl std::fmt::Debug for Opaque {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("..")
     }
 }
