@@ -37,19 +37,8 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/python"))
-from variant_rows import (
-    ALL_ARCHES,
-    CONFIGS,
-    EXPERTS,
-    IDS,
-    KEPT,
-    ROWS,
-    TEXT,
-    TOKENS,
-    VOCAB,
-    WRAPPERS,
-    metadata,
-)  # noqa: E402
+import variant_rows  # noqa: E402
+from variant_rows import CONFIGS, EXPERTS, KEPT, ROWS, TEXT, TOKENS, VOCAB, WRAPPERS  # noqa: E402
 
 import checkpoints  # noqa: E402
 
@@ -77,7 +66,7 @@ def shapes(config):
 def base(name):
     shift = 0.0 if name.startswith("gemma") else 1.0
     made = dict(config=CONFIGS[name], norm_shift=shift, tensors=shapes(CONFIGS[name]))
-    return made | (dict(gguf=metadata(name)) if name in ALL_ARCHES else {})
+    return made | (dict(gguf=variant_rows.metadata(name)) if name in variant_rows.ALL_ARCHES else {})
 
 
 # -- What each class reads ----------------------------------------------------------------------------------
@@ -154,7 +143,7 @@ class Reader:
 
 
 def prompt(length):
-    return np.random.RandomState(length).randint(*IDS, size=length)
+    return np.random.RandomState(length).randint(*variant_rows.IDS, size=length)
 
 
 def fitted(base, config, without):
@@ -279,7 +268,7 @@ def main():
     if args.only:
         return wrong
     OUT.mkdir(exist_ok=True)
-    table = dict(tokens=TOKENS, ids=IDS, vocab_size=VOCAB, bases=bases, rows=made)
+    table = dict(tokens=TOKENS, ids=variant_rows.IDS, vocab_size=VOCAB, bases=bases, rows=made)
     (OUT / "variants.json").write_text(dumped(table))
     (OUT / "keys.json").write_text(json.dumps(all_keys(), indent=1) + "\n")
     np.savez_compressed(OUT / "logits.npz", **arrays)
