@@ -35,6 +35,11 @@ pub(in crate::kernels) struct Config {
 }
 
 impl Config {
+    /// No tiles: the state after TILERELEASE.
+    #[cfg(target_arch = "x86_64")]
+    const NONE: Config =
+        Config { palette: 0, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+
     /// For products of `width` bytes, 16 or 32.
     pub(in crate::kernels) const fn of(width: usize) -> Config {
         let mut config =
@@ -65,8 +70,16 @@ pub(in crate::kernels) trait Tiles {
 }
 
 /// The machine's own. It belongs to the thread that configured it.
+///
+/// The configuration that was there before comes back when this is dropped: other libraries in the process
+/// configure a thread's registers once and expect them to stay so (candle 0.11.1 does, and its next product
+/// on that thread is an illegal instruction if they were released).
 #[cfg(target_arch = "x86_64")]
-pub(in crate::kernels) struct Amx(std::marker::PhantomData<*mut u8>);
+pub(in crate::kernels) struct Amx {
+    before: Config,
+    /// Neither `Send` nor `Sync`.
+    _thread: std::marker::PhantomData<*mut u8>,
+}
 
 /// Assembly that may change any tile register and nothing else. Rust never keeps anything in them, so that
 /// what one block leaves there the next one finds (blocks that are not `pure` keep their order).
@@ -82,11 +95,14 @@ macro_rules! tile_asm {
 impl Tiles for Amx {
     #[inline(always)]
     unsafe fn configure(config: &Config) -> Self {
-        // SAFETY: the machine has AMX, by the trait's contract; it reads the 64 bytes of `config`.
+        let mut before = Config::NONE;
+        // SAFETY: the machine has AMX, by the trait's contract; it writes the 64 bytes of `before` and reads
+        // those of `config`.
         unsafe {
+            std::arch::asm!("sttilecfg [{at}]", at = in(reg) &mut before, options(nostack, preserves_flags));
             tile_asm!("ldtilecfg [{at}]", at = in(reg) config, options(nostack, readonly, preserves_flags));
         }
-        Amx(std::marker::PhantomData)
+        Amx { before, _thread: std::marker::PhantomData }
     }
     #[inline(always)]
     unsafe fn zero<const T: usize>(&mut self) {
@@ -125,9 +141,17 @@ impl Tiles for Amx {
 #[cfg(target_arch = "x86_64")]
 impl Drop for Amx {
     fn drop(&mut self) {
-        // SAFETY: as above. Without tiles in use, switching threads is cheaper, and the processor may sleep
-        // deeper.
-        unsafe { tile_asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+        // SAFETY: as above; `before` is what the machine itself has written. Without tiles in use, switching
+        // threads is cheaper, and the processor may sleep deeper.
+        unsafe {
+            match self.before.palette {
+                0 => tile_asm!("tilerelease", options(nostack, nomem, preserves_flags)),
+                _ => {
+                    let before = &self.before;
+                    tile_asm!("ldtilecfg [{at}]", at = in(reg) before, options(nostack, readonly, preserves_flags));
+                }
+            }
+        }
     }
 }
 
