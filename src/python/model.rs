@@ -19,15 +19,15 @@ pub struct PyModel(pub Arc<Model>);
 
 #[pymethods]
 impl PyModel {
-    /// Loads a model; the same source with the same options shares its weights. `fetch` is called once the
-    /// other options are known to be right, for the path, name and revision of a source that Python resolves.
+    /// Loads a model; the same source with the same options shares its weights. `called`: name and revision
+    /// of a source that Python has resolved to this path.
     #[staticmethod]
     #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        quantize=None, context_length=None, threads=None, chat_template=None, progress=None, fetch=None))]
+        quantize=None, context_length=None, threads=None, chat_template=None, progress=None, called=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
         py: Python<'_>,
-        mut source: OsString,
+        source: OsString,
         revision: Option<String>,
         offline: Option<bool>,
         device: String,
@@ -37,9 +37,41 @@ impl PyModel {
         threads: Option<usize>,
         chat_template: Option<String>,
         progress: Option<Bound<'_, PyAny>>,
-        fetch: Option<Bound<'_, PyAny>>,
+        called: Option<(String, Option<String>)>,
     ) -> PyResult<Self> {
-        let mut options = LoadOptions {
+        let options = LoadOptions {
+            revision,
+            offline,
+            device,
+            dtype,
+            quantize,
+            context_length,
+            threads,
+            chat_template,
+            called,
+            ..LoadOptions::default()
+        };
+        load::load(py, source, options, progress).map(PyModel)
+    }
+
+    /// Raises what is wrong with options, before a source is fetched for them. Nothing of Python runs inside
+    /// of this: a daemon thread that the interpreter ends while it is in Python must not have Rust below it.
+    #[staticmethod]
+    #[pyo3(signature = (*, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
+        quantize=None, context_length=None, threads=None, chat_template=None))]
+    #[allow(clippy::too_many_arguments)] // as `load`
+    fn check_options(
+        py: Python<'_>,
+        revision: Option<String>,
+        offline: Option<bool>,
+        device: String,
+        dtype: String,
+        quantize: Option<String>,
+        context_length: Option<usize>,
+        threads: Option<usize>,
+        chat_template: Option<String>,
+    ) -> PyResult<()> {
+        let options = LoadOptions {
             revision,
             offline,
             device,
@@ -50,12 +82,7 @@ impl PyModel {
             chat_template,
             ..LoadOptions::default()
         };
-        if let Some(fetch) = fetch {
-            options.check().map_err(|error| to_python(py, &error))?;
-            let (path, name, revision) = fetch.call0()?.extract()?;
-            (source, options.called) = (path, Some((name, revision)));
-        }
-        load::load(py, source, options, progress).map(PyModel)
+        options.check().map_err(|error| to_python(py, &error))
     }
 
     /// Two are equal if they share their weights.

@@ -35,10 +35,13 @@ pub(in crate::kernels) struct Config {
 }
 
 impl Config {
+    /// What a thread has that uses no tiles.
+    const NONE: Config =
+        Config { palette: 0, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+
     /// For products of `width` bytes, 16 or 32.
     pub(in crate::kernels) const fn of(width: usize) -> Config {
-        let mut config =
-            Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut config = Config { palette: 1, ..Self::NONE };
         let mut tile = 0;
         while tile < 8 {
             let is_a = tile == A || tile == A + 1;
@@ -64,9 +67,14 @@ pub(in crate::kernels) trait Tiles {
     unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
 }
 
-/// The machine's own. It belongs to the thread that configured it.
+/// The machine's own. It belongs to the thread that configured it, and gives back the configuration that the
+/// thread had before: candle configures a thread's tiles once and takes them as its own from then on, so that
+/// its next product after a mere release was an illegal instruction.
 #[cfg(target_arch = "x86_64")]
-pub(in crate::kernels) struct Amx(std::marker::PhantomData<*mut u8>);
+pub(in crate::kernels) struct Amx {
+    before: Config,
+    _thread: std::marker::PhantomData<*mut u8>,
+}
 
 /// Assembly that may change any tile register and nothing else. Rust never keeps anything in them, so that
 /// what one block leaves there the next one finds (blocks that are not `pure` keep their order).
@@ -82,11 +90,14 @@ macro_rules! tile_asm {
 impl Tiles for Amx {
     #[inline(always)]
     unsafe fn configure(config: &Config) -> Self {
-        // SAFETY: the machine has AMX, by the trait's contract; it reads the 64 bytes of `config`.
+        let mut before = Config::NONE;
+        // SAFETY: the machine has AMX, by the trait's contract; 64 bytes of `before` are written, and 64 of
+        // `config` are read.
         unsafe {
+            tile_asm!("sttilecfg [{at}]", at = in(reg) &mut before, options(nostack, preserves_flags));
             tile_asm!("ldtilecfg [{at}]", at = in(reg) config, options(nostack, readonly, preserves_flags));
         }
-        Amx(std::marker::PhantomData)
+        Amx { before, _thread: std::marker::PhantomData }
     }
     #[inline(always)]
     unsafe fn zero<const T: usize>(&mut self) {
@@ -124,10 +135,18 @@ impl Tiles for Amx {
 
 #[cfg(target_arch = "x86_64")]
 impl Drop for Amx {
+    #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: as above. Without tiles in use, switching threads is cheaper, and the processor may sleep
-        // deeper.
-        unsafe { tile_asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+        let before = &self.before;
+        // SAFETY: the machine has AMX, or this would not be; the configuration is one that it stored itself.
+        // Without tiles in use, switching threads is cheaper, and the processor may sleep deeper.
+        unsafe {
+            match before.palette {
+                0 => tile_asm!("tilerelease", options(nostack, nomem, preserves_flags)),
+                _ => tile_asm!("ldtilecfg [{at}]", at = in(reg) before,
+                    options(nostack, readonly, preserves_flags)),
+            }
+        }
     }
 }
 
@@ -279,6 +298,23 @@ mod tests {
                     let want: i32 = (0..width).map(|k| i32::from(a[m * width + k]) * weight(k)).sum();
                     assert_eq!(sum, want + 7, "row {m}, column {n} of width {width}");
                 }
+            }
+        }
+    }
+
+    /// Another user of tiles on the thread goes on with its own, whatever we computed in between.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn an_inner_configuration_gives_the_outer_one_back() {
+        for _ in Isa::available().into_iter().filter(|isa| isa.has_amx()) {
+            // SAFETY: the machine has AMX; sixteen rows of 64 bytes can be written.
+            unsafe {
+                let mut outer = Amx::configure(&Config::of(16));
+                assert_eq!(exercise::<Amx>(32), exercise::<Emulated>(32));
+                let mut sums = [[7; ROWS]; ROWS];
+                outer.zero::<1>();
+                outer.store::<1>(sums.as_mut_ptr().cast(), COLUMNS);
+                assert_eq!(sums, [[0; ROWS]; ROWS]);
             }
         }
     }
