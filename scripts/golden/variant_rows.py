@@ -714,7 +714,7 @@ def experts():
             ["copy", expert(name, 0, m), expert(name, 4, m)] for m in range(3)])
         refused(name, "an expert of another width", "experts.2." + MATRICES[name][0], "raises",
                 tensors=[["make", expert(name, 2, 0), [16, 32]]])
-        refused(name, "experts in one tensor, and one beside it", "experts.1.", "unused", tensors=[
+        refused(name, "experts in one tensor, and one beside it", "experts.1.", "raises", tensors=[
             *piled(name), ["make", expert(name, 1, 0), [24, 32]]])
         refused(name, "a shared expert", "shared_expert", "unused", tensors=stray(FIRST + "mlp.shared_expert.up_proj.weight", 24, 32))
     for name in ("qwen3_moe", "olmoe"):
@@ -738,7 +738,7 @@ def experts():
     same("qwen3_moe", "the width of dense layers that are not there", dict(intermediate_size=20))
     moves("qwen3_moe", "use_sliding_window", dict(use_sliding_window=True, sliding_window=3))
     refused("qwen3_moe", "moe_intermediate_size absent", "gate_proj", "raises", without=["moe_intermediate_size"])
-    moves("qwen3_moe", "head_dim absent", without=["head_dim"], like="qwen3_moe/published")
+    same("qwen3_moe", "head_dim absent", without=["head_dim"])
 
 
 # -- GGUF ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use crate::config::{Activation, ExpertsConfig, Presence, Routing};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::kernels::{Expert, Linear, Ops, Rows};
 use crate::weights::WeightTensor;
 use crate::weights::names::Part;
@@ -20,7 +20,9 @@ pub(super) struct Experts {
 impl Experts {
     pub fn load(loader: &TensorLoader, layer: usize, c: &ExpertsConfig) -> Result<Experts> {
         let hidden = loader.config.hidden;
-        let router = loader.linear(Part::Router, layer, [c.count, hidden], Presence::Never)?;
+        let stated = format!("there are {} experts in layer {layer} (num_experts, expert_count)", c.count);
+        let router =
+            loader.linear(Part::Router, layer, [c.count, hidden], Presence::Never).context(stated)?;
         // All are found and have the right shape before the first is packed.
         let tensors = tensors(loader, layer, c)?;
         let expert = |[gate, up, down]: [WeightTensor; 3]| {
