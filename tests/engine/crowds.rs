@@ -4,9 +4,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use super::fake::engine_of;
 use super::*;
-use tallow::cache::layout::{PagedGroup, StateLayout};
 
 /// So late that only a request that is stuck meets it.
 fn patient(mut request: Request) -> Request {
@@ -276,7 +274,10 @@ fn walk(seed: u64, layout: &StateLayout) -> Stats {
         match below(8) {
             0..3 if open.len() < 40 => {
                 let again = open.last().filter(|_| below(4) == 0).map(|it| it.spec.clone());
-                let mut spec = again.unwrap_or_else(|| mixed(below(90)));
+                let mut spec = again.unwrap_or_else(|| match below(6) {
+                    0 => repetitive(prompt(below(9) as u32, 20), 40, SamplerFields::default()),
+                    _ => mixed(below(90)),
+                });
                 // Half of them have a beginning in common, of several lengths.
                 if below(2) == 0 {
                     spec.prompt = [prompt(500, [16, 40, 70][below(3)]), spec.prompt].concat();
@@ -340,7 +341,13 @@ fn whatever_comes_in_whatever_order_each_answer_is_its_own() {
     for (name, layout) in layouts() {
         let walks: Vec<Stats> = (1..=8).map(|seed| walk(seed, &layout)).collect();
         let sum = |of: fn(&Stats) -> u64| walks.iter().map(of).sum::<u64>();
-        let seen = [sum(|it| it.completed), sum(|it| it.failed), sum(|it| it.shared), sum(|it| it.preempted)];
+        let seen = [
+            sum(|it| it.completed),
+            sum(|it| it.failed),
+            sum(|it| it.shared),
+            sum(|it| it.preempted),
+            sum(|it| it.accepted),
+        ];
         assert!(seen.iter().all(|&count| count > 5), "{name}: the walks were too easy: {seen:?}");
         steps += sum(|it| it.steps);
     }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use fake::{HIDDEN, VOCAB, character, engine, hidden_after, logits_after, tokenizer};
+use fake::{HIDDEN, VOCAB, character, engine, engine_of, hidden_after, logits_after, tokenizer};
+use tallow::cache::layout::{PagedGroup, StateLayout};
 use tallow::cache::prefix_file::Prefix;
 use tallow::engine::*;
 use tallow::error::{Error, ErrorKind, Result};
@@ -965,9 +966,22 @@ fn drafts_change_nothing_but_the_number_of_steps() {
             _ => {}
         }
     }
-    for (alone, pages, rows) in [(true, 200, 512), (false, 200, 512), (false, 30, 24), (true, 14, 3)] {
+    // The last two: a window that gives pages back, and recurrent state that goes back to the last right token.
+    let of = |window, pages, slots| {
+        let paged = [None].into_iter().chain(window).map(|window| PagedGroup { window }).collect();
+        StateLayout { paged, pages, slots }
+    };
+    for (alone, layout, rows) in [
+        (true, StateLayout::plain(200), 512),
+        (false, StateLayout::plain(200), 512),
+        (false, StateLayout::plain(30), 24),
+        (true, StateLayout::plain(14), 3),
+        (false, of(Some(Some(20)), 400, 0), 512),
+        (true, of(None, 200, 200), 512),
+        (false, of(Some(Some(9)), 400, 60), 512),
+    ] {
         for speculation in [true, false] {
-            let (engine, control) = engine(pages, |it| {
+            let (engine, control) = engine_of(layout.clone(), |it| {
                 it.speculation = speculation;
                 it.limits.rows = rows;
             });
