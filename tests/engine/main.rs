@@ -966,7 +966,8 @@ fn drafts_change_nothing_but_the_number_of_steps() {
             _ => {}
         }
     }
-    // The last two: a window that gives pages back, and recurrent state that goes back to the last right token.
+    // The last two: a window that gives pages back, and recurrent state that goes back to the last right
+    // token.
     let of = |window, pages, slots| {
         let paged = [None].into_iter().chain(window).map(|window| PagedGroup { window }).collect();
         StateLayout { paged, pages, slots }
