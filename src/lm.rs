@@ -121,6 +121,13 @@ impl Lm {
         self.engine.stats()
     }
 
+    /// Bytes of keys, values and recurrent state that the engine may fill.
+    pub fn kv_bytes(&self) -> usize {
+        let (decoder, layout) = (self.model.decoder(), self.engine.bounds().layout);
+        let slots = layout.slots.saturating_mul(decoder.kv_layout().slot_bytes());
+        layout.pages.saturating_mul(decoder.page_bytes()).saturating_add(slots)
+    }
+
     pub fn is_closed(&self) -> bool {
         self.engine.is_closed()
     }

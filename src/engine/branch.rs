@@ -126,9 +126,7 @@ impl Branch {
     /// is always left to compute: its row is what is wanted.
     pub fn adopt(&mut self, cache: &mut PrefixCache) -> usize {
         let before = self.computed;
-        if self.chunk(cache, self.place.depth).is_some()
-            && let Some(found) = cache.match_prefix(self.place, self.chunks(true))
-        {
+        if let Some(found) = cache.match_prefix(self.place, self.chunks(cache.enabled())) {
             self.take(found, cache);
         }
         self.computed - before
@@ -193,16 +191,8 @@ impl Branch {
         }
     }
 
-    /// The tokens of page `index`, if it need not compute each row itself and knows all of them and one more.
-    fn chunk(&self, cache: &PrefixCache, index: usize) -> Option<Chunk> {
-        let begin = index * PAGE;
-        if self.first > 0 || !cache.enabled() || begin + PAGE > self.wanted() {
-            return None;
-        }
-        self.tokens[begin..begin + PAGE].try_into().ok()
-    }
-
-    /// The pages that it need not compute itself, from its place on.
+    /// The tokens of the pages that it need not compute itself, from its place on: those of which it does not
+    /// want each row, and it knows one token more.
     fn chunks(&self, enabled: bool) -> impl Iterator<Item = Chunk> {
         let pages = if enabled && self.first == 0 { self.wanted() / PAGE } else { 0 };
         (self.place.depth..pages).filter_map(|index| self.tokens[index * PAGE..][..PAGE].try_into().ok())

@@ -28,8 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::branch::Taken;
-use super::channel::Subscribers;
-use super::channel::{Command, Shared};
+use super::channel::{Command, Shared, Subscribers};
 use super::draft::{Drafter, Drafting};
 use super::index::Index;
 use super::model_runner::{ModelRunner, StepOutput};

@@ -235,7 +235,7 @@ impl PyEngine {
         dict.set_item("grammar_seconds", s.grammars.as_secs_f64())?;
         dict.set_item("mean_batch", s.mean_batch())?;
         dict.set_item("tokens_per_second", s.tokens_per_second())?;
-        dict.set_item("kv_bytes", self.lm.model().decoder().page_bytes() * s.pages)?;
+        dict.set_item("kv_bytes", self.lm.kv_bytes())?;
         Ok(dict)
     }
 

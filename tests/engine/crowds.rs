@@ -353,3 +353,34 @@ fn whatever_comes_in_whatever_order_each_answer_is_its_own() {
     }
     assert!(steps > 10_000, "{steps} steps");
 }
+
+#[test]
+fn a_long_text_fits_because_windows_give_pages_back() {
+    // 195 positions are 13 pages of the first group, and 13 of the second if none came back.
+    let paged = vec![PagedGroup { window: None }, PagedGroup { window: Some(20) }];
+    let (engine, _) = engine_of(StateLayout { paged, pages: 18, slots: 0 }, |_| {});
+    for prefix in 0..2 {
+        let spec = generate(prompt(prefix, 180), 15);
+        let answer = read(engine.submit(patient(request(&spec))).unwrap());
+        assert_eq!(answer.unwrap(), expected(&spec));
+    }
+    assert_idle(&engine);
+}
+
+#[test]
+fn requests_of_another_salt_share_nothing() {
+    let (engine, control) = engine(60, |_| {});
+    let spec = generate(prompt(3, 70), 6);
+    let of = |salt| Request { salt, ..request(&spec) };
+    let cached = |salt| {
+        let before = engine.stats().cached_tokens;
+        assert_eq!(read(engine.submit(of(salt)).unwrap()).unwrap(), expected(&spec));
+        engine.stats().cached_tokens - before
+    };
+    assert_eq!([0, 0, 9, 9, 8].map(cached), [0, 64, 0, 64, 0]);
+    let standing = control.gate.lock().unwrap();
+    let together = [0, 9, 9].map(|salt| engine.submit(of(salt)).unwrap());
+    drop(standing);
+    together.into_iter().for_each(|answer| assert_eq!(read(answer).unwrap(), expected(&spec)));
+    assert_eq!(engine.stats().shared, 1);
+}
