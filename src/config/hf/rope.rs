@@ -20,6 +20,16 @@ impl Reader<'_> {
                     parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context("rope_parameters")?;
                 Ok(object.cloned().unwrap_or_default())
             };
+            let kinds = ["full_attention", "sliding_attention"];
+            if local_key.is_none()
+                && parameters.is_some_and(|all| !kinds.iter().any(|kind| all.contains_key(*kind)))
+            {
+                return Err(Error::model_file(format!(
+                    "rope_parameters of a {} has an object for each of {}, and here it has neither",
+                    self.family.name(),
+                    kinds.join(" and ")
+                )));
+            }
             let mut full = nested("full_attention")?;
             full.extend(scaling.cloned().unwrap_or_default());
             let full = self.rope(&full, theta("rope_theta", defaults.theta)?, head_dim, context, None);
@@ -135,6 +145,8 @@ impl Reader<'_> {
             None => self.f.f64(key)?,
         };
         let partial = match (self.family.rope.partial, stated) {
+            // `null` is no share, of which there is no default.
+            (Some(_), None) if f.states(key) || self.f.states(key) => 1.0,
             (Some(default), stated) => stated.unwrap_or(default),
             // The class's own rotation does not read it; those of a scaling do, and transformers then fails.
             (None, Some(partial)) if kind != "default" && partial != 1.0 => {
