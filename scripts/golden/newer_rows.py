@@ -7,7 +7,21 @@ Of these families nothing is claimed by hand: each base gets the same edits, and
 # fmt: off
 
 from variant_rows import (
-    FIRST, FOREIGN, FULL, LLAMA3, LOUD, SLIDING, VOCAB, YARN, drop, moves, published, refused, row, same, stray,
+    FIRST,
+    FOREIGN,
+    FULL,
+    LLAMA3,
+    LOUD,
+    SLIDING,
+    VOCAB,
+    YARN,
+    drop,
+    moves,
+    published,
+    refused,
+    row,
+    same,
+    stray,
 )
 
 GRANITE = dict(embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=3.0,
