@@ -357,6 +357,24 @@ fn families() -> impl Iterator<Item = &'static Family> {
     [dense::FAMILIES, gemma::FAMILIES, experts::FAMILIES, recurrent::FAMILIES].into_iter().flatten()
 }
 
+/// A family that is run, by the names that files have for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Supported {
+    /// `model_type`s in `config.json`; the first is the family's name.
+    pub model_types: Vec<&'static str>,
+    /// `general.architecture`s in GGUF.
+    pub architectures: Vec<&'static str>,
+}
+
+/// All families that are run, and the `model_type`s of models of pictures or sound whose language model is.
+pub fn supported() -> (Vec<Supported>, Vec<&'static str>) {
+    let of = |family: &Family| Supported {
+        model_types: family.model_types.to_vec(),
+        architectures: family.gguf.iter().map(|gguf| gguf.architecture).collect(),
+    };
+    (families().map(of).collect(), WRAPPERS.iter().map(|wrapper| wrapper.model_type).collect())
+}
+
 impl Family {
     pub fn name(&self) -> &'static str {
         self.model_types[0]

@@ -16,6 +16,7 @@ pub mod modules;
 pub mod quantization;
 pub mod rope;
 
+pub use self::family::{Supported, supported};
 use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;
