@@ -5,8 +5,8 @@
 use super::family::{Family, Gguf};
 use super::rope::yarn_attention;
 use super::{
-    AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms,
-    MixerConfig, Norm, NormKind, Presence, Rope, Routing, Scaling, Score, ShortConvConfig,
+    AttentionConfig, Block, Config, Denominator, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig,
+    LayerNorms, MixerConfig, Norm, NormKind, Presence, Rope, Scaling, ShortConvConfig,
 };
 use crate::error::{Error, Result, quoted};
 use crate::weights::gguf::Value;
@@ -91,6 +91,8 @@ impl Reader<'_> {
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
+            sinks: Presence::Never,
+            gate: None,
         })
     }
 
@@ -126,20 +128,14 @@ impl Reader<'_> {
             return Ok(FeedForwardConfig::Dense(self.dense()?));
         };
         self.refuse_other_routing(normalize)?;
-        Ok(FeedForwardConfig::Experts(ExpertsConfig {
-            count: self.require("expert_count")?,
-            intermediate: match self.usize("expert_feed_forward_length")?.filter(|width| *width > 0) {
-                Some(width) => width,
-                None => self.require("feed_forward_length")?,
-            },
-            activation: self.family.activation,
-            routing: Routing {
-                top_k: self.require("expert_used_count")?,
-                score: Score::Softmax,
-                normalize,
-                scale: 1.0,
-            },
-        }))
+        let width = match self.usize("expert_feed_forward_length")?.filter(|width| *width > 0) {
+            Some(width) => width,
+            None => self.require("feed_forward_length")?,
+        };
+        let (count, top_k) = (self.require("expert_count")?, self.require("expert_used_count")?);
+        let mut experts = ExpertsConfig::plain(count, width, self.family.activation, top_k);
+        experts.routing.normalize = normalize.then_some(Denominator::SUM);
+        Ok(FeedForwardConfig::Experts(experts))
     }
 
     /// llama.cpp reads these keys for other architectures, and routes those here as it always did.

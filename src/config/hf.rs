@@ -13,8 +13,8 @@ use super::family::{Bidirectional, Family, Has, ShortConv, Text, Window, Wrapper
 use super::fields::{Fields, missing, object};
 use super::rope::{longrope_attention, yarn_attention};
 use super::{
-    Activation, AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig,
-    LayerNorms, MAX_LAYERS, MixerConfig, Norm, Presence, Rope, Routing, Scaling, Score, ShortConvConfig,
+    Activation, AttentionConfig, Block, Config, Denominator, DenseConfig, ExpertsConfig, FeedForwardConfig,
+    LayerConfig, LayerNorms, MAX_LAYERS, MixerConfig, Norm, Presence, Rope, Scaling, ShortConvConfig,
 };
 use crate::error::{Context, Error, Result, quoted};
 
@@ -242,6 +242,8 @@ impl Reader<'_> {
             qkv_bias: self.has(t.qkv_bias)?,
             o_bias: self.has(t.o_bias)?,
             fused: fused(t.fused),
+            sinks: Presence::Never,
+            gate: None,
         })
     }
 
@@ -333,17 +335,11 @@ impl Reader<'_> {
             false => self.size(second, defaults.count)?,
         };
         let (key, default) = defaults.width.unwrap_or(("intermediate_size", self.family.sizes.intermediate));
-        let experts = FeedForwardConfig::Experts(ExpertsConfig {
-            count,
-            intermediate: self.size(key, default)?,
-            activation: self.activation()?,
-            routing: Routing {
-                top_k: self.size("num_experts_per_tok", defaults.top_k)?,
-                score: Score::Softmax,
-                normalize: self.has(defaults.normalize)? == Presence::Always,
-                scale: 1.0,
-            },
-        });
+        let (width, top_k) = (self.size(key, default)?, self.size("num_experts_per_tok", defaults.top_k)?);
+        let mut experts = ExpertsConfig::plain(count, width, self.activation()?, top_k);
+        let normalized = self.has(defaults.normalize)? == Presence::Always;
+        experts.routing.normalize = normalized.then_some(Denominator::SUM);
+        let experts = FeedForwardConfig::Experts(experts);
         if !defaults.sparse_step {
             return Ok(vec![experts; layers]);
         }

@@ -19,8 +19,9 @@ pub mod rope;
 use self::layer::{positive, within};
 use crate::error::Result;
 pub use layer::{
-    AttentionConfig, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
-    NormScope, Routing, Score, ShortConvConfig,
+    AttentionConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig,
+    GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope, OutputGate,
+    Routing, Score, SharedExpert, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -102,6 +103,8 @@ pub enum Activation {
     /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
     Relu,
+    /// gpt-oss: `g * sigmoid(1.702 g)` of `g = min(x, 7)`; what such a gate lets through is held to ±7, plus 1.
+    ClampedSwiglu,
 }
 
 /// How the rows of the last hidden state make one vector.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Tensor};
-use candle_nn::ops::{rms_norm, softmax_last_dim};
+use candle_nn::ops::{rms_norm, sigmoid, softmax_last_dim};
 use candle_nn::rotary_emb::rope_thd;
 
 use super::backend::Backend;
@@ -26,7 +26,7 @@ use super::rows::Rows;
 use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
-use crate::config::NormKind;
+use crate::config::{GateFunction, NormKind};
 use crate::error::Result;
 use crate::step::{Span, Step};
 use crate::weights::{WeightTensor, WeightType};
@@ -129,6 +129,19 @@ impl CandleBackend {
             Activation::Gelu => x.gelu_erf()?,
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
+            Activation::ClampedSwiglu => {
+                let x = x.minimum(7.0)?;
+                (&x * sigmoid(&(&x * 1.702)?)?)?
+            }
+        })
+    }
+
+    /// `act(gate) * up`, of what such a gate makes of `up`.
+    fn gate(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
+        let gate = self.activate(gate, act)?;
+        Ok(match act {
+            Activation::ClampedSwiglu => (gate * (up.clamp(-7f32, 7f32)? + 1.0)?)?,
+            _ => (gate * up)?,
         })
     }
 
@@ -171,7 +184,7 @@ impl CandleBackend {
         group: usize,
         step: &Step,
         span: &Span,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Tensor> {
         let (rows, shared) = (span.rows.len(), a.heads / a.kv_heads);
         let first = step.positions.get(span.rows.start).map_or(0, |&p| p as usize);
@@ -198,7 +211,12 @@ impl CandleBackend {
         }
         let scores = scores.reshape((a.kv_heads, rows, shared, len))?;
         let mask = Tensor::from_vec(mask(first, rows, begin, len, a), (1, rows, 1, len), &self.device)?;
-        let weights = softmax_last_dim(&scores.broadcast_add(&mask)?.contiguous()?)?;
+        let mut scores = scores.broadcast_add(&mask)?;
+        if let Some(sinks) = a.sinks {
+            let sinks = Tensor::from_slice(sinks, (a.kv_heads, 1, shared, 1), &self.device)?;
+            scores = Tensor::cat(&[&scores, &sinks.expand((a.kv_heads, rows, shared, 1))?], 3)?;
+        }
+        let weights = softmax_last_dim(&scores.contiguous()?)?.narrow(3, 0, len)?.contiguous()?;
         let mixed =
             weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
         let mixed = mixed.reshape((a.kv_heads, rows, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
@@ -277,10 +295,7 @@ impl Backend for CandleBackend {
     }
 
     fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.linear.weight.n, |x| {
-            let gate = self.activate(&self.product(gate, x)?, act)?;
-            Ok((gate * self.product(up, x)?)?)
-        })
+        self.map(x, up.linear.weight.n, |x| self.gate(&self.product(gate, x)?, &self.product(up, x)?, act))
     }
 
     fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
@@ -298,6 +313,20 @@ impl Backend for CandleBackend {
                 Some(to) => added(to, y),
                 None => Ok(y),
             }
+        })
+    }
+
+    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
+        let Some(gate) = gate.get::<Activations>()? else { return Ok(x) };
+        let gate = match function {
+            GateFunction::Sigmoid => sigmoid(gate)?,
+            GateFunction::Softplus => (gate.relu()? + (gate.abs()?.neg()?.exp()? + 1.0)?.log()?)?,
+        };
+        let (rows, dim) = x.dims();
+        let width = gate.dim(1)?;
+        self.map(&x, dim, |x| {
+            let x = x.reshape((rows, width, dim / width))?.broadcast_mul(&gate.unsqueeze(2)?)?;
+            Ok(x.reshape((rows, dim))?)
         })
     }
 
@@ -373,7 +402,7 @@ impl Backend for CandleBackend {
         kv: &LayerKv,
         group: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows> {
         self.map(q, q.dims().1, |q| {
             let attend = |span| self.attend(q, kv, group, step, span, a);
@@ -417,7 +446,7 @@ fn soft_capped(x: &Tensor, cap: f32) -> Result<Tensor> {
 }
 
 /// 0 where row `first + i` may look at key `begin + j`, else minus infinity.
-fn mask(first: usize, rows: usize, begin: usize, len: usize, a: &Attention) -> Vec<f32> {
+fn mask(first: usize, rows: usize, begin: usize, len: usize, a: &Attention<'_>) -> Vec<f32> {
     let near = |query: usize, key: usize| a.window.is_none_or(|window| query.abs_diff(key) < window);
     let seen = |query: usize, key: usize| (key <= query || !a.causal) && near(query, key);
     let row = |i| (0..len).map(move |j| if seen(first + i, begin + j) { 0.0 } else { f32::NEG_INFINITY });
@@ -436,8 +465,9 @@ fn candle_type(dtype: WeightType) -> Option<GgmlDType> {
         WeightType::Q4K => Some(GgmlDType::Q4K),
         WeightType::Q5K => Some(GgmlDType::Q5K),
         WeightType::Q6K => Some(GgmlDType::Q6K),
-        // Floats are dense; IQ4 candle does not know.
-        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Iq4Nl | WeightType::Iq4Xs => None,
+        // Floats are dense; IQ4 and MXFP4 candle does not know.
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 => None,
+        WeightType::Iq4Nl | WeightType::Iq4Xs | WeightType::Mxfp4 => None,
     }
 }
 
