@@ -102,7 +102,9 @@ fn activations_are_those_of_the_products() {
                     return Err(format!("{what}: {y} of {x} times {factor} is off by {error:.1e}"));
                 }
             }
-            close(what, &f(&candle()), &found, if quantized { 0.05 } else { 1e-5 })
+            // Where large sums are cut off, what is off of the others is more.
+            let rough = if act == Activation::ClampedSwiglu { 0.12 } else { 0.05 };
+            close(what, &f(&candle()), &found, if quantized { rough } else { 1e-5 })
         };
         check("gated", &gated, &gate, &up)?;
         check("activated", &activated, &up, &ones)
