@@ -9,8 +9,10 @@ use crate::error::{Error, Result};
 /// One layer of the decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerConfig {
-    pub mixer: MixerConfig,
-    pub ffn: FeedForwardConfig,
+    /// `None`: the layer is a feed-forward alone (Nemotron-H).
+    pub mixer: Option<MixerConfig>,
+    /// `None`: the layer is a mixer alone (Nemotron-H).
+    pub ffn: Option<FeedForwardConfig>,
     pub norms: LayerNorms,
     /// What the output of each of the two is multiplied by before it joins the residual stream; 1 in most
     /// families.
@@ -144,21 +146,28 @@ pub enum Score {
 }
 
 impl LayerConfig {
+    /// Its attention, if it has some.
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        self.mixer.as_ref().and_then(MixerConfig::attention)
+    }
+
     /// Refuses numbers that cannot be a layer, naming the field as `config.json` and as GGUF has it.
     pub(super) fn validate(&self, ropes: &[Rope]) -> Result<()> {
         match &self.mixer {
-            MixerConfig::Attention(attention) => attention.validate(ropes)?,
-            MixerConfig::ShortConv(conv) => within(
+            None => {}
+            Some(MixerConfig::Attention(attention)) => attention.validate(ropes)?,
+            Some(MixerConfig::ShortConv(conv)) => within(
                 "short convolution's number of taps (conv_L_cache, shortconv.l_cache)",
                 conv.kernel,
                 MAX_TAPS,
             )?,
         }
         match &self.ffn {
-            FeedForwardConfig::Dense(dense) => {
+            None => {}
+            Some(FeedForwardConfig::Dense(dense)) => {
                 within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
             }
-            FeedForwardConfig::Experts(experts) => experts.validate()?,
+            Some(FeedForwardConfig::Experts(experts)) => experts.validate()?,
         }
         positive("residual multiplier", self.residual_scale.into())
     }

@@ -18,6 +18,7 @@ pub mod rope;
 
 use self::layer::{positive, within};
 use crate::error::Result;
+use crate::weights::names::Part;
 pub use layer::{
     AttentionConfig, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
     NormScope, Routing, Score, ShortConvConfig,
@@ -37,7 +38,11 @@ pub struct Config {
     pub context: usize,
     /// Positions that it can be loaded for: `context`, or more where a scaling of RoPE reaches further.
     pub longest: usize,
+    /// Norms before mixers and feed-forwards, and of queries and keys.
     pub norm: Norm,
+    /// Norms behind mixers and feed-forwards.
+    pub post_norm: Norm,
+    pub final_norm: Norm,
     pub block: Block,
     /// Logits become `cap * tanh(logits / cap)` (Gemma 2).
     pub logit_cap: Option<f32>,
@@ -57,7 +62,12 @@ pub struct Config {
     pub causal: bool,
     /// q/k rows come in interleaved pairs (GGUF of the Llama family) and go back to halves at the door.
     pub interleaved_qk: bool,
+    /// Spellings of this family's own tensors in checkpoints of transformers, instead of the usual ones.
+    pub names: Spellings,
 }
+
+/// How a family calls parts of a decoder.
+pub type Spellings = &'static [(Part, &'static [&'static str])];
 
 /// Whether a tensor is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +79,15 @@ pub enum Presence {
     IfStored,
 }
 
+/// One kind of norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
     pub kind: NormKind,
     pub eps: f64,
     /// Added to the stored weight: 1 for Gemma's safetensors, 0 otherwise (GGUF stores `1 + w` already).
     pub offset: f32,
+    /// A bias is stored beside the weight.
+    pub bias: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,22 +182,22 @@ impl Config {
 
     /// Attention in the first layer that has it; the heads of the others are as many in every family so far.
     pub fn attention(&self) -> Option<&AttentionConfig> {
-        self.layers.iter().find_map(|layer| layer.mixer.attention())
+        self.layers.iter().find_map(LayerConfig::attention)
     }
 
     /// The first dense feed-forward; the others are as wide in every family so far.
     pub fn dense(&self) -> Option<&DenseConfig> {
         self.layers.iter().find_map(|layer| match &layer.ffn {
-            FeedForwardConfig::Dense(dense) => Some(dense),
-            FeedForwardConfig::Experts(_) => None,
+            Some(FeedForwardConfig::Dense(dense)) => Some(dense),
+            _ => None,
         })
     }
 
     /// The first mixture of experts; the others are alike in every family so far.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
         self.layers.iter().find_map(|layer| match &layer.ffn {
-            FeedForwardConfig::Dense(_) => None,
-            FeedForwardConfig::Experts(experts) => Some(experts),
+            Some(FeedForwardConfig::Experts(experts)) => Some(experts),
+            _ => None,
         })
     }
 

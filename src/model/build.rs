@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
-use crate::config::{Config, NormKind, Presence};
+use crate::config::{Config, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
 use crate::weights::names::{Names, Part, left_alone};
@@ -24,7 +24,7 @@ impl Decoder {
         to: Option<WeightType>,
         after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
-        let names = Names::of(weights, config.post_norms());
+        let names = Names::of(weights, config.post_norms(), config.names);
         let loader = TensorLoader { names, weights, config: &config, ops: &ops, to };
         let (mut layers, mut counts) = (Vec::with_capacity(config.layers.len()), LayerCounts::default());
         for index in 0..config.layers.len() {
@@ -58,10 +58,10 @@ impl TensorLoader<'_> {
         let norm = |there: bool, part| there.then(|| self.norm(part, at, hidden)).transpose();
         Ok(LayerWeights {
             before_mixer: norm(layer.norms.before_mixer, Part::AttnNorm)?,
-            mixer: Mixer::load(self, index, &layer.mixer, counts)?,
+            mixer: layer.mixer.as_ref().map(|mixer| Mixer::load(self, index, mixer, counts)).transpose()?,
             after_mixer: norm(layer.norms.after_mixer, Part::AttnPostNorm)?,
             before_ffn: norm(layer.norms.before_ffn, Part::MlpNorm)?,
-            ffn: FeedForward::load(self, index, &layer.ffn)?,
+            ffn: layer.ffn.as_ref().map(|ffn| FeedForward::load(self, index, ffn)).transpose()?,
             after_ffn: norm(layer.norms.after_ffn, Part::MlpPostNorm)?,
             residual_scale: layer.residual_scale,
         })
@@ -179,14 +179,18 @@ impl TensorLoader<'_> {
     }
 
     pub fn norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Norm> {
-        let norm = self.config.norm;
+        let norm = match part {
+            Part::FinalNorm => self.config.final_norm,
+            Part::AttnPostNorm | Part::MlpPostNorm => self.config.post_norm,
+            _ => self.config.norm,
+        };
         let weight = self.ops.vector(&self.tensor(part, layer, &[width])?, norm.offset)?;
-        let bias = match norm.kind {
-            NormKind::Layer => {
+        let bias = match norm.bias {
+            true => {
                 let name = self.name(part, layer, "bias");
                 Some(self.ops.vector(&self.checked(&name, &[width])?, 0.0)?)
             }
-            NormKind::Rms => None,
+            false => None,
         };
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
     }
