@@ -53,6 +53,8 @@ pub(super) trait Backend: Send + Sync {
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
+    /// `x * y`, element by element; `y` are as many columns of `by`, from `start` on.
+    fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows>;
     /// `to + scale * x`.
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;

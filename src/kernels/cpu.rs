@@ -256,6 +256,17 @@ impl Backend for CpuBackend {
         Ok(to.into())
     }
 
+    fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
+        let (mut x, by) = (x.into_block()?, by.block()?);
+        let dim = x.dim;
+        self.each_rows("mul", dim, x.floats_mut(), |rows, x| {
+            for (row, x) in rows.zip(x.chunks_exact_mut(dim)) {
+                elementwise::mul(self.isa, &by.floats()[row * by.dim + start..][..dim], x);
+            }
+        })?;
+        Ok(x.into())
+    }
+
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {
         let half = inv_freq.len();
         let len = positions.len() * half;
