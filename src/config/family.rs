@@ -28,13 +28,18 @@ pub(super) struct Family {
     pub eps: f64,
     pub eps_key: &'static str,
     pub block: Block,
+    /// The key that makes the block parallel, if it is true.
+    pub parallel_key: Option<&'static str>,
     pub activation: Activation,
+    /// The key of the width of the feed-forward.
+    pub intermediate_key: &'static str,
     /// `None`: not read.
     pub activation_key: Option<&'static str>,
     /// "gelu" in `activation_key` means the tanh form (Gemma 1's first releases).
     pub gelu_is_tanh: bool,
     /// Embeddings are multiplied by `sqrt(hidden)`.
     pub scaled_embedding: bool,
+    pub multipliers: Multipliers,
     pub sizes: Sizes,
     pub rope: RopeDefaults,
     /// `tie_word_embeddings` where absent.
@@ -50,9 +55,9 @@ pub(super) struct Family {
     /// `final_logit_softcapping` where absent; `None`: not read.
     pub logit_cap: Option<Option<f64>>,
     pub bidirectional: Bidirectional,
-    /// `no_rope_layers`, `no_rope_layer_interval` are read: each n-th layer has no position encoding; n where
-    /// absent.
-    pub no_rope_interval: Option<usize>,
+    pub no_rope: NoRope,
+    /// Late positions attend more sharply.
+    pub query_scale: bool,
     /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class
     /// computes the width of its feed-forward from `block_*` keys (LFM2).
     pub short_conv: Option<ShortConv>,
@@ -86,9 +91,9 @@ pub(super) struct Sizes {
 
 pub(super) struct RopeDefaults {
     pub theta: f64,
-    /// Base of the layers with a window, where they have their own (Gemma 3): `rope_parameters` has an object
-    /// a layer type.
-    pub local_theta: Option<f64>,
+    /// Base of the layers with a window, where they have their own: `rope_parameters` has an object a layer
+    /// type. With the key of older files (Gemma 3), if there is one.
+    pub local_theta: Option<(Option<&'static str>, f64)>,
     /// Share of a head that turns where `partial_rotary_factor` is absent; `None`: not read, the whole head
     /// turns.
     pub partial: Option<f64>,
@@ -97,6 +102,12 @@ pub(super) struct RopeDefaults {
     pub original: Option<usize>,
     /// LongRoPE is the only scaling, and older files call it "su" or "yarn" (Phi-3).
     pub longrope_only: bool,
+    /// Dimensions turn with their neighbours, not with those half a head away.
+    pub interleaved: bool,
+    /// `alpha` makes the base larger, whatever the length (Hunyuan's "dynamic").
+    pub alpha: bool,
+    /// The object of the class where the file has none.
+    pub absent: Option<&'static str>,
     /// "mrope" means the plain rotation: for text alone its three streams of positions are equal.
     pub mrope: bool,
 }
@@ -114,14 +125,55 @@ pub(super) enum Window {
     TypedAll,
     /// As `layer_types` says; without it even layers.
     TypedAlternating,
-    /// As `layer_types` says; without it all but each n-th, n given by `sliding_window_pattern` (6).
-    TypedPattern,
+    /// As `layer_types` says; without it all but each n-th. `pattern`: n is in `sliding_window_pattern`, or
+    /// that is a text such as "LLLG" (Exaone 4); `switched`: without a window all layers are full.
+    TypedPeriod { n: usize, pattern: bool, switched: bool },
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
     /// As `layer_types` says; without it the layers without position encoding, if `use_sliding_window`
     /// (SmolLM3).
     TypedNoRope,
+}
+
+/// Which layers have no position encoding.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum NoRope {
+    Never,
+    /// As `no_rope_layers` says; without it each n-th, n given by `no_rope_layer_interval` or this.
+    Interval(usize),
+    /// Those that see everything (Cohere 2).
+    Full,
+    /// Those that see everything, where others have a window (Exaone 4).
+    FullBesideWindow,
+    /// All, unless this key has this value (Granite's hybrids).
+    Unless(&'static str, &'static str),
+}
+
+/// Numbers that what passes is multiplied by; `None`: the class has no such key.
+#[derive(Clone, Copy)]
+pub(super) struct Multipliers {
+    /// Embeddings.
+    pub embedding: Option<Multiplier>,
+    /// Scores, instead of the root of the head size.
+    pub attention: Option<Multiplier>,
+    /// What mixers and feed-forwards add to the residual stream.
+    pub residual: Option<Multiplier>,
+    /// Logits.
+    pub logits: Option<Multiplier>,
+}
+
+/// A number in a key.
+#[derive(Clone, Copy)]
+pub(super) struct Multiplier {
+    /// In `config.json`.
+    pub key: &'static str,
+    /// In GGUF metadata.
+    pub gguf: &'static str,
+    /// Where it is absent.
+    pub default: f64,
+    /// Divides instead.
+    pub divides: bool,
 }
 
 /// What becomes of `use_bidirectional_attention: true`.
@@ -200,6 +252,8 @@ pub(super) struct FamilyTensors {
     pub head_bias: Has,
     pub qk_norm: Has,
     pub qk_norm_scope: NormScope,
+    /// Queries and keys are normed after they are rotated.
+    pub qk_norm_after_rope: bool,
     /// The MLP is gated.
     pub gate: bool,
     pub norms: NormPlaces,
@@ -207,19 +261,29 @@ pub(super) struct FamilyTensors {
     pub fused_qkv: bool,
     /// gate and up are one matrix.
     pub fused_gate_up: bool,
+    /// The activation has parameters of its own in each layer (xIELU).
+    pub xielu: bool,
 }
 
 /// What GGUF metadata of an architecture leave out.
 pub(super) struct Gguf {
     pub architecture: &'static str,
-    /// Rows of q and k pair neighbours; they go back to halves when they are loaded.
+    /// Rows of q and k pair neighbours, since the converter or the family has them so; they go back to halves
+    /// when they are loaded.
     pub interleaved_qk: bool,
+    /// Layers, if llama.cpp has a window for a model of so many alone (Exaone 4), and the window where
+    /// the key is absent.
+    pub window_layers: Option<(usize, usize)>,
     /// Each n-th layer is full where `attention.sliding_window_pattern` is absent; `None`: no layer is.
     pub window_period: Option<usize>,
     /// `attention.causal` where absent.
     pub causal: bool,
-    /// Base of the layers with a window, if it is their own, where `rope.freq_base_swa` is absent.
-    pub local_theta: Option<f32>,
+    /// Layers with a window turn without the scaling, by the base in `rope.freq_base_swa`, or this where it is
+    /// absent (of that `None`: by the base of the others).
+    pub local_theta: Option<Option<f32>>,
+    /// `rope.scaling.finetuned` says whether there are position encodings, and this where it is absent; `None`:
+    /// it is not read.
+    pub rope_switch: Option<bool>,
     /// Soft-caps of scores and logits where absent.
     pub caps: (Option<f32>, Option<f32>),
     /// This many layers: the model whose scores are scaled by `hidden / heads`, not by the head size.
@@ -247,6 +311,9 @@ const ROPE: RopeDefaults = RopeDefaults {
     partial: None,
     original: None,
     longrope_only: false,
+    interleaved: false,
+    alpha: false,
+    absent: None,
     mrope: false,
 };
 
@@ -257,23 +324,30 @@ const PLAIN: FamilyTensors = FamilyTensors {
     head_bias: Has::Never,
     qk_norm: Has::Never,
     qk_norm_scope: NormScope::Head,
+    qk_norm_after_rope: false,
     gate: true,
     norms: NormPlaces::Before,
     fused_qkv: false,
     fused_gate_up: false,
+    xielu: false,
 };
 
 const GGUF: Gguf = Gguf {
     architecture: "llama",
     interleaved_qk: false,
+    window_layers: None,
     window_period: None,
     causal: true,
     local_theta: None,
+    rope_switch: None,
     caps: (None, None),
     wide_scale_layers: None,
     own_head: false,
     experts: None,
 };
+
+const NO_MULTIPLIERS: Multipliers =
+    Multipliers { embedding: None, attention: None, residual: None, logits: None };
 
 const ATTENTION_BIAS: Has = Has::Key("attention_bias", false);
 const MLP_BIAS: Has = Has::Key("mlp_bias", false);

@@ -5,10 +5,10 @@
 mod layers;
 mod rope;
 
-use super::family::{Family, Gguf};
+use super::family::{Family, Gguf, Multiplier};
 use super::{
-    AttentionConfig, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, Norm, NormKind, Presence,
-    Routing, Score,
+    AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, Norm, NormKind, Presence,
+    QueryScale, Routing, Score,
 };
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
@@ -52,9 +52,13 @@ impl Reader<'_> {
             norm: self.norm()?,
             post_norm: self.norm()?,
             final_norm: self.norm()?,
-            block: family.block,
+            block: self.block(),
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap, a.caps.1)?,
-            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            embed_scale: match family.scaled_embedding {
+                true => Some((hidden as f32).sqrt()),
+                false => self.multiplier(family.multipliers.embedding)?,
+            },
+            logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
             ropes,
             tied: !a.own_head,
@@ -93,6 +97,8 @@ impl Reader<'_> {
             rope: None,
             qk_norm: t.qk_norm.in_gguf(),
             qk_norm_scope: t.qk_norm_scope,
+            qk_norm_after_rope: t.qk_norm_after_rope,
+            query_scale: self.query_scale()?,
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
@@ -175,6 +181,7 @@ impl Reader<'_> {
         Ok(DenseConfig {
             intermediate: self.require("feed_forward_length")?,
             activation: self.family.activation,
+            stored_xielu: false,
             gate: t.gate,
             bias: t.mlp_bias.bias_in_gguf(),
             fused: Presence::IfStored,
@@ -187,6 +194,28 @@ impl Reader<'_> {
             Some(_) => Ok(self.f32(key)?.or(default)),
             None => Ok(None),
         }
+    }
+
+    /// A number that something is multiplied by; llama.cpp takes 0 for none.
+    pub(super) fn multiplier(&self, multiplier: Option<Multiplier>) -> Result<Option<f32>> {
+        let Some(Multiplier { gguf, divides, .. }) = multiplier else { return Ok(None) };
+        let value = self.f32(gguf)?.filter(|value| *value != 0.0);
+        Ok(value.map(|value| if divides { 1.0 / value } else { value }))
+    }
+
+    /// Where the block may be parallel, it is if there is no norm before the feed-forward.
+    pub(super) fn block(&self) -> Block {
+        match self.family.parallel_key {
+            Some(_) if !self.weights.contains("blk.0.ffn_norm.weight") => Block::Parallel,
+            _ => self.family.block,
+        }
+    }
+
+    fn query_scale(&self) -> Result<Option<QueryScale>> {
+        let beta = self.f32("attention.temperature_scale")?.filter(|beta| *beta != 0.0);
+        let Some(beta) = beta.filter(|_| self.family.query_scale) else { return Ok(None) };
+        let original = self.require("rope.scaling.original_context_length")?;
+        Ok(Some(QueryScale { beta, original: original as f32 }))
     }
 
     fn vocab(&self) -> Result<usize> {

@@ -14,9 +14,9 @@ mod tests;
 
 use serde_json::{Map, Value};
 
-use super::family::{Bidirectional, Family, Has, ShortConv, Text, Wrapper};
+use super::family::{Bidirectional, Family, Has, Multiplier, ShortConv, Text, Wrapper};
 use super::fields::{Fields, missing, object};
-use super::{Activation, AttentionConfig, Config, DenseConfig, MAX_LAYERS, Norm, NormKind, Presence};
+use super::{Activation, AttentionConfig, Block, Config, DenseConfig, MAX_LAYERS, Norm, NormKind, Presence};
 use crate::error::{Context, Error, Result, quoted};
 
 type Object = Map<String, Value>;
@@ -99,16 +99,20 @@ impl Reader<'_> {
             norm: self.norm()?,
             post_norm: self.norm()?,
             final_norm: self.norm()?,
-            block: family.block,
+            block: self.block()?,
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap)?,
-            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            embed_scale: match family.scaled_embedding {
+                true => Some((hidden as f32).sqrt()),
+                false => self.multiplier(family.multipliers.embedding)?,
+            },
+            logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.layers(n_layers, ropes.len() > 1, attention)?,
             ropes,
             tied,
             head_bias: self.has(family.tensors.head_bias)?,
             wrapper: wrapper.map(|(wrapper, _)| wrapper.model_type),
             causal: self.causal()?,
-            interleaved_qk: false,
+            interleaved_qk: family.rope.interleaved,
             names: family.names,
         }
         .validate()
@@ -142,7 +146,9 @@ impl Reader<'_> {
                 ));
             }
         }
-        let stated = |key: &&&str| self.f.0.get(**key).is_some_and(|value| !value.is_null());
+        let stated = |key: &&&str| {
+            self.f.0.get(**key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
+        };
         match self.family.refused.iter().find(stated) {
             Some(key) => {
                 Err(Error::unsupported(format!("{key} in a {} is not supported", self.family.name())))
@@ -187,11 +193,30 @@ impl Reader<'_> {
                 Ok(Activation::GeluTanh)
             }
             Some("relu") => Ok(Activation::Relu),
+            Some("relu2") => Ok(Activation::Relu2),
+            Some("xielu") if self.family.tensors.xielu => Ok(self.family.activation),
             Some(other) => Err(Error::unsupported(format!("{key} {} is not supported", quoted(other)))),
         }
     }
 
+    /// A number that something is multiplied by; `None` where the class has no key for it.
+    fn multiplier(&self, multiplier: Option<Multiplier>) -> Result<Option<f32>> {
+        let Some(Multiplier { key, default, divides, .. }) = multiplier else { return Ok(None) };
+        let value = self.f.f64(key)?.unwrap_or(default);
+        Ok(Some(if divides { 1.0 / value } else { value } as f32))
+    }
+
+    fn block(&self) -> Result<Block> {
+        match self.family.parallel_key.map(|key| self.f.bool(key)).transpose()?.flatten() {
+            Some(true) => Ok(Block::Parallel),
+            _ => Ok(self.family.block),
+        }
+    }
+
     fn attention_scale(&self, head_dim: usize) -> Result<f32> {
+        if let Some(scale) = self.multiplier(self.family.multipliers.attention)? {
+            return Ok(scale);
+        }
         let scalar = match self.family.scalar {
             Some(default) => self.f.f64("query_pre_attn_scalar")?.unwrap_or(default),
             None => head_dim as f64,
@@ -244,6 +269,8 @@ impl Reader<'_> {
             rope: None,
             qk_norm: self.has(t.qk_norm)?,
             qk_norm_scope: t.qk_norm_scope,
+            qk_norm_after_rope: t.qk_norm_after_rope,
+            query_scale: self.query_scale()?,
             qkv_bias: self.has(t.qkv_bias)?,
             o_bias: self.has(t.o_bias)?,
             fused: fused(t.fused_qkv),
@@ -252,13 +279,14 @@ impl Reader<'_> {
 
     fn dense(&self) -> Result<DenseConfig> {
         let (family, t) = (self.family, &self.family.tensors);
-        let stated = self.size("intermediate_size", family.sizes.intermediate)?;
+        let stated = self.size(family.intermediate_key, family.sizes.intermediate)?;
         Ok(DenseConfig {
             intermediate: match &family.short_conv {
                 Some(defaults) => self.adjusted_width(stated, defaults)?,
                 None => stated,
             },
             activation: self.activation()?,
+            stored_xielu: t.xielu,
             gate: t.gate,
             bias: self.has(t.mlp_bias)?,
             fused: fused(t.fused_gate_up),

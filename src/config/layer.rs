@@ -80,6 +80,9 @@ pub struct AttentionConfig {
     /// Norms of queries and keys, before they are rotated.
     pub qk_norm: Presence,
     pub qk_norm_scope: NormScope,
+    /// They are normed after they are rotated (Hunyuan).
+    pub qk_norm_after_rope: bool,
+    pub query_scale: Option<QueryScale>,
     pub qkv_bias: Presence,
     pub o_bias: Presence,
     /// q, k and v in one matrix.
@@ -91,6 +94,21 @@ pub struct AttentionConfig {
     pub value_norm: bool,
     /// The layer before this one whose keys and values it reads; it has none of its own (Gemma 4 E2B, E4B).
     pub shared_kv: Option<usize>,
+}
+
+/// A factor of the queries that grows with the position, so that late ones attend more sharply (Llama 4,
+/// Ministral 3): `1 + beta ln(1 + floor(position / original))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    pub beta: f32,
+    pub original: f32,
+}
+
+impl QueryScale {
+    /// The factor at a position.
+    pub fn at(&self, position: u32) -> f32 {
+        1.0 + self.beta * (1.0 + (position as f32 / self.original).floor()).ln()
+    }
 }
 
 /// What a norm of queries or keys is computed over.
@@ -120,11 +138,13 @@ pub enum FeedForwardConfig {
 }
 
 /// A feed-forward that every position passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseConfig {
     /// Width inside it.
     pub intermediate: usize,
     pub activation: Activation,
+    /// The parameters of xIELU are tensors of the layer.
+    pub stored_xielu: bool,
     /// `down(activation(gate(x)) * up(x))`; without: `down(activation(up(x)))`.
     pub gate: bool,
     /// Of gate, up and down.
@@ -236,6 +256,17 @@ impl AttentionConfig {
             return Err(Error::model_file("the sliding window (sliding_window) is 0; it must be at least 1"));
         }
         positive("attention scale (query_pre_attn_scalar, attention.scale)", self.scale.into())?;
+        if let Some(scale) = self.query_scale {
+            positive(
+                "length for the scale of queries (original_max_position_embeddings)",
+                scale.original.into(),
+            )?;
+            if !(scale.beta.is_finite() && scale.beta >= 0.0) {
+                return Err(Error::model_file(
+                    "the scale of queries (llama_4_scaling_beta, attention.temperature_scale) must be 0 or more",
+                ));
+            }
+        }
         if let Some(cap) = self.soft_cap {
             positive("attention soft-cap (attn_logit_softcapping)", cap.into())?;
         }

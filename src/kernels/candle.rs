@@ -26,7 +26,7 @@ use super::rows::Rows;
 use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored, Vector};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
-use crate::config::NormKind;
+use crate::config::{NormKind, Xielu};
 use crate::error::Result;
 use crate::step::{Span, Step};
 use crate::weights::{WeightTensor, WeightType};
@@ -129,6 +129,16 @@ impl CandleBackend {
             Activation::Gelu => x.gelu_erf()?,
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
+            Activation::Relu2 => x.relu()?.sqr()?,
+            Activation::Xielu(Xielu { p, n, beta, eps }) => {
+                let linear = x.affine(beta.into(), 0.0)?;
+                let above = x.relu()?.sqr()?.affine(p.into(), 0.0)?;
+                let low = x.minimum(0f64)?;
+                let below = ((low.minimum(f64::from(eps))?.exp()? - 1.0)? - &low)?.affine(n.into(), 0.0)?;
+                // Above 0 the lower part is `e^eps - 1`, which is as good as nothing, but not nothing.
+                let below = (below * x.le(0f64)?.to_dtype(x.dtype())?)?;
+                ((above + below)? + linear)?
+            }
         })
     }
 
@@ -312,6 +322,14 @@ impl Backend for CandleBackend {
         let Some(by) = by.get::<Activations>()? else { return Ok(x) };
         let dim = x.dims().1;
         self.map(&x, dim, |x| Ok((x * by.narrow(1, start, dim)?)?))
+    }
+
+    fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| {
+            let factors =
+                Tensor::from_slice(factors, (factors.len(), 1), &self.device)?.to_dtype(x.dtype())?;
+            Ok(x.broadcast_mul(&factors)?)
+        })
     }
 
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {

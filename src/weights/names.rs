@@ -48,6 +48,11 @@ pub enum Part {
     ConvIn,
     Conv,
     ConvOut,
+    /// The parameters of xIELU.
+    XieluAlphaP,
+    XieluAlphaN,
+    XieluBeta,
+    XieluEps,
 }
 
 /// Part, its spellings in transformers and in GGUF; of several the first that exists counts.
@@ -68,9 +73,9 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::MlpNorm, &["pre_feedforward_layernorm", "post_attention_layernorm"], &["ffn_norm"]),
     (Part::AttnPostNorm, &["post_attention_layernorm"], &["post_attention_norm"]),
     (Part::Gate, &["mlp.gate_proj", "feed_forward.w1"], &["ffn_gate"]),
-    (Part::Up, &["mlp.up_proj", "mlp.fc1", "feed_forward.w3"], &["ffn_up"]),
+    (Part::Up, &["mlp.up_proj", "mlp.fc1", "mlp.c_fc", "feed_forward.w3"], &["ffn_up"]),
     (Part::GateUp, &["mlp.gate_up_proj"], &["ffn_gate_up"]),
-    (Part::Down, &["mlp.down_proj", "mlp.fc2", "feed_forward.w2"], &["ffn_down"]),
+    (Part::Down, &["mlp.down_proj", "mlp.fc2", "mlp.c_proj", "feed_forward.w2"], &["ffn_down"]),
     (Part::MlpPostNorm, &["post_feedforward_layernorm"], &["post_ffw_norm"]),
     (Part::Router, &["mlp.gate", "block_sparse_moe.gate"], &["ffn_gate_inp"]),
     (Part::GateExperts, &["mlp.experts.gate_proj"], &["ffn_gate_exps"]),
@@ -83,6 +88,11 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::ConvIn, &["conv.in_proj"], &["shortconv.in_proj"]),
     (Part::Conv, &["conv.conv"], &["shortconv.conv"]),
     (Part::ConvOut, &["conv.out_proj"], &["shortconv.out_proj"]),
+    // GGUF has them in its metadata.
+    (Part::XieluAlphaP, &["mlp.act_fn.alpha_p"], &["xielu.alpha_p"]),
+    (Part::XieluAlphaN, &["mlp.act_fn.alpha_n"], &["xielu.alpha_n"]),
+    (Part::XieluBeta, &["mlp.act_fn.beta"], &["xielu.beta"]),
+    (Part::XieluEps, &["mlp.act_fn.eps"], &["xielu.eps"]),
 ];
 
 impl Part {
@@ -99,7 +109,9 @@ impl Part {
     /// Whether transformers stores it as a parameter of its own, with no `.weight` behind its name.
     fn is_bare(self) -> bool {
         use Part::{DownExperts, GateExperts, GateUpExperts, UpExperts};
-        matches!(self, GateExperts | UpExperts | GateUpExperts | DownExperts)
+        use Part::{XieluAlphaN, XieluAlphaP, XieluBeta, XieluEps};
+        let experts = matches!(self, GateExperts | UpExperts | GateUpExperts | DownExperts);
+        experts || matches!(self, XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps)
     }
 }
 
@@ -346,6 +358,10 @@ mod tests {
             ConvIn,
             Conv,
             ConvOut,
+            XieluAlphaP,
+            XieluAlphaN,
+            XieluBeta,
+            XieluEps,
         ];
         for part in parts {
             for names in [
