@@ -389,7 +389,8 @@ impl KvCache {
     ) -> Result<Self> {
         let column = |&shape: &KvShape| Ok(LayerKv { shape, store: store(shape)? });
         let columns = layout.columns.iter().map(column).collect::<Result<Vec<_>>>()?;
-        let layers = layout.layers.iter().map(|place| columns[place.column].part(place)).collect::<Result<_>>()?;
+        let layers =
+            layout.layers.iter().map(|place| columns[place.column].part(place)).collect::<Result<_>>()?;
         Ok(KvCache { layout: Arc::new(layout.clone()), columns, layers, states: vec![], pages, format })
     }
 

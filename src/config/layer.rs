@@ -25,7 +25,7 @@ pub struct LayerConfig {
 
 /// A further part of a layer, behind its feed-forward: `x + norm(projection(activation(gate(x)) * p))`, with
 /// `p` the layer's share of what the step's tokens have in the table of per-layer embeddings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PerLayerConfig {
     /// Width of `p`.
     pub width: usize,

@@ -210,8 +210,7 @@ impl CandleBackend {
         let scores = scores.reshape((a.kv_heads, rows, shared, len))?;
         let mask = Tensor::from_vec(mask(first, rows, begin, len, a), (1, rows, 1, len), &self.device)?;
         let weights = softmax_last_dim(&scores.broadcast_add(&mask)?.contiguous()?)?;
-        let mixed =
-            weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.values)?)?;
+        let mixed = weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.values)?)?;
         let mixed = mixed.reshape((a.kv_heads, rows, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
         Ok(mixed.reshape((rows, a.heads * a.head_dim))?)
     }

@@ -62,7 +62,9 @@ use self::disjoint::DisjointSlices;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
-pub use self::types::{Attention, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable, ShortConv, Vector};
+pub use self::types::{
+    Attention, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable, ShortConv, Vector,
+};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::config::Routing;

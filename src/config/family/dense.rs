@@ -35,6 +35,7 @@ pub(super) const LLAMA: Family = Family {
     query_scale: false,
     short_conv: None,
     experts: None,
+    by_layer: None,
     refused: &[],
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
     names: &[],

@@ -5,7 +5,7 @@
 #![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
 
 use super::number::Number;
-use crate::cache::storage::{NativeKv, Numbers, PageView, KvShape};
+use crate::cache::storage::{KvShape, NativeKv, Numbers, PageView};
 use crate::error::{Error, Result};
 use crate::kernels::isa::{Isa, tiered};
 use crate::kernels::pool::Pool;
