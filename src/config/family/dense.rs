@@ -37,6 +37,7 @@ pub(super) const LLAMA: Family = Family {
     short_conv: None,
     experts: None,
     gating: Gating::Never,
+    by_layer: None,
     refused: &[],
     fixed: &[],
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },

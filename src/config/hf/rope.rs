@@ -7,8 +7,8 @@ use crate::config::rope::{Rope, Scaling, longrope_attention, yarn_attention};
 use crate::error::{Context, Error, Result, quoted};
 
 impl Reader<'_> {
-    /// The rotation of full layers and, where it differs, that of windowed ones.
-    pub(super) fn ropes(&self, head_dim: usize, context: usize) -> Result<Vec<Rope>> {
+    /// The rotation of full layers and, where it differs, that of windowed ones, for heads of these sizes.
+    pub(super) fn ropes(&self, [head_dim, local_dim]: [usize; 2], context: usize) -> Result<Vec<Rope>> {
         let f = &self.f;
         let defaults = &self.family.rope;
         let parameters = f.object("rope_parameters")?;
@@ -36,7 +36,7 @@ impl Reader<'_> {
             full.extend(scaling.cloned().unwrap_or_default());
             let full = self.rope(&full, theta("rope_theta", defaults.theta)?, head_dim, context, None);
             let local = local_key.map_or(Ok(local_theta), |key| theta(key, local_theta))?;
-            let sliding = self.rope(&nested("sliding_attention")?, local, head_dim, context, None);
+            let sliding = self.rope(&nested("sliding_attention")?, local, local_dim, context, None);
             return Ok(vec![
                 full.context("rope_parameters.full_attention (rope_scaling)")?,
                 sliding.context("rope_parameters.sliding_attention")?,
