@@ -5,7 +5,6 @@ Random walks over a tokenizer of bytes, with llguidance's own Python package (th
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
@@ -13,11 +12,14 @@ import pytest
 
 from conftest import needed
 from tallow import tools
-from tallow.tools import FORMATS, Call
+from tallow.tools import FORMATS, Call, writing
 from test_tools import ROME, TOOLS, pairs
 
-SPECIALS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]"]
+SPECIALS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call_start|>", "<|tool_call_end|>"]
+SPECIALS += ["<|channel|>", "<|constrain|>", "<|message|>", "<|tool_call>", "<tool_call|>", '<|"|>']
+SPECIALS += ["<|START_ACTION|>", "<|END_ACTION|>", "<|tools_prefix|>", "<|tools_suffix|>"]
 MERGES = ["<tool_call>", "</tool_call>", '{"', '", "', '": ', "<|tool_call|>", "```tool_code", "\n```", ">\n"]
+MERGES += ["</parameter>", "\n</parameter>", "</arg_value>", "<escape>", "</atem:parameter>", '"|>']
 
 
 class Bytes:
@@ -74,6 +76,7 @@ JSON_TEXT = (
     'start: %json {"x-guidance": {"whitespace_flexible": false}, "type": "object", '
     '"properties": {"nix": {"type": "boolean"}}, "required": ["nix"], "additionalProperties": false}'
 )
+SCHEMAS = {tool.name: tool.parameters for tool in tools.functions(TOOLS)}
 MODES: list[dict[str, Any]] = [
     {},
     {"text_format": JSON_TEXT},
@@ -111,7 +114,7 @@ def test_every_answer_under_the_grammar_is_read_back(name: str, mode: dict[str, 
             if answer is None:
                 continue
             ended += 1
-            text, calls = tools.parse(form, answer)
+            text, calls = tools.parse(form, answer, SCHEMAS)
             assert all(well_formed(call.name, call.arguments) for call in calls), answer
             check_mode(mode, text, calls)
     assert ended >= 5
@@ -136,17 +139,13 @@ def test_both_a_call_and_a_text_format_can_be_written(name: str) -> None:
     form = FORMATS[name]
     lark = tools.call_grammar(form, TOOLS, text_format=JSON_TEXT)["grammar"]
     assert accepts(lark, '{"nix":true}')
-    call = {"name": "weather", form.arguments: {"city": "Rome"}}
-    written = (
-        f"{form.open}weather{form.head_end}" + json.dumps(call[form.arguments])
-        if form.head_end
-        else json.dumps(call)
-    )
-    if not form.head_end:
-        listed = f"[{written}]" if form.listed else written
-        written = listed if form.optional else f"{form.open}{form.before}{listed}{form.after}{form.close}"
+    written = writing.written(form, [ROME])
+    if form.optional:
+        written = written.removeprefix(form.open)
+    if form.ends:
+        written = written.removesuffix(form.close)
     assert accepts(lark, written)
-    assert pairs(tools.parse(form, written)[1]) == [ROME]
+    assert pairs(tools.parse(form, written, SCHEMAS)[1]) == [ROME]
     assert not accepts(lark, written.replace("weather", "whether"))
     assert not accepts(lark, written.replace("Rome", "Constantinople"))
 

@@ -8,14 +8,26 @@
 use std::ops::Range;
 
 use super::added::TokenTrie;
-use super::bpe::Bpe;
+use super::bpe::{Bpe, decode_spaces};
 use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::spm::{SPACE_MARK, Spm};
-use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
+use super::vocab::{ByteTokens, Kind, Vocab, decode_byte_level, named_byte};
 use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
 use crate::error::{Context, Error, ErrorKind, Result, quoted};
-use crate::weights::gguf::Metadata;
+use crate::weights::gguf::{Metadata, StrArray};
+
+/// Control tokens of Gemma 4 that its GGUF files call user-defined, so that llama.cpp shows them. They stay what
+/// they are in its tokenizer.json: nobody writes one by writing its letters.
+const SHOWN: &[&str] = &[
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|\"|>",
+    "<|channel>",
+    "<channel|>",
+];
 
 /// What there is to do about a tokenizer in a GGUF file that cannot be read.
 pub(super) const REMEDY: &str = "put the tokenizer.json of the original model (and its tokenizer_config.json) beside the \
@@ -37,7 +49,10 @@ enum Merging {
 /// How the tokens are written in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Alphabet {
+    /// SentencePiece's, with scores.
     Spm,
+    /// SentencePiece's, with a list of merges: Gemma 4.
+    Characters,
     ByteLevel,
 }
 
@@ -47,10 +62,11 @@ pub(super) fn load(meta: &Metadata) -> Result<Tokenizer> {
     let alphabet = match model {
         Some("llama") => Alphabet::Spm,
         Some("gpt2") => Alphabet::ByteLevel,
+        Some("gemma4") => Alphabet::Characters,
         Some(other) => {
             return Err(Error::unsupported(format!(
                 "the tokenizer in this GGUF file is of the kind {}; \
-                 \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported; {REMEDY}",
+                 \"llama\" (SentencePiece), \"gpt2\" (byte-level BPE) and \"gemma4\" are supported; {REMEDY}",
                 quoted(other)
             )));
         }
@@ -110,13 +126,20 @@ fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
     let (merging, add_bos) = match alphabet {
         Alphabet::Spm => (Merging::Spm(spm(meta, &vocab, unknown)?), true),
         Alphabet::ByteLevel => {
-            let bpe = bpe(meta, &vocab)?;
-            let add_bos = bpe.splitter().add_bos();
+            let (bpe, add_bos) = bpe(meta, &vocab)?;
             (Merging::Bpe(bpe), add_bos)
         }
+        Alphabet::Characters => {
+            let bytes = ByteTokens::new(&vocab, unknown);
+            (Merging::Bpe(Bpe::of_characters(&vocab, read_merges(meta)?.iter(), bytes)?), true)
+        }
     };
-    let affixes =
-        Affixes { prefix: affix(meta, "bos", bos, add_bos)?, suffix: affix(meta, "eos", eos, false)? };
+    let prefix = match alphabet {
+        // the first converted files say that there is none, and the model does not work without
+        Alphabet::Characters => bos.into_iter().collect(),
+        _ => affix(meta, "bos", bos, add_bos)?,
+    };
+    let affixes = Affixes { prefix, suffix: affix(meta, "eos", eos, false)? };
     let space = match &merging {
         Merging::Spm(spm) if spm.add_space_prefix => SpacePrefix::Every,
         _ => SpacePrefix::Never,
@@ -152,7 +175,11 @@ fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {
     let mut vocab = Vocab::default();
     let mut bytes = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        let kind = kind(types.as_ref().and_then(|types| types.get(id)).copied(), token, alphabet);
+        let number = types.as_ref().and_then(|types| types.get(id)).copied();
+        let kind = match kind(number, token, alphabet) {
+            Kind::UserDefined if alphabet == Alphabet::Characters && SHOWN.contains(&token) => Kind::Control,
+            kind => kind,
+        };
         decode_token(token, kind, alphabet, &mut bytes);
         vocab.push(&bytes, kind)?;
     }
@@ -167,7 +194,7 @@ fn kind(number: Option<i32>, token: &str, alphabet: Alphabet) -> Kind {
         Some(4) => Kind::UserDefined,
         Some(5) => Kind::Unused,
         Some(6) if named_byte(token).is_some() => Kind::Byte,
-        None if alphabet == Alphabet::Spm && named_byte(token).is_some() => Kind::Byte,
+        None if alphabet != Alphabet::ByteLevel && named_byte(token).is_some() => Kind::Byte,
         _ => Kind::Normal,
     }
 }
@@ -177,9 +204,7 @@ fn decode_token(token: &str, kind: Kind, alphabet: Alphabet, bytes: &mut Vec<u8>
     match (kind, alphabet) {
         (Kind::Byte, _) => bytes.extend(named_byte(token)),
         (Kind::Normal | Kind::Unused, Alphabet::ByteLevel) => decode_byte_level(token, bytes),
-        (Kind::Normal | Kind::Unused, Alphabet::Spm) if token.contains(SPACE_MARK) => {
-            bytes.extend_from_slice(token.replace(SPACE_MARK, " ").as_bytes());
-        }
+        (Kind::Normal | Kind::Unused, _) if token.contains(SPACE_MARK) => decode_spaces(token, bytes),
         _ => bytes.extend_from_slice(token.as_bytes()),
     }
 }
@@ -204,7 +229,8 @@ fn spm(meta: &Metadata, vocab: &Vocab, unknown: Option<u32>) -> Result<Spm> {
     Ok(spm)
 }
 
-fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<Bpe> {
+/// Byte-level, and whether BOS is the default.
+fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<(Bpe, bool)> {
     let rule = meta.str("tokenizer.ggml.pre")?.ok_or_else(|| {
         Error::unsupported(format!(
             "the file does not say how its tokenizer splits words (there is no tokenizer.ggml.pre; it was \
@@ -212,9 +238,13 @@ fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<Bpe> {
         ))
     })?;
     let splitter = Splitter::named(rule)?;
+    let add_bos = splitter.add_bos();
+    Ok((Bpe::byte_level(vocab, read_merges(meta)?.iter(), splitter)?, add_bos))
+}
+
+fn read_merges(meta: &Metadata) -> Result<&StrArray> {
     let merges = meta.strs("tokenizer.ggml.merges")?;
-    let merges = merges.ok_or_else(|| Error::model_file("tokenizer.ggml.merges is missing"))?;
-    Bpe::new(vocab, merges.iter(), splitter)
+    merges.ok_or_else(|| Error::model_file("tokenizer.ggml.merges is missing"))
 }
 
 /// Whether the two sides of a merge together are a text.
@@ -273,10 +303,7 @@ impl Tables {
         match &self.merging {
             _ if text.is_empty() => Ok(()),
             Merging::Spm(spm) => spm.encode(vocab, text, first, work, ids),
-            Merging::Bpe(bpe) => {
-                bpe.encode(vocab, text, work, ids);
-                Ok(())
-            }
+            Merging::Bpe(bpe) => bpe.encode(vocab, text, work, ids),
         }
     }
 

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use super::merge::{Merger, Pair, Pairs, Symbol};
-use super::vocab::{Kind, NO_ID, PieceIndex, Vocab, named_byte};
+use super::vocab::{ByteTokens, Kind, PieceIndex, Vocab};
 use crate::error::{Error, Result};
 
 /// The character that SentencePiece writes for a space.
@@ -17,9 +17,7 @@ pub(super) struct Spm {
     index: PieceIndex,
     /// Of each token, its score as an integer of the same order.
     priorities: Vec<u32>,
-    /// Of each byte, its `<0xNN>` token or [`NO_ID`].
-    bytes: [u32; 256],
-    unknown: Option<u32>,
+    bytes: ByteTokens,
     /// A space goes before the text, and before the text after a control token: the default of the format.
     pub add_space_prefix: bool,
     /// Runs of spaces become one and those at the ends go, as SentencePiece does under this option.
@@ -42,22 +40,16 @@ impl Spm {
                 "tokenizer.ggml.scores: the score of token {id} is not a number"
             )));
         }
-        let mut bytes = [NO_ID; 256];
-        for id in vocab.ids(|kind| kind == Kind::Byte) {
-            let place = vocab.bytes(id).first().and_then(|byte| bytes.get_mut(usize::from(*byte)));
-            place.into_iter().for_each(|place| *place = id);
-        }
+        let bytes = ByteTokens::new(vocab, unknown);
         let index = PieceIndex::new(vocab, vocab.ids(Kind::is_piece));
         let priorities = scores.iter().map(|score| ordered(*score)).collect();
-        Ok(Spm { index, priorities, bytes, unknown, add_space_prefix: true, remove_extra_whitespaces: false })
+        Ok(Spm { index, priorities, bytes, add_space_prefix: true, remove_extra_whitespaces: false })
     }
 
     /// A token by how the file writes it.
     pub fn id(&self, vocab: &Vocab, token: &str) -> Option<u32> {
-        match named_byte(token).and_then(|byte| self.bytes.get(usize::from(byte))) {
-            Some(id) => Some(*id).filter(|id| *id != NO_ID),
-            None => self.index.get(vocab, token.replace(SPACE_MARK, " ").as_bytes()),
-        }
+        let found = self.bytes.named(token);
+        found.or_else(|| self.index.get(vocab, token.replace(SPACE_MARK, " ").as_bytes()))
     }
 
     /// Adds the tokens of a stretch of plain text.
@@ -73,21 +65,9 @@ impl Spm {
         ids: &mut Vec<u32>,
     ) -> Result<()> {
         let text = self.normalize(text, first);
-        work.clear();
-        for char in text.chars() {
-            let mut buffer = [0; 4];
-            let bytes = char.encode_utf8(&mut buffer).as_bytes();
-            work.push(bytes.len(), self.index.get(vocab, bytes));
-        }
+        work.start(&text, |character| self.index.get(vocab, character));
         work.merge(text.as_bytes(), &Scored { spm: self, vocab });
-        ids.reserve(work.symbols().count());
-        for symbol in work.symbols() {
-            match symbol.id {
-                NO_ID => self.spell(symbol.bytes(text.as_bytes()), ids)?,
-                id => ids.push(id),
-            }
-        }
-        Ok(())
+        self.bytes.finish(work.symbols(), text.as_bytes(), ids)
     }
 
     /// The format knows no difference between a space and its mark, so the mark is read as a space.
@@ -104,21 +84,6 @@ impl Spm {
             text = Cow::Owned(format!(" {text}"));
         }
         text
-    }
-
-    /// A character that is no token: its bytes, else the unknown token.
-    fn spell(&self, char: &[u8], ids: &mut Vec<u32>) -> Result<()> {
-        let byte_ids = char.iter().filter_map(|byte| self.bytes.get(usize::from(*byte)));
-        if byte_ids.clone().all(|id| *id != NO_ID) {
-            ids.extend(byte_ids);
-            return Ok(());
-        }
-        let unknown = self.unknown.ok_or_else(|| {
-            let char = String::from_utf8_lossy(char);
-            Error::invalid(format!("the text holds {char:?}, for which this model's tokenizer has no token"))
-        })?;
-        ids.push(unknown);
-        Ok(())
     }
 }
 
