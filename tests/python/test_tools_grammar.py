@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from conftest import needed
-from tallow import tools
+from tallow import thinking, tools
 from tallow.tools import FORMATS, Call, writing
 from test_tools import ROME, TOOLS, pairs
 
 SPECIALS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call_start|>", "<|tool_call_end|>"]
 SPECIALS += ["<|channel|>", "<|constrain|>", "<|message|>", "<|tool_call>", "<tool_call|>", '<|"|>']
 SPECIALS += ["<|START_ACTION|>", "<|END_ACTION|>", "<|tools_prefix|>", "<|tools_suffix|>"]
+SPECIALS += ["<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"]
+SPECIALS += ["<|start|>", "<|end|>", "<|eom|>", "<|channel>", "<channel|>"]
 MERGES = ["<tool_call>", "</tool_call>", '{"', '", "', '": ', "<|tool_call|>", "```tool_code", "\n```", ">\n"]
 MERGES += ["</parameter>", "\n</parameter>", "</arg_value>", "<escape>", "</atem:parameter>", '"|>']
 
@@ -154,3 +156,39 @@ def test_free_text_may_not_pass_for_a_call() -> None:
     for name, text in [("hermes", "a <tool_call> b"), ("llama", ' {"name'), ("mistral", '[{"name": 1}]')]:
         lark = tools.call_grammar(FORMATS[name], TOOLS, "none")["grammar"]
         assert accepts(lark, "a < b") and not accepts(lark, text)
+
+
+#: Formats whose thoughts and answers stand between control tokens, with words of a template of theirs.
+AROUND = {
+    "harmony": "<|channel|>analysis<|message|>",
+    "muse": "to=self<|message|>",
+    "gemma4": "<|channel>thought<channel|>",
+    "cohere": "<|START_THINKING|><|END_THINKING|>",
+}
+
+
+@pytest.mark.parametrize("may", [False, True])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("text_format", [None, JSON_TEXT])
+@pytest.mark.parametrize("name", AROUND)
+def test_thoughts_and_messages_around_calls(
+    name: str, text_format: str | None, choice: str, may: bool
+) -> None:
+    constraints = needed("tallow.dspy.constraints")
+    form, tags, ids = FORMATS[name], thinking.detect(AROUND[name]), Bytes().ids()
+    assert tags is not None
+    inner = tools.call_grammar(form, TOOLS, choice, True, text_format, around=tags.answer, specials=ids)
+    lark = constraints.after_thought(inner, tags, False, ids, may=may)["grammar"]
+    rng, ended = random.Random(name + choice), 0
+    for _ in range(4):
+        answer = walk(lark, rng)
+        if answer is None:
+            continue
+        ended += 1
+        assert may or answer.startswith(tags.open)
+        rest, calls = tools.parse(form, thinking.split(answer, tags)[1], SCHEMAS)
+        assert all(well_formed(call.name, call.arguments) for call in calls), answer
+        assert choice == "auto" or (calls and not rest), answer
+        assert text_format is None or bool(rest) != bool(calls), answer
+        assert not any(mark in rest for mark in ("<|message|>", "<|START_RESPONSE|>")), answer
+    assert ended >= 2

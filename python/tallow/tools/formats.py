@@ -52,6 +52,8 @@ class ToolFormat:
     id_key: str = ""
     #: The name of the function is the key of its arguments: ``{"f": {...}}``.
     named: bool = False
+    #: The header of the message that a call is, around the function's name, where answers are messages.
+    addressed: str = ""
     #: Calls are written without the marker, and only now and then with it.
     optional: bool = False
     #: All calls stand between one pair of markers: in a JSON list, in brackets, or one after the other.
@@ -169,6 +171,7 @@ FORMATS: dict[str, ToolFormat] = {
                 ("", "</atem:parameter>"),
                 end="</atem:invoke>",
             ),
+            addressed=" to={}<|message|>",
             listed=True,
             separator="\n",
             brackets=("", ""),

@@ -33,6 +33,7 @@ def call_grammar(
     parallel: bool = True,
     text_format: str | None = None,
     *,
+    around: tuple[str, str] = ("", ""),
     allowed: Sequence[str] = (),
     specials: Specials = frozenset(),
 ) -> dict[str, Any]:
@@ -40,22 +41,27 @@ def call_grammar(
 
     ``choice``: "auto", "required" (at least one call), "none", or names (a call of one of these).
     ``allowed``: narrows "auto" and "required" to these names. ``text_format``: a grammar (Lark, from
-    ``start``) for the answer that is no call. ``specials``: the vocabulary's control tokens, best with
-    their ids: a marker among them is that token, others are written in letters. One that Lark cannot
-    spell (``[TOOL_CALLS]``) is reached by its id alone.
+    ``start``) for the answer that is no call. ``around``: what stands around such an answer in control
+    tokens; the header of a message must be there (it has no end), others may be missing. ``specials``: the
+    vocabulary's control tokens, best with their ids: a marker among them is that token, others are written in
+    letters. One that Lark cannot spell (``[TOOL_CALLS]``) is reached by its id alone.
     """
     tools = functions(offered)
     mode, names = _choice(tools, choice, allowed)
+    around_ = (token(around[0], specials), token(around[1], specials))
     if mode == "none" or not names:
-        return {"grammar": text_format or f"start: TEXT\n{_text(form)}"}
+        return {"grammar": "\n".join(_answer(form, text_format, around_)) + "\n"}
     chosen = [tool for tool in tools if tool.name in names]
-    lines = _calls(form, chosen, MAX_CALLS if parallel and form.many else 1, specials)
+    if _is_message(around) and form.addressed:
+        lines = _messages(form, chosen, specials)
+    else:
+        lines = _calls(form, chosen, MAX_CALLS if parallel and form.many else 1, specials)
     if mode == "required":
         lines.insert(0, "start: calls")
-    elif text_format is not None:
-        lines[:0] = ["start: formatted | calls", "formatted: %lark {", text_format, "}"]
+    elif text_format is not None or _is_message(around):
+        lines[:0] = ["start: answer | calls", *_answer(form, text_format, around_, "answer")]
     else:
-        lines[:0] = _free(form, token(form.open, specials))
+        lines[:0] = _free(form, token(form.open, specials), around_)
     return {"grammar": "\n".join(lines) + "\n"}
 
 
@@ -95,26 +101,43 @@ def _calls(form: ToolFormat, tools: list[Function], most: int, specials: Special
     ]
 
 
-def _payload(form: ToolFormat, tools: list[Function], most: int, specials: Specials) -> tuple[str, list[str]]:
-    """What stands between the markers of a call or of all, and the rules for it."""
+def _messages(form: ToolFormat, tools: list[Function], specials: Specials) -> list[str]:
+    """``calls`` where each is a message with the name in its header: one, for another is another message."""
+    calls, lines = [], []
+    for at, tool in enumerate(tools):
+        header, open_, close = (
+            token(mark, specials) for mark in (form.addressed.format(tool.name), form.open, form.close)
+        )
+        payload, rules = _payload(form, [tool], 1, specials, f"m{at}")
+        calls.append(_sequence(header, open_, _quoted(form.before), payload, _quoted(form.after), close))
+        lines += rules
+    return [f"calls: {' | '.join(calls)}", *lines]
+
+
+def _payload(
+    form: ToolFormat, tools: list[Function], most: int, specials: Specials, prefix: str = "call"
+) -> tuple[str, list[str]]:
+    """What stands between the markers of a call or of all, and the rules for it, named with ``prefix``."""
     if form.body == "json" and not form.head_end:
         return "payload", [f"payload: {json_rule(_calls_schema(form, tools, most))}"]
     calls, rules = [], []
     for at, tool in enumerate(tools):
         if form.body == "json":
-            arguments = f"args_{at}"
+            arguments = f"{prefix}_args_{at}"
             rules.append(f"{arguments}: {json_rule(_arguments_schema(tool))}")
         else:
-            spelling = Spelling(form, f"v{at}", bounded(tool.parameters), lambda text: token(text, specials))
+            spelling = Spelling(
+                form, f"{prefix}_{at}", bounded(tool.parameters), lambda text: token(text, specials)
+            )
             arguments = spelling.arguments()
             rules += spelling.rules
         calls.append(_call(form, tool.name, arguments, specials))
-    rules.append(f"call: {' | '.join(calls)}")
+    rules.append(f"{prefix}: {' | '.join(calls)}")
     if not form.listed:
-        return "call", rules
+        return prefix, rules
     before, after = form.brackets
-    repeated = f"( {_quoted(form.separator)} call ){{0,{most - 1}}}" if most > 1 else ""
-    return _sequence(_quoted(before), "call", repeated, _quoted(after)), rules
+    repeated = f"( {_quoted(form.separator)} {prefix} ){{0,{most - 1}}}" if most > 1 else ""
+    return _sequence(_quoted(before), prefix, repeated, _quoted(after)), rules
 
 
 def _call(form: ToolFormat, name: str, arguments: str, specials: Specials) -> str:
@@ -131,12 +154,37 @@ def _call(form: ToolFormat, name: str, arguments: str, specials: Specials) -> st
     return _sequence(_quoted(name), token(form.head_end, specials), arguments)
 
 
-def _free(form: ToolFormat, open_: str) -> list[str]:
+def _answer(
+    form: ToolFormat, text_format: str | None, around: tuple[str, str], name: str = "start"
+) -> list[str]:
+    """The rule for an answer that is no call."""
+    if text_format is None:
+        return [f"{name}: {_framed('TEXT', around)}", _text(form)]
+    if name == "start" and not around[0]:
+        return [text_format]
+    return [f"{name}: {_framed('formatted', around)}", "formatted: %lark {", text_format, "}"]
+
+
+def _framed(rule: str, around: tuple[str, str]) -> str:
+    """A rule between what may stand, or what must stand, around an answer."""
+    before, after = around
+    if "<" not in re.sub(r'"(\\.|[^"\\])*"', "", before):  # in characters it could not be told from the text
+        return rule
+    if not after:
+        return f"{before} {rule}"
+    return f"( {before} {rule} ( {after} )? | {rule} )"
+
+
+def _is_message(around: tuple[str, str]) -> bool:
+    return bool(around[0]) and not around[1]
+
+
+def _free(form: ToolFormat, open_: str, around: tuple[str, str]) -> list[str]:
     """Free text, or calls, with or without text before them."""
     if form.optional:
         return ["start: TEXT | calls", _text(form)]
     if _is_token(open_):
-        return ["start: TEXT | TEXT? calls", _text(form)]
+        return [f"start: {_framed('TEXT', around)} | TEXT? calls", _text(form)]
     mark = pattern(form.open)
     first = f"TEXT_OPEN: /(?s:.*){mark}/ & ~/(?s:.*){mark}(?s:.+)/{_guard(form)}"
     return ["start: TEXT | TEXT_OPEN more", _text(form), first]
@@ -193,8 +241,8 @@ def _moved(tool: Function, root: str) -> Any:
 
 
 def token(mark: str, specials: Specials) -> str:
-    """A marker in Lark: control tokens where the vocabulary has them as such, else its characters. One without
-    an id that Lark cannot spell is written in characters, too."""
+    """A marker in Lark: control tokens where the vocabulary has them as such, else its characters. One that
+    has no id and that Lark cannot spell is written in characters, too."""
     names = [name for name in specials if _spelling(name, specials)]
     if not mark or not names:
         return _quoted(mark)
