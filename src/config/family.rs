@@ -13,7 +13,10 @@ mod wrappers;
 
 use self::wrappers::WRAPPERS;
 pub(super) use self::wrappers::{Text, Wrapper};
-use super::{Activation, Block, LayerNorms, NormKind, NormScope, Presence, Spellings};
+use super::{
+    Activation, Block, Denominator, ExpertStack, LayerNorms, NormKind, NormScope, OutputGate, Presence,
+    Score, Spellings,
+};
 use crate::error::{Error, Result, quoted};
 
 /// One family.
@@ -28,13 +31,18 @@ pub(super) struct Family {
     pub eps: f64,
     pub eps_key: &'static str,
     pub block: Block,
+    /// The key that makes the block parallel, if it is true.
+    pub parallel_key: Option<&'static str>,
     pub activation: Activation,
+    /// The key of the width of the feed-forward.
+    pub intermediate_key: &'static str,
     /// `None`: not read.
     pub activation_key: Option<&'static str>,
     /// "gelu" in `activation_key` means the tanh form (Gemma 1's first releases).
     pub gelu_is_tanh: bool,
     /// Embeddings are multiplied by `sqrt(hidden)`.
     pub scaled_embedding: bool,
+    pub multipliers: Multipliers,
     pub sizes: Sizes,
     pub rope: RopeDefaults,
     /// `tie_word_embeddings` where absent.
@@ -50,16 +58,20 @@ pub(super) struct Family {
     /// `final_logit_softcapping` where absent; `None`: not read.
     pub logit_cap: Option<Option<f64>>,
     pub bidirectional: Bidirectional,
-    /// `no_rope_layers`, `no_rope_layer_interval` are read: each n-th layer has no position encoding; n where
-    /// absent.
-    pub no_rope_interval: Option<usize>,
+    pub no_rope: NoRope,
+    /// Late positions attend more sharply.
+    pub query_scale: bool,
     /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class
     /// computes the width of its feed-forward from `block_*` keys (LFM2).
     pub short_conv: Option<ShortConv>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
+    pub gating: Gating,
     /// Keys whose value, unless it is `null`, makes the class compute what is not run here.
     pub refused: &'static [&'static str],
+    /// Keys whose numbers change what is computed, and the only ones that are run; they are assumed where the
+    /// keys are absent.
+    pub fixed: &'static [(&'static str, f64)],
     pub tensors: FamilyTensors,
     /// What it calls its tensors, where that is not usual.
     pub names: Spellings,
@@ -86,9 +98,9 @@ pub(super) struct Sizes {
 
 pub(super) struct RopeDefaults {
     pub theta: f64,
-    /// Base of the layers with a window, where they have their own (Gemma 3): `rope_parameters` has an object
-    /// a layer type.
-    pub local_theta: Option<f64>,
+    /// Base of the layers with a window, where they have their own: `rope_parameters` has an object a layer
+    /// type. With the key of older files (Gemma 3), if there is one.
+    pub local_theta: Option<(Option<&'static str>, f64)>,
     /// Share of a head that turns where `partial_rotary_factor` is absent; `None`: not read, the whole head
     /// turns.
     pub partial: Option<f64>,
@@ -97,6 +109,12 @@ pub(super) struct RopeDefaults {
     pub original: Option<usize>,
     /// LongRoPE is the only scaling, and older files call it "su" or "yarn" (Phi-3).
     pub longrope_only: bool,
+    /// Dimensions turn with their neighbours, not with those half a head away.
+    pub interleaved: bool,
+    /// `alpha` makes the base larger, whatever the length (Hunyuan's "dynamic").
+    pub alpha: bool,
+    /// The object of the class where the file has none.
+    pub absent: Option<&'static str>,
     /// "mrope" means the plain rotation: for text alone its three streams of positions are equal.
     pub mrope: bool,
 }
@@ -114,14 +132,58 @@ pub(super) enum Window {
     TypedAll,
     /// As `layer_types` says; without it even layers.
     TypedAlternating,
-    /// As `layer_types` says; without it all but each n-th, n given by `sliding_window_pattern` (6).
-    TypedPattern,
+    /// As `layer_types` says; without it all but each n-th. `pattern`: n is in `sliding_window_pattern`, or
+    /// that is a text such as "LLLG" (Exaone 4); `switched`: without a window all layers are full.
+    TypedPeriod { n: usize, pattern: bool, switched: bool },
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
+    /// As `layer_types` says; without it each 4th from layer 4 on has the window, and each 4th from layer 2 on
+    /// sees everything (LFM3, whose others are convolutions).
+    TypedTwoOfFour,
     /// As `layer_types` says; without it the layers without position encoding, if `use_sliding_window`
     /// (SmolLM3).
     TypedNoRope,
+}
+
+/// Which layers have no position encoding.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum NoRope {
+    Never,
+    /// As `no_rope_layers` says; without it each n-th, n given by `no_rope_layer_interval` or this.
+    Interval(usize),
+    /// Those that see everything (Cohere 2).
+    Full,
+    /// Those that see everything, where others have a window (Exaone 4).
+    FullBesideWindow,
+    /// All, unless this key has this value (Granite's hybrids).
+    Unless(&'static str, &'static str),
+}
+
+/// Numbers that what passes is multiplied by; `None`: the class has no such key.
+#[derive(Clone, Copy)]
+pub(super) struct Multipliers {
+    /// Embeddings.
+    pub embedding: Option<Multiplier>,
+    /// Scores, instead of the root of the head size.
+    pub attention: Option<Multiplier>,
+    /// What mixers and feed-forwards add to the residual stream.
+    pub residual: Option<Multiplier>,
+    /// Logits.
+    pub logits: Option<Multiplier>,
+}
+
+/// A number in a key.
+#[derive(Clone, Copy)]
+pub(super) struct Multiplier {
+    /// In `config.json`.
+    pub key: &'static str,
+    /// In GGUF metadata.
+    pub gguf: &'static str,
+    /// Where it is absent.
+    pub default: f64,
+    /// Divides instead.
+    pub divides: bool,
 }
 
 /// What becomes of `use_bidirectional_attention: true`.
@@ -136,28 +198,85 @@ pub(super) enum Bidirectional {
     Refused,
 }
 
-/// Mixtures of experts where the keys are absent.
+/// Mixtures of experts: the keys that the class reads, and what it assumes where they are absent.
 pub(super) struct Experts {
     /// The keys of their number: a field of the class, and the name that it has besides. If both are there,
     /// the class takes the first.
     pub count_keys: [&'static str; 2],
     pub count: usize,
-    /// `num_experts_per_tok`
+    pub top_k_key: &'static str,
     pub top_k: usize,
     /// Key and default of the width of an expert; `None`: `intermediate_size`.
     pub width: Option<(&'static str, usize)>,
+    pub score: Score,
+    /// The key of the soft-cap of the router's logits; 0 is none.
+    pub cap_key: Option<&'static str>,
+    /// There is a correction for each expert.
+    pub correction: Has,
+    /// `n_group` and `topk_group` are read, with these defaults.
+    pub groups: Option<(usize, usize)>,
     /// Weights are renormalized.
     pub normalize: Has,
-    /// `decoder_sparse_step` and `mlp_only_layers` are read: which layers have experts, and which are dense.
-    pub sparse_step: bool,
+    pub denominator: Denominator,
+    /// The key of the least denominator, with its default.
+    pub at_least_key: Option<(&'static str, f64)>,
+    /// The key of what weights are multiplied by, with its default.
+    pub scale_key: Option<(&'static str, f64)>,
+    pub gate: bool,
+    pub bias: Has,
+    pub router_bias: Has,
+    pub stack: ExpertStack,
+    pub shared: Option<Shared>,
+    pub dense_layers: DenseLayers,
+}
+
+/// The expert that every position passes, where there is one.
+pub(super) struct Shared {
+    pub width: SharedWidth,
+    /// gate and up are one matrix.
+    pub fused: bool,
+    /// What it gives is multiplied by a gate.
+    pub gate: bool,
+}
+
+/// How a shared expert's width is said; of 0 there is none.
+pub(super) enum SharedWidth {
+    /// In a key.
+    Key(&'static str, usize),
+    /// As that many experts, by a key.
+    Experts(&'static str, usize),
+}
+
+/// Which layers have a dense feed-forward instead of experts.
+pub(super) enum DenseLayers {
+    Never,
+    /// As `decoder_sparse_step` and `mlp_only_layers` say.
+    SparseStep,
+    /// The first, as many as a key says.
+    First(&'static str, usize),
+    /// As `mlp_layer_types` says; without it the first of them, this many.
+    Typed(usize),
+    /// All but each n-th from a first one to a last (`moe_layer_interval`, `moe_layer_start_index`,
+    /// `moe_layer_end_index`: ERNIE 4.5).
+    Range,
+}
+
+/// A gate between attention and its output projection.
+#[derive(Clone, Copy)]
+pub(super) enum Gating {
+    Never,
+    /// If a key says so, which it does where it is absent.
+    Switched(&'static str, OutputGate),
+    /// A key says of which scope: `true` or "per-head", or "per-element"; where it is absent, as here.
+    Scoped(&'static str, OutputGate),
 }
 
 /// Short convolutions where the keys are absent.
 pub(super) struct ShortConv {
     /// `conv_L_cache`
     pub kernel: usize,
-    /// `block_multiple_of`
-    pub multiple_of: usize,
+    /// `block_multiple_of`; `None`: the width is as it is stated (LFM2-MoE, LFM3).
+    pub multiple_of: Option<usize>,
 }
 
 /// Whether a family has a tensor, in `config.json`'s terms.
@@ -200,34 +319,61 @@ pub(super) struct FamilyTensors {
     pub head_bias: Has,
     pub qk_norm: Has,
     pub qk_norm_scope: NormScope,
+    /// Queries and keys are normed after they are rotated.
+    pub qk_norm_after_rope: bool,
     /// The MLP is gated.
     pub gate: bool,
     pub norms: NormPlaces,
+    /// The key without which (it counts as true where it is absent) there are none after each (LFM3).
+    pub norms_after_key: Option<&'static str>,
     /// q, k and v are one matrix.
     pub fused_qkv: bool,
     /// gate and up are one matrix.
     pub fused_gate_up: bool,
+    /// The activation has parameters of its own in each layer (xIELU).
+    pub xielu: bool,
+    /// Attention has sinks.
+    pub sinks: bool,
 }
 
 /// What GGUF metadata of an architecture leave out.
 pub(super) struct Gguf {
     pub architecture: &'static str,
-    /// Rows of q and k pair neighbours; they go back to halves when they are loaded.
+    /// Rows of q and k pair neighbours, since the converter or the family has them so; they go back to halves
+    /// when they are loaded.
     pub interleaved_qk: bool,
+    /// Layers, if llama.cpp has a window for a model of so many alone (Exaone 4), and the window where
+    /// the key is absent.
+    pub window_layers: Option<(usize, usize)>,
     /// Each n-th layer is full where `attention.sliding_window_pattern` is absent; `None`: no layer is.
     pub window_period: Option<usize>,
     /// `attention.causal` where absent.
     pub causal: bool,
-    /// Base of the layers with a window, if it is their own, where `rope.freq_base_swa` is absent.
-    pub local_theta: Option<f32>,
+    /// Layers with a window turn without the scaling, by the base in `rope.freq_base_swa`, or this where it is
+    /// absent (of that `None`: by the base of the others).
+    pub local_theta: Option<Option<f32>>,
+    /// `rope.scaling.finetuned` says whether there are position encodings, and this where it is absent; `None`:
+    /// it is not read.
+    pub rope_switch: Option<bool>,
     /// Soft-caps of scores and logits where absent.
     pub caps: (Option<f32>, Option<f32>),
     /// This many layers: the model whose scores are scaled by `hidden / heads`, not by the head size.
     pub wide_scale_layers: Option<usize>,
     /// `output.weight` must be there.
     pub own_head: bool,
-    /// Files with `expert_count`, and whether llama.cpp renormalizes the weights of the chosen.
-    pub experts: Option<bool>,
+    /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was trained
+    /// with others, and transformers computes those.)
+    pub yarn_truncates: bool,
+    /// Files with `expert_count`.
+    pub experts: Option<GgufExperts>,
+}
+
+/// What metadata leave out of experts.
+pub(super) struct GgufExperts {
+    /// Whether llama.cpp renormalizes the weights of the chosen, where no key says.
+    pub normalize: bool,
+    /// llama.cpp reads the keys of the routing; elsewhere it routes in one way, whatever they say.
+    pub keys: bool,
 }
 
 const SIZES: Sizes = Sizes {
@@ -247,6 +393,9 @@ const ROPE: RopeDefaults = RopeDefaults {
     partial: None,
     original: None,
     longrope_only: false,
+    interleaved: false,
+    alpha: false,
+    absent: None,
     mrope: false,
 };
 
@@ -257,23 +406,33 @@ const PLAIN: FamilyTensors = FamilyTensors {
     head_bias: Has::Never,
     qk_norm: Has::Never,
     qk_norm_scope: NormScope::Head,
+    qk_norm_after_rope: false,
     gate: true,
     norms: NormPlaces::Before,
+    norms_after_key: None,
     fused_qkv: false,
     fused_gate_up: false,
+    xielu: false,
+    sinks: false,
 };
 
 const GGUF: Gguf = Gguf {
     architecture: "llama",
     interleaved_qk: false,
+    window_layers: None,
     window_period: None,
     causal: true,
     local_theta: None,
+    rope_switch: None,
     caps: (None, None),
     wide_scale_layers: None,
     own_head: false,
+    yarn_truncates: true,
     experts: None,
 };
+
+const NO_MULTIPLIERS: Multipliers =
+    Multipliers { embedding: None, attention: None, residual: None, logits: None };
 
 const ATTENTION_BIAS: Has = Has::Key("attention_bias", false);
 const MLP_BIAS: Has = Has::Key("mlp_bias", false);
@@ -283,9 +442,32 @@ fn families() -> impl Iterator<Item = &'static Family> {
     [dense::FAMILIES, gemma::FAMILIES, experts::FAMILIES, recurrent::FAMILIES].into_iter().flatten()
 }
 
+/// A family that is run, by the names that files have for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Supported {
+    /// `model_type`s in `config.json`; the first is the family's name.
+    pub model_types: Vec<&'static str>,
+    /// `general.architecture`s in GGUF.
+    pub architectures: Vec<&'static str>,
+}
+
+/// All families that are run, and the `model_type`s of models of pictures or sound whose language model is.
+pub fn supported() -> (Vec<Supported>, Vec<&'static str>) {
+    let of = |family: &Family| Supported {
+        model_types: family.model_types.to_vec(),
+        architectures: family.gguf.iter().map(|gguf| gguf.architecture).collect(),
+    };
+    (families().map(of).collect(), WRAPPERS.iter().map(|wrapper| wrapper.model_type).collect())
+}
+
 impl Family {
     pub fn name(&self) -> &'static str {
         self.model_types[0]
+    }
+
+    /// Whether its safetensors may hold experts as MXFP4.
+    pub fn has_mxfp4(&self) -> bool {
+        self.experts.as_ref().is_some_and(|experts| experts.stack == ExpertStack::Interleaved)
     }
 
     /// The family of a `model_type`.

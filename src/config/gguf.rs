@@ -2,14 +2,12 @@
 //! llama.cpp writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows
 //! llama.cpp.
 
+mod experts;
 mod layers;
 mod rope;
 
-use super::family::{Family, Gguf};
-use super::{
-    AttentionConfig, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, Norm, NormKind, Presence,
-    Routing, Score,
-};
+use super::family::{Family, Gguf, Multiplier};
+use super::{AttentionConfig, Block, Config, DenseConfig, Norm, NormKind, Presence, QueryScale};
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
@@ -52,9 +50,13 @@ impl Reader<'_> {
             norm: self.norm()?,
             post_norm: self.norm()?,
             final_norm: self.norm()?,
-            block: family.block,
+            block: self.block(),
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap, a.caps.1)?,
-            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            embed_scale: match family.scaled_embedding {
+                true => Some((hidden as f32).sqrt()),
+                false => self.multiplier(family.multipliers.embedding)?,
+            },
+            logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
             ropes,
             tied: !a.own_head,
@@ -93,9 +95,13 @@ impl Reader<'_> {
             rope: None,
             qk_norm: t.qk_norm.in_gguf(),
             qk_norm_scope: t.qk_norm_scope,
+            qk_norm_after_rope: t.qk_norm_after_rope,
+            query_scale: self.query_scale()?,
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
+            sinks: if t.sinks { Presence::Always } else { Presence::Never },
+            gate: None,
         })
     }
 
@@ -125,56 +131,12 @@ impl Reader<'_> {
         Ok(Some(list.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect()))
     }
 
-    /// The feed-forward of all layers.
-    fn feed_forward(&self) -> Result<FeedForwardConfig> {
-        let Some(normalize) = self.architecture.experts else {
-            return Ok(FeedForwardConfig::Dense(self.dense()?));
-        };
-        self.refuse_other_routing(normalize)?;
-        Ok(FeedForwardConfig::Experts(ExpertsConfig {
-            count: self.require("expert_count")?,
-            intermediate: match self.usize("expert_feed_forward_length")?.filter(|width| *width > 0) {
-                Some(width) => width,
-                None => self.require("feed_forward_length")?,
-            },
-            activation: self.family.activation,
-            routing: Routing {
-                top_k: self.require("expert_used_count")?,
-                score: Score::Softmax,
-                normalize,
-                scale: 1.0,
-            },
-        }))
-    }
-
-    /// llama.cpp reads these keys for other architectures, and routes those here as it always did.
-    fn refuse_other_routing(&self, normalize: bool) -> Result<()> {
-        let softmax = 1;
-        let other = [
-            (
-                "expert_weights_norm",
-                self.metadata.bool(&self.key("expert_weights_norm"))?.is_some_and(|n| n != normalize),
-            ),
-            ("expert_weights_scale", self.f32("expert_weights_scale")?.is_some_and(|n| n != 0.0 && n != 1.0)),
-            ("expert_gating_func", self.usize("expert_gating_func")?.is_some_and(|n| n != 0 && n != softmax)),
-            ("expert_shared_count", self.usize("expert_shared_count")?.is_some_and(|n| n > 0)),
-            ("leading_dense_block_count", self.usize("leading_dense_block_count")?.is_some_and(|n| n > 0)),
-        ];
-        match other.iter().find(|(_, other)| *other) {
-            Some((key, _)) => Err(Error::unsupported(format!(
-                "{} asks for another mixture of experts than architecture {} has",
-                self.key(key),
-                self.architecture.architecture
-            ))),
-            None => Ok(()),
-        }
-    }
-
     fn dense(&self) -> Result<DenseConfig> {
         let t = &self.family.tensors;
         Ok(DenseConfig {
             intermediate: self.require("feed_forward_length")?,
             activation: self.family.activation,
+            stored_xielu: false,
             gate: t.gate,
             bias: t.mlp_bias.bias_in_gguf(),
             fused: Presence::IfStored,
@@ -187,6 +149,28 @@ impl Reader<'_> {
             Some(_) => Ok(self.f32(key)?.or(default)),
             None => Ok(None),
         }
+    }
+
+    /// A number that something is multiplied by; llama.cpp takes 0 for none.
+    pub(super) fn multiplier(&self, multiplier: Option<Multiplier>) -> Result<Option<f32>> {
+        let Some(Multiplier { gguf, divides, .. }) = multiplier else { return Ok(None) };
+        let value = self.f32(gguf)?.filter(|value| *value != 0.0);
+        Ok(value.map(|value| if divides { 1.0 / value } else { value }))
+    }
+
+    /// Where the block may be parallel, it is if there is no norm before the feed-forward.
+    pub(super) fn block(&self) -> Block {
+        match self.family.parallel_key {
+            Some(_) if !self.weights.contains("blk.0.ffn_norm.weight") => Block::Parallel,
+            _ => self.family.block,
+        }
+    }
+
+    fn query_scale(&self) -> Result<Option<QueryScale>> {
+        let beta = self.f32("attention.temperature_scale")?.filter(|beta| *beta != 0.0);
+        let Some(beta) = beta.filter(|_| self.family.query_scale) else { return Ok(None) };
+        let original = self.require("rope.scaling.original_context_length")?;
+        Ok(Some(QueryScale { beta, original: original as f32 }))
     }
 
     fn vocab(&self) -> Result<usize> {

@@ -7,6 +7,7 @@
 //! may have both: people add `rope_scaling` to a new file as a model card advises. Then `rope_scaling` counts
 //! whole (in Gemma 3 for the layers without a window).
 
+mod experts;
 mod layers;
 mod rope;
 #[cfg(test)]
@@ -14,9 +15,13 @@ mod tests;
 
 use serde_json::{Map, Value};
 
-use super::family::{Bidirectional, Family, Has, ShortConv, Text, Wrapper};
+use super::family::{Bidirectional, Family, Gating, Has, Multiplier, Text, Wrapper};
 use super::fields::{Fields, missing, object};
-use super::{Activation, AttentionConfig, Config, DenseConfig, MAX_LAYERS, Norm, NormKind, Presence};
+use super::json::shown;
+use super::{
+    Activation, AttentionConfig, Block, Config, DenseConfig, GateScope, MAX_LAYERS, Norm, NormKind,
+    OutputGate, Presence,
+};
 use crate::error::{Context, Error, Result, quoted};
 
 type Object = Map<String, Value>;
@@ -99,16 +104,20 @@ impl Reader<'_> {
             norm: self.norm()?,
             post_norm: self.norm()?,
             final_norm: self.norm()?,
-            block: family.block,
+            block: self.block()?,
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap)?,
-            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            embed_scale: match family.scaled_embedding {
+                true => Some((hidden as f32).sqrt()),
+                false => self.multiplier(family.multipliers.embedding)?,
+            },
+            logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.layers(n_layers, ropes.len() > 1, attention)?,
             ropes,
             tied,
             head_bias: self.has(family.tensors.head_bias)?,
             wrapper: wrapper.map(|(wrapper, _)| wrapper.model_type),
             causal: self.causal()?,
-            interleaved_qk: false,
+            interleaved_qk: family.rope.interleaved,
             names: family.names,
         }
         .validate()
@@ -142,13 +151,21 @@ impl Reader<'_> {
                 ));
             }
         }
-        let stated = |key: &&&str| self.f.0.get(**key).is_some_and(|value| !value.is_null());
-        match self.family.refused.iter().find(stated) {
-            Some(key) => {
-                Err(Error::unsupported(format!("{key} in a {} is not supported", self.family.name())))
-            }
-            None => Ok(()),
+        let stated = |key: &&&str| {
+            self.f.0.get(**key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
+        };
+        if let Some(key) = self.family.refused.iter().find(stated) {
+            return Err(Error::unsupported(format!("{key} in a {} is not supported", self.family.name())));
         }
+        for &(key, number) in self.family.fixed {
+            if let Some(stated) = self.f.f64(key)?.filter(|stated| *stated != number) {
+                return Err(Error::unsupported(format!(
+                    "{key} {stated} in a {} is not supported; it is {number} in every published one",
+                    self.family.name()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// `is_causal` is read by the masks of all classes, `use_bidirectional_attention` by Gemma's.
@@ -187,11 +204,30 @@ impl Reader<'_> {
                 Ok(Activation::GeluTanh)
             }
             Some("relu") => Ok(Activation::Relu),
+            Some("relu2") => Ok(Activation::Relu2),
+            Some("xielu") if self.family.tensors.xielu => Ok(self.family.activation),
             Some(other) => Err(Error::unsupported(format!("{key} {} is not supported", quoted(other)))),
         }
     }
 
+    /// A number that something is multiplied by; `None` where the class has no key for it.
+    fn multiplier(&self, multiplier: Option<Multiplier>) -> Result<Option<f32>> {
+        let Some(Multiplier { key, default, divides, .. }) = multiplier else { return Ok(None) };
+        let value = self.f.f64(key)?.unwrap_or(default);
+        Ok(Some(if divides { 1.0 / value } else { value } as f32))
+    }
+
+    fn block(&self) -> Result<Block> {
+        match self.family.parallel_key.map(|key| self.f.bool(key)).transpose()?.flatten() {
+            Some(true) => Ok(Block::Parallel),
+            _ => Ok(self.family.block),
+        }
+    }
+
     fn attention_scale(&self, head_dim: usize) -> Result<f32> {
+        if let Some(scale) = self.multiplier(self.family.multipliers.attention)? {
+            return Ok(scale);
+        }
         let scalar = match self.family.scalar {
             Some(default) => self.f.f64("query_pre_attn_scalar")?.unwrap_or(default),
             None => head_dim as f64,
@@ -244,21 +280,44 @@ impl Reader<'_> {
             rope: None,
             qk_norm: self.has(t.qk_norm)?,
             qk_norm_scope: t.qk_norm_scope,
+            qk_norm_after_rope: t.qk_norm_after_rope,
+            query_scale: self.query_scale()?,
             qkv_bias: self.has(t.qkv_bias)?,
             o_bias: self.has(t.o_bias)?,
             fused: fused(t.fused_qkv),
+            sinks: if t.sinks { Presence::Always } else { Presence::Never },
+            gate: self.output_gate()?,
         })
+    }
+
+    /// The gate between attention and its output projection.
+    fn output_gate(&self) -> Result<Option<OutputGate>> {
+        let element = |gate| Some(OutputGate { scope: GateScope::Element, ..gate });
+        match self.family.gating {
+            Gating::Never => Ok(None),
+            Gating::Switched(key, gate) => Ok(self.f.bool(key)?.unwrap_or(true).then_some(gate)),
+            Gating::Scoped(key, gate) => match self.f.0.get(key) {
+                None | Some(Value::Bool(true)) => Ok(Some(gate)),
+                Some(Value::String(scope)) if scope == "per-head" => Ok(Some(gate)),
+                Some(Value::String(scope)) if scope == "per-element" => Ok(element(gate)),
+                Some(other) => Err(Error::unsupported(format!(
+                    "{key} is {}, which is not supported: it must be true, \"per-head\" or \"per-element\"",
+                    shown(other)
+                ))),
+            },
+        }
     }
 
     fn dense(&self) -> Result<DenseConfig> {
         let (family, t) = (self.family, &self.family.tensors);
-        let stated = self.size("intermediate_size", family.sizes.intermediate)?;
+        let stated = self.size(family.intermediate_key, family.sizes.intermediate)?;
         Ok(DenseConfig {
-            intermediate: match &family.short_conv {
-                Some(defaults) => self.adjusted_width(stated, defaults)?,
+            intermediate: match family.short_conv.as_ref().and_then(|conv| conv.multiple_of) {
+                Some(multiple_of) => self.adjusted_width(stated, multiple_of)?,
                 None => stated,
             },
             activation: self.activation()?,
+            stored_xielu: matches!(self.activation()?, Activation::Xielu(_)),
             gate: t.gate,
             bias: self.has(t.mlp_bias)?,
             fused: fused(t.fused_gate_up),
@@ -266,7 +325,7 @@ impl Reader<'_> {
     }
 
     /// The width that LFM2's class makes of its `intermediate_size` (`block_ff_dim` in older files).
-    fn adjusted_width(&self, stated: usize, defaults: &ShortConv) -> Result<usize> {
+    fn adjusted_width(&self, stated: usize, multiple_of: usize) -> Result<usize> {
         let width = self.f.usize("block_ff_dim")?.unwrap_or(stated);
         if !self.f.bool("block_auto_adjust_ff_dim")?.unwrap_or(true) {
             return Ok(width);
@@ -276,7 +335,7 @@ impl Reader<'_> {
         let Some(factor) = self.stated_or("block_ffn_dim_multiplier", factor, Some(1.0)) else {
             return Ok(width);
         };
-        let multiple = self.size("block_multiple_of", defaults.multiple_of)?;
+        let multiple = self.size("block_multiple_of", multiple_of)?;
         let rounded = ((factor * width as f64) as usize).checked_next_multiple_of(multiple);
         rounded.ok_or_else(|| {
             Error::model_file(format!(

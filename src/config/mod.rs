@@ -16,12 +16,14 @@ pub mod modules;
 pub mod quantization;
 pub mod rope;
 
+pub use self::family::{Supported, supported};
 use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;
 pub use layer::{
-    AttentionConfig, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
-    NormScope, Routing, Score, ShortConvConfig,
+    AttentionConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig,
+    GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope, OutputGate,
+    QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub logit_cap: Option<f32>,
     /// What embeddings are multiplied by (Gemma: `sqrt(hidden)`).
     pub embed_scale: Option<f32>,
+    /// What logits are multiplied by, before they are capped.
+    pub logit_scale: f32,
     /// The rotations in use; layers name them by index.
     pub ropes: Vec<Rope>,
     pub layers: Vec<LayerConfig>,
@@ -60,7 +64,8 @@ pub struct Config {
     /// A position sees only itself and those before it; `false`: every position sees all of the text, as in
     /// encoders (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
     pub causal: bool,
-    /// q/k rows come in interleaved pairs (GGUF of the Llama family) and go back to halves at the door.
+    /// The rows of q and k that turn come in interleaved pairs (GGUF of the Llama family, and families that
+    /// turn neighbours), and go back to halves at the door.
     pub interleaved_qk: bool,
     /// Spellings of this family's own tensors in checkpoints of transformers, instead of the usual ones.
     pub names: Spellings,
@@ -105,7 +110,7 @@ pub enum Block {
 }
 
 /// The MLP's nonlinearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Activation {
     /// `x * sigmoid(x)`.
@@ -115,6 +120,29 @@ pub enum Activation {
     /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
     Relu,
+    /// gpt-oss: `g * sigmoid(1.702 g)` of `g = min(x, 7)`; what such a gate lets through is held to ±7, plus 1.
+    ClampedSwiglu,
+    /// `max(x, 0)^2`.
+    Relu2,
+    Xielu(Xielu),
+}
+
+/// The parameters of xIELU (arXiv 2411.13010): `p x^2 + beta x` above 0, else `n (e^min(x, eps) - 1 - x) +
+/// beta x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Xielu {
+    pub p: f32,
+    pub n: f32,
+    pub beta: f32,
+    pub eps: f32,
+}
+
+impl Xielu {
+    /// From the parameters as they are learned and stored.
+    pub fn of_stored(alpha_p: f32, alpha_n: f32, beta: f32, eps: f32) -> Self {
+        let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+        Xielu { p: softplus(alpha_p), n: beta + softplus(alpha_n), beta, eps }
+    }
 }
 
 /// How the rows of the last hidden state make one vector.
@@ -173,6 +201,7 @@ impl Config {
             ("norm epsilon (rms_norm_eps, layer_norm_eps, layer_norm_rms_epsilon)", Some(self.norm.eps)),
             ("logit soft-cap (final_logit_softcapping)", self.logit_cap.map(f64::from)),
             ("embedding scale", self.embed_scale.map(f64::from)),
+            ("logit scale (logit_scale, logits_scaling)", Some(self.logit_scale.into())),
         ];
         let stated = numbers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         stated.into_iter().try_for_each(|(name, value)| positive(name, value))?;

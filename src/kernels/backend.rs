@@ -12,6 +12,7 @@ use super::opaque::Opaque;
 use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
 use crate::cache::storage::{LayerKv, LayerState};
+use crate::config::GateFunction;
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
@@ -53,8 +54,12 @@ pub(super) trait Backend: Send + Sync {
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
+    /// `x` times the function of `gate`, each of whose numbers is for as many neighbours in a row.
+    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
     /// `to + scale * x`.
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
+    /// Each row times a factor of its own.
+    fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows>;
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
     fn heads(&self, x: Rows, head_dim: usize, norm: Option<&Norm>, table: Option<&RopeTable>)
     -> Result<Rows>;
@@ -72,7 +77,7 @@ pub(super) trait Backend: Send + Sync {
         kv: &LayerKv,
         group: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows>;
     fn short_conv(
         &self,

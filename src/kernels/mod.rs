@@ -64,7 +64,7 @@ pub use self::rows::Rows;
 pub use self::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv, Vector};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
-use crate::config::Routing;
+use crate::config::{GateFunction, Routing};
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::WeightTensor;
@@ -235,16 +235,17 @@ impl Ops {
     }
 
     /// Which experts each row passes, by its router logits `[rows, experts]`, and with what weights.
-    pub fn route(&self, logits: Rows, routing: &Routing) -> Result<Assignments> {
+    /// `correction`: what is added to the scores for the choice alone, one for each expert.
+    pub fn route(&self, logits: Rows, routing: &Routing, correction: Option<&Vector>) -> Result<Assignments> {
         let experts = logits.dims().1;
         let logits = self.into_vec(logits)?;
-        let assignments = Assignments::new(&logits, experts, routing);
+        let assignments = Assignments::new(&logits, experts, routing, correction.map(Vector::values));
         self.recycle(logits);
         assignments
     }
 
-    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the
-    /// order of the experts' numbers: `[rows, hidden]`.
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight *
+    /// down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
     pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
         check::experts(experts, x, a)?;
         self.0.experts(experts, act, x, a)
@@ -264,10 +265,23 @@ impl Ops {
         self.0.norm(norm, x, Some(to))
     }
 
+    /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number of
+    /// the gate is for `dim / width` neighbours: one for each head, or for each element.
+    pub fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
+        check::gate(&gate, &x)?;
+        self.0.output_gate(x, gate, function)
+    }
+
     /// `to + scale * x`.
     pub fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
         check::shape("a sum", &to, x.dims().0, x.dims().1)?;
         self.0.add(x, scale, to)
+    }
+
+    /// Each row of `x` times a factor of its own.
+    pub fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
+        check::shape("rows with factors", x, factors.len(), x.dims().1)?;
+        self.0.scale_rows(x, factors)
     }
 
     /// Cosines and sines for one step: angles are the f32 products `position * inv_freq`, as transformers
@@ -347,7 +361,7 @@ impl Ops {
         cache: &KvCache,
         layer: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows> {
         step.belongs_to(cache)?;
         let (kv, group) = (cache.layer(layer)?, cache.group(layer)?);

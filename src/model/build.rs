@@ -195,6 +195,19 @@ impl TensorLoader<'_> {
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
     }
 
+    /// One finite number, stored with or without a dimension.
+    pub fn number(&self, part: Part, layer: usize) -> Result<f32> {
+        let name = self.name(part, Some(layer), "weight");
+        let tensor = self.weights.get(&name)?;
+        match tensor.to_f32()[..] {
+            [number] if tensor.shape.len() <= 1 && number.is_finite() => Ok(number),
+            _ => Err(Error::model_file(format!(
+                "{}: the tensor {name} must be one finite number",
+                self.weights.file_of(&name).display()
+            ))),
+        }
+    }
+
     pub fn name(&self, part: Part, layer: Option<usize>, kind: &str) -> String {
         self.names.name(self.weights, part, layer, kind)
     }
@@ -219,8 +232,28 @@ impl TensorLoader<'_> {
         layer: Option<usize>,
         rows: usize,
     ) -> Result<Option<WeightTensor>> {
+        self.bias_of(presence, part, layer, &[rows])
+    }
+
+    /// As [`TensorLoader::bias`], of any shape.
+    pub fn bias_of(
+        &self,
+        presence: Presence,
+        part: Part,
+        layer: Option<usize>,
+        shape: &[usize],
+    ) -> Result<Option<WeightTensor>> {
         let stored = self.is_stored(presence, part, layer, "bias");
-        stored.then(|| self.checked(&self.name(part, layer, "bias"), &[rows])).transpose()
+        stored.then(|| self.checked(&self.name(part, layer, "bias"), shape)).transpose()
+    }
+
+    /// Plain bytes, which only safetensors have.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Bytes> {
+        let (stored, bytes) = self.weights.bytes(name)?;
+        match stored == shape {
+            true => Ok(bytes),
+            false => Err(self.mismatch(name, stored, shape)),
+        }
     }
 
     /// A matrix or vector; multiplied by the scale that GGUF may have beside it.
@@ -262,15 +295,18 @@ impl TensorLoader<'_> {
 
     fn checked(&self, name: &str, shape: &[usize]) -> Result<WeightTensor> {
         let tensor = self.weights.get(name)?;
-        if tensor.shape != shape {
-            return Err(Error::model_file(format!(
-                "{}: the tensor {name} has shape {:?} where the configuration asks for {shape:?}; \
-                 the configuration and the weights do not belong together",
-                self.weights.file_of(name).display(),
-                tensor.shape
-            )));
+        match tensor.shape == shape {
+            true => Ok(tensor),
+            false => Err(self.mismatch(name, &tensor.shape, shape)),
         }
-        Ok(tensor)
+    }
+
+    fn mismatch(&self, name: &str, stored: &[usize], shape: &[usize]) -> Error {
+        Error::model_file(format!(
+            "{}: the tensor {name} has shape {stored:?} where the configuration asks for {shape:?}; \
+             the configuration and the weights do not belong together",
+            self.weights.file_of(name).display(),
+        ))
     }
 
     /// Bytes of one row (of one element, in a vector).
@@ -294,17 +330,30 @@ impl TensorLoader<'_> {
         Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
     }
 
-    /// Rows of each head from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): llama.cpp's converter
-    /// pairs dimension i with its partner for a RoPE that turns neighbours, ours turns i with i + head_dim/2.
+    /// Some rows, in the order given.
+    pub fn select_rows(&self, tensor: &WeightTensor, rows: &[usize]) -> Result<WeightTensor> {
+        let width = self.row_bytes(tensor)?;
+        let mut shape = tensor.shape.clone();
+        shape[0] = rows.len();
+        let data =
+            rows.iter().flat_map(|row| &tensor.data[row * width..(row + 1) * width]).copied().collect();
+        Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..tensor.clone() })
+    }
+
+    /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE that
+    /// turns neighbours has them so (that of some families, and llama.cpp's converter makes it so of Llama's);
+    /// ours turns i with i + dims/2.
     fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
         let rows = tensor.shape[0];
         let head = rows / heads;
-        let half = head / 2;
+        // All layers that turn do so by as many dimensions; where they do not, the order changes no score.
+        let turned = self.config.ropes.first().map_or(head, |rope| rope.dims.min(head));
+        let half = turned / 2;
         let mut data = Vec::with_capacity(tensor.data.len());
         for row in 0..rows {
             let (base, i) = (row / head * head, row % head);
-            let from = base + 2 * (i % half) + i / half;
+            let from = if i < turned { base + 2 * (i % half) + i / half } else { row };
             data.extend_from_slice(&tensor.data[from * width..(from + 1) * width]);
         }
         Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })

@@ -162,7 +162,12 @@ impl Decoder {
 
     /// Hidden states `[rows, hidden]` -> logits `[rows, vocab]`.
     pub fn head(&self, hidden: &Rows) -> Result<Rows> {
-        let logits = self.ops.linear(self.head.as_ref().unwrap_or(&self.embed), hidden)?;
+        let scaled = match self.config.logit_scale {
+            1.0 => None,
+            scale => Some(self.ops.scale_rows(hidden, &vec![scale; hidden.dims().0])?),
+        };
+        let head = self.head.as_ref().unwrap_or(&self.embed);
+        let logits = self.ops.linear(head, scaled.as_ref().unwrap_or(hidden))?;
         match self.config.logit_cap {
             Some(cap) => self.ops.soft_cap(logits, cap),
             None => Ok(logits),

@@ -55,7 +55,7 @@ pub(super) const GEMMA2: Family = Family {
 pub(super) const GEMMA3_GGUF: Gguf = Gguf {
     architecture: "gemma3",
     window_period: Some(6),
-    local_theta: Some(10_000.0),
+    local_theta: Some(Some(10_000.0)),
     wide_scale_layers: Some(62),
     ..GGUF
 };
@@ -66,8 +66,12 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_types: &["gemma3_text"],
         sizes: Sizes { vocab: 262_208, context: 131_072, ..GEMMA2.sizes },
-        rope: RopeDefaults { theta: 1_000_000.0, local_theta: Some(10_000.0), ..ROPE },
-        window: Window::TypedPattern,
+        rope: RopeDefaults {
+            theta: 1_000_000.0,
+            local_theta: Some((Some("rope_local_base_freq"), 10_000.0)),
+            ..ROPE
+        },
+        window: Window::TypedPeriod { n: 6, pattern: true, switched: false },
         attention_cap: None,
         logit_cap: Some(None),
         bidirectional: Bidirectional::Read,

@@ -10,8 +10,8 @@ impl Reader<'_> {
         let dims = self.usize("rope.dimension_count")?.unwrap_or(head_dim);
         let mut ropes = vec![Rope { theta, dims, scaling: self.scaling(context)? }];
         if let Some(local) = self.architecture.local_theta {
-            let local = self.f32("rope.freq_base_swa")?.unwrap_or(local);
-            ropes.push(Rope::plain(local as f64, dims));
+            let local = self.f32("rope.freq_base_swa")?.or(local).map_or(theta, f64::from);
+            ropes.push(Rope::plain(local, dims));
         }
         Ok(ropes)
     }
@@ -45,8 +45,8 @@ impl Reader<'_> {
                 original: original as f64,
                 beta_fast: self.f32("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0) as f64,
                 beta_slow: self.f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0) as f64,
-                attention: yarn_attention(factor as f64, 1.0) * attention,
-                truncate: true,
+                attention: self.yarn_attention(factor as f64)? * attention,
+                truncate: self.architecture.yarn_truncates,
             }),
             (Some("yarn"), None) => Err(self.missing("rope.scaling.factor")),
             (Some(other), _) => {
@@ -54,6 +54,13 @@ impl Reader<'_> {
                 Err(Error::unsupported(format!("{key} {other} is not supported")))
             }
         }
+    }
+
+    /// llama.cpp takes `mscale` for 1, and reads `mscale_all_dim` for this architecture (Ministral 3).
+    fn yarn_attention(&self, factor: f64) -> Result<f64> {
+        let all = self.f32("rope.scaling.yarn_log_multiplier")?.filter(|all| *all != 0.0);
+        let all = all.filter(|_| self.family.query_scale);
+        Ok(yarn_attention(factor, 1.0) / all.map_or(1.0, |all| yarn_attention(factor, all.into())))
     }
 
     pub(super) fn divisors(&self, name: &str) -> Result<Vec<f32>> {

@@ -3,11 +3,8 @@
 use serde_json::Value;
 
 use super::Reader;
-use crate::config::family::{Bidirectional, Has, Window};
-use crate::config::{
-    AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, MixerConfig, Presence, Routing, Score,
-    ShortConvConfig,
-};
+use crate::config::family::{Bidirectional, Has, NoRope, NormPlaces, Window};
+use crate::config::{AttentionConfig, LayerConfig, MixerConfig, ShortConvConfig};
 use crate::error::{Error, Result, quoted};
 
 impl Reader<'_> {
@@ -18,9 +15,9 @@ impl Reader<'_> {
         local_rope: bool,
         attention: AttentionConfig,
     ) -> Result<Vec<LayerConfig>> {
-        let bare = self.no_rope(layers)?;
         let window = self.window_size()?;
-        let sliding = self.sliding(layers, window, &bare)?;
+        let sliding = self.sliding(layers, window)?;
+        let bare = self.no_rope(layers, &sliding, window)?;
         if sliding.contains(&true) && window.is_none() {
             return Err(Error::model_file(
                 "layer_types has sliding_attention, and there is no sliding_window (sliding_window, use_sliding_window)",
@@ -28,7 +25,7 @@ impl Reader<'_> {
         }
         let conv = self.short_conv(layers)?;
         let ffns = self.feed_forwards(layers)?;
-        let norms = self.family.tensors.norms.norms(self.family.block);
+        let norms = self.norm_places()?.norms(self.block()?);
         let mixer = |i: usize| match conv[i] {
             Some(conv) => MixerConfig::ShortConv(conv),
             None => MixerConfig::Attention(AttentionConfig {
@@ -37,44 +34,18 @@ impl Reader<'_> {
                 ..attention
             }),
         };
-        let layer =
-            |(i, ffn)| LayerConfig { mixer: Some(mixer(i)), ffn: Some(ffn), norms, residual_scale: 1.0 };
+        let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
+        let layer = |(i, ffn)| LayerConfig { mixer: Some(mixer(i)), ffn: Some(ffn), norms, residual_scale };
         Ok(ffns.into_iter().enumerate().map(layer).collect())
     }
 
-    /// The feed-forward of each layer.
-    pub(super) fn feed_forwards(&self, layers: usize) -> Result<Vec<FeedForwardConfig>> {
-        let dense = FeedForwardConfig::Dense(self.dense()?);
-        let Some(defaults) = &self.family.experts else { return Ok(vec![dense; layers]) };
-        let [first, second] = defaults.count_keys;
-        let count = match self.f.states(first) {
-            true => self.size(first, defaults.count)?,
-            false => self.size(second, defaults.count)?,
-        };
-        let (key, default) = defaults.width.unwrap_or(("intermediate_size", self.family.sizes.intermediate));
-        let experts = FeedForwardConfig::Experts(ExpertsConfig {
-            count,
-            intermediate: self.size(key, default)?,
-            activation: self.activation()?,
-            routing: Routing {
-                top_k: self.size("num_experts_per_tok", defaults.top_k)?,
-                score: Score::Softmax,
-                normalize: self.has(defaults.normalize)? == Presence::Always,
-                scale: 1.0,
-            },
-        });
-        if !defaults.sparse_step {
-            return Ok(vec![experts; layers]);
+    /// Where norms stand.
+    fn norm_places(&self) -> Result<NormPlaces> {
+        let t = &self.family.tensors;
+        match t.norms_after_key.map(|key| self.f.bool(key)).transpose()?.flatten() {
+            Some(false) => Ok(NormPlaces::Before),
+            _ => Ok(t.norms),
         }
-        let step = self.size("decoder_sparse_step", 1)?;
-        if step == 0 {
-            return Err(Error::model_file("decoder_sparse_step is 0; it must be at least 1"));
-        }
-        let only = self.f.array("mlp_only_layers")?.map_or(&[][..], |list| list.as_slice());
-        let is_dense = |i: usize| {
-            count == 0 || !(i + 1).is_multiple_of(step) || only.iter().any(|n| n.as_u64() == Some(i as u64))
-        };
-        Ok((0..layers).map(|i| if is_dense(i) { dense } else { experts }).collect())
     }
 
     /// The layers that are short convolutions.
@@ -85,7 +56,13 @@ impl Reader<'_> {
             bias: self.has(Has::Key("conv_bias", false))?,
         };
         let is_conv = match self.f.array("layer_types")? {
-            Some(kinds) => layer_types(kinds, layers, "conv")?,
+            Some(kinds) => {
+                let windowed = self.family.window != Window::Never;
+                layer_types(kinds, layers, "conv", if windowed { &["sliding_attention"] } else { &[] })?
+            }
+            None if self.family.window == Window::TypedTwoOfFour => {
+                (0..layers).map(|i| !i.is_multiple_of(2) || i == 0).collect()
+            }
             None => match self.f.array("full_attn_idxs")? {
                 Some(list) => {
                     (0..layers).map(|i| !list.iter().any(|n| n.as_u64() == Some(i as u64))).collect()
@@ -122,37 +99,61 @@ impl Reader<'_> {
     }
 
     /// Which layers look through the window.
-    pub(super) fn sliding(&self, layers: usize, window: Option<usize>, bare: &[bool]) -> Result<Vec<bool>> {
+    pub(super) fn sliding(&self, layers: usize, window: Option<usize>) -> Result<Vec<bool>> {
         let typed = !matches!(self.family.window, Window::Never | Window::All | Window::AllSwitched);
         if typed && let Some(kinds) = self.f.array("layer_types")? {
-            return layer_types(kinds, layers, "sliding_attention");
+            let others: &[&str] = if self.family.short_conv.is_some() { &["conv"] } else { &[] };
+            return layer_types(kinds, layers, "sliding_attention", others);
         }
         let each = |sliding: &dyn Fn(usize) -> bool| (0..layers).map(sliding).collect();
         Ok(match self.family.window {
             Window::Never => vec![false; layers],
             Window::All | Window::AllSwitched | Window::TypedAll => vec![window.is_some(); layers],
             Window::TypedAlternating => each(&|i| i % 2 == 0),
-            Window::TypedPattern => {
-                let pattern = self.f.usize("sliding_window_pattern")?.unwrap_or(6);
-                if pattern == 0 {
-                    return Err(Error::model_file("sliding_window_pattern is 0; it must be at least 1"));
-                }
-                each(&|i| (i + 1) % pattern != 0)
-            }
+            Window::TypedTwoOfFour => each(&|i| i % 4 == 0 && i > 0),
+            Window::TypedPeriod { switched: true, .. } if window.is_none() => vec![false; layers],
+            Window::TypedPeriod { n, pattern, .. } => self.periodic(layers, n, pattern)?,
             Window::TypedFrom(default) => {
                 let first = self.f.usize("max_window_layers")?.unwrap_or(default);
                 each(&|i| window.is_some() && i >= first)
             }
             Window::TypedNoRope => {
                 let on = self.f.bool("use_sliding_window")?.unwrap_or(false) && window.is_some();
+                let bare = self.no_rope(layers, &[], window)?;
                 each(&|i| on && bare[i])
             }
         })
     }
 
-    /// The layers without position encoding.
-    pub(super) fn no_rope(&self, layers: usize) -> Result<Vec<bool>> {
-        let Some(default) = self.family.no_rope_interval else { return Ok(vec![false; layers]) };
+    /// All layers but each `n`-th have the window, if `sliding_window_pattern` does not say otherwise.
+    fn periodic(&self, layers: usize, n: usize, pattern: bool) -> Result<Vec<bool>> {
+        let key = "sliding_window_pattern";
+        let stated = self.f.0.get(key).filter(|_| pattern);
+        if let Some(letters) = stated.and_then(Value::as_str) {
+            return letters_pattern(key, letters, layers);
+        }
+        match stated.map_or(Ok(None), |_| self.f.usize(key))?.unwrap_or(n) {
+            0 => Err(Error::model_file(format!("{key} is 0; it must be at least 1"))),
+            n => Ok((0..layers).map(|i| (i + 1) % n != 0).collect()),
+        }
+    }
+
+    /// The layers without position encoding; `sliding`: those with a window, of this width.
+    pub(super) fn no_rope(
+        &self,
+        layers: usize,
+        sliding: &[bool],
+        window: Option<usize>,
+    ) -> Result<Vec<bool>> {
+        let default = match self.family.no_rope {
+            NoRope::Never => return Ok(vec![false; layers]),
+            NoRope::Full => return Ok(sliding.iter().map(|sliding| !sliding || window.is_none()).collect()),
+            NoRope::FullBesideWindow => {
+                return Ok(sliding.iter().map(|sliding| !sliding && window.is_some()).collect());
+            }
+            NoRope::Unless(key, value) => return Ok(vec![self.f.str(key)? != Some(value); layers]),
+            NoRope::Interval(default) => default,
+        };
         if let Some(list) = self.f.array("no_rope_layers")? {
             if list.len() < layers {
                 return Err(Error::model_file(format!(
@@ -170,21 +171,38 @@ impl Reader<'_> {
     }
 }
 
-/// Which layers are of the kind `other`; the rest must be "full_attention".
-fn layer_types(kinds: &[Value], layers: usize, other: &str) -> Result<Vec<bool>> {
+/// A window for each "L" of a text such as "LLLG" that is repeated.
+fn letters_pattern(key: &str, letters: &str, layers: usize) -> Result<Vec<bool>> {
+    if letters.is_empty() || letters.chars().any(|letter| !matches!(letter, 'L' | 'G')) {
+        let letters = quoted(letters);
+        return Err(Error::model_file(format!(
+            "{key} is {letters}; it must be a number, or letters L and G"
+        )));
+    }
+    Ok(letters.chars().cycle().take(layers).map(|letter| letter == 'L').collect())
+}
+
+/// Which layers are of the kind `wanted`; the rest must be "full_attention", or one of the `others`.
+pub(super) fn layer_types(
+    kinds: &[Value],
+    layers: usize,
+    wanted: &str,
+    others: &[&str],
+) -> Result<Vec<bool>> {
     if kinds.len() != layers {
         return Err(Error::model_file(format!(
             "layer_types has {} entries for {layers} layers",
             kinds.len()
         )));
     }
-    let is_other = |kind: &Value| match kind.as_str() {
-        Some("full_attention") => Ok(false),
-        Some(kind) if kind == other => Ok(true),
+    let is_wanted = |kind: &Value| match kind.as_str() {
+        Some("full_attention" | "attention") => Ok(false),
+        Some(kind) if kind == wanted => Ok(true),
+        Some(kind) if others.contains(&kind) => Ok(false),
         _ => {
             let kind = quoted(&kind.to_string());
             Err(Error::unsupported(format!("layer_types has {kind}, which is not supported")))
         }
     };
-    kinds.iter().map(is_other).collect()
+    kinds.iter().map(is_wanted).collect()
 }

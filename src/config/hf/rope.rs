@@ -1,6 +1,7 @@
 //! Rotations, in the two spellings that are in the wild.
 
 use super::{Object, Reader};
+use crate::config::QueryScale;
 use crate::config::fields::{Fields, missing};
 use crate::config::rope::{Rope, Scaling, longrope_attention, yarn_attention};
 use crate::error::{Context, Error, Result, quoted};
@@ -13,23 +14,38 @@ impl Reader<'_> {
         let parameters = f.object("rope_parameters")?;
         let scaling = f.object("rope_scaling")?.filter(|object| !object.is_empty());
         let theta = |key: &str, default: f64| f.f64(key).map(|theta| theta.unwrap_or(default));
-        if let Some(local_theta) = defaults.local_theta {
+        if let Some((local_key, local_theta)) = defaults.local_theta {
+            let absent = defaults.absent.map(crate::config::fields::object).transpose()?;
+            let parameters = parameters.or(absent.as_ref());
             let nested = |kind: &str| -> Result<Object> {
                 let object =
                     parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context("rope_parameters")?;
                 Ok(object.cloned().unwrap_or_default())
             };
+            let kinds = ["full_attention", "sliding_attention"];
+            if local_key.is_none()
+                && parameters.is_some_and(|all| !kinds.iter().any(|kind| all.contains_key(*kind)))
+            {
+                return Err(Error::model_file(format!(
+                    "rope_parameters of a {} has an object for each of {}, and here it has neither",
+                    self.family.name(),
+                    kinds.join(" and ")
+                )));
+            }
             let mut full = nested("full_attention")?;
             full.extend(scaling.cloned().unwrap_or_default());
             let full = self.rope(&full, theta("rope_theta", defaults.theta)?, head_dim, context, None);
-            let local = theta("rope_local_base_freq", local_theta)?;
+            let local = local_key.map_or(Ok(local_theta), |key| theta(key, local_theta))?;
             let sliding = self.rope(&nested("sliding_attention")?, local, head_dim, context, None);
             return Ok(vec![
                 full.context("rope_parameters.full_attention (rope_scaling)")?,
                 sliding.context("rope_parameters.sliding_attention")?,
             ]);
         }
-        let empty = Object::new();
+        let empty = match defaults.absent {
+            Some(text) => crate::config::fields::object(text)?,
+            None => Object::new(),
+        };
         let (key, object) = match (scaling, parameters) {
             (Some(scaling), _) => ("rope_scaling", scaling),
             (None, Some(parameters)) => ("rope_parameters", parameters),
@@ -64,11 +80,45 @@ impl Reader<'_> {
             Some(original) => original,
             None => f.usize("original_max_position_embeddings")?.unwrap_or(context),
         };
+        let theta = f.f64("rope_theta")?.unwrap_or(theta);
+        if let Some(alpha) = self.alpha(&f, kind)? {
+            let dims = head_dim as f64;
+            let stretched = theta * alpha.powf(dims / (dims - 2.0));
+            return Ok(Rope { theta: stretched, dims: head_dim, scaling: Scaling::None });
+        }
+        if kind == "proportional" {
+            return proportional(&f, theta, head_dim);
+        }
         Ok(Rope {
-            theta: f.f64("rope_theta")?.unwrap_or(theta),
+            theta,
             dims: self.turned_dims(&f, kind, head_dim)?,
             scaling: scaling(&f, kind, original, context)?,
         })
+    }
+
+    /// Hunyuan's `alpha` of a "dynamic" rotation, which asks for no length.
+    fn alpha(&self, f: &Fields, kind: &str) -> Result<Option<f64>> {
+        if !self.family.rope.alpha || kind != "dynamic" {
+            return Ok(None);
+        }
+        Ok(f.f64("alpha")?.filter(|alpha| *alpha != 0.0))
+    }
+
+    /// How the queries grow with the position, as the object of the rotation says.
+    pub(super) fn query_scale(&self) -> Result<Option<QueryScale>> {
+        if !self.family.query_scale {
+            return Ok(None);
+        }
+        let absent = self.family.rope.absent.map(crate::config::fields::object).transpose()?;
+        let stated = match self.f.object("rope_scaling")?.filter(|object| !object.is_empty()) {
+            Some(object) => Some(object),
+            None => self.f.object("rope_parameters")?,
+        };
+        let Some(f) = stated.or(absent.as_ref()).map(Fields) else { return Err(missing("rope_parameters")) };
+        let require = |key: &str| f.f64(key)?.ok_or_else(|| missing(key));
+        let (beta, original) =
+            (require("llama_4_scaling_beta")?, require("original_max_position_embeddings")?);
+        Ok(Some(QueryScale { beta: beta as f32, original: original as f32 }))
     }
 
     pub(super) fn rope_kind<'b>(&self, f: &Fields<'b>) -> Result<&'b str> {
@@ -100,6 +150,8 @@ impl Reader<'_> {
             None => self.f.f64(key)?,
         };
         let partial = match (self.family.rope.partial, stated) {
+            // `null` is no share, of which there is no default.
+            (Some(_), None) if f.states(key) || self.f.states(key) => 1.0,
             (Some(default), stated) => stated.unwrap_or(default),
             // The class's own rotation does not read it; those of a scaling do, and transformers then fails.
             (None, Some(partial)) if kind != "default" && partial != 1.0 => {
@@ -115,6 +167,18 @@ impl Reader<'_> {
         }
         Ok((head_dim as f64 * partial) as usize)
     }
+}
+
+/// The first pairs of a head turn, as fast as if all of them did.
+fn proportional(f: &Fields, theta: f64, head_dim: usize) -> Result<Rope> {
+    let key = "partial_rotary_factor";
+    let partial = f.f64(key)?.unwrap_or(1.0);
+    if !(partial > 0.0 && partial <= 1.0) {
+        return Err(Error::model_file(format!("{key} is {partial}; it must be in (0, 1]")));
+    }
+    let turned = (partial * head_dim as f64 / 2.0) as usize;
+    let factor = f.f64("factor")?.unwrap_or(1.0);
+    Ok(Rope { theta, dims: head_dim, scaling: Scaling::Proportional { turned, factor } })
 }
 
 fn scaling(f: &Fields, kind: &str, original: usize, context: usize) -> Result<Scaling> {
