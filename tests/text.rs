@@ -230,8 +230,8 @@ fn sentencepiece_with_merges_as_hugging_face() {
     let types = golden["types"].as_array().unwrap().iter().map(|kind| kind.as_i64().unwrap() as i32);
     let more = [
         ("tokenizer.ggml.token_type", Value::Array(Array::I32(types.collect()))),
-        ("tokenizer.ggml.unknown_token_id", Value::U64(3)),
-        ("tokenizer.ggml.bos_token_id", Value::U64(2)),
+        ("tokenizer.ggml.unknown_token_id", Value::Uint(3)),
+        ("tokenizer.ggml.bos_token_id", Value::Uint(2)),
         ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
         ("tokenizer.ggml.model", Value::Str("gemma4".into())),
     ];

@@ -20,8 +20,9 @@ use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;
 pub use layer::{
-    AttentionConfig, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
-    NormScope, PerLayerConfig, QueryScale, Routing, Score, ShortConvConfig,
+    AttentionConfig, BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig,
+    FeedForwardConfig, GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope,
+    OutputGate, PerLayerConfig, QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -118,6 +119,8 @@ pub enum Activation {
     /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
     Relu,
+    /// gpt-oss: `g * sigmoid(1.702 g)` of `g = min(x, 7)`; what such a gate lets through is held to ±7, plus 1.
+    ClampedSwiglu,
     /// `max(x, 0)^2`.
     Relu2,
     Xielu(Xielu),
@@ -215,18 +218,12 @@ impl Config {
 
     /// The first dense feed-forward; others may be wider (Gemma 4 E2B).
     pub fn dense(&self) -> Option<&DenseConfig> {
-        self.layers.iter().find_map(|layer| match &layer.ffn {
-            Some(FeedForwardConfig::Dense(dense)) => Some(dense),
-            _ => None,
-        })
+        self.layers.iter().find_map(|layer| layer.ffn.as_ref()?.dense())
     }
 
     /// The first mixture of experts; the others are alike in every family so far.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
-        self.layers.iter().find_map(|layer| match &layer.ffn {
-            Some(FeedForwardConfig::Experts(experts)) => Some(experts),
-            _ => None,
-        })
+        self.layers.iter().find_map(|layer| layer.ffn.as_ref()?.experts())
     }
 
     /// Whether the outputs of mixers and feed-forwards pass a norm before they join the residual stream: some

@@ -24,7 +24,7 @@ use super::{
     Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
 };
 use crate::cache::storage::{LayerKv, LayerState};
-use crate::config::NormKind;
+use crate::config::{GateFunction, NormKind};
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
@@ -247,6 +247,19 @@ impl Backend for CpuBackend {
         Ok(out.into())
     }
 
+    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
+        let (mut x, mut gate) = (x.into_block()?, gate.into_block()?);
+        let (dim, width) = (x.dim, gate.dim);
+        let gates = DisjointSlices::new(gate.floats_mut());
+        self.each_rows("output gate", dim, x.floats_mut(), |rows, x| {
+            // SAFETY: the same rows as those of `x`, which no two tasks have in common.
+            let gate = unsafe { gates.slice_mut(rows.start * width..rows.end * width) };
+            elementwise::open(self.isa, function, gate);
+            elementwise::let_through(self.isa, gate, x);
+        })?;
+        Ok(x.into())
+    }
+
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
         let (x, mut to) = (x.block()?, to.into_block()?);
         let dim = x.dim;
@@ -351,7 +364,7 @@ impl Backend for CpuBackend {
         kv: &LayerKv,
         group: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows> {
         let q = q.block()?;
         let mut out = self.recycler.block(q.rows, q.dim);

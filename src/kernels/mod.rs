@@ -67,7 +67,7 @@ pub use self::types::{
 };
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
-use crate::config::Routing;
+use crate::config::{GateFunction, Routing};
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
@@ -262,16 +262,17 @@ impl Ops {
     }
 
     /// Which experts each row passes, by its router logits `[rows, experts]`, and with what weights.
-    pub fn route(&self, logits: Rows, routing: &Routing) -> Result<Assignments> {
+    /// `correction`: what is added to the scores for the choice alone, one for each expert.
+    pub fn route(&self, logits: Rows, routing: &Routing, correction: Option<&Vector>) -> Result<Assignments> {
         let experts = logits.dims().1;
         let logits = self.into_vec(logits)?;
-        let assignments = Assignments::new(&logits, experts, routing);
+        let assignments = Assignments::new(&logits, experts, routing, correction.map(Vector::values));
         self.recycle(logits);
         assignments
     }
 
-    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the
-    /// order of the experts' numbers: `[rows, hidden]`.
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight *
+    /// down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
     pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
         check::experts(experts, x, a)?;
         self.0.experts(experts, act, x, a)
@@ -295,6 +296,13 @@ impl Ops {
     pub fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
         check::columns(&x, by, start)?;
         self.0.mul(x, by, start)
+    }
+
+    /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number of
+    /// the gate is for `dim / width` neighbours: one for each head, or for each element.
+    pub fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
+        check::gate(&gate, &x)?;
+        self.0.output_gate(x, gate, function)
     }
 
     /// `to + scale * x`.
@@ -386,7 +394,7 @@ impl Ops {
         cache: &KvCache,
         layer: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows> {
         step.belongs_to(cache)?;
         let (kv, group) = (cache.layer(layer)?, cache.group(layer)?);

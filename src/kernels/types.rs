@@ -9,7 +9,7 @@ use crate::weights::WeightTensor;
 
 /// What attention needs to know of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
+pub struct Attention<'a> {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -22,6 +22,8 @@ pub struct Attention {
     pub window: Option<usize>,
     /// Scores become `cap * tanh(score / cap)`.
     pub soft_cap: Option<f32>,
+    /// One more logit for each query head, whatever the position: its share of the softmax goes nowhere.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// A weight matrix `[n, k]` where the backend wants it. A clone shares the memory.
@@ -98,6 +100,10 @@ impl Vector {
 
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
+    }
+
+    pub fn values(&self) -> &[f32] {
+        &self.values
     }
 }
 

@@ -4,9 +4,9 @@ use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
 use super::projection::Projector;
-use crate::config::{AttentionConfig, NormScope};
+use crate::config::{AttentionConfig, GateFunction, GateScope, GateSource, NormScope, OutputGate, Presence};
 use crate::error::{Error, Result};
-use crate::kernels::{self, KvShape, Linear, Norm, Ops, RopeTable, Rows};
+use crate::kernels::{self, KvShape, Linear, Norm, Ops, RopeTable, Rows, Vector};
 use crate::weights::names::Part;
 
 pub(super) struct Attention {
@@ -16,6 +16,9 @@ pub(super) struct Attention {
     /// `None`: it reads the keys and values of another layer.
     keys: Option<Keys>,
     o: Linear,
+    /// A logit for each query head.
+    sinks: Option<Vector>,
+    gate: Option<(GateFunction, Linear)>,
     /// Its place among the layers of the cache, or that of the layer whose keys and values it reads.
     cache_layer: usize,
 }
@@ -38,7 +41,15 @@ impl Attention {
     ) -> Result<Attention> {
         let (hidden, at) = (loader.config.hidden, Some(layer));
         let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let queries = || loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads));
+        let mut gate = None;
+        let mut queries = || match c.gate {
+            Some(OutputGate { function, source: GateSource::Query, .. }) => {
+                let [q, own] = query_and_gate(loader, layer, c)?;
+                gate = Some((function, own));
+                Ok(q)
+            }
+            _ => loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads)),
+        };
         let (q, keys) = match c.shared_kv {
             Some(_) => {
                 pass_over_unused(loader, layer);
@@ -50,10 +61,11 @@ impl Attention {
                 (q, Some((k, Some(v))))
             }
             None => {
+                let q = queries()?;
                 let k = loader.heads(Part::K, layer, [narrow, hidden], c.qkv_bias, Some(c.kv_heads))?;
                 let v = loader.is_stored(c.value_projection, Part::V, at, "weight");
                 let v = v.then(|| loader.linear(Part::V, layer, [narrow, hidden], c.qkv_bias)).transpose()?;
-                (queries()?, Some((k, v)))
+                (q, Some((k, v)))
             }
         };
         let norm = |part, width| {
@@ -68,9 +80,23 @@ impl Attention {
             let v_norm = c.value_norm.then(|| loader.plain_norm(c.head_dim)).transpose()?;
             Ok(Keys { k, k_norm: norm(Part::KNorm, narrow)?, v, v_norm })
         };
+        if let Some(OutputGate { function, scope, source: GateSource::Own }) = c.gate {
+            let width = match scope {
+                GateScope::Head => c.heads,
+                GateScope::Element => wide,
+            };
+            gate = Some((function, loader.linear(Part::AttnGate, layer, [width, hidden], Presence::Never)?));
+        }
+        let sinks = loader.is_stored(c.sinks, Part::Sinks, Some(layer), "weight");
+        let sinks = sinks.then(|| {
+            let sinks = loader.tensor(Part::Sinks, Some(layer), &[c.heads])?;
+            loader.ops.vector(&sinks, 0.0)
+        });
         Ok(Attention {
             config: *c,
             keys: keys.map(make).transpose()?,
+            sinks: sinks.transpose()?,
+            gate,
             o: loader.linear(Part::O, layer, [hidden, wide], c.o_bias)?,
             q_norm: norm(Part::QNorm, wide)?,
             q,
@@ -96,8 +122,17 @@ impl Attention {
             causal: input.causal,
             window: c.window,
             soft_cap: c.soft_cap,
+            sinks: self.sinks.as_ref().map(Vector::values),
         };
-        let rows = ops.attention(&q, input.cache, self.cache_layer, input.queries.step, &shape)?;
+        let mut rows = ops.attention(&q, input.cache, self.cache_layer, input.queries.step, &shape)?;
+        if let Some((function, gate)) = &self.gate {
+            let x = input.some.unwrap_or(input.x);
+            rows = ops.output_gate(
+                rows,
+                project.linear((Part::AttnGate, gate), x, input.queries.rows)?,
+                *function,
+            )?;
+        }
         Ok(Branch { rows, projection: Some((Part::O, &self.o)) })
     }
 
@@ -175,7 +210,8 @@ impl Attention {
 
     pub fn projections(&self) -> Vec<&Linear> {
         let keys = self.keys.iter().flat_map(|keys| std::iter::once(&keys.k).chain(&keys.v));
-        [&self.q, &self.o].into_iter().chain(keys).collect()
+        let gate = self.gate.iter().map(|(_, gate)| gate);
+        [&self.q, &self.o].into_iter().chain(keys).chain(gate).collect()
     }
 }
 
@@ -184,4 +220,19 @@ fn pass_over_unused(loader: &TensorLoader, layer: usize) {
     for part in [Part::K, Part::V, Part::KNorm] {
         loader.weights.pass_over(&loader.name(part, Some(layer), "weight"));
     }
+}
+
+/// The query's rows, and those of a gate between them: of each head first the query's.
+fn query_and_gate(loader: &TensorLoader, layer: usize, c: &AttentionConfig) -> Result<[Linear; 2]> {
+    let (at, rows) = (Some(layer), 2 * c.heads * c.head_dim);
+    let weight = loader.tensor(Part::Q, at, &[rows, loader.config.hidden])?;
+    let bias = loader.bias(c.qkv_bias, Part::Q, at, rows)?;
+    let half = |second: usize| {
+        let heads = (0..c.heads).map(|head| (2 * head + second) * c.head_dim);
+        let rows: Vec<_> = heads.flat_map(|first| first..first + c.head_dim).collect();
+        let bias = bias.as_ref().map(|bias| loader.select_rows(bias, &rows)).transpose()?;
+        let heads = (second == 0).then_some(c.heads);
+        loader.projection(Part::Q, loader.select_rows(&weight, &rows)?, bias, heads)
+    };
+    Ok([half(0)?, half(1)?])
 }

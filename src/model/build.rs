@@ -214,6 +214,11 @@ impl TensorLoader<'_> {
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
     }
 
+    /// The numbers of a vector of scales.
+    pub fn scales(&self, part: Part, layer: usize, width: usize) -> Result<WeightTensor> {
+        self.checked(&self.name(part, Some(layer), "scale"), &[width])
+    }
+
     /// An RMS norm without weights.
     pub fn plain_norm(&self, width: usize) -> Result<Norm> {
         let ones = WeightTensor::floats("ones", vec![width], vec![1.0; width]);
@@ -258,8 +263,28 @@ impl TensorLoader<'_> {
         layer: Option<usize>,
         rows: usize,
     ) -> Result<Option<WeightTensor>> {
+        self.bias_of(presence, part, layer, &[rows])
+    }
+
+    /// As [`TensorLoader::bias`], of any shape.
+    pub fn bias_of(
+        &self,
+        presence: Presence,
+        part: Part,
+        layer: Option<usize>,
+        shape: &[usize],
+    ) -> Result<Option<WeightTensor>> {
         let stored = self.is_stored(presence, part, layer, "bias");
-        stored.then(|| self.checked(&self.name(part, layer, "bias"), &[rows])).transpose()
+        stored.then(|| self.checked(&self.name(part, layer, "bias"), shape)).transpose()
+    }
+
+    /// Plain bytes, which only safetensors have.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Bytes> {
+        let (stored, bytes) = self.weights.bytes(name)?;
+        match stored == shape {
+            true => Ok(bytes),
+            false => Err(self.mismatch(name, stored, shape)),
+        }
     }
 
     /// A matrix or vector; multiplied by the scale that GGUF may have beside it.
@@ -278,7 +303,8 @@ impl TensorLoader<'_> {
     /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type.
     /// Floats take the factor in; blocks could not without being rounded again.
     fn scaled(&self, tensor: WeightTensor, scale: &str) -> Result<WeightTensor> {
-        if !self.weights.contains(scale) {
+        // A vector beside a router or experts is a part of its own.
+        if self.weights.shape(scale).is_none_or(|shape| shape.iter().product::<usize>() != 1) {
             return Ok(tensor);
         }
         let factor = match self.checked(scale, &[1])?.to_f32().first() {
@@ -301,15 +327,18 @@ impl TensorLoader<'_> {
 
     fn checked(&self, name: &str, shape: &[usize]) -> Result<WeightTensor> {
         let tensor = self.weights.get(name)?;
-        if tensor.shape != shape {
-            return Err(Error::model_file(format!(
-                "{}: the tensor {name} has shape {:?} where the configuration asks for {shape:?}; \
-                 the configuration and the weights do not belong together",
-                self.weights.file_of(name).display(),
-                tensor.shape
-            )));
+        match tensor.shape == shape {
+            true => Ok(tensor),
+            false => Err(self.mismatch(name, &tensor.shape, shape)),
         }
-        Ok(tensor)
+    }
+
+    fn mismatch(&self, name: &str, stored: &[usize], shape: &[usize]) -> Error {
+        Error::model_file(format!(
+            "{}: the tensor {name} has shape {stored:?} where the configuration asks for {shape:?}; \
+             the configuration and the weights do not belong together",
+            self.weights.file_of(name).display(),
+        ))
     }
 
     /// Bytes of one row (of one element, in a vector).
@@ -331,6 +360,16 @@ impl TensorLoader<'_> {
         shape[0] = rows.len();
         let data = tensor.data.slice(rows.start * width..rows.end * width)?;
         Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
+    }
+
+    /// Some rows, in the order given.
+    pub fn select_rows(&self, tensor: &WeightTensor, rows: &[usize]) -> Result<WeightTensor> {
+        let width = self.row_bytes(tensor)?;
+        let mut shape = tensor.shape.clone();
+        shape[0] = rows.len();
+        let data =
+            rows.iter().flat_map(|row| &tensor.data[row * width..(row + 1) * width]).copied().collect();
+        Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..tensor.clone() })
     }
 
     /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE that

@@ -1,6 +1,6 @@
 //! What is wrong is an error, what is empty stays empty, and a forked child goes on alone.
 
-use tallow::config::{NormKind, Routing, Score};
+use tallow::config::{NormKind, Routing};
 use tallow::error::{ErrorKind, Result};
 use tallow::kernels::{
     Activation, Attention, Expert, KvCache, KvLayout, KvShape, KvType, Linear, Norm, Ops, Rows,
@@ -54,7 +54,7 @@ impl<'a> Bench<'a> {
         step
     }
 
-    fn attend(&self, layer: usize, step: &Step, change: fn(&mut Attention)) -> Result<()> {
+    fn attend(&self, layer: usize, step: &Step, change: fn(&mut Attention<'_>)) -> Result<()> {
         let mut a = Attention {
             heads: 1,
             kv_heads: 1,
@@ -63,6 +63,7 @@ impl<'a> Bench<'a> {
             causal: true,
             window: None,
             soft_cap: None,
+            sinks: None,
         };
         change(&mut a);
         let step = self.ops.checked_step(step, &self.cache)?;
@@ -113,9 +114,8 @@ impl<'a> Bench<'a> {
             ops.heads(self.rows(3, 64), head_dim, norm.as_ref(), Some(&table)).map(drop)
         };
         let experts = |down: &Linear, rows: usize, count: usize| {
-            let routing = Routing { top_k: 2, score: Score::Softmax, normalize: true, scale: 1.0 };
-            let assignments = ops.route(self.rows(rows, count), &routing)?;
-            let expert = Expert { gate: self.m.clone(), up: self.m.clone(), down: down.clone() };
+            let assignments = ops.route(self.rows(rows, count), &Routing::plain(2), None)?;
+            let expert = Expert { gate: Some(self.m.clone()), up: self.m.clone(), down: down.clone() };
             ops.experts(&vec![expert; 2], Activation::Silu, x, &assignments).map(drop)
         };
         let down = linear(ops, &weights(WeightType::F32, 64, 8, &mut Random(4)), None);
@@ -134,6 +134,8 @@ impl<'a> Bench<'a> {
                 ops.norm_add(&self.norm(64, None), x, self.rows(3, 65)).map(drop),
                 ErrorKind::Internal,
             ),
+            ("mul of other rows", ops.mul(self.rows(2, 8), x, 0).map(drop), ErrorKind::Internal),
+            ("mul beyond the columns", ops.mul(self.rows(3, 8), x, 57).map(drop), ErrorKind::Internal),
             ("head_dim", heads(60, None, &[0.0], &[0; 3]), ErrorKind::Internal),
             ("no head_dim", heads(0, None, &[], &[0; 3]), ErrorKind::Internal),
             ("norm of heads", heads(32, Some(64), &[0.0], &[0; 3]), ErrorKind::Internal),
@@ -225,6 +227,7 @@ fn nothing_to_compute_is_nothing_computed() {
             causal: true,
             window: None,
             soft_cap: None,
+            sinks: None,
         };
         let step = &Step::default();
         let step = ops.checked_step(step, &cache).unwrap();
@@ -237,6 +240,7 @@ fn nothing_to_compute_is_nothing_computed() {
             ("activated", ops.activated(&m, &none(), Activation::Gelu).unwrap(), 8),
             ("norm", ops.norm(&norm, &none()).unwrap(), 64),
             ("norm_add", ops.norm_add(&norm, &none(), none()).unwrap(), 64),
+            ("mul", ops.mul(none(), &none(), 0).unwrap(), 64),
             ("heads", ops.heads(none(), 64, Some(&norm), Some(&table)).unwrap(), 64),
             ("soft_cap", ops.soft_cap(none(), 2.0).unwrap(), 64),
             ("select_rows", ops.select_rows(&Random(1).table(2, 64).on(&ops), &[]).unwrap(), 64),
