@@ -66,9 +66,9 @@ pub(super) struct Family {
     pub short_conv: Option<ShortConv>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
-    pub gating: Gating,
     /// Layers differ in more than their windows (Gemma 4).
     pub by_layer: Option<ByLayer>,
+    pub gating: Gating,
     /// Keys whose value, unless it is `null`, makes the class compute what is not run here.
     pub refused: &'static [&'static str],
     /// Keys whose numbers change what is computed, and the only ones that are run; they are assumed where the
@@ -217,6 +217,9 @@ pub(super) struct ByLayer {
 
 /// Mixtures of experts: the keys that the class reads, and what it assumes where they are absent.
 pub(super) struct Experts {
+    /// The key that gives each layer experts beside its dense feed-forward, if it is true (Gemma 4); `None`:
+    /// layers have the one or the other.
+    pub beside: Option<&'static str>,
     /// The keys of their number: a field of the class, and the name that it has besides. If both are there,
     /// the class takes the first.
     pub count_keys: [&'static str; 2],

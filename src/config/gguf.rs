@@ -101,11 +101,11 @@ impl Reader<'_> {
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
-            sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: None,
             value_projection: Presence::Always,
             value_norm: false,
             shared_kv: None,
+            sinks: if t.sinks { Presence::Always } else { Presence::Never },
+            gate: None,
         })
     }
 

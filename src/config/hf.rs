@@ -283,11 +283,11 @@ impl Reader<'_> {
             qkv_bias: self.has(t.qkv_bias)?,
             o_bias: self.has(t.o_bias)?,
             fused: fused(t.fused_qkv),
-            sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: self.output_gate()?,
             value_projection: Presence::Always,
             value_norm: false,
             shared_kv: None,
+            sinks: if t.sinks { Presence::Always } else { Presence::Never },
+            gate: self.output_gate()?,
         })
     }
 
@@ -318,7 +318,7 @@ impl Reader<'_> {
                 None => stated,
             },
             activation: self.activation()?,
-            stored_xielu: matches!(self.activation()?, Activation::Xielu(_)),
+            stored_xielu: t.xielu,
             gate: t.gate,
             bias: self.has(t.mlp_bias)?,
             fused: fused(t.fused_gate_up),

@@ -247,7 +247,7 @@ impl Decoder {
                 (None, Block::Parallel) => some.or(normed),
                 (None, Block::Sequential) => None,
             };
-            let inner = ffn.forward(project, normed.as_ref().unwrap_or(&x), queries.rows)?;
+            let inner = ffn.forward(project, normed.as_ref().unwrap_or(&x), &x, queries.rows)?;
             x = join.add(inner, layer.after_ffn.as_ref(), x)?;
         }
         if let (Some(per_layer), Some(inputs)) = (&layer.per_layer, inputs) {

@@ -36,8 +36,8 @@ pub(super) const LLAMA: Family = Family {
     query_scale: false,
     short_conv: None,
     experts: None,
-    gating: Gating::Never,
     by_layer: None,
+    gating: Gating::Never,
     refused: &[],
     fixed: &[],
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
@@ -490,7 +490,6 @@ pub(super) const FAMILIES: &[Family] = &[
             context: 4096,
         },
         rope: RopeDefaults { theta: 100_000.0, interleaved: true, ..ROPE },
-        tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
         // llama.cpp has no architecture for it.
         gguf: &[],
         ..LLAMA

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Reader;
 use crate::config::family::{Bidirectional, Has, NoRope, NormPlaces, Window};
-use crate::config::{AttentionConfig, LayerConfig, MixerConfig, ShortConvConfig};
+use crate::config::{AttentionConfig, LayerConfig, MixerConfig, Presence, ShortConvConfig};
 use crate::error::{Error, Result, quoted};
 
 impl Reader<'_> {
