@@ -24,9 +24,11 @@ import sys
 import zlib
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT, SHORT = 40, 13
@@ -42,7 +44,9 @@ CLASSES = {
     "granitemoehybrid": "GraniteMoeHybrid", "ministral3": "Ministral3", "olmo2": "Olmo2", "olmo3": "Olmo3",
     "exaone4": "Exaone4", "cohere2": "Cohere2", "glm4": "Glm4", "hunyuan_v1_dense": "HunYuanDenseV1",
     "ernie4_5": "Ernie4_5", "arcee": "Arcee", "apertus": "Apertus", "stablelm": "StableLm",
-    "starcoder2": "Starcoder2", "helium": "Helium",
+    "starcoder2": "Starcoder2", "helium": "Helium", "gpt_oss": "GptOss", "lfm2_moe": "Lfm2Moe", "lfm3": "Lfm3",
+    "granitemoe": "GraniteMoe", "granite_swa": "GraniteSWA", "laguna": "Laguna", "ernie4_5_moe": "Ernie4_5_Moe",
+    "qwen2_moe": "Qwen2Moe",
 }  # fmt: skip
 
 
@@ -77,12 +81,16 @@ def gemma4_rope(partial=0.25, theta=1000000.0):
 
 
 def variant(name, family, config, without=None, *, spelling="classic", patch=None, context_length=None, short=True,
-            dtype="float32", shards=1, rope_key="rope_type", gguf=None, notes=""):  # fmt: skip
+            dtype="float32", shards=1, rope_key="rope_type", gguf=None, neutral=None, mxfp4=False,
+            notes=""):  # fmt: skip
     """One row. `without`: the config fields that switch the tested feature off; `patch`: last edits of config.json;
-    `gguf`: the GGUF architecture that carries it, or None."""
+    `gguf`: the GGUF architecture that carries it, or None; `neutral`: values by the ends of names that switch tensors
+    off; `mxfp4`: experts are stored so."""
     return dict(locals())
 
 
+# Buffers that are trained.
+CORRECTIONS = ("expert_bias", "e_score_correction_bias")
 # The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
 HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
 # Models of pictures around a language model.
@@ -97,6 +105,11 @@ GEMMA4 = dict(hidden_size_per_layer_input=0, sliding_window=8, intermediate_size
 SIX = dict(
     num_hidden_layers=6, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16
 )
+
+LFM24 = dict(num_hidden_layers=3, hidden_size=24, num_attention_heads=3, num_key_value_heads=1)
+OSS = dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, intermediate_size=32)
+OSS_ROPE = rope("yarn", 150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                original_max_position_embeddings=4096)  # fmt: skip
 
 VARIANTS = [
     variant("llama-mha", "llama", dict(num_key_value_heads=4), dict(rope_parameters=rope(theta=100.0)), gguf="llama",
@@ -330,6 +343,37 @@ VARIANTS = [
             dict(rope_parameters=rope(theta=50.0)), spelling="v5", gguf="starcoder2", notes="no window, no biases, untied"),
     variant("helium-pairs", "helium", dict(head_dim=16, num_attention_heads=2, num_key_value_heads=1),
             dict(rope_parameters=rope(theta=100.0)), notes="neighbours turn; llama.cpp does not know it"),
+    variant("gptoss-mxfp4", "gpt_oss", dict(OSS, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            sliding_window=8, rope_parameters=OSS_ROPE), neutral={"sinks": -90.0}, mxfp4=True, dtype="bfloat16", gguf="gpt-oss",
+            patch=dict(swiglu_limit=7.0, experts_per_token=2),
+            notes="experts as OpenAI publishes them: MXFP4 blocks and scales; sinks, windows on even layers; bfloat16 else"),
+    variant("gptoss-bf16", "gpt_oss", dict(OSS, num_attention_heads=4, num_key_value_heads=1,
+            head_dim=20, hidden_size=24, intermediate_size=20, num_local_experts=5, num_experts_per_tok=3,
+            sliding_window=9, rope_parameters=OSS_ROPE),
+            dict(rope_parameters=dict(OSS_ROPE, truncate=True)), spelling="v5", dtype="bfloat16", gguf="gpt-oss",
+            notes="experts as transformers saves them: [experts, in, out], even and odd columns; YaRN that is not rounded"),
+    variant("lfm2moe-bias", "lfm2_moe", dict(LFM24, layer_types=[CONV, GLOBAL, CONV],
+            num_dense_layers=1, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, conv_L_cache=3,
+            norm_topk_prob=True, use_expert_bias=True, intermediate_size=28, tie_word_embeddings=True,
+            rope_parameters=rope(theta=1000000.0)), neutral={"expert_bias": 0.0}, gguf="lfm2moe", dtype="bfloat16",
+            patch=dict(layer_types=[CONV, GLOBAL, CONV], tie_embedding=True, tie_word_embeddings=None),
+            notes="one dense layer, then sigmoid scores with a bias that decides and does not weigh, tied"),
+    variant("lfm2moe-plain", "lfm2_moe", dict(LFM24, layer_types=[CONV, CONV, GLOBAL],
+            num_dense_layers=2, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=16, conv_L_cache=4,
+            norm_topk_prob=False, use_expert_bias=False, routed_scaling_factor=1.7, intermediate_size=20,
+            tie_word_embeddings=False, rope_parameters=rope(theta=100.0)), dict(routed_scaling_factor=1.0),
+            spelling="v5", notes="no bias, weights as they are, times a factor"),
+    variant("lfm3-gated", "lfm3", dict(LFM24, num_hidden_layers=5, head_dim=16, pad_token_id=0,
+            intermediate_size=20, sliding_window=8, tie_word_embeddings=True), neutral={"g_proj.weight": 0.0},
+            spelling="v5", dtype="bfloat16", patch=dict(layer_types=None, rope_parameters=None),
+            notes="norms after both halves, an output gate a head, a rotation a layer type (the class's own), "
+                  "convolutions of seven taps; layer_types left out"),
+    variant("lfm3-bare", "lfm3", dict(LFM24, num_hidden_layers=4, layer_types=[CONV, LOCAL, CONV, GLOBAL], head_dim=12,
+            intermediate_size=20, pad_token_id=0, sliding_window=5, conv_L_cache=4, use_sandwich_norm=False,
+            use_attention_gate=False, tie_word_embeddings=False,
+            rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("proportional", 1000.0, partial_rotary_factor=0.25)}),
+            dict(rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("default", 1000.0)}),
+            spelling="v5", notes="neither gates nor norms after; a quarter of a head turns"),
 ]  # fmt: skip
 
 
@@ -342,11 +386,44 @@ def build(row):
     for name, parameter in model.named_parameters():
         weight = initial(name, parameter.shape, row["family"])
         parameter.data = weight.to(getattr(torch, row["dtype"])).float()
+        if row["mxfp4"] and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            parameter.data = of_blocks(blocks_of(parameter.data))
     for name, buffer in model.named_buffers():
         if name.endswith("layer_scalar"):
             buffer.copy_((0.7 + 0.5 * torch.rand(1)).to(getattr(torch, row["dtype"])))
+        if name.endswith(CORRECTIONS):
+            buffer.data = initial(name, buffer.shape, row["family"])
     model.tie_weights()
     return model
+
+
+def blocks_of(weight):
+    """MXFP4 blocks [experts, out, in / 32, 17] of a weight [experts, in, out], quantized by gguf."""
+    rows = weight.transpose(1, 2).contiguous().numpy()
+    blocks = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.MXFP4)
+    return blocks.reshape(*rows.shape[:2], -1, 17)
+
+
+def of_blocks(blocks):
+    """The weight [experts, in, out] that such blocks are."""
+    rows = gguf.quants.dequantize(blocks.reshape(*blocks.shape[:2], -1), gguf.GGMLQuantizationType.MXFP4)
+    return torch.from_numpy(rows.astype(np.float32)).transpose(1, 2).contiguous()
+
+
+def pack_experts(folder):
+    """Stores experts as OpenAI publishes them: MXFP4, two neighbours a byte, scales apart; and says so."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        blocks = blocks_of(tensors.pop(name).float())
+        nibbles = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], axis=-1)
+        tensors[name + "_blocks"] = torch.from_numpy(nibbles[..., ::2] | nibbles[..., 1::2] << 4)
+        tensors[name + "_scales"] = torch.from_numpy(blocks[..., 0].copy())
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = dict(modules_to_not_convert=kept, quant_method="mxfp4")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def make_config(row, fields):
@@ -370,6 +447,8 @@ def initial(name, shape, family):
         return 0.2 * noise if shifted else 1 + 0.2 * noise
     if name.endswith("bias"):
         return 0.3 * noise
+    if name.endswith("sinks"):
+        return 1 + 2 * noise
     return (0.6 if "embed" in name or "lm_head" in name else 0.3) * noise
 
 
@@ -394,6 +473,10 @@ def bite(row, model, tokens, right):
     plain = type(model)(config).eval()
     state = model.state_dict()
     plain.load_state_dict({k: v for k, v in state.items() if k in plain.state_dict()}, strict=True)
+    for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
+        for end, value in (row["neutral"] or {}).items():
+            if name.endswith(end):
+                tensor.data.fill_(value)
     return (logits(plain, tokens) - right).abs().max().item()
 
 
@@ -464,7 +547,11 @@ def save(row, model, folder):
     text = json.loads(path.read_text())
     if row["spelling"] == "classic":
         text = respelled(text, row)
+    elif row["patch"]:
+        text = {k: v for k, v in {**text, **row["patch"]}.items() if v is not None}
     path.write_text(json.dumps(text, indent=2) + "\n")
+    if row["mxfp4"]:
+        pack_experts(folder)
     shards = len(list(folder.glob("*.safetensors")))
     assert shards == row["shards"], f"{row['name']}: {shards} shards"
 
@@ -514,7 +601,7 @@ def make(row, out):
 def write_meta(row, folder, moved):
     """What a test has to know that the checkpoint does not say."""
     meta = {k: row[k] for k in ("name", "family", "spelling", "dtype", "context_length", "notes")}
-    meta |= dict(gguf_architecture=row["gguf"], switched_off=row["without"], bite=round(moved, 4))
+    meta |= dict(gguf_architecture=row["gguf"], switched_off=row["without"] or row["neutral"], bite=round(moved, 4))
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 

@@ -64,6 +64,8 @@ pub(super) struct Family {
     /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class
     /// computes the width of its feed-forward from `block_*` keys (LFM2).
     pub short_conv: Option<ShortConv>,
+    /// The key of the query heads of each layer (Laguna).
+    pub heads_by_layer: Option<&'static str>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
     /// Layers differ in more than their windows (Gemma 4).
@@ -117,6 +119,8 @@ pub(super) struct RopeDefaults {
     pub alpha: bool,
     /// The object of the class where the file has none.
     pub absent: Option<&'static str>,
+    /// `layer_rope_theta` has a base for each layer, 0 for no rotation (Granite swash).
+    pub by_layer: bool,
     /// "mrope" means the plain rotation: for text alone its three streams of positions are equal.
     pub mrope: bool,
 }
@@ -142,8 +146,12 @@ pub(super) enum Window {
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
-    /// As `layer_types` says; without it each 4th from layer 4 on has the window, and each 4th from layer 2 on
-    /// sees everything (LFM3, whose others are convolutions).
+    /// As `layer_types` says; without it none.
+    Typed,
+    /// As `layer_types` says; without it all but each 4th from the first on (Granite swash).
+    TypedAllButFirstOfFour,
+    /// As `layer_types` says; without it each 4th from layer 4 on has the window, and each 4th from layer 2
+    /// on sees everything (LFM3, whose others are convolutions).
     TypedTwoOfFour,
     /// As `layer_types` says; without it the layers without position encoding, if `use_sliding_window`
     /// (SmolLM3).
@@ -276,6 +284,8 @@ pub(super) enum DenseLayers {
     First(&'static str, usize),
     /// As `mlp_layer_types` says; without it the first of them, this many.
     Typed(usize),
+    /// All, if there are no experts at all.
+    WithoutExperts,
     /// All but each n-th from a first one to a last (`moe_layer_interval`, `moe_layer_start_index`,
     /// `moe_layer_end_index`: ERNIE 4.5).
     Range,
@@ -367,13 +377,15 @@ pub(super) struct Gguf {
     pub window_layers: Option<(usize, usize)>,
     /// Each n-th layer is full where `attention.sliding_window_pattern` is absent; `None`: no layer is.
     pub window_period: Option<usize>,
+    /// Of such a period the first layer is full, not the last.
+    pub full_first: bool,
     /// `attention.causal` where absent.
     pub causal: bool,
-    /// Layers with a window turn without the scaling, by the base in `rope.freq_base_swa`, or this where it is
-    /// absent (of that `None`: by the base of the others).
+    /// Layers with a window turn without the scaling, by the base in `rope.freq_base_swa`, or this where it
+    /// is absent (of that `None`: by the base of the others).
     pub local_theta: Option<Option<f32>>,
-    /// `rope.scaling.finetuned` says whether there are position encodings, and this where it is absent; `None`:
-    /// it is not read.
+    /// `rope.scaling.finetuned` says whether there are position encodings, and this where it is absent;
+    /// `None`: it is not read.
     pub rope_switch: Option<bool>,
     /// Soft-caps of scores and logits where absent.
     pub caps: (Option<f32>, Option<f32>),
@@ -381,8 +393,8 @@ pub(super) struct Gguf {
     pub wide_scale_layers: Option<usize>,
     /// `output.weight` must be there.
     pub own_head: bool,
-    /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was trained
-    /// with others, and transformers computes those.)
+    /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was
+    /// trained with others, and transformers computes those.)
     pub yarn_truncates: bool,
     /// Files with `expert_count`.
     pub experts: Option<GgufExperts>,
@@ -416,6 +428,7 @@ const ROPE: RopeDefaults = RopeDefaults {
     interleaved: false,
     alpha: false,
     absent: None,
+    by_layer: false,
     mrope: false,
 };
 
@@ -441,6 +454,7 @@ const GGUF: Gguf = Gguf {
     interleaved_qk: false,
     window_layers: None,
     window_period: None,
+    full_first: false,
     causal: true,
     local_theta: None,
     rope_switch: None,

@@ -7,8 +7,10 @@ mod experts;
 mod layers;
 mod rope;
 
-use super::family::{Family, Gguf, Multiplier};
-use super::{AttentionConfig, Block, Config, DenseConfig, Norm, NormKind, Presence, QueryScale};
+use super::family::{Family, Gating, Gguf, Multiplier};
+use super::{
+    AttentionConfig, Block, Config, DenseConfig, GateScope, Norm, NormKind, OutputGate, Presence, QueryScale,
+};
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
@@ -73,7 +75,7 @@ impl Reader<'_> {
     /// Attention as all layers have it that have one, but for window and rotation.
     fn attention(&self, hidden: usize, layers: usize) -> Result<AttentionConfig> {
         let (family, t) = (self.family, &self.family.tensors);
-        let heads = self.require("attention.head_count")?;
+        let heads = self.heads(layers)?.into_iter().next().unwrap_or_default();
         if heads == 0 {
             let key = self.key("attention.head_count");
             return Err(Error::model_file(format!("{key} is 0; it must be at least 1")));
@@ -105,8 +107,26 @@ impl Reader<'_> {
             value_norm: false,
             shared_kv: None,
             sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: None,
+            gate: self.output_gate(heads)?,
         })
+    }
+
+    /// Query heads of each layer.
+    pub(super) fn heads(&self, layers: usize) -> Result<Vec<usize>> {
+        let name = "attention.head_count";
+        let key = self.key(name);
+        match self.metadata.get(&key) {
+            Some(Value::Array(_)) if self.family.heads_by_layer.is_some() => {}
+            _ => return Ok(vec![self.require(name)?; layers]),
+        }
+        let list = self.metadata.u64s(&key)?.unwrap_or_default();
+        if list.len() != layers {
+            return Err(Error::model_file(format!(
+                "{key} has {} entries for {layers} layers (block_count)",
+                list.len()
+            )));
+        }
+        Ok(list.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect())
     }
 
     /// Key heads of each layer, if they are stated. A layer of LFM2 with none is a short convolution;
@@ -162,6 +182,17 @@ impl Reader<'_> {
             return Ok(first.and_then(|first| usize::try_from(first).ok()).unwrap_or(0));
         }
         self.require("feed_forward_length")
+    }
+
+    /// The gate before the output projection, which the tensor tells the scope of.
+    fn output_gate(&self, heads: usize) -> Result<Option<OutputGate>> {
+        let gate = match self.family.gating {
+            Gating::Never => return Ok(None),
+            Gating::Switched(_, gate) | Gating::Scoped(_, gate) => gate,
+        };
+        let rows = self.weights.shape("blk.0.attn_gate.weight").and_then(|shape| shape.first());
+        let scope = if rows.is_some_and(|rows| *rows != heads) { GateScope::Element } else { gate.scope };
+        Ok(Some(OutputGate { scope, ..gate }))
     }
 
     /// A soft-cap, if the family has it; elsewhere llama.cpp does not read the key.

@@ -248,7 +248,8 @@ pub struct ExpertsConfig {
 }
 
 impl ExpertsConfig {
-    /// Gated experts without biases, and nothing around them, whose routing is the softmax's `top_k` greatest.
+    /// Gated experts without biases, and nothing around them, whose routing is the softmax's `top_k`
+    /// greatest.
     pub fn plain(count: usize, intermediate: usize, activation: Activation, top_k: usize) -> Self {
         ExpertsConfig {
             count,
@@ -269,8 +270,8 @@ impl ExpertsConfig {
 /// How the experts of a layer lie in one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertStack {
-    /// `[experts, out, in]` as single matrices have it; where gate and up are one tensor, the rows of the gate
-    /// come first.
+    /// `[experts, out, in]` as single matrices have it; where gate and up are one tensor, the rows of the
+    /// gate come first.
     Rows,
     /// `[experts, in, out]`, and gate and up are the even and odd columns of one tensor; in MXFP4, whose
     /// blocks run along `in`, `[experts, out, in]` with even and odd rows (gpt-oss).

@@ -465,8 +465,8 @@ fn added(to: &Rows, y: Tensor) -> Result<Tensor> {
     }
 }
 
-/// `ln(1 + x)` of `x` in 0 to 1, by the series of `2 artanh(x / (2 + x))`: candle has a logarithm alone, which
-/// knows nothing of an `x` that is lost beside 1.
+/// `ln(1 + x)` of `x` in 0 to 1, by the series of `2 artanh(x / (2 + x))`: candle has a logarithm alone,
+/// which knows nothing of an `x` that is lost beside 1.
 fn ln_1p(x: &Tensor) -> Result<Tensor> {
     let z = (x / (x + 2.0)?)?;
     let square = z.sqr()?;

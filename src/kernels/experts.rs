@@ -41,8 +41,8 @@ impl Assignments {
     /// experts for the choice.
     ///
     /// As in transformers, the scores (in f32) decide; of equal ones the expert with the lower number is
-    /// chosen (what `torch.topk` chooses there is not defined). Renormalized weights are divided by their sum,
-    /// which is added up from the best of the chosen down.
+    /// chosen (what `torch.topk` chooses there is not defined). Renormalized weights are divided by their
+    /// sum, which is added up from the best of the chosen down.
     pub(super) fn new(
         logits: &[f32],
         experts: usize,

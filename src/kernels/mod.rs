@@ -271,8 +271,8 @@ impl Ops {
         assignments
     }
 
-    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight *
-    /// down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight
+    /// * down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
     pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
         check::experts(experts, x, a)?;
         self.0.experts(experts, act, x, a)
@@ -298,8 +298,8 @@ impl Ops {
         self.0.mul(x, by, start)
     }
 
-    /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number of
-    /// the gate is for `dim / width` neighbours: one for each head, or for each element.
+    /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number
+    /// of the gate is for `dim / width` neighbours: one for each head, or for each element.
     pub fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
         check::gate(&gate, &x)?;
         self.0.output_gate(x, gate, function)

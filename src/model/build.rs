@@ -372,9 +372,9 @@ impl TensorLoader<'_> {
         Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..tensor.clone() })
     }
 
-    /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE that
-    /// turns neighbours has them so (that of some families, and llama.cpp's converter makes it so of Llama's);
-    /// ours turns i with i + dims/2.
+    /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE
+    /// that turns neighbours has them so (that of some families, and llama.cpp's converter makes it so of
+    /// Llama's); ours turns i with i + dims/2.
     fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
         let rows = tensor.shape[0];

@@ -45,7 +45,11 @@ impl Experts {
         let (hidden, at) = (loader.config.hidden, Some(layer));
         let stated = format!("there are {} experts in layer {layer} (num_experts, expert_count)", c.count);
         let router = loader.linear(Part::Router, layer, [c.count, hidden], c.router_bias).context(stated)?;
-        let correction = loader.bias(c.routing.correction, Part::RouterCorrection, at, c.count)?;
+        // ERNIE 4.5 has it with a dimension more.
+        let name = loader.name(Part::RouterCorrection, at, "bias");
+        let wide = loader.weights.shape(&name).is_some_and(|shape| shape.len() == 2);
+        let shape: &[usize] = if wide { &[1, c.count] } else { &[c.count] };
+        let correction = loader.bias_of(c.routing.correction, Part::RouterCorrection, at, shape)?;
         let correction = correction.map(|bias| loader.ops.vector(&bias, 0.0)).transpose()?;
         let scales = loader.is_stored(c.scales, Part::ExpertScales, at, "scale");
         let scales = scales.then(|| loader.scales(Part::ExpertScales, layer, c.count)).transpose()?;

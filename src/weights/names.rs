@@ -233,8 +233,8 @@ impl Part {
         }
     }
 
-    /// What stands behind its name in transformers: `.weight` or `.bias`, unless it is stored as a parameter of
-    /// its own.
+    /// What stands behind its name in transformers: `.weight` or `.bias`, unless it is stored as a parameter
+    /// of its own.
     fn ending(self, kind: &str) -> String {
         use Part::{
             DownExperts, DownExpertsBlocks, GateExperts, GateUpExperts, GateUpExpertsBlocks,

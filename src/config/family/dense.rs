@@ -1,9 +1,11 @@
 //! Families of dense feed-forwards whose layers are alike.
 
+use super::experts::GRANITE_EXPERTS;
 use super::{
     ATTENTION_BIAS, Bidirectional, Gating, MLP_BIAS, Multiplier, Multipliers, NO_MULTIPLIERS, NoRope,
     NormPlaces,
 };
+use super::{DenseLayers, Experts, Shared, SharedWidth};
 use super::{Family, FamilyTensors, GGUF, Gguf, Has, PLAIN, ROPE, RopeDefaults, SIZES, Sizes, Window};
 use crate::config::{Activation, Block, NormKind, NormScope, Xielu};
 use crate::weights::names::Part;
@@ -37,6 +39,7 @@ pub(super) const LLAMA: Family = Family {
     short_conv: None,
     experts: None,
     by_layer: None,
+    heads_by_layer: None,
     gating: Gating::Never,
     refused: &[],
     fixed: &[],
@@ -221,6 +224,27 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     GRANITE,
     Family {
+        model_types: &["granite_swa"],
+        eps: 1e-5,
+        sizes: Sizes {
+            hidden: 2560,
+            intermediate: 8192,
+            layers: 24,
+            heads: 20,
+            kv_heads: Some(4),
+            head_dim: None,
+            vocab: 100_352,
+            context: 8192,
+        },
+        rope: RopeDefaults { by_layer: true, ..ROPE },
+        tied: true,
+        window: Window::TypedAllButFirstOfFour,
+        window_size: Some(128),
+        tensors: FamilyTensors { sinks: true, ..GRANITE.tensors },
+        gguf: &[Gguf { architecture: "granite_swa", interleaved_qk: true, ..GGUF }],
+        ..GRANITE
+    },
+    Family {
         model_types: &["granitemoehybrid"],
         intermediate_key: "shared_intermediate_size",
         sizes: Sizes { intermediate: 1024, ..SIZES },
@@ -231,6 +255,16 @@ pub(super) const FAMILIES: &[Family] = &[
             fused_gate_up: true,
             ..PLAIN
         },
+        experts: Some(Experts {
+            width: Some(("intermediate_size", 11_008)),
+            dense_layers: DenseLayers::WithoutExperts,
+            shared: Some(Shared {
+                width: SharedWidth::Key("shared_intermediate_size", 1024),
+                fused: true,
+                gate: false,
+            }),
+            ..GRANITE_EXPERTS
+        }),
         names: &[(Part::GateUp, &["shared_mlp.input_linear"]), (Part::Down, &["shared_mlp.output_linear"])],
         // The converter writes those without Mamba layers as "granite".
         gguf: &[],

@@ -40,7 +40,7 @@ impl Reader<'_> {
         let key = "leading_dense_block_count";
         let stated = self.usize(key)?;
         match family.dense_layers {
-            DenseLayers::Never | DenseLayers::SparseStep => match stated {
+            DenseLayers::Never | DenseLayers::SparseStep | DenseLayers::WithoutExperts => match stated {
                 Some(count) if count > 0 => Err(self.other_experts(key)),
                 _ => Ok(0),
             },

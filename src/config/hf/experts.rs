@@ -93,6 +93,7 @@ impl Reader<'_> {
         let each = |is_dense: &dyn Fn(usize) -> bool| (0..layers).map(is_dense).collect();
         match family.dense_layers {
             DenseLayers::Never => Ok(vec![false; layers]),
+            DenseLayers::WithoutExperts => Ok(vec![count == 0; layers]),
             DenseLayers::First(key, default) => {
                 let first = self.size(key, default)?;
                 Ok(each(&|i| i < first))

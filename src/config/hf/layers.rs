@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Reader;
 use crate::config::family::{Bidirectional, Has, NoRope, NormPlaces, Window};
-use crate::config::{AttentionConfig, LayerConfig, MixerConfig, Presence, ShortConvConfig};
+use crate::config::{AttentionConfig, LayerConfig, MixerConfig, ShortConvConfig};
 use crate::error::{Error, Result, quoted};
 
 impl Reader<'_> {
@@ -26,11 +26,18 @@ impl Reader<'_> {
         let conv = self.short_conv(layers)?;
         let ffns = self.feed_forwards(layers)?;
         let norms = self.norm_places()?.norms(self.block()?);
+        let heads = self.heads_by_layer(layers, attention.heads)?;
+        let by_layer = self.ropes_by_layer(layers)?;
+        let rope = |i: usize| match &by_layer {
+            Some(of_layer) => of_layer[i],
+            None => (!bare[i]).then_some(usize::from(sliding[i] && local_rope)),
+        };
         let mixer = |i: usize| match conv[i] {
             Some(conv) => MixerConfig::ShortConv(conv),
             None => MixerConfig::Attention(AttentionConfig {
                 window: window.filter(|_| sliding[i]),
-                rope: (!bare[i]).then_some(usize::from(sliding[i] && local_rope)),
+                rope: rope(i),
+                heads: heads[i],
                 ..attention
             }),
         };
@@ -44,6 +51,21 @@ impl Reader<'_> {
             output_scale: crate::config::Presence::Never,
         };
         Ok(ffns.into_iter().enumerate().map(layer).collect())
+    }
+
+    /// The query heads of each layer.
+    fn heads_by_layer(&self, layers: usize, heads: usize) -> Result<Vec<usize>> {
+        let Some(key) = self.family.heads_by_layer else { return Ok(vec![heads; layers]) };
+        let Some(list) = self.f.array(key)? else { return Ok(vec![heads; layers]) };
+        let numbers: Option<Vec<usize>> =
+            list.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect();
+        match numbers.filter(|numbers| numbers.len() == layers) {
+            Some(numbers) => Ok(numbers),
+            None => Err(Error::model_file(format!(
+                "{key} must have a whole number for each of {layers} layers; it has {} entries",
+                list.len()
+            ))),
+        }
     }
 
     /// Where norms stand.
@@ -120,6 +142,8 @@ impl Reader<'_> {
         Ok(match self.family.window {
             Window::Never => vec![false; layers],
             Window::All | Window::AllSwitched | Window::TypedAll => vec![window.is_some(); layers],
+            Window::Typed => vec![false; layers],
+            Window::TypedAllButFirstOfFour => each(&|i| i % 4 != 0),
             Window::TypedAlternating => each(&|i| i % 2 == 0),
             Window::TypedTwoOfFour => each(&|i| i % 4 == 0 && i > 0),
             Window::TypedPeriod { switched: true, .. } if window.is_none() => vec![false; layers],
