@@ -33,8 +33,8 @@ impl FeedForward {
         }
     }
 
-    /// `x`: the normed rows, `[rows, hidden]`, and `residual` those before the norm; `rows`: which of the step
-    /// they are, if not all.
+    /// `x`: the normed rows, `[rows, hidden]`, and `residual` those before the norm; `rows`: which of the
+    /// step they are, if not all.
     pub fn forward(
         &self,
         project: &Projector<'_>,

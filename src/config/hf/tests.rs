@@ -113,7 +113,8 @@ fn heads_by_layer_in_both_spellings() {
     assert_eq!((heads[4].head_dim, heads[4].kv_heads, heads[4].window), (16, 2, Some(512)));
     assert_eq!((heads[5].head_dim, heads[5].kv_heads, heads[5].window), (32, 1, None));
     assert_eq!((heads[4].value_projection, heads[5].value_projection), (Presence::Always, Presence::Never));
-    // What is absent is the class's: heads of 512, per-layer embeddings of 256, a quarter of a head that turns.
+    // What is absent is the class's: heads of 512, per-layer embeddings of 256, a quarter of a head that
+    // turns.
     let absent = parse(&gemma4("{}")).unwrap();
     assert_eq!(absent.layers[11].attention().unwrap().head_dim, 512);
     assert_eq!(absent.layers[0].per_layer.map(|per_layer| per_layer.width), Some(256));
