@@ -456,9 +456,9 @@ def make_config(row, fields):
 def initial(name, shape, family):
     """Weights large enough that a mistake anywhere moves the logits."""
     noise = torch.randn(shape)
-    if "norm" in name and name.endswith("weight") or name.endswith("scale"):
+    if ("norm" in name and name.endswith("weight")) or name.endswith("scale"):
         shifted = family.startswith("gemma") and not family.startswith("gemma4")
-        shifted = shifted or family == "muse_glimmer" and "layernorm" in name
+        shifted = shifted or (family == "muse_glimmer" and "layernorm" in name)
         return 0.2 * noise if shifted else 1 + 0.2 * noise
     if name.endswith("bias"):
         return 0.3 * noise

@@ -335,7 +335,7 @@ impl Reader<'_> {
                 None => stated,
             },
             activation: self.activation()?,
-            stored_xielu: t.xielu,
+            stored_xielu: matches!(self.activation()?, Activation::Xielu(_)),
             gate: t.gate,
             bias: self.has(t.mlp_bias)?,
             fused: fused(t.fused_gate_up),

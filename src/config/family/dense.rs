@@ -579,6 +579,7 @@ pub(super) const FAMILIES: &[Family] = &[
             context: 4096,
         },
         rope: RopeDefaults { theta: 100_000.0, interleaved: true, ..ROPE },
+        tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
         // llama.cpp has no architecture for it.
         gguf: &[],
         ..LLAMA
