@@ -39,6 +39,7 @@ BASE = dict(
 CLASSES = {
     "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi": "Phi",
     "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "gemma3": "Gemma3",
+    "gemma4_text": "Gemma4", "gemma4": "Gemma4", "gemma4_unified_text": "Gemma4Unified",
     "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid", "ministral3": "Ministral3", "olmo2": "Olmo2", "olmo3": "Olmo3",
     "exaone4": "Exaone4", "cohere2": "Cohere2", "glm4": "Glm4", "hunyuan_v1_dense": "HunYuanDenseV1",
@@ -74,6 +75,11 @@ def gemma3_rope(**scaling):
     return {GLOBAL: rope(kind, 1000000.0, **scaling), LOCAL: rope()}
 
 
+def gemma4_rope(partial=0.25, theta=1000000.0):
+    """Gemma 4's two rotations: "proportional" on the layers that see everything."""
+    return {GLOBAL: rope("proportional", theta, partial_rotary_factor=partial), LOCAL: rope()}
+
+
 def variant(name, family, config, without=None, *, spelling="classic", patch=None, context_length=None, short=True,
             dtype="float32", shards=1, rope_key="rope_type", gguf=None, neutral=None, mxfp4=False,
             notes=""):  # fmt: skip
@@ -87,11 +93,15 @@ def variant(name, family, config, without=None, *, spelling="classic", patch=Non
 CORRECTIONS = ("expert_bias", "e_score_correction_bias")
 # The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
 HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
+# Models of pictures around a language model.
+WRAPPED = ("gemma3", "gemma4")
 VISION = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
 )
 HEAD24 = dict(HEAD16, head_dim=24, intermediate_size=32)
 EXPERTS = dict(intermediate_size=24)
+GEMMA4 = dict(hidden_size_per_layer_input=0, sliding_window=8, intermediate_size=24, final_logit_softcapping=9.0,
+              tie_word_embeddings=True, pad_token_id=0, rope_parameters=gemma4_rope())  # fmt: skip
 SIX = dict(
     num_hidden_layers=6, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16
 )
@@ -237,6 +247,34 @@ VARIANTS = [
     variant("olmoe-gqa", "olmoe", dict(EXPERTS, num_experts=4, num_experts_per_tok=2, num_key_value_heads=2,
             norm_topk_prob=True, tie_word_embeddings=True), dict(norm_topk_prob=False), spelling="v5",
             notes="grouped heads: the key norm is narrower than the query norm; weights renormalized, tied"),
+    variant("gemma4-ple", "gemma4_text", dict(GEMMA4, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=16, global_head_dim=32, layer_types=[LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
+            num_kv_shared_layers=3, use_double_wide_mlp=True, intermediate_size=16, hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=64, max_position_embeddings=1024),
+            dict(hidden_size_per_layer_input=0), gguf="gemma4", dtype="bfloat16",
+            notes="as E2B: per-layer embeddings, the last three layers use the keys and values of the last local and "
+                  "global layer before them and are twice as wide, layer scalars; the determinism test's, too"),
+    variant("gemma4-keqv", "gemma4_text", dict(GEMMA4, num_hidden_layers=4, head_dim=8, global_head_dim=16,
+            num_global_key_value_heads=1, attention_k_eq_v=True, layer_types=[LOCAL, LOCAL, LOCAL, GLOBAL],
+            rope_parameters=gemma4_rope(0.5, 100.0)), dict(rope_parameters=gemma4_rope(1.0, 100.0)), spelling="v5",
+            gguf="gemma4",
+            notes="as 31B: values are the keys before their norm on the global layer, which has one key head of twice "
+                  "the size; per_layer_config"),
+    variant("gemma4-unified", "gemma4_unified_text", dict(GEMMA4, num_hidden_layers=2, head_dim=8, global_head_dim=24,
+            num_global_key_value_heads=1, attention_k_eq_v=True, layer_types=[LOCAL, GLOBAL], sliding_window=6,
+            final_logit_softcapping=None), dict(sliding_window=7),
+            notes="as 12B: gemma4_unified_text, whose keys are the published ones"),
+    variant("gemma4-moe", "gemma4_text", dict(GEMMA4, num_hidden_layers=3, head_dim=8, global_head_dim=16,
+            num_global_key_value_heads=1, attention_k_eq_v=True, layer_types=[LOCAL, LOCAL, GLOBAL],
+            enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=8, intermediate_size=16),
+            dict(top_k_experts=1), gguf="gemma4", dtype="bfloat16",
+            notes="as 26B-A4B: experts beside the dense MLP, a router with a norm of its own, a scale an expert"),
+    variant("gemma4-nested", "gemma4", dict(GEMMA4, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=8, global_head_dim=16, layer_types=[LOCAL, GLOBAL, GLOBAL], num_kv_shared_layers=1,
+            hidden_size_per_layer_input=4, vocab_size_per_layer_input=64, intermediate_size=16,
+            rope_parameters=gemma4_rope(0.25, 100.0)), dict(rope_parameters=gemma4_rope(0.5, 100.0)),
+            notes="the multi-modal model as published: text_config, tensors under model.language_model., a vision tower "
+                  "that is there to be ignored, and keys and values of a layer that uses those of another"),
     variant("granite-dense", "granite", dict(HEAD16, embedding_multiplier=12.0, attention_multiplier=0.2,
             residual_multiplier=0.22, logits_scaling=3.0, tie_word_embeddings=True), dict(logits_scaling=1.0),
             gguf="granite", notes="all four multipliers, none of them what it is without them; tied (as Granite 3)"),
@@ -343,7 +381,7 @@ def build(row):
     """The variant's real model in float32, seeded by its name, its weights exact in the row's dtype."""
     config = make_config(row, row["config"])
     torch.manual_seed(zlib.crc32(row["name"].encode()))
-    task = "ForConditionalGeneration" if row["family"] == "gemma3" else "ForCausalLM"
+    task = "ForConditionalGeneration" if row["family"] in WRAPPED else "ForCausalLM"
     model = getattr(transformers, CLASSES[row["family"]] + task)(config).eval()
     for name, parameter in model.named_parameters():
         weight = initial(name, parameter.shape, row["family"])
@@ -353,6 +391,8 @@ def build(row):
     for name, buffer in model.named_buffers():
         if name.endswith(CORRECTIONS):
             buffer.data = initial(name, buffer.shape, row["family"])
+        if name.endswith("layer_scalar"):
+            buffer.copy_((0.7 + 0.5 * torch.rand(1)).to(getattr(torch, row["dtype"])))
     model.tie_weights()
     return model
 
@@ -392,15 +432,19 @@ def make_config(row, fields):
     if row["family"] == "gemma3":
         fields = dict(text_config=fields, vision_config=VISION, mm_tokens_per_image=1, image_token_index=63,
                       boi_token_index=61, eoi_token_index=62)  # fmt: skip
-    kind = "Gemma3Text" if row["family"] == "gemma3_text" else CLASSES[row["family"]]
+    if row["family"] == "gemma4":
+        fields = dict(text_config=fields, vision_config=dict(VISION, head_dim=8, position_embedding_size=4),
+                      audio_config=None, image_token_id=63, boi_token_id=61, eoi_token_id=62)  # fmt: skip
+    kind = CLASSES[row["family"]] + ("Text" if row["family"].endswith("_text") else "")
     return getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
 
 
 def initial(name, shape, family):
     """Weights large enough that a mistake anywhere moves the logits."""
     noise = torch.randn(shape)
-    if "norm" in name and name.endswith("weight"):
-        return 0.2 * noise if family.startswith("gemma") else 1 + 0.2 * noise
+    if "norm" in name and name.endswith("weight") or name.endswith("scale"):
+        shifted = family.startswith("gemma") and not family.startswith("gemma4")
+        return 0.2 * noise if shifted else 1 + 0.2 * noise
     if name.endswith("bias"):
         return 0.3 * noise
     if name.endswith("sinks"):
@@ -410,14 +454,16 @@ def initial(name, shape, family):
 
 @torch.no_grad()
 def logits(model, tokens):
-    """Float32 logits of the whole prompt in one forward."""
-    return model(input_ids=tokens[None], use_cache=False).logits[0].float().contiguous()
+    """Float32 logits of the whole prompt in one forward. Without the hidden states Gemma 4 cuts rows off inputs of
+    layers that it may not have, and fails."""
+    output = model(input_ids=tokens[None], use_cache=False, output_hidden_states=True)
+    return output.logits[0].float().contiguous()
 
 
 def prompt(row, length, salt):
     """`length` seeded token ids."""
     torch.manual_seed(zlib.crc32((row["name"] + salt).encode()))
-    images = 4 if row["family"] == "gemma3" else 0
+    images = 4 if row["family"] in WRAPPED else 0
     return torch.randint(3, {**BASE, **row["config"]}["vocab_size"] - images, (length,))
 
 
@@ -432,6 +478,15 @@ def bite(row, model, tokens, right):
             if name.endswith(end):
                 tensor.data.fill_(value)
     return (logits(plain, tokens) - right).abs().max().item()
+
+
+def gemma4_published(config, row):
+    """The two keys that transformers 5.24 turns into per_layer_config."""
+    layers = config.pop("per_layer_config")
+    full = next(layers[key] for key in layers if config["layer_types"][int(key)] == GLOBAL)
+    return config | dict(
+        global_head_dim=full["head_dim"], num_global_key_value_heads=full.get("num_key_value_heads")
+    )
 
 
 def classic(config, row):
@@ -491,7 +546,7 @@ def save(row, model, folder):
     path = folder / "config.json"
     text = json.loads(path.read_text())
     if row["spelling"] == "classic":
-        text = (nested if row["family"] == "gemma3" else classic)(text, row)
+        text = respelled(text, row)
     elif row["patch"]:
         text = {k: v for k, v in {**text, **row["patch"]}.items() if v is not None}
     path.write_text(json.dumps(text, indent=2) + "\n")
@@ -499,6 +554,15 @@ def save(row, model, folder):
         pack_experts(folder)
     shards = len(list(folder.glob("*.safetensors")))
     assert shards == row["shards"], f"{row['name']}: {shards} shards"
+
+
+def respelled(config, row):
+    """config.json as published."""
+    if row["family"] == "gemma4":
+        return config | dict(text_config=gemma4_published(config["text_config"], row))
+    if row["family"].startswith("gemma4"):
+        return gemma4_published(config, row)
+    return (nested if row["family"] == "gemma3" else classic)(config, row)
 
 
 def load(folder, model):

@@ -48,7 +48,14 @@ def rope_of(config):
     return config.rope_parameters.get(GLOBAL, config.rope_parameters)
 
 
+def gemma4_layers(config):
+    """The first layer with a window and the first that sees everything, as their own configs."""
+    return [config.per_layer_config[config.layer_types.index(kind)] for kind in (LOCAL, GLOBAL)]
+
+
 def head_dim(config):
+    if config.model_type.startswith("gemma4"):
+        return gemma4_layers(config)[1].head_dim
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -57,6 +64,8 @@ def write_shape(w, config, arch):
     w.add_context_length(config.max_position_embeddings)
     w.add_embedding_length(config.hidden_size)
     w.add_block_count(config.num_hidden_layers)
+    if arch == "gemma4":
+        return write_gemma4(w, config)
     w.add_feed_forward_length(feed_forward_length(config, arch))
     w.add_head_count(getattr(config, "num_attention_heads_per_layer", None) or config.num_attention_heads)
     if arch in LAYER_NORM:
@@ -72,6 +81,37 @@ def write_shape(w, config, arch):
     if getattr(config, "head_dim", None) and arch != "granite":
         w.add_key_length(config.head_dim)
         w.add_value_length(config.head_dim)
+
+
+def write_gemma4(w, config):
+    """What differs from layer to layer is an array, or a key of the layers with a window."""
+    local, full = gemma4_layers(config)
+    shared = config.num_kv_shared_layers
+    first_shared = config.num_hidden_layers - shared
+    wide = config.use_double_wide_mlp
+    widths = [config.intermediate_size * (2 if i >= first_shared else 1) for i in range(config.num_hidden_layers)]
+    w.add_feed_forward_length(widths if wide else config.intermediate_size)
+    w.add_head_count(config.num_attention_heads)
+    heads = [config.per_layer_config[i].num_key_value_heads for i in range(config.num_hidden_layers)]
+    w.add_head_count_kv(heads if full.num_key_value_heads != local.num_key_value_heads else heads[0])
+    w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    w.add_key_length(full.head_dim)
+    w.add_value_length(full.head_dim)
+    w.add_key_length_swa(local.head_dim)
+    w.add_value_length_swa(local.head_dim)
+    w.add_rope_dimension_count(full.head_dim)
+    w.add_rope_dimension_count_swa(local.head_dim)
+    w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
+    w.add_sliding_window(config.sliding_window)
+    w.add_sliding_window_pattern([kind == LOCAL for kind in config.layer_types])
+    w.add_shared_kv_layers(shared)
+    w.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    if config.final_logit_softcapping:
+        w.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.enable_moe_block:
+        w.add_expert_count(config.num_experts)
+        w.add_expert_used_count(config.top_k_experts)
+        w.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
 def feed_forward_length(config, arch):
@@ -274,12 +314,29 @@ def write_tensors(w, config, arch, folder, widen):
             weight = interleave(weight, config.num_attention_heads)
         if arch in PERMUTED and ".k_proj." in name:
             weight = interleave(weight, config.num_key_value_heads)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             weight = weight.float() + 1
         weight = weight.float() if widen else weight
+        if arch == "gemma4" and (own := gemma4_name(name)):
+            add(w, own, weight)
+            continue
         add(w, names.get_name(name, try_suffixes=(".weight", ".bias")) or fail(name), weight)
     for name, factors in rope_tensors(config, arch):
         w.add_tensor(name, np.array(list(factors), dtype=np.float32))
+
+
+def gemma4_name(name):
+    """What llama.cpp's converter names by hand, or with a ".weight" behind it."""
+    layer = name.split(".")[2]
+    own = {
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
+        "layer_scalar": "layer_output_scale.weight",
+    }
+    found = [gguf_name for end, gguf_name in own.items() if name.endswith(end)]
+    return f"blk.{layer}.{found[0]}" if found else None
 
 
 def write_xielu(w, weights):
@@ -390,6 +447,9 @@ def rope_tensors(config, arch):
     rope = rope_of(config)
     if rope["rope_type"] == "llama3":
         yield "rope_freqs.weight", llama3_factors(head_dim(config), rope)
+    if rope["rope_type"] == "proportional":
+        turned, pairs = int(rope["partial_rotary_factor"] * head_dim(config) / 2), head_dim(config) // 2
+        yield "rope_freqs.weight", [1.0] * turned + [1e30] * (pairs - turned)
     if rope["rope_type"] == "longrope":
         yield "rope_factors_long.weight", rope["long_factor"]
         yield "rope_factors_short.weight", rope["short_factor"]

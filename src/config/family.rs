@@ -69,6 +69,8 @@ pub(super) struct Family {
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
     pub gating: Gating,
+    /// Layers differ in more than their windows (Gemma 4).
+    pub by_layer: Option<ByLayer>,
     /// Keys whose value, unless it is `null`, makes the class compute what is not run here.
     pub refused: &'static [&'static str],
     /// Keys whose numbers change what is computed, and the only ones that are run; they are assumed where the
@@ -139,6 +141,8 @@ pub(super) enum Window {
     /// As `layer_types` says; without it all but each n-th. `pattern`: n is in `sliding_window_pattern`, or
     /// that is a text such as "LLLG" (Exaone 4); `switched`: without a window all layers are full.
     TypedPeriod { n: usize, pattern: bool, switched: bool },
+    /// The same with each sixth, and the last layer is full whatever that says (Gemma 4).
+    TypedLastFull,
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
@@ -204,6 +208,19 @@ pub(super) enum Bidirectional {
     /// The class stores it, and its attention does not look at it (Gemma 2): what its windows would be is
     /// unclear.
     Refused,
+    /// "vision": pictures are seen whole, and text is as ever (Gemma 4).
+    Pictures,
+}
+
+/// Layers that differ, in Gemma 4's way: those that see everything have heads of their own, and with
+/// `attention_k_eq_v` no projection of values; the last `num_kv_shared_layers` use keys and values of earlier
+/// ones, and with `use_double_wide_mlp` are twice as wide. Scores are not scaled, heads of values are normed,
+/// and a number that its output is multiplied by is stored with each layer.
+pub(super) struct ByLayer {
+    /// `global_head_dim` where absent: the head size of the layers that see everything.
+    pub global_head_dim: usize,
+    /// `hidden_size_per_layer_input` where absent; `None`: not read, there are no per-layer embeddings.
+    pub per_layer_width: Option<usize>,
 }
 
 /// Mixtures of experts: the keys that the class reads, and what it assumes where they are absent.
@@ -454,6 +471,24 @@ const MLP_BIAS: Has = Has::Key("mlp_bias", false);
 /// All families.
 fn families() -> impl Iterator<Item = &'static Family> {
     [dense::FAMILIES, gemma::FAMILIES, experts::FAMILIES, recurrent::FAMILIES].into_iter().flatten()
+}
+
+/// A family that is run, by the names that files have for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Supported {
+    /// `model_type`s in `config.json`; the first is the family's name.
+    pub model_types: Vec<&'static str>,
+    /// `general.architecture`s in GGUF.
+    pub architectures: Vec<&'static str>,
+}
+
+/// All families that are run, and the `model_type`s of models of pictures or sound whose language model is.
+pub fn supported() -> (Vec<Supported>, Vec<&'static str>) {
+    let of = |family: &Family| Supported {
+        model_types: family.model_types.to_vec(),
+        architectures: family.gguf.iter().map(|gguf| gguf.architecture).collect(),
+    };
+    (families().map(of).collect(), WRAPPERS.iter().map(|wrapper| wrapper.model_type).collect())
 }
 
 impl Family {

@@ -2,6 +2,7 @@
 //! llama.cpp writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows
 //! llama.cpp.
 
+mod by_layer;
 mod experts;
 mod layers;
 mod rope;
@@ -59,7 +60,7 @@ impl Reader<'_> {
                 false => self.multiplier(family.multipliers.embedding)?,
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
-            layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
+            layers: self.by_layer(self.layers(layers, ropes.len() > 1, causal, attention)?)?,
             ropes,
             tied: !a.own_head,
             head_bias: family.tensors.head_bias.in_gguf(),
@@ -104,6 +105,9 @@ impl Reader<'_> {
             fused: Presence::IfStored,
             sinks: if t.sinks { Presence::Always } else { Presence::Never },
             gate: self.output_gate(heads)?,
+            value_projection: Presence::Always,
+            value_norm: false,
+            shared_kv: None,
         })
     }
 
@@ -129,6 +133,11 @@ impl Reader<'_> {
     /// elsewhere all have as many.
     fn kv_heads(&self, layers: usize) -> Result<Option<Vec<usize>>> {
         let name = "attention.head_count_kv";
+        if self.family.by_layer.is_some()
+            && let Some(list) = self.numbers(name, layers)?
+        {
+            return Ok(Some(list));
+        }
         if self.family.short_conv.is_none() {
             return Ok(self.usize(name)?.map(|n| vec![n; layers]));
         }
@@ -154,7 +163,7 @@ impl Reader<'_> {
     fn dense(&self) -> Result<DenseConfig> {
         let t = &self.family.tensors;
         Ok(DenseConfig {
-            intermediate: self.require("feed_forward_length")?,
+            intermediate: self.width()?,
             activation: self.family.activation,
             stored_xielu: false,
             gate: t.gate,
@@ -172,6 +181,18 @@ impl Reader<'_> {
         let rows = self.weights.shape("blk.0.attn_gate.weight").and_then(|shape| shape.first());
         let scope = if rows.is_some_and(|rows| *rows != heads) { GateScope::Element } else { gate.scope };
         Ok(Some(OutputGate { scope, ..gate }))
+    }
+
+    /// The width of the feed-forward; where layers may differ, that of the first.
+    fn width(&self) -> Result<usize> {
+        let key = self.key("feed_forward_length");
+        if self.family.by_layer.is_some()
+            && let Some(Value::Array(_)) = self.metadata.get(&key)
+        {
+            let first = self.metadata.u64s(&key)?.and_then(|list| list.first().copied());
+            return Ok(first.and_then(|first| usize::try_from(first).ok()).unwrap_or(0));
+        }
+        self.require("feed_forward_length")
     }
 
     /// A soft-cap, if the family has it; elsewhere llama.cpp does not read the key.

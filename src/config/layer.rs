@@ -17,6 +17,19 @@ pub struct LayerConfig {
     /// What the output of each of the two is multiplied by before it joins the residual stream; 1 in most
     /// families.
     pub residual_scale: f32,
+    /// What the layer takes of the per-layer embeddings of the tokens (Gemma 4 E2B, E4B).
+    pub per_layer: Option<PerLayerConfig>,
+    /// A number that the layer's output is multiplied by is stored with it (Gemma 4).
+    pub output_scale: Presence,
+}
+
+/// A further part of a layer, behind its feed-forward: `x + norm(projection(activation(gate(x)) * p))`, with
+/// `p` the layer's share of what the step's tokens have in the table of per-layer embeddings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerLayerConfig {
+    /// Width of `p`.
+    pub width: usize,
+    pub activation: Activation,
 }
 
 /// Which norms a layer has.
@@ -79,6 +92,13 @@ pub struct AttentionConfig {
     pub sinks: Presence,
     /// What the output is multiplied by before the output projection.
     pub gate: Option<OutputGate>,
+    /// The projection of values; without it they are the keys as projected, before norm and rotation (Gemma
+    /// 4's layers that see everything).
+    pub value_projection: Presence,
+    /// Each head of the values is RMS-normed, with no weights (Gemma 4).
+    pub value_norm: bool,
+    /// The layer before this one whose keys and values it reads; it has none of its own (Gemma 4 E2B, E4B).
+    pub shared_kv: Option<usize>,
 }
 
 /// A gate between attention and its output projection: a function of a projection of what attention reads.
@@ -304,6 +324,13 @@ impl LayerConfig {
 
     /// Refuses numbers that cannot be a layer, naming the field as `config.json` and as GGUF has it.
     pub(super) fn validate(&self, ropes: &[Rope]) -> Result<()> {
+        if let Some(per_layer) = &self.per_layer {
+            within(
+                "width of per-layer embeddings (hidden_size_per_layer_input, embedding_length_per_layer_input)",
+                per_layer.width,
+                MAX_WIDTH,
+            )?;
+        }
         match &self.mixer {
             None => {}
             Some(MixerConfig::Attention(attention)) => attention.validate(ropes)?,
@@ -325,6 +352,24 @@ impl LayerConfig {
 }
 
 impl AttentionConfig {
+    /// Refuses keys and values that are not there: `number` is this layer's among `layers`.
+    pub(super) fn validate_shared(&self, number: usize, layers: &[LayerConfig]) -> Result<()> {
+        let Some(source) = self.shared_kv else { return Ok(()) };
+        let theirs = layers[..number].get(source).and_then(LayerConfig::attention);
+        let alike = |theirs: &AttentionConfig| {
+            theirs.shared_kv.is_none()
+                && (theirs.kv_heads, theirs.head_dim) == (self.kv_heads, self.head_dim)
+                && theirs.window == self.window
+        };
+        match theirs.is_some_and(alike) {
+            true => Ok(()),
+            false => Err(Error::model_file(format!(
+                "layer {number} cannot use the keys and values of layer {source} (num_kv_shared_layers, \
+                 attention.shared_kv_layers)"
+            ))),
+        }
+    }
+
     fn validate(&self, ropes: &[Rope]) -> Result<()> {
         let sizes = [
             ("number of attention heads (num_attention_heads, head_count)", self.heads, MAX_WIDTH),

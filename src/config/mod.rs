@@ -16,13 +16,14 @@ pub mod modules;
 pub mod quantization;
 pub mod rope;
 
+pub use self::family::{Supported, supported};
 use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;
 pub use layer::{
     AttentionConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig,
     GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope, OutputGate,
-    QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
+    PerLayerConfig, QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -206,15 +207,18 @@ impl Config {
         let stated = numbers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         stated.into_iter().try_for_each(|(name, value)| positive(name, value))?;
         self.layers.iter().try_for_each(|layer| layer.validate(&self.ropes))?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            layer.attention().map_or(Ok(()), |attention| attention.validate_shared(number, &self.layers))?;
+        }
         Ok(self)
     }
 
-    /// Attention in the first layer that has it; the heads of the others are as many in every family so far.
+    /// Attention in the first layer that has it; others may have other heads (Gemma 4).
     pub fn attention(&self) -> Option<&AttentionConfig> {
         self.layers.iter().find_map(LayerConfig::attention)
     }
 
-    /// The first dense feed-forward; the others are as wide in every family so far.
+    /// The first dense feed-forward; others may be wider (Gemma 4 E2B).
     pub fn dense(&self) -> Option<&DenseConfig> {
         self.layers.iter().find_map(|layer| match &layer.ffn {
             Some(FeedForwardConfig::Dense(dense)) => Some(dense),

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
-use crate::config::{Config, Presence};
+use super::per_layer::{PerLayer, PerLayerInputs};
+use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
 use crate::weights::names::{Names, Part, left_alone};
@@ -31,6 +32,8 @@ impl Decoder {
             layers.push(loader.layer(index, &mut counts)?);
             after_layer()?;
         }
+        let width = config.layers.iter().find_map(|layer| layer.per_layer).map(|per_layer| per_layer.width);
+        let per_layer = width.map(|width| PerLayerInputs::load(&loader, width)).transpose()?;
         let (embed, head) = loader.embed_and_head()?;
         let headless = !config.tied && head.is_none();
         let final_norm = loader.norm(Part::FinalNorm, None, config.hidden)?;
@@ -38,7 +41,18 @@ impl Decoder {
         let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
         let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
         let left_alone = left_alone(weights, config.wrapper.is_some())?;
-        Ok(Decoder { embed, layers, final_norm, head, headless, frequencies, ops, config, left_alone })
+        Ok(Decoder {
+            embed,
+            per_layer,
+            layers,
+            final_norm,
+            head,
+            headless,
+            frequencies,
+            ops,
+            config,
+            left_alone,
+        })
     }
 }
 
@@ -64,6 +78,11 @@ impl TensorLoader<'_> {
             ffn: layer.ffn.as_ref().map(|ffn| FeedForward::load(self, index, ffn)).transpose()?,
             after_ffn: norm(layer.norms.after_ffn, Part::MlpPostNorm)?,
             residual_scale: layer.residual_scale,
+            per_layer: layer.per_layer.as_ref().map(|c| PerLayer::load(self, index, c)).transpose()?,
+            output_scale: self
+                .is_stored(layer.output_scale, Part::OutputScale, at, "weight")
+                .then(|| self.number(Part::OutputScale, index))
+                .transpose()?,
         })
     }
 
@@ -193,6 +212,13 @@ impl TensorLoader<'_> {
             false => None,
         };
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
+    }
+
+    /// An RMS norm without weights.
+    pub fn plain_norm(&self, width: usize) -> Result<Norm> {
+        let ones = WeightTensor::floats("ones", vec![width], vec![1.0; width]);
+        let (weight, eps) = (self.ops.vector(&ones, 0.0)?, self.config.norm.eps);
+        Ok(Norm { kind: NormKind::Rms, eps, weight, bias: None })
     }
 
     /// One finite number, stored with or without a dimension.

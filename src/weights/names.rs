@@ -72,6 +72,17 @@ pub enum Part {
     XieluAlphaN,
     XieluBeta,
     XieluEps,
+    /// The table of per-layer embeddings.
+    PerLayerEmbed,
+    /// From the embedding to the inputs of all layers, and the norm behind it.
+    PerLayerModel,
+    PerLayerModelNorm,
+    /// A layer's own.
+    PerLayerGate,
+    PerLayerProjection,
+    PerLayerNorm,
+    /// What the output of a layer is multiplied by.
+    OutputScale,
 }
 
 /// Part, its spellings in transformers and in GGUF; of several the first that exists counts.
@@ -190,6 +201,13 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::XieluAlphaN, &["mlp.act_fn.alpha_n"], &["xielu.alpha_n"]),
     (Part::XieluBeta, &["mlp.act_fn.beta"], &["xielu.beta"]),
     (Part::XieluEps, &["mlp.act_fn.eps"], &["xielu.eps"]),
+    (Part::PerLayerEmbed, &["embed_tokens_per_layer"], &["per_layer_token_embd"]),
+    (Part::PerLayerModel, &["per_layer_model_projection"], &["per_layer_model_proj"]),
+    (Part::PerLayerModelNorm, &["per_layer_projection_norm"], &["per_layer_proj_norm"]),
+    (Part::PerLayerGate, &["per_layer_input_gate"], &["inp_gate"]),
+    (Part::PerLayerProjection, &["per_layer_projection"], &["proj"]),
+    (Part::PerLayerNorm, &["post_per_layer_input_norm"], &["post_norm"]),
+    (Part::OutputScale, &["layer_scalar"], &["layer_output_scale"]),
 ];
 
 impl Part {
@@ -213,7 +231,7 @@ impl Part {
         use Part::{XieluAlphaN, XieluAlphaP, XieluBeta, XieluEps};
         match (self, kind) {
             (Sinks | GateExperts | UpExperts | GateUpExperts | DownExperts, "weight") => String::new(),
-            (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps, _) => String::new(),
+            (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps | Part::OutputScale, _) => String::new(),
             (GateUpExpertsBlocks | DownExpertsBlocks, "weight") => "_blocks".into(),
             (
                 RouterCorrection | GateExperts | UpExperts | GateUpExperts | DownExperts
@@ -484,6 +502,13 @@ mod tests {
             XieluAlphaN,
             XieluBeta,
             XieluEps,
+            PerLayerEmbed,
+            PerLayerModel,
+            PerLayerModelNorm,
+            PerLayerGate,
+            PerLayerProjection,
+            PerLayerNorm,
+            OutputScale,
         ];
         for part in parts {
             for names in [

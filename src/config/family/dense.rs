@@ -40,6 +40,7 @@ pub(super) const LLAMA: Family = Family {
     experts: None,
     heads_by_layer: None,
     gating: Gating::Never,
+    by_layer: None,
     refused: &[],
     fixed: &[],
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
@@ -523,6 +524,7 @@ pub(super) const FAMILIES: &[Family] = &[
             context: 4096,
         },
         rope: RopeDefaults { theta: 100_000.0, interleaved: true, ..ROPE },
+        tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
         // llama.cpp has no architecture for it.
         gguf: &[],
         ..LLAMA

@@ -2,7 +2,7 @@
 
 use super::dense::LLAMA;
 use super::{
-    ATTENTION_BIAS, Bidirectional, Family, FamilyTensors, GGUF, Gguf, Has, NormPlaces, PLAIN, ROPE,
+    ATTENTION_BIAS, Bidirectional, ByLayer, Family, FamilyTensors, GGUF, Gguf, Has, NormPlaces, PLAIN, ROPE,
     RopeDefaults, Sizes, Window,
 };
 use crate::config::Activation;
@@ -60,7 +60,41 @@ pub(super) const GEMMA3_GGUF: Gguf = Gguf {
     ..GGUF
 };
 
+const GEMMA4: Family = Family {
+    model_types: &["gemma4_text"],
+    norm_offset: 0.0,
+    sizes: Sizes { layers: 30, vocab: 262_144, context: 131_072, ..GEMMA2.sizes },
+    rope: RopeDefaults {
+        local_theta: Some((None, 10_000.0)),
+        absent: Some(
+            r#"{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}}"#,
+        ),
+        ..ROPE
+    },
+    window: Window::TypedLastFull,
+    window_size: Some(512),
+    scalar: None,
+    attention_cap: None,
+    logit_cap: Some(None),
+    bidirectional: Bidirectional::Pictures,
+    by_layer: Some(ByLayer { global_head_dim: 512, per_layer_width: Some(256) }),
+    // Its class knows no older spelling of the rotations.
+    refused: &["rope_scaling"],
+    tensors: FamilyTensors { qk_norm: Has::Always, ..GEMMA2.tensors },
+    gguf: &[Gguf { architecture: "gemma4", local_theta: Some(None), ..GGUF }],
+    ..GEMMA2
+};
+
 pub(super) const FAMILIES: &[Family] = &[
+    GEMMA4,
+    Family {
+        model_types: &["gemma4_unified_text"],
+        sizes: Sizes { context: 262_144, ..GEMMA4.sizes },
+        window_size: Some(1024),
+        by_layer: Some(ByLayer { global_head_dim: 512, per_layer_width: None }),
+        gguf: &[],
+        ..GEMMA4
+    },
     GEMMA,
     GEMMA2,
     Family {

@@ -59,7 +59,14 @@ impl Reader<'_> {
             }
             (ffn, _) => ffn,
         };
-        let layer = |i| LayerConfig { mixer: Some(mixer(i)), ffn: Some(ffn(i)), norms, residual_scale };
+        let layer = |i| LayerConfig {
+            mixer: Some(mixer(i)),
+            ffn: Some(ffn(i)),
+            norms,
+            residual_scale,
+            per_layer: None,
+            output_scale: Presence::Never,
+        };
         Ok((0..layers).map(layer).collect())
     }
 

@@ -42,7 +42,14 @@ impl Reader<'_> {
             }),
         };
         let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
-        let layer = |(i, ffn)| LayerConfig { mixer: Some(mixer(i)), ffn: Some(ffn), norms, residual_scale };
+        let layer = |(i, ffn)| LayerConfig {
+            mixer: Some(mixer(i)),
+            ffn: Some(ffn),
+            norms,
+            residual_scale,
+            per_layer: None,
+            output_scale: crate::config::Presence::Never,
+        };
         Ok(ffns.into_iter().enumerate().map(layer).collect())
     }
 
@@ -125,7 +132,11 @@ impl Reader<'_> {
         let typed = !matches!(self.family.window, Window::Never | Window::All | Window::AllSwitched);
         if typed && let Some(kinds) = self.f.array("layer_types")? {
             let others: &[&str] = if self.family.short_conv.is_some() { &["conv"] } else { &[] };
-            return layer_types(kinds, layers, "sliding_attention", others);
+            let mut sliding = layer_types(kinds, layers, "sliding_attention", others)?;
+            if let (Window::TypedLastFull, Some(last)) = (self.family.window, sliding.last_mut()) {
+                *last = false;
+            }
+            return Ok(sliding);
         }
         let each = |sliding: &dyn Fn(usize) -> bool| (0..layers).map(sliding).collect();
         Ok(match self.family.window {
@@ -137,6 +148,7 @@ impl Reader<'_> {
             Window::TypedTwoOfFour => each(&|i| i % 4 == 0 && i > 0),
             Window::TypedPeriod { switched: true, .. } if window.is_none() => vec![false; layers],
             Window::TypedPeriod { n, pattern, .. } => self.periodic(layers, n, pattern)?,
+            Window::TypedLastFull => each(&|i| (i + 1) % 6 != 0 && i + 1 < layers),
             Window::TypedFrom(default) => {
                 let first = self.f.usize("max_window_layers")?.unwrap_or(default);
                 each(&|i| window.is_some() && i >= first)

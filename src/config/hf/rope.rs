@@ -7,8 +7,8 @@ use crate::config::rope::{Rope, Scaling, longrope_attention, yarn_attention};
 use crate::error::{Context, Error, Result, quoted};
 
 impl Reader<'_> {
-    /// The rotation of full layers and, where it differs, that of windowed ones.
-    pub(super) fn ropes(&self, head_dim: usize, context: usize) -> Result<Vec<Rope>> {
+    /// The rotation of full layers and, where it differs, that of windowed ones, for heads of these sizes.
+    pub(super) fn ropes(&self, [head_dim, local_dim]: [usize; 2], context: usize) -> Result<Vec<Rope>> {
         let f = &self.f;
         let defaults = &self.family.rope;
         let parameters = f.object("rope_parameters")?;
@@ -22,11 +22,21 @@ impl Reader<'_> {
                     parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context("rope_parameters")?;
                 Ok(object.cloned().unwrap_or_default())
             };
+            let kinds = ["full_attention", "sliding_attention"];
+            if local_key.is_none()
+                && parameters.is_some_and(|all| !kinds.iter().any(|kind| all.contains_key(*kind)))
+            {
+                return Err(Error::model_file(format!(
+                    "rope_parameters of a {} has an object for each of {}, and here it has neither",
+                    self.family.name(),
+                    kinds.join(" and ")
+                )));
+            }
             let mut full = nested("full_attention")?;
             full.extend(scaling.cloned().unwrap_or_default());
             let full = self.rope(&full, theta("rope_theta", defaults.theta)?, head_dim, context, None);
             let local = local_key.map_or(Ok(local_theta), |key| theta(key, local_theta))?;
-            let sliding = self.rope(&nested("sliding_attention")?, local, head_dim, context, None);
+            let sliding = self.rope(&nested("sliding_attention")?, local, local_dim, context, None);
             return Ok(vec![
                 full.context("rope_parameters.full_attention (rope_scaling)")?,
                 sliding.context("rope_parameters.sliding_attention")?,
@@ -171,6 +181,8 @@ impl Reader<'_> {
             None => self.f.f64(key)?,
         };
         let partial = match (self.family.rope.partial, stated) {
+            // `null` is no share, of which there is no default.
+            (Some(_), None) if f.states(key) || self.f.states(key) => 1.0,
             (Some(default), stated) => stated.unwrap_or(default),
             // The class's own rotation does not read it; those of a scaling do, and transformers then fails.
             (None, Some(partial)) if kind != "default" && partial != 1.0 => {

@@ -69,6 +69,7 @@ impl Backend for Counting {
         ) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
         fn output_gate(x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
+        fn mul(x: Rows, by: &Rows, start: usize) -> Result<Rows>;
     }
 }
 
@@ -113,6 +114,8 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     let x = ops.add(&x, 0.5, ops.select_rows(&x, &[1, 0])?)?;
     let gate = ops.select_rows(&x, &[1, 0])?;
     let x = ops.output_gate(x, gate, GateFunction::Sigmoid)?;
+    let by = ops.select_rows(&x, &[0, 0])?;
+    let x = ops.mul(x, &by, 0)?;
     ops.into_vec(ops.soft_cap(x, 3.0)?)
 }
 
