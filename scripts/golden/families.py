@@ -108,6 +108,8 @@ SIX = dict(
 
 LFM24 = dict(num_hidden_layers=3, hidden_size=24, num_attention_heads=3, num_key_value_heads=1)
 OSS = dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, intermediate_size=32)
+LAGUNA = dict(LFM24, num_attention_heads=2, num_key_value_heads=2, head_dim=16, intermediate_size=20, num_experts=5,
+              num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=8)  # fmt: skip
 OSS_ROPE = rope("yarn", 150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
                 original_max_position_embeddings=4096)  # fmt: skip
 
@@ -383,6 +385,46 @@ VARIANTS = [
             rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("proportional", 1000.0, partial_rotary_factor=0.25)}),
             dict(rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("default", 1000.0)}),
             spelling="v5", notes="neither gates nor norms after; a quarter of a head turns"),
+    variant("granitemoe-scales", "granitemoe", dict(LFM24, num_local_experts=5, num_experts_per_tok=2, intermediate_size=12,
+            embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0),
+            dict(residual_multiplier=1.0), gguf="granitemoe", dtype="bfloat16",
+            notes="softmax over the chosen, experts stacked with gate and up in one, the four multipliers"),
+    variant("granitemoe-hybrid", "granitemoehybrid", dict(LFM24, num_local_experts=4, num_experts_per_tok=3,
+            intermediate_size=12, shared_intermediate_size=20, layer_types=["full_attention"] * 3,
+            position_embedding_type="rope", mamba_n_heads=8, mamba_d_head=6, residual_multiplier=0.5), dict(num_experts_per_tok=1),
+            spelling="v5", gguf="granitemoe", dtype="bfloat16",
+            notes="a hybrid of attention layers alone, with experts and a shared one beside them"),
+    variant("granite-swash", "granite_swa", dict(LFM24, num_hidden_layers=5, intermediate_size=20, sliding_window=8,
+            embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0,
+            rope_parameters=rope(theta=1000.0)), neutral={"sinks": -90.0}, gguf="granite_swa", dtype="bfloat16",
+            notes="sinks everywhere, each fourth layer full from the first on, the four multipliers, tied by default",
+            patch=dict(tie_word_embeddings=None)),
+    variant("granite-swash-bases", "granite_swa", dict(LFM24, num_hidden_layers=4, intermediate_size=20,
+            sliding_window=6, layer_types=[LOCAL, GLOBAL, LOCAL, GLOBAL], tie_word_embeddings=False,
+            layer_rope_theta=[100.0, 0, 10000.0, 100.0]), dict(layer_rope_theta=[100.0] * 4), spelling="v5",
+            notes="a base of its own for each layer, one without rotation"),
+    variant("laguna-heads", "laguna", dict(LAGUNA, num_attention_heads_per_layer=[2, 4, 4], gating=True,
+            moe_routed_scaling_factor=1.5, layer_types=[GLOBAL, LOCAL, LOCAL], sliding_window=8,
+            rope_parameters={GLOBAL: rope("yarn", 50000.0, factor=4.0, original_max_position_embeddings=32,
+            partial_rotary_factor=0.5), LOCAL: rope(theta=100.0)}), neutral={"g_proj.weight": 0.0}, gguf="laguna",
+            spelling="v5", dtype="bfloat16",
+            notes="query heads by layer, a softplus gate a head, YaRN over half a head on full layers"),
+    variant("laguna-element", "laguna", dict(LAGUNA, num_attention_heads=3, num_key_value_heads=1, gating="per-element",
+            mlp_layer_types=["sparse", "dense", "sparse"], moe_router_logit_softcapping=0.5,
+            shared_expert_intermediate_size=16), dict(moe_router_logit_softcapping=0.0), spelling="v5",
+            patch=dict(layer_types=None, rope_parameters=None, num_attention_heads_per_layer=None), dtype="bfloat16",
+            notes="a gate an element, a soft-cap on the router, a dense layer in the middle; the class's own rotations"),
+    variant("ernie4_5-moe", "ernie4_5_moe", dict(LFM24, moe_num_experts=5, moe_k=2, moe_intermediate_size=8,
+            moe_num_shared_experts=2, intermediate_size=20, moe_layer_start_index=1, moe_norm_min=0.2,
+            rope_parameters=rope(theta=500000.0)), neutral={"e_score_correction_bias": 0.0}, gguf="ernie4_5-moe",
+            dtype="bfloat16", notes="softmax scores with a correction, neighbours that turn, two shared experts in one"),
+    variant("qwen2moe-gated", "qwen2_moe", dict(LFM24, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=8,
+            shared_expert_intermediate_size=20, intermediate_size=16, mlp_only_layers=[1]),
+            neutral={"shared_expert_gate.weight": 0.0}, gguf=None, dtype="bfloat16",
+            notes="the shared expert's gate, a dense layer, weights as they are"),
+    variant("qwen2moe-all", "qwen2_moe", dict(LFM24, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=12,
+            shared_expert_intermediate_size=16, norm_topk_prob=False, num_hidden_layers=2),
+            dict(norm_topk_prob=True), gguf="qwen2moe", spelling="v5", notes="experts in all layers"),
 ]  # fmt: skip
 
 
