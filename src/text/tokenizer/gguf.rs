@@ -12,7 +12,7 @@ use super::bpe::{Bpe, decode_spaces};
 use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::spm::{SPACE_MARK, Spm};
-use super::vocab::{ByteTokens, Kind, Vocab, decode_byte_level, named_byte};
+use super::vocab::{ByteTokens, Kind, Vocab, decode_byte_level, is_byte_level, named_byte};
 use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
 use crate::error::{Context, Error, ErrorKind, Result, quoted};
 use crate::weights::gguf::{Metadata, StrArray};
@@ -178,6 +178,9 @@ fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {
         let number = types.as_ref().and_then(|types| types.get(id)).copied();
         let kind = match kind(number, token, alphabet) {
             Kind::UserDefined if alphabet == Alphabet::Characters && SHOWN.contains(&token) => Kind::Control,
+            Kind::Normal | Kind::Unused if alphabet == Alphabet::ByteLevel && !is_byte_level(token) => {
+                Kind::Unreachable
+            }
             kind => kind,
         };
         decode_token(token, kind, alphabet, &mut bytes);
