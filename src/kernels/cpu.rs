@@ -1,6 +1,7 @@
 //! The CPU backend: buffers, threads, and which kernel runs over what.
 
 mod experts;
+mod recurrent;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,10 +20,11 @@ use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
-use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored};
-use super::{
-    Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
+use super::types::{
+    Attention, CausalConv, GateFunction, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows,
+    Stored,
 };
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::NormKind;
 use crate::error::Result;
@@ -337,19 +339,36 @@ impl Backend for CpuBackend {
         Ok(out.into())
     }
 
-    fn short_conv(
+    fn causal_conv(
         &self,
         x: &Rows,
-        conv: &ShortConv,
+        conv: &CausalConv,
         state: &LayerState,
         step: &CheckedStep<'_>,
     ) -> Result<Rows> {
-        let (x, width) = (x.block()?, conv.width());
-        let mut out = self.recycler.block(x.rows, width);
-        let rows = short_conv::Rows::new(x.floats(), conv, step, &state.read_native()?);
-        self.each_rows("short conv", width, out.floats_mut(), |range, out| rows.compute(range, out))?;
-        rows.leave(&mut state.write_native()?);
-        Ok(out.into())
+        Ok(self.convolved(x.block()?, conv, state, step)?.into())
+    }
+
+    fn scan(
+        &self,
+        rows: ScanRows<'_>,
+        scan: &Scan,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        Ok(self.scanned(rows, scan, state, step)?.into())
+    }
+
+    fn gate(&self, x: Rows, gate: &Rows, f: GateFunction) -> Result<Rows> {
+        let mut x = x.into_block()?;
+        self.gated_rows(&mut x, gate.block()?, f)?;
+        Ok(x.into())
+    }
+
+    fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows> {
+        let mut x = x.into_block()?;
+        self.norm_and_gate(&mut x, gate.block()?, norm)?;
+        Ok(x.into())
     }
 }
 

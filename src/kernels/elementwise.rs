@@ -3,6 +3,7 @@
 use super::isa::tiered;
 use super::math;
 use super::simd::{LANES, Simd};
+use super::types::GateFunction;
 
 /// A function of one element.
 #[derive(Clone, Copy)]
@@ -19,6 +20,46 @@ tiered! {
 tiered! {
     /// `to = to + scale * x`, of equal lengths.
     pub(super) fn add(scale: f32, x: &[f32], to: &mut [f32]) = add_body;
+}
+
+tiered! {
+    /// `x = x * f(gate)`, each number of `gate` for `width` of x.
+    pub(super) fn gate(f: GateFunction, gate: &[f32], width: usize, x: &mut [f32]) = gate_body;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn gate_body<S: Simd>(f: GateFunction, gate: &[f32], width: usize, x: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if width == 1 {
+            for (gate, x) in gate.chunks(LANES).zip(x.chunks_mut(LANES)) {
+                S::store_some(x, S::mul(S::load_some(x), opened::<S>(f, S::load_some(gate))));
+            }
+            return;
+        }
+        for (gate, x) in gate.iter().zip(x.chunks_exact_mut(width)) {
+            let factor = opened::<S>(f, S::splat(*gate));
+            for x in x.chunks_mut(LANES) {
+                S::store_some(x, S::mul(S::load_some(x), factor));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn opened<S: Simd>(f: GateFunction, gate: S::F) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match f {
+            GateFunction::Sigmoid => math::sigmoid::<S>(gate),
+            GateFunction::Silu => math::silu::<S>(gate),
+            GateFunction::Softplus => math::softplus::<S>(gate),
+        }
+    }
 }
 
 /// # Safety

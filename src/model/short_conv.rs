@@ -8,14 +8,14 @@ use super::mixer::MixerInput;
 use super::projection::Projector;
 use crate::config::ShortConvConfig;
 use crate::error::Result;
-use crate::kernels::{self, Linear, Vector};
+use crate::kernels::{self, ConvForm, Linear, Vector};
 use crate::weights::names::Part;
 use crate::weights::{Bytes, WeightTensor, WeightType};
 
 pub(super) struct ShortConv {
     /// `[3 * hidden, hidden]`: the rows of B, of C, of x.
     in_proj: Linear,
-    conv: kernels::ShortConv,
+    conv: kernels::CausalConv,
     out_proj: Linear,
     /// Its place among the layers with recurrent state.
     state_layer: usize,
@@ -30,7 +30,8 @@ impl ShortConv {
     ) -> Result<ShortConv> {
         let hidden = loader.config.hidden;
         let bias = loader.bias(c.bias, Part::Conv, Some(layer), hidden)?;
-        let conv = kernels::ShortConv {
+        let conv = kernels::CausalConv {
+            form: ConvForm::Gated,
             kernel: c.kernel,
             taps: taps(loader, layer, [hidden, c.kernel])?,
             bias: bias.map(|bias| loader.ops.vector(&bias, 0.0)).transpose()?,
@@ -48,7 +49,7 @@ impl ShortConv {
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let ops = project.ops;
         let x = project.linear((Part::ConvIn, &self.in_proj), input.x, None)?;
-        let rows = ops.short_conv(&x, &self.conv, input.cache, self.state_layer, input.all.step)?;
+        let rows = ops.causal_conv(&x, &self.conv, input.cache, self.state_layer, input.all.step)?;
         let rows = match input.queries.rows {
             Some(wanted) => ops.select_rows(&rows, wanted)?,
             None => rows,
