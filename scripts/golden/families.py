@@ -12,7 +12,8 @@ The logits are float32, eager attention, one forward over the whole prompt. Ever
 disk with transformers and must give the same logits. `bite` in meta.json says how far the logits move when the feature
 under test is switched off: a reader that ignores it cannot pass.
 
-Made with Python 3.11, torch 2.8.0, transformers 5.23.0, safetensors 0.8.0.
+Made with Python 3.11, torch 2.8.0, transformers 5.23.0, safetensors 0.8.0; from granite-dense on with torch 2.15.0 and
+transformers 5.24.0.
 """
 
 import argparse
@@ -36,7 +37,11 @@ BASE = dict(
 CLASSES = {
     "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi": "Phi",
     "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "gemma3": "Gemma3",
-    "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe",
+    "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
+    "granitemoehybrid": "GraniteMoeHybrid", "ministral3": "Ministral3", "olmo2": "Olmo2", "olmo3": "Olmo3",
+    "exaone4": "Exaone4", "cohere2": "Cohere2", "glm4": "Glm4", "hunyuan_v1_dense": "HunYuanDenseV1",
+    "ernie4_5": "Ernie4_5", "arcee": "Arcee", "apertus": "Apertus", "stablelm": "StableLm",
+    "starcoder2": "Starcoder2", "helium": "Helium",
 }  # fmt: skip
 
 
@@ -219,6 +224,74 @@ VARIANTS = [
     variant("olmoe-gqa", "olmoe", dict(EXPERTS, num_experts=4, num_experts_per_tok=2, num_key_value_heads=2,
             norm_topk_prob=True, tie_word_embeddings=True), dict(norm_topk_prob=False), spelling="v5",
             notes="grouped heads: the key norm is narrower than the query norm; weights renormalized, tied"),
+    variant("granite-dense", "granite", dict(HEAD16, embedding_multiplier=12.0, attention_multiplier=0.2,
+            residual_multiplier=0.22, logits_scaling=3.0, tie_word_embeddings=True), dict(logits_scaling=1.0),
+            gguf="granite", notes="all four multipliers, none of them what it is without them; tied (as Granite 3)"),
+    variant("granite-bias", "granite", dict(attention_bias=True, mlp_bias=True, residual_multiplier=0.5),
+            dict(residual_multiplier=1.0), spelling="v5", notes="biases everywhere, half of each layer's output"),
+    variant("granite4-micro", "granitemoehybrid", dict(HEAD16, num_local_experts=0, shared_intermediate_size=48,
+            layer_types=["full_attention"] * 2, position_embedding_type="rope", embedding_multiplier=6.0,
+            attention_multiplier=0.1, residual_multiplier=0.3, logits_scaling=2.0, mamba_n_heads=8, mamba_d_head=8,
+            tie_word_embeddings=True), dict(position_embedding_type=None), gguf="granite",
+            patch=dict(layer_types=["attention"] * 2, num_experts_per_tok=0),
+            notes="Granite 4 without Mamba layers: shared_mlp alone, its gate and up in one matrix"),
+    variant("granite4-nope", "granitemoehybrid", dict(num_local_experts=0, shared_intermediate_size=40,
+            layer_types=["full_attention"] * 2, position_embedding_type="nope", mamba_n_heads=8, mamba_d_head=8),
+            dict(position_embedding_type="rope"), spelling="v5", notes="the same without position encodings, untied"),
+    variant("ministral3-yarn", "ministral3", dict(HEAD16, head_dim=16, max_position_embeddings=128,
+            rope_parameters=rope("yarn", 1000000.0, factor=8.0, original_max_position_embeddings=16, beta_fast=32.0,
+            beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.4)),
+            dict(rope_parameters=rope("yarn", 1000000.0, factor=8.0, original_max_position_embeddings=16, beta_fast=32.0,
+            beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.0)), spelling="v5", gguf="mistral3",
+            notes="YaRN whose softening cancels to 1, queries that grow each 16 positions"),
+    variant("olmo2-after", "olmo2", dict(num_key_value_heads=2), dict(rope_parameters=rope(theta=100.0)), gguf="olmo2",
+            notes="norms after alone, q/k norm over the whole width with grouped heads"),
+    variant("olmo3-window", "olmo3", dict(HEAD16, num_hidden_layers=5, intermediate_size=32, sliding_window=8,
+            rope_parameters={GLOBAL: rope("yarn", 500000.0, factor=8.0, original_max_position_embeddings=16),
+            LOCAL: rope(theta=500000.0)}), dict(rope_parameters={GLOBAL: rope(theta=500000.0), LOCAL: rope(theta=500000.0)}),
+            gguf="olmo2", patch=dict(rope_local_base_freq=None), notes="a window of 8 on three of four layers, YaRN on the full ones alone; no layer_types"),
+    variant("olmo3-layers", "olmo3", dict(num_hidden_layers=3, sliding_window=6, layer_types=[GLOBAL, LOCAL, GLOBAL],
+            rope_parameters={GLOBAL: rope(theta=1000.0), LOCAL: rope(theta=50.0)}),
+            dict(layer_types=[GLOBAL] * 3), spelling="v5", notes="layer_types, a base for each of the two"),
+    variant("exaone4-hybrid", "exaone4", dict(HEAD16, head_dim=16, num_hidden_layers=5, intermediate_size=32,
+            sliding_window=8, sliding_window_pattern=4, rope_parameters=LLAMA3), dict(layer_types=[GLOBAL] * 5),
+            gguf="exaone4", patch=dict(sliding_window_pattern="LLLG", layer_types=[LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL]),
+            notes="norms after alone, a window of 8 on three of four layers, the full ones without RoPE"),
+    variant("exaone4-full", "exaone4", dict(head_dim=16, num_key_value_heads=1, sliding_window=None,
+            layer_types=[GLOBAL] * 2, tie_word_embeddings=True), dict(rope_parameters=rope(theta=50.0)), spelling="v5",
+            gguf="exaone4", notes="no window: all layers see everything, with RoPE (as the 1.2B), tied"),
+    variant("cohere2-parallel", "cohere2", dict(HEAD16, num_hidden_layers=5, intermediate_size=32, sliding_window=8,
+            logit_scale=0.5), dict(logit_scale=1.0), gguf="cohere2", patch=dict(sliding_window_pattern=4, rotary_pct=1.0),
+            notes="parallel block, LayerNorm without bias, neighbours turn, every fourth layer full and without RoPE"),
+    variant("glm4-four-norms", "glm4", dict(head_dim=12, num_key_value_heads=2, partial_rotary_factor=0.5),
+            dict(attention_bias=False), gguf="glm4",
+            notes="four norms, neighbours of the first half of a head turn, q/k/v biases, gate and up in one matrix"),
+    variant("hunyuan-alpha", "hunyuan_v1_dense", dict(HEAD16, head_dim=16, tie_word_embeddings=True,
+            rope_parameters=rope("dynamic", alpha=1000.0, factor=1.0, beta_fast=32, beta_slow=1, mscale=1.0,
+            mscale_all_dim=1.0)), dict(rope_parameters=rope("dynamic", alpha=1.0, factor=1.0, beta_fast=32, beta_slow=1,
+            mscale=1.0, mscale_all_dim=1.0)), rope_key="type", gguf="hunyuan-dense",
+            notes="q/k norm after the rotation, whose base alpha makes larger; tied"),
+    variant("ernie4_5-pairs", "ernie4_5", dict(head_dim=12, num_key_value_heads=1), dict(rope_parameters=rope(theta=50.0)),
+            gguf="ernie4_5", notes="neighbours turn, own head size, tied"),
+    variant("ernie4_5-bias", "ernie4_5", dict(head_dim=8, use_bias=True, tie_word_embeddings=False), dict(use_bias=False),
+            spelling="v5", notes="biases in every projection"),
+    variant("arcee-relu2", "arcee", dict(HEAD16, rope_parameters=YARN), dict(hidden_act="relu"), gguf="arcee",
+            notes="no gate, the square of the rectified input, YaRN"),
+    variant("apertus-xielu", "apertus", dict(HEAD16, tie_word_embeddings=False, rope_parameters=rope("llama3", 12000000.0,
+            factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)),
+            dict(hidden_act="silu"), gguf="apertus", dtype="bfloat16",
+            notes="no gate, xIELU with parameters of its own in each layer, q/k norm before the rotation"),
+    variant("stablelm-quarter", "stablelm", dict(HEAD16, use_qkv_bias=True, partial_rotary_factor=0.25),
+            dict(use_qkv_bias=False), gguf="stablelm", notes="LayerNorm, biases on q, k, v alone, a quarter of a head turns"),
+    variant("stablelm-parallel", "stablelm", dict(HEAD16, use_parallel_residual=True),
+            dict(rope_parameters=rope(theta=50.0, partial_rotary_factor=0.25)), spelling="v5", gguf="stablelm",
+            notes="attention and MLP read the same norm"),
+    variant("starcoder2-bias", "starcoder2", dict(num_key_value_heads=1, sliding_window=9), dict(sliding_window=None),
+            notes="no gate, LayerNorm and biases everywhere, a window of 9, tied"),
+    variant("starcoder2-plain", "starcoder2", dict(HEAD16, tie_word_embeddings=False, use_bias=False),
+            dict(rope_parameters=rope(theta=50.0)), spelling="v5", gguf="starcoder2", notes="no window, no biases, untied"),
+    variant("helium-pairs", "helium", dict(head_dim=16, num_attention_heads=2, num_key_value_heads=1),
+            dict(rope_parameters=rope(theta=100.0)), notes="neighbours turn; llama.cpp does not know it"),
 ]  # fmt: skip
 
 

@@ -29,7 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 # The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
-PERMUTED = ("llama", "smollm3")
+PERMUTED = ("llama", "smollm3", "granite", "mistral3", "arcee")
+# The architectures that write their vocabulary's size, and how many dimensions turn.
+SIZED = ("llama", "smollm3", "granite", "mistral3", "arcee", "apertus")
+LAYER_NORM = ("phi2", "cohere2", "stablelm", "starcoder2")
 # llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
 IGNORED_WINDOW = ("mistral-window", "phi3-window")
 EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
@@ -50,10 +53,10 @@ def write_shape(w, config, arch):
     w.add_context_length(config.max_position_embeddings)
     w.add_embedding_length(config.hidden_size)
     w.add_block_count(config.num_hidden_layers)
-    w.add_feed_forward_length(lfm2_width(config) if arch == "lfm2" else config.intermediate_size)
+    w.add_feed_forward_length(feed_forward_length(config, arch))
     w.add_head_count(config.num_attention_heads)
-    if arch == "phi2":
-        w.add_layer_norm_eps(config.layer_norm_eps)
+    if arch in LAYER_NORM:
+        w.add_layer_norm_eps(getattr(config, "layer_norm_eps", None) or config.norm_epsilon)
     else:
         w.add_layer_norm_rms_eps(config.norm_eps if arch == "lfm2" else config.rms_norm_eps)
     if arch == "lfm2":
@@ -62,9 +65,29 @@ def write_shape(w, config, arch):
     else:
         w.add_head_count_kv(config.num_key_value_heads)
     write_experts(w, config, arch)
-    if getattr(config, "head_dim", None):
+    if getattr(config, "head_dim", None) and arch != "granite":
         w.add_key_length(config.head_dim)
         w.add_value_length(config.head_dim)
+
+
+def feed_forward_length(config, arch):
+    """The width of the feed-forward: computed in LFM2, under another name in Granite's hybrids."""
+    if arch == "lfm2":
+        return lfm2_width(config)
+    if config.model_type == "granitemoehybrid":
+        return config.shared_intermediate_size
+    return config.intermediate_size
+
+
+def write_scales(w, config, arch):
+    """The multipliers of Granite and Cohere."""
+    if arch == "granite":
+        w.add_attention_scale(config.attention_multiplier)
+        w.add_embedding_scale(config.embedding_multiplier)
+        w.add_residual_scale(config.residual_multiplier)
+        w.add_logit_scale(config.logits_scaling)
+    if arch == "cohere2":
+        w.add_logit_scale(config.logit_scale)
 
 
 def write_experts(w, config, arch):
@@ -92,9 +115,15 @@ def write_rope(w, config, arch):
     """RoPE keys. Phi-2, Gemma 1 and Gemma 2 files name no base, Phi-3 files no scaling type."""
     rope = rope_of(config)
     rotated = int(head_dim(config) * rope.get("partial_rotary_factor", 1.0))
-    if arch in ("llama", "smollm3", "phi2", "phi3"):
+    if arch in (*SIZED, "phi2", "phi3", "cohere2", "glm4", "stablelm"):
         w.add_rope_dimension_count(rotated)
-    if arch not in ("phi2", "gemma", "gemma2"):
+    if arch == "hunyuan-dense" and rope["rope_type"] == "dynamic":
+        dims = head_dim(config)
+        w.add_rope_freq_base(rope["rope_theta"] * rope["alpha"] ** (dims / (dims - 2)))
+        w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        w.add_rope_scaling_factor(1)
+        return
+    if arch not in ("phi2", "gemma", "gemma2", "stablelm"):
         w.add_rope_freq_base(rope["rope_theta"])
     if arch == "phi3":
         write_longrope(w, config, rope)
@@ -103,6 +132,11 @@ def write_rope(w, config, arch):
         w.add_rope_scaling_factor(rope["factor"])
     elif rope["rope_type"] == "yarn":
         write_yarn(w, rope)
+    if arch == "cohere2":
+        w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if arch == "mistral3":
+        w.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        w.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
 
 
 def write_yarn(w, rope):
@@ -129,14 +163,22 @@ def write_rest(w, config, arch, name):
     """Windows and soft-caps. A Phi-3 file without a window says 0; older Gemma 3 files name no local base."""
     if arch == "phi3":
         w.add_sliding_window(config.sliding_window or 0)
-    if arch in ("gemma2", "gemma3"):
+    if arch in ("gemma2", "gemma3", "cohere2") or (
+        arch in ("olmo2", "exaone4") and getattr(config, "sliding_window", None)
+    ):
         w.add_sliding_window(config.sliding_window)
+    if arch in ("olmo2", "exaone4") and getattr(config, "sliding_window", None):
+        w.add_sliding_window_pattern([kind == LOCAL for kind in config.layer_types])
+        if LOCAL in config.rope_parameters:
+            w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
+    if arch == "stablelm":
+        w.add_parallel_residual(config.use_parallel_residual)
     if arch == "gemma2":
         w.add_attn_logit_softcapping(config.attn_logit_softcapping)
         w.add_final_logit_softcapping(config.final_logit_softcapping)
     if arch == "gemma3" and name != "gemma3-classic":
         w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
-    if arch == "llama":
+    if arch in (*SIZED, "cohere2", "exaone4") and arch != "smollm3":
         w.add_vocab_size(config.vocab_size)
 
 
@@ -181,7 +223,11 @@ def interleave(weight, heads):
 def write_tensors(w, config, arch, folder, widen):
     """The weights under gguf's names: permuted, shifted and typed as llama.cpp wants them."""
     names = gguf.get_tensor_name_map(ARCH[arch], config.num_hidden_layers)
-    for name, weight in stacked(read_weights(folder)).items():
+    weights = read_weights(folder)
+    write_xielu(w, weights)
+    if config.model_type == "granitemoehybrid":
+        weights = shared_mlp(weights)
+    for name, weight in stacked(weights).items():
         if name.endswith(".conv.conv.weight"):
             weight = weight.squeeze(1)
         if arch in PERMUTED and ".q_proj." in name:
@@ -194,6 +240,31 @@ def write_tensors(w, config, arch, folder, widen):
         add(w, names.get_name(name, try_suffixes=(".weight", ".bias")) or fail(name), weight)
     for name, factors in rope_tensors(config, arch):
         w.add_tensor(name, np.array(list(factors), dtype=np.float32))
+
+
+def write_xielu(w, weights):
+    """The parameters of xIELU travel as metadata, one list each; they leave the weights."""
+    for kind, add_list in (
+        ("alpha_n", w.add_xielu_alpha_n),
+        ("alpha_p", w.add_xielu_alpha_p),
+        ("beta", w.add_xielu_beta),
+        ("eps", w.add_xielu_eps),
+    ):
+        names = sorted(name for name in weights if name.endswith(f".act_fn.{kind}"))
+        if names:
+            add_list([weights.pop(name).float().item() for name in names])
+
+
+def shared_mlp(weights):
+    """Granite's shared feed-forward under the usual names, gate and up apart."""
+    found = {}
+    for name, weight in weights.items():
+        if ".shared_mlp.input_linear." in name:
+            for part, half in zip(("gate", "up"), weight.chunk(2), strict=True):
+                found[name.replace("shared_mlp.input_linear", f"mlp.{part}_proj")] = half
+        else:
+            found[name.replace("shared_mlp.output_linear", "mlp.down_proj")] = weight
+    return found
 
 
 def stacked(weights):
@@ -261,6 +332,7 @@ def convert(folder, arch, path, widen=False):
     types = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
     w.add_file_type(gguf.LlamaFileType[types[kind]])
     write_shape(w, config, arch)
+    write_scales(w, config, arch)
     write_rope(w, config, arch)
     write_rest(w, config, arch, folder.name)
     write_tokenizer(w, config)

@@ -2,13 +2,15 @@
 //! llama.cpp writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows
 //! llama.cpp.
 
-use super::family::{Family, Gguf};
-use super::rope::yarn_attention;
+mod layers;
+mod rope;
+
+use super::family::{Family, Gguf, Multiplier};
 use super::{
-    AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms,
-    MixerConfig, Norm, NormKind, Presence, Rope, Routing, Scaling, Score, ShortConvConfig,
+    AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, Norm, NormKind, Presence,
+    QueryScale, Routing, Score,
 };
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
 
@@ -48,9 +50,15 @@ impl Reader<'_> {
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            block: family.block,
+            post_norm: self.norm()?,
+            final_norm: self.norm()?,
+            block: self.block(),
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap, a.caps.1)?,
-            embed_scale: family.scaled_embedding.then(|| (hidden as f32).sqrt()),
+            embed_scale: match family.scaled_embedding {
+                true => Some((hidden as f32).sqrt()),
+                false => self.multiplier(family.multipliers.embedding)?,
+            },
+            logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
             ropes,
             tied: !a.own_head,
@@ -58,6 +66,7 @@ impl Reader<'_> {
             wrapper: None,
             causal,
             interleaved_qk: a.interleaved_qk,
+            names: &[],
         }
         .validate()
     }
@@ -88,6 +97,8 @@ impl Reader<'_> {
             rope: None,
             qk_norm: t.qk_norm.in_gguf(),
             qk_norm_scope: t.qk_norm_scope,
+            qk_norm_after_rope: t.qk_norm_after_rope,
+            query_scale: self.query_scale()?,
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
@@ -170,6 +181,7 @@ impl Reader<'_> {
         Ok(DenseConfig {
             intermediate: self.require("feed_forward_length")?,
             activation: self.family.activation,
+            stored_xielu: false,
             gate: t.gate,
             bias: t.mlp_bias.bias_in_gguf(),
             fused: Presence::IfStored,
@@ -182,6 +194,28 @@ impl Reader<'_> {
             Some(_) => Ok(self.f32(key)?.or(default)),
             None => Ok(None),
         }
+    }
+
+    /// A number that something is multiplied by; llama.cpp takes 0 for none.
+    pub(super) fn multiplier(&self, multiplier: Option<Multiplier>) -> Result<Option<f32>> {
+        let Some(Multiplier { gguf, divides, .. }) = multiplier else { return Ok(None) };
+        let value = self.f32(gguf)?.filter(|value| *value != 0.0);
+        Ok(value.map(|value| if divides { 1.0 / value } else { value }))
+    }
+
+    /// Where the block may be parallel, it is if there is no norm before the feed-forward.
+    pub(super) fn block(&self) -> Block {
+        match self.family.parallel_key {
+            Some(_) if !self.weights.contains("blk.0.ffn_norm.weight") => Block::Parallel,
+            _ => self.family.block,
+        }
+    }
+
+    fn query_scale(&self) -> Result<Option<QueryScale>> {
+        let beta = self.f32("attention.temperature_scale")?.filter(|beta| *beta != 0.0);
+        let Some(beta) = beta.filter(|_| self.family.query_scale) else { return Ok(None) };
+        let original = self.require("rope.scaling.original_context_length")?;
+        Ok(Some(QueryScale { beta, original: original as f32 }))
     }
 
     fn vocab(&self) -> Result<usize> {
@@ -198,7 +232,7 @@ impl Reader<'_> {
             NormKind::Layer => "attention.layer_norm_epsilon",
         };
         let eps = self.f32(key)?.ok_or_else(|| self.missing(key))? as f64;
-        Ok(Norm { kind, eps, offset: 0.0 })
+        Ok(Norm { kind, eps, offset: 0.0, bias: kind == NormKind::Layer && self.family.norm_bias })
     }
 
     fn scale(&self, hidden: usize, heads: usize, head_dim: usize, layers: usize) -> Result<f32> {
@@ -210,143 +244,6 @@ impl Reader<'_> {
             false => head_dim,
         };
         Ok((1.0 / (width as f64).sqrt()) as f32)
-    }
-
-    /// The layers; `attention` as all of them have it that have one.
-    fn layers(
-        &self,
-        layers: usize,
-        local_rope: bool,
-        causal: bool,
-        attention: AttentionConfig,
-    ) -> Result<Vec<LayerConfig>> {
-        let window = self.usize("attention.sliding_window")?.filter(|w| *w > 0);
-        let sliding = self.sliding(layers)?;
-        if !causal && self.architecture.causal && window.is_some() && sliding.contains(&true) {
-            return Err(Error::unsupported(format!(
-                "{} beside a sliding window is not supported: how far it reaches forward is not said",
-                self.key("attention.causal")
-            )));
-        }
-        // An architecture that looks both ways has half of it on each side, the position itself not counted
-        // (llama.cpp's symmetric window).
-        let window = if causal { window } else { window.map(|window| window / 2 + 1) };
-        let interval = self.family.no_rope_interval;
-        let bare = |i: usize| interval.is_some_and(|n| (i + 1).is_multiple_of(n));
-        let conv = self.short_conv(layers)?;
-        let ffn = self.feed_forward()?;
-        let post = self.family.tensors.post_norms;
-        let norms = LayerNorms {
-            before_mixer: true,
-            after_mixer: post,
-            before_ffn: self.family.block == Block::Sequential,
-            after_ffn: post,
-        };
-        let mixer = |i: usize| match conv[i] {
-            Some(conv) => MixerConfig::ShortConv(conv),
-            None => {
-                let window = window.filter(|_| sliding[i]);
-                let rope = (!bare(i)).then_some(usize::from(window.is_some() && local_rope));
-                MixerConfig::Attention(AttentionConfig { window, rope, ..attention })
-            }
-        };
-        let layer = |i| LayerConfig { mixer: mixer(i), ffn, norms, residual_scale: 1.0 };
-        Ok((0..layers).map(layer).collect())
-    }
-
-    /// The layers that are short convolutions: those without key heads.
-    fn short_conv(&self, layers: usize) -> Result<Vec<Option<ShortConvConfig>>> {
-        if self.family.short_conv.is_none() {
-            return Ok(vec![None; layers]);
-        }
-        let conv = ShortConvConfig { kernel: self.require("shortconv.l_cache")?, bias: Presence::IfStored };
-        let heads = self.kv_heads(layers)?.unwrap_or_else(|| vec![1; layers]);
-        Ok(heads.into_iter().map(|n| (n == 0).then_some(conv)).collect())
-    }
-
-    /// Which layers have the window, if there is one: `attention.sliding_window_pattern` has a flag a layer,
-    /// or a number n: each n-th layer is full.
-    fn sliding(&self, layers: usize) -> Result<Vec<bool>> {
-        let key = self.key("attention.sliding_window_pattern");
-        let period = match self.metadata.get(&key) {
-            Some(Value::Array(_)) => return self.window_flags(&key, layers),
-            Some(_) => self.metadata.usize(&key)?,
-            None => self.architecture.window_period,
-        };
-        match period {
-            Some(0) => Err(Error::model_file(format!("{key} is 0; it must be at least 1"))),
-            Some(n) => Ok((0..layers).map(|i| (i + 1) % n != 0).collect()),
-            None => Ok(vec![true; layers]),
-        }
-    }
-
-    fn window_flags(&self, key: &str, layers: usize) -> Result<Vec<bool>> {
-        match self.metadata.bools(key)? {
-            Some(flags) if flags.len() == layers => Ok(flags.to_vec()),
-            flags => Err(Error::model_file(format!(
-                "{key} has {} entries for {layers} layers (block_count)",
-                flags.map_or(0, <[bool]>::len)
-            ))),
-        }
-    }
-
-    fn ropes(&self, head_dim: usize, context: usize) -> Result<Vec<Rope>> {
-        let theta = self.f32("rope.freq_base")?.unwrap_or(10_000.0) as f64;
-        let dims = self.usize("rope.dimension_count")?.unwrap_or(head_dim);
-        let mut ropes = vec![Rope { theta, dims, scaling: self.scaling(context)? }];
-        if let Some(local) = self.architecture.local_theta {
-            let local = self.f32("rope.freq_base_swa")?.unwrap_or(local);
-            ropes.push(Rope::plain(local as f64, dims));
-        }
-        Ok(ropes)
-    }
-
-    fn scaling(&self, context: usize) -> Result<Scaling> {
-        if self.weights.contains("rope_freqs.weight") {
-            return Ok(Scaling::Divisors(self.divisors("rope_freqs.weight")?));
-        }
-        let original = self.usize("rope.scaling.original_context_length")?.unwrap_or(context);
-        let attention = self.f32("rope.scaling.attn_factor")?.unwrap_or(1.0) as f64;
-        if self.weights.contains("rope_factors_long.weight") {
-            return Ok(Scaling::LongRope {
-                short: self.divisors("rope_factors_short.weight")?,
-                long: self.divisors("rope_factors_long.weight")?,
-                original,
-                attention,
-            });
-        }
-        let factor = match self.f32("rope.scaling.factor")? {
-            Some(factor) => Some(factor),
-            None => self.f32("rope.scale_linear")?,
-        };
-        let kind = self.metadata.str(&self.key("rope.scaling.type"))?;
-        match (kind, factor) {
-            (None, Some(factor)) | (Some("linear"), Some(factor)) if factor != 1.0 && factor != 0.0 => {
-                Ok(Scaling::Linear { factor: factor as f64 })
-            }
-            (None | Some("none" | "linear"), _) => Ok(Scaling::None),
-            (Some("yarn"), Some(factor)) => Ok(Scaling::Yarn {
-                factor: factor as f64,
-                original: original as f64,
-                beta_fast: self.f32("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0) as f64,
-                beta_slow: self.f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0) as f64,
-                attention: yarn_attention(factor as f64, 1.0) * attention,
-                truncate: true,
-            }),
-            (Some("yarn"), None) => Err(self.missing("rope.scaling.factor")),
-            (Some(other), _) => {
-                let (key, other) = (self.key("rope.scaling.type"), quoted(other));
-                Err(Error::unsupported(format!("{key} {other} is not supported")))
-            }
-        }
-    }
-
-    fn divisors(&self, name: &str) -> Result<Vec<f32>> {
-        let tensor = self.weights.get(name)?;
-        if tensor.shape.len() != 1 {
-            return Err(Error::model_file(format!("the tensor {name} must be a vector")));
-        }
-        Ok(tensor.to_f32())
     }
 
     fn key(&self, key: &str) -> String {

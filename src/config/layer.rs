@@ -9,8 +9,10 @@ use crate::error::{Error, Result};
 /// One layer of the decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerConfig {
-    pub mixer: MixerConfig,
-    pub ffn: FeedForwardConfig,
+    /// `None`: the layer is a feed-forward alone (Nemotron-H).
+    pub mixer: Option<MixerConfig>,
+    /// `None`: the layer is a mixer alone (Nemotron-H).
+    pub ffn: Option<FeedForwardConfig>,
     pub norms: LayerNorms,
     /// What the output of each of the two is multiplied by before it joins the residual stream; 1 in most
     /// families.
@@ -65,10 +67,28 @@ pub struct AttentionConfig {
     /// Norms of queries and keys, before they are rotated.
     pub qk_norm: Presence,
     pub qk_norm_scope: NormScope,
+    /// They are normed after they are rotated (Hunyuan).
+    pub qk_norm_after_rope: bool,
+    pub query_scale: Option<QueryScale>,
     pub qkv_bias: Presence,
     pub o_bias: Presence,
     /// q, k and v in one matrix.
     pub fused: Presence,
+}
+
+/// A factor of the queries that grows with the position, so that late ones attend more sharply (Llama 4,
+/// Ministral 3): `1 + beta ln(1 + floor(position / original))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    pub beta: f32,
+    pub original: f32,
+}
+
+impl QueryScale {
+    /// The factor at a position.
+    pub fn at(&self, position: u32) -> f32 {
+        1.0 + self.beta * (1.0 + (position as f32 / self.original).floor()).ln()
+    }
 }
 
 /// What a norm of queries or keys is computed over.
@@ -98,11 +118,13 @@ pub enum FeedForwardConfig {
 }
 
 /// A feed-forward that every position passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseConfig {
     /// Width inside it.
     pub intermediate: usize,
     pub activation: Activation,
+    /// The parameters of xIELU are tensors of the layer.
+    pub stored_xielu: bool,
     /// `down(activation(gate(x)) * up(x))`; without: `down(activation(up(x)))`.
     pub gate: bool,
     /// Of gate, up and down.
@@ -144,21 +166,28 @@ pub enum Score {
 }
 
 impl LayerConfig {
+    /// Its attention, if it has some.
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        self.mixer.as_ref().and_then(MixerConfig::attention)
+    }
+
     /// Refuses numbers that cannot be a layer, naming the field as `config.json` and as GGUF has it.
     pub(super) fn validate(&self, ropes: &[Rope]) -> Result<()> {
         match &self.mixer {
-            MixerConfig::Attention(attention) => attention.validate(ropes)?,
-            MixerConfig::ShortConv(conv) => within(
+            None => {}
+            Some(MixerConfig::Attention(attention)) => attention.validate(ropes)?,
+            Some(MixerConfig::ShortConv(conv)) => within(
                 "short convolution's number of taps (conv_L_cache, shortconv.l_cache)",
                 conv.kernel,
                 MAX_TAPS,
             )?,
         }
         match &self.ffn {
-            FeedForwardConfig::Dense(dense) => {
+            None => {}
+            Some(FeedForwardConfig::Dense(dense)) => {
                 within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
             }
-            FeedForwardConfig::Experts(experts) => experts.validate()?,
+            Some(FeedForwardConfig::Experts(experts)) => experts.validate()?,
         }
         positive("residual multiplier", self.residual_scale.into())
     }
@@ -182,6 +211,17 @@ impl AttentionConfig {
             return Err(Error::model_file("the sliding window (sliding_window) is 0; it must be at least 1"));
         }
         positive("attention scale (query_pre_attn_scalar, attention.scale)", self.scale.into())?;
+        if let Some(scale) = self.query_scale {
+            positive(
+                "length for the scale of queries (original_max_position_embeddings)",
+                scale.original.into(),
+            )?;
+            if !(scale.beta.is_finite() && scale.beta >= 0.0) {
+                return Err(Error::model_file(
+                    "the scale of queries (llama_4_scaling_beta, attention.temperature_scale) must be 0 or more",
+                ));
+            }
+        }
         if let Some(cap) = self.soft_cap {
             positive("attention soft-cap (attn_logit_softcapping)", cap.into())?;
         }

@@ -18,9 +18,10 @@ pub mod rope;
 
 use self::layer::{positive, within};
 use crate::error::Result;
+use crate::weights::names::Part;
 pub use layer::{
     AttentionConfig, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
-    NormScope, Routing, Score, ShortConvConfig,
+    NormScope, QueryScale, Routing, Score, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -37,12 +38,18 @@ pub struct Config {
     pub context: usize,
     /// Positions that it can be loaded for: `context`, or more where a scaling of RoPE reaches further.
     pub longest: usize,
+    /// Norms before mixers and feed-forwards, and of queries and keys.
     pub norm: Norm,
+    /// Norms behind mixers and feed-forwards.
+    pub post_norm: Norm,
+    pub final_norm: Norm,
     pub block: Block,
     /// Logits become `cap * tanh(logits / cap)` (Gemma 2).
     pub logit_cap: Option<f32>,
     /// What embeddings are multiplied by (Gemma: `sqrt(hidden)`).
     pub embed_scale: Option<f32>,
+    /// What logits are multiplied by, before they are capped.
+    pub logit_scale: f32,
     /// The rotations in use; layers name them by index.
     pub ropes: Vec<Rope>,
     pub layers: Vec<LayerConfig>,
@@ -55,9 +62,15 @@ pub struct Config {
     /// A position sees only itself and those before it; `false`: every position sees all of the text, as in
     /// encoders (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
     pub causal: bool,
-    /// q/k rows come in interleaved pairs (GGUF of the Llama family) and go back to halves at the door.
+    /// The rows of q and k that turn come in interleaved pairs (GGUF of the Llama family, and families that
+    /// turn neighbours), and go back to halves at the door.
     pub interleaved_qk: bool,
+    /// Spellings of this family's own tensors in checkpoints of transformers, instead of the usual ones.
+    pub names: Spellings,
 }
+
+/// How a family calls parts of a decoder.
+pub type Spellings = &'static [(Part, &'static [&'static str])];
 
 /// Whether a tensor is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +82,15 @@ pub enum Presence {
     IfStored,
 }
 
+/// One kind of norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
     pub kind: NormKind,
     pub eps: f64,
     /// Added to the stored weight: 1 for Gemma's safetensors, 0 otherwise (GGUF stores `1 + w` already).
     pub offset: f32,
+    /// A bias is stored beside the weight.
+    pub bias: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +108,7 @@ pub enum Block {
 }
 
 /// The MLP's nonlinearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Activation {
     /// `x * sigmoid(x)`.
@@ -102,6 +118,27 @@ pub enum Activation {
     /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
     Relu,
+    /// `max(x, 0)^2`.
+    Relu2,
+    Xielu(Xielu),
+}
+
+/// The parameters of xIELU (arXiv 2411.13010): `p x^2 + beta x` above 0, else `n (e^min(x, eps) - 1 - x) +
+/// beta x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Xielu {
+    pub p: f32,
+    pub n: f32,
+    pub beta: f32,
+    pub eps: f32,
+}
+
+impl Xielu {
+    /// From the parameters as they are learned and stored.
+    pub fn of_stored(alpha_p: f32, alpha_n: f32, beta: f32, eps: f32) -> Self {
+        let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+        Xielu { p: softplus(alpha_p), n: beta + softplus(alpha_n), beta, eps }
+    }
 }
 
 /// How the rows of the last hidden state make one vector.
@@ -160,6 +197,7 @@ impl Config {
             ("norm epsilon (rms_norm_eps, layer_norm_eps, layer_norm_rms_epsilon)", Some(self.norm.eps)),
             ("logit soft-cap (final_logit_softcapping)", self.logit_cap.map(f64::from)),
             ("embedding scale", self.embed_scale.map(f64::from)),
+            ("logit scale (logit_scale, logits_scaling)", Some(self.logit_scale.into())),
         ];
         let stated = numbers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         stated.into_iter().try_for_each(|(name, value)| positive(name, value))?;
@@ -169,22 +207,22 @@ impl Config {
 
     /// Attention in the first layer that has it; the heads of the others are as many in every family so far.
     pub fn attention(&self) -> Option<&AttentionConfig> {
-        self.layers.iter().find_map(|layer| layer.mixer.attention())
+        self.layers.iter().find_map(LayerConfig::attention)
     }
 
     /// The first dense feed-forward; the others are as wide in every family so far.
     pub fn dense(&self) -> Option<&DenseConfig> {
         self.layers.iter().find_map(|layer| match &layer.ffn {
-            FeedForwardConfig::Dense(dense) => Some(dense),
-            FeedForwardConfig::Experts(_) => None,
+            Some(FeedForwardConfig::Dense(dense)) => Some(dense),
+            _ => None,
         })
     }
 
     /// The first mixture of experts; the others are alike in every family so far.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
         self.layers.iter().find_map(|layer| match &layer.ffn {
-            FeedForwardConfig::Dense(_) => None,
-            FeedForwardConfig::Experts(experts) => Some(experts),
+            Some(FeedForwardConfig::Experts(experts)) => Some(experts),
+            _ => None,
         })
     }
 

@@ -57,6 +57,8 @@ pub(super) trait Backend: Send + Sync {
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
     /// `to + scale * x`.
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
+    /// Each row times a factor of its own.
+    fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows>;
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
     fn heads(&self, x: Rows, head_dim: usize, norm: Option<&Norm>, table: Option<&RopeTable>)
     -> Result<Rows>;

@@ -31,7 +31,7 @@ use super::types::{
 };
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
-use crate::config::NormKind;
+use crate::config::{NormKind, Xielu};
 use crate::error::Result;
 use crate::step::{Span, Step};
 use crate::weights::{WeightTensor, WeightType};
@@ -134,6 +134,16 @@ impl CandleBackend {
             Activation::Gelu => x.gelu_erf()?,
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
+            Activation::Relu2 => x.relu()?.sqr()?,
+            Activation::Xielu(Xielu { p, n, beta, eps }) => {
+                let linear = x.affine(beta.into(), 0.0)?;
+                let above = x.relu()?.sqr()?.affine(p.into(), 0.0)?;
+                let low = x.minimum(0f64)?;
+                let below = ((low.minimum(f64::from(eps))?.exp()? - 1.0)? - &low)?.affine(n.into(), 0.0)?;
+                // Above 0 the lower part is `e^eps - 1`, which is as good as nothing, but not nothing.
+                let below = (below * x.le(0f64)?.to_dtype(x.dtype())?)?;
+                ((above + below)? + linear)?
+            }
         })
     }
 
@@ -279,6 +289,14 @@ impl Backend for CandleBackend {
         let Some(x) = x.get::<Activations>()? else { return Ok(to) };
         let scaled = x.affine(scale.into(), 0.0)?;
         self.map(&to, to.dims().1, |to| Ok((to + scaled)?))
+    }
+
+    fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| {
+            let factors =
+                Tensor::from_slice(factors, (factors.len(), 1), &self.device)?.to_dtype(x.dtype())?;
+            Ok(x.broadcast_mul(&factors)?)
+        })
     }
 
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {

@@ -258,6 +258,18 @@ impl Backend for CpuBackend {
         Ok(to.into())
     }
 
+    fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
+        let (x, dim) = (x.block()?, x.dims().1);
+        let mut out = self.recycler.block(x.rows, dim);
+        self.each_rows("scale rows", dim, out.floats_mut(), |rows, out| {
+            out.copy_from_slice(&x.floats()[rows.start * dim..rows.end * dim]);
+            for (out, factor) in out.chunks_exact_mut(dim).zip(&factors[rows]) {
+                elementwise::unary(self.isa, Unary::Scale(*factor), out);
+            }
+        })?;
+        Ok(out.into())
+    }
+
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {
         let half = inv_freq.len();
         let len = positions.len() * half;

@@ -6,6 +6,7 @@
 
 use super::Activation;
 use super::simd::Simd;
+use crate::config::Xielu;
 
 /// `a b + c` with constants.
 #[inline(always)]
@@ -142,6 +143,31 @@ pub(super) unsafe fn relu<S: Simd>(x: S::F) -> S::F {
     unsafe { S::select_lt(x, S::zero(), S::zero(), x) }
 }
 
+/// `max(x, 0)^2`; a NaN stays visible.
+#[inline(always)]
+pub(super) unsafe fn relu2<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
+    unsafe {
+        let x = relu::<S>(x);
+        S::mul(x, x)
+    }
+}
+
+/// See [`Xielu`]. The difference `e^x - 1` is one of rounded numbers: it is off by 1e-7 at most, and the sum
+/// has no factor that would enlarge it.
+#[inline(always)]
+unsafe fn xielu<S: Simd>(Xielu { p, n, beta, eps }: Xielu, x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
+    unsafe {
+        let linear = S::mul(x, S::splat(beta));
+        let above = S::fma(S::mul(x, x), S::splat(p), linear);
+        // A NaN stays: it is the second operand.
+        let power = S::sub(exp::<S>(S::min(S::splat(eps), x)), S::splat(1.0));
+        let below = S::fma(S::sub(power, x), S::splat(n), linear);
+        S::select_lt(S::zero(), x, above, below)
+    }
+}
+
 #[inline(always)]
 pub(super) unsafe fn activate<S: Simd>(act: Activation, x: S::F) -> S::F {
     // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
@@ -151,6 +177,8 @@ pub(super) unsafe fn activate<S: Simd>(act: Activation, x: S::F) -> S::F {
             Activation::Gelu => gelu::<S>(x),
             Activation::GeluTanh => gelu_tanh::<S>(x),
             Activation::Relu => relu::<S>(x),
+            Activation::Relu2 => relu2::<S>(x),
+            Activation::Xielu(xielu) => self::xielu::<S>(xielu, x),
         }
     }
 }
@@ -188,7 +216,17 @@ mod tests {
         let gelu_tanh64 = |x: f64| {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
         };
+        // Of Apertus's first layers; the square is what limits it.
+        const XIELU: Xielu = Xielu { p: 0.8, n: 0.9, beta: 0.5, eps: -1e-6 };
+        // SAFETY: the scalar tier needs nothing.
+        let xielu32: fn(f32) -> f32 = |x| unsafe { xielu::<Scalar>(XIELU, [x; 16])[3] };
+        let xielu64: fn(f64) -> f64 = |x| {
+            let [p, n, beta, eps] = [XIELU.p, XIELU.n, XIELU.beta, XIELU.eps].map(f64::from);
+            if x > 0.0 { p * x * x + beta * x } else { n * (x.min(eps).exp_m1() - x) + beta * x }
+        };
         for (name, (error, at), bound) in [
+            ("xielu", worst(xielu32, xielu64, 100.0, 1.0), 4e-7),
+            ("relu2", worst(lane!(relu2), |x| x.max(0.0) * x.max(0.0), 100.0, 1e-30), 1e-7),
             ("exp", worst(lane!(exp), f64::exp, 86.9, 0.0), 2e-7),
             ("tanh", worst(lane!(tanh), f64::tanh, 20.0, 1e-30), 4e-7),
             ("erf", worst(lane!(erf), erf64, 10.0, 1.0), 5e-7),

@@ -274,6 +274,12 @@ impl Ops {
         self.0.add(x, scale, to)
     }
 
+    /// Each row of `x` times a factor of its own.
+    pub fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
+        check::shape("rows with factors", x, factors.len(), x.dims().1)?;
+        self.0.scale_rows(x, factors)
+    }
+
     /// Cosines and sines for one step: angles are the f32 products `position * inv_freq`, as transformers
     /// computes them, and both are multiplied by `scale` (the attention factor of YaRN and LongRope).
     pub fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<RopeTable> {

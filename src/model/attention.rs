@@ -74,6 +74,7 @@ impl Attention {
             }
         };
         let q = self.rotated(ops, q, self.q_norm.as_ref(), &input.queries.tables)?;
+        let q = self.scaled(ops, q, &input.queries.step.positions)?;
         let k = self.rotated(ops, k, self.k_norm.as_ref(), &input.all.tables)?;
         ops.kv_write(input.cache, self.cache_layer, &k, &v, input.all.step)?;
         let shape = kernels::Attention {
@@ -92,11 +93,29 @@ impl Attention {
     /// Queries or keys, normed and rotated.
     fn rotated(&self, ops: &Ops, x: Rows, norm: Option<&Norm>, tables: &[RopeTable]) -> Result<Rows> {
         let table = self.config.rope.map(|rope| &tables[rope]);
+        if self.config.qk_norm_after_rope {
+            let turned = ops.heads(x, self.config.head_dim, None, table)?;
+            return match norm {
+                Some(norm) => ops.norm(norm, &turned),
+                None => Ok(turned),
+            };
+        }
         match (norm, self.config.qk_norm_scope) {
             (Some(norm), NormScope::AllHeads) => {
                 ops.heads(ops.norm(norm, &x)?, self.config.head_dim, None, table)
             }
             (norm, _) => ops.heads(x, self.config.head_dim, norm, table),
+        }
+    }
+
+    /// Queries times what their positions say.
+    fn scaled(&self, ops: &Ops, q: Rows, positions: &[u32]) -> Result<Rows> {
+        match self.config.query_scale {
+            None => Ok(q),
+            Some(scale) => {
+                let factors: Vec<_> = positions.iter().map(|position| scale.at(*position)).collect();
+                ops.scale_rows(&q, &factors)
+            }
         }
     }
 

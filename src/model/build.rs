@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
-use crate::config::{Config, NormKind, Presence};
+use crate::config::{Config, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
 use crate::weights::names::{Names, Part, left_alone};
@@ -24,7 +24,7 @@ impl Decoder {
         to: Option<WeightType>,
         after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
-        let names = Names::of(weights, config.post_norms());
+        let names = Names::of(weights, config.post_norms(), config.names);
         let loader = TensorLoader { names, weights, config: &config, ops: &ops, to };
         let (mut layers, mut counts) = (Vec::with_capacity(config.layers.len()), LayerCounts::default());
         for index in 0..config.layers.len() {
@@ -58,10 +58,10 @@ impl TensorLoader<'_> {
         let norm = |there: bool, part| there.then(|| self.norm(part, at, hidden)).transpose();
         Ok(LayerWeights {
             before_mixer: norm(layer.norms.before_mixer, Part::AttnNorm)?,
-            mixer: Mixer::load(self, index, &layer.mixer, counts)?,
+            mixer: layer.mixer.as_ref().map(|mixer| Mixer::load(self, index, mixer, counts)).transpose()?,
             after_mixer: norm(layer.norms.after_mixer, Part::AttnPostNorm)?,
             before_ffn: norm(layer.norms.before_ffn, Part::MlpNorm)?,
-            ffn: FeedForward::load(self, index, &layer.ffn)?,
+            ffn: layer.ffn.as_ref().map(|ffn| FeedForward::load(self, index, ffn)).transpose()?,
             after_ffn: norm(layer.norms.after_ffn, Part::MlpPostNorm)?,
             residual_scale: layer.residual_scale,
         })
@@ -179,16 +179,33 @@ impl TensorLoader<'_> {
     }
 
     pub fn norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Norm> {
-        let norm = self.config.norm;
+        let norm = match part {
+            Part::FinalNorm => self.config.final_norm,
+            Part::AttnPostNorm | Part::MlpPostNorm => self.config.post_norm,
+            _ => self.config.norm,
+        };
         let weight = self.ops.vector(&self.tensor(part, layer, &[width])?, norm.offset)?;
-        let bias = match norm.kind {
-            NormKind::Layer => {
+        let bias = match norm.bias {
+            true => {
                 let name = self.name(part, layer, "bias");
                 Some(self.ops.vector(&self.checked(&name, &[width])?, 0.0)?)
             }
-            NormKind::Rms => None,
+            false => None,
         };
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
+    }
+
+    /// One finite number, stored with or without a dimension.
+    pub fn number(&self, part: Part, layer: usize) -> Result<f32> {
+        let name = self.name(part, Some(layer), "weight");
+        let tensor = self.weights.get(&name)?;
+        match tensor.to_f32()[..] {
+            [number] if tensor.shape.len() <= 1 && number.is_finite() => Ok(number),
+            _ => Err(Error::model_file(format!(
+                "{}: the tensor {name} must be one finite number",
+                self.weights.file_of(&name).display()
+            ))),
+        }
     }
 
     pub fn name(&self, part: Part, layer: Option<usize>, kind: &str) -> String {
@@ -290,17 +307,20 @@ impl TensorLoader<'_> {
         Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
     }
 
-    /// Rows of each head from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): llama.cpp's converter
-    /// pairs dimension i with its partner for a RoPE that turns neighbours, ours turns i with i + head_dim/2.
+    /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE that
+    /// turns neighbours has them so (that of some families, and llama.cpp's converter makes it so of Llama's);
+    /// ours turns i with i + dims/2.
     fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
         let rows = tensor.shape[0];
         let head = rows / heads;
-        let half = head / 2;
+        // All layers that turn do so by as many dimensions; where they do not, the order changes no score.
+        let turned = self.config.ropes.first().map_or(head, |rope| rope.dims.min(head));
+        let half = turned / 2;
         let mut data = Vec::with_capacity(tensor.data.len());
         for row in 0..rows {
             let (base, i) = (row / head * head, row % head);
-            let from = base + 2 * (i % half) + i / half;
+            let from = if i < turned { base + 2 * (i % half) + i / half } else { row };
             data.extend_from_slice(&tensor.data[from * width..(from + 1) * width]);
         }
         Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })

@@ -40,13 +40,20 @@ pub struct Decoder {
 
 pub(super) struct LayerWeights {
     pub before_mixer: Option<Norm>,
-    pub mixer: Mixer,
+    pub mixer: Option<Mixer>,
     pub after_mixer: Option<Norm>,
     /// Absent in a parallel block, whose feed-forward reads what the mixer reads.
     pub before_ffn: Option<Norm>,
-    pub ffn: FeedForward,
+    pub ffn: Option<FeedForward>,
     pub after_ffn: Option<Norm>,
     pub residual_scale: f32,
+}
+
+impl LayerWeights {
+    fn projections(&self) -> Vec<&Linear> {
+        let mixer = self.mixer.iter().flat_map(Mixer::projections);
+        mixer.chain(self.ffn.iter().flat_map(FeedForward::projections)).collect()
+    }
 }
 
 /// The rows that queries are made for.
@@ -86,7 +93,7 @@ impl Decoder {
     /// The weights of all projections.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let layers = self.layers.iter();
-        let layers = layers.flat_map(|layer| [layer.mixer.projections(), layer.ffn.projections()].concat());
+        let layers = layers.flat_map(|layer| layer.projections());
         std::iter::once(&self.embed).chain(layers).chain(&self.head).map(|linear| &linear.weight)
     }
 
@@ -98,9 +105,9 @@ impl Decoder {
     /// How its layers share pages. A bidirectional text is computed in one step, and every row sees it, so
     /// its windows give nothing back.
     pub fn kv_layout(&self) -> KvLayout {
-        let paged = self.layers.iter().filter_map(|layer| layer.mixer.paged());
+        let paged = self.layers.iter().filter_map(|layer| layer.mixer.as_ref()?.paged());
         let layers = paged.map(|(shape, window)| (shape, window.filter(|_| self.config.causal)));
-        let states = self.layers.iter().filter_map(|layer| layer.mixer.state_len());
+        let states = self.layers.iter().filter_map(|layer| layer.mixer.as_ref()?.state_len());
         KvLayout::new(&layers.collect::<Vec<_>>()).with_states(states.collect())
     }
 
@@ -155,7 +162,12 @@ impl Decoder {
 
     /// Hidden states `[rows, hidden]` -> logits `[rows, vocab]`.
     pub fn head(&self, hidden: &Rows) -> Result<Rows> {
-        let logits = self.ops.linear(self.head.as_ref().unwrap_or(&self.embed), hidden)?;
+        let scaled = match self.config.logit_scale {
+            1.0 => None,
+            scale => Some(self.ops.scale_rows(hidden, &vec![scale; hidden.dims().0])?),
+        };
+        let head = self.head.as_ref().unwrap_or(&self.embed);
+        let logits = self.ops.linear(head, scaled.as_ref().unwrap_or(hidden))?;
         match self.config.logit_cap {
             Some(cap) => self.ops.soft_cap(logits, cap),
             None => Ok(logits),
@@ -177,18 +189,26 @@ impl Decoder {
         let input = normed.as_ref().unwrap_or(&x);
         let select = |x: &Rows| queries.rows.map(|rows| ops.select_rows(x, rows)).transpose();
         let some = select(input)?;
-        let causal = self.config.causal;
-        let input = MixerInput { x: input, all, some: some.as_ref(), queries, causal, cache };
-        let mixed = layer.mixer.forward(project, &input)?;
-        let x = select(&x)?.unwrap_or(x);
+        let mixed = match &layer.mixer {
+            Some(mixer) => {
+                let causal = self.config.causal;
+                let input = MixerInput { x: input, all, some: some.as_ref(), queries, causal, cache };
+                Some(mixer.forward(project, &input)?)
+            }
+            None => None,
+        };
+        let mut x = select(&x)?.unwrap_or(x);
         let join = Join { project, scale: layer.residual_scale, rows: queries.rows };
-        let x = join.add(mixed, layer.after_mixer.as_ref(), x)?;
+        if let Some(mixed) = mixed {
+            x = join.add(mixed, layer.after_mixer.as_ref(), x)?;
+        }
+        let Some(ffn) = &layer.ffn else { return Ok(x) };
         let normed = match (&layer.before_ffn, self.config.block) {
             (Some(norm), _) => Some(ops.norm(norm, &x)?),
             (None, Block::Parallel) => some.or(normed),
             (None, Block::Sequential) => None,
         };
-        let inner = layer.ffn.forward(project, normed.as_ref().unwrap_or(&x), queries.rows)?;
+        let inner = ffn.forward(project, normed.as_ref().unwrap_or(&x), queries.rows)?;
         join.add(inner, layer.after_ffn.as_ref(), x)
     }
 }

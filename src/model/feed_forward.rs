@@ -6,7 +6,7 @@ use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::experts::Experts;
 use super::projection::Projector;
-use crate::config::{Activation, DenseConfig, FeedForwardConfig, Presence};
+use crate::config::{Activation, DenseConfig, FeedForwardConfig, Presence, Xielu};
 use crate::error::Result;
 use crate::kernels::{Linear, Rows};
 use crate::weights::names::Part;
@@ -65,7 +65,7 @@ impl Dense {
             }
         };
         let down = loader.linear(Part::Down, layer, [shape[1], shape[0]], c.bias)?;
-        Ok(Dense { activation: c.activation, gate, up, down })
+        Ok(Dense { activation: activation(loader, layer, c)?, gate, up, down })
     }
 
     /// `[rows, intermediate]`, before the down projection.
@@ -80,6 +80,17 @@ impl Dense {
     fn projections(&self) -> Vec<&Linear> {
         self.gate.iter().chain([&self.up, &self.down]).collect()
     }
+}
+
+/// With the parameters that the layer has of its own.
+fn activation(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Result<Activation> {
+    if !c.stored_xielu {
+        return Ok(c.activation);
+    }
+    let number = |part| loader.number(part, layer);
+    let [alpha_p, alpha_n] = [number(Part::XieluAlphaP)?, number(Part::XieluAlphaN)?];
+    let [beta, eps] = [number(Part::XieluBeta)?, number(Part::XieluEps)?];
+    Ok(Activation::Xielu(Xielu::of_stored(alpha_p, alpha_n, beta, eps)))
 }
 
 /// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice

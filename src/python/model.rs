@@ -120,7 +120,7 @@ impl PyModel {
         let c = self.0.config();
         let attention = c.attention();
         let experts = c.experts();
-        let window = |layer: &LayerConfig| layer.mixer.attention().and_then(|attention| attention.window);
+        let window = |layer: &LayerConfig| layer.attention().and_then(|attention| attention.window);
         let windows: Vec<_> = c.layers.iter().map(window).collect();
         let value = json!({
             "family": c.family,

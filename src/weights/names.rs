@@ -48,6 +48,11 @@ pub enum Part {
     ConvIn,
     Conv,
     ConvOut,
+    /// The parameters of xIELU.
+    XieluAlphaP,
+    XieluAlphaN,
+    XieluBeta,
+    XieluEps,
 }
 
 /// Part, its spellings in transformers and in GGUF; of several the first that exists counts.
@@ -68,9 +73,9 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::MlpNorm, &["pre_feedforward_layernorm", "post_attention_layernorm"], &["ffn_norm"]),
     (Part::AttnPostNorm, &["post_attention_layernorm"], &["post_attention_norm"]),
     (Part::Gate, &["mlp.gate_proj", "feed_forward.w1"], &["ffn_gate"]),
-    (Part::Up, &["mlp.up_proj", "mlp.fc1", "feed_forward.w3"], &["ffn_up"]),
+    (Part::Up, &["mlp.up_proj", "mlp.fc1", "mlp.c_fc", "feed_forward.w3"], &["ffn_up"]),
     (Part::GateUp, &["mlp.gate_up_proj"], &["ffn_gate_up"]),
-    (Part::Down, &["mlp.down_proj", "mlp.fc2", "feed_forward.w2"], &["ffn_down"]),
+    (Part::Down, &["mlp.down_proj", "mlp.fc2", "mlp.c_proj", "feed_forward.w2"], &["ffn_down"]),
     (Part::MlpPostNorm, &["post_feedforward_layernorm"], &["post_ffw_norm"]),
     (Part::Router, &["mlp.gate", "block_sparse_moe.gate"], &["ffn_gate_inp"]),
     (Part::GateExperts, &["mlp.experts.gate_proj"], &["ffn_gate_exps"]),
@@ -83,6 +88,11 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::ConvIn, &["conv.in_proj"], &["shortconv.in_proj"]),
     (Part::Conv, &["conv.conv"], &["shortconv.conv"]),
     (Part::ConvOut, &["conv.out_proj"], &["shortconv.out_proj"]),
+    // GGUF has them in its metadata.
+    (Part::XieluAlphaP, &["mlp.act_fn.alpha_p"], &["xielu.alpha_p"]),
+    (Part::XieluAlphaN, &["mlp.act_fn.alpha_n"], &["xielu.alpha_n"]),
+    (Part::XieluBeta, &["mlp.act_fn.beta"], &["xielu.beta"]),
+    (Part::XieluEps, &["mlp.act_fn.eps"], &["xielu.eps"]),
 ];
 
 impl Part {
@@ -99,7 +109,9 @@ impl Part {
     /// Whether transformers stores it as a parameter of its own, with no `.weight` behind its name.
     fn is_bare(self) -> bool {
         use Part::{DownExperts, GateExperts, GateUpExperts, UpExperts};
-        matches!(self, GateExperts | UpExperts | GateUpExperts | DownExperts)
+        use Part::{XieluAlphaN, XieluAlphaP, XieluBeta, XieluEps};
+        let experts = matches!(self, GateExperts | UpExperts | GateUpExperts | DownExperts);
+        experts || matches!(self, XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps)
     }
 }
 
@@ -127,11 +139,13 @@ pub enum Names {
         /// Norms after attention and MLP too: `post_attention_layernorm` is then the norm after attention,
         /// else that before the MLP.
         post_norms: bool,
+        /// The family's own spellings of some parts, instead of those of the table.
+        own: &'static [(Part, &'static [&'static str])],
     },
 }
 
 impl Names {
-    pub fn of(weights: &Weights, post_norms: bool) -> Self {
+    pub fn of(weights: &Weights, post_norms: bool, own: &'static [(Part, &'static [&'static str])]) -> Self {
         if weights.contains("token_embd.weight") {
             return Names::Gguf { post_norms };
         }
@@ -139,7 +153,7 @@ impl Names {
         let probes = ["embed_tokens.weight", "layers.0.input_layernorm.weight"];
         let has = |prefix: &str| probes.iter().any(|probe| weights.contains(&format!("{prefix}{probe}")));
         let (prefix, head) = PLACES.iter().find(|(prefix, _)| has(prefix)).copied().unwrap_or(PLACES[0]);
-        Names::Transformers { prefix, head, post_norms }
+        Names::Transformers { prefix, head, post_norms, own }
     }
 
     /// Whether this is a base model of transformers, saved without the class that adds a head.
@@ -165,11 +179,31 @@ impl Names {
         let (row, expert) = part.row();
         let (_, transformers, gguf) =
             TABLE.iter().find(|(p, ..)| *p == row).expect("every part stands in the table (tested)");
-        let names = self.row_spellings(part, (transformers, gguf), layer, kind);
+        let names = match self {
+            Names::Transformers { own, .. } => {
+                own.iter().find(|(part, _)| *part == row).map(|(_, names)| *names)
+            }
+            Names::Gguf { .. } => None,
+        };
+        let names = match names {
+            Some(own) => self.own_spellings(own, part, layer, kind),
+            None => self.row_spellings(part, (transformers, gguf), layer, kind),
+        };
         match expert {
             Some(expert) => names.into_iter().map(|name| name.replace("{}", &expert.to_string())).collect(),
             None => names,
         }
+    }
+
+    /// Those of a family's own names.
+    fn own_spellings(&self, names: &[&str], part: Part, layer: Option<usize>, kind: &str) -> Vec<String> {
+        let Names::Transformers { prefix, .. } = self else { return Vec::new() };
+        let spelled = |name: &&str| match (layer, part.is_bare()) {
+            (Some(i), true) => format!("{prefix}layers.{i}.{name}"),
+            (Some(i), false) => format!("{prefix}layers.{i}.{name}.{kind}"),
+            (None, _) => format!("{prefix}{name}.{kind}"),
+        };
+        names.iter().map(spelled).collect()
     }
 
     fn row_spellings(
@@ -193,20 +227,14 @@ impl Names {
                 names.dedup();
                 names
             }
-            (Names::Transformers { prefix, .. }, None) => {
-                transformers.iter().map(|name| format!("{prefix}{name}.{kind}")).collect()
-            }
-            (Names::Transformers { prefix, post_norms, .. }, Some(i)) => {
+            (Names::Transformers { .. }, None) => self.own_spellings(transformers, part, None, kind),
+            (Names::Transformers { post_norms, .. }, Some(i)) => {
                 let names = match (part, post_norms) {
                     (Part::MlpNorm, true) => &["pre_feedforward_layernorm"][..],
                     (Part::MlpNorm, false) => &["post_attention_layernorm", "ffn_norm"][..],
                     _ => transformers,
                 };
-                let ended = |name: &&str| match part.is_bare() {
-                    true => format!("{prefix}layers.{i}.{name}"),
-                    false => format!("{prefix}layers.{i}.{name}.{kind}"),
-                };
-                names.iter().map(ended).collect()
+                self.own_spellings(names, part, Some(i), kind)
             }
         }
     }
@@ -330,16 +358,20 @@ mod tests {
             ConvIn,
             Conv,
             ConvOut,
+            XieluAlphaP,
+            XieluAlphaN,
+            XieluBeta,
+            XieluEps,
         ];
         for part in parts {
             for names in [
                 Names::Gguf { post_norms: false },
-                Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false },
+                Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false, own: &[] },
             ] {
                 assert!(!names.spellings(part, Some(3), "weight").is_empty(), "{part:?}");
             }
         }
-        let mixtral = Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false };
+        let mixtral = Names::Transformers { prefix: "model.", head: "lm_head", post_norms: false, own: &[] };
         assert_eq!(
             mixtral.spellings(ExpertDown(7), Some(2), "weight")[1],
             "model.layers.2.block_sparse_moe.experts.7.w2.weight"
@@ -349,14 +381,14 @@ mod tests {
             ["model.layers.2.mlp.experts.gate_up_proj"]
         );
         let (prefix, head) = PLACES[3];
-        let gemma = Names::Transformers { prefix, head, post_norms: true };
+        let gemma = Names::Transformers { prefix, head, post_norms: true, own: &[] };
         assert_eq!(gemma.spellings(Head, None, "weight")[0], "language_model.lm_head.weight");
         assert_eq!(
             gemma.spellings(AttnPostNorm, Some(0), "weight"),
             ["language_model.model.layers.0.post_attention_layernorm.weight"]
         );
         let (prefix, head) = PLACES[5];
-        let headless = Names::Transformers { prefix, head, post_norms: true };
+        let headless = Names::Transformers { prefix, head, post_norms: true, own: &[] };
         assert_eq!(headless.spellings(Head, None, "weight")[0], "lm_head.weight");
     }
 }

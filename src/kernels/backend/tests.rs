@@ -46,6 +46,7 @@ impl Backend for Counting {
         fn activated(up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
         fn experts(experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
         fn norm(norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
+        fn scale_rows(x: &Rows, factors: &[f32]) -> Result<Rows>;
         fn rope_table(inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
         fn heads(x: Rows, head_dim: usize, norm: Option<&Norm>, table: Option<&RopeTable>) -> Result<Rows>;
         fn soft_cap(x: Rows, cap: f32) -> Result<Rows>;

@@ -1,0 +1,129 @@
+use super::*;
+use crate::error::ErrorKind;
+
+const TINY: &str = r#"{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4,
+    "num_hidden_layers": 2, "max_position_embeddings": 128, "intermediate_size": 96, "vocab_size": 50}"#;
+
+/// Replaces or adds fields of the tiny config.
+fn with(changes: &str) -> String {
+    let mut object: Map<String, Value> = serde_json::from_str(TINY).unwrap();
+    object.extend(serde_json::from_str::<Map<String, Value>>(changes).unwrap());
+    Value::Object(object).to_string()
+}
+
+#[test]
+fn errors_name_the_field() {
+    let cases = [
+        ("{}", ErrorKind::ModelFile, "model_type"),
+        ("[1]", ErrorKind::ModelFile, "object"),
+        ("{", ErrorKind::ModelFile, "JSON"),
+        (&with(r#"{"model_type": "mamba"}"#), ErrorKind::UnsupportedModel, "mamba"),
+        (
+            &with(&format!("{{\"model_type\": {:?}}}", "x".repeat(5000))),
+            ErrorKind::UnsupportedModel,
+            "xxx\"…",
+        ),
+        (&with(r#"{"hidden_size": null}"#), ErrorKind::ModelFile, "hidden_size"),
+        (&with(r#"{"hidden_size": -1}"#), ErrorKind::ModelFile, "hidden_size"),
+        (&with(r#"{"vocab_size": "many"}"#), ErrorKind::ModelFile, "vocab_size"),
+        (&with(r#"{"num_key_value_heads": 3}"#), ErrorKind::ModelFile, "key/value heads"),
+        (&with(r#"{"num_attention_heads": 0}"#), ErrorKind::ModelFile, "num_attention_heads"),
+        (&with(r#"{"num_hidden_layers": 1000000}"#), ErrorKind::ModelFile, "num_hidden_layers"),
+        (&with(r#"{"hidden_act": "mish"}"#), ErrorKind::UnsupportedModel, "mish"),
+        (&with(r#"{"rms_norm_eps": 0}"#), ErrorKind::ModelFile, "epsilon"),
+        (&with(r#"{"rope_scaling": {"type": "linear"}}"#), ErrorKind::ModelFile, "factor"),
+        (&with(r#"{"rope_scaling": {"rope_type": "spiral"}}"#), ErrorKind::UnsupportedModel, "spiral"),
+        (&with(r#"{"rope_theta": 0}"#), ErrorKind::ModelFile, "RoPE base"),
+        (
+            &with(r#"{"model_type": "qwen2", "layer_types": ["full_attention"]}"#),
+            ErrorKind::ModelFile,
+            "layer_types",
+        ),
+        (
+            &with(r#"{"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 0}"#),
+            ErrorKind::ModelFile,
+            "window",
+        ),
+        (
+            &with(
+                r#"{"model_type": "ministral", "layer_types": ["sliding_attention", "full_attention"], "sliding_window": null}"#,
+            ),
+            ErrorKind::ModelFile,
+            "sliding_window",
+        ),
+        (
+            &with(r#"{"per_layer_config": {"1": {"head_dim": 8}}}"#),
+            ErrorKind::UnsupportedModel,
+            "per_layer_config",
+        ),
+        (
+            &with(r#"{"model_type": "gemma2", "use_bidirectional_attention": true}"#),
+            ErrorKind::UnsupportedModel,
+            "use_bidirectional_attention",
+        ),
+        (
+            &with(r#"{"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}"#),
+            ErrorKind::UnsupportedModel,
+            "full_attention",
+        ),
+        (
+            &with(r#"{"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}"#),
+            ErrorKind::UnsupportedModel,
+            "linear",
+        ),
+        (
+            &with(r#"{"rope_scaling": {"type": "yarn", "factor": 2.0}, "partial_rotary_factor": 0.5}"#),
+            ErrorKind::UnsupportedModel,
+            "partial_rotary_factor",
+        ),
+        (r#"{"model_type": "llava", "vision_config": {}}"#, ErrorKind::ModelFile, "text_config"),
+        (
+            r#"{"model_type": "llava", "text_config": {"model_type": "mamba"}}"#,
+            ErrorKind::UnsupportedModel,
+            "text_config: model_type \"mamba\"",
+        ),
+    ];
+    for (text, kind, word) in cases {
+        let error = parse(text).expect_err(text);
+        assert_eq!(error.kind(), kind, "{text}: {error}");
+        assert!(error.message().contains(word) && error.message().len() < 600, "{text}: {error}");
+    }
+}
+
+#[test]
+fn both_spellings_of_rope_mean_the_same() {
+    let classic = with(r#"{"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}"#);
+    let modern = with(r#"{"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}"#);
+    assert_eq!(parse(&classic).unwrap(), parse(&modern).unwrap());
+}
+
+#[test]
+fn what_is_absent_is_the_class_default() {
+    let gemma2 = parse(&with(r#"{"model_type": "gemma2"}"#)).unwrap();
+    let attention = gemma2.attention().unwrap();
+    assert_eq!((attention.soft_cap, gemma2.logit_cap), (Some(50.0), Some(30.0)));
+    assert_eq!((attention.scale, attention.window), (0.0625, Some(4096)));
+    let uncapped = parse(&with(r#"{"model_type": "gemma2", "attn_logit_softcapping": null}"#)).unwrap();
+    assert_eq!(uncapped.attention().unwrap().soft_cap, None);
+    // Absent means the class's 32 heads, and null as many as query heads.
+    let qwen2 = with(r#"{"model_type": "qwen2", "num_attention_heads": 32}"#);
+    assert_eq!(parse(&qwen2).unwrap().attention().unwrap().kv_heads, 32);
+    let null = with(r#"{"model_type": "qwen2", "num_key_value_heads": null}"#);
+    assert_eq!(parse(&null).unwrap().attention().unwrap().kv_heads, 4);
+    let llava = r#"{"model_type": "llava", "text_config": {"vocab_size": 32064}}"#;
+    let llava = parse(llava).unwrap();
+    assert_eq!((llava.hidden, llava.vocab, llava.wrapper), (4096, 32064, Some("llava")));
+}
+
+#[test]
+fn a_stretch_says_how_far_it_reaches() {
+    for (scaling, context, longest) in [
+        (r#"{"type": "dynamic", "factor": 4.0}"#, 128, 512),
+        (r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 96}"#, 128, 384),
+        (r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}"#, 128, 128),
+        (r#"{"type": "linear", "factor": 4.0}"#, 128, 128),
+    ] {
+        let config = parse(&with(&format!("{{\"rope_scaling\": {scaling}}}"))).unwrap();
+        assert_eq!((config.context, config.longest), (context, longest), "{scaling}");
+    }
+}
