@@ -121,7 +121,7 @@ fn scans(c: &mut Criterion) {
             true => ScanRule::Delta,
             false => ScanRule::Mamba2 { dt_limits: [0.0, f32::INFINITY], skip },
         };
-        let scan = Scan { rule, groups, heads, key_dim, value_dim, a, dt_bias };
+        let scan = Scan { rule, groups, heads, tiled: false, key_dim, value_dim, a, dt_bias };
         let (dim, width) = (2 * groups * key_dim + heads * value_dim, heads * value_dim);
         let taps = vector(&ops, &random.floats(4 * dim));
         let conv = CausalConv { form: ConvForm::Silu, kernel: 4, taps, bias: None };

@@ -48,7 +48,7 @@ pub(super) struct Inputs<'a> {
     pub(super) dt: &'a [f32],
     /// `[rows, heads]`; the strength where there is one.
     pub(super) beta: Option<&'a [f32]>,
-    /// `[rows, 3, heads]`: decays, strengths, and `q.k`.
+    /// `[rows, 3, heads]`: decays, strengths, and (of each group) `q.k`.
     pub(super) factors: &'a mut [f32],
 }
 
@@ -69,14 +69,13 @@ unsafe fn prepare_body<S: Simd>(scan: &Scan, inputs: Inputs<'_>) {
         // SAFETY: the caller's promise.
         unsafe {
             rates_of::<S>(scan, dt, beta, rates);
-            for group in 0..scan.groups {
+            for (group, product) in products.iter_mut().enumerate().take(scan.groups) {
                 let (q, k) = (q + group * dk..q + (group + 1) * dk, k + group * dk..k + (group + 1) * dk);
                 if matches!(scan.rule, ScanRule::Delta) {
                     l2_norm::<S>(1.0 / (dk as f32).sqrt(), &mut x[q.clone()]);
                     l2_norm::<S>(1.0, &mut x[k.clone()]);
                 }
-                let shared = heads / scan.groups;
-                products[group * shared..(group + 1) * shared].fill(dot::<S>(&x[q], &x[k]));
+                *product = dot::<S>(&x[q], &x[k]);
             }
         }
     }
@@ -225,7 +224,7 @@ impl<'a> Panel<'a> {
     fn row(&self, row: usize) -> Row<'a> {
         let (scan, [q, k, v]) = (self.scan, self.scan.offsets());
         let x = &self.x[row * scan.row_dim()..(row + 1) * scan.row_dim()];
-        let group = self.head / (scan.heads / scan.groups) * scan.key_dim;
+        let group = scan.group_of(self.head) * scan.key_dim;
         let v = v + self.head * scan.value_dim;
         let factors = &self.factors[row * FACTORS * scan.heads..][..FACTORS * scan.heads];
         Row {
@@ -234,7 +233,7 @@ impl<'a> Panel<'a> {
             v: &x[v + self.columns.start..v + self.columns.end],
             decay: factors[self.head],
             strength: factors[scan.heads + self.head],
-            product: factors[2 * scan.heads + self.head],
+            product: factors[2 * scan.heads + scan.group_of(self.head)],
         }
     }
 

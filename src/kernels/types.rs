@@ -163,9 +163,12 @@ impl CausalConv {
 #[derive(Clone, Debug)]
 pub struct Scan {
     pub rule: ScanRule,
-    /// Heads of keys and queries; divides `heads`. Head h has the key of group `h / (heads / groups)`.
+    /// Heads of keys and queries; divides `heads`.
     pub groups: usize,
     pub heads: usize,
+    /// Head h has the key of group `h % groups`, as llama.cpp's converter orders the heads of Gated DeltaNet;
+    /// else of group `h / (heads / groups)`.
+    pub tiled: bool,
     /// Length of a key (Mamba-2's state size).
     pub key_dim: usize,
     /// Length of a value (Mamba-2's head size).
@@ -205,6 +208,14 @@ impl Scan {
     /// Numbers of the state of one sequence.
     pub fn state_len(&self) -> usize {
         self.width().saturating_mul(self.key_dim)
+    }
+
+    /// The group whose key a head has.
+    pub(super) fn group_of(&self, head: usize) -> usize {
+        match self.tiled {
+            true => head % self.groups,
+            false => head / (self.heads / self.groups),
+        }
     }
 
     /// Where a row's queries, keys and values begin.

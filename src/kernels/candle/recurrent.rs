@@ -87,7 +87,12 @@ impl CandleBackend {
                 }
                 ScanRule::Mamba2 { .. } => x,
             };
-            let all = x.expand((rows, groups, scan.heads / groups, dim))?.contiguous()?;
+            let shared = scan.heads / groups;
+            let all = match scan.tiled {
+                true => x.transpose(1, 2)?.expand((rows, shared, groups, dim))?,
+                false => x.expand((rows, groups, shared, dim))?,
+            };
+            let all = all.contiguous()?;
             Ok(all.reshape((rows, scan.heads, dim))?)
         };
         let mut t = softplus(&dt.broadcast_add(values(&scan.dt_bias)?)?)?;

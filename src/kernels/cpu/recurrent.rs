@@ -62,8 +62,6 @@ impl CpuBackend {
             // write to one (a checked step), and what a span reads of one that another writes was copied.
             unsafe { scan::walk(self.isa, panel) };
         })?;
-        drop(states);
-        drop(columns);
         Ok(out)
     }
 
@@ -79,7 +77,6 @@ impl CpuBackend {
             let (dt, beta) = (&dt[own.clone()], beta.map(|beta| &beta[own]));
             scan::prepare(self.isa, scan, Inputs { x, dt, beta, factors });
         })?;
-        drop(of_row);
         Ok(factors)
     }
 
