@@ -66,6 +66,7 @@ fn attention(c: &mut Criterion) {
         causal: true,
         window: None,
         soft_cap: None,
+        sinks: None,
     };
     let mut group = c.benchmark_group("attention after 1024");
     for rows in ROWS {

@@ -10,8 +10,9 @@
 
 Types that gguf reads but cannot write (the K-quants, IQ4) are quantized by the ggml library inside llama-cpp-python,
 and that library's dequantizer must agree with gguf's to the last bit or nearly so (ggml may fuse a multiply and add).
+MXFP4 gguf reads and writes; its scale is a byte, the exponent of a power of two.
 
-Made with Python 3.11, gguf 0.19.0, numpy 2.4.6, safetensors 0.8.0, llama-cpp-python 0.3.36.
+Made with Python 3.11, gguf 0.19.0, numpy 2.4.6, safetensors 0.8.0, llama-cpp-python 0.3.36 (MXFP4 without the latter).
 """
 
 import argparse
@@ -32,6 +33,7 @@ ROWS, WIDTH = 2, 512
 SCALES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,), "F16": None, "BF16": None,
+    "MXFP4": (),
 }  # fmt: skip
 
 
@@ -44,6 +46,10 @@ def random_blocks(name, kind, rng):
     for at in SCALES[name]:
         scales = rng.normal(0, 0.05, len(blocks)).astype(np.float16)
         blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":
+        # All exponents with which the greatest number, 6, is finite; the two subnormal scales among them.
+        blocks[:, 0] = np.linspace(0, 251, len(blocks)).astype(np.uint8)
+        blocks[1, 0] = 1
     return blocks.reshape(ROWS, -1)
 
 
@@ -128,9 +134,10 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=ROOT / "tests/golden/quant")
+    parser.add_argument("--only", nargs="*", help="names of types (default: all)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in SCALES:
+    for name in args.only or SCALES:
         print(make(name, args.out))
 
 

@@ -13,7 +13,10 @@ mod wrappers;
 
 use self::wrappers::WRAPPERS;
 pub(super) use self::wrappers::{Text, Wrapper};
-use super::{Activation, Block, LayerNorms, NormKind, NormScope, Presence, Spellings};
+use super::{
+    Activation, Block, Denominator, ExpertStack, LayerNorms, NormKind, NormScope, OutputGate, Presence,
+    Score, Spellings,
+};
 use crate::error::{Error, Result, quoted};
 
 /// One family.
@@ -63,8 +66,12 @@ pub(super) struct Family {
     pub short_conv: Option<ShortConv>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
+    pub gating: Gating,
     /// Keys whose value, unless it is `null`, makes the class compute what is not run here.
     pub refused: &'static [&'static str],
+    /// Keys whose numbers change what is computed, and the only ones that are run; they are assumed where the
+    /// keys are absent.
+    pub fixed: &'static [(&'static str, f64)],
     pub tensors: FamilyTensors,
     /// What it calls its tensors, where that is not usual.
     pub names: Spellings,
@@ -131,6 +138,9 @@ pub(super) enum Window {
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
+    /// As `layer_types` says; without it each 4th from layer 4 on has the window, and each 4th from layer 2 on
+    /// sees everything (LFM3, whose others are convolutions).
+    TypedTwoOfFour,
     /// As `layer_types` says; without it the layers without position encoding, if `use_sliding_window`
     /// (SmolLM3).
     TypedNoRope,
@@ -188,28 +198,85 @@ pub(super) enum Bidirectional {
     Refused,
 }
 
-/// Mixtures of experts where the keys are absent.
+/// Mixtures of experts: the keys that the class reads, and what it assumes where they are absent.
 pub(super) struct Experts {
     /// The keys of their number: a field of the class, and the name that it has besides. If both are there,
     /// the class takes the first.
     pub count_keys: [&'static str; 2],
     pub count: usize,
-    /// `num_experts_per_tok`
+    pub top_k_key: &'static str,
     pub top_k: usize,
     /// Key and default of the width of an expert; `None`: `intermediate_size`.
     pub width: Option<(&'static str, usize)>,
+    pub score: Score,
+    /// The key of the soft-cap of the router's logits; 0 is none.
+    pub cap_key: Option<&'static str>,
+    /// There is a correction for each expert.
+    pub correction: Has,
+    /// `n_group` and `topk_group` are read, with these defaults.
+    pub groups: Option<(usize, usize)>,
     /// Weights are renormalized.
     pub normalize: Has,
-    /// `decoder_sparse_step` and `mlp_only_layers` are read: which layers have experts, and which are dense.
-    pub sparse_step: bool,
+    pub denominator: Denominator,
+    /// The key of the least denominator, with its default.
+    pub at_least_key: Option<(&'static str, f64)>,
+    /// The key of what weights are multiplied by, with its default.
+    pub scale_key: Option<(&'static str, f64)>,
+    pub gate: bool,
+    pub bias: Has,
+    pub router_bias: Has,
+    pub stack: ExpertStack,
+    pub shared: Option<Shared>,
+    pub dense_layers: DenseLayers,
+}
+
+/// The expert that every position passes, where there is one.
+pub(super) struct Shared {
+    pub width: SharedWidth,
+    /// gate and up are one matrix.
+    pub fused: bool,
+    /// What it gives is multiplied by a gate.
+    pub gate: bool,
+}
+
+/// How a shared expert's width is said; of 0 there is none.
+pub(super) enum SharedWidth {
+    /// In a key.
+    Key(&'static str, usize),
+    /// As that many experts, by a key.
+    Experts(&'static str, usize),
+}
+
+/// Which layers have a dense feed-forward instead of experts.
+pub(super) enum DenseLayers {
+    Never,
+    /// As `decoder_sparse_step` and `mlp_only_layers` say.
+    SparseStep,
+    /// The first, as many as a key says.
+    First(&'static str, usize),
+    /// As `mlp_layer_types` says; without it the first of them, this many.
+    Typed(usize),
+    /// All but each n-th from a first one to a last (`moe_layer_interval`, `moe_layer_start_index`,
+    /// `moe_layer_end_index`: ERNIE 4.5).
+    Range,
+}
+
+/// A gate between attention and its output projection.
+#[derive(Clone, Copy)]
+pub(super) enum Gating {
+    Never,
+    /// If a key says so, which it does where it is absent.
+    Switched(&'static str, OutputGate),
+    /// A key says of which scope: `true` or "per-head", or "per-element"; where it is absent, as here.
+    Scoped(&'static str, OutputGate),
 }
 
 /// Short convolutions where the keys are absent.
 pub(super) struct ShortConv {
     /// `conv_L_cache`
     pub kernel: usize,
-    /// `block_multiple_of`
-    pub multiple_of: usize,
+    /// `block_multiple_of`; `None`: the width is as it is stated (LFM2-MoE, LFM3).
+    pub multiple_of: Option<usize>,
 }
 
 /// Whether a family has a tensor, in `config.json`'s terms.
@@ -257,12 +324,16 @@ pub(super) struct FamilyTensors {
     /// The MLP is gated.
     pub gate: bool,
     pub norms: NormPlaces,
+    /// The key without which (it counts as true where it is absent) there are none after each (LFM3).
+    pub norms_after_key: Option<&'static str>,
     /// q, k and v are one matrix.
     pub fused_qkv: bool,
     /// gate and up are one matrix.
     pub fused_gate_up: bool,
     /// The activation has parameters of its own in each layer (xIELU).
     pub xielu: bool,
+    /// Attention has sinks.
+    pub sinks: bool,
 }
 
 /// What GGUF metadata of an architecture leave out.
@@ -290,8 +361,19 @@ pub(super) struct Gguf {
     pub wide_scale_layers: Option<usize>,
     /// `output.weight` must be there.
     pub own_head: bool,
-    /// Files with `expert_count`, and whether llama.cpp renormalizes the weights of the chosen.
-    pub experts: Option<bool>,
+    /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was trained
+    /// with others, and transformers computes those.)
+    pub yarn_truncates: bool,
+    /// Files with `expert_count`.
+    pub experts: Option<GgufExperts>,
+}
+
+/// What metadata leave out of experts.
+pub(super) struct GgufExperts {
+    /// Whether llama.cpp renormalizes the weights of the chosen, where no key says.
+    pub normalize: bool,
+    /// llama.cpp reads the keys of the routing; elsewhere it routes in one way, whatever they say.
+    pub keys: bool,
 }
 
 const SIZES: Sizes = Sizes {
@@ -327,9 +409,11 @@ const PLAIN: FamilyTensors = FamilyTensors {
     qk_norm_after_rope: false,
     gate: true,
     norms: NormPlaces::Before,
+    norms_after_key: None,
     fused_qkv: false,
     fused_gate_up: false,
     xielu: false,
+    sinks: false,
 };
 
 const GGUF: Gguf = Gguf {
@@ -343,6 +427,7 @@ const GGUF: Gguf = Gguf {
     caps: (None, None),
     wide_scale_layers: None,
     own_head: false,
+    yarn_truncates: true,
     experts: None,
 };
 
@@ -360,6 +445,11 @@ fn families() -> impl Iterator<Item = &'static Family> {
 impl Family {
     pub fn name(&self) -> &'static str {
         self.model_types[0]
+    }
+
+    /// Whether its safetensors may hold experts as MXFP4.
+    pub fn has_mxfp4(&self) -> bool {
+        self.experts.as_ref().is_some_and(|experts| experts.stack == ExpertStack::Interleaved)
     }
 
     /// The family of a `model_type`.

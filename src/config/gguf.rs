@@ -2,14 +2,12 @@
 //! llama.cpp writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows
 //! llama.cpp.
 
+mod experts;
 mod layers;
 mod rope;
 
 use super::family::{Family, Gguf, Multiplier};
-use super::{
-    AttentionConfig, Block, Config, DenseConfig, ExpertsConfig, FeedForwardConfig, Norm, NormKind, Presence,
-    QueryScale, Routing, Score,
-};
+use super::{AttentionConfig, Block, Config, DenseConfig, Norm, NormKind, Presence, QueryScale};
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
@@ -102,6 +100,8 @@ impl Reader<'_> {
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
+            sinks: if t.sinks { Presence::Always } else { Presence::Never },
+            gate: None,
         })
     }
 
@@ -129,51 +129,6 @@ impl Reader<'_> {
             return Err(self.differs(&key));
         }
         Ok(Some(list.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect()))
-    }
-
-    /// The feed-forward of all layers.
-    fn feed_forward(&self) -> Result<FeedForwardConfig> {
-        let Some(normalize) = self.architecture.experts else {
-            return Ok(FeedForwardConfig::Dense(self.dense()?));
-        };
-        self.refuse_other_routing(normalize)?;
-        Ok(FeedForwardConfig::Experts(ExpertsConfig {
-            count: self.require("expert_count")?,
-            intermediate: match self.usize("expert_feed_forward_length")?.filter(|width| *width > 0) {
-                Some(width) => width,
-                None => self.require("feed_forward_length")?,
-            },
-            activation: self.family.activation,
-            routing: Routing {
-                top_k: self.require("expert_used_count")?,
-                score: Score::Softmax,
-                normalize,
-                scale: 1.0,
-            },
-        }))
-    }
-
-    /// llama.cpp reads these keys for other architectures, and routes those here as it always did.
-    fn refuse_other_routing(&self, normalize: bool) -> Result<()> {
-        let softmax = 1;
-        let other = [
-            (
-                "expert_weights_norm",
-                self.metadata.bool(&self.key("expert_weights_norm"))?.is_some_and(|n| n != normalize),
-            ),
-            ("expert_weights_scale", self.f32("expert_weights_scale")?.is_some_and(|n| n != 0.0 && n != 1.0)),
-            ("expert_gating_func", self.usize("expert_gating_func")?.is_some_and(|n| n != 0 && n != softmax)),
-            ("expert_shared_count", self.usize("expert_shared_count")?.is_some_and(|n| n > 0)),
-            ("leading_dense_block_count", self.usize("leading_dense_block_count")?.is_some_and(|n| n > 0)),
-        ];
-        match other.iter().find(|(_, other)| *other) {
-            Some((key, _)) => Err(Error::unsupported(format!(
-                "{} asks for another mixture of experts than architecture {} has",
-                self.key(key),
-                self.architecture.architecture
-            ))),
-            None => Ok(()),
-        }
     }
 
     fn dense(&self) -> Result<DenseConfig> {

@@ -74,6 +74,47 @@ pub struct AttentionConfig {
     pub o_bias: Presence,
     /// q, k and v in one matrix.
     pub fused: Presence,
+    /// A learned logit for each query head joins its softmax, and takes a share of the weights that goes
+    /// nowhere (gpt-oss, Granite swash).
+    pub sinks: Presence,
+    /// What the output is multiplied by before the output projection.
+    pub gate: Option<OutputGate>,
+}
+
+/// A gate between attention and its output projection: a function of a projection of what attention reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputGate {
+    pub function: GateFunction,
+    pub scope: GateScope,
+    pub source: GateSource,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateFunction {
+    Sigmoid,
+    /// `x * sigmoid(x)` (Mamba-2).
+    Silu,
+    /// `ln(1 + e^x)` (Laguna).
+    Softplus,
+}
+
+/// How many numbers a gate has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateScope {
+    /// One for each query head.
+    Head,
+    /// One for each number of the output.
+    Element,
+}
+
+/// Where the projection of a gate is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateSource {
+    /// In a matrix of its own.
+    Own,
+    /// In the matrix of the queries: of each head first the rows of the query, then those of the gate
+    /// (Qwen3.5).
+    Query,
 }
 
 /// A factor of the queries that grows with the position, so that late ones attend more sharply (Llama 4,
@@ -133,15 +174,63 @@ pub struct DenseConfig {
     pub fused: Presence,
 }
 
-/// A mixture of experts: a router chooses some of many gated feed-forwards for each position, and their
-/// weighted outputs are added.
+/// A mixture of experts: a router chooses some of many feed-forwards for each position, and their weighted
+/// outputs are added.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertsConfig {
     pub count: usize,
     /// Width inside each expert.
     pub intermediate: usize,
     pub activation: Activation,
+    /// As [`DenseConfig::gate`], of each expert.
+    pub gate: bool,
+    /// Of the gate, up and down of each expert.
+    pub bias: Presence,
+    pub router_bias: Presence,
     pub routing: Routing,
+    /// How all experts of a layer lie in one tensor, where they do.
+    pub stack: ExpertStack,
+    /// A feed-forward that every position passes beside its experts; it reads what the router reads.
+    pub shared: Option<SharedExpert>,
+    /// Experts read and write rows of this width, which a projection before and one behind them make
+    /// (Nemotron-H).
+    pub latent: Option<usize>,
+}
+
+impl ExpertsConfig {
+    /// Gated experts without biases, and nothing around them, whose routing is the softmax's `top_k` greatest.
+    pub fn plain(count: usize, intermediate: usize, activation: Activation, top_k: usize) -> Self {
+        ExpertsConfig {
+            count,
+            intermediate,
+            activation,
+            gate: true,
+            bias: Presence::Never,
+            router_bias: Presence::Never,
+            routing: Routing::plain(top_k),
+            stack: ExpertStack::Rows,
+            shared: None,
+            latent: None,
+        }
+    }
+}
+
+/// How the experts of a layer lie in one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertStack {
+    /// `[experts, out, in]` as single matrices have it; where gate and up are one tensor, the rows of the gate
+    /// come first.
+    Rows,
+    /// `[experts, in, out]`, and gate and up are the even and odd columns of one tensor; in MXFP4, whose
+    /// blocks run along `in`, `[experts, out, in]` with even and odd rows (gpt-oss).
+    Interleaved,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SharedExpert {
+    pub dense: DenseConfig,
+    /// Its output is multiplied by the sigmoid of one number that a projection makes of its input.
+    pub gate: Presence,
 }
 
 /// How a router's logits become experts and their weights.
@@ -149,20 +238,63 @@ pub struct ExpertsConfig {
 pub struct Routing {
     /// Experts of a position.
     pub top_k: usize,
+    /// Logits become `cap * tanh(logits / cap)` first (Laguna).
+    pub soft_cap: Option<f32>,
     pub score: Score,
-    /// The weights of the chosen are divided by their sum.
-    pub normalize: bool,
+    /// A stored number for each expert is added to its score for the choice, and to nothing else.
+    pub correction: Presence,
+    /// Only experts of the best groups are chosen.
+    pub groups: Option<ExpertGroups>,
+    /// What the weights of the chosen are divided by.
+    pub normalize: Option<Denominator>,
     /// What the weights are multiplied by in the end.
     pub scale: f32,
 }
 
-/// What a router's logits become. The experts with the greatest scores are chosen.
+impl Routing {
+    /// The weights are those of the softmax over all experts.
+    pub fn plain(top_k: usize) -> Self {
+        Routing {
+            top_k,
+            soft_cap: None,
+            score: Score::Softmax,
+            correction: Presence::Never,
+            groups: None,
+            normalize: None,
+            scale: 1.0,
+        }
+    }
+}
+
+/// What a router's logits become. The experts with the greatest scores are chosen, and weighted by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Score {
     /// Over all experts.
     Softmax,
     /// Of each expert by itself.
     Sigmoid,
+    /// The logits themselves; the weights are their softmax over the chosen (gpt-oss, Granite).
+    Logit,
+}
+
+/// Experts in groups of equally many, one after the other: those of the best groups may be chosen. A group is
+/// as good as the sum of its two best scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    pub count: usize,
+    pub kept: usize,
+}
+
+/// What weights are divided by: `max(sum + plus, at_least)` of those of the chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Denominator {
+    pub plus: f32,
+    pub at_least: f32,
+}
+
+impl Denominator {
+    /// Their sum and nothing else.
+    pub const SUM: Denominator = Denominator { plus: 0.0, at_least: 0.0 };
 }
 
 impl LayerConfig {
@@ -245,7 +377,43 @@ impl ExpertsConfig {
             ),
         ];
         sizes.into_iter().try_for_each(|(name, value, max)| within(name, value, max))?;
-        positive("scale of the experts' weights", self.routing.scale.into())
+        if let Some(shared) = &self.shared {
+            within(
+                "width of the shared expert (shared_expert_intermediate_size, n_shared_experts, \
+                 expert_shared_feed_forward_length)",
+                shared.dense.intermediate,
+                MAX_WIDTH,
+            )?;
+        }
+        if let Some(latent) = self.latent {
+            within("width of what experts read (moe_latent_size)", latent, MAX_WIDTH)?;
+        }
+        self.routing.validate(self.count)
+    }
+}
+
+impl Routing {
+    fn validate(&self, experts: usize) -> Result<()> {
+        if let Some(ExpertGroups { count, kept }) = self.groups {
+            within("number of groups of experts (n_group, expert_group_count)", count, experts)?;
+            within("number of groups kept (topk_group, expert_group_used_count)", kept, count)?;
+            let size = experts / count;
+            if !experts.is_multiple_of(count) || size < 2 || kept * size < self.top_k {
+                return Err(Error::model_file(format!(
+                    "{experts} experts in {count} groups (n_group, expert_group_count), of which {kept} are kept \
+                     (topk_group, expert_group_used_count), are not groups of two or more with the {} experts of a \
+                     token",
+                    self.top_k
+                )));
+            }
+        }
+        if let Some(cap) = self.soft_cap {
+            positive("soft-cap of the router (moe_router_logit_softcapping)", cap.into())?;
+        }
+        positive(
+            "scale of the experts' weights (routed_scaling_factor, expert_weights_scale)",
+            self.scale.into(),
+        )
     }
 }
 

@@ -20,8 +20,9 @@ use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;
 pub use layer::{
-    AttentionConfig, DenseConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, LayerNorms, MixerConfig,
-    NormScope, QueryScale, Routing, Score, ShortConvConfig,
+    AttentionConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig,
+    GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope, OutputGate,
+    QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -118,6 +119,8 @@ pub enum Activation {
     /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
     Relu,
+    /// gpt-oss: `g * sigmoid(1.702 g)` of `g = min(x, 7)`; what such a gate lets through is held to ±7, plus 1.
+    ClampedSwiglu,
     /// `max(x, 0)^2`.
     Relu2,
     Xielu(Xielu),

@@ -23,6 +23,10 @@
 //!   (`weight_input`, `weight_output`);
 //! - ModelOpt with no `quant_algo` (its `kv_cache_quant_algo` is the same as above).
 //!
+//! # What is run
+//!
+//! MXFP4 in a family whose experts have tensors for it (gpt-oss).
+//!
 //! A file beside the weights counts only where the tensors show that they are packed: transformers never
 //! reads those, and some lie beside plain weights.
 
@@ -30,6 +34,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::family::Family;
 use super::json::{read_object, shown};
 use crate::error::{Context, Error, Result, quoted, shortened};
 
@@ -50,9 +55,18 @@ const FILES: [(&str, &str); 3] =
 pub fn check(root: &Object) -> Result<()> {
     let inner = INNER.iter().filter_map(|key| root.get(*key)?.as_object());
     let said = std::iter::once(root).chain(inner).find_map(|object| {
-        KEYS.iter().filter_map(|key| object.get(*key)).find_map(|value| describe(value, None))
+        let stated = KEYS.iter().filter_map(|key| object.get(*key));
+        stated.filter(|value| !is_run(value, object)).find_map(|value| describe(value, None))
     });
     said.map_or(Ok(()), |words| Err(refusal(&words)))
+}
+
+/// Whether the family of `object` reads weights that are quantized as `value` says.
+fn is_run(value: &Value, object: &Object) -> bool {
+    let method = value.as_object().and_then(|config| named(config));
+    let family = object.get("model_type").and_then(Value::as_str);
+    let family = family.and_then(|name| Family::of_model_type(name).ok());
+    method.is_some_and(|method| method.eq_ignore_ascii_case("mxfp4")) && family.is_some_and(Family::has_mxfp4)
 }
 
 /// Refuses a folder whose weights are packed, where a file beside them says how.

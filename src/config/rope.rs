@@ -54,6 +54,12 @@ pub enum Scaling {
         original: usize,
         attention: f64,
     },
+    /// The first `turned` pairs turn, at the speeds that they have where all of the head turns, and the others
+    /// not at all; all frequencies divided by `factor` (transformers' "proportional").
+    Proportional {
+        turned: usize,
+        factor: f64,
+    },
     /// Divisors that a file holds ready (GGUF `rope_freqs.weight`).
     Divisors(Vec<f32>),
 }
@@ -121,6 +127,11 @@ impl Rope {
             Scaling::LongRope { short, long, original, attention } => {
                 let divisors = if context_length > *original { long } else { short };
                 (self.divided(divisors), *attention as f32)
+            }
+            Scaling::Proportional { turned, factor } => {
+                let frequencies = self.series(self.theta).into_iter().enumerate();
+                let scaled = |(i, f)| if i < *turned { f / *factor as f32 } else { 0.0 };
+                (frequencies.map(scaled).collect(), 1.0)
             }
             Scaling::Divisors(divisors) => (self.divided(divisors), 1.0),
         }
@@ -191,7 +202,7 @@ impl Rope {
         let pairs = self.dims / 2;
         let (numbers, lists): (Vec<f64>, Vec<&[f32]>) = match &self.scaling {
             Scaling::None => (vec![], vec![]),
-            Scaling::Linear { factor } => (vec![*factor], vec![]),
+            Scaling::Linear { factor } | Scaling::Proportional { factor, .. } => (vec![*factor], vec![]),
             Scaling::Dynamic { factor, original } => (vec![*factor, *original as f64], vec![]),
             Scaling::Llama3 { factor, low, high, original } => {
                 (vec![*factor, *low, *high, *original], vec![])
@@ -272,6 +283,14 @@ mod tests {
         let rope = Rope { theta: 100.0, dims: 4, scaling };
         assert_eq!(rope.frequencies(16), (vec![1.0, 0.1], 1.5));
         assert_eq!(rope.frequencies(17), (vec![0.5, 0.025], 1.5));
+    }
+
+    #[test]
+    fn a_proportional_rotation_turns_the_first_pairs_as_fast_as_a_whole_one() {
+        let scaling = Scaling::Proportional { turned: 2, factor: 2.0 };
+        let whole = Rope::plain(100.0, 8).frequencies(16).0;
+        let (frequencies, _) = Rope { scaling, ..Rope::plain(100.0, 8) }.frequencies(16);
+        assert_eq!(frequencies, [whole[0] / 2.0, whole[1] / 2.0, 0.0, 0.0]);
     }
 
     #[test]

@@ -54,7 +54,7 @@ const TILE: usize = 32;
 struct Layer<'a, N> {
     q: &'a [f32],
     pages: &'a Pages<N>,
-    a: &'a Attention,
+    a: &'a Attention<'a>,
 }
 
 impl<N: Number> Layer<'_, N> {
@@ -109,7 +109,7 @@ impl Task<'_> {
 
     /// Where the task's query `i` lies in `[rows, heads]`.
     #[inline(always)]
-    fn place(&self, a: &Attention, i: usize) -> usize {
+    fn place(&self, a: &Attention<'_>, i: usize) -> usize {
         let group = a.heads / a.kv_heads;
         let query = self.from + i;
         self.rows[query / group].row * a.heads + self.kv_head * group + query % group
@@ -117,7 +117,7 @@ impl Task<'_> {
 
     /// The positions that the task's query `i` sees. Neither end lies before that of an earlier query.
     #[inline(always)]
-    fn sees(&self, a: &Attention, i: usize) -> Range<usize> {
+    fn sees(&self, a: &Attention<'_>, i: usize) -> Range<usize> {
         let Row { position, len, .. } = self.rows[(self.from + i) / (a.heads / a.kv_heads)];
         let from = a.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let to = match (a.causal, a.window) {
@@ -129,7 +129,7 @@ impl Task<'_> {
     }
 
     /// The KV blocks that any of its queries sees.
-    fn kv_blocks(&self, a: &Attention) -> Range<usize> {
+    fn kv_blocks(&self, a: &Attention<'_>) -> Range<usize> {
         self.sees(a, 0).start / KV_BLOCK..self.sees(a, self.queries() - 1).end.div_ceil(KV_BLOCK)
     }
 
@@ -185,7 +185,7 @@ pub(super) fn attention(
     isa: Isa,
     queries: Queries<'_>,
     kv: &NativeKv,
-    a: &Attention,
+    a: &Attention<'_>,
     out: &mut [f32],
 ) -> Result<()> {
     let Queries { q, step, group } = queries;
@@ -259,7 +259,7 @@ fn units<'a, N: Number>(
 
 /// The rows of a step, and which of them are computed together: those of one sequence; or, of answers that
 /// get a token each, those that begin with the same pages, since whatever is loaded of these serves them all.
-fn rows<'a>(step: &'a Step, group: usize, a: &Attention, threads: usize) -> Together<'a> {
+fn rows<'a>(step: &'a Step, group: usize, a: &Attention<'_>, threads: usize) -> Together<'a> {
     let all = |span: &'a Span| {
         let first = step.positions[span.rows.start] as usize;
         let row = move |at: usize| {
@@ -317,7 +317,7 @@ const SAMPLE: usize = 8;
 
 /// Cuts rows into tasks. Those of a key head follow each other, since they read the same pages; of those the
 /// longest comes first, and the longest part of all, so that what is left to wait for at the end is short.
-fn tasks<'a>(rows: &'a [Row<'a>], parts: &[Range<usize>], a: &Attention) -> Vec<Task<'a>> {
+fn tasks<'a>(rows: &'a [Row<'a>], parts: &[Range<usize>], a: &Attention<'_>) -> Vec<Task<'a>> {
     let group = a.heads / a.kv_heads;
     let mut parts: Vec<_> = parts.iter().map(|part| &rows[part.clone()]).collect();
     parts.sort_by_key(|rows| std::cmp::Reverse(rows.last().map_or(0, |row| row.position)));

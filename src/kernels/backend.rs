@@ -9,11 +9,10 @@ use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
 use super::opaque::Opaque;
-use super::types::{
-    Attention, CausalConv, GateFunction, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, Stored,
-};
+use super::types::{Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows, ScanRows};
 use crate::cache::storage::{LayerKv, LayerState};
+use crate::config::GateFunction;
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
@@ -55,6 +54,8 @@ pub(super) trait Backend: Send + Sync {
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
+    /// `x` times the function of `gate`, each of whose numbers is for as many neighbours in a row.
+    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
     /// `to + scale * x`.
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     /// Each row times a factor of its own.
@@ -76,7 +77,7 @@ pub(super) trait Backend: Send + Sync {
         kv: &LayerKv,
         group: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows>;
     /// The convolution's part of a state is the first.
     fn causal_conv(
@@ -94,8 +95,6 @@ pub(super) trait Backend: Send + Sync {
         state: &LayerState,
         step: &CheckedStep<'_>,
     ) -> Result<Rows>;
-    /// `x * f(gate)`; each number of `gate` is for as many columns of `x`.
-    fn gate(&self, x: Rows, gate: &Rows, f: GateFunction) -> Result<Rows>;
     fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows>;
 }
 

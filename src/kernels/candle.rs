@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Tensor};
-use candle_nn::ops::{rms_norm, softmax_last_dim};
+use candle_nn::ops::{rms_norm, sigmoid, softmax_last_dim};
 use candle_nn::rotary_emb::rope_thd;
 
 use self::recurrent::states_before;
@@ -26,12 +26,11 @@ use super::experts::{Assignments, Expert};
 use super::opaque::Opaque;
 use super::rows::Rows;
 use super::types::{
-    Attention, CausalConv, GateFunction, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows,
-    Stored, Vector,
+    Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows, Stored, Vector,
 };
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
-use crate::config::{NormKind, Xielu};
+use crate::config::{GateFunction, NormKind, Xielu};
 use crate::error::Result;
 use crate::step::{Span, Step};
 use crate::weights::{WeightTensor, WeightType};
@@ -134,6 +133,10 @@ impl CandleBackend {
             Activation::Gelu => x.gelu_erf()?,
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
+            Activation::ClampedSwiglu => {
+                let x = x.minimum(7.0)?;
+                (&x * sigmoid(&(&x * 1.702)?)?)?
+            }
             Activation::Relu2 => x.relu()?.sqr()?,
             Activation::Xielu(Xielu { p, n, beta, eps }) => {
                 let linear = x.affine(beta.into(), 0.0)?;
@@ -147,6 +150,15 @@ impl CandleBackend {
         })
     }
 
+    /// `act(gate) * up`, of what such a gate makes of `up`.
+    fn gate(&self, gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
+        let gate = self.activate(gate, act)?;
+        Ok(match act {
+            Activation::ClampedSwiglu => (gate * (up.clamp(-7f32, 7f32)? + 1.0)?)?,
+            _ => (gate * up)?,
+        })
+    }
+
     /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
     fn attend(
         &self,
@@ -155,7 +167,7 @@ impl CandleBackend {
         group: usize,
         step: &Step,
         span: &Span,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Tensor> {
         let (rows, shared) = (span.rows.len(), a.heads / a.kv_heads);
         let first = step.positions.get(span.rows.start).map_or(0, |&p| p as usize);
@@ -182,7 +194,12 @@ impl CandleBackend {
         }
         let scores = scores.reshape((a.kv_heads, rows, shared, len))?;
         let mask = Tensor::from_vec(mask(first, rows, begin, len, a), (1, rows, 1, len), &self.device)?;
-        let weights = softmax_last_dim(&scores.broadcast_add(&mask)?.contiguous()?)?;
+        let mut scores = scores.broadcast_add(&mask)?;
+        if let Some(sinks) = a.sinks {
+            let sinks = Tensor::from_slice(sinks, (a.kv_heads, 1, shared, 1), &self.device)?;
+            scores = Tensor::cat(&[&scores, &sinks.expand((a.kv_heads, rows, shared, 1))?], 3)?;
+        }
+        let weights = softmax_last_dim(&scores.contiguous()?)?.narrow(3, 0, len)?.contiguous()?;
         let mixed =
             weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
         let mixed = mixed.reshape((a.kv_heads, rows, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
@@ -261,10 +278,7 @@ impl Backend for CandleBackend {
     }
 
     fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
-        self.map(x, up.linear.weight.n, |x| {
-            let gate = self.activate(&self.product(gate, x)?, act)?;
-            Ok((gate * self.product(up, x)?)?)
-        })
+        self.map(x, up.linear.weight.n, |x| self.gate(&self.product(gate, x)?, &self.product(up, x)?, act))
     }
 
     fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
@@ -283,6 +297,11 @@ impl Backend for CandleBackend {
                 None => Ok(y),
             }
         })
+    }
+
+    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
+        let Some(gate) = gate.get::<Activations>()? else { return Ok(x) };
+        self.map(&x, x.dims().1, |x| self.gate_rows(x, gate, function))
     }
 
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
@@ -365,7 +384,7 @@ impl Backend for CandleBackend {
         kv: &LayerKv,
         group: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows> {
         self.map(q, q.dims().1, |q| {
             let attend = |span| self.attend(q, kv, group, step, span, a);
@@ -408,11 +427,6 @@ impl Backend for CandleBackend {
         })
     }
 
-    fn gate(&self, x: Rows, gate: &Rows, f: GateFunction) -> Result<Rows> {
-        let Some(gate) = gate.get::<Activations>()? else { return Ok(x) };
-        self.map(&x, x.dims().1, |x| self.gate_rows(x, gate, f))
-    }
-
     fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows> {
         let Some(gate) = gate.get::<Activations>()? else { return Ok(x) };
         self.map(&x, x.dims().1, |x| self.norm_gate(x, gate, norm))
@@ -433,13 +447,25 @@ fn added(to: &Rows, y: Tensor) -> Result<Tensor> {
     }
 }
 
+/// `ln(1 + x)` of `x` in 0 to 1, by the series of `2 artanh(x / (2 + x))`: candle has a logarithm alone, which
+/// knows nothing of an `x` that is lost beside 1.
+fn ln_1p(x: &Tensor) -> Result<Tensor> {
+    let z = (x / (x + 2.0)?)?;
+    let square = z.sqr()?;
+    let mut sum = (square.zeros_like()? + 1.0 / 15.0)?;
+    for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        sum = ((sum * &square)? + 1.0 / odd)?;
+    }
+    Ok(((z * sum)? * 2.0)?)
+}
+
 fn soft_capped(x: &Tensor, cap: f32) -> Result<Tensor> {
     let cap = f64::from(cap);
     Ok(((x / cap)?.tanh()? * cap)?)
 }
 
 /// 0 where row `first + i` may look at key `begin + j`, else minus infinity.
-fn mask(first: usize, rows: usize, begin: usize, len: usize, a: &Attention) -> Vec<f32> {
+fn mask(first: usize, rows: usize, begin: usize, len: usize, a: &Attention<'_>) -> Vec<f32> {
     let near = |query: usize, key: usize| a.window.is_none_or(|window| query.abs_diff(key) < window);
     let seen = |query: usize, key: usize| (key <= query || !a.causal) && near(query, key);
     let row = |i| (0..len).map(move |j| if seen(first + i, begin + j) { 0.0 } else { f32::NEG_INFINITY });
@@ -458,8 +484,9 @@ fn candle_type(dtype: WeightType) -> Option<GgmlDType> {
         WeightType::Q4K => Some(GgmlDType::Q4K),
         WeightType::Q5K => Some(GgmlDType::Q5K),
         WeightType::Q6K => Some(GgmlDType::Q6K),
-        // Floats are dense; IQ4 candle does not know.
-        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Iq4Nl | WeightType::Iq4Xs => None,
+        // Floats are dense; IQ4 and MXFP4 candle does not know.
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 => None,
+        WeightType::Iq4Nl | WeightType::Iq4Xs | WeightType::Mxfp4 => None,
     }
 }
 

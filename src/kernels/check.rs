@@ -89,12 +89,23 @@ pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<(
         let bias = linear.bias.as_ref().map_or(n, |bias| bias.len());
         (linear.weight.n, linear.weight.k, bias) == (n, k, n)
     };
+    let gated = experts.first().is_some_and(|expert| expert.gate.is_some());
     let bad = experts.iter().find(|Expert { gate, up, down }| {
-        !(fits(gate, inner, dim) && fits(up, inner, dim) && fits(down, dim, inner))
+        let gate = gate.as_ref().map_or(!gated, |gate| gated && fits(gate, inner, dim));
+        !(gate && fits(up, inner, dim) && fits(down, dim, inner))
     });
     match bad {
-        Some(expert) => Err(misuse(format!("{}: an expert of another shape", expert.gate.weight.name()))),
+        Some(expert) => Err(misuse(format!("{}: an expert of another shape", expert.up.weight.name()))),
         None => Ok(()),
+    }
+}
+
+/// Rows whose width the gate's divides, and as many of its rows.
+pub(super) fn gate(gate: &Rows, x: &Rows) -> Result<()> {
+    let ((rows, dim), (gates, width)) = (x.dims(), gate.dims());
+    match rows == gates && width > 0 && dim.is_multiple_of(width) {
+        true => Ok(()),
+        false => Err(misuse(format!("a gate {:?} for rows {:?}", gate.dims(), x.dims()))),
     }
 }
 
@@ -136,18 +147,19 @@ pub(super) fn page(page: u32, cache: &KvCache) -> Result<()> {
     }
 }
 
-pub(super) fn attention(q: &Rows, kv: KvShape, step: &Step, a: &Attention) -> Result<()> {
+pub(super) fn attention(q: &Rows, kv: KvShape, step: &Step, a: &Attention<'_>) -> Result<()> {
     shape("queries", q, step.rows(), a.heads.saturating_mul(a.head_dim))?;
     let shared = KvShape { kv_heads: a.kv_heads, head_dim: a.head_dim };
     let grouped = a.kv_heads > 0 && a.head_dim > 0 && a.heads > 0 && a.heads.is_multiple_of(a.kv_heads);
-    match kv == shared && grouped && a.window != Some(0) {
+    let sinks = a.sinks.is_none_or(|sinks| sinks.len() == a.heads);
+    match kv == shared && grouped && a.window != Some(0) && sinks {
         true => Ok(()),
         false => Err(misuse(format!("attention {a:?} over a cache of {kv:?}"))),
     }
 }
 
 /// Pages behind a group's window are gone: no row may look there.
-pub(super) fn window(group: Option<usize>, a: &Attention) -> Result<()> {
+pub(super) fn window(group: Option<usize>, a: &Attention<'_>) -> Result<()> {
     match (group, a.window) {
         (None, _) => Ok(()),
         (Some(kept), Some(window)) if window <= kept => Ok(()),
@@ -191,14 +203,6 @@ pub(super) fn scan(rows: &ScanRows<'_>, scan: &Scan, state: &LayerState, step: &
         .into_iter()
         .flatten()
         .try_for_each(|gate| shape("gates of a scan", gate, step.rows(), heads))
-}
-
-pub(super) fn gate(x: &Rows, gate: &Rows) -> Result<()> {
-    let ((rows, dim), (gated, gates)) = (x.dims(), gate.dims());
-    match rows == gated && gates > 0 && dim.is_multiple_of(gates) {
-        true => Ok(()),
-        false => Err(misuse(format!("gates {:?} for rows {:?}", gate.dims(), x.dims()))),
-    }
 }
 
 /// An RMS norm with weights for one group or for all.

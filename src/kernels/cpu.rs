@@ -21,12 +21,11 @@ use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
 use super::types::{
-    Attention, CausalConv, GateFunction, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows,
-    Stored,
+    Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows, Stored,
 };
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
 use crate::cache::storage::{LayerKv, LayerState};
-use crate::config::NormKind;
+use crate::config::{GateFunction, NormKind};
 use crate::error::Result;
 use crate::weights::WeightTensor;
 
@@ -249,6 +248,12 @@ impl Backend for CpuBackend {
         Ok(out.into())
     }
 
+    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
+        let mut x = x.into_block()?;
+        self.gated_rows(&mut x, gate.block()?, function)?;
+        Ok(x.into())
+    }
+
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
         let (x, mut to) = (x.block()?, to.into_block()?);
         let dim = x.dim;
@@ -342,7 +347,7 @@ impl Backend for CpuBackend {
         kv: &LayerKv,
         group: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows> {
         let q = q.block()?;
         let mut out = self.recycler.block(q.rows, q.dim);
@@ -369,12 +374,6 @@ impl Backend for CpuBackend {
         step: &CheckedStep<'_>,
     ) -> Result<Rows> {
         Ok(self.scanned(rows, scan, state, step)?.into())
-    }
-
-    fn gate(&self, x: Rows, gate: &Rows, f: GateFunction) -> Result<Rows> {
-        let mut x = x.into_block()?;
-        self.gated_rows(&mut x, gate.block()?, f)?;
-        Ok(x.into())
     }
 
     fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows> {

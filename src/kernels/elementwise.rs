@@ -3,7 +3,7 @@
 use super::isa::tiered;
 use super::math;
 use super::simd::{LANES, Simd};
-use super::types::GateFunction;
+use crate::config::GateFunction;
 
 /// A function of one element.
 #[derive(Clone, Copy)]

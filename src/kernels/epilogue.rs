@@ -102,7 +102,7 @@ unsafe fn finish_pair_body<S: Simd>(
             let first = biased::<S>(gate, first, row, from, to);
             let second = biased::<S>(up, second, row, from, to);
             let out = up.out.slice_mut(row * n + from..row * n + to);
-            S::store_some(out, S::mul(math::activate::<S>(act, first), second));
+            S::store_some(out, math::gated::<S>(act, first, second));
         }
     }
 }
@@ -120,7 +120,7 @@ unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[
         let value = match product.epilogue {
             Epilogue::Store => sum,
             Epilogue::Add => S::add(S::load_some(out), sum),
-            Epilogue::Gate(act) => S::mul(math::activate::<S>(act, S::load_some(out)), sum),
+            Epilogue::Gate(act) => math::gated::<S>(act, S::load_some(out), sum),
             Epilogue::Activate(act) => math::activate::<S>(act, sum),
         };
         S::store_some(out, value);

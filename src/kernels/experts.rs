@@ -7,14 +7,15 @@
 use std::ops::Range;
 
 use super::{Linear, misuse};
-use crate::config::{Routing, Score};
+use crate::config::{Denominator, ExpertGroups, Routing, Score};
 use crate::error::Result;
 
-/// One expert, a gated feed-forward: `down(activation(gate(x)) * up(x))`.
+/// One expert: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`.
 #[derive(Clone, Debug)]
 pub struct Expert {
+    /// `[intermediate, hidden]`; all experts of a layer have one, or none has.
+    pub gate: Option<Linear>,
     /// `[intermediate, hidden]`
-    pub gate: Linear,
     pub up: Linear,
     /// `[hidden, intermediate]`
     pub down: Linear,
@@ -36,37 +37,36 @@ pub struct Assignments {
 }
 
 impl Assignments {
-    /// The experts of rows of router logits, `[rows, experts]`.
+    /// The experts of rows of router logits, `[rows, experts]`; `correction`: added to the scores of the
+    /// experts for the choice.
     ///
-    /// As in transformers, the scores (softmax or sigmoid of the logits, in f32) decide; of equal ones the
-    /// expert with the lower number is chosen (what `torch.topk` chooses there is not defined). Renormalized
-    /// weights are divided by their sum, which is added up from the largest score down.
-    pub(super) fn new(logits: &[f32], experts: usize, routing: &Routing) -> Result<Assignments> {
+    /// As in transformers, the scores (in f32) decide; of equal ones the expert with the lower number is
+    /// chosen (what `torch.topk` chooses there is not defined). Renormalized weights are divided by their sum,
+    /// which is added up from the best of the chosen down.
+    pub(super) fn new(
+        logits: &[f32],
+        experts: usize,
+        routing: &Routing,
+        correction: Option<&[f32]>,
+    ) -> Result<Assignments> {
         let top_k = routing.top_k;
-        if top_k == 0 || top_k > experts || !logits.len().is_multiple_of(experts) {
+        let corrected = correction.is_none_or(|correction| correction.len() == experts);
+        let grouped = routing.groups.is_none_or(|ExpertGroups { count, kept }| {
+            (1..=count).contains(&kept)
+                && experts.is_multiple_of(count)
+                && experts / count >= 2
+                && kept * (experts / count) >= top_k
+        });
+        let whole = top_k > 0 && top_k <= experts && logits.len().is_multiple_of(experts);
+        if !(whole && corrected && grouped) {
             return Err(misuse(format!("{top_k} of {experts} experts for {} logits", logits.len())));
         }
         let rows = logits.len() / experts;
-        // (expert, row, weight); a row's in the order of their scores.
+        // (expert, row, weight); a row's from the best of the chosen down.
         let mut pairs: Vec<(u32, u32, f32)> = Vec::with_capacity(rows * top_k);
-        let (mut scores, mut order) = (vec![0.0; experts], Vec::with_capacity(experts));
+        let mut choice = Choice::new(routing, correction, experts);
         for (row, logits) in logits.chunks_exact(experts).enumerate() {
-            score(routing.score, logits, &mut scores);
-            order.clear();
-            order.extend(0..experts as u32);
-            let better =
-                |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-            if top_k < experts {
-                order.select_nth_unstable_by(top_k - 1, better);
-            }
-            let chosen = &mut order[..top_k];
-            chosen.sort_unstable_by(better);
-            let sum = match routing.normalize {
-                true => chosen.iter().map(|&expert| scores[expert as usize]).sum(),
-                false => 1.0f32,
-            };
-            let weight = |expert: u32| scores[expert as usize] / sum * routing.scale;
-            pairs.extend(chosen.iter().map(|&expert| (expert, row as u32, weight(expert))));
+            pairs.extend(choice.of(logits).map(|(expert, weight)| (expert, row as u32, weight)));
         }
         pairs.sort_unstable_by_key(|&(expert, row, _)| (expert, row));
         Ok(Self::of_pairs(&pairs, rows, top_k))
@@ -120,31 +120,124 @@ impl Assignments {
     }
 }
 
-/// Scores of a row of logits.
-fn score(score: Score, logits: &[f32], scores: &mut [f32]) {
-    match score {
-        Score::Softmax => {
-            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
-            for (score, logit) in scores.iter_mut().zip(logits) {
-                *score = (logit - max).exp();
-                sum += *score;
-            }
-            scores.iter_mut().for_each(|score| *score /= sum);
+/// Chooses the experts of one row after the other.
+struct Choice<'a> {
+    routing: &'a Routing,
+    correction: Option<&'a [f32]>,
+    /// Logits of the row, and what they become.
+    logits: Vec<f32>,
+    scores: Vec<f32>,
+    /// What decides, where that is not the scores themselves.
+    ranks: Vec<f32>,
+    order: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl<'a> Choice<'a> {
+    fn new(routing: &'a Routing, correction: Option<&'a [f32]>, experts: usize) -> Self {
+        let (zeros, order) = (vec![0.0; experts], Vec::with_capacity(experts));
+        let (logits, scores, ranks) = (zeros.clone(), zeros.clone(), zeros);
+        Choice { routing, correction, logits, scores, ranks, order, weights: Vec::new() }
+    }
+
+    /// The experts of a row and their weights, from the best down.
+    fn of(&mut self, logits: &[f32]) -> impl Iterator<Item = (u32, f32)> + '_ {
+        self.logits.copy_from_slice(logits);
+        if let Some(cap) = self.routing.soft_cap {
+            self.logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
         }
-        Score::Sigmoid => {
-            for (score, logit) in scores.iter_mut().zip(logits) {
-                *score = 1.0 / (1.0 + (-logit).exp());
-            }
+        score(self.routing.score, &self.logits, &mut self.scores);
+        self.rank();
+        self.choose();
+        self.weigh();
+        self.order[..self.routing.top_k].iter().copied().zip(self.weights.iter().copied())
+    }
+
+    /// What decides: corrected scores, those of groups that are not kept at minus infinity.
+    fn rank(&mut self) {
+        self.ranks.copy_from_slice(&self.scores);
+        if let Some(correction) = self.correction {
+            self.ranks.iter_mut().zip(correction).for_each(|(rank, correction)| *rank += correction);
+        }
+        let Some(ExpertGroups { count, kept }) = self.routing.groups else { return };
+        let size = self.ranks.len() / count;
+        let of_group = |ranks: &[f32]| {
+            let best = |(first, second): (f32, f32), &rank: &f32| match rank > first {
+                true => (rank, first),
+                false => (first, second.max(rank)),
+            };
+            let (first, second) = ranks.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), best);
+            first + second
+        };
+        let groups: Vec<f32> = self.ranks.chunks_exact(size).map(of_group).collect();
+        let mut order: Vec<u32> = (0..count as u32).collect();
+        order.sort_unstable_by(|a, b| better(&groups, a, b));
+        for &group in &order[kept..] {
+            self.ranks[group as usize * size..][..size].fill(f32::NEG_INFINITY);
         }
     }
+
+    /// The chosen go to the beginning of `order`, the best first.
+    fn choose(&mut self) {
+        let (top_k, ranks) = (self.routing.top_k, &self.ranks);
+        self.order.clear();
+        self.order.extend(0..ranks.len() as u32);
+        if top_k < ranks.len() {
+            self.order.select_nth_unstable_by(top_k - 1, |a, b| better(ranks, a, b));
+        }
+        self.order[..top_k].sort_unstable_by(|a, b| better(ranks, a, b));
+    }
+
+    fn weigh(&mut self) {
+        let Routing { top_k, normalize, scale, .. } = *self.routing;
+        let chosen = self.order[..top_k].iter().map(|&expert| self.scores[expert as usize]);
+        self.weights.clear();
+        self.weights.extend(chosen);
+        if self.routing.score == Score::Logit {
+            softmax(&mut self.weights);
+        }
+        if let Some(Denominator { plus, at_least }) = normalize {
+            // A NaN stays.
+            let sum = self.weights.iter().sum::<f32>() + plus;
+            let sum = if sum < at_least { at_least } else { sum };
+            self.weights.iter_mut().for_each(|weight| *weight /= sum);
+        }
+        self.weights.iter_mut().for_each(|weight| *weight *= scale);
+    }
+}
+
+/// The greater number first; of equal ones the first.
+fn better(numbers: &[f32], a: &u32, b: &u32) -> std::cmp::Ordering {
+    numbers[*b as usize].total_cmp(&numbers[*a as usize]).then(a.cmp(b))
+}
+
+/// Scores of a row of logits.
+fn score(score: Score, logits: &[f32], scores: &mut [f32]) {
+    scores.copy_from_slice(logits);
+    match score {
+        Score::Softmax => softmax(scores),
+        Score::Sigmoid => scores.iter_mut().for_each(|score| *score = 1.0 / (1.0 + (-*score).exp())),
+        Score::Logit => {}
+    }
+}
+
+fn softmax(x: &mut [f32]) {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for x in &mut *x {
+        *x = (*x - max).exp();
+        sum += *x;
+    }
+    x.iter_mut().for_each(|x| *x /= sum);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TOP2: Routing = Routing { top_k: 2, score: Score::Softmax, normalize: true, scale: 1.0 };
+    fn top2() -> Routing {
+        Routing { normalize: Some(Denominator::SUM), ..Routing::plain(2) }
+    }
 
     #[test]
     fn pairs_are_sorted_by_expert_and_rows_know_theirs() {
@@ -152,7 +245,7 @@ mod tests {
         // Row 0 passes experts 3 and 1, row 1 experts 0 and 3, row 2 (all equal) the two with the lowest
         // numbers.
         let logits = [0.0, ln(3.0), 0.0, ln(5.0), ln(6.0), 0.0, 0.0, ln(2.0), 7.0, 7.0, 7.0, 7.0];
-        let a = Assignments::new(&logits, 4, &TOP2).unwrap();
+        let a = Assignments::new(&logits, 4, &top2(), None).unwrap();
         assert_eq!(a.experts(), [(0, 0..2), (1, 2..4), (3, 4..6)]);
         assert_eq!(a.rows(), [1, 2, 0, 2, 0, 1]);
         let wanted = [0.75, 0.5, 3.0 / 8.0, 0.5, 5.0 / 8.0, 0.25];
@@ -166,29 +259,74 @@ mod tests {
         let logits = [1.0, -2.0, 0.5];
         let exp: Vec<f32> = logits.iter().map(|x: &f32| x.exp()).collect();
         let sigmoid: Vec<f32> = exp.iter().map(|e| e / (1.0 + e)).collect();
-        let all: f32 = exp.iter().sum();
-        for (score, normalize, scale, wanted) in [
-            (Score::Softmax, false, 1.0, [exp[0] / all, exp[2] / all]),
-            (Score::Softmax, true, 2.0, [2.0 * exp[0] / (exp[0] + exp[2]), 2.0 * exp[2] / (exp[0] + exp[2])]),
-            (Score::Sigmoid, false, 1.5, [1.5 * sigmoid[0], 1.5 * sigmoid[2]]),
+        let capped = logits.map(|x: f32| (0.5 * (2.0 * x).tanh()).exp());
+        let (all, two, capped_two) = (exp.iter().sum::<f32>(), exp[0] + exp[2], capped[0] + capped[2]);
+        let both = sigmoid[0] + sigmoid[2];
+        let plain = Routing::plain(2);
+        let denominator = |plus, at_least| Some(Denominator { plus, at_least });
+        for (routing, wanted) in [
+            (plain, [exp[0] / all, exp[2] / all]),
+            (Routing { scale: 2.0, ..top2() }, [2.0 * exp[0] / two, 2.0 * exp[2] / two]),
+            (Routing { score: Score::Sigmoid, scale: 1.5, ..plain }, [1.5 * sigmoid[0], 1.5 * sigmoid[2]]),
+            (Routing { score: Score::Logit, ..plain }, [exp[0] / two, exp[2] / two]),
+            (
+                Routing { score: Score::Logit, soft_cap: Some(0.5), ..plain },
+                [capped[0] / capped_two, capped[2] / capped_two],
+            ),
+            (
+                Routing { score: Score::Sigmoid, normalize: denominator(0.25, 0.0), ..plain },
+                [sigmoid[0] / (both + 0.25), sigmoid[2] / (both + 0.25)],
+            ),
+            (
+                Routing { score: Score::Sigmoid, normalize: denominator(0.0, 4.0), ..plain },
+                [sigmoid[0] / 4.0, sigmoid[2] / 4.0],
+            ),
         ] {
-            let routing = Routing { top_k: 2, score, normalize, scale };
-            let a = Assignments::new(&logits, 3, &routing).unwrap();
+            let a = Assignments::new(&logits, 3, &routing, None).unwrap();
             assert_eq!(a.experts(), [(0, 0..1), (2, 1..2)]);
             assert!(a.weights().iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6), "{routing:?}");
         }
     }
 
+    /// The correction decides who is chosen, and the scores what for.
+    #[test]
+    fn corrections_and_groups_decide_and_do_not_weigh() {
+        let routing = Routing { score: Score::Sigmoid, ..Routing::plain(2) };
+        let grouped = |count, kept| Routing { groups: Some(ExpertGroups { count, kept }), ..routing };
+        let (logits, none) = ([3.0, -3.0, 2.0, 1.0, 1.5, 1.4], [0.0; 6]);
+        let lifted = [0.0, 0.9, 0.0, 0.0, 0.0, 0.0];
+        for (routing, correction, wanted) in [
+            (routing, none, [0, 2]),
+            (routing, lifted, [0, 1]),
+            // Pairs: 0.953 + 0.047, 0.881 + 0.731, 0.818 + 0.802.
+            (grouped(3, 1), none, [4, 5]),
+            (grouped(3, 2), none, [2, 4]),
+            (grouped(3, 1), lifted, [0, 1]),
+            // Threes: the best two count, not all.
+            (grouped(2, 1), none, [0, 2]),
+        ] {
+            let a = Assignments::new(&logits, 6, &routing, Some(&correction)).unwrap();
+            let chosen: Vec<usize> = a.experts().iter().map(|(expert, _)| *expert).collect();
+            assert_eq!(chosen, wanted, "{routing:?} {correction:?}");
+            let weights = chosen.iter().map(|&expert| 1.0 / (1.0 + f32::exp(-logits[expert])));
+            assert!(a.weights().iter().zip(weights).all(|(a, b)| (a - b).abs() < 1e-6), "{routing:?}");
+        }
+        for (count, kept) in [(4, 1), (6, 6), (3, 0), (3, 4)] {
+            assert!(Assignments::new(&logits, 6, &grouped(count, kept), None).is_err(), "{count} {kept}");
+        }
+        assert!(Assignments::new(&logits, 6, &routing, Some(&none[1..])).is_err());
+    }
+
     #[test]
     fn what_cannot_be_routed_is_an_error_and_nothing_is_an_assignment() {
         for (top_k, experts, logits) in [(0, 4, 4), (5, 4, 4), (2, 3, 4)] {
-            let routing = Routing { top_k, ..TOP2 };
-            assert!(Assignments::new(&vec![0.0; logits], experts, &routing).is_err());
+            let routing = Routing { top_k, ..top2() };
+            assert!(Assignments::new(&vec![0.0; logits], experts, &routing, None).is_err());
         }
-        let none = Assignments::new(&[], 4, &TOP2).unwrap();
+        let none = Assignments::new(&[], 4, &top2(), None).unwrap();
         assert_eq!((none.experts(), none.row_count()), (&[][..], 0));
         // What is not a number stays visible.
-        let nan = Assignments::new(&[f32::NAN, 0.0, 1.0], 3, &TOP2).unwrap();
+        let nan = Assignments::new(&[f32::NAN, 0.0, 1.0], 3, &top2(), None).unwrap();
         assert!(nan.weights().iter().all(|weight| weight.is_nan()));
     }
 }

@@ -4,7 +4,7 @@
 //! of 32 or 256 weights, the block of the file's format; a unit is
 //!
 //! ```text
-//!   head                  one or two half floats a row: 16 d, then 16 m (or dmin)
+//!   head                  one or two half floats a row: 16 d, then 16 m (or dmin); of MXFP4 a byte a row
 //!   sub-block 0 … 7       32 weights of each row (one sub-block where the unit is 32):
 //!     scales              a byte a row and scale, where the format has such
 //!     codes               group g = 0..8: weights 4g..4g+4 of the 16 rows, 64 bytes once unpacked
@@ -20,29 +20,35 @@
 
 use super::simd::LANES;
 use crate::weights::WeightType;
+use crate::weights::blocks::f16_to_f32;
 use crate::weights::blocks::large::{iq4_xs_scales, k_scales_mins, q3_k_scales};
-use crate::weights::blocks::{f16_to_f32, small::IQ4_LEVELS};
+use crate::weights::blocks::small::{IQ4_LEVELS, MXFP4_LEVELS, half_of_e8m0};
 
 /// Weights of a sub-block, and groups of four in it.
 pub(super) const SUB: usize = 32;
 pub(super) const GROUPS: usize = 8;
 
-/// IQ4's levels plus 128.
-pub(super) static LEVELS: [u8; 16] = {
-    let mut levels = [0; 16];
+/// The levels of a format as unsigned bytes: plus `zero`.
+const fn shifted(levels: &[i8; 16], zero: i16) -> [u8; 16] {
+    let mut shifted = [0; 16];
     let mut i = 0;
     while i < 16 {
-        levels[i] = (IQ4_LEVELS[i] as i16 + 128) as u8;
+        shifted[i] = (levels[i] as i16 + zero) as u8;
         i += 1;
     }
-    levels
-};
+    shifted
+}
+
+static IQ4: [u8; 16] = shifted(&IQ4_LEVELS, 128);
+static MXFP4: [u8; 16] = shifted(&MXFP4_LEVELS, 16);
 
 /// How scales are kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scales {
     /// A half float for 32 weights.
     D,
+    /// A power of two for 32 weights, as a byte (E8M0).
+    Power,
     /// A half float and a minimum for 32 weights.
     DMin,
     /// Times a signed byte for 32 weights.
@@ -62,8 +68,8 @@ pub(super) trait Layout: 'static {
     const SCALES: Scales;
     /// The code of weight zero, where there are no minima.
     const ZERO: u8;
-    /// Codes are places in the table of IQ4.
-    const LEVELS: bool = false;
+    /// Codes are places in this table.
+    const LEVELS: Option<&'static [u8; 16]> = None;
 
     /// Sub-blocks of a unit.
     const SUBS: usize = Self::TYPE.block_len() / SUB;
@@ -71,18 +77,20 @@ pub(super) trait Layout: 'static {
     /// Scales serve 16 weights.
     const HALVES: bool = matches!(Self::SCALES, Scales::Byte16 | Scales::NibbleMin16);
     /// Codes may be above 127.
-    const WIDE: bool = Self::BITS == 8 || Self::LEVELS;
+    const WIDE: bool = Self::ZERO == 128;
+    /// Bytes of `d` of a row.
+    const D_BYTES: usize = if matches!(Self::SCALES, Scales::Power) { 1 } else { 2 };
     /// Bytes of the parts, for sixteen rows.
-    const HEAD: usize = if Self::MIN { 64 } else { 32 };
+    const HEAD: usize = LANES * Self::D_BYTES * if Self::MIN { 2 } else { 1 };
     const SCALE_BYTES: usize = match Self::SCALES {
-        Scales::D | Scales::DMin => 0,
+        Scales::D | Scales::Power | Scales::DMin => 0,
         Scales::Byte => LANES,
         _ => 2 * LANES,
     };
     const SUB_BYTES: usize = Self::SCALE_BYTES + LANES * SUB * Self::BITS / 8;
     const UNIT: usize = Self::HEAD + Self::SUBS * Self::SUB_BYTES;
 
-    /// The block's `d`, its minimum (or `dmin`), and where its sixteen or eight small scales begin.
+    /// The block's `d` (`D_BYTES` of it), and its minimum (or `dmin`).
     fn head(block: &[u8]) -> [[u8; 2]; 2];
     /// The small scales (and minima) of sub-block `sub`, as stored: `SCALE_BYTES / 16` bytes.
     fn scales(block: &[u8], sub: usize) -> [u8; 2];
@@ -127,7 +135,7 @@ fn k_bits(bytes: &[u8], at: usize, sub: usize, g: usize) -> u32 {
 }
 
 macro_rules! layout {
-    ($name:ident, $bits:literal, $scales:ident, zero $zero:literal $(, levels $levels:literal)?;
+    ($name:ident, $bits:literal, $scales:ident, zero $zero:literal $(, levels $levels:ident)?;
      |$block:ident, $sub:ident, $g:ident| $head:expr, $small:expr, $codes:expr) => {
         pub(super) struct $name;
         #[allow(unused_variables)]
@@ -136,7 +144,7 @@ macro_rules! layout {
             const BITS: usize = $bits;
             const SCALES: Scales = Scales::$scales;
             const ZERO: u8 = $zero;
-            $(const LEVELS: bool = $levels;)?
+            $(const LEVELS: Option<&'static [u8; 16]> = Some(&$levels);)?
             #[inline(always)]
             fn head($block: &[u8]) -> [[u8; 2]; 2] {
                 $head
@@ -160,7 +168,8 @@ layout!(Q5_0, 5, D, zero 16; |b, s, g| [half(b, 0), [0; 2]], [0; 2],
 layout!(Q5_1, 5, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2],
     nibbles(b, 8, g) | bit_per_byte(word(b, 4) >> (4 * g)) << 4);
 layout!(Q8_0, 8, D, zero 128; |b, s, g| [half(b, 0), [0; 2]], [0; 2], word(b, 2 + 4 * g) ^ 0x8080_8080);
-layout!(Iq4Nl, 4, D, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
+layout!(Iq4Nl, 4, D, zero 128, levels IQ4; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
+layout!(Mxfp4, 4, Power, zero 16, levels MXFP4; |b, s, g| [[b[0], 0], [0; 2]], [0; 2], nibbles(b, 1, g));
 layout!(Q2K, 2, NibbleMin16, zero 0; |b, s, g| [half(b, 80), half(b, 82)], [b[2 * s], b[2 * s + 1]],
     k_pairs(b, 16, s, g));
 layout!(Q3K, 3, Byte16, zero 4; |b, s, g| [half(b, 108), [0; 2]],
@@ -186,7 +195,7 @@ layout!(Q6K, 6, Byte16, zero 32; |b, s, g| [half(b, 208), [0; 2]], [b[192 + 2 * 
     let low = word(b, 64 * (s / 4) + 32 * (s % 2) + 4 * g) >> (4 * (s % 4 / 2)) & 0x0f0f_0f0f;
     low | k_pairs(b, 128, s, g) << 4
 });
-layout!(Iq4Xs, 4, Byte, zero 128, levels true; |b, s, g| [half(b, 0), [0; 2]],
+layout!(Iq4Xs, 4, Byte, zero 128, levels IQ4; |b, s, g| [half(b, 0), [0; 2]],
     {
         let (high, low) = (half(b, 2), b[4..].first_chunk().unwrap_or(&[0; 4]));
         [iq4_xs_scales(&high, low)[s] as u8, 0]
@@ -236,19 +245,22 @@ pub(super) fn get<Q: Layout>(codes: &[u8], r: usize, g: usize) -> u32 {
 pub(super) fn row_of_sub<Q: Layout>(unit: &[u8], sub: usize, r: usize, out: &mut [f32; SUB]) {
     let at = Q::HEAD + sub * Q::SUB_BYTES;
     let (scales, codes) = unit[at..at + Q::SUB_BYTES].split_at(Q::SCALE_BYTES);
-    let d = f16_to_f32(half(unit, 2 * r));
+    let d = match Q::SCALES {
+        Scales::Power => half_of_e8m0(unit[r]),
+        _ => f16_to_f32(half(unit, 2 * r)),
+    };
     let m = if Q::MIN { f16_to_f32(half(unit, 32 + 2 * r)) } else { 0.0 };
     for g in 0..GROUPS {
         let byte = scales.get(LANES * if Q::HALVES { g / 4 } else { 0 } + r).copied().unwrap_or(0);
         let (scale, min) = match Q::SCALES {
-            Scales::D | Scales::DMin => (d, m),
+            Scales::D | Scales::Power | Scales::DMin => (d, m),
             Scales::Byte | Scales::Byte16 => (d * f32::from(byte as i8), 0.0),
             Scales::ByteMin => (d * f32::from(byte), -(m * f32::from(scales[LANES + r]))),
             Scales::NibbleMin16 => (d * f32::from(byte & 15), -(m * f32::from(byte >> 4))),
         };
         let codes = get::<Q>(codes, r, g).to_le_bytes();
         for (out, code) in out[4 * g..4 * g + 4].iter_mut().zip(codes) {
-            let code = if Q::LEVELS { LEVELS[usize::from(code & 15)] } else { code };
+            let code = Q::LEVELS.map_or(code, |levels| levels[usize::from(code & 15)]);
             let value = scale * (i32::from(code) - i32::from(Q::ZERO)) as f32;
             *out = if Q::MIN { value + min } else { value };
         }
@@ -280,6 +292,7 @@ macro_rules! with_layout {
             Type::Q6K => call!(Q6K),
             Type::Iq4Nl => call!(Iq4Nl),
             Type::Iq4Xs => call!(Iq4Xs),
+            Type::Mxfp4 => call!(Mxfp4),
         }
     }};
 }

@@ -177,9 +177,31 @@ pub(super) unsafe fn activate<S: Simd>(act: Activation, x: S::F) -> S::F {
             Activation::Gelu => gelu::<S>(x),
             Activation::GeluTanh => gelu_tanh::<S>(x),
             Activation::Relu => relu::<S>(x),
+            Activation::ClampedSwiglu => {
+                let x = S::min(S::splat(CLAMP), x);
+                S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-1.702)))))
+            }
             Activation::Relu2 => relu2::<S>(x),
             Activation::Xielu(xielu) => self::xielu::<S>(xielu, x),
         }
+    }
+}
+
+/// The limit of [`Activation::ClampedSwiglu`].
+const CLAMP: f32 = 7.0;
+
+/// `act(gate) * up`, of what such a gate makes of `up`.
+#[inline(always)]
+pub(super) unsafe fn gated<S: Simd>(act: Activation, gate: S::F, up: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
+    unsafe {
+        let up = match act {
+            Activation::ClampedSwiglu => {
+                S::add(S::max(S::splat(-CLAMP), S::min(S::splat(CLAMP), up)), S::splat(1.0))
+            }
+            _ => up,
+        };
+        S::mul(activate::<S>(act, gate), up)
     }
 }
 

@@ -63,12 +63,12 @@ pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
 pub use self::types::{
-    Attention, CausalConv, ConvForm, GateFunction, GatedNorm, Linear, Matrix, Norm, Projection, RopeTable,
-    Scan, ScanRows, ScanRule, Vector,
+    Attention, CausalConv, ConvForm, GatedNorm, Linear, Matrix, Norm, Projection, RopeTable, Scan, ScanRows,
+    ScanRule, Vector,
 };
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
-use crate::config::Routing;
+use crate::config::{GateFunction, Routing};
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::WeightTensor;
@@ -239,16 +239,17 @@ impl Ops {
     }
 
     /// Which experts each row passes, by its router logits `[rows, experts]`, and with what weights.
-    pub fn route(&self, logits: Rows, routing: &Routing) -> Result<Assignments> {
+    /// `correction`: what is added to the scores for the choice alone, one for each expert.
+    pub fn route(&self, logits: Rows, routing: &Routing, correction: Option<&Vector>) -> Result<Assignments> {
         let experts = logits.dims().1;
         let logits = self.into_vec(logits)?;
-        let assignments = Assignments::new(&logits, experts, routing);
+        let assignments = Assignments::new(&logits, experts, routing, correction.map(Vector::values));
         self.recycle(logits);
         assignments
     }
 
-    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, added in the
-    /// order of the experts' numbers: `[rows, hidden]`.
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight *
+    /// down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
     pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
         check::experts(experts, x, a)?;
         self.0.experts(experts, act, x, a)
@@ -266,6 +267,13 @@ impl Ops {
         check::norm(norm, x)?;
         check::shape("a sum", &to, x.dims().0, x.dims().1)?;
         self.0.norm(norm, x, Some(to))
+    }
+
+    /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number of
+    /// the gate is for `dim / width` neighbours: one for each head, or for each element.
+    pub fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
+        check::gate(&gate, &x)?;
+        self.0.output_gate(x, gate, function)
     }
 
     /// `to + scale * x`.
@@ -357,7 +365,7 @@ impl Ops {
         cache: &KvCache,
         layer: usize,
         step: &CheckedStep<'_>,
-        a: &Attention,
+        a: &Attention<'_>,
     ) -> Result<Rows> {
         step.belongs_to(cache)?;
         let (kv, group) = (cache.layer(layer)?, cache.group(layer)?);
@@ -397,13 +405,6 @@ impl Ops {
         let state = cache.state(layer)?;
         check::scan(&rows, scan, state, step)?;
         self.0.scan(rows, scan, state, step)
-    }
-
-    /// `x * f(gate)`: a gate for each number of `x`, or for each head: `gate` `[rows, heads]` and `x`
-    /// `[rows, heads * head_dim]`.
-    pub fn gate(&self, x: Rows, gate: &Rows, f: GateFunction) -> Result<Rows> {
-        check::gate(&x, gate)?;
-        self.0.gate(x, gate, f)
     }
 
     /// RMS norm of groups of each row, and a gate as wide as the row.

@@ -109,7 +109,7 @@ fn pack_panel<Q: Layout>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (block, unit) in row.chunks_exact(block_bytes).zip(out.chunks_exact_mut(Q::UNIT)) {
             let [d, min] = Q::head(block);
-            unit[2 * r..2 * r + 2].copy_from_slice(&d);
+            unit[Q::D_BYTES * r..][..Q::D_BYTES].copy_from_slice(&d[..Q::D_BYTES]);
             if Q::MIN {
                 unit[32 + 2 * r..34 + 2 * r].copy_from_slice(&min);
             }

@@ -8,7 +8,7 @@ use crate::config::NormKind;
 
 /// What attention needs to know of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
+pub struct Attention<'a> {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -21,6 +21,8 @@ pub struct Attention {
     pub window: Option<usize>,
     /// Scores become `cap * tanh(score / cap)`.
     pub soft_cap: Option<f32>,
+    /// One more logit for each query head, whatever the position: its share of the softmax goes nowhere.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// A weight matrix `[n, k]` where the backend wants it. A clone shares the memory.
@@ -79,6 +81,10 @@ impl Vector {
 
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
+    }
+
+    pub fn values(&self) -> &[f32] {
+        &self.values
     }
 }
 
@@ -247,14 +253,6 @@ pub struct GatedNorm {
     /// The gate comes before the norm: `norm(x * silu(gate))` (Mamba-2) instead of `norm(x) * silu(gate)`
     /// (Gated DeltaNet).
     pub gate_first: bool,
-}
-
-/// What a gate goes through before rows are multiplied by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateFunction {
-    Sigmoid,
-    Silu,
-    Softplus,
 }
 
 /// Cosines and sines of the rows of one step, each `[rows, half]`.

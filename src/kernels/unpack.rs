@@ -1,6 +1,6 @@
 //! Packed weights unpacked in registers: the codes of a group, the scales and offsets of sixteen rows.
 
-use super::layouts::{LEVELS, Layout, Scales};
+use super::layouts::{Layout, Scales};
 use super::simd::{LANES, Simd};
 
 /// Group `g` of a sub-block whose codes begin at `codes`, unpacked. (No closures here: they would be compiled
@@ -16,8 +16,10 @@ pub(super) unsafe fn unpack<S: Simd, Q: Layout>(codes: *const u8, g: usize) -> S
         match Q::BITS {
             2 => pairs::<S>(codes, g),
             3 => S::or(pairs::<S>(codes, g), moved::<S>(codes.add(128), g, 2, 1)),
-            4 if Q::LEVELS => S::lookup16(LEVELS.as_ptr(), low::<S>(codes, g)),
-            4 => low::<S>(codes, g),
+            4 => match Q::LEVELS {
+                Some(levels) => S::lookup16(levels.as_ptr(), low::<S>(codes, g)),
+                None => low::<S>(codes, g),
+            },
             5 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256), g, 4, 1)),
             6 => S::or(low::<S>(codes, g), moved::<S>(codes.add(256 + 64 * (g / 4)), 2 * (g % 4), 4, 3)),
             _ => S::load_i(codes.add(64 * g)),
@@ -63,9 +65,12 @@ unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> 
 /// As [`Simd`]; the head is readable.
 #[inline(always)]
 pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S::F) {
-    // SAFETY: the caller has the tier's instructions; a head is 16 half floats, and 16 more where the format
-    // has minima.
+    // SAFETY: the caller has the tier's instructions; a head is 16 half floats (or bytes), and 16 more where
+    // the format has minima.
     unsafe {
+        if Q::SCALES == Scales::Power {
+            return (half_of_e8m0::<S>(S::load_u8(unit)), S::zero());
+        }
         let d = S::load_f16(unit);
         match Q::SCALES {
             Scales::DMin => (d, S::load_f16(unit.add(32))),
@@ -73,6 +78,14 @@ pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S:
             _ => (d, S::zero()),
         }
     }
+}
+
+/// `2^(e - 128)` for bytes `e`: as [`blocks::small::half_of_e8m0`](crate::weights::blocks::small), but that the
+/// least, 2^-128, counts as zero, and the greatest, which should be NaN, as infinity.
+#[inline(always)]
+unsafe fn half_of_e8m0<S: Simd>(e: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
+    unsafe { S::mul(S::exp2(S::add_i(S::round(e), S::splat_i(-127))), S::splat(0.5)) }
 }
 
 /// Scale and offset of half `half` (0 where scales serve all 32) of a sub-block.
@@ -89,7 +102,7 @@ pub(super) unsafe fn load_scales<S: Simd, Q: Layout>(
     // minima.
     unsafe {
         match Q::SCALES {
-            Scales::D => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
+            Scales::D | Scales::Power => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
             Scales::DMin => (d, min),
             Scales::Byte | Scales::Byte16 => {
                 let scale = S::mul(d, S::load_i8(sub.add(LANES * half)));
@@ -129,6 +142,11 @@ mod tests {
     /// A unit of any codes and small scales, and small heads.
     fn unit<Q: Layout>() -> Vec<u8> {
         let mut unit = noise(Q::UNIT, 1 + Q::BITS as u32);
+        if Q::SCALES == Scales::Power {
+            // From 2^-127 to numbers that are still finite.
+            (0..LANES).for_each(|r| unit[r] = (1 + 16 * r) as u8);
+            return unit;
+        }
         for (r, half) in unit[..Q::HEAD].chunks_exact_mut(2).enumerate() {
             let number = half::f16::from_f32((r as f32 - 11.3) / 64.0);
             half.copy_from_slice(&number.to_le_bytes());
@@ -193,7 +211,7 @@ mod tests {
                     let greatest = row.iter().fold(0.0f32, |a, b| a.max(b.abs()));
                     for (at, row) in row.iter().enumerate() {
                         let code = get::<Q>(packed, r, at / 4).to_le_bytes()[at % 4];
-                        let code = if Q::LEVELS { LEVELS[usize::from(code)] } else { code };
+                        let code = Q::LEVELS.map_or(code, |levels| levels[usize::from(code)]);
                         let place = || format!("{} on {}: weight {at} of row {r}", Q::TYPE, isa.name());
                         assert_eq!(codes[at][r], f32::from(code), "{}", place());
                         let off = (weights[at][r] - row).abs();

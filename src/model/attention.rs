@@ -4,9 +4,9 @@ use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
 use super::projection::Projector;
-use crate::config::{AttentionConfig, NormScope};
+use crate::config::{AttentionConfig, GateFunction, GateScope, GateSource, NormScope, OutputGate, Presence};
 use crate::error::Result;
-use crate::kernels::{self, KvShape, Linear, Norm, Ops, RopeTable, Rows};
+use crate::kernels::{self, KvShape, Linear, Norm, Ops, RopeTable, Rows, Vector};
 use crate::weights::names::Part;
 
 pub(super) struct Attention {
@@ -17,6 +17,9 @@ pub(super) struct Attention {
     o: Linear,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
+    /// A logit for each query head.
+    sinks: Option<Vector>,
+    gate: Option<(GateFunction, Linear)>,
     /// Its place among the layers of the cache.
     cache_layer: usize,
 }
@@ -30,13 +33,21 @@ impl Attention {
     ) -> Result<Attention> {
         let hidden = loader.config.hidden;
         let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let mut gate = None;
         let [q, k, v] = match loader.is_stored(c.fused, Part::Qkv, Some(layer), "weight") {
             true => {
                 let pieces = [(wide, Some(c.heads)), (narrow, Some(c.kv_heads)), (narrow, None)];
                 loader.split(Part::Qkv, layer, pieces, c.qkv_bias)?
             }
             false => [
-                loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads))?,
+                match c.gate {
+                    Some(OutputGate { function, source: GateSource::Query, .. }) => {
+                        let [q, own] = query_and_gate(loader, layer, c)?;
+                        gate = Some((function, own));
+                        q
+                    }
+                    _ => loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads))?,
+                },
                 loader.heads(Part::K, layer, [narrow, hidden], c.qkv_bias, Some(c.kv_heads))?,
                 loader.linear(Part::V, layer, [narrow, hidden], c.qkv_bias)?,
             ],
@@ -49,8 +60,22 @@ impl Attention {
             };
             stored.then(|| loader.norm(part, Some(layer), width)).transpose()
         };
+        if let Some(OutputGate { function, scope, source: GateSource::Own }) = c.gate {
+            let width = match scope {
+                GateScope::Head => c.heads,
+                GateScope::Element => wide,
+            };
+            gate = Some((function, loader.linear(Part::AttnGate, layer, [width, hidden], Presence::Never)?));
+        }
+        let sinks = loader.is_stored(c.sinks, Part::Sinks, Some(layer), "weight");
+        let sinks = sinks.then(|| {
+            let sinks = loader.tensor(Part::Sinks, Some(layer), &[c.heads])?;
+            loader.ops.vector(&sinks, 0.0)
+        });
         Ok(Attention {
             config: *c,
+            sinks: sinks.transpose()?,
+            gate,
             o: loader.linear(Part::O, layer, [hidden, wide], c.o_bias)?,
             q_norm: norm(Part::QNorm, wide)?,
             k_norm: norm(Part::KNorm, narrow)?,
@@ -85,8 +110,17 @@ impl Attention {
             causal: input.causal,
             window: c.window,
             soft_cap: c.soft_cap,
+            sinks: self.sinks.as_ref().map(Vector::values),
         };
-        let rows = ops.attention(&q, input.cache, self.cache_layer, input.queries.step, &shape)?;
+        let mut rows = ops.attention(&q, input.cache, self.cache_layer, input.queries.step, &shape)?;
+        if let Some((function, gate)) = &self.gate {
+            let x = input.some.unwrap_or(input.x);
+            rows = ops.output_gate(
+                rows,
+                project.linear((Part::AttnGate, gate), x, input.queries.rows)?,
+                *function,
+            )?;
+        }
         Ok(Branch { rows, projection: Some((Part::O, &self.o)) })
     }
 
@@ -128,6 +162,22 @@ impl Attention {
     }
 
     pub fn projections(&self) -> Vec<&Linear> {
-        vec![&self.q, &self.k, &self.v, &self.o]
+        let gate = self.gate.iter().map(|(_, gate)| gate);
+        [&self.q, &self.k, &self.v, &self.o].into_iter().chain(gate).collect()
     }
+}
+
+/// The query's rows, and those of a gate between them: of each head first the query's.
+fn query_and_gate(loader: &TensorLoader, layer: usize, c: &AttentionConfig) -> Result<[Linear; 2]> {
+    let (at, rows) = (Some(layer), 2 * c.heads * c.head_dim);
+    let weight = loader.tensor(Part::Q, at, &[rows, loader.config.hidden])?;
+    let bias = loader.bias(c.qkv_bias, Part::Q, at, rows)?;
+    let half = |second: usize| {
+        let heads = (0..c.heads).map(|head| (2 * head + second) * c.head_dim);
+        let rows: Vec<_> = heads.flat_map(|first| first..first + c.head_dim).collect();
+        let bias = bias.as_ref().map(|bias| loader.select_rows(bias, &rows)).transpose()?;
+        let heads = (second == 0).then_some(c.heads);
+        loader.projection(Part::Q, loader.select_rows(&weight, &rows)?, bias, heads)
+    };
+    Ok([half(0)?, half(1)?])
 }

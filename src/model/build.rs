@@ -232,8 +232,28 @@ impl TensorLoader<'_> {
         layer: Option<usize>,
         rows: usize,
     ) -> Result<Option<WeightTensor>> {
+        self.bias_of(presence, part, layer, &[rows])
+    }
+
+    /// As [`TensorLoader::bias`], of any shape.
+    pub fn bias_of(
+        &self,
+        presence: Presence,
+        part: Part,
+        layer: Option<usize>,
+        shape: &[usize],
+    ) -> Result<Option<WeightTensor>> {
         let stored = self.is_stored(presence, part, layer, "bias");
-        stored.then(|| self.checked(&self.name(part, layer, "bias"), &[rows])).transpose()
+        stored.then(|| self.checked(&self.name(part, layer, "bias"), shape)).transpose()
+    }
+
+    /// Plain bytes, which only safetensors have.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Bytes> {
+        let (stored, bytes) = self.weights.bytes(name)?;
+        match stored == shape {
+            true => Ok(bytes),
+            false => Err(self.mismatch(name, stored, shape)),
+        }
     }
 
     /// A matrix or vector; multiplied by the scale that GGUF may have beside it.
@@ -275,15 +295,18 @@ impl TensorLoader<'_> {
 
     fn checked(&self, name: &str, shape: &[usize]) -> Result<WeightTensor> {
         let tensor = self.weights.get(name)?;
-        if tensor.shape != shape {
-            return Err(Error::model_file(format!(
-                "{}: the tensor {name} has shape {:?} where the configuration asks for {shape:?}; \
-                 the configuration and the weights do not belong together",
-                self.weights.file_of(name).display(),
-                tensor.shape
-            )));
+        match tensor.shape == shape {
+            true => Ok(tensor),
+            false => Err(self.mismatch(name, &tensor.shape, shape)),
         }
-        Ok(tensor)
+    }
+
+    fn mismatch(&self, name: &str, stored: &[usize], shape: &[usize]) -> Error {
+        Error::model_file(format!(
+            "{}: the tensor {name} has shape {stored:?} where the configuration asks for {shape:?}; \
+             the configuration and the weights do not belong together",
+            self.weights.file_of(name).display(),
+        ))
     }
 
     /// Bytes of one row (of one element, in a vector).
@@ -305,6 +328,16 @@ impl TensorLoader<'_> {
         shape[0] = rows.len();
         let data = tensor.data.slice(rows.start * width..rows.end * width)?;
         Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
+    }
+
+    /// Some rows, in the order given.
+    pub fn select_rows(&self, tensor: &WeightTensor, rows: &[usize]) -> Result<WeightTensor> {
+        let width = self.row_bytes(tensor)?;
+        let mut shape = tensor.shape.clone();
+        shape[0] = rows.len();
+        let data =
+            rows.iter().flat_map(|row| &tensor.data[row * width..(row + 1) * width]).copied().collect();
+        Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..tensor.clone() })
     }
 
     /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE that

@@ -1,101 +1,147 @@
-//! A mixture of experts: the router's choice, and the experts' matrices, one each, packed from whatever the
-//! checkpoint has: one tensor an expert, or all experts of a layer in one.
+//! A mixture of experts: the router's choice, the experts' matrices, one each, packed from whatever the
+//! checkpoint has ([`stored`]), and what every position passes beside them.
+
+mod stored;
 
 use super::build::TensorLoader;
 use super::decoder::Branch;
-use crate::config::{Activation, ExpertsConfig, Presence, Routing};
-use crate::error::{Context, Error, Result};
-use crate::kernels::{Expert, Linear, Ops, Rows};
+use super::feed_forward::{Dense, DenseParts};
+use super::projection::Projector;
+use crate::config::{Activation, ExpertsConfig, GateFunction, Presence, Routing, SharedExpert};
+use crate::error::{Context, Result};
+use crate::kernels::{Expert, Linear, Ops, Rows, Vector};
 use crate::weights::WeightTensor;
 use crate::weights::names::Part;
 
 pub(super) struct Experts {
     /// `[experts, hidden]`
     router: Linear,
+    /// Added to the scores of the experts for the choice.
+    correction: Option<Vector>,
     experts: Vec<Expert>,
     activation: Activation,
     routing: Routing,
+    latent: Option<Latent>,
+    shared: Option<Shared>,
+}
+
+/// The projections around experts that read and write rows of another width.
+struct Latent {
+    into: Linear,
+    out: Linear,
+}
+
+/// A feed-forward beside the experts.
+struct Shared {
+    dense: Dense,
+    /// `[1, hidden]`: the sigmoid of what it makes is what the output is multiplied by.
+    gate: Option<Linear>,
 }
 
 impl Experts {
     pub fn load(loader: &TensorLoader, layer: usize, c: &ExpertsConfig) -> Result<Experts> {
-        let hidden = loader.config.hidden;
+        let (hidden, at) = (loader.config.hidden, Some(layer));
         let stated = format!("there are {} experts in layer {layer} (num_experts, expert_count)", c.count);
-        let router =
-            loader.linear(Part::Router, layer, [c.count, hidden], Presence::Never).context(stated)?;
+        let router = loader.linear(Part::Router, layer, [c.count, hidden], c.router_bias).context(stated)?;
+        let correction = loader.bias(c.routing.correction, Part::RouterCorrection, at, c.count)?;
+        let correction = correction.map(|bias| loader.ops.vector(&bias, 0.0)).transpose()?;
+        let latent = c.latent.map(|width| Latent::load(loader, layer, width)).transpose()?;
+        let shared = c.shared.as_ref().map(|shared| Shared::load(loader, layer, shared)).transpose()?;
         // All are found and have the right shape before the first is packed.
-        let tensors = tensors(loader, layer, c)?;
-        let expert = |[gate, up, down]: [WeightTensor; 3]| {
+        let expert = |tensors: stored::Tensors| {
+            let projection = |part, (weight, bias): (WeightTensor, Option<WeightTensor>)| {
+                loader.projection(part, weight, bias, None)
+            };
+            let stored::Tensors { gate, up, down } = tensors;
             Ok(Expert {
-                gate: loader.projection(Part::GateExperts, gate, None, None)?,
-                up: loader.projection(Part::UpExperts, up, None, None)?,
-                down: loader.projection(Part::DownExperts, down, None, None)?,
+                gate: gate.map(|gate| projection(Part::GateExperts, gate)).transpose()?,
+                up: projection(Part::UpExperts, up)?,
+                down: projection(Part::DownExperts, down)?,
             })
         };
-        let experts = tensors.into_iter().map(expert).collect::<Result<_>>()?;
-        Ok(Experts { router, experts, activation: c.activation, routing: c.routing })
+        let experts =
+            stored::find(loader, layer, c)?.map(|found| found.and_then(expert)).collect::<Result<_>>()?;
+        Ok(Experts {
+            router,
+            correction,
+            experts,
+            activation: c.activation,
+            routing: c.routing,
+            latent,
+            shared,
+        })
     }
 
-    /// The weighted sum of the experts' outputs, `[rows, hidden]`.
+    /// The weighted sum of the experts' outputs, and the shared expert's, `[rows, hidden]`.
     pub fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
-        let assignments = ops.route(ops.linear(&self.router, x)?, &self.routing)?;
-        let rows = ops.experts(&self.experts, self.activation, x, &assignments)?;
+        let logits = ops.linear(&self.router, x)?;
+        let assignments = ops.route(logits, &self.routing, self.correction.as_ref())?;
+        let experts = |x: &Rows| ops.experts(&self.experts, self.activation, x, &assignments);
+        let rows = match &self.latent {
+            Some(Latent { into, out }) => ops.linear(out, &experts(&ops.linear(into, x)?)?)?,
+            None => experts(x)?,
+        };
+        let rows = match &self.shared {
+            Some(shared) => shared.add(ops, x, rows)?,
+            None => rows,
+        };
         Ok(Branch { rows, projection: None })
     }
 
     pub fn projections(&self) -> Vec<&Linear> {
-        let experts = self.experts.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down]);
-        std::iter::once(&self.router).chain(experts).collect()
+        let experts = self.experts.iter();
+        let experts = experts.flat_map(|it| it.gate.iter().chain([&it.up, &it.down]));
+        let latent = self.latent.iter().flat_map(|latent| [&latent.into, &latent.out]);
+        let shared = self.shared.iter();
+        let shared = shared.flat_map(|it| it.dense.projections().into_iter().chain(&it.gate));
+        std::iter::once(&self.router).chain(experts).chain(latent).chain(shared).collect()
     }
 }
 
-/// gate, up and down of each expert.
-fn tensors(loader: &TensorLoader, layer: usize, c: &ExpertsConfig) -> Result<Vec<[WeightTensor; 3]>> {
-    let (hidden, inner, at) = (loader.config.hidden, c.intermediate, Some(layer));
-    let stored = |part| loader.has(part, at);
-    if ![Part::GateUpExperts, Part::GateExperts, Part::DownExperts].into_iter().any(stored) {
-        let one = |part, rows, columns| loader.tensor(part, at, &[rows, columns]);
-        let expert = |e| {
-            Ok([
-                one(Part::ExpertGate(e), inner, hidden)?,
-                one(Part::ExpertUp(e), inner, hidden)?,
-                one(Part::ExpertDown(e), hidden, inner)?,
-            ])
-        };
-        refuse_more(loader, layer, c.count)?;
-        return (0..c.count).map(expert).collect();
+impl Latent {
+    fn load(loader: &TensorLoader, layer: usize, width: usize) -> Result<Latent> {
+        let hidden = loader.config.hidden;
+        Ok(Latent {
+            into: loader.linear(Part::LatentIn, layer, [width, hidden], Presence::Never)?,
+            out: loader.linear(Part::LatentOut, layer, [hidden, width], Presence::Never)?,
+        })
     }
-    let stacked = |part, rows, columns| loader.tensor(part, at, &[c.count, rows, columns]);
-    let down = stacked(Part::DownExperts, hidden, inner)?;
-    let ([gate, up], [first, second]) = match stored(Part::GateUpExperts) {
-        true => {
-            let both = stacked(Part::GateUpExperts, 2 * inner, hidden)?;
-            ([both.clone(), both], [0, inner])
-        }
-        false => {
-            ([stacked(Part::GateExperts, inner, hidden)?, stacked(Part::UpExperts, inner, hidden)?], [0, 0])
-        }
-    };
-    let cut = |stack: &WeightTensor, e: usize, from: usize, rows: usize| {
-        let (height, columns) = (stack.shape[1], stack.shape[2]);
-        let flat = WeightTensor { shape: vec![c.count * height, columns], ..stack.clone() };
-        let start = e * height + from;
-        loader.slice_rows(&flat, start..start + rows)
-    };
-    let expert =
-        |e| Ok([cut(&gate, e, first, inner)?, cut(&up, e, second, inner)?, cut(&down, e, 0, hidden)?]);
-    (0..c.count).map(expert).collect()
 }
 
-/// A file with more experts than its configuration says would be another model.
-fn refuse_more(loader: &TensorLoader, layer: usize, count: usize) -> Result<()> {
-    match loader.has(Part::ExpertGate(count), Some(layer)) {
-        false => Ok(()),
-        true => Err(Error::model_file(format!(
-            "{}: layer {layer} has the tensor {}, and the configuration says that there are {count} experts \
-             (num_experts, num_local_experts, expert_count)",
-            loader.weights.source().display(),
-            loader.name(Part::ExpertGate(count), Some(layer), "weight")
-        ))),
+impl Shared {
+    fn load(loader: &TensorLoader, layer: usize, c: &SharedExpert) -> Result<Shared> {
+        let (hidden, at) = (loader.config.hidden, Some(layer));
+        let gate = loader.is_stored(c.gate, Part::SharedExpertGate, at, "weight").then(|| {
+            // GGUF has it as a vector.
+            let name = loader.name(Part::SharedExpertGate, at, "weight");
+            let vector = loader.weights.shape(&name).is_some_and(|shape| shape.len() == 1);
+            let shape: &[usize] = if vector { &[hidden] } else { &[1, hidden] };
+            let tensor = loader.tensor(Part::SharedExpertGate, at, shape)?;
+            let tensor = WeightTensor { shape: vec![1, hidden], ..tensor };
+            loader.projection(Part::SharedExpertGate, tensor, None, None)
+        });
+        Ok(Shared {
+            dense: Dense::load(loader, layer, &c.dense, DenseParts::SHARED)?,
+            gate: gate.transpose()?,
+        })
+    }
+
+    /// `to` and its output.
+    fn add(&self, ops: &Ops, x: &Rows, to: Rows) -> Result<Rows> {
+        // Adapters have no names for what stands here.
+        let project = Projector { ops, layer: 0, deltas: None };
+        let Branch { rows, projection } = self.dense.forward(&project, x, None)?;
+        match (&self.gate, projection) {
+            (None, Some((_, down))) => ops.linear_add(down, &rows, to),
+            (gate, projection) => {
+                let rows = projection.map_or(Ok(None), |(_, down)| ops.linear(down, &rows).map(Some))?;
+                let Some(rows) = rows else { return Ok(to) };
+                let rows = match gate {
+                    Some(gate) => ops.output_gate(rows, ops.linear(gate, x)?, GateFunction::Sigmoid)?,
+                    None => rows,
+                };
+                ops.add(&rows, 1.0, to)
+            }
+        }
     }
 }

@@ -19,7 +19,9 @@ pub(super) enum FeedForward {
 impl FeedForward {
     pub fn load(loader: &TensorLoader, layer: usize, config: &FeedForwardConfig) -> Result<FeedForward> {
         match config {
-            FeedForwardConfig::Dense(config) => Ok(FeedForward::Dense(Dense::load(loader, layer, config)?)),
+            FeedForwardConfig::Dense(config) => {
+                Ok(FeedForward::Dense(Dense::load(loader, layer, config, DenseParts::MLP)?))
+            }
             FeedForwardConfig::Experts(config) => {
                 Ok(FeedForward::Experts(Experts::load(loader, layer, config)?))
             }
@@ -44,40 +46,62 @@ impl FeedForward {
 
 /// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`.
 pub(super) struct Dense {
+    parts: DenseParts,
     activation: Activation,
     gate: Option<Linear>,
     up: Linear,
     down: Linear,
 }
 
+/// The names of its matrices.
+#[derive(Clone, Copy)]
+pub(super) struct DenseParts {
+    gate: Part,
+    up: Part,
+    gate_up: Part,
+    down: Part,
+}
+
+impl DenseParts {
+    pub const MLP: DenseParts =
+        DenseParts { gate: Part::Gate, up: Part::Up, gate_up: Part::GateUp, down: Part::Down };
+    /// Of the expert that every position passes.
+    pub const SHARED: DenseParts = DenseParts {
+        gate: Part::SharedGate,
+        up: Part::SharedUp,
+        gate_up: Part::SharedGateUp,
+        down: Part::SharedDown,
+    };
+}
+
 impl Dense {
-    fn load(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Result<Dense> {
+    pub fn load(loader: &TensorLoader, layer: usize, c: &DenseConfig, parts: DenseParts) -> Result<Dense> {
         let shape = [c.intermediate, loader.config.hidden];
-        let (gate, up) = match fused_gate_up(loader, layer, c) {
+        let (gate, up) = match fused_gate_up(loader, layer, c, parts) {
             Some(part) => {
                 let [gate, up] =
                     loader.split(part, layer, [(c.intermediate, None), (c.intermediate, None)], c.bias)?;
                 (Some(gate), up)
             }
             None => {
-                let gate = c.gate.then(|| loader.linear(Part::Gate, layer, shape, c.bias)).transpose()?;
-                (gate, loader.linear(Part::Up, layer, shape, c.bias)?)
+                let gate = c.gate.then(|| loader.linear(parts.gate, layer, shape, c.bias)).transpose()?;
+                (gate, loader.linear(parts.up, layer, shape, c.bias)?)
             }
         };
-        let down = loader.linear(Part::Down, layer, [shape[1], shape[0]], c.bias)?;
-        Ok(Dense { activation: activation(loader, layer, c)?, gate, up, down })
+        let down = loader.linear(parts.down, layer, [shape[1], shape[0]], c.bias)?;
+        Ok(Dense { parts, activation: activation(loader, layer, c)?, gate, up, down })
     }
 
     /// `[rows, intermediate]`, before the down projection.
-    fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
+    pub fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
         let rows = match &self.gate {
             Some(gate) => project.gated(gate, &self.up, x, self.activation, rows)?,
             None => project.activated(&self.up, x, self.activation, rows)?,
         };
-        Ok(Branch { rows, projection: Some((Part::Down, &self.down)) })
+        Ok(Branch { rows, projection: Some((self.parts.down, &self.down)) })
     }
 
-    fn projections(&self) -> Vec<&Linear> {
+    pub fn projections(&self) -> Vec<&Linear> {
         self.gate.iter().chain([&self.up, &self.down]).collect()
     }
 }
@@ -95,15 +119,15 @@ fn activation(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Result<Ac
 
 /// The part that holds gate and up in one matrix, if one does. Phi-3's GGUF files call it `ffn_up`: of twice
 /// the height, with no gate beside it.
-fn fused_gate_up(loader: &TensorLoader, layer: usize, c: &DenseConfig) -> Option<Part> {
+fn fused_gate_up(loader: &TensorLoader, layer: usize, c: &DenseConfig, parts: DenseParts) -> Option<Part> {
     let at = Some(layer);
     if !c.gate || c.fused == Presence::Never {
         return None;
     }
-    if loader.is_stored(c.fused, Part::GateUp, at, "weight") {
-        return Some(Part::GateUp);
+    if loader.is_stored(c.fused, parts.gate_up, at, "weight") {
+        return Some(parts.gate_up);
     }
-    let up = loader.weights.shape(&loader.name(Part::Up, at, "weight"));
+    let up = loader.weights.shape(&loader.name(parts.up, at, "weight"));
     let doubled = up.is_some_and(|shape| shape.first() == Some(&(2 * c.intermediate)));
-    (doubled && !loader.has(Part::Gate, at)).then_some(Part::Up)
+    (doubled && !loader.has(parts.gate, at)).then_some(parts.up)
 }

@@ -24,6 +24,7 @@ pub enum WeightType {
     Q6K,
     Iq4Nl,
     Iq4Xs,
+    Mxfp4,
 }
 
 /// What is to be known of a format.
@@ -40,7 +41,7 @@ const fn row(name: &'static str, ggml_id: u32, block_len: usize, block_bytes: us
 
 impl WeightType {
     /// Every format, floats first.
-    pub const ALL: [WeightType; 15] = [
+    pub const ALL: [WeightType; 16] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -56,6 +57,7 @@ impl WeightType {
         WeightType::Q6K,
         WeightType::Iq4Nl,
         WeightType::Iq4Xs,
+        WeightType::Mxfp4,
     ];
 
     const fn row(self) -> Row {
@@ -75,6 +77,7 @@ impl WeightType {
             WeightType::Q6K => row("Q6_K", 14, 256, 210),
             WeightType::Iq4Nl => row("IQ4_NL", 20, 32, 18),
             WeightType::Iq4Xs => row("IQ4_XS", 23, 256, 136),
+            WeightType::Mxfp4 => row("MXFP4", 39, 32, 17),
         }
     }
 
@@ -136,7 +139,7 @@ impl std::fmt::Display for WeightType {
 
 /// Names of GGUF tensor types that exist but are not read, so that a refusal can say which one it met.
 pub(super) fn ggml_type_name(id: u32) -> Option<&'static str> {
-    const OTHERS: [(u32, &str); 21] = [
+    const OTHERS: [(u32, &str); 20] = [
         (9, "Q8_1"),
         (15, "Q8_K"),
         (16, "IQ2_XXS"),
@@ -155,7 +158,6 @@ pub(super) fn ggml_type_name(id: u32) -> Option<&'static str> {
         (33, "Q4_0_8_8"),
         (34, "TQ1_0"),
         (35, "TQ2_0"),
-        (39, "MXFP4"),
         (40, "NVFP4"),
         (41, "Q1_0"),
     ];

@@ -248,6 +248,27 @@ impl Weights {
         Ok(WeightTensor { name: name.to_owned(), dtype, shape: entry.shape.clone(), data })
     }
 
+    /// The shape and the bytes of a tensor of plain bytes (U8), which hold weights in a way that the tensor
+    /// itself does not tell.
+    ///
+    /// # Errors
+    /// As [`Weights::get`]; `ModelFile` when it is of another type.
+    pub fn bytes(&self, name: &str) -> Result<(&[usize], Bytes)> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (path, bytes) = self.files.get(entry.file).ok_or_else(|| self.missing(name))?;
+        entry.read.store(true, Ordering::Relaxed);
+        let whole = entry.shape.iter().try_fold(1usize, |all, dim| all.checked_mul(*dim));
+        match &entry.stored {
+            Stored::Other(stored) if stored == "U8" && whole == Some(entry.range.len()) => {
+                Ok((&entry.shape, bytes.slice(entry.range.clone()).context(path.display())?))
+            }
+            _ => Err(Error::model_file(format!(
+                "{}: the tensor {name:?} must hold plain bytes (U8)",
+                path.display()
+            ))),
+        }
+    }
+
     fn missing(&self, name: &str) -> Error {
         let source = self.source.display();
         match self.beside(name) {

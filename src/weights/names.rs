@@ -23,6 +23,10 @@ pub enum Part {
     O,
     QNorm,
     KNorm,
+    /// What attention's output is multiplied by.
+    AttnGate,
+    /// A logit for each head that joins its softmax.
+    Sinks,
     /// Norm of attention's output before it joins the residual stream.
     AttnPostNorm,
     MlpNorm,
@@ -34,12 +38,27 @@ pub enum Part {
     MlpPostNorm,
     /// What chooses among experts.
     Router,
+    /// Its bias: what is added to the scores of experts for the choice.
+    RouterCorrection,
     /// All experts of a layer in one tensor, `[experts, rows, columns]`.
     GateExperts,
     UpExperts,
     /// gate and up of each expert in one matrix, in that order.
     GateUpExperts,
     DownExperts,
+    /// Those two in MXFP4 beside its scales (gpt-oss's safetensors).
+    GateUpExpertsBlocks,
+    DownExpertsBlocks,
+    /// Of the expert that every position passes.
+    SharedGate,
+    SharedUp,
+    SharedGateUp,
+    SharedDown,
+    /// What its output is multiplied by.
+    SharedExpertGate,
+    /// Projections before and behind experts of another width.
+    LatentIn,
+    LatentOut,
     /// One expert.
     ExpertGate(usize),
     ExpertUp(usize),
@@ -70,6 +89,8 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::O, &["self_attn.o_proj", "self_attn.dense", "self_attn.out_proj"], &["attn_output"]),
     (Part::QNorm, &["self_attn.q_norm", "self_attn.q_layernorm"], &["attn_q_norm"]),
     (Part::KNorm, &["self_attn.k_norm", "self_attn.k_layernorm"], &["attn_k_norm"]),
+    (Part::AttnGate, &["self_attn.g_proj", "self_attn.gate_proj"], &["attn_gate"]),
+    (Part::Sinks, &["self_attn.sinks"], &["attn_sinks"]),
     (Part::MlpNorm, &["pre_feedforward_layernorm", "post_attention_layernorm"], &["ffn_norm"]),
     (Part::AttnPostNorm, &["post_attention_layernorm"], &["post_attention_norm"]),
     (Part::Gate, &["mlp.gate_proj", "feed_forward.w1"], &["ffn_gate"]),
@@ -77,14 +98,90 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::GateUp, &["mlp.gate_up_proj"], &["ffn_gate_up"]),
     (Part::Down, &["mlp.down_proj", "mlp.fc2", "mlp.c_proj", "feed_forward.w2"], &["ffn_down"]),
     (Part::MlpPostNorm, &["post_feedforward_layernorm"], &["post_ffw_norm"]),
-    (Part::Router, &["mlp.gate", "block_sparse_moe.gate"], &["ffn_gate_inp"]),
+    (
+        Part::Router,
+        &[
+            "mlp.gate",
+            "block_sparse_moe.gate",
+            "block_sparse_moe.router.layer",
+            "mlp.router",
+            "feed_forward.gate",
+            "mixer.gate",
+        ],
+        &["ffn_gate_inp"],
+    ),
+    // The names end in `_bias`.
+    (
+        Part::RouterCorrection,
+        &[
+            "mlp.gate.e_score_correction",
+            "mlp.experts.e_score_correction",
+            "mlp.moe_statics.e_score_correction",
+            "feed_forward.expert",
+            "mixer.gate.e_score_correction",
+        ],
+        &["exp_probs_b"],
+    ),
     (Part::GateExperts, &["mlp.experts.gate_proj"], &["ffn_gate_exps"]),
     (Part::UpExperts, &["mlp.experts.up_proj"], &["ffn_up_exps"]),
-    (Part::GateUpExperts, &["mlp.experts.gate_up_proj"], &["ffn_gate_up_exps"]),
-    (Part::DownExperts, &["mlp.experts.down_proj"], &["ffn_down_exps"]),
-    (Part::ExpertGate(0), &["mlp.experts.{}.gate_proj", "block_sparse_moe.experts.{}.w1"], &["ffn_gate.{}"]),
-    (Part::ExpertUp(0), &["mlp.experts.{}.up_proj", "block_sparse_moe.experts.{}.w3"], &["ffn_up.{}"]),
-    (Part::ExpertDown(0), &["mlp.experts.{}.down_proj", "block_sparse_moe.experts.{}.w2"], &["ffn_down.{}"]),
+    (
+        Part::GateUpExperts,
+        &["mlp.experts.gate_up_proj", "block_sparse_moe.input_linear.weight"],
+        &["ffn_gate_up_exps"],
+    ),
+    (
+        Part::DownExperts,
+        &["mlp.experts.down_proj", "block_sparse_moe.output_linear.weight"],
+        &["ffn_down_exps"],
+    ),
+    // The names end in `_blocks` and `_scales`; GGUF has blocks with their scales as any other type.
+    (Part::GateUpExpertsBlocks, &["mlp.experts.gate_up_proj"], &["ffn_gate_up_exps_blocks"]),
+    (Part::DownExpertsBlocks, &["mlp.experts.down_proj"], &["ffn_down_exps_blocks"]),
+    (Part::SharedGate, &["mlp.shared_experts.gate_proj", "mlp.shared_expert.gate_proj"], &["ffn_gate_shexp"]),
+    (
+        Part::SharedUp,
+        &["mlp.shared_experts.up_proj", "mlp.shared_expert.up_proj", "mixer.shared_experts.up_proj"],
+        &["ffn_up_shexp"],
+    ),
+    (Part::SharedGateUp, &["shared_mlp.input_linear"], &["ffn_gate_up_shexp"]),
+    (
+        Part::SharedDown,
+        &[
+            "mlp.shared_experts.down_proj",
+            "mlp.shared_expert.down_proj",
+            "mixer.shared_experts.down_proj",
+            "shared_mlp.output_linear",
+        ],
+        &["ffn_down_shexp"],
+    ),
+    (Part::SharedExpertGate, &["mlp.shared_expert_gate"], &["ffn_gate_inp_shexp"]),
+    (Part::LatentIn, &["mixer.fc1_latent_proj"], &["ffn_latent_down"]),
+    (Part::LatentOut, &["mixer.fc2_latent_proj"], &["ffn_latent_up"]),
+    (
+        Part::ExpertGate(0),
+        &["mlp.experts.{}.gate_proj", "block_sparse_moe.experts.{}.w1", "feed_forward.experts.{}.w1"],
+        &["ffn_gate.{}"],
+    ),
+    (
+        Part::ExpertUp(0),
+        &[
+            "mlp.experts.{}.up_proj",
+            "block_sparse_moe.experts.{}.w3",
+            "feed_forward.experts.{}.w3",
+            "mixer.experts.{}.up_proj",
+        ],
+        &["ffn_up.{}"],
+    ),
+    (
+        Part::ExpertDown(0),
+        &[
+            "mlp.experts.{}.down_proj",
+            "block_sparse_moe.experts.{}.w2",
+            "feed_forward.experts.{}.w2",
+            "mixer.experts.{}.down_proj",
+        ],
+        &["ffn_down.{}"],
+    ),
     (Part::ConvIn, &["conv.in_proj"], &["shortconv.in_proj"]),
     (Part::Conv, &["conv.conv"], &["shortconv.conv"]),
     (Part::ConvOut, &["conv.out_proj"], &["shortconv.out_proj"]),
@@ -106,12 +203,25 @@ impl Part {
         }
     }
 
-    /// Whether transformers stores it as a parameter of its own, with no `.weight` behind its name.
-    fn is_bare(self) -> bool {
-        use Part::{DownExperts, GateExperts, GateUpExperts, UpExperts};
+    /// What stands behind its name in transformers: `.weight` or `.bias`, unless it is stored as a parameter of
+    /// its own.
+    fn ending(self, kind: &str) -> String {
+        use Part::{
+            DownExperts, DownExpertsBlocks, GateExperts, GateUpExperts, GateUpExpertsBlocks,
+            RouterCorrection, Sinks, UpExperts,
+        };
         use Part::{XieluAlphaN, XieluAlphaP, XieluBeta, XieluEps};
-        let experts = matches!(self, GateExperts | UpExperts | GateUpExperts | DownExperts);
-        experts || matches!(self, XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps)
+        match (self, kind) {
+            (Sinks | GateExperts | UpExperts | GateUpExperts | DownExperts, "weight") => String::new(),
+            (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps, _) => String::new(),
+            (GateUpExpertsBlocks | DownExpertsBlocks, "weight") => "_blocks".into(),
+            (
+                RouterCorrection | GateExperts | UpExperts | GateUpExperts | DownExperts
+                | GateUpExpertsBlocks | DownExpertsBlocks,
+                kind,
+            ) => format!("_{kind}"),
+            _ => format!(".{kind}"),
+        }
     }
 }
 
@@ -198,10 +308,10 @@ impl Names {
     /// Those of a family's own names.
     fn own_spellings(&self, names: &[&str], part: Part, layer: Option<usize>, kind: &str) -> Vec<String> {
         let Names::Transformers { prefix, .. } = self else { return Vec::new() };
-        let spelled = |name: &&str| match (layer, part.is_bare()) {
-            (Some(i), true) => format!("{prefix}layers.{i}.{name}"),
-            (Some(i), false) => format!("{prefix}layers.{i}.{name}.{kind}"),
-            (None, _) => format!("{prefix}{name}.{kind}"),
+        let ending = part.ending(kind);
+        let spelled = |name: &&str| match layer {
+            Some(i) => format!("{prefix}layers.{i}.{name}{ending}"),
+            None => format!("{prefix}{name}{ending}"),
         };
         names.iter().map(spelled).collect()
     }
@@ -352,6 +462,18 @@ mod tests {
             UpExperts,
             GateUpExperts,
             DownExperts,
+            RouterCorrection,
+            GateUpExpertsBlocks,
+            DownExpertsBlocks,
+            SharedGate,
+            SharedUp,
+            SharedGateUp,
+            SharedDown,
+            SharedExpertGate,
+            LatentIn,
+            LatentOut,
+            AttnGate,
+            Sinks,
             ExpertGate(7),
             ExpertUp(7),
             ExpertDown(7),
@@ -378,8 +500,22 @@ mod tests {
         );
         assert_eq!(
             mixtral.spellings(GateUpExperts, Some(2), "weight"),
-            ["model.layers.2.mlp.experts.gate_up_proj"]
+            [
+                "model.layers.2.mlp.experts.gate_up_proj",
+                "model.layers.2.block_sparse_moe.input_linear.weight"
+            ]
         );
+        for (part, kind, wanted) in [
+            (GateUpExperts, "bias", "mlp.experts.gate_up_proj_bias"),
+            (GateUpExpertsBlocks, "weight", "mlp.experts.gate_up_proj_blocks"),
+            (DownExpertsBlocks, "scales", "mlp.experts.down_proj_scales"),
+            (RouterCorrection, "bias", "mlp.gate.e_score_correction_bias"),
+            (Router, "bias", "mlp.gate.bias"),
+            (Sinks, "weight", "self_attn.sinks"),
+        ] {
+            let wanted = format!("model.layers.2.{wanted}");
+            assert_eq!(mixtral.spellings(part, Some(2), kind)[0], wanted);
+        }
         let (prefix, head) = PLACES[3];
         let gemma = Names::Transformers { prefix, head, post_norms: true, own: &[] };
         assert_eq!(gemma.spellings(Head, None, "weight")[0], "language_model.lm_head.weight");

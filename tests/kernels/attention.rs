@@ -15,6 +15,7 @@ pub struct Scene {
     pub causal: bool,
     pub window: Option<usize>,
     pub soft_cap: Option<f32>,
+    pub sinks: Option<&'static [f32]>,
     pub sequences: Vec<(usize, usize)>,
 }
 
@@ -26,7 +27,7 @@ struct Cut {
 }
 
 impl Scene {
-    pub fn attention(&self) -> Attention {
+    pub fn attention(&self) -> Attention<'_> {
         Attention {
             heads: self.heads,
             kv_heads: self.kv_heads,
@@ -35,6 +36,7 @@ impl Scene {
             causal: self.causal,
             window: self.window,
             soft_cap: self.soft_cap,
+            sinks: self.sinks,
         }
     }
 
@@ -132,6 +134,7 @@ fn scenes() -> Vec<Scene> {
         causal: true,
         window,
         soft_cap,
+        sinks: None,
         sequences: sequences.to_vec(),
     };
     let both = |heads, window, sequences: &[(usize, usize)]| Scene {
@@ -139,6 +142,10 @@ fn scenes() -> Vec<Scene> {
         ..scene(heads, window, None, sequences)
     };
     vec![
+        Scene {
+            sinks: Some(&[1.5, -2.0, 0.0, 8.0, -90.0, 90.0, 3.0, 2.0, 1.0]),
+            ..scene((9, 3, 64), Some(100), None, &[(0, 40), (17, 1), (600, 3)])
+        },
         scene((1, 1, 16), None, None, &[(0, 1)]),
         scene((2, 2, 20), None, None, &[(0, 5), (3, 1)]),
         scene((9, 3, 64), None, None, &[(0, 40), (17, 1), (100, 3), (15, 1)]),

@@ -1,6 +1,6 @@
 //! What is wrong is an error, what is empty stays empty, and a forked child goes on alone.
 
-use tallow::config::{NormKind, Routing, Score};
+use tallow::config::{NormKind, Routing};
 use tallow::error::{ErrorKind, Result};
 use tallow::kernels::{
     Activation, Attention, Expert, KvCache, KvLayout, KvShape, KvType, Linear, Norm, Ops, Rows,
@@ -54,7 +54,7 @@ impl<'a> Bench<'a> {
         step
     }
 
-    fn attend(&self, layer: usize, step: &Step, change: fn(&mut Attention)) -> Result<()> {
+    fn attend(&self, layer: usize, step: &Step, change: fn(&mut Attention<'_>)) -> Result<()> {
         let mut a = Attention {
             heads: 1,
             kv_heads: 1,
@@ -63,6 +63,7 @@ impl<'a> Bench<'a> {
             causal: true,
             window: None,
             soft_cap: None,
+            sinks: None,
         };
         change(&mut a);
         let step = self.ops.checked_step(step, &self.cache)?;
@@ -113,9 +114,8 @@ impl<'a> Bench<'a> {
             ops.heads(self.rows(3, 64), head_dim, norm.as_ref(), Some(&table)).map(drop)
         };
         let experts = |down: &Linear, rows: usize, count: usize| {
-            let routing = Routing { top_k: 2, score: Score::Softmax, normalize: true, scale: 1.0 };
-            let assignments = ops.route(self.rows(rows, count), &routing)?;
-            let expert = Expert { gate: self.m.clone(), up: self.m.clone(), down: down.clone() };
+            let assignments = ops.route(self.rows(rows, count), &Routing::plain(2), None)?;
+            let expert = Expert { gate: Some(self.m.clone()), up: self.m.clone(), down: down.clone() };
             ops.experts(&vec![expert; 2], Activation::Silu, x, &assignments).map(drop)
         };
         let down = linear(ops, &weights(WeightType::F32, 64, 8, &mut Random(4)), None);
@@ -225,6 +225,7 @@ fn nothing_to_compute_is_nothing_computed() {
             causal: true,
             window: None,
             soft_cap: None,
+            sinks: None,
         };
         let step = &Step::default();
         let step = ops.checked_step(step, &cache).unwrap();

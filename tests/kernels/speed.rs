@@ -238,8 +238,16 @@ fn attention(ops: &Ops, kv: KvType, limits: &Limits) {
     for (heads, kv_heads, head_dim) in [(9, 3, 64), (4, 1, 256)] {
         for (before, rows) in [(511, 1), (2047, 1), (0, 512), (1536, 512)] {
             let sequences = vec![(before, rows)];
-            let scene =
-                Scene { heads, kv_heads, head_dim, causal: true, window: None, soft_cap: None, sequences };
+            let scene = Scene {
+                heads,
+                kv_heads,
+                head_dim,
+                causal: true,
+                window: None,
+                soft_cap: None,
+                sinks: None,
+                sequences,
+            };
             let pages = (before + rows).div_ceil(PAGE);
             let bytes = (before + rows) * kv.position_bytes(scene.shape()).unwrap();
             let layers = ((96 << 20) / bytes).clamp(1, 64);

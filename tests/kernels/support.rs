@@ -78,7 +78,7 @@ pub fn table(ops: &Ops, rows: Rows) -> Table {
 /// Where a block keeps its f16 scales.
 fn scale_offsets(ty: WeightType) -> &'static [usize] {
     match ty {
-        WeightType::F32 | WeightType::F16 | WeightType::BF16 => &[],
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Mxfp4 => &[],
         WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => &[0, 2],
         WeightType::Q2K => &[80, 82],
         WeightType::Q3K => &[108],
@@ -99,6 +99,10 @@ pub fn weights(ty: WeightType, n: usize, k: usize, random: &mut Random) -> Weigh
         _ => {
             let mut w = any_bits(ty, n, k, random).data.to_vec();
             for block in w.chunks_exact_mut(ty.block_bytes()) {
+                if ty == WeightType::Mxfp4 {
+                    // 2^-14 to 2^-7.
+                    block[0] = 114 + block[0] % 8;
+                }
                 for &at in scale_offsets(ty) {
                     block[at..at + 2].copy_from_slice(&half(random).to_le_bytes());
                 }

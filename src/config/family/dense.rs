@@ -1,7 +1,8 @@
 //! Families of dense feed-forwards whose layers are alike.
 
 use super::{
-    ATTENTION_BIAS, Bidirectional, MLP_BIAS, Multiplier, Multipliers, NO_MULTIPLIERS, NoRope, NormPlaces,
+    ATTENTION_BIAS, Bidirectional, Gating, MLP_BIAS, Multiplier, Multipliers, NO_MULTIPLIERS, NoRope,
+    NormPlaces,
 };
 use super::{Family, FamilyTensors, GGUF, Gguf, Has, PLAIN, ROPE, RopeDefaults, SIZES, Sizes, Window};
 use crate::config::{Activation, Block, NormKind, NormScope, Xielu};
@@ -35,7 +36,9 @@ pub(super) const LLAMA: Family = Family {
     query_scale: false,
     short_conv: None,
     experts: None,
+    gating: Gating::Never,
     refused: &[],
+    fixed: &[],
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
     names: &[],
     gguf: &[Gguf { interleaved_qk: true, ..GGUF }],

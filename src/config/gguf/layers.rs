@@ -40,7 +40,7 @@ impl Reader<'_> {
         };
         let conv = self.short_conv(layers)?;
         let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
-        let ffn = self.feed_forward()?;
+        let ffns = self.feed_forwards(layers)?;
         let xielu = self.xielu(layers)?;
         let norms = self.family.tensors.norms.norms(self.block());
         let mixer = |i: usize| match conv[i] {
@@ -51,7 +51,7 @@ impl Reader<'_> {
                 MixerConfig::Attention(AttentionConfig { window, rope, ..attention })
             }
         };
-        let ffn = |i: usize| match (ffn, &xielu) {
+        let ffn = |i: usize| match (ffns[i], &xielu) {
             (FeedForwardConfig::Dense(dense), Some(xielu)) => {
                 FeedForwardConfig::Dense(DenseConfig { activation: Activation::Xielu(xielu[i]), ..dense })
             }

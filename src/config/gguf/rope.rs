@@ -46,7 +46,7 @@ impl Reader<'_> {
                 beta_fast: self.f32("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0) as f64,
                 beta_slow: self.f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0) as f64,
                 attention: self.yarn_attention(factor as f64)? * attention,
-                truncate: true,
+                truncate: self.architecture.yarn_truncates,
             }),
             (Some("yarn"), None) => Err(self.missing("rope.scaling.factor")),
             (Some(other), _) => {

@@ -3,11 +3,8 @@
 use serde_json::Value;
 
 use super::Reader;
-use crate::config::family::{Bidirectional, Has, NoRope, Window};
-use crate::config::{
-    AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, MixerConfig, Presence, Routing, Score,
-    ShortConvConfig,
-};
+use crate::config::family::{Bidirectional, Has, NoRope, NormPlaces, Window};
+use crate::config::{AttentionConfig, LayerConfig, MixerConfig, ShortConvConfig};
 use crate::error::{Error, Result, quoted};
 
 impl Reader<'_> {
@@ -28,7 +25,7 @@ impl Reader<'_> {
         }
         let conv = self.short_conv(layers)?;
         let ffns = self.feed_forwards(layers)?;
-        let norms = self.family.tensors.norms.norms(self.block()?);
+        let norms = self.norm_places()?.norms(self.block()?);
         let mixer = |i: usize| match conv[i] {
             Some(conv) => MixerConfig::ShortConv(conv),
             None => MixerConfig::Attention(AttentionConfig {
@@ -42,39 +39,13 @@ impl Reader<'_> {
         Ok(ffns.into_iter().enumerate().map(layer).collect())
     }
 
-    /// The feed-forward of each layer.
-    pub(super) fn feed_forwards(&self, layers: usize) -> Result<Vec<FeedForwardConfig>> {
-        let dense = FeedForwardConfig::Dense(self.dense()?);
-        let Some(defaults) = &self.family.experts else { return Ok(vec![dense; layers]) };
-        let [first, second] = defaults.count_keys;
-        let count = match self.f.states(first) {
-            true => self.size(first, defaults.count)?,
-            false => self.size(second, defaults.count)?,
-        };
-        let (key, default) = defaults.width.unwrap_or(("intermediate_size", self.family.sizes.intermediate));
-        let experts = FeedForwardConfig::Experts(ExpertsConfig {
-            count,
-            intermediate: self.size(key, default)?,
-            activation: self.activation()?,
-            routing: Routing {
-                top_k: self.size("num_experts_per_tok", defaults.top_k)?,
-                score: Score::Softmax,
-                normalize: self.has(defaults.normalize)? == Presence::Always,
-                scale: 1.0,
-            },
-        });
-        if !defaults.sparse_step {
-            return Ok(vec![experts; layers]);
+    /// Where norms stand.
+    fn norm_places(&self) -> Result<NormPlaces> {
+        let t = &self.family.tensors;
+        match t.norms_after_key.map(|key| self.f.bool(key)).transpose()?.flatten() {
+            Some(false) => Ok(NormPlaces::Before),
+            _ => Ok(t.norms),
         }
-        let step = self.size("decoder_sparse_step", 1)?;
-        if step == 0 {
-            return Err(Error::model_file("decoder_sparse_step is 0; it must be at least 1"));
-        }
-        let only = self.f.array("mlp_only_layers")?.map_or(&[][..], |list| list.as_slice());
-        let is_dense = |i: usize| {
-            count == 0 || !(i + 1).is_multiple_of(step) || only.iter().any(|n| n.as_u64() == Some(i as u64))
-        };
-        Ok((0..layers).map(|i| if is_dense(i) { dense } else { experts }).collect())
     }
 
     /// The layers that are short convolutions.
@@ -85,7 +56,13 @@ impl Reader<'_> {
             bias: self.has(Has::Key("conv_bias", false))?,
         };
         let is_conv = match self.f.array("layer_types")? {
-            Some(kinds) => layer_types(kinds, layers, "conv")?,
+            Some(kinds) => {
+                let windowed = self.family.window != Window::Never;
+                layer_types(kinds, layers, "conv", if windowed { &["sliding_attention"] } else { &[] })?
+            }
+            None if self.family.window == Window::TypedTwoOfFour => {
+                (0..layers).map(|i| !i.is_multiple_of(2) || i == 0).collect()
+            }
             None => match self.f.array("full_attn_idxs")? {
                 Some(list) => {
                     (0..layers).map(|i| !list.iter().any(|n| n.as_u64() == Some(i as u64))).collect()
@@ -125,13 +102,15 @@ impl Reader<'_> {
     pub(super) fn sliding(&self, layers: usize, window: Option<usize>) -> Result<Vec<bool>> {
         let typed = !matches!(self.family.window, Window::Never | Window::All | Window::AllSwitched);
         if typed && let Some(kinds) = self.f.array("layer_types")? {
-            return layer_types(kinds, layers, "sliding_attention");
+            let others: &[&str] = if self.family.short_conv.is_some() { &["conv"] } else { &[] };
+            return layer_types(kinds, layers, "sliding_attention", others);
         }
         let each = |sliding: &dyn Fn(usize) -> bool| (0..layers).map(sliding).collect();
         Ok(match self.family.window {
             Window::Never => vec![false; layers],
             Window::All | Window::AllSwitched | Window::TypedAll => vec![window.is_some(); layers],
             Window::TypedAlternating => each(&|i| i % 2 == 0),
+            Window::TypedTwoOfFour => each(&|i| i % 4 == 0 && i > 0),
             Window::TypedPeriod { switched: true, .. } if window.is_none() => vec![false; layers],
             Window::TypedPeriod { n, pattern, .. } => self.periodic(layers, n, pattern)?,
             Window::TypedFrom(default) => {
@@ -203,21 +182,27 @@ fn letters_pattern(key: &str, letters: &str, layers: usize) -> Result<Vec<bool>>
     Ok(letters.chars().cycle().take(layers).map(|letter| letter == 'L').collect())
 }
 
-/// Which layers are of the kind `other`; the rest must be "full_attention".
-fn layer_types(kinds: &[Value], layers: usize, other: &str) -> Result<Vec<bool>> {
+/// Which layers are of the kind `wanted`; the rest must be "full_attention", or one of the `others`.
+pub(super) fn layer_types(
+    kinds: &[Value],
+    layers: usize,
+    wanted: &str,
+    others: &[&str],
+) -> Result<Vec<bool>> {
     if kinds.len() != layers {
         return Err(Error::model_file(format!(
             "layer_types has {} entries for {layers} layers",
             kinds.len()
         )));
     }
-    let is_other = |kind: &Value| match kind.as_str() {
+    let is_wanted = |kind: &Value| match kind.as_str() {
         Some("full_attention" | "attention") => Ok(false),
-        Some(kind) if kind == other => Ok(true),
+        Some(kind) if kind == wanted => Ok(true),
+        Some(kind) if others.contains(&kind) => Ok(false),
         _ => {
             let kind = quoted(&kind.to_string());
             Err(Error::unsupported(format!("layer_types has {kind}, which is not supported")))
         }
     };
-    kinds.iter().map(is_other).collect()
+    kinds.iter().map(is_wanted).collect()
 }

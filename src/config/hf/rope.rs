@@ -15,6 +15,8 @@ impl Reader<'_> {
         let scaling = f.object("rope_scaling")?.filter(|object| !object.is_empty());
         let theta = |key: &str, default: f64| f.f64(key).map(|theta| theta.unwrap_or(default));
         if let Some((local_key, local_theta)) = defaults.local_theta {
+            let absent = defaults.absent.map(crate::config::fields::object).transpose()?;
+            let parameters = parameters.or(absent.as_ref());
             let nested = |kind: &str| -> Result<Object> {
                 let object =
                     parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context("rope_parameters")?;
@@ -73,6 +75,9 @@ impl Reader<'_> {
             let dims = head_dim as f64;
             let stretched = theta * alpha.powf(dims / (dims - 2.0));
             return Ok(Rope { theta: stretched, dims: head_dim, scaling: Scaling::None });
+        }
+        if kind == "proportional" {
+            return proportional(&f, theta, head_dim);
         }
         Ok(Rope {
             theta,
@@ -150,6 +155,18 @@ impl Reader<'_> {
         }
         Ok((head_dim as f64 * partial) as usize)
     }
+}
+
+/// The first pairs of a head turn, as fast as if all of them did.
+fn proportional(f: &Fields, theta: f64, head_dim: usize) -> Result<Rope> {
+    let key = "partial_rotary_factor";
+    let partial = f.f64(key)?.unwrap_or(1.0);
+    if !(partial > 0.0 && partial <= 1.0) {
+        return Err(Error::model_file(format!("{key} is {partial}; it must be in (0, 1]")));
+    }
+    let turned = (partial * head_dim as f64 / 2.0) as usize;
+    let factor = f.f64("factor")?.unwrap_or(1.0);
+    Ok(Rope { theta, dims: head_dim, scaling: Scaling::Proportional { turned, factor } })
 }
 
 fn scaling(f: &Fields, kind: &str, original: usize, context: usize) -> Result<Scaling> {

@@ -336,7 +336,7 @@ unsafe fn score_pages<S: Simd, N: Number, const M: usize, const P: usize>(
 tiered! {
     /// All weights, with their sums and the max scores.
     fn weights<N: Number>(
-        a: &Attention,
+        a: &Attention<'_>,
         view: &View<N>,
         partial: &mut Partial<'_>,
         multi_sequence: bool,
@@ -345,7 +345,7 @@ tiered! {
 
 #[inline(always)]
 unsafe fn weights_body<S: Simd, N: Number>(
-    a: &Attention,
+    a: &Attention<'_>,
     view: &View<N>,
     partial: &mut Partial<'_>,
     multi_sequence: bool,
@@ -370,7 +370,7 @@ const IOTA: [f32; LANES] =
 /// Turns the scores of query `i` into weights, zero where it does not see.
 #[inline(always)]
 unsafe fn softmax_row<S: Simd, N: Number>(
-    a: &Attention,
+    a: &Attention<'_>,
     view: &View<N>,
     i: usize,
     (first, last): (usize, usize),

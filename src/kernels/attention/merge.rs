@@ -1,5 +1,6 @@
 //! Merges partial softmaxes, as flash-decoding does: each is scaled by `e^(its maximum - the maximum of
-//! all)`.
+//! all)`. A sink joins at the very end, as one more score with no value, so that it does not matter how the
+//! others were split.
 
 use super::{Attention, Partial, Task};
 use crate::kernels::disjoint::DisjointSlices;
@@ -18,7 +19,7 @@ tiered! {
     /// # Safety
     /// No other task has these queries.
     pub(super) fn finish(
-        a: &Attention,
+        a: &Attention<'_>,
         task: &Task<'_>,
         partial: &Partial<'_>,
         out: &DisjointSlices<'_, f32>,
@@ -35,6 +36,14 @@ unsafe fn share<S: Simd>(own: f32, max: f32) -> S::F {
             false => S::splat(1.0),
         }
     }
+}
+
+/// A sum of weights, which are relative to the score `max`, with that of a sink. A sink so far above all
+/// scores that its weight is infinite leaves nothing of them.
+#[inline(always)]
+unsafe fn with_sink<S: Simd>(sum: S::F, max: f32, sink: f32) -> S::F {
+    // SAFETY: the caller has the tier's instructions.
+    unsafe { S::add(sum, math::exp::<S>(S::splat(sink - max))) }
 }
 
 #[inline(always)]
@@ -66,7 +75,7 @@ unsafe fn merge_body<S: Simd>(so_far: &mut Partial<'_>, here: &Partial<'_>) {
 
 #[inline(always)]
 unsafe fn finish_body<S: Simd>(
-    a: &Attention,
+    a: &Attention<'_>,
     task: &Task<'_>,
     partial: &Partial<'_>,
     out: &DisjointSlices<'_, f32>,
@@ -74,12 +83,16 @@ unsafe fn finish_body<S: Simd>(
     let queries = partial.max.len();
     let padded = partial.mixed.len() / queries;
     for i in 0..queries {
-        let start = task.place(a, i) * a.head_dim;
+        let place = task.place(a, i);
+        let start = place * a.head_dim;
         // SAFETY: this query of this head belongs to this task alone.
         let out = unsafe { out.slice_mut(start..start + a.head_dim) };
         // SAFETY: as in `merge_body`.
         unsafe {
-            let sum = S::splat(partial.sums[i]);
+            let mut sum = S::splat(partial.sums[i]);
+            if let Some(sinks) = a.sinks {
+                sum = with_sink::<S>(sum, partial.max[i], sinks[place % a.heads]);
+            }
             let from = partial.mixed.as_ptr().add(i * padded);
             let mut d = 0;
             while d < a.head_dim {

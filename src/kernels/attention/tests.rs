@@ -32,7 +32,7 @@ impl Random {
 /// Sequences in one cache: `(positions before, rows)` each.
 #[derive(Clone, Debug)]
 struct Scene {
-    a: Attention,
+    a: Attention<'static>,
     sequences: Vec<(usize, usize)>,
     /// Pages that all of them begin with.
     common: usize,
@@ -153,9 +153,10 @@ impl Scene {
                     a.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 };
                 let scores: Vec<f64> = (from..to).map(score).collect();
-                let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink = a.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+                let greatest = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - greatest).exp()).collect();
-                let sum: f64 = weights.iter().sum();
+                let sum: f64 = weights.iter().sum::<f64>() + (sink - greatest).exp();
                 let value = |p: usize, d: usize| f64::from(values[p * width + at + d]);
                 let mixed = |d| weights.iter().zip(from..).map(|(w, p)| w * value(p, d)).sum::<f64>() / sum;
                 out.extend((0..dim).map(mixed));
@@ -187,7 +188,7 @@ fn scene(
 ) -> Scene {
     let scale = 1.0 / (head_dim as f32).sqrt();
     Scene {
-        a: Attention { heads, kv_heads, head_dim, scale, causal: true, window, soft_cap },
+        a: Attention { heads, kv_heads, head_dim, scale, causal: true, window, soft_cap, sinks: None },
         sequences: sequences.to_vec(),
         common: 0,
     }
@@ -217,8 +218,19 @@ fn relatives(
     Scene { common, ..scene(heads, window, soft_cap, &sequences) }
 }
 
+/// The same with sinks: beside the scores, below and above them.
+fn sunk(mut scene: Scene) -> Scene {
+    const SINKS: [f32; 9] = [0.5, -3.0, 2.0, 30.0, 0.0, -60.0, 4.0, 1.0, 95.0];
+    scene.a.sinks = Some(&SINKS[..scene.a.heads]);
+    scene
+}
+
 fn scenes() -> Vec<Scene> {
     vec![
+        sunk(scene((9, 3, 64), None, None, &[(0, 40), (17, 1), (600, 3), (15, 1)])),
+        sunk(scene((8, 4, 80), Some(128), Some(5.0), &[(0, 180), (1299, 2)])),
+        sunk(relatives((4, 1, 64), None, None, 16, &[257, 300, 256, 258, 271, 530, 272])),
+        sunk(bidirectional((7, 1, 20), Some(40), None, &[(0, 300), (270, 1)])),
         scene((1, 1, 16), None, None, &[(0, 1)]),
         scene((2, 2, 20), None, None, &[(0, 5), (3, 1)]),
         scene((9, 3, 64), None, None, &[(0, 40), (17, 1), (100, 3), (15, 1)]),

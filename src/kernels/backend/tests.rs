@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::config::{NormKind, Routing, Score};
+use crate::config::{NormKind, Routing};
 use crate::kernels::{KvShape, KvType, Linear, Ops};
 use crate::step::Step;
 use crate::weights::{Bytes, WeightType};
@@ -59,7 +59,7 @@ impl Backend for Counting {
             kv: &LayerKv,
             group: usize,
             step: &CheckedStep<'_>,
-            a: &Attention
+            a: &Attention<'_>
         ) -> Result<Rows>;
         fn causal_conv(
             x: &Rows,
@@ -73,9 +73,9 @@ impl Backend for Counting {
             state: &LayerState,
             step: &CheckedStep<'_>
         ) -> Result<Rows>;
-        fn gate(x: Rows, gate: &Rows, f: GateFunction) -> Result<Rows>;
         fn gated_norm(x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
+        fn output_gate(x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
     }
 }
 
@@ -99,6 +99,7 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
         causal: true,
         window: None,
         soft_cap: None,
+        sinks: None,
     };
     let mut step = Step::default();
     step.push(&[3, 1, 2], 0, vec![0]);
@@ -112,14 +113,13 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     let x = ops.linear_add(&w, &ops.attention(&q, &cache, 0, &step, &a)?, x)?;
     let x = ops.norm_add(&norm, &ops.gated(&w, &w, &x, Activation::Silu)?, x)?;
     let x = ops.activated(&w, &ops.select_rows(&x, &[2, 0])?, Activation::Gelu)?;
-    let assignments = ops.route(
-        ops.select_rows(&x, &[1, 0])?,
-        &Routing { top_k: 2, score: Score::Softmax, normalize: false, scale: 64.0 },
-    )?;
-    let experts = vec![Expert { gate: w.clone(), up: w.clone(), down: w.clone() }; DIM];
+    let routing = Routing { scale: 64.0, ..Routing::plain(2) };
+    let assignments = ops.route(ops.select_rows(&x, &[1, 0])?, &routing, None)?;
+    let experts = vec![Expert { gate: Some(w.clone()), up: w.clone(), down: w.clone() }; DIM];
     let x = ops.experts(&experts, Activation::Silu, &x, &assignments)?;
     let x = ops.add(&x, 0.5, ops.select_rows(&x, &[1, 0])?)?;
-    let x = ops.gate(x, &ops.select_rows(&k, &[0, 1])?, GateFunction::Sigmoid)?;
+    let gate = ops.select_rows(&x, &[1, 0])?;
+    let x = ops.output_gate(x, gate, GateFunction::Sigmoid)?;
     let gated = GatedNorm { norm, groups: 1, gate_first: true };
     let x = ops.gated_norm(x, &ops.select_rows(&k, &[2, 1])?, &gated)?;
     ops.into_vec(ops.soft_cap(x, 3.0)?)

@@ -22,8 +22,11 @@ impl CandleBackend {
             let rows = Tensor::new(&a.rows()[pairs.clone()], &self.device)?;
             let weights = Tensor::from_slice(&a.weights()[pairs.clone()], (pairs.len(), 1), &self.device)?;
             let x = x.index_select(&rows, 0)?;
-            let gate = self.activate(&self.product(&expert.gate, &x)?, act)?;
-            let inner = (gate * self.product(&expert.up, &x)?)?;
+            let up = self.product(&expert.up, &x)?;
+            let inner = match &expert.gate {
+                Some(gate) => self.gate(&self.product(gate, &x)?, &up, act)?,
+                None => self.activate(&up, act)?,
+            };
             let out = self.product(&expert.down, &inner)?.to_dtype(DType::F32)?;
             y = y.index_add(&rows, &out.broadcast_mul(&weights)?, 0)?;
         }

@@ -6,9 +6,10 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::ops::{rms_norm, sigmoid, silu};
 
 use super::{CandleBackend, values};
+use crate::config::GateFunction;
 use crate::error::Result;
+use crate::kernels::CheckedStep;
 use crate::kernels::types::{CausalConv, ConvForm, GatedNorm, Scan, ScanRule};
-use crate::kernels::{CheckedStep, GateFunction};
 use crate::step::Span;
 
 /// What a scan reads, of all rows of a step, in f32.

@@ -27,7 +27,7 @@ impl CpuBackend {
             return Ok(y);
         }
         let chosen: Vec<_> = a.experts().iter().map(|(at, pairs)| (&experts[*at], pairs.clone())).collect();
-        let gates = weights(chosen.iter().map(|(expert, _)| &expert.gate))?;
+        let gates = weights(chosen.iter().filter_map(|(expert, _)| expert.gate.as_ref()))?;
         let ups = weights(chosen.iter().map(|(expert, _)| &expert.up))?;
         let downs = weights(chosen.iter().map(|(expert, _)| &expert.down))?;
         let outlier = |of: fn(&Expert) -> &Linear| {
@@ -36,16 +36,20 @@ impl CpuBackend {
 
         // The rows are quantized once, whatever the number of their experts.
         let both: Vec<_> = gates.iter().chain(&ups).copied().collect();
-        let input = self.input(x, &both, outlier(|expert| &expert.gate).min(outlier(|expert| &expert.up)))?;
+        let first = outlier(|expert| expert.gate.as_ref().unwrap_or(&expert.up));
+        let input = self.input(x, &both, first.min(outlier(|expert| &expert.up)))?;
         let x = self.gather(input, a.rows());
         let input = Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes: x.bytes.get() };
-        let mut inner = self.recycler.block(x.rows, gates.first().map_or(0, |w| w.n));
+        let mut inner = self.recycler.block(x.rows, ups.first().map_or(0, |w| w.n));
         let out = DisjointSlices::new(inner.floats_mut());
-        let gated = chosen.iter().zip(gates.iter().zip(&ups)).map(|((expert, _), (gate, up))| {
-            Ok([
-                product((&expert.gate).into(), gate, Epilogue::Store, &out)?,
-                product((&expert.up).into(), up, Epilogue::Gate(act), &out)?,
-            ])
+        let gated = chosen.iter().zip(&ups).enumerate().map(|(at, ((expert, _), up))| {
+            let mut list = Vec::with_capacity(2);
+            if let Some((gate, w)) = expert.gate.as_ref().zip(gates.get(at)) {
+                list.push(product(gate.into(), w, Epilogue::Store, &out)?);
+            }
+            let last = if list.is_empty() { Epilogue::Activate(act) } else { Epilogue::Gate(act) };
+            list.push(product((&expert.up).into(), up, last, &out)?);
+            Ok(list)
         });
         let gated = gated.collect::<Result<Vec<_>>>()?;
         let groups = chosen.iter().zip(&gated).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });

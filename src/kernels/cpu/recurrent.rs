@@ -2,12 +2,13 @@
 
 use super::CpuBackend;
 use crate::cache::storage::LayerState;
+use crate::config::GateFunction;
 use crate::error::Result;
 use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::rows::Block;
 use crate::kernels::scan::{self, FACTORS, Inputs, PANEL, Panel};
 use crate::kernels::types::{CausalConv, GatedNorm, Scan, ScanRows};
-use crate::kernels::{CheckedStep, GateFunction, causal_conv, elementwise, norm};
+use crate::kernels::{CheckedStep, causal_conv, elementwise, norm};
 
 impl CpuBackend {
     pub(super) fn convolved(

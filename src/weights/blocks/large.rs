@@ -4,7 +4,7 @@
 //! functions below is always weights `g * 32` and on, also where a scale serves only 16: loops of 32 are what
 //! the compiler vectorizes, shorter ones it unrolls first.
 
-use super::small::levels;
+use super::small::{IQ4_LEVELS, levels};
 use super::{bits, f16_to_f32, part};
 
 /// The eight groups of a superblock.
@@ -146,6 +146,6 @@ pub fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let d = f16_to_f32(*part(block, 0));
     let scales = iq4_xs_scales(part(block, 2), part(block, 4));
     for (g, out) in groups(out).iter_mut().enumerate() {
-        levels(d * f32::from(scales[g]), part(block, 8 + g * 16), out);
+        levels(&IQ4_LEVELS, d * f32::from(scales[g]), part(block, 8 + g * 16), out);
     }
 }

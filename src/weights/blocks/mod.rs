@@ -43,6 +43,7 @@ pub fn dequantize_row(ty: WeightType, src: &[u8], dst: &mut [f32]) {
         WeightType::Q5_1 => each_block!(src, dst, small::q5_1),
         WeightType::Q8_0 => each_block!(src, dst, small::q8_0),
         WeightType::Iq4Nl => each_block!(src, dst, small::iq4_nl),
+        WeightType::Mxfp4 => each_block!(src, dst, small::mxfp4),
         WeightType::Q2K => each_block!(src, dst, large::q2_k),
         WeightType::Q3K => each_block!(src, dst, large::q3_k),
         WeightType::Q4K => each_block!(src, dst, large::q4_k),

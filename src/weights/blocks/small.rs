@@ -8,6 +8,18 @@ use super::{bits, f16_to_f32, part};
 /// The sixteen levels of IQ4_NL and IQ4_XS, closer together near zero.
 pub const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+/// The sixteen values of a 4-bit float (E2M1: sign, two bits of exponent, one of mantissa), doubled, so that
+/// they are whole numbers. Its -0 is 0.
+pub const MXFP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Half of the power of two that a byte means (E8M0: the exponent of an f32 and nothing else): `2^(e - 128)`.
+/// The OCP specification of microscaling formats calls 255 NaN; ggml reads it as an ordinary exponent.
+#[inline(always)]
+pub fn half_of_e8m0(e: u8) -> f32 {
+    // The two smallest are subnormal.
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
+}
+
 /// Splits sixteen bytes into 32 nibbles, the low ones first.
 #[inline(always)]
 fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
@@ -85,18 +97,24 @@ pub fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
 /// `f16 d, nibbles[16]`: d level(q).
 #[inline(always)]
 pub fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
-    levels(f16_to_f32(*part(block, 0)), part(block, 2), out);
+    levels(&IQ4_LEVELS, f16_to_f32(*part(block, 0)), part(block, 2), out);
 }
 
-/// Weights `scale * level(q)`.
+/// `E8M0 scale, nibbles[16]`: (scale / 2) level(q), OCP Microscaling Formats (MX) v1.0 in ggml's order.
 #[inline(always)]
-pub(super) fn levels(scale: f32, bytes: &[u8; 16], out: &mut [f32; 32]) {
+pub fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
+    levels(&MXFP4_LEVELS, half_of_e8m0(block[0]), part(block, 1), out);
+}
+
+/// Weights `scale * table[q]`.
+#[inline(always)]
+pub(super) fn levels(table: &[i8; 16], scale: f32, bytes: &[u8; 16], out: &mut [f32; 32]) {
     let (low, high) = out.split_at_mut(16);
     // The masks repeat what a nibble is, so that the look-up needs no check.
     for (out, byte) in low.iter_mut().zip(bytes) {
-        *out = scale * f32::from(IQ4_LEVELS[usize::from(byte & 0x0f)]);
+        *out = scale * f32::from(table[usize::from(byte & 0x0f)]);
     }
     for (out, byte) in high.iter_mut().zip(bytes) {
-        *out = scale * f32::from(IQ4_LEVELS[usize::from(byte >> 4)]);
+        *out = scale * f32::from(table[usize::from(byte >> 4)]);
     }
 }
