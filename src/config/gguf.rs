@@ -4,9 +4,10 @@
 
 mod experts;
 mod layers;
+mod recurrent;
 mod rope;
 
-use super::family::{Family, Gguf, Multiplier};
+use super::family::{Family, Gating, Gguf, Multiplier};
 use super::{AttentionConfig, Block, Config, DenseConfig, Norm, NormKind, Presence, QueryScale};
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
@@ -33,7 +34,14 @@ impl Reader<'_> {
     fn config(&self) -> Result<Config> {
         let (family, a) = (self.family, self.architecture);
         let hidden = self.require("embedding_length")?;
-        let layers = self.require("block_count")?;
+        let draft_layers = self.usize("nextn_predict_layers")?.unwrap_or(0);
+        let blocks = self.require("block_count")?;
+        let Some(layers) = blocks.checked_sub(draft_layers) else {
+            let key = self.key("nextn_predict_layers");
+            return Err(Error::model_file(format!(
+                "{key} is {draft_layers}, of {blocks} layers (block_count)"
+            )));
+        };
         let context = self.require("context_length")?;
         if layers > super::MAX_LAYERS {
             return Err(Error::model_file(format!("block_count must be at most {}", super::MAX_LAYERS)));
@@ -58,6 +66,8 @@ impl Reader<'_> {
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
+            draft_layers,
+            weight_scales: Vec::new(),
             ropes,
             tied: !a.own_head,
             head_bias: family.tensors.head_bias.in_gguf(),
@@ -101,7 +111,10 @@ impl Reader<'_> {
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
             sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: None,
+            gate: match family.gating {
+                Gating::Always(gate) => Some(gate),
+                _ => None,
+            },
         })
     }
 
@@ -109,20 +122,28 @@ impl Reader<'_> {
     /// elsewhere all have as many.
     fn kv_heads(&self, layers: usize) -> Result<Option<Vec<usize>>> {
         let name = "attention.head_count_kv";
-        if self.family.short_conv.is_none() {
+        if self.family.short_conv.is_none() && self.family.recurrent.is_none() {
             return Ok(self.usize(name)?.map(|n| vec![n; layers]));
         }
+        self.of_layers(name, layers)
+    }
+
+    /// A number for each layer, or the same for all; those that are not 0 must be alike.
+    fn of_layers(&self, name: &str, layers: usize) -> Result<Option<Vec<usize>>> {
         let key = self.key(name);
-        let list = match self.metadata.get(&key) {
+        let mut list = match self.metadata.get(&key) {
             Some(Value::Array(_)) => self.metadata.u64s(&key)?.unwrap_or_default().to_vec(),
             _ => return Ok(self.usize(name)?.map(|n| vec![n; layers])),
         };
-        if list.len() != layers {
+        // Layers of a draft head stand behind the others.
+        let blocks = layers + self.usize("nextn_predict_layers")?.unwrap_or(0);
+        if list.len() != blocks {
             return Err(Error::model_file(format!(
-                "{key} has {} entries for {layers} layers (block_count)",
+                "{key} has {} entries for {blocks} layers (block_count)",
                 list.len()
             )));
         }
+        list.truncate(layers);
         let mut stated = list.iter().filter(|n| **n > 0);
         let first = stated.next();
         if stated.any(|n| Some(n) != first) {
@@ -134,7 +155,7 @@ impl Reader<'_> {
     fn dense(&self) -> Result<DenseConfig> {
         let t = &self.family.tensors;
         Ok(DenseConfig {
-            intermediate: self.require("feed_forward_length")?,
+            intermediate: self.dense_width()?,
             activation: self.family.activation,
             stored_xielu: false,
             gate: t.gate,
@@ -153,7 +174,9 @@ impl Reader<'_> {
 
     /// A number that something is multiplied by; llama.cpp takes 0 for none.
     pub(super) fn multiplier(&self, multiplier: Option<Multiplier>) -> Result<Option<f32>> {
-        let Some(Multiplier { gguf, divides, .. }) = multiplier else { return Ok(None) };
+        let Some(Multiplier { gguf, divides, .. }) = multiplier.filter(|it| !it.gguf.is_empty()) else {
+            return Ok(None);
+        };
         let value = self.f32(gguf)?.filter(|value| *value != 0.0);
         Ok(value.map(|value| if divides { 1.0 / value } else { value }))
     }

@@ -9,6 +9,7 @@
 
 mod experts;
 mod layers;
+mod recurrent;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -84,7 +85,7 @@ impl Reader<'_> {
         self.refuse_what_no_decoder_here_does()?;
         let sizes = &family.sizes;
         let hidden = self.size("hidden_size", sizes.hidden)?;
-        let n_layers = self.size("num_hidden_layers", sizes.layers)?;
+        let n_layers = self.layer_count()?;
         let context = self.size("max_position_embeddings", sizes.context)?;
         if n_layers > MAX_LAYERS {
             return Err(Error::model_file(format!("num_hidden_layers must be at most {MAX_LAYERS}")));
@@ -112,6 +113,8 @@ impl Reader<'_> {
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.layers(n_layers, ropes.len() > 1, attention)?,
+            draft_layers: 0,
+            weight_scales: self.weight_scales()?,
             ropes,
             tied,
             head_bias: self.has(family.tensors.head_bias)?,
@@ -295,6 +298,7 @@ impl Reader<'_> {
         let element = |gate| Some(OutputGate { scope: GateScope::Element, ..gate });
         match self.family.gating {
             Gating::Never => Ok(None),
+            Gating::Always(gate) => Ok(Some(gate)),
             Gating::Switched(key, gate) => Ok(self.f.bool(key)?.unwrap_or(true).then_some(gate)),
             Gating::Scoped(key, gate) => match self.f.0.get(key) {
                 None | Some(Value::Bool(true)) => Ok(Some(gate)),

@@ -6,13 +6,16 @@
 
 mod attention;
 pub mod build;
+mod causal_conv;
 pub mod decoder;
+mod delta_net;
 pub mod embedding;
 mod experts;
 mod feed_forward;
 mod file_hash;
 mod fingerprint;
 mod load;
+mod mamba2;
 mod mixer;
 pub mod projection;
 mod short_conv;

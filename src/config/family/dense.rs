@@ -35,6 +35,8 @@ pub(super) const LLAMA: Family = Family {
     no_rope: NoRope::Never,
     query_scale: false,
     short_conv: None,
+    recurrent: None,
+    weight_scales: &[],
     experts: None,
     gating: Gating::Never,
     refused: &[],
@@ -219,22 +221,6 @@ pub(super) const FAMILIES: &[Family] = &[
         ..LLAMA
     },
     GRANITE,
-    Family {
-        model_types: &["granitemoehybrid"],
-        intermediate_key: "shared_intermediate_size",
-        sizes: Sizes { intermediate: 1024, ..SIZES },
-        no_rope: NoRope::Unless("position_embedding_type", "rope"),
-        tensors: FamilyTensors {
-            qkv_bias: ATTENTION_BIAS,
-            o_bias: ATTENTION_BIAS,
-            fused_gate_up: true,
-            ..PLAIN
-        },
-        names: &[(Part::GateUp, &["shared_mlp.input_linear"]), (Part::Down, &["shared_mlp.output_linear"])],
-        // The converter writes those without Mamba layers as "granite".
-        gguf: &[],
-        ..GRANITE
-    },
     Family {
         model_types: &["ministral3"],
         eps: 1e-5,

@@ -26,11 +26,12 @@ pub(super) const EXPERTS: Experts = Experts {
     router_bias: Has::Never,
     stack: ExpertStack::Rows,
     shared: None,
+    latent_key: None,
     dense_layers: DenseLayers::Never,
 };
 
 /// The weights of the chosen have the sum 1, whatever the file says.
-const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
+pub(super) const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
 
 pub(super) const FAMILIES: &[Family] = &[
     Family {

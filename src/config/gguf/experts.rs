@@ -35,7 +35,7 @@ impl Reader<'_> {
         let key = "leading_dense_block_count";
         let stated = self.usize(key)?;
         match family.dense_layers {
-            DenseLayers::Never | DenseLayers::SparseStep => match stated {
+            DenseLayers::Never | DenseLayers::SparseStep | DenseLayers::Blocks => match stated {
                 Some(count) if count > 0 => Err(self.other_experts(key)),
                 _ => Ok(0),
             },
@@ -58,7 +58,10 @@ impl Reader<'_> {
             routing: self.routing(family, gguf)?,
             stack: ExpertStack::Rows,
             shared: self.shared(family, intermediate)?,
-            latent: None,
+            latent: match family.latent_key {
+                Some(_) => self.usize("moe_latent_size")?.filter(|width| *width > 0),
+                None => None,
+            },
         })
     }
 

@@ -3,8 +3,8 @@
 use super::Reader;
 use crate::config::family::NoRope;
 use crate::config::{
-    Activation, AttentionConfig, DenseConfig, FeedForwardConfig, LayerConfig, MixerConfig, Presence,
-    ShortConvConfig, Xielu,
+    Activation, AttentionConfig, DenseConfig, FeedForwardConfig, LayerConfig, Presence, ShortConvConfig,
+    Xielu,
 };
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
@@ -36,20 +36,18 @@ impl Reader<'_> {
             NoRope::Interval(n) => (i + 1).is_multiple_of(n),
             NoRope::Full => !sliding[i] || window.is_none(),
             NoRope::FullBesideWindow => !sliding[i] && window.is_some(),
+            NoRope::Always => true,
             NoRope::Never | NoRope::Unless(..) => !turns,
         };
-        let conv = self.short_conv(layers)?;
+        let seats = self.seats(layers)?;
         let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
         let ffns = self.feed_forwards(layers)?;
         let xielu = self.xielu(layers)?;
         let norms = self.family.tensors.norms.norms(self.block());
-        let mixer = |i: usize| match conv[i] {
-            Some(conv) => MixerConfig::ShortConv(conv),
-            None => {
-                let window = window.filter(|_| sliding[i]);
-                let rope = (!bare(i)).then_some(usize::from(window.is_some() && local_rope));
-                MixerConfig::Attention(AttentionConfig { window, rope, ..attention })
-            }
+        let attention = |i: usize| {
+            let window = window.filter(|_| sliding[i]);
+            let rope = (!bare(i)).then_some(usize::from(window.is_some() && local_rope));
+            AttentionConfig { window, rope, ..attention }
         };
         let ffn = |i: usize| match (ffns[i], &xielu) {
             (FeedForwardConfig::Dense(dense), Some(xielu)) => {
@@ -57,7 +55,10 @@ impl Reader<'_> {
             }
             (ffn, _) => ffn,
         };
-        let layer = |i| LayerConfig { mixer: Some(mixer(i)), ffn: Some(ffn(i)), norms, residual_scale };
+        let layer = |i: usize| {
+            let (mixer, ffn) = seats[i].fill(attention(i), ffn(i));
+            LayerConfig { norms: norms.of(mixer.is_some(), ffn.is_some()), mixer, ffn, residual_scale }
+        };
         Ok((0..layers).map(layer).collect())
     }
 

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Reader;
+use super::recurrent::BlockKind;
 use crate::config::family::{DenseLayers, Experts, Shared, SharedWidth};
 use crate::config::{
     Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence, Routing, SharedExpert,
@@ -34,7 +35,7 @@ impl Reader<'_> {
             routing: self.routing(family)?,
             stack: family.stack,
             shared: family.shared.as_ref().map_or(Ok(None), |shared| self.shared(shared, intermediate))?,
-            latent: None,
+            latent: family.latent_key.map(|key| self.f.usize(key)).transpose()?.flatten(),
         })
     }
 
@@ -80,7 +81,10 @@ impl Reader<'_> {
     fn dense_layers(&self, family: &Experts, layers: usize, count: usize) -> Result<Vec<bool>> {
         let each = |is_dense: &dyn Fn(usize) -> bool| (0..layers).map(is_dense).collect();
         match family.dense_layers {
-            DenseLayers::Never => Ok(vec![false; layers]),
+            DenseLayers::Never => Ok(vec![count == 0; layers]),
+            DenseLayers::Blocks => {
+                Ok(self.blocks()?.iter().map(|block| *block == BlockKind::Dense).collect())
+            }
             DenseLayers::First(key, default) => {
                 let first = self.size(key, default)?;
                 Ok(each(&|i| i < first))
