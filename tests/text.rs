@@ -225,6 +225,35 @@ fn pre_tokenizers_as_llama_cpp() {
 }
 
 #[test]
+fn sentencepiece_with_merges_as_hugging_face() {
+    let golden = json("gemma4.json");
+    let types = golden["types"].as_array().unwrap().iter().map(|kind| kind.as_i64().unwrap() as i32);
+    let more = [
+        ("tokenizer.ggml.token_type", Value::Array(Array::I32(types.collect()))),
+        ("tokenizer.ggml.unknown_token_id", Value::Uint(3)),
+        ("tokenizer.ggml.bos_token_id", Value::Uint(2)),
+        ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
+        ("tokenizer.ggml.model", Value::Str("gemma4".into())),
+    ];
+    let tokenizer = Tokenizer::from_gguf(&byte_level_with(&golden, None, &more)).unwrap();
+    assert_eq!(tokenizer.prefix(), [2], "BOS goes before a text, whatever the file says");
+    let mut failures = Vec::new();
+    let texts = golden["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
+    for (text, wanted) in texts.zip(golden["ids"].as_array().unwrap()) {
+        let (got, wanted) = (tokenizer.encode(text, false).unwrap(), ids(wanted));
+        if got != wanted {
+            let shown = [&got, &wanted].map(|ids| names(&tokenizer, ids));
+            failures.push(format!("{text:?}: {:?}, not {:?}", shown[0], shown[1]));
+        }
+        // The mark of a space is read as one.
+        if tokenizer.decode(&got, true) != text.replace('\u{2581}', " ") {
+            failures.push(format!("{text:?}: decoded {:?}", tokenizer.decode(&got, true)));
+        }
+    }
+    fail(&failures);
+}
+
+#[test]
 fn pre_tokenizers_by_their_published_patterns() {
     let (vocabulary, rules) = (json("pretokenizers.json"), json("splits.json"));
     let texts: Vec<&str> =

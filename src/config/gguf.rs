@@ -2,13 +2,16 @@
 //! llama.cpp writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows
 //! llama.cpp.
 
+mod by_layer;
 mod experts;
 mod layers;
 mod recurrent;
 mod rope;
 
 use super::family::{Family, Gating, Gguf, Multiplier};
-use super::{AttentionConfig, Block, Config, DenseConfig, Norm, NormKind, Presence, QueryScale};
+use super::{
+    AttentionConfig, Block, Config, DenseConfig, GateScope, Norm, NormKind, OutputGate, Presence, QueryScale,
+};
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
@@ -65,7 +68,7 @@ impl Reader<'_> {
                 false => self.multiplier(family.multipliers.embedding)?,
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
-            layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
+            layers: self.by_layer(self.layers(layers, ropes.len() > 1, causal, attention)?)?,
             draft_layers,
             weight_scales: Vec::new(),
             ropes,
@@ -82,7 +85,7 @@ impl Reader<'_> {
     /// Attention as all layers have it that have one, but for window and rotation.
     fn attention(&self, hidden: usize, layers: usize) -> Result<AttentionConfig> {
         let (family, t) = (self.family, &self.family.tensors);
-        let heads = self.require("attention.head_count")?;
+        let heads = self.heads(layers)?.into_iter().next().unwrap_or_default();
         if heads == 0 {
             let key = self.key("attention.head_count");
             return Err(Error::model_file(format!("{key} is 0; it must be at least 1")));
@@ -110,18 +113,41 @@ impl Reader<'_> {
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
+            value_projection: Presence::Always,
+            value_norm: false,
+            shared_kv: None,
             sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: match family.gating {
-                Gating::Always(gate) => Some(gate),
-                _ => None,
-            },
+            gate: self.output_gate(heads)?,
         })
+    }
+
+    /// Query heads of each layer.
+    pub(super) fn heads(&self, layers: usize) -> Result<Vec<usize>> {
+        let name = "attention.head_count";
+        let key = self.key(name);
+        match self.metadata.get(&key) {
+            Some(Value::Array(_)) if self.family.heads_by_layer.is_some() => {}
+            _ => return Ok(vec![self.require(name)?; layers]),
+        }
+        let list = self.metadata.u64s(&key)?.unwrap_or_default();
+        if list.len() != layers {
+            return Err(Error::model_file(format!(
+                "{key} has {} entries for {layers} layers (block_count)",
+                list.len()
+            )));
+        }
+        Ok(list.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect())
     }
 
     /// Key heads of each layer, if they are stated. A layer of LFM2 with none is a short convolution;
     /// elsewhere all have as many.
     fn kv_heads(&self, layers: usize) -> Result<Option<Vec<usize>>> {
         let name = "attention.head_count_kv";
+        if self.family.by_layer.is_some()
+            && let Some(list) = self.numbers(name, layers)?
+        {
+            return Ok(Some(list));
+        }
         if self.family.short_conv.is_none() && self.family.recurrent.is_none() {
             return Ok(self.usize(name)?.map(|n| vec![n; layers]));
         }
@@ -162,6 +188,30 @@ impl Reader<'_> {
             bias: t.mlp_bias.bias_in_gguf(),
             fused: Presence::IfStored,
         })
+    }
+
+    /// The width of the feed-forward; where layers may differ, that of the first.
+    pub(super) fn width(&self) -> Result<usize> {
+        let key = self.key("feed_forward_length");
+        if self.family.by_layer.is_some()
+            && let Some(Value::Array(_)) = self.metadata.get(&key)
+        {
+            let first = self.metadata.u64s(&key)?.and_then(|list| list.first().copied());
+            return Ok(first.and_then(|first| usize::try_from(first).ok()).unwrap_or(0));
+        }
+        self.require("feed_forward_length")
+    }
+
+    /// The gate before the output projection, which the tensor tells the scope of.
+    fn output_gate(&self, heads: usize) -> Result<Option<OutputGate>> {
+        let gate = match self.family.gating {
+            Gating::Always(gate) => return Ok(Some(gate)),
+            Gating::Never => return Ok(None),
+            Gating::Switched(_, gate) | Gating::Scoped(_, gate) => gate,
+        };
+        let rows = self.weights.shape("blk.0.attn_gate.weight").and_then(|shape| shape.first());
+        let scope = if rows.is_some_and(|rows| *rows != heads) { GateScope::Element } else { gate.scope };
+        Ok(Some(OutputGate { scope, ..gate }))
     }
 
     /// A soft-cap, if the family has it; elsewhere llama.cpp does not read the key.

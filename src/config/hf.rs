@@ -7,6 +7,7 @@
 //! may have both: people add `rope_scaling` to a new file as a model card advises. Then `rope_scaling` counts
 //! whole (in Gemma 3 for the layers without a window).
 
+mod by_layer;
 mod experts;
 mod layers;
 mod recurrent;
@@ -91,7 +92,7 @@ impl Reader<'_> {
             return Err(Error::model_file(format!("num_hidden_layers must be at most {MAX_LAYERS}")));
         }
         let attention = self.attention(hidden)?;
-        let ropes = self.ropes(attention.head_dim, context)?;
+        let ropes = self.ropes(self.head_dims(&attention, n_layers)?, context)?;
         let tied = match wrapper {
             Some((_, tied)) => tied,
             None => self.tied()?,
@@ -112,7 +113,7 @@ impl Reader<'_> {
                 false => self.multiplier(family.multipliers.embedding)?,
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
-            layers: self.layers(n_layers, ropes.len() > 1, attention)?,
+            layers: self.by_layer(&attention, self.layers(n_layers, ropes.len() > 1, attention)?)?,
             draft_layers: 0,
             weight_scales: self.weight_scales()?,
             ropes,
@@ -144,16 +145,7 @@ impl Reader<'_> {
 
     /// Keys that change what any class of transformers computes, in ways that are not run here.
     fn refuse_what_no_decoder_here_does(&self) -> Result<()> {
-        let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
-        match self.f.0.get("per_layer_config") {
-            None | Some(Value::Null) => {}
-            Some(value) if empty(value) => {}
-            Some(_) => {
-                return Err(Error::unsupported(
-                    "per_layer_config gives layers settings of their own, which is not supported",
-                ));
-            }
-        }
+        self.refuse_own_layers()?;
         let stated = |key: &&&str| {
             self.f.0.get(**key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
         };
@@ -179,6 +171,12 @@ impl Reader<'_> {
             (Bidirectional::NotRead, _) | (_, None | Some(Value::Null | Value::Bool(false))) => Ok(causal),
             (Bidirectional::Read, Some(Value::Bool(true))) => Ok(false),
             (Bidirectional::Read, Some(_)) => self.f.bool(key).map(|_| causal),
+            (Bidirectional::Pictures, Some(Value::String(of))) if of == "vision" => Ok(causal),
+            (Bidirectional::Pictures, Some(value)) => Err(Error::unsupported(format!(
+                "{key} {} in a {} is not supported",
+                quoted(&value.to_string()),
+                self.family.name()
+            ))),
             (Bidirectional::Refused, Some(_)) => Err(Error::unsupported(format!(
                 "{key} in a {} is not supported: transformers' own attention does not look at it there",
                 self.family.name()
@@ -288,6 +286,9 @@ impl Reader<'_> {
             qkv_bias: self.has(t.qkv_bias)?,
             o_bias: self.has(t.o_bias)?,
             fused: fused(t.fused_qkv),
+            value_projection: Presence::Always,
+            value_norm: false,
+            shared_kv: None,
             sinks: if t.sinks { Presence::Always } else { Presence::Never },
             gate: self.output_gate()?,
         })

@@ -27,6 +27,11 @@ tiered! {
     pub(super) fn gate(f: GateFunction, gate: &[f32], width: usize, x: &mut [f32]) = gate_body;
 }
 
+tiered! {
+    /// `x = x * by`, of equal lengths.
+    pub(super) fn mul(by: &[f32], x: &mut [f32]) = mul_body;
+}
+
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
@@ -59,6 +64,16 @@ unsafe fn opened<S: Simd>(f: GateFunction, gate: S::F) -> S::F {
             GateFunction::Silu => math::silu::<S>(gate),
             GateFunction::Softplus => math::softplus::<S>(gate),
         }
+    }
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn mul_body<S: Simd>(by: &[f32], x: &mut [f32]) {
+    for (by, x) in by.chunks(LANES).zip(x.chunks_mut(LANES)) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store_some(x, S::mul(S::load_some(x), S::load_some(by))) };
     }
 }
 

@@ -1,6 +1,8 @@
 //! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file
 //! beside this one, and an arm in each match here.
 
+use std::collections::BTreeMap;
+
 use super::attention::Attention;
 use super::build::TensorLoader;
 use super::decoder::{Branch, Queries};
@@ -10,7 +12,7 @@ use super::projection::Projector;
 use super::short_conv::ShortConv;
 use crate::cache::storage::KvCache;
 use crate::config::MixerConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{KvShape, Linear, Rows};
 
 pub(super) enum Mixer {
@@ -26,6 +28,23 @@ pub(super) enum Mixer {
 pub(super) struct LayerCounts {
     pub paged: usize,
     pub recurrent: usize,
+    /// The place in the cache of each layer with keys and values.
+    pub cache_layers: BTreeMap<usize, usize>,
+}
+
+impl LayerCounts {
+    /// The place of a layer among those with keys and values of their own.
+    fn next_paged(&mut self, layer: usize) -> usize {
+        self.cache_layers.insert(layer, self.paged);
+        self.paged += 1;
+        self.paged - 1
+    }
+
+    /// The place of a layer among those with recurrent state.
+    fn next_recurrent(&mut self) -> usize {
+        self.recurrent += 1;
+        self.recurrent - 1
+    }
 }
 
 /// What a mixer is given.
@@ -50,28 +69,28 @@ impl Mixer {
         config: &MixerConfig,
         counts: &mut LayerCounts,
     ) -> Result<Mixer> {
-        let mut paged = || {
-            counts.paged += 1;
-            counts.paged - 1
-        };
-        let mut recurrent = || {
-            counts.recurrent += 1;
-            counts.recurrent - 1
-        };
         Ok(match config {
             MixerConfig::Attention(c) => {
-                Mixer::Attention(Box::new(Attention::load(loader, layer, c, paged())?))
+                let cache_layer = match c.shared_kv {
+                    Some(source) => counts.cache_layers.get(&source).copied(),
+                    None => Some(counts.next_paged(layer)),
+                };
+                let missing = || Error::internal("keys and values of a layer that has none are shared");
+                let cache_layer = cache_layer.ok_or_else(missing)?;
+                Mixer::Attention(Box::new(Attention::load(loader, layer, c, cache_layer)?))
             }
             MixerConfig::ShortConv(c) => {
-                Mixer::ShortConv(Box::new(ShortConv::load(loader, layer, c, recurrent())?))
+                Mixer::ShortConv(Box::new(ShortConv::load(loader, layer, c, counts.next_recurrent())?))
             }
             MixerConfig::DeltaNet(c) => {
-                Mixer::DeltaNet(Box::new(DeltaNet::load(loader, layer, c, recurrent())?))
+                Mixer::DeltaNet(Box::new(DeltaNet::load(loader, layer, c, counts.next_recurrent())?))
             }
-            MixerConfig::Mamba2(c) => Mixer::Mamba2(Box::new(Mamba2::load(loader, layer, c, recurrent())?)),
+            MixerConfig::Mamba2(c) => {
+                Mixer::Mamba2(Box::new(Mamba2::load(loader, layer, c, counts.next_recurrent())?))
+            }
             MixerConfig::AttentionAndMamba2(attention, mamba) => Mixer::AttentionAndMamba2(
-                Box::new(Attention::load(loader, layer, attention, paged())?),
-                Box::new(Mamba2::load(loader, layer, mamba, recurrent())?),
+                Box::new(Attention::load(loader, layer, attention, counts.next_paged(layer))?),
+                Box::new(Mamba2::load(loader, layer, mamba, counts.next_recurrent())?),
             ),
         })
     }
@@ -93,7 +112,7 @@ impl Mixer {
     pub fn paged(&self) -> Option<(KvShape, Option<usize>)> {
         match self {
             Mixer::Attention(attention) | Mixer::AttentionAndMamba2(attention, _) => {
-                Some((attention.kv_shape(), attention.window()))
+                Some((attention.kv_shape()?, attention.window()))
             }
             Mixer::ShortConv(_) | Mixer::DeltaNet(_) | Mixer::Mamba2(_) => None,
         }

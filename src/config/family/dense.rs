@@ -38,6 +38,8 @@ pub(super) const LLAMA: Family = Family {
     recurrent: None,
     weight_scales: &[],
     experts: None,
+    by_layer: None,
+    heads_by_layer: None,
     gating: Gating::Never,
     refused: &[],
     fixed: &[],
@@ -221,6 +223,27 @@ pub(super) const FAMILIES: &[Family] = &[
         ..LLAMA
     },
     GRANITE,
+    Family {
+        model_types: &["granite_swa"],
+        eps: 1e-5,
+        sizes: Sizes {
+            hidden: 2560,
+            intermediate: 8192,
+            layers: 24,
+            heads: 20,
+            kv_heads: Some(4),
+            head_dim: None,
+            vocab: 100_352,
+            context: 8192,
+        },
+        rope: RopeDefaults { by_layer: true, ..ROPE },
+        tied: true,
+        window: Window::TypedAllButFirstOfFour,
+        window_size: Some(128),
+        tensors: FamilyTensors { sinks: true, ..GRANITE.tensors },
+        gguf: &[Gguf { architecture: "granite_swa", interleaved_qk: true, ..GGUF }],
+        ..GRANITE
+    },
     Family {
         model_types: &["ministral3"],
         eps: 1e-5,

@@ -1,7 +1,7 @@
 //! Families with recurrent scans: Gated DeltaNet, and Mamba-2.
 
 use super::dense::{GRANITE, LLAMA};
-use super::experts::{EXPERTS, NORMALIZED};
+use super::experts::{EXPERTS, GRANITE_EXPERTS, NORMALIZED};
 use super::{
     ATTENTION_BIAS, DeltaNet, DenseLayers, DtLimits, Experts, Family, FamilyTensors, GGUF, Gating, Gguf,
     GgufExperts, Has, MLP_BIAS, Mamba2, Mamba2Place, Multiplier, Multipliers, NO_MULTIPLIERS, NoRope, PLAIN,
@@ -53,11 +53,27 @@ const GRANITE_HYBRID: Family = Family {
     no_rope: NoRope::Unless("position_embedding_type", "rope"),
     recurrent: Some(Recurrent::Mamba2(MAMBA2)),
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, fused_gate_up: true, ..PLAIN },
+    experts: Some(Experts {
+        width: Some(("intermediate_size", 11_008)),
+        dense_layers: DenseLayers::WithoutExperts,
+        shared: Some(Shared {
+            width: SharedWidth::Key("shared_intermediate_size", 1024),
+            fused: true,
+            gate: false,
+        }),
+        ..GRANITE_EXPERTS
+    }),
     names: &[(Part::GateUp, &["shared_mlp.input_linear"]), (Part::Down, &["shared_mlp.output_linear"])],
-    // The converter writes those without Mamba layers as "granite".
-    gguf: &[Gguf { architecture: "granitehybrid", interleaved_qk: true, rope_switch: Some(true), ..GGUF }],
+    // The converter writes those without Mamba layers as "granite" or "granitemoe".
+    gguf: &[
+        GRANITE_HYBRID_GGUF,
+        Gguf { experts: Some(GgufExperts { normalize: false, keys: false }), ..GRANITE_HYBRID_GGUF },
+    ],
     ..GRANITE
 };
+
+const GRANITE_HYBRID_GGUF: Gguf =
+    Gguf { architecture: "granitehybrid", interleaved_qk: true, rope_switch: Some(true), ..GGUF };
 
 const MAMBA2: Mamba2 = Mamba2 {
     heads: ("mamba_n_heads", 128),

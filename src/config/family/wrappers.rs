@@ -36,6 +36,20 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
         inner_tied: false,
         ..WRAPPER
     },
+    Wrapper {
+        model_type: "gemma4",
+        text: Text::Fixed("gemma4_text"),
+        tied: true,
+        inner_tied: false,
+        ..WRAPPER
+    },
+    Wrapper {
+        model_type: "gemma4_unified",
+        text: Text::Fixed("gemma4_unified_text"),
+        tied: true,
+        inner_tied: false,
+        ..WRAPPER
+    },
     Wrapper { model_type: "qwen2_vl", text: Text::Fixed("qwen2_vl_text"), flat: true, ..WRAPPER },
     Wrapper { model_type: "qwen2_5_vl", text: Text::Fixed("qwen2_5_vl_text"), flat: true, ..WRAPPER },
     Wrapper { model_type: "qwen3_5", text: Text::Fixed("qwen3_5_text"), inner_tied: false, ..WRAPPER },

@@ -110,7 +110,7 @@ impl Reader<'_> {
     /// The width of dense feed-forwards; a layer without one may say 0.
     pub(super) fn dense_width(&self) -> Result<usize> {
         if self.family.recurrent.is_none() {
-            return self.require("feed_forward_length");
+            return self.width();
         }
         let blocks = self.require("block_count")?;
         let drafts = self.usize("nextn_predict_layers")?.unwrap_or(0);

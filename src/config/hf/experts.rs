@@ -6,7 +6,8 @@ use super::Reader;
 use super::recurrent::BlockKind;
 use crate::config::family::{DenseLayers, Experts, Shared, SharedWidth};
 use crate::config::{
-    Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence, Routing, SharedExpert,
+    BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence,
+    Routing, SharedExpert,
 };
 use crate::error::{Error, Result, quoted};
 
@@ -15,9 +16,19 @@ impl Reader<'_> {
     pub(super) fn feed_forwards(&self, layers: usize) -> Result<Vec<FeedForwardConfig>> {
         let dense = FeedForwardConfig::Dense(self.dense()?);
         let Some(family) = &self.family.experts else { return Ok(vec![dense; layers]) };
+        if let Some(key) = family.beside
+            && !self.f.bool(key)?.unwrap_or(false)
+        {
+            return Ok(vec![dense; layers]);
+        }
         let [first, second] = family.count_keys;
         let count = self.size(if self.f.states(first) { first } else { second }, family.count)?;
-        let experts = FeedForwardConfig::Experts(self.experts(family, count)?);
+        let experts = self.experts(family, count)?;
+        if family.beside.is_some() {
+            let both = BesideConfig { dense: self.dense()?, experts };
+            return Ok(vec![FeedForwardConfig::Beside(both); layers]);
+        }
+        let experts = FeedForwardConfig::Experts(experts);
         let is_dense = self.dense_layers(family, layers, count)?;
         Ok(is_dense.into_iter().map(|is_dense| if is_dense { dense } else { experts }).collect())
     }
@@ -36,6 +47,7 @@ impl Reader<'_> {
             stack: family.stack,
             shared: family.shared.as_ref().map_or(Ok(None), |shared| self.shared(shared, intermediate))?,
             latent: family.latent_key.map(|key| self.f.usize(key)).transpose()?.flatten(),
+            scales: if family.beside.is_some() { Presence::Always } else { Presence::Never },
         })
     }
 
@@ -81,7 +93,8 @@ impl Reader<'_> {
     fn dense_layers(&self, family: &Experts, layers: usize, count: usize) -> Result<Vec<bool>> {
         let each = |is_dense: &dyn Fn(usize) -> bool| (0..layers).map(is_dense).collect();
         match family.dense_layers {
-            DenseLayers::Never => Ok(vec![count == 0; layers]),
+            DenseLayers::Never => Ok(vec![false; layers]),
+            DenseLayers::WithoutExperts => Ok(vec![count == 0; layers]),
             DenseLayers::Blocks => {
                 Ok(self.blocks()?.iter().map(|block| *block == BlockKind::Dense).collect())
             }

@@ -181,7 +181,19 @@ impl CandleBackend {
 /// `ln(1 + e^x)` that neither overflows nor loses small numbers.
 fn softplus(x: &Tensor) -> Result<Tensor> {
     let small = x.abs()?.neg()?.exp()?;
-    Ok((x.relu()? + (small + 1.0)?.log()?)?)
+    Ok((x.relu()? + ln_1p(&small)?)?)
+}
+
+/// `ln(1 + x)` of `x` in 0 to 1, by the series of `2 artanh(x / (2 + x))`: candle has a logarithm alone,
+/// which knows nothing of an `x` that is lost beside 1.
+fn ln_1p(x: &Tensor) -> Result<Tensor> {
+    let z = (x / (x + 2.0)?)?;
+    let square = z.sqr()?;
+    let mut sum = (square.zeros_like()? + 1.0 / 15.0)?;
+    for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        sum = ((sum * &square)? + 1.0 / odd)?;
+    }
+    Ok(((z * sum)? * 2.0)?)
 }
 
 /// The spans of a step, and a part of the state that each begins with, before any is written.

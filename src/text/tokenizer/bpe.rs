@@ -13,8 +13,7 @@ use crate::error::{Error, Result, quoted};
 
 pub(super) struct Bpe {
     index: PieceIndex,
-    /// (left, right) -> (rank, what they become)
-    merges: HashMap<u64, (u32, u32), FoldState>,
+    merges: Merges,
     /// Of each byte, its token or [`NO_ID`].
     bytes: [u32; 256],
     splitter: Splitter,
@@ -31,24 +30,9 @@ impl Bpe {
         splitter: Splitter,
     ) -> Result<Self> {
         let index = PieceIndex::new(vocab, vocab.ids(Kind::is_piece));
-        let mut table = HashMap::with_capacity_and_hasher(merges.len(), FoldState::default());
-        let (mut first, mut second) = (Vec::new(), Vec::new());
-        for (line, rank) in merges.zip(0u32..) {
-            let pair = split_merge(line).and_then(|(left, right)| {
-                decode_byte_level(left, &mut first);
-                decode_byte_level(right, &mut second);
-                let ids = (index.get(vocab, &first)?, index.get(vocab, &second)?);
-                first.extend_from_slice(&second);
-                Some((key(ids.0, ids.1), index.get(vocab, &first)?))
-            });
-            let (pair, id) = pair.ok_or_else(|| {
-                let what = "is not two tokens whose union is a token";
-                Error::model_file(format!("tokenizer.ggml.merges: entry {rank}, {}, {what}", quoted(line)))
-            })?;
-            table.entry(pair).or_insert((rank, id));
-        }
+        let merges = Merges::new(vocab, &index, merges, decode_byte_level)?;
         let bytes = std::array::from_fn(|byte| index.get(vocab, &[byte as u8]).unwrap_or(NO_ID));
-        Ok(Bpe { index, merges: table, bytes, splitter })
+        Ok(Bpe { index, merges, bytes, splitter })
     }
 
     pub fn splitter(&self) -> &Splitter {
@@ -79,14 +63,48 @@ impl Bpe {
             let id = self.bytes.get(usize::from(*byte)).copied();
             work.push(1, id.filter(|id| *id != NO_ID));
         }
-        work.merge(word, self);
+        work.merge(word, &self.merges);
         ids.extend(work.symbols().map(|symbol| symbol.id).filter(|id| *id != NO_ID));
     }
 }
 
-impl Pairs for Bpe {
+/// (left, right) -> (rank, what they become)
+pub(super) struct Merges(HashMap<u64, (u32, u32), FoldState>);
+
+impl Merges {
+    /// `decode`: from how the file writes a token to its bytes.
+    ///
+    /// # Errors
+    /// As [`Bpe::new`].
+    pub fn new<'m>(
+        vocab: &Vocab,
+        index: &PieceIndex,
+        merges: impl ExactSizeIterator<Item = &'m str>,
+        decode: impl Fn(&str, &mut Vec<u8>),
+    ) -> Result<Self> {
+        let mut table = HashMap::with_capacity_and_hasher(merges.len(), FoldState::default());
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        for (line, rank) in merges.zip(0u32..) {
+            let pair = split_merge(line).and_then(|(left, right)| {
+                decode(left, &mut first);
+                decode(right, &mut second);
+                let ids = (index.get(vocab, &first)?, index.get(vocab, &second)?);
+                first.extend_from_slice(&second);
+                Some((key(ids.0, ids.1), index.get(vocab, &first)?))
+            });
+            let (pair, id) = pair.ok_or_else(|| {
+                let what = "is not two tokens whose union is a token";
+                Error::model_file(format!("tokenizer.ggml.merges: entry {rank}, {}, {what}", quoted(line)))
+            })?;
+            table.entry(pair).or_insert((rank, id));
+        }
+        Ok(Merges(table))
+    }
+}
+
+impl Pairs for Merges {
     fn pair(&self, _text: &[u8], left: &Symbol, right: &Symbol) -> Option<Pair> {
-        let (rank, id) = *self.merges.get(&key(left.id, right.id))?;
+        let (rank, id) = *self.0.get(&key(left.id, right.id))?;
         Some(Pair { priority: u32::MAX - rank, id })
     }
 }

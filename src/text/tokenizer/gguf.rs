@@ -34,10 +34,13 @@ enum Merging {
     Bpe(Bpe),
 }
 
-/// How the tokens are written in the file.
+/// How the tokens are written in the file, and what merges them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Alphabet {
+    /// As SentencePiece does, by scores.
     Spm,
+    /// The same, by a list of merges (Gemma 4).
+    SpmMerges,
     ByteLevel,
 }
 
@@ -46,11 +49,12 @@ pub(super) fn load(meta: &Metadata) -> Result<Tokenizer> {
     let model = meta.str("tokenizer.ggml.model")?;
     let alphabet = match model {
         Some("llama") => Alphabet::Spm,
+        Some("gemma4") => Alphabet::SpmMerges,
         Some("gpt2") => Alphabet::ByteLevel,
         Some(other) => {
             return Err(Error::unsupported(format!(
                 "the tokenizer in this GGUF file is of the kind {}; \
-                 \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported; {REMEDY}",
+                 \"llama\" and \"gemma4\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported; {REMEDY}",
                 quoted(other)
             )));
         }
@@ -108,15 +112,19 @@ fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
     let ends = ends::find(&mut vocab, &named, |_, text| !merged(text));
 
     let (merging, add_bos) = match alphabet {
-        Alphabet::Spm => (Merging::Spm(spm(meta, &vocab, unknown)?), true),
+        Alphabet::Spm | Alphabet::SpmMerges => (Merging::Spm(spm(meta, &vocab, alphabet, unknown)?), true),
         Alphabet::ByteLevel => {
             let bpe = bpe(meta, &vocab)?;
             let add_bos = bpe.splitter().add_bos();
             (Merging::Bpe(bpe), add_bos)
         }
     };
-    let affixes =
-        Affixes { prefix: affix(meta, "bos", bos, add_bos)?, suffix: affix(meta, "eos", eos, false)? };
+    // Some files of Gemma 4 say that there is none, by mistake (llama.cpp, pull request 21500).
+    let prefix = match alphabet {
+        Alphabet::SpmMerges => bos.into_iter().collect(),
+        _ => affix(meta, "bos", bos, add_bos)?,
+    };
+    let affixes = Affixes { prefix, suffix: affix(meta, "eos", eos, false)? };
     let space = match &merging {
         Merging::Spm(spm) if spm.add_space_prefix => SpacePrefix::Every,
         _ => SpacePrefix::Never,
@@ -167,7 +175,7 @@ fn kind(number: Option<i32>, token: &str, alphabet: Alphabet) -> Kind {
         Some(4) => Kind::UserDefined,
         Some(5) => Kind::Unused,
         Some(6) if named_byte(token).is_some() => Kind::Byte,
-        None if alphabet == Alphabet::Spm && named_byte(token).is_some() => Kind::Byte,
+        None if alphabet != Alphabet::ByteLevel && named_byte(token).is_some() => Kind::Byte,
         _ => Kind::Normal,
     }
 }
@@ -177,7 +185,7 @@ fn decode_token(token: &str, kind: Kind, alphabet: Alphabet, bytes: &mut Vec<u8>
     match (kind, alphabet) {
         (Kind::Byte, _) => bytes.extend(named_byte(token)),
         (Kind::Normal | Kind::Unused, Alphabet::ByteLevel) => decode_byte_level(token, bytes),
-        (Kind::Normal | Kind::Unused, Alphabet::Spm) if token.contains(SPACE_MARK) => {
+        (Kind::Normal | Kind::Unused, _) if token.contains(SPACE_MARK) => {
             bytes.extend_from_slice(token.replace(SPACE_MARK, " ").as_bytes());
         }
         _ => bytes.extend_from_slice(token.as_bytes()),
@@ -195,11 +203,20 @@ fn named_id(meta: &Metadata, vocab: &Vocab, name: &str) -> Result<Option<u32>> {
     }
 }
 
-fn spm(meta: &Metadata, vocab: &Vocab, unknown: Option<u32>) -> Result<Spm> {
-    let scores = meta.f32s("tokenizer.ggml.scores")?;
-    let scores = scores.ok_or_else(|| Error::model_file("tokenizer.ggml.scores is missing"))?;
-    let mut spm = Spm::new(vocab, &scores, unknown)?;
-    spm.add_space_prefix = meta.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+fn spm(meta: &Metadata, vocab: &Vocab, alphabet: Alphabet, unknown: Option<u32>) -> Result<Spm> {
+    let missing = |key: &str| Error::model_file(format!("tokenizer.ggml.{key} is missing"));
+    let mut spm = match alphabet {
+        Alphabet::SpmMerges => {
+            let merges = meta.strs("tokenizer.ggml.merges")?.ok_or_else(|| missing("merges"))?;
+            Spm::with_merges(vocab, merges.iter(), unknown)?
+        }
+        _ => {
+            let scores = meta.f32s("tokenizer.ggml.scores")?.ok_or_else(|| missing("scores"))?;
+            Spm::new(vocab, &scores, unknown)?
+        }
+    };
+    let stated = meta.bool("tokenizer.ggml.add_space_prefix")?;
+    spm.add_space_prefix = stated.unwrap_or(spm.add_space_prefix);
     spm.remove_extra_whitespaces = meta.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false);
     Ok(spm)
 }

@@ -1,0 +1,166 @@
+"""Rows of the table of variant checkpoints for the families of 2025 and 2026. Data for variants.py, which see.
+
+Of these families nothing is claimed by hand: each base gets the same edits, and transformers says what comes of each
+(claim `found`): logits, or a refusal where it raises, starts a tensor at random or drops one.
+"""
+
+# fmt: off
+
+from variant_rows import (
+    FIRST,
+    FOREIGN,
+    FULL,
+    LLAMA3,
+    LOUD,
+    SLIDING,
+    VOCAB,
+    YARN,
+    drop,
+    moves,
+    published,
+    refused,
+    row,
+    same,
+    stray,
+)
+
+GRANITE = dict(embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=3.0,
+               attention_bias=False)
+MINISTRAL3 = dict(rope_type="yarn", rope_theta=5000.0, factor=8.0, original_max_position_embeddings=8, beta_fast=32.0,
+                  beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.4)
+LAYER_NORM = dict(rms_norm_eps=..., layer_norm_eps=1e-5)
+
+NEWER = {
+    "granite": published("granite", mlp_bias=False, **GRANITE),
+    "granitemoehybrid": published("granitemoehybrid", num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=48,
+                                  layer_types=["attention"] * 2, position_embedding_type="rope", mamba_n_heads=8,
+                                  mamba_d_head=8, **GRANITE),
+    "ministral3": published("ministral3", head_dim=16, rope_theta=..., rope_parameters=MINISTRAL3, sliding_window=None),
+    "olmo2": published("olmo2", attention_bias=False),
+    "olmo3": published("olmo3", num_hidden_layers=5, attention_bias=False, sliding_window=8, rope_theta=500000.0, rope_scaling=dict(
+        rope_type="yarn", factor=8.0, original_max_position_embeddings=8, beta_fast=32.0, beta_slow=1.0, attention_factor=1.2)),
+    "exaone4": published("exaone4", num_hidden_layers=5, head_dim=16, sliding_window=8, sliding_window_pattern=4,
+                         layer_types=[SLIDING, SLIDING, SLIDING, FULL, SLIDING]),
+    "cohere2": published("cohere2", num_hidden_layers=5, attention_bias=False, logit_scale=0.5, sliding_window=8,
+                         sliding_window_pattern=4, tie_word_embeddings=..., **LAYER_NORM),
+    "glm4": published("glm4", pad_token_id=0, head_dim=16, attention_bias=True, partial_rotary_factor=0.5),
+    "hunyuan_v1_dense": published("hunyuan_v1_dense", head_dim=16, attention_bias=False, rope_scaling=dict(
+        type="dynamic", alpha=1000.0, factor=1.0, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0)),
+    "ernie4_5": published("ernie4_5", head_dim=16, use_bias=False, tie_word_embeddings=True),
+    "arcee": published("arcee", head_dim=16, attention_bias=False, mlp_bias=False, hidden_act="relu2"),
+    "apertus": published("apertus", attention_bias=False, hidden_act="xielu", pad_token_id=0),
+    "stablelm": published("stablelm", partial_rotary_factor=0.25, use_qkv_bias=True, use_parallel_residual=False,
+                          qk_layernorm=False, **LAYER_NORM),
+    "starcoder2": published("starcoder2", rms_norm_eps=..., norm_epsilon=1e-5, use_bias=True, sliding_window=8,
+                            hidden_act="gelu_pytorch_tanh", tie_word_embeddings=...),
+    "helium": published("helium", head_dim=16, attention_bias=False, mlp_bias=False, pad_token_id=0),
+}
+
+#: What we refuse on purpose, and transformers runs: the words that the error has.
+OURS = {"stablelm/qk_layernorm loud": "qk_layernorm"}
+OURS |= {f"{name}/activation mish": "mish" for name in NEWER}
+#: A rotation for each layer type, which transformers passes over in a family that has one rotation.
+OURS |= {f"{name}/{key} by layer type": "full_attention" for name in NEWER for key in ("rope_scaling", "rope_parameters")
+         if name not in ("olmo3", "ministral3", "exaone4", "cohere2")}
+OURS |= {"hunyuan_v1_dense/rope_parameters by layer type": None}
+
+#: Sizes, whose classes' defaults are beyond a test.
+SIZES = {"vocab_size", "hidden_size", "intermediate_size", "shared_intermediate_size", "num_hidden_layers",
+         "num_attention_heads", "model_type", "architectures"}
+#: Neither transformers' numbers nor ours hang on these.
+WITHOUT_EFFECT = {"torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id"}
+LOUDER = LOUD | dict(
+    embedding_multiplier=3.0, attention_multiplier=0.5, residual_multiplier=0.25, logits_scaling=8.0, logit_scale=0.25,
+    use_bias=True, use_qkv_bias=True, use_parallel_residual=True, norm_epsilon=0.5, position_embedding_type="nope",
+    no_rope_layers=[0] * 9, layer_types=[FULL] * 9, sliding_window_pattern=2, num_experts_per_tok=1, head_dim=24,
+)
+
+
+def found(base, name, config=None, **fields):
+    """`lenient`: not a row where transformers raises, since its classes check types and keys that no model reads."""
+    row(base, name, config, claim="found", ours=OURS.get(f"{base}/{name}"), **fields)
+
+
+def of_keys(name, config):
+    layers = config["num_hidden_layers"]
+    for key in config:
+        if key not in SIZES | WITHOUT_EFFECT:
+            if (name, key) != ("hunyuan_v1_dense", "head_dim"):  # its class cannot do without
+                found(name, f"{key} absent", without=[key], fit=key in ("head_dim", "num_key_value_heads"),
+                      lenient=key.startswith("mamba_"))
+            if not isinstance(config[key], (dict, bool)):
+                found(name, f"{key} null", {key: None}, lenient=True)
+    for key, value in LOUDER.items():
+        value = value[:layers] if isinstance(value, list) else value
+        found(name, f"{key} loud", {key: value}, fit=True)
+    found(name, "keys that no class reads", {key: value for key, value in FOREIGN.items() if key not in config})
+    same(name, "Infinity and NaN", dict(mask_value=-float("inf"), aux_loss=float("nan")))
+    found(name, "not causal", dict(is_causal=False))
+    for activation in ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh", "xielu", "mish"):
+        found(name, f"activation {activation}", dict(hidden_act=activation))
+    for kinds in ([SLIDING], [FULL], [SLIDING, FULL], ["linear_attention"], ["banana"]):
+        kinds = (kinds * layers)[:layers]
+        found(name, f"layer_types {kinds[0]}, {kinds[1]}", dict(layer_types=kinds), lenient="layer_types" not in config)
+    found(name, "layer_types too short", dict(layer_types=[FULL]), lenient="layer_types" not in config)
+
+
+def of_ropes(name):
+    theta = dict(rope_theta=700.0)
+    for kind, numbers in (("default", {}), ("linear", dict(factor=4.0)), ("dynamic", dict(factor=4.0)), ("yarn", YARN),
+                          ("llama3", LLAMA3), ("banana", dict(factor=2.0)), ("yarn", dict(YARN, mscale=1.0, mscale_all_dim=0.5)),
+                          ("linear", {}), ("yarn", dict(YARN, attention_factor=1.5, truncate=False))):
+        words = kind + "".join(f", {key} {value}" for key, value in numbers.items() if kind == "yarn" and key not in YARN)
+        words += " without numbers" if kind != "default" and not numbers else ""
+        found(name, f"rope_scaling {words}", dict(rope_scaling=dict(rope_type=kind, **numbers)))
+        # 5.24 has set rope_type "default" before it looks for the old spelling where each layer type has a rotation,
+        # and loses it: there these are the logits of the new one.
+        found(name, f"rope_scaling, older spelling, {words}", dict(rope_scaling=dict(type=kind, **numbers)), **(
+            dict(reference=dict(config=dict(rope_scaling=dict(rope_type=kind, **numbers)))) if name == "olmo3" else {}))
+        found(name, f"rope_parameters {words}", dict(rope_parameters=dict(theta, rope_type=kind, **numbers)))
+    found(name, "rope_scaling yarn beside rope_parameters", dict(
+        rope_parameters=dict(theta, rope_type="default"), rope_scaling=dict(rope_type="yarn", **YARN)))
+    for key in ("rope_scaling", "rope_parameters"):
+        found(name, f"{key} null", {key: None})
+        found(name, f"{key} empty", {key: {}})
+        found(name, f"{key} by layer type", {key: {FULL: dict(theta, rope_type="default"), SLIDING: dict(
+            rope_theta=50.0, rope_type="default")}})
+
+
+def of_tensors(name, config):
+    layers = config["num_hidden_layers"]
+    head, embedding = drop("lm_head.weight"), drop("model.embed_tokens.weight")
+    tied = config.get("tie_word_embeddings", True)
+    for flag in (True, False, None):
+        edits = dict(config=dict(tie_word_embeddings=flag)) if flag is not None else dict(
+            without=["tie_word_embeddings"] if "tie_word_embeddings" in config else [])
+        words = "flag absent" if flag is None else f"tied {flag}".lower()
+        found(name, f"{words}, head stored", tensors=[] if not tied else stray("lm_head.weight", VOCAB, 32), **edits)
+        found(name, f"{words}, no head", tensors=[] if tied else head, **edits)
+        if not tied:
+            found(name, f"{words}, no embedding", tensors=embedding, **edits)
+    for words, made in (
+        ("a norm of q", stray(FIRST + "self_attn.q_norm.bias", 16)), ("a bias of q", stray(FIRST + "self_attn.q_proj.bias", 32)),
+        ("a bias of o", stray(FIRST + "self_attn.o_proj.bias", 32)), ("a bias of down", stray(FIRST + "mlp.down_proj.bias", 32)),
+        ("a norm too many", stray(FIRST + "a_further_layernorm.weight", 32)), ("a scale", stray(FIRST + "self_attn.v_proj.scale", 1)),
+        ("sinks", stray(FIRST + "self_attn.sinks", 2)), ("a draft head", stray("mtp.norm.weight", 32)),
+    ):
+        if words != "a draft head":
+            refused(name, f"{words} that nothing reads", made[0][1], "ours" if "bias" in words else "unused", tensors=made) \
+                if not (words.startswith("a bias") and (config.get("attention_bias") or config.get("use_bias") or config.get(
+                    "use_qkv_bias"))) else None
+    same(name, "a draft head stored", tensors=stray("mtp.norm.weight", 32))
+    refused(name, "no final norm", "model.norm", "random", tensors=drop("model.norm.weight"))
+    refused(name, "a layer too few", f"layers.{layers}.|num_hidden_layers|layer_types", "raises" if name == "granitemoehybrid"
+            else "random", dict(num_hidden_layers=layers + 1),
+            without=["layer_types"] if "layer_types" in config and name != "granitemoehybrid" else [])
+    if name != "apertus":  # the bits of a number are of no dimension there
+        moves(name, "bfloat16", tensors=[["cast", "*", "BF16"]])
+
+
+def newer():
+    for name, config in NEWER.items():
+        row(name, "published", claim="base")
+        row(name, "as transformers 5.24 saves it", claim="saved")
+        of_keys(name, config)
+        of_ropes(name)
+        of_tensors(name, config)
