@@ -377,6 +377,8 @@ pub(super) enum Mamba2Place {
 pub(super) enum Scale {
     Key(&'static str),
     Item(&'static str, usize),
+    /// Of what a projection reads: its bias is not multiplied.
+    Input(&'static str),
 }
 
 /// Short convolutions where the keys are absent.

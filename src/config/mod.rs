@@ -65,8 +65,8 @@ pub struct Config {
     pub wrapper: Option<&'static str>,
     /// Layers behind the last, of a draft head (multi-token prediction), which are not run.
     pub draft_layers: usize,
-    /// What the weights of these parts are multiplied by when they are loaded (Falcon-H1).
-    pub weight_scales: Vec<(Part, f32)>,
+    /// What the weights of these parts, and their biases, are multiplied by when they are loaded (Falcon-H1).
+    pub weight_scales: Vec<(Part, [f32; 2])>,
     /// A position sees only itself and those before it; `false`: every position sees all of the text, as in
     /// encoders (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
     pub causal: bool,

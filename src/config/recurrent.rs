@@ -41,8 +41,9 @@ pub struct Mamba2Config {
     /// The step is held within these.
     pub dt_limits: [f32; 2],
     pub norm: Mamba2Norm,
-    /// What z, x, B, C and dt are multiplied by (Falcon-H1).
-    pub in_scales: [f32; 5],
+    /// What the input is multiplied by, and then z, x, B, C and dt (Falcon-H1).
+    pub in_scale: f32,
+    pub part_scales: [f32; 5],
     /// What the output is multiplied by.
     pub out_scale: f32,
 }
@@ -112,7 +113,7 @@ impl Mamba2Config {
                 self.heads, self.groups
             )));
         }
-        let scales = self.in_scales.iter().chain([&self.out_scale]);
+        let scales = self.part_scales.iter().chain([&self.in_scale, &self.out_scale]);
         match scales.into_iter().all(|scale| scale.is_finite()) && self.dt_limits[0] <= self.dt_limits[1] {
             true => Ok(()),
             false => Err(Error::model_file(format!(

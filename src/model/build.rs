@@ -283,8 +283,14 @@ impl TensorLoader<'_> {
         layer: Option<usize>,
         shape: &[usize],
     ) -> Result<Option<WeightTensor>> {
-        let stored = self.is_stored(presence, part, layer, "bias");
-        stored.then(|| self.checked(&self.name(part, layer, "bias"), shape)).transpose()
+        if !self.is_stored(presence, part, layer, "bias") {
+            return Ok(None);
+        }
+        let bias = self.checked(&self.name(part, layer, "bias"), shape)?;
+        match self.config.weight_scales.iter().find(|(scaled, _)| *scaled == part) {
+            Some((_, [_, factor])) => Ok(Some(self.times(&bias, *factor)?)),
+            None => Ok(Some(bias)),
+        }
     }
 
     /// Plain bytes, which only safetensors have.
@@ -307,7 +313,7 @@ impl TensorLoader<'_> {
             Names::Gguf { .. } => self.scaled(tensor, &self.name(part, layer, "scale")),
             Names::Transformers { .. } => {
                 let scale = self.config.weight_scales.iter().find(|(scaled, _)| *scaled == part);
-                scale.map_or(Ok(tensor.clone()), |(_, factor)| self.times(&tensor, *factor))
+                scale.map_or(Ok(tensor.clone()), |(_, [factor, _])| self.times(&tensor, *factor))
             }
         }
     }

@@ -11,6 +11,7 @@ use super::projection::Projector;
 use crate::config::{GateFunction, Mamba2Config, Mamba2Norm, NormKind};
 use crate::error::Result;
 use crate::kernels::{CausalConv, ConvForm, GatedNorm, Linear, Norm, Ops, Rows, Scan, ScanRows, ScanRule};
+use crate::weights::WeightTensor;
 use crate::weights::names::Part;
 
 pub(super) struct Mamba2 {
@@ -116,14 +117,16 @@ fn input_projections(loader: &TensorLoader, layer: usize, c: &Mamba2Config) -> R
         .collect();
     // The parts of one projection.
     let piece = |part, parts: std::ops::Range<usize>| {
-        let scaled = |tensor: &crate::weights::WeightTensor| {
+        let scaled = |tensor: &WeightTensor, all: f32| {
             let pieces = parts.clone().map(|number| {
                 let piece = loader.slice_rows(tensor, ends[number] - sizes[number]..ends[number])?;
-                loader.times(&piece, c.in_scales[number])
+                loader.times(&piece, all * c.part_scales[number])
             });
             loader.joined(&pieces.collect::<Result<Vec<_>>>()?)
         };
-        loader.projection(part, scaled(&weight)?, bias.as_ref().map(scaled).transpose()?, None)
+        // The input's number passes a bias by.
+        let bias = bias.as_ref().map(|bias| scaled(bias, 1.0)).transpose()?;
+        loader.projection(part, scaled(&weight, c.in_scale)?, bias, None)
     };
     Ok([piece(Part::SsmZ, 0..1)?, piece(Part::SsmXbc, 1..4)?, piece(Part::SsmDt, 4..5)?])
 }

@@ -409,7 +409,12 @@ impl Names {
                     Part::SsmA | Part::SsmD => String::new(),
                     _ => format!(".{kind}"),
                 };
-                names.iter().map(|name| format!("blk.{i}.{name}{ending}")).collect()
+                let mut names: Vec<_> = names.iter().map(|name| format!("blk.{i}.{name}{ending}")).collect();
+                if part == Part::MlpNorm && kind == "weight" {
+                    // As Falcon-H1's files have it.
+                    names.push(format!("blk.{i}.ffn_norm"));
+                }
+                names
             }
             (Names::Gguf { .. }, None) => gguf.iter().map(|name| format!("{name}.{kind}")).collect(),
             (Names::Transformers { head, .. }, None) if part == Part::Head => {

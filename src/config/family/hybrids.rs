@@ -189,9 +189,9 @@ const FALCON_H1: Family = Family {
         ..MAMBA2
     })),
     weight_scales: &[
-        (Part::Q, &[Scale::Key("attention_in_multiplier")]),
-        (Part::K, &[Scale::Key("attention_in_multiplier"), Scale::Key("key_multiplier")]),
-        (Part::V, &[Scale::Key("attention_in_multiplier")]),
+        (Part::Q, &[Scale::Input("attention_in_multiplier")]),
+        (Part::K, &[Scale::Input("attention_in_multiplier"), Scale::Key("key_multiplier")]),
+        (Part::V, &[Scale::Input("attention_in_multiplier")]),
         (Part::O, &[Scale::Key("attention_out_multiplier")]),
         (Part::Gate, &[Scale::Item("mlp_multipliers", 0)]),
         (Part::Down, &[Scale::Item("mlp_multipliers", 1)]),

@@ -89,7 +89,8 @@ impl Reader<'_> {
             dt_limits: [0.0, f32::INFINITY],
             // Which comes first no key says; llama.cpp has the gate first.
             norm: Mamba2Norm::IfStored,
-            in_scales: [1.0; 5],
+            in_scale: 1.0,
+            part_scales: [1.0; 5],
             out_scale: 1.0,
         })
     }

@@ -138,7 +138,7 @@ impl Reader<'_> {
     fn mamba2(&self, family: &Mamba2) -> Result<Mamba2Config> {
         self.require_silu(family.activation_key)?;
         let heads = self.size(family.heads.0, family.heads.1)?;
-        let (in_scales, out_scale) = self.mamba2_scales(family)?;
+        let (in_scale, part_scales, out_scale) = self.mamba2_scales(family)?;
         Ok(Mamba2Config {
             heads,
             head_dim: self.mamba2_head_dim(family, heads)?,
@@ -150,7 +150,8 @@ impl Reader<'_> {
             out_bias: self.has(family.out_bias)?,
             dt_limits: self.dt_limits(&family.dt)?,
             norm: self.mamba2_norm(family)?,
-            in_scales,
+            in_scale,
+            part_scales,
             out_scale,
         })
     }
@@ -215,27 +216,31 @@ impl Reader<'_> {
         }
     }
 
-    /// Of z, x, B, C and dt, and of the output.
-    fn mamba2_scales(&self, family: &Mamba2) -> Result<([f32; 5], f32)> {
+    /// Of the input, of z, x, B, C and dt, and of the output.
+    fn mamba2_scales(&self, family: &Mamba2) -> Result<(f32, [f32; 5], f32)> {
         if !family.scaled {
-            return Ok(([1.0; 5], 1.0));
+            return Ok((1.0, [1.0; 5], 1.0));
         }
-        let all = self.scale(&Scale::Key("ssm_in_multiplier"))?;
-        let mut scales = [all; 5];
+        let mut scales = [1.0; 5];
         for (part, scale) in scales.iter_mut().enumerate() {
-            *scale *= self.scale(&Scale::Item("ssm_multipliers", part))?;
+            *scale = self.scale(&Scale::Item("ssm_multipliers", part))?;
         }
-        Ok((scales, self.scale(&Scale::Key("ssm_out_multiplier"))?))
+        let number = |key| self.scale(&Scale::Key(key));
+        Ok((number("ssm_in_multiplier")?, scales, number("ssm_out_multiplier")?))
     }
 
-    /// What weights are multiplied by, where it is not 1.
-    pub(super) fn weight_scales(&self) -> Result<Vec<(Part, f32)>> {
+    /// What weights and their biases are multiplied by, where it is not 1.
+    pub(super) fn weight_scales(&self) -> Result<Vec<(Part, [f32; 2])>> {
         let mut scales = Vec::new();
         for (part, keys) in self.family.weight_scales {
-            let factors = keys.iter().map(|key| self.scale(key)).collect::<Result<Vec<_>>>()?;
-            let factor: f32 = factors.iter().product();
-            if factor != 1.0 {
-                scales.push((*part, factor));
+            let mut factors = [1.0; 2];
+            for key in *keys {
+                let factor = self.scale(key)?;
+                factors[0] *= factor;
+                factors[1] *= if matches!(key, Scale::Input(_)) { 1.0 } else { factor };
+            }
+            if factors != [1.0; 2] {
+                scales.push((*part, factors));
             }
         }
         Ok(scales)
@@ -243,7 +248,7 @@ impl Reader<'_> {
 
     fn scale(&self, scale: &Scale) -> Result<f32> {
         match scale {
-            Scale::Key(key) => Ok(self.f.f64(key)?.unwrap_or(1.0) as f32),
+            Scale::Key(key) | Scale::Input(key) => Ok(self.f.f64(key)?.unwrap_or(1.0) as f32),
             Scale::Item(key, at) => match self.f.floats(key)? {
                 None => Ok(1.0),
                 Some(list) => list.get(*at).copied().ok_or_else(|| {
