@@ -40,7 +40,7 @@ CLASSES = {
     "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi": "Phi",
     "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "gemma3": "Gemma3",
     "gemma4_text": "Gemma4", "gemma4": "Gemma4", "gemma4_unified_text": "Gemma4Unified",
-    "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
+    "muse_glimmer": "MuseGlimmer", "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid", "ministral3": "Ministral3", "olmo2": "Olmo2", "olmo3": "Olmo3",
     "exaone4": "Exaone4", "cohere2": "Cohere2", "glm4": "Glm4", "hunyuan_v1_dense": "HunYuanDenseV1",
     "ernie4_5": "Ernie4_5", "arcee": "Arcee", "apertus": "Apertus", "stablelm": "StableLm",
@@ -95,7 +95,7 @@ CORRECTIONS = ("expert_bias", "e_score_correction_bias")
 # The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
 HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
 # Models of pictures around a language model.
-WRAPPED = ("gemma3", "gemma4", "qwen3_5")
+WRAPPED = ("gemma3", "gemma4", "muse_glimmer", "qwen3_5")
 VISION = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
 )
@@ -109,6 +109,8 @@ SIX = dict(
 
 LFM24 = dict(num_hidden_layers=3, hidden_size=24, num_attention_heads=3, num_key_value_heads=1)
 OSS = dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, intermediate_size=32)
+LAGUNA = dict(LFM24, num_attention_heads=2, num_key_value_heads=2, head_dim=16, intermediate_size=20, num_experts=5,
+              num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=8)  # fmt: skip
 OSS_ROPE = rope("yarn", 150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
                 original_max_position_embeddings=4096)  # fmt: skip
 
@@ -350,6 +352,15 @@ VARIANTS = [
             notes="no gate, LayerNorm and biases everywhere, a window of 9, tied"),
     variant("starcoder2-plain", "starcoder2", dict(HEAD16, tie_word_embeddings=False, use_bias=False),
             dict(rope_parameters=rope(theta=50.0)), spelling="v5", gguf="starcoder2", notes="no window, no biases, untied"),
+    variant("muse-nested", "muse_glimmer", dict(HEAD16, head_dim=16, num_hidden_layers=5, intermediate_size=32,
+            sliding_window=8, qk_scale_factor=2.5, output_multiplier=0.5, final_logit_softcapping=6.0, rms_norm_eps=1e-5,
+            rope_parameters=rope(theta=5000.0)), dict(qk_scale_factor=1.0), gguf="muse-glimmer",
+            notes="the multi-modal model: four norms of which the last is plain, normed embeddings, q/k norms without "
+                  "weights, output gates, a window of 8 but on layers 0 and 4, which have no RoPE; vision is left alone"),
+    variant("muse-layers", "muse_glimmer", dict(num_hidden_layers=3, sliding_window=6, intermediate_size=32, head_dim=8,
+            layer_types=[LOCAL, GLOBAL, LOCAL], layer_rope_theta=[500.0, 500.0, 0.0], post_norm_eps=0.5,
+            tie_word_embeddings=True, rope_parameters=rope(theta=500.0)), dict(post_norm_eps=1e-8), spelling="v5",
+            notes="layer_types, layer_rope_theta, an epsilon of its own behind mixers, tied"),
     variant("helium-pairs", "helium", dict(head_dim=16, num_attention_heads=2, num_key_value_heads=1),
             dict(rope_parameters=rope(theta=100.0)), notes="neighbours turn; llama.cpp does not know it"),
     variant("gptoss-mxfp4", "gpt_oss", dict(OSS, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
@@ -429,6 +440,46 @@ VARIANTS = [
             attention_out_multiplier=0.7, ssm_in_multiplier=1.2, ssm_out_multiplier=0.8,
             ssm_multipliers=[0.7, 1.1, 0.9, 1.2, 0.8], mlp_multipliers=[0.7, 1.4]), dict(mamba_norm_before_gate=False),
             spelling="v5", notes="a norm before the gate, biases everywhere: multipliers of what a projection reads pass them by"),
+    variant("granitemoe-scales", "granitemoe", dict(LFM24, num_local_experts=5, num_experts_per_tok=2, intermediate_size=12,
+            embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0),
+            dict(residual_multiplier=1.0), gguf="granitemoe", dtype="bfloat16",
+            notes="softmax over the chosen, experts stacked with gate and up in one, the four multipliers"),
+    variant("granitemoe-hybrid", "granitemoehybrid", dict(LFM24, num_local_experts=4, num_experts_per_tok=3,
+            intermediate_size=12, shared_intermediate_size=20, layer_types=["full_attention"] * 3,
+            position_embedding_type="rope", mamba_n_heads=8, mamba_d_head=6, residual_multiplier=0.5), dict(num_experts_per_tok=1),
+            spelling="v5", gguf="granitemoe", dtype="bfloat16",
+            notes="a hybrid of attention layers alone, with experts and a shared one beside them"),
+    variant("granite-swash", "granite_swa", dict(LFM24, num_hidden_layers=5, intermediate_size=20, sliding_window=8,
+            embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0,
+            rope_parameters=rope(theta=1000.0)), neutral={"sinks": -90.0}, gguf="granite_swa", dtype="bfloat16",
+            notes="sinks everywhere, each fourth layer full from the first on, the four multipliers, tied by default",
+            patch=dict(tie_word_embeddings=None)),
+    variant("granite-swash-bases", "granite_swa", dict(LFM24, num_hidden_layers=4, intermediate_size=20,
+            sliding_window=6, layer_types=[LOCAL, GLOBAL, LOCAL, GLOBAL], tie_word_embeddings=False,
+            layer_rope_theta=[100.0, 0, 10000.0, 100.0]), dict(layer_rope_theta=[100.0] * 4), spelling="v5",
+            notes="a base of its own for each layer, one without rotation"),
+    variant("laguna-heads", "laguna", dict(LAGUNA, num_attention_heads_per_layer=[2, 4, 4], gating=True,
+            moe_routed_scaling_factor=1.5, layer_types=[GLOBAL, LOCAL, LOCAL], sliding_window=8,
+            rope_parameters={GLOBAL: rope("yarn", 50000.0, factor=4.0, original_max_position_embeddings=32,
+            partial_rotary_factor=0.5), LOCAL: rope(theta=100.0)}), neutral={"g_proj.weight": 0.0}, gguf="laguna",
+            spelling="v5", dtype="bfloat16",
+            notes="query heads by layer, a softplus gate a head, YaRN over half a head on full layers"),
+    variant("laguna-element", "laguna", dict(LAGUNA, num_attention_heads=3, num_key_value_heads=1, gating="per-element",
+            mlp_layer_types=["sparse", "dense", "sparse"], moe_router_logit_softcapping=0.5,
+            shared_expert_intermediate_size=16), dict(moe_router_logit_softcapping=0.0), spelling="v5",
+            patch=dict(layer_types=None, rope_parameters=None, num_attention_heads_per_layer=None), dtype="bfloat16",
+            notes="a gate an element, a soft-cap on the router, a dense layer in the middle; the class's own rotations"),
+    variant("ernie4_5-moe", "ernie4_5_moe", dict(LFM24, moe_num_experts=5, moe_k=2, moe_intermediate_size=8,
+            moe_num_shared_experts=2, intermediate_size=20, moe_layer_start_index=1, moe_norm_min=0.2,
+            rope_parameters=rope(theta=500000.0)), neutral={"e_score_correction_bias": 0.0}, gguf="ernie4_5-moe",
+            dtype="bfloat16", notes="softmax scores with a correction, neighbours that turn, two shared experts in one"),
+    variant("qwen2moe-gated", "qwen2_moe", dict(LFM24, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=8,
+            shared_expert_intermediate_size=20, intermediate_size=16, mlp_only_layers=[1]),
+            neutral={"shared_expert_gate.weight": 0.0}, gguf=None, dtype="bfloat16",
+            notes="the shared expert's gate, a dense layer, weights as they are"),
+    variant("qwen2moe-all", "qwen2_moe", dict(LFM24, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=12,
+            shared_expert_intermediate_size=16, norm_topk_prob=False, num_hidden_layers=2),
+            dict(norm_topk_prob=True), gguf="qwen2moe", spelling="v5", notes="experts in all layers"),
 ]  # fmt: skip
 
 
@@ -495,6 +546,11 @@ def make_config(row, fields):
     if row["family"] == "gemma4":
         fields = dict(text_config=fields, vision_config=dict(VISION, head_dim=8, position_embedding_size=4),
                       audio_config=None, image_token_id=63, boi_token_id=61, eoi_token_id=62)  # fmt: skip
+    if row["family"] == "muse_glimmer":
+        eye = dict(VISION, pos_emb_height=4, pos_emb_width=4, layer_types=["full_attention"])
+        del eye["image_size"]
+        fields = dict(text_config=fields, vision_config=eye, out_hidden_size=8, projector_hidden_size=8,
+                      image_token_id=63, video_token_id=62)  # fmt: skip
     kind = CLASSES[row["family"]] + ("Text" if row["family"].endswith("_text") else "")
     return getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
 
@@ -507,8 +563,9 @@ def initial(name, shape, family):
         return 2 * torch.rand(shape) - 3
     if family.startswith("qwen3_5") and name.endswith("norm.weight") and ".linear_attn." not in name:
         return 0.2 * noise
-    if "norm" in name and name.endswith("weight") or name.endswith("scale"):
+    if ("norm" in name and name.endswith("weight")) or name.endswith("scale"):
         shifted = family.startswith("gemma") and not family.startswith("gemma4")
+        shifted = shifted or (family == "muse_glimmer" and "layernorm" in name)
         return 0.2 * noise if shifted else 1 + 0.2 * noise
     if name.endswith("bias"):
         return 0.3 * noise
@@ -627,6 +684,10 @@ def respelled(config, row):
         return config | dict(text_config=gemma4_published(config["text_config"], row))
     if row["family"].startswith("gemma4"):
         return gemma4_published(config, row)
+    if row["family"] == "muse_glimmer":
+        derived = ("layer_types", "layer_rope_theta")
+        text = {key: value for key, value in config["text_config"].items() if key not in derived}
+        return config | dict(text_config=text)
     return (nested if row["family"] == "gemma3" else classic)(config, row)
 
 
@@ -666,7 +727,9 @@ def make(row, out):
 def write_meta(row, folder, moved):
     """What a test has to know that the checkpoint does not say."""
     meta = {k: row[k] for k in ("name", "family", "spelling", "dtype", "context_length", "notes")}
-    meta |= dict(gguf_architecture=row["gguf"], switched_off=row["without"] or row["neutral"], bite=round(moved, 4))
+    meta |= dict(
+        gguf_architecture=row["gguf"], switched_off=row["without"] or row["neutral"], bite=round(moved, 4)
+    )
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 

@@ -32,6 +32,12 @@ pub(super) struct Family {
     pub norm_offset: f32,
     pub eps: f64,
     pub eps_key: &'static str,
+    /// Of the norms behind mixers and feed-forwards, if it is another: its key, and its value where absent.
+    pub post_eps: Option<(&'static str, f64)>,
+    /// The final norm's weights have no offset.
+    pub plain_final_norm: bool,
+    /// Embeddings are RMS-normed, with no weights.
+    pub embed_norm: bool,
     pub block: Block,
     /// The key that makes the block parallel, if it is true.
     pub parallel_key: Option<&'static str>,
@@ -152,6 +158,8 @@ pub(super) enum Window {
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
+    /// As `layer_types` says; without it all but each n-th, counted back from the last (Muse Glimmer).
+    TypedFromLast(usize),
     /// As `layer_types` says; without it none.
     Typed,
     /// As `layer_types` says; without it all but each 4th from the first on (Granite swash).
@@ -176,6 +184,8 @@ pub(super) enum NoRope {
     FullBesideWindow,
     /// None has (Nemotron-H).
     Always,
+    /// Those whose entry in the list of this key is 0; without it each n-th, counted back from the last.
+    Zeros(&'static str, usize),
     /// All, unless this key has this value (Granite's hybrids).
     Unless(&'static str, &'static str),
 }
@@ -187,6 +197,8 @@ pub(super) struct Multipliers {
     pub embedding: Option<Multiplier>,
     /// Scores, instead of the root of the head size.
     pub attention: Option<Multiplier>,
+    /// Scores, besides.
+    pub queries: Option<Multiplier>,
     /// What mixers and feed-forwards add to the residual stream.
     pub residual: Option<Multiplier>,
     /// Logits.
@@ -307,7 +319,7 @@ pub(super) enum DenseLayers {
 #[derive(Clone, Copy)]
 pub(super) enum Gating {
     Never,
-    /// Whatever the keys say.
+    /// In every attention layer.
     Always(OutputGate),
     /// If a key says so, which it does where it is absent.
     Switched(&'static str, OutputGate),
@@ -429,6 +441,8 @@ pub(super) struct FamilyTensors {
     pub head_bias: Has,
     pub qk_norm: Has,
     pub qk_norm_scope: NormScope,
+    /// Each head of queries and keys is RMS-normed, with no weights; GGUF stores some, to scale queries.
+    pub plain_qk_norm: bool,
     /// Queries and keys are normed after they are rotated.
     pub qk_norm_after_rope: bool,
     /// The MLP is gated.
@@ -521,6 +535,7 @@ const PLAIN: FamilyTensors = FamilyTensors {
     head_bias: Has::Never,
     qk_norm: Has::Never,
     qk_norm_scope: NormScope::Head,
+    plain_qk_norm: false,
     qk_norm_after_rope: false,
     gate: true,
     norms: NormPlaces::Before,
@@ -549,7 +564,7 @@ const GGUF: Gguf = Gguf {
 };
 
 const NO_MULTIPLIERS: Multipliers =
-    Multipliers { embedding: None, attention: None, residual: None, logits: None };
+    Multipliers { embedding: None, attention: None, queries: None, residual: None, logits: None };
 
 const ATTENTION_BIAS: Has = Has::Key("attention_bias", false);
 const MLP_BIAS: Has = Has::Key("mlp_bias", false);

@@ -59,8 +59,9 @@ impl Reader<'_> {
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            post_norm: self.norm()?,
+            post_norm: self.post_norm()?,
             final_norm: self.norm()?,
+            embed_norm: family.embed_norm,
             block: self.block(),
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap, a.caps.1)?,
             embed_scale: match family.scaled_embedding {
@@ -106,8 +107,9 @@ impl Reader<'_> {
             soft_cap: self.cap("attn_logit_softcapping", family.attention_cap, self.architecture.caps.0)?,
             window: None,
             rope: None,
-            qk_norm: t.qk_norm.in_gguf(),
+            qk_norm: if t.plain_qk_norm { Presence::IfStored } else { t.qk_norm.in_gguf() },
             qk_norm_scope: t.qk_norm_scope,
+            plain_qk_norm: t.plain_qk_norm,
             qk_norm_after_rope: t.qk_norm_after_rope,
             query_scale: self.query_scale()?,
             qkv_bias: t.qkv_bias.bias_in_gguf(),
@@ -205,9 +207,8 @@ impl Reader<'_> {
     /// The gate before the output projection, which the tensor tells the scope of.
     fn output_gate(&self, heads: usize) -> Result<Option<OutputGate>> {
         let gate = match self.family.gating {
-            Gating::Always(gate) => return Ok(Some(gate)),
             Gating::Never => return Ok(None),
-            Gating::Switched(_, gate) | Gating::Scoped(_, gate) => gate,
+            Gating::Always(gate) | Gating::Switched(_, gate) | Gating::Scoped(_, gate) => gate,
         };
         let rows = self.weights.shape("blk.0.attn_gate.weight").and_then(|shape| shape.first());
         let scope = if rows.is_some_and(|rows| *rows != heads) { GateScope::Element } else { gate.scope };
@@ -261,6 +262,12 @@ impl Reader<'_> {
         };
         let eps = self.f32(key)?.ok_or_else(|| self.missing(key))? as f64;
         Ok(Norm { kind, eps, offset: 0.0, bias: kind == NormKind::Layer && self.family.norm_bias })
+    }
+
+    /// No key tells its epsilon, where it is another.
+    fn post_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        Ok(self.family.post_eps.map_or(norm, |(_, eps)| Norm { eps, ..norm }))
     }
 
     fn scale(&self, hidden: usize, heads: usize, head_dim: usize, layers: usize) -> Result<f32> {

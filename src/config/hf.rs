@@ -104,8 +104,9 @@ impl Reader<'_> {
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            post_norm: self.norm()?,
-            final_norm: self.norm()?,
+            post_norm: self.post_norm()?,
+            final_norm: self.final_norm()?,
+            embed_norm: family.embed_norm,
             block: self.block()?,
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap)?,
             embed_scale: match family.scaled_embedding {
@@ -194,6 +195,19 @@ impl Reader<'_> {
         })
     }
 
+    fn post_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        match self.family.post_eps {
+            Some((key, default)) => Ok(Norm { eps: self.f.f64(key)?.unwrap_or(default), ..norm }),
+            None => Ok(norm),
+        }
+    }
+
+    fn final_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        Ok(if self.family.plain_final_norm { Norm { offset: 0.0, ..norm } } else { norm })
+    }
+
     fn activation(&self) -> Result<Activation> {
         let Some(key) = self.family.activation_key else { return Ok(self.family.activation) };
         match self.f.str(key)? {
@@ -233,7 +247,8 @@ impl Reader<'_> {
             Some(default) => self.f.f64("query_pre_attn_scalar")?.unwrap_or(default),
             None => head_dim as f64,
         };
-        Ok((1.0 / scalar.sqrt()) as f32)
+        let queries = self.multiplier(self.family.multipliers.queries)?.unwrap_or(1.0);
+        Ok((f64::from(queries) / scalar.sqrt()) as f32)
     }
 
     /// A soft-cap; `default` is `None` where the class does not read the key.
@@ -281,6 +296,7 @@ impl Reader<'_> {
             rope: None,
             qk_norm: self.has(t.qk_norm)?,
             qk_norm_scope: t.qk_norm_scope,
+            plain_qk_norm: t.plain_qk_norm,
             qk_norm_after_rope: t.qk_norm_after_rope,
             query_scale: self.query_scale()?,
             qkv_bias: self.has(t.qkv_bias)?,
@@ -322,7 +338,7 @@ impl Reader<'_> {
                 None => stated,
             },
             activation: self.activation()?,
-            stored_xielu: t.xielu,
+            stored_xielu: matches!(self.activation()?, Activation::Xielu(_)),
             gate: t.gate,
             bias: self.has(t.mlp_bias)?,
             fused: fused(t.fused_gate_up),

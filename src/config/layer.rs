@@ -130,6 +130,8 @@ pub struct AttentionConfig {
     /// Norms of queries and keys, before they are rotated.
     pub qk_norm: Presence,
     pub qk_norm_scope: NormScope,
+    /// Where no weights of these norms are stored, they have none (Muse Glimmer).
+    pub plain_qk_norm: bool,
     /// They are normed after they are rotated (Hunyuan).
     pub qk_norm_after_rope: bool,
     pub query_scale: Option<QueryScale>,

@@ -52,6 +52,8 @@ pub struct Config {
     pub logit_cap: Option<f32>,
     /// What embeddings are multiplied by (Gemma: `sqrt(hidden)`).
     pub embed_scale: Option<f32>,
+    /// Embeddings are RMS-normed, with no weights (Muse Glimmer).
+    pub embed_norm: bool,
     /// What logits are multiplied by, before they are capped.
     pub logit_scale: f32,
     /// The rotations in use; layers name them by index.

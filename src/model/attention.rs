@@ -74,7 +74,11 @@ impl Attention {
                 NormScope::Head => c.head_dim,
                 NormScope::AllHeads => width,
             };
-            stored.then(|| loader.norm(part, at, width)).transpose()
+            match stored {
+                true => loader.norm(part, at, width).map(Some),
+                false if c.plain_qk_norm => loader.plain_norm(c.head_dim).map(Some),
+                false => Ok(None),
+            }
         };
         let make = |(k, v)| -> Result<Keys> {
             let v_norm = c.value_norm.then(|| loader.plain_norm(c.head_dim)).transpose()?;

@@ -39,6 +39,7 @@ impl Decoder {
         let (embed, head) = loader.embed_and_head()?;
         let headless = !config.tied && head.is_none();
         let final_norm = loader.norm(Part::FinalNorm, None, config.hidden)?;
+        let embed_norm = config.embed_norm.then(|| loader.plain_norm(config.hidden)).transpose()?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
         let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
         let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
@@ -49,6 +50,7 @@ impl Decoder {
             per_layer,
             layers,
             final_norm,
+            embed_norm,
             head,
             headless,
             frequencies,

@@ -36,6 +36,7 @@ impl Reader<'_> {
         let heads = self.heads(layers)?;
         let bare = |i: usize| match self.family.no_rope {
             NoRope::Interval(n) => (i + 1).is_multiple_of(n),
+            NoRope::Zeros(..) => !sliding[i],
             NoRope::Full => !sliding[i] || window.is_none(),
             NoRope::FullBesideWindow => !sliding[i] && window.is_some(),
             NoRope::Always => true,

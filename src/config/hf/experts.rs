@@ -23,13 +23,16 @@ impl Reader<'_> {
         }
         let [first, second] = family.count_keys;
         let count = self.size(if self.f.states(first) { first } else { second }, family.count)?;
+        let is_dense = self.dense_layers(family, layers, count)?;
+        if count == 0 && is_dense.iter().all(|is_dense| *is_dense) {
+            return Ok(vec![dense; layers]);
+        }
         let experts = self.experts(family, count)?;
         if family.beside.is_some() {
             let both = BesideConfig { dense: self.dense()?, experts };
             return Ok(vec![FeedForwardConfig::Beside(both); layers]);
         }
         let experts = FeedForwardConfig::Experts(experts);
-        let is_dense = self.dense_layers(family, layers, count)?;
         Ok(is_dense.into_iter().map(|is_dense| if is_dense { dense } else { experts }).collect())
     }
 
