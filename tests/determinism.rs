@@ -343,8 +343,18 @@ fn a_mixture_of_experts_gives_the_same_bits() {
 }
 
 #[test]
+fn sinks_and_experts_in_mxfp4_give_the_same_bits() {
+    tiny("gptoss-mxfp4");
+}
+
+#[test]
 fn recurrent_state_gives_the_same_bits() {
     tiny("lfm2-classic");
+}
+
+#[test]
+fn shared_keys_and_per_layer_embeddings_give_the_same_bits() {
+    tiny("gemma4-ple");
 }
 
 #[test]

@@ -24,9 +24,11 @@ import sys
 import zlib
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT, SHORT = 40, 13
@@ -37,11 +39,14 @@ BASE = dict(
 CLASSES = {
     "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi": "Phi",
     "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "gemma3": "Gemma3",
-    "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
+    "gemma4_text": "Gemma4", "gemma4": "Gemma4", "gemma4_unified_text": "Gemma4Unified",
+    "muse_glimmer": "MuseGlimmer", "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid", "ministral3": "Ministral3", "olmo2": "Olmo2", "olmo3": "Olmo3",
     "exaone4": "Exaone4", "cohere2": "Cohere2", "glm4": "Glm4", "hunyuan_v1_dense": "HunYuanDenseV1",
     "ernie4_5": "Ernie4_5", "arcee": "Arcee", "apertus": "Apertus", "stablelm": "StableLm",
-    "starcoder2": "Starcoder2", "helium": "Helium",
+    "starcoder2": "Starcoder2", "helium": "Helium", "gpt_oss": "GptOss", "lfm2_moe": "Lfm2Moe", "lfm3": "Lfm3",
+    "granitemoe": "GraniteMoe", "granite_swa": "GraniteSWA", "laguna": "Laguna", "ernie4_5_moe": "Ernie4_5_Moe",
+    "qwen2_moe": "Qwen2Moe",
 }  # fmt: skip
 
 
@@ -70,23 +75,43 @@ def gemma3_rope(**scaling):
     return {GLOBAL: rope(kind, 1000000.0, **scaling), LOCAL: rope()}
 
 
+def gemma4_rope(partial=0.25, theta=1000000.0):
+    """Gemma 4's two rotations: "proportional" on the layers that see everything."""
+    return {GLOBAL: rope("proportional", theta, partial_rotary_factor=partial), LOCAL: rope()}
+
+
 def variant(name, family, config, without=None, *, spelling="classic", patch=None, context_length=None, short=True,
-            dtype="float32", shards=1, rope_key="rope_type", gguf=None, notes=""):  # fmt: skip
+            dtype="float32", shards=1, rope_key="rope_type", gguf=None, neutral=None, mxfp4=False,
+            notes=""):  # fmt: skip
     """One row. `without`: the config fields that switch the tested feature off; `patch`: last edits of config.json;
-    `gguf`: the GGUF architecture that carries it, or None."""
+    `gguf`: the GGUF architecture that carries it, or None; `neutral`: values by the ends of names that switch tensors
+    off; `mxfp4`: experts are stored so."""
     return dict(locals())
 
 
+# Buffers that are trained.
+CORRECTIONS = ("expert_bias", "e_score_correction_bias")
 # The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
 HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
+# Models of pictures around a language model.
+WRAPPED = ("gemma3", "gemma4", "muse_glimmer")
 VISION = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
 )
 HEAD24 = dict(HEAD16, head_dim=24, intermediate_size=32)
 EXPERTS = dict(intermediate_size=24)
+GEMMA4 = dict(hidden_size_per_layer_input=0, sliding_window=8, intermediate_size=24, final_logit_softcapping=9.0,
+              tie_word_embeddings=True, pad_token_id=0, rope_parameters=gemma4_rope())  # fmt: skip
 SIX = dict(
     num_hidden_layers=6, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16
 )
+
+LFM24 = dict(num_hidden_layers=3, hidden_size=24, num_attention_heads=3, num_key_value_heads=1)
+OSS = dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, intermediate_size=32)
+LAGUNA = dict(LFM24, num_attention_heads=2, num_key_value_heads=2, head_dim=16, intermediate_size=20, num_experts=5,
+              num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=8)  # fmt: skip
+OSS_ROPE = rope("yarn", 150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                original_max_position_embeddings=4096)  # fmt: skip
 
 VARIANTS = [
     variant("llama-mha", "llama", dict(num_key_value_heads=4), dict(rope_parameters=rope(theta=100.0)), gguf="llama",
@@ -224,6 +249,34 @@ VARIANTS = [
     variant("olmoe-gqa", "olmoe", dict(EXPERTS, num_experts=4, num_experts_per_tok=2, num_key_value_heads=2,
             norm_topk_prob=True, tie_word_embeddings=True), dict(norm_topk_prob=False), spelling="v5",
             notes="grouped heads: the key norm is narrower than the query norm; weights renormalized, tied"),
+    variant("gemma4-ple", "gemma4_text", dict(GEMMA4, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=16, global_head_dim=32, layer_types=[LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
+            num_kv_shared_layers=3, use_double_wide_mlp=True, intermediate_size=16, hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=64, max_position_embeddings=1024),
+            dict(hidden_size_per_layer_input=0), gguf="gemma4", dtype="bfloat16",
+            notes="as E2B: per-layer embeddings, the last three layers use the keys and values of the last local and "
+                  "global layer before them and are twice as wide, layer scalars; the determinism test's, too"),
+    variant("gemma4-keqv", "gemma4_text", dict(GEMMA4, num_hidden_layers=4, head_dim=8, global_head_dim=16,
+            num_global_key_value_heads=1, attention_k_eq_v=True, layer_types=[LOCAL, LOCAL, LOCAL, GLOBAL],
+            rope_parameters=gemma4_rope(0.5, 100.0)), dict(rope_parameters=gemma4_rope(1.0, 100.0)), spelling="v5",
+            gguf="gemma4",
+            notes="as 31B: values are the keys before their norm on the global layer, which has one key head of twice "
+                  "the size; per_layer_config"),
+    variant("gemma4-unified", "gemma4_unified_text", dict(GEMMA4, num_hidden_layers=2, head_dim=8, global_head_dim=24,
+            num_global_key_value_heads=1, attention_k_eq_v=True, layer_types=[LOCAL, GLOBAL], sliding_window=6,
+            final_logit_softcapping=None), dict(sliding_window=7),
+            notes="as 12B: gemma4_unified_text, whose keys are the published ones"),
+    variant("gemma4-moe", "gemma4_text", dict(GEMMA4, num_hidden_layers=3, head_dim=8, global_head_dim=16,
+            num_global_key_value_heads=1, attention_k_eq_v=True, layer_types=[LOCAL, LOCAL, GLOBAL],
+            enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=8, intermediate_size=16),
+            dict(top_k_experts=1), gguf="gemma4", dtype="bfloat16",
+            notes="as 26B-A4B: experts beside the dense MLP, a router with a norm of its own, a scale an expert"),
+    variant("gemma4-nested", "gemma4", dict(GEMMA4, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=8, global_head_dim=16, layer_types=[LOCAL, GLOBAL, GLOBAL], num_kv_shared_layers=1,
+            hidden_size_per_layer_input=4, vocab_size_per_layer_input=64, intermediate_size=16,
+            rope_parameters=gemma4_rope(0.25, 100.0)), dict(rope_parameters=gemma4_rope(0.5, 100.0)),
+            notes="the multi-modal model as published: text_config, tensors under model.language_model., a vision tower "
+                  "that is there to be ignored, and keys and values of a layer that uses those of another"),
     variant("granite-dense", "granite", dict(HEAD16, embedding_multiplier=12.0, attention_multiplier=0.2,
             residual_multiplier=0.22, logits_scaling=3.0, tie_word_embeddings=True), dict(logits_scaling=1.0),
             gguf="granite", notes="all four multipliers, none of them what it is without them; tied (as Granite 3)"),
@@ -290,8 +343,88 @@ VARIANTS = [
             notes="no gate, LayerNorm and biases everywhere, a window of 9, tied"),
     variant("starcoder2-plain", "starcoder2", dict(HEAD16, tie_word_embeddings=False, use_bias=False),
             dict(rope_parameters=rope(theta=50.0)), spelling="v5", gguf="starcoder2", notes="no window, no biases, untied"),
+    variant("muse-nested", "muse_glimmer", dict(HEAD16, head_dim=16, num_hidden_layers=5, intermediate_size=32,
+            sliding_window=8, qk_scale_factor=2.5, output_multiplier=0.5, final_logit_softcapping=6.0, rms_norm_eps=1e-5,
+            rope_parameters=rope(theta=5000.0)), dict(qk_scale_factor=1.0), gguf="muse-glimmer",
+            notes="the multi-modal model: four norms of which the last is plain, normed embeddings, q/k norms without "
+                  "weights, output gates, a window of 8 but on layers 0 and 4, which have no RoPE; vision is left alone"),
+    variant("muse-layers", "muse_glimmer", dict(num_hidden_layers=3, sliding_window=6, intermediate_size=32, head_dim=8,
+            layer_types=[LOCAL, GLOBAL, LOCAL], layer_rope_theta=[500.0, 500.0, 0.0], post_norm_eps=0.5,
+            tie_word_embeddings=True, rope_parameters=rope(theta=500.0)), dict(post_norm_eps=1e-8), spelling="v5",
+            notes="layer_types, layer_rope_theta, an epsilon of its own behind mixers, tied"),
     variant("helium-pairs", "helium", dict(head_dim=16, num_attention_heads=2, num_key_value_heads=1),
             dict(rope_parameters=rope(theta=100.0)), notes="neighbours turn; llama.cpp does not know it"),
+    variant("gptoss-mxfp4", "gpt_oss", dict(OSS, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            sliding_window=8, rope_parameters=OSS_ROPE), neutral={"sinks": -90.0}, mxfp4=True, dtype="bfloat16", gguf="gpt-oss",
+            patch=dict(swiglu_limit=7.0, experts_per_token=2),
+            notes="experts as OpenAI publishes them: MXFP4 blocks and scales; sinks, windows on even layers; bfloat16 else"),
+    variant("gptoss-bf16", "gpt_oss", dict(OSS, num_attention_heads=4, num_key_value_heads=1,
+            head_dim=20, hidden_size=24, intermediate_size=20, num_local_experts=5, num_experts_per_tok=3,
+            sliding_window=9, rope_parameters=OSS_ROPE),
+            dict(rope_parameters=dict(OSS_ROPE, truncate=True)), spelling="v5", dtype="bfloat16", gguf="gpt-oss",
+            notes="experts as transformers saves them: [experts, in, out], even and odd columns; YaRN that is not rounded"),
+    variant("lfm2moe-bias", "lfm2_moe", dict(LFM24, layer_types=[CONV, GLOBAL, CONV],
+            num_dense_layers=1, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, conv_L_cache=3,
+            norm_topk_prob=True, use_expert_bias=True, intermediate_size=28, tie_word_embeddings=True,
+            rope_parameters=rope(theta=1000000.0)), neutral={"expert_bias": 0.0}, gguf="lfm2moe", dtype="bfloat16",
+            patch=dict(layer_types=[CONV, GLOBAL, CONV], tie_embedding=True, tie_word_embeddings=None),
+            notes="one dense layer, then sigmoid scores with a bias that decides and does not weigh, tied"),
+    variant("lfm2moe-plain", "lfm2_moe", dict(LFM24, layer_types=[CONV, CONV, GLOBAL],
+            num_dense_layers=2, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=16, conv_L_cache=4,
+            norm_topk_prob=False, use_expert_bias=False, routed_scaling_factor=1.7, intermediate_size=20,
+            tie_word_embeddings=False, rope_parameters=rope(theta=100.0)), dict(routed_scaling_factor=1.0),
+            spelling="v5", notes="no bias, weights as they are, times a factor"),
+    variant("lfm3-gated", "lfm3", dict(LFM24, num_hidden_layers=5, head_dim=16, pad_token_id=0,
+            intermediate_size=20, sliding_window=8, tie_word_embeddings=True), neutral={"g_proj.weight": 0.0},
+            spelling="v5", dtype="bfloat16", patch=dict(layer_types=None, rope_parameters=None),
+            notes="norms after both halves, an output gate a head, a rotation a layer type (the class's own), "
+                  "convolutions of seven taps; layer_types left out"),
+    variant("lfm3-bare", "lfm3", dict(LFM24, num_hidden_layers=4, layer_types=[CONV, LOCAL, CONV, GLOBAL], head_dim=12,
+            intermediate_size=20, pad_token_id=0, sliding_window=5, conv_L_cache=4, use_sandwich_norm=False,
+            use_attention_gate=False, tie_word_embeddings=False,
+            rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("proportional", 1000.0, partial_rotary_factor=0.25)}),
+            dict(rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("default", 1000.0)}),
+            spelling="v5", notes="neither gates nor norms after; a quarter of a head turns"),
+    variant("granitemoe-scales", "granitemoe", dict(LFM24, num_local_experts=5, num_experts_per_tok=2, intermediate_size=12,
+            embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0),
+            dict(residual_multiplier=1.0), gguf="granitemoe", dtype="bfloat16",
+            notes="softmax over the chosen, experts stacked with gate and up in one, the four multipliers"),
+    variant("granitemoe-hybrid", "granitemoehybrid", dict(LFM24, num_local_experts=4, num_experts_per_tok=3,
+            intermediate_size=12, shared_intermediate_size=20, layer_types=["full_attention"] * 3,
+            position_embedding_type="rope", mamba_n_heads=8, mamba_d_head=6, residual_multiplier=0.5), dict(num_experts_per_tok=1),
+            spelling="v5", gguf="granitemoe", dtype="bfloat16",
+            notes="a hybrid of attention layers alone, with experts and a shared one beside them"),
+    variant("granite-swash", "granite_swa", dict(LFM24, num_hidden_layers=5, intermediate_size=20, sliding_window=8,
+            embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0,
+            rope_parameters=rope(theta=1000.0)), neutral={"sinks": -90.0}, gguf="granite_swa", dtype="bfloat16",
+            notes="sinks everywhere, each fourth layer full from the first on, the four multipliers, tied by default",
+            patch=dict(tie_word_embeddings=None)),
+    variant("granite-swash-bases", "granite_swa", dict(LFM24, num_hidden_layers=4, intermediate_size=20,
+            sliding_window=6, layer_types=[LOCAL, GLOBAL, LOCAL, GLOBAL], tie_word_embeddings=False,
+            layer_rope_theta=[100.0, 0, 10000.0, 100.0]), dict(layer_rope_theta=[100.0] * 4), spelling="v5",
+            notes="a base of its own for each layer, one without rotation"),
+    variant("laguna-heads", "laguna", dict(LAGUNA, num_attention_heads_per_layer=[2, 4, 4], gating=True,
+            moe_routed_scaling_factor=1.5, layer_types=[GLOBAL, LOCAL, LOCAL], sliding_window=8,
+            rope_parameters={GLOBAL: rope("yarn", 50000.0, factor=4.0, original_max_position_embeddings=32,
+            partial_rotary_factor=0.5), LOCAL: rope(theta=100.0)}), neutral={"g_proj.weight": 0.0}, gguf="laguna",
+            spelling="v5", dtype="bfloat16",
+            notes="query heads by layer, a softplus gate a head, YaRN over half a head on full layers"),
+    variant("laguna-element", "laguna", dict(LAGUNA, num_attention_heads=3, num_key_value_heads=1, gating="per-element",
+            mlp_layer_types=["sparse", "dense", "sparse"], moe_router_logit_softcapping=0.5,
+            shared_expert_intermediate_size=16), dict(moe_router_logit_softcapping=0.0), spelling="v5",
+            patch=dict(layer_types=None, rope_parameters=None, num_attention_heads_per_layer=None), dtype="bfloat16",
+            notes="a gate an element, a soft-cap on the router, a dense layer in the middle; the class's own rotations"),
+    variant("ernie4_5-moe", "ernie4_5_moe", dict(LFM24, moe_num_experts=5, moe_k=2, moe_intermediate_size=8,
+            moe_num_shared_experts=2, intermediate_size=20, moe_layer_start_index=1, moe_norm_min=0.2,
+            rope_parameters=rope(theta=500000.0)), neutral={"e_score_correction_bias": 0.0}, gguf="ernie4_5-moe",
+            dtype="bfloat16", notes="softmax scores with a correction, neighbours that turn, two shared experts in one"),
+    variant("qwen2moe-gated", "qwen2_moe", dict(LFM24, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=8,
+            shared_expert_intermediate_size=20, intermediate_size=16, mlp_only_layers=[1]),
+            neutral={"shared_expert_gate.weight": 0.0}, gguf=None, dtype="bfloat16",
+            notes="the shared expert's gate, a dense layer, weights as they are"),
+    variant("qwen2moe-all", "qwen2_moe", dict(LFM24, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=12,
+            shared_expert_intermediate_size=16, norm_topk_prob=False, num_hidden_layers=2),
+            dict(norm_topk_prob=True), gguf="qwen2moe", spelling="v5", notes="experts in all layers"),
 ]  # fmt: skip
 
 
@@ -299,13 +432,49 @@ def build(row):
     """The variant's real model in float32, seeded by its name, its weights exact in the row's dtype."""
     config = make_config(row, row["config"])
     torch.manual_seed(zlib.crc32(row["name"].encode()))
-    task = "ForConditionalGeneration" if row["family"] == "gemma3" else "ForCausalLM"
+    task = "ForConditionalGeneration" if row["family"] in WRAPPED else "ForCausalLM"
     model = getattr(transformers, CLASSES[row["family"]] + task)(config).eval()
     for name, parameter in model.named_parameters():
         weight = initial(name, parameter.shape, row["family"])
         parameter.data = weight.to(getattr(torch, row["dtype"])).float()
+        if row["mxfp4"] and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            parameter.data = of_blocks(blocks_of(parameter.data))
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.copy_((0.7 + 0.5 * torch.rand(1)).to(getattr(torch, row["dtype"])))
+        if name.endswith(CORRECTIONS):
+            buffer.data = initial(name, buffer.shape, row["family"])
     model.tie_weights()
     return model
+
+
+def blocks_of(weight):
+    """MXFP4 blocks [experts, out, in / 32, 17] of a weight [experts, in, out], quantized by gguf."""
+    rows = weight.transpose(1, 2).contiguous().numpy()
+    blocks = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.MXFP4)
+    return blocks.reshape(*rows.shape[:2], -1, 17)
+
+
+def of_blocks(blocks):
+    """The weight [experts, in, out] that such blocks are."""
+    rows = gguf.quants.dequantize(blocks.reshape(*blocks.shape[:2], -1), gguf.GGMLQuantizationType.MXFP4)
+    return torch.from_numpy(rows.astype(np.float32)).transpose(1, 2).contiguous()
+
+
+def pack_experts(folder):
+    """Stores experts as OpenAI publishes them: MXFP4, two neighbours a byte, scales apart; and says so."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        blocks = blocks_of(tensors.pop(name).float())
+        nibbles = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], axis=-1)
+        tensors[name + "_blocks"] = torch.from_numpy(nibbles[..., ::2] | nibbles[..., 1::2] << 4)
+        tensors[name + "_scales"] = torch.from_numpy(blocks[..., 0].copy())
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = dict(modules_to_not_convert=kept, quant_method="mxfp4")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def make_config(row, fields):
@@ -314,30 +483,44 @@ def make_config(row, fields):
     if row["family"] == "gemma3":
         fields = dict(text_config=fields, vision_config=VISION, mm_tokens_per_image=1, image_token_index=63,
                       boi_token_index=61, eoi_token_index=62)  # fmt: skip
-    kind = "Gemma3Text" if row["family"] == "gemma3_text" else CLASSES[row["family"]]
+    if row["family"] == "gemma4":
+        fields = dict(text_config=fields, vision_config=dict(VISION, head_dim=8, position_embedding_size=4),
+                      audio_config=None, image_token_id=63, boi_token_id=61, eoi_token_id=62)  # fmt: skip
+    if row["family"] == "muse_glimmer":
+        eye = dict(VISION, pos_emb_height=4, pos_emb_width=4, layer_types=["full_attention"])
+        del eye["image_size"]
+        fields = dict(text_config=fields, vision_config=eye, out_hidden_size=8, projector_hidden_size=8,
+                      image_token_id=63, video_token_id=62)  # fmt: skip
+    kind = CLASSES[row["family"]] + ("Text" if row["family"].endswith("_text") else "")
     return getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
 
 
 def initial(name, shape, family):
     """Weights large enough that a mistake anywhere moves the logits."""
     noise = torch.randn(shape)
-    if "norm" in name and name.endswith("weight"):
-        return 0.2 * noise if family.startswith("gemma") else 1 + 0.2 * noise
+    if ("norm" in name and name.endswith("weight")) or name.endswith("scale"):
+        shifted = family.startswith("gemma") and not family.startswith("gemma4")
+        shifted = shifted or (family == "muse_glimmer" and "layernorm" in name)
+        return 0.2 * noise if shifted else 1 + 0.2 * noise
     if name.endswith("bias"):
         return 0.3 * noise
+    if name.endswith("sinks"):
+        return 1 + 2 * noise
     return (0.6 if "embed" in name or "lm_head" in name else 0.3) * noise
 
 
 @torch.no_grad()
 def logits(model, tokens):
-    """Float32 logits of the whole prompt in one forward."""
-    return model(input_ids=tokens[None], use_cache=False).logits[0].float().contiguous()
+    """Float32 logits of the whole prompt in one forward. Without the hidden states Gemma 4 cuts rows off inputs of
+    layers that it may not have, and fails."""
+    output = model(input_ids=tokens[None], use_cache=False, output_hidden_states=True)
+    return output.logits[0].float().contiguous()
 
 
 def prompt(row, length, salt):
     """`length` seeded token ids."""
     torch.manual_seed(zlib.crc32((row["name"] + salt).encode()))
-    images = 4 if row["family"] == "gemma3" else 0
+    images = 4 if row["family"] in WRAPPED else 0
     return torch.randint(3, {**BASE, **row["config"]}["vocab_size"] - images, (length,))
 
 
@@ -347,7 +530,20 @@ def bite(row, model, tokens, right):
     plain = type(model)(config).eval()
     state = model.state_dict()
     plain.load_state_dict({k: v for k, v in state.items() if k in plain.state_dict()}, strict=True)
+    for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
+        for end, value in (row["neutral"] or {}).items():
+            if name.endswith(end):
+                tensor.data.fill_(value)
     return (logits(plain, tokens) - right).abs().max().item()
+
+
+def gemma4_published(config, row):
+    """The two keys that transformers 5.24 turns into per_layer_config."""
+    layers = config.pop("per_layer_config")
+    full = next(layers[key] for key in layers if config["layer_types"][int(key)] == GLOBAL)
+    return config | dict(
+        global_head_dim=full["head_dim"], num_global_key_value_heads=full.get("num_key_value_heads")
+    )
 
 
 def classic(config, row):
@@ -407,10 +603,27 @@ def save(row, model, folder):
     path = folder / "config.json"
     text = json.loads(path.read_text())
     if row["spelling"] == "classic":
-        text = (nested if row["family"] == "gemma3" else classic)(text, row)
+        text = respelled(text, row)
+    elif row["patch"]:
+        text = {k: v for k, v in {**text, **row["patch"]}.items() if v is not None}
     path.write_text(json.dumps(text, indent=2) + "\n")
+    if row["mxfp4"]:
+        pack_experts(folder)
     shards = len(list(folder.glob("*.safetensors")))
     assert shards == row["shards"], f"{row['name']}: {shards} shards"
+
+
+def respelled(config, row):
+    """config.json as published."""
+    if row["family"] == "gemma4":
+        return config | dict(text_config=gemma4_published(config["text_config"], row))
+    if row["family"].startswith("gemma4"):
+        return gemma4_published(config, row)
+    if row["family"] == "muse_glimmer":
+        derived = ("layer_types", "layer_rope_theta")
+        text = {key: value for key, value in config["text_config"].items() if key not in derived}
+        return config | dict(text_config=text)
+    return (nested if row["family"] == "gemma3" else classic)(config, row)
 
 
 def load(folder, model):
@@ -449,7 +662,9 @@ def make(row, out):
 def write_meta(row, folder, moved):
     """What a test has to know that the checkpoint does not say."""
     meta = {k: row[k] for k in ("name", "family", "spelling", "dtype", "context_length", "notes")}
-    meta |= dict(gguf_architecture=row["gguf"], switched_off=row["without"], bite=round(moved, 4))
+    meta |= dict(
+        gguf_architecture=row["gguf"], switched_off=row["without"] or row["neutral"], bite=round(moved, 4)
+    )
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 

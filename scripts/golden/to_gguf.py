@@ -29,12 +29,16 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 # The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
-PERMUTED = ("llama", "smollm3", "granite", "mistral3", "arcee")
+PERMUTED = ("llama", "smollm3", "granite", "mistral3", "arcee", "muse-glimmer")
 # The architectures that write their vocabulary's size, and how many dimensions turn.
 SIZED = ("llama", "smollm3", "granite", "mistral3", "arcee", "apertus")
 LAYER_NORM = ("phi2", "cohere2", "stablelm", "starcoder2")
 # llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
 IGNORED_WINDOW = ("mistral-window", "phi3-window")
+# Architectures with short convolutions.
+SHORT_CONV = ("lfm2", "lfm2moe")
+# Those whose experts have a width of their own.
+OWN_WIDTH = ("qwen3moe", "qwen2moe", "lfm2moe", "laguna", "ernie4_5-moe")
 EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 STOP_WORDS = ["<unk>", "<s>", "</s>"]
 
@@ -44,7 +48,14 @@ def rope_of(config):
     return config.rope_parameters.get(GLOBAL, config.rope_parameters)
 
 
+def gemma4_layers(config):
+    """The first layer with a window and the first that sees everything, as their own configs."""
+    return [config.per_layer_config[config.layer_types.index(kind)] for kind in (LOCAL, GLOBAL)]
+
+
 def head_dim(config):
+    if config.model_type.startswith("gemma4"):
+        return gemma4_layers(config)[1].head_dim
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -53,13 +64,15 @@ def write_shape(w, config, arch):
     w.add_context_length(config.max_position_embeddings)
     w.add_embedding_length(config.hidden_size)
     w.add_block_count(config.num_hidden_layers)
+    if arch == "gemma4":
+        return write_gemma4(w, config)
     w.add_feed_forward_length(feed_forward_length(config, arch))
-    w.add_head_count(config.num_attention_heads)
+    w.add_head_count(getattr(config, "num_attention_heads_per_layer", None) or config.num_attention_heads)
     if arch in LAYER_NORM:
         w.add_layer_norm_eps(getattr(config, "layer_norm_eps", None) or config.norm_epsilon)
     else:
-        w.add_layer_norm_rms_eps(config.norm_eps if arch == "lfm2" else config.rms_norm_eps)
-    if arch == "lfm2":
+        w.add_layer_norm_rms_eps(config.norm_eps if arch in SHORT_CONV else config.rms_norm_eps)
+    if arch in SHORT_CONV:
         w.add_shortconv_l_cache(config.conv_L_cache)
         w.add_head_count_kv([config.num_key_value_heads * (kind != CONV) for kind in config.layer_types])
     else:
@@ -68,6 +81,39 @@ def write_shape(w, config, arch):
     if getattr(config, "head_dim", None) and arch != "granite":
         w.add_key_length(config.head_dim)
         w.add_value_length(config.head_dim)
+
+
+def write_gemma4(w, config):
+    """What differs from layer to layer is an array, or a key of the layers with a window."""
+    local, full = gemma4_layers(config)
+    shared = config.num_kv_shared_layers
+    first_shared = config.num_hidden_layers - shared
+    wide = config.use_double_wide_mlp
+    widths = [
+        config.intermediate_size * (2 if i >= first_shared else 1) for i in range(config.num_hidden_layers)
+    ]
+    w.add_feed_forward_length(widths if wide else config.intermediate_size)
+    w.add_head_count(config.num_attention_heads)
+    heads = [config.per_layer_config[i].num_key_value_heads for i in range(config.num_hidden_layers)]
+    w.add_head_count_kv(heads if full.num_key_value_heads != local.num_key_value_heads else heads[0])
+    w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    w.add_key_length(full.head_dim)
+    w.add_value_length(full.head_dim)
+    w.add_key_length_swa(local.head_dim)
+    w.add_value_length_swa(local.head_dim)
+    w.add_rope_dimension_count(full.head_dim)
+    w.add_rope_dimension_count_swa(local.head_dim)
+    w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
+    w.add_sliding_window(config.sliding_window)
+    w.add_sliding_window_pattern([kind == LOCAL for kind in config.layer_types])
+    w.add_shared_kv_layers(shared)
+    w.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    if config.final_logit_softcapping:
+        w.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.enable_moe_block:
+        w.add_expert_count(config.num_experts)
+        w.add_expert_used_count(config.top_k_experts)
+        w.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
 def feed_forward_length(config, arch):
@@ -86,6 +132,9 @@ def write_scales(w, config, arch):
         w.add_embedding_scale(config.embedding_multiplier)
         w.add_residual_scale(config.residual_multiplier)
         w.add_logit_scale(config.logits_scaling)
+    if arch == "muse-glimmer":
+        w.add_logit_scale(config.output_multiplier)
+        w.add_final_logit_softcapping(config.final_logit_softcapping)
     if arch == "cohere2":
         w.add_logit_scale(config.logit_scale)
 
@@ -97,8 +146,39 @@ def write_experts(w, config, arch):
         return
     w.add_expert_count(experts)
     w.add_expert_used_count(config.num_experts_per_tok)
-    if arch == "qwen3moe":
+    if arch in OWN_WIDTH:
         w.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if arch == "gpt-oss":
+        w.add_expert_feed_forward_length(config.intermediate_size)
+    if arch == "lfm2moe":
+        w.add_leading_dense_block_count(config.num_dense_layers)
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if arch in ("granitemoe", "granitehybrid") and getattr(config, "shared_intermediate_size", 0):
+        w.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+    if arch == "qwen2moe":
+        w.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if arch == "ernie4_5-moe":
+        w.add_interleave_moe_layer_step(config.moe_layer_interval)
+        w.add_leading_dense_block_count(config.moe_layer_start_index)
+        w.add_expert_shared_count(config.moe_num_shared_experts)
+        w.add_expert_shared_feed_forward_length(config.moe_intermediate_size * config.moe_num_shared_experts)
+    if arch == "laguna":
+        write_laguna(w, config)
+
+
+def write_laguna(w, config):
+    """How Laguna routes, and which layers have no experts."""
+    w.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    w.add_expert_weights_norm(True)
+    w.add_expert_weights_scale(config.moe_routed_scaling_factor)
+    w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    w.add_leading_dense_block_count(config.mlp_layer_types.index("sparse"))
+    for layer_type, add_count in (
+        (GLOBAL, w.add_rope_dimension_count),
+        (LOCAL, w.add_rope_dimension_count_swa),
+    ):
+        rope = config.rope_parameters[layer_type]
+        add_count(int(config.head_dim * rope.get("partial_rotary_factor", 1.0)))
 
 
 def lfm2_width(config):
@@ -163,11 +243,13 @@ def write_rest(w, config, arch, name):
     """Windows and soft-caps. A Phi-3 file without a window says 0; older Gemma 3 files name no local base."""
     if arch == "phi3":
         w.add_sliding_window(config.sliding_window or 0)
-    if arch in ("gemma2", "gemma3", "cohere2") or (
-        arch in ("olmo2", "exaone4") and getattr(config, "sliding_window", None)
+    if arch in ("gemma2", "gemma3", "cohere2", "gpt-oss", "granite_swa", "laguna") or (
+        arch in ("olmo2", "exaone4", "muse-glimmer") and getattr(config, "sliding_window", None)
     ):
         w.add_sliding_window(config.sliding_window)
-    if arch in ("olmo2", "exaone4") and getattr(config, "sliding_window", None):
+    if arch in ("olmo2", "exaone4", "granite_swa", "muse-glimmer") and getattr(
+        config, "sliding_window", None
+    ):
         w.add_sliding_window_pattern([kind == LOCAL for kind in config.layer_types])
         if LOCAL in config.rope_parameters:
             w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
@@ -176,6 +258,8 @@ def write_rest(w, config, arch, name):
     if arch == "gemma2":
         w.add_attn_logit_softcapping(config.attn_logit_softcapping)
         w.add_final_logit_softcapping(config.final_logit_softcapping)
+    if arch == "laguna":
+        w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
     if arch == "gemma3" and name != "gemma3-classic":
         w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
     if arch in (*SIZED, "cohere2", "exaone4") and arch != "smollm3":
@@ -227,19 +311,56 @@ def write_tensors(w, config, arch, folder, widen):
     write_xielu(w, weights)
     if config.model_type == "granitemoehybrid":
         weights = shared_mlp(weights)
+    if arch == "muse-glimmer":
+        weights = muse_weights(config, weights)
+    if arch == "gpt-oss":
+        weights = oss_experts(w, weights)
     for name, weight in stacked(weights).items():
+        name = respelled(name)
         if name.endswith(".conv.conv.weight"):
             weight = weight.squeeze(1)
         if arch in PERMUTED and ".q_proj." in name:
             weight = interleave(weight, config.num_attention_heads)
         if arch in PERMUTED and ".k_proj." in name:
             weight = interleave(weight, config.num_key_value_heads)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             weight = weight.float() + 1
         weight = weight.float() if widen else weight
+        if arch == "gemma4" and (own := gemma4_name(name)):
+            add(w, own, weight)
+            continue
         add(w, names.get_name(name, try_suffixes=(".weight", ".bias")) or fail(name), weight)
     for name, factors in rope_tensors(config, arch):
         w.add_tensor(name, np.array(list(factors), dtype=np.float32))
+
+
+def muse_weights(config, weights):
+    """The language model alone, its norms shifted but for the last, and weights of q/k norms that scale queries."""
+    found = {}
+    for name, weight in weights.items():
+        name = name.replace("model.language_model.", "model.")
+        if name.startswith(("model.layers.", "model.norm.", "model.embed_tokens.", "lm_head.")):
+            found[name] = weight + 1 if name.endswith("layernorm.weight") else weight
+    for layer in range(config.num_hidden_layers):
+        for kind, value in (("q", config.qk_scale_factor), ("k", 1.0)):
+            found[f"model.layers.{layer}.self_attn.{kind}_norm.weight"] = torch.full(
+                (config.head_dim,), value
+            )
+    return found
+
+
+def gemma4_name(name):
+    """What llama.cpp's converter names by hand, or with a ".weight" behind it."""
+    layer = name.split(".")[2]
+    own = {
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
+        "layer_scalar": "layer_output_scale.weight",
+    }
+    found = [gguf_name for end, gguf_name in own.items() if name.endswith(end)]
+    return f"blk.{layer}.{found[0]}" if found else None
 
 
 def write_xielu(w, weights):
@@ -253,6 +374,57 @@ def write_xielu(w, weights):
         names = sorted(name for name in weights if name.endswith(f".act_fn.{kind}"))
         if names:
             add_list([weights.pop(name).float().item() for name in names])
+
+
+def respelled(name):
+    """Names that the converter changes before it looks them up."""
+    if name.endswith(".expert_bias"):
+        return name + ".bias"
+    if name.endswith(".sinks"):
+        return name + ".weight"
+    if ".feed_forward.experts." in name:
+        return name.removeprefix("model.")
+    return name.replace(".e_score_correction_bias", ".e_score_correction.bias")
+
+
+def oss_experts(w, weights):
+    """gpt-oss's experts as three tensors: plain ones are given back, MXFP4 is written."""
+    found = {}
+    for name, weight in weights.items():
+        parts = {"down_proj": weight}
+        if ".gate_up_proj" in name:
+            # Columns, but of blocks, scales and biases: these have outputs in front.
+            even = [
+                weight[..., at::2] if name.endswith(("_proj", "_bias")) else weight[:, at::2] for at in (0, 1)
+            ]
+            parts = dict(zip(("gate_proj", "up_proj"), even, strict=True))
+        if ".experts." not in name:
+            found[name] = weight
+        elif name.endswith("_blocks"):
+            write_blocks(w, name, parts, weights[name.replace("_blocks", "_scales")])
+        elif not name.endswith("_scales"):
+            layer = name.split(".experts.")[0]
+            for part, tensor in parts.items():
+                plain = name.endswith("_proj")
+                stored = tensor.transpose(1, 2).contiguous() if plain else tensor.contiguous()
+                found[f"{layer}.experts.{part}.{'weight' if plain else 'bias'}"] = stored
+    return found
+
+
+def write_blocks(w, name, parts, scales):
+    """MXFP4 as ggml has it: a block's scale in front, weights i and i + 16 in one byte."""
+    layer = int(name.split(".layers.")[1].split(".")[0])
+    for part, blocks in parts.items():
+        own = scales[
+            :, {"gate_proj": 0, "up_proj": 1, "down_proj": 0}[part] :: 1 if part == "down_proj" else 2
+        ]
+        nibbles = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
+        halves = nibbles[..., :16] | nibbles[..., 16:] << 4
+        data = torch.cat([own.unsqueeze(-1), halves], dim=-1).flatten(2).contiguous()
+        kind = part.split("_")[0]
+        w.add_tensor(
+            f"blk.{layer}.ffn_{kind}_exps.weight", data.numpy(), raw_dtype=gguf.GGMLQuantizationType.MXFP4
+        )
 
 
 def shared_mlp(weights):
@@ -305,6 +477,9 @@ def rope_tensors(config, arch):
     rope = rope_of(config)
     if rope["rope_type"] == "llama3":
         yield "rope_freqs.weight", llama3_factors(head_dim(config), rope)
+    if rope["rope_type"] == "proportional":
+        turned, pairs = int(rope["partial_rotary_factor"] * head_dim(config) / 2), head_dim(config) // 2
+        yield "rope_freqs.weight", [1.0] * turned + [1e30] * (pairs - turned)
     if rope["rope_type"] == "longrope":
         yield "rope_factors_long.weight", rope["long_factor"]
         yield "rope_factors_short.weight", rope["short_factor"]
@@ -324,7 +499,7 @@ def llama3_factors(dims, rope):
 
 def convert(folder, arch, path, widen=False):
     """One GGUF file; `widen` stores every tensor in float32."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     w = gguf.GGUFWriter(path, arch)
     w.add_type(gguf.GGUFType.MODEL)
     w.add_name("golden")  # llama.cpp looks for words such as phi-3 here and then expects that tokenizer

@@ -14,13 +14,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-pub use self::native::{Element, KvType, NativeKv, Numbers, Pages};
+pub use self::native::{Element, KvType, NativeKv, Numbers, PageView};
 pub use self::states::LayerState;
 use crate::error::{Error, Result};
 use crate::step::PAGE;
 
 /// How wide the keys (and the values) of one layer are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KvShape {
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -30,6 +30,16 @@ impl KvShape {
     /// Numbers of one position: `kv_heads * head_dim`.
     pub fn width(self) -> usize {
         self.kv_heads.saturating_mul(self.head_dim)
+    }
+
+    /// How many layers of the shape `other` take exactly the memory of one of this shape; `None` if no whole
+    /// number does.
+    fn holds(self, other: KvShape) -> Option<usize> {
+        let padded = |shape: KvShape| Some(shape.kv_heads.saturating_mul(shape.padded_dim()?));
+        let times = self.width().checked_div(other.width())?;
+        let exact = times.checked_mul(other.width())? == self.width()
+            && times.checked_mul(padded(other)?)? == padded(self)?;
+        (exact && times > 0).then_some(times)
     }
 }
 
@@ -66,47 +76,70 @@ impl KvFormat {
 ///   group 2 (window)                          d          e
 ///   ...
 /// ```
-/// Layers of other shapes have columns of their own, which stand empty in the pages of groups without such
-/// layers.
+/// Where the widest layers take the memory of a whole number of any other (Gemma 4: of one or two), columns
+/// are as wide as these, and the others lie side by side in a column: groups of other shapes then use the
+/// same memory, too. Otherwise layers of other shapes have columns of their own, which stand empty in the
+/// pages of groups without such layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvLayout {
     /// The shape of each column.
     columns: Vec<KvShape>,
     /// The window of each group.
     windows: Vec<Option<usize>>,
-    /// For each layer with keys and values, its group and column.
-    layers: Vec<(usize, usize)>,
+    /// Where each layer with keys and values lies.
+    layers: Vec<Place>,
     /// For each layer with recurrent state, the numbers of one state.
     states: Vec<usize>,
 }
 
+/// Where a layer lies: in a column of the pages of a group, beside others of its shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    group: usize,
+    column: usize,
+    /// Its number among the layers in the column, and how many have room there.
+    number: usize,
+    of: usize,
+    shape: KvShape,
+}
+
+/// Layers that are alike, by what decides about groups.
+struct LayerKind {
+    window: Option<usize>,
+    /// The shape of a column, and layers in it; `None`: each has one of its own shape.
+    column: Option<(KvShape, usize)>,
+    members: Vec<usize>,
+}
+
 /// Groups of a model, at most: each has a page table in every step.
-const MAX_GROUPS: usize = 8;
+const MAX_GROUPS: usize = 10;
 
 impl KvLayout {
     /// The layout of layers with these shapes and windows.
     pub fn new(layers: &[(KvShape, Option<usize>)]) -> Self {
-        let mut kinds: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
-        for (index, &(_, window)) in layers.iter().enumerate() {
-            match kinds.iter_mut().find(|(kind, _)| *kind == window) {
-                Some((_, members)) => members.push(index),
-                None => kinds.push((window, vec![index])),
-            }
-        }
-        // Those that see everything first: whoever looks at one group looks at the longest.
-        kinds.sort_by_key(|(window, _)| window.unwrap_or(0));
-        let counts: Vec<usize> = kinds.iter().map(|(_, members)| members.len()).collect();
-        let size = group_size(&counts);
-        let mut layout =
-            KvLayout { columns: vec![], windows: vec![], layers: vec![(0, 0); layers.len()], states: vec![] };
-        for (window, members) in kinds {
-            for group in members.chunks(size) {
+        let kinds = kinds(layers);
+        let columns = |kind: &LayerKind| kind.members.len().div_ceil(kind.column.map_or(1, |(_, of)| of));
+        let size = group_size(&kinds.iter().map(columns).collect::<Vec<_>>());
+        let nowhere = Place { group: 0, column: 0, number: 0, of: 1, shape: KvShape::default() };
+        let mut layout = KvLayout {
+            columns: vec![],
+            windows: vec![],
+            layers: vec![nowhere; layers.len()],
+            states: vec![],
+        };
+        for kind in kinds {
+            let of = kind.column.map_or(1, |(_, of)| of);
+            for group in kind.members.chunks(size * of) {
                 let mut taken = vec![false; layout.columns.len()];
-                for &layer in group {
-                    let column = layout.column(layers[layer].0, &mut taken);
-                    layout.layers[layer] = (layout.windows.len(), column);
+                for side_by_side in group.chunks(of) {
+                    let shape = layers[side_by_side[0]].0;
+                    let column = layout.column(kind.column.map_or(shape, |(shape, _)| shape), &mut taken);
+                    for (number, &layer) in side_by_side.iter().enumerate() {
+                        let group = layout.windows.len();
+                        layout.layers[layer] = Place { group, column, number, of, shape };
+                    }
                 }
-                layout.windows.push(window);
+                layout.windows.push(kind.window);
             }
         }
         layout
@@ -159,13 +192,32 @@ impl KvLayout {
         position.checked_mul(PAGE)?.checked_mul(pages).filter(|&bytes| bytes <= isize::MAX as usize)
     }
 
-    /// Columns that a group uses.
-    fn columns_of(&self, group: usize) -> impl Iterator<Item = usize> {
-        let mut columns: Vec<usize> =
-            self.layers.iter().filter(|(its, _)| *its == group).map(|&(_, column)| column).collect();
-        columns.sort_unstable();
-        columns.into_iter()
+    /// The layers of a group, in the order of their places in a page.
+    fn layers_of(&self, group: usize) -> impl Iterator<Item = usize> {
+        let all = self.layers.iter().enumerate();
+        let mut layers: Vec<(Place, usize)> =
+            all.filter(|(_, place)| place.group == group).map(|(layer, place)| (*place, layer)).collect();
+        layers.sort_unstable();
+        layers.into_iter().map(|(_, layer)| layer)
     }
+}
+
+/// The layers by window, those that see everything first: whoever looks at one group looks at the longest.
+/// Where they share columns, also by shape.
+fn kinds(layers: &[(KvShape, Option<usize>)]) -> Vec<LayerKind> {
+    let widest = layers.iter().map(|(shape, _)| *shape).max_by_key(|shape| shape.width());
+    let of = |shape: KvShape| widest.and_then(|widest| Some((widest, widest.holds(shape)?)));
+    let shared = layers.iter().all(|(shape, _)| of(*shape).is_some());
+    let mut kinds: Vec<LayerKind> = Vec::new();
+    for (index, &(shape, window)) in layers.iter().enumerate() {
+        let column = of(shape).filter(|_| shared);
+        match kinds.iter_mut().find(|kind| kind.window == window && kind.column == column) {
+            Some(kind) => kind.members.push(index),
+            None => kinds.push(LayerKind { window, column, members: vec![index] }),
+        }
+    }
+    kinds.sort_by_key(|kind| kind.window.unwrap_or(0));
+    kinds
 }
 
 /// Layers of a group, so that kinds of so many layers fill whole groups as well as may be: of the sizes with
@@ -189,6 +241,8 @@ fn group_size(counts: &[usize]) -> usize {
 pub struct KvCache {
     layout: Arc<KvLayout>,
     columns: Vec<LayerKv>,
+    /// Each layer's part of its column.
+    layers: Vec<LayerKv>,
     states: Vec<LayerState>,
     pages: usize,
     format: KvFormat,
@@ -204,14 +258,17 @@ pub struct LayerKv {
 #[derive(Clone, Debug)]
 enum Store {
     Tensors(TensorKv),
-    Native(Arc<NativeKv>),
+    Native(NativeKv),
 }
 
-/// One layer's keys and values as tensors, each `[pages * PAGE, kv_heads * head_dim]`.
+/// One layer's keys and values as tensors, each `[pages * of * PAGE, kv_heads * head_dim]` where `of` layers
+/// lie side by side in a page.
 #[derive(Clone, Debug)]
 pub struct TensorKv {
     pub keys: Tensor,
     pub values: Tensor,
+    number: usize,
+    of: usize,
 }
 
 impl LayerKv {
@@ -236,12 +293,35 @@ impl LayerKv {
             Store::Tensors(_) => Err(foreign()),
         }
     }
+
+    /// As one of the layers sees it that lie side by side in this column.
+    fn part(&self, place: &Place) -> Result<LayerKv> {
+        let (shape, of, number) = (place.shape, place.of, place.number);
+        let store = match &self.store {
+            Store::Native(kv) => kv.part(shape, of, number).map(Store::Native),
+            Store::Tensors(kv) => Some(Store::Tensors(kv.part(shape, of, number)?)),
+        };
+        let store = store.ok_or_else(|| Error::internal("a layer that does not fit its column"))?;
+        Ok(LayerKv { shape, store })
+    }
 }
 
 impl TensorKv {
+    /// The same memory as one of `of` smaller layers sees it.
+    fn part(&self, shape: KvShape, of: usize, number: usize) -> Result<TensorKv> {
+        let dims = (self.keys.dim(0)? * of, shape.width());
+        let (keys, values) = (self.keys.reshape(dims)?, self.values.reshape(dims)?);
+        Ok(TensorKv { keys, values, number, of })
+    }
+
+    /// The row of a slot (`page * PAGE + position % PAGE`).
+    pub fn row(&self, slot: usize) -> usize {
+        (slot / PAGE * self.of + self.number) * PAGE + slot % PAGE
+    }
+
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
         for tensor in [&self.keys, &self.values] {
-            let rows = tensor.narrow(0, page as usize * PAGE, PAGE)?.to_dtype(DType::F32)?;
+            let rows = tensor.narrow(0, self.row(page as usize * PAGE), PAGE)?.to_dtype(DType::F32)?;
             let numbers = rows.flatten_all()?.to_vec1::<f32>()?;
             out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
         }
@@ -254,7 +334,7 @@ impl TensorKv {
             let read = |word: &[u8]| word.try_into().map_or(f32::NAN, f32::from_le_bytes);
             let numbers: Vec<f32> = bytes.chunks_exact(4).map(read).collect();
             let rows = Tensor::from_vec(numbers, (PAGE, tensor.dim(1)?), tensor.device())?;
-            tensor.slice_set(&rows.to_dtype(tensor.dtype())?, 0, page as usize * PAGE)?;
+            tensor.slice_set(&rows.to_dtype(tensor.dtype())?, 0, self.row(page as usize * PAGE))?;
         }
         Ok(())
     }
@@ -262,8 +342,8 @@ impl TensorKv {
     fn copy_page(&self, from: u32, to: u32) -> Result<()> {
         for tensor in [&self.keys, &self.values] {
             // A copy of the page: source and target may not share their storage.
-            let page = tensor.narrow(0, from as usize * PAGE, PAGE)?.copy()?;
-            tensor.slice_set(&page, 0, to as usize * PAGE)?;
+            let page = tensor.narrow(0, self.row(from as usize * PAGE), PAGE)?.copy()?;
+            tensor.slice_set(&page, 0, self.row(to as usize * PAGE))?;
         }
         Ok(())
     }
@@ -284,7 +364,7 @@ impl KvCache {
                 probe(dims.0 * dims.1 * dtype.size_in_bytes()).ok_or_else(too_large)?;
             }
             let zeros = || Tensor::zeros(dims, dtype, device).map_err(|e| too_large().with_source(e));
-            Ok(Store::Tensors(TensorKv { keys: zeros()?, values: zeros()? }))
+            Ok(Store::Tensors(TensorKv { keys: zeros()?, values: zeros()?, number: 0, of: 1 }))
         })
     }
 
@@ -297,7 +377,7 @@ impl KvCache {
         let need = layout.bytes(pages, format).ok_or_else(|| too_large(usize::MAX, layout, pages))?;
         Self::with(layout, pages, format, |shape| {
             let kv = NativeKv::new(shape, pages, kind).ok_or_else(|| too_large(need, layout, pages))?;
-            Ok(Store::Native(Arc::new(kv)))
+            Ok(Store::Native(kv))
         })
     }
 
@@ -308,8 +388,10 @@ impl KvCache {
         store: impl Fn(KvShape) -> Result<Store>,
     ) -> Result<Self> {
         let column = |&shape: &KvShape| Ok(LayerKv { shape, store: store(shape)? });
-        let columns = layout.columns.iter().map(column).collect::<Result<_>>()?;
-        Ok(KvCache { layout: Arc::new(layout.clone()), columns, states: vec![], pages, format })
+        let columns = layout.columns.iter().map(column).collect::<Result<Vec<_>>>()?;
+        let layers =
+            layout.layers.iter().map(|place| columns[place.column].part(place)).collect::<Result<_>>()?;
+        Ok(KvCache { layout: Arc::new(layout.clone()), columns, layers, states: vec![], pages, format })
     }
 
     /// The same with `slots` slots for the recurrent state of the layout's layers.
@@ -392,17 +474,17 @@ impl KvCache {
 
     /// Layers with keys and values.
     pub fn layers(&self) -> usize {
-        self.layout.layers.len()
+        self.layers.len()
     }
 
-    /// The columns that a group's pages use.
-    fn columns_of(&self, group: usize) -> impl Iterator<Item = &LayerKv> {
-        self.layout.columns_of(group).filter_map(|column| self.columns.get(column))
+    /// The layers whose keys and values a group's pages hold.
+    fn layers_of(&self, group: usize) -> impl Iterator<Item = &LayerKv> {
+        self.layout.layers_of(group).filter_map(|layer| self.layers.get(layer))
     }
 
     /// Bytes that [`read_page`](Self::read_page) gives: four for each number, whatever they are stored in.
     pub fn page_bytes(&self, group: usize) -> usize {
-        self.columns_of(group).map(|column| column_page_bytes(column.shape)).sum()
+        self.layers_of(group).map(|layer| layer_page_bytes(layer.shape)).sum()
     }
 
     /// Appends what lies in a page of a group to `out`: per layer keys, then values, as little-endian f32.
@@ -410,7 +492,7 @@ impl KvCache {
     /// # Errors
     /// What the device says.
     pub fn read_page(&self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<()> {
-        self.columns_of(group).try_for_each(|column| match &column.store {
+        self.layers_of(group).try_for_each(|layer| match &layer.store {
             Store::Tensors(tensors) => tensors.read_page(page, out),
             Store::Native(kv) => kv.read_page(page, out),
         })
@@ -421,12 +503,12 @@ impl KvCache {
     /// # Errors
     /// `Internal` if there are too few bytes; what the device says.
     pub fn write_page(&self, group: usize, page: u32, mut bytes: &[u8]) -> Result<()> {
-        for column in self.columns_of(group) {
+        for layer in self.layers_of(group) {
             let (own, rest) = bytes
-                .split_at_checked(column_page_bytes(column.shape))
+                .split_at_checked(layer_page_bytes(layer.shape))
                 .ok_or_else(|| Error::internal("a page has fewer bytes than its layers need"))?;
             bytes = rest;
-            match &column.store {
+            match &layer.store {
                 Store::Tensors(tensors) => tensors.write_page(page, own)?,
                 Store::Native(kv) => kv.write_page(page, own)?,
             }
@@ -453,12 +535,7 @@ impl KvCache {
     /// # Errors
     /// `Internal` when there is no such layer.
     pub fn group(&self, layer: usize) -> Result<usize> {
-        Ok(self.place(layer)?.0)
-    }
-
-    fn place(&self, layer: usize) -> Result<(usize, usize)> {
-        let missing = || Error::internal(format!("the KV cache has {} layers, not {layer}", self.layers()));
-        self.layout.layers.get(layer).copied().ok_or_else(missing)
+        self.layout.layers.get(layer).map(|place| place.group).ok_or_else(|| self.no_layer(layer))
     }
 
     /// The store of one layer.
@@ -466,13 +543,16 @@ impl KvCache {
     /// # Errors
     /// `Internal` when there is no such layer.
     pub fn layer(&self, layer: usize) -> Result<&LayerKv> {
-        let (_, column) = self.place(layer)?;
-        self.columns.get(column).ok_or_else(|| Error::internal("a layer without a column"))
+        self.layers.get(layer).ok_or_else(|| self.no_layer(layer))
+    }
+
+    fn no_layer(&self, layer: usize) -> Error {
+        Error::internal(format!("the KV cache has {} layers, not {layer}", self.layers()))
     }
 }
 
-/// Bytes of a page of one column outside of the cache.
-fn column_page_bytes(shape: KvShape) -> usize {
+/// Bytes of a page of one layer outside of the cache.
+fn layer_page_bytes(shape: KvShape) -> usize {
     2 * 4 * PAGE * shape.width()
 }
 
@@ -533,25 +613,49 @@ mod tests {
             ("every sixth, Gemma 3 270M", every(6, 18), 3, vec![3; 6]),
             ("every sixth, Gemma 3 1B", every(6, 26), 4, vec![4, 4, 4, 4, 4, 4, 2]),
             ("every fourth", every(4, 12), 3, vec![3; 4]),
-            ("one of many", every(30, 30), 5, vec![1, 5, 5, 5, 5, 5, 4]),
+            ("one of many", every(30, 30), 4, vec![1, 4, 4, 4, 4, 4, 4, 4, 1]),
             ("none", vec![], 0, vec![]),
         ] {
             let layout = KvLayout::new(&layers);
-            let count = |group| layout.layers.iter().filter(|(its, _)| *its == group).count();
+            let count = |group| layout.layers.iter().filter(|place| place.group == group).count();
             let found: Vec<usize> = (0..layout.windows.len()).map(count).collect();
             assert_eq!((layout.columns.len(), &found), (columns, &groups), "{what}");
             for (at, (_, window)) in layers.iter().enumerate() {
-                assert_eq!(layout.windows[layout.layers[at].0], *window, "{what}: layer {at}");
+                assert_eq!(layout.windows[layout.layers[at].group], *window, "{what}: layer {at}");
             }
             let mut places = layout.layers.clone();
             places.sort_unstable();
             places.dedup();
             assert_eq!(places.len(), layers.len(), "{what}: two layers in one place");
         }
-        // Other shapes have other columns.
+        // Shapes that no column holds a whole number of have columns of their own, in one group.
+        let odd = KvShape { kv_heads: 1, head_dim: 48 };
         let wide = KvShape { kv_heads: 1, head_dim: 32 };
-        let layout = KvLayout::new(&[(shape, Some(8)), (wide, None), (shape, Some(8)), (wide, None)]);
+        let layout = KvLayout::new(&[(odd, Some(8)), (wide, None), (odd, Some(8)), (wide, None)]);
         assert_eq!((layout.columns.len(), layout.windows.len()), (4, 2));
+    }
+
+    /// Gemma 4: heads of 512 that see everything among those of 256 with a window.
+    #[test]
+    fn layers_of_other_shapes_share_columns() {
+        let shape = |kv_heads, head_dim| KvShape { kv_heads, head_dim };
+        let layers = |n: usize, count, full: KvShape, local: KvShape| -> Vec<_> {
+            let is_full = |at: usize| at % n == n - 1;
+            (0..count).map(|at| if is_full(at) { (full, None) } else { (local, Some(512)) }).collect()
+        };
+        for (what, layers, wide, columns, groups) in [
+            ("E2B", layers(5, 15, shape(1, 512), shape(1, 256)), shape(1, 512), 3, vec![3, 6, 6]),
+            ("26B", layers(6, 30, shape(2, 512), shape(8, 256)), shape(8, 256), 3, vec![5, 3, 3, 3, 3]),
+        ] {
+            let layout = KvLayout::new(&layers);
+            let count = |group| layout.layers_of(group).count();
+            let found: Vec<usize> = (0..layout.windows.len()).map(count).take(groups.len()).collect();
+            assert_eq!((&layout.columns, &found), (&vec![wide; columns], &groups), "{what}");
+            let mut places = layout.layers.clone();
+            places.sort_unstable();
+            places.dedup();
+            assert_eq!(places.len(), layers.len(), "{what}: two layers in one place");
+        }
     }
 
     fn caches(pages: usize) -> Vec<KvCache> {
@@ -584,6 +688,35 @@ mod tests {
             cache.read_page(0, 2, &mut found).unwrap();
             assert!(found == bytes, "{format:?}");
             assert_eq!(cache.write_page(0, 1, &bytes[1..]).unwrap_err().kind(), ErrorKind::Internal);
+        }
+    }
+
+    #[test]
+    fn layers_side_by_side_keep_their_own() {
+        let [wide, narrow] = [16, 8].map(|head_dim| KvShape { kv_heads: 2, head_dim });
+        // Padded to 16 dimensions they are as wide, so that only wider ones share.
+        assert_eq!(wide.holds(narrow), None);
+        let [wide, narrow] = [64, 16].map(|head_dim| KvShape { kv_heads: 2, head_dim });
+        assert_eq!(wide.holds(narrow), Some(4));
+        let mut layers = vec![(wide, None)];
+        layers.extend([(narrow, Some(8)); 4]);
+        let layout = KvLayout::new(&layers);
+        assert_eq!((layout.columns.len(), layout.windows.len()), (1, 2));
+        let native = KvCache::native(&layout, 3, KvType::BF16).unwrap();
+        for cache in [native, KvCache::new(&layout, 3, DType::F32, &Device::Cpu).unwrap()] {
+            let page = |from: usize, group| -> Vec<u8> {
+                let numbers = (0..cache.page_bytes(group) / 4).map(|at| (from + at % 200) as f32);
+                numbers.flat_map(f32::to_le_bytes).collect()
+            };
+            let (full, local) = (page(0, 0), page(50, 1));
+            cache.write_page(0, 2, &full).unwrap();
+            cache.write_page(1, 1, &local).unwrap();
+            cache.copy_page(1, 0).unwrap();
+            for (group, page, wanted) in [(0, 2, &full), (1, 1, &local), (1, 0, &local)] {
+                let mut found = Vec::new();
+                cache.read_page(group, page, &mut found).unwrap();
+                assert!(found == *wanted, "{:?}: page {page}", cache.format());
+            }
         }
     }
 

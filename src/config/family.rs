@@ -30,6 +30,12 @@ pub(super) struct Family {
     pub norm_offset: f32,
     pub eps: f64,
     pub eps_key: &'static str,
+    /// Of the norms behind mixers and feed-forwards, if it is another: its key, and its value where absent.
+    pub post_eps: Option<(&'static str, f64)>,
+    /// The final norm's weights have no offset.
+    pub plain_final_norm: bool,
+    /// Embeddings are RMS-normed, with no weights.
+    pub embed_norm: bool,
     pub block: Block,
     /// The key that makes the block parallel, if it is true.
     pub parallel_key: Option<&'static str>,
@@ -64,8 +70,12 @@ pub(super) struct Family {
     /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class
     /// computes the width of its feed-forward from `block_*` keys (LFM2).
     pub short_conv: Option<ShortConv>,
+    /// The key of the query heads of each layer (Laguna).
+    pub heads_by_layer: Option<&'static str>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
+    /// Layers differ in more than their windows (Gemma 4).
+    pub by_layer: Option<ByLayer>,
     pub gating: Gating,
     /// Keys whose value, unless it is `null`, makes the class compute what is not run here.
     pub refused: &'static [&'static str],
@@ -115,6 +125,8 @@ pub(super) struct RopeDefaults {
     pub alpha: bool,
     /// The object of the class where the file has none.
     pub absent: Option<&'static str>,
+    /// `layer_rope_theta` has a base for each layer, 0 for no rotation (Granite swash).
+    pub by_layer: bool,
     /// "mrope" means the plain rotation: for text alone its three streams of positions are equal.
     pub mrope: bool,
 }
@@ -135,11 +147,19 @@ pub(super) enum Window {
     /// As `layer_types` says; without it all but each n-th. `pattern`: n is in `sliding_window_pattern`, or
     /// that is a text such as "LLLG" (Exaone 4); `switched`: without a window all layers are full.
     TypedPeriod { n: usize, pattern: bool, switched: bool },
+    /// The same with each sixth, and the last layer is full whatever that says (Gemma 4).
+    TypedLastFull,
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
-    /// As `layer_types` says; without it each 4th from layer 4 on has the window, and each 4th from layer 2 on
-    /// sees everything (LFM3, whose others are convolutions).
+    /// As `layer_types` says; without it all but each n-th, counted back from the last (Muse Glimmer).
+    TypedFromLast(usize),
+    /// As `layer_types` says; without it none.
+    Typed,
+    /// As `layer_types` says; without it all but each 4th from the first on (Granite swash).
+    TypedAllButFirstOfFour,
+    /// As `layer_types` says; without it each 4th from layer 4 on has the window, and each 4th from layer 2
+    /// on sees everything (LFM3, whose others are convolutions).
     TypedTwoOfFour,
     /// As `layer_types` says; without it the layers without position encoding, if `use_sliding_window`
     /// (SmolLM3).
@@ -156,6 +176,8 @@ pub(super) enum NoRope {
     Full,
     /// Those that see everything, where others have a window (Exaone 4).
     FullBesideWindow,
+    /// Those whose entry in the list of this key is 0; without it each n-th, counted back from the last.
+    Zeros(&'static str, usize),
     /// All, unless this key has this value (Granite's hybrids).
     Unless(&'static str, &'static str),
 }
@@ -167,6 +189,8 @@ pub(super) struct Multipliers {
     pub embedding: Option<Multiplier>,
     /// Scores, instead of the root of the head size.
     pub attention: Option<Multiplier>,
+    /// Scores, besides.
+    pub queries: Option<Multiplier>,
     /// What mixers and feed-forwards add to the residual stream.
     pub residual: Option<Multiplier>,
     /// Logits.
@@ -196,10 +220,26 @@ pub(super) enum Bidirectional {
     /// The class stores it, and its attention does not look at it (Gemma 2): what its windows would be is
     /// unclear.
     Refused,
+    /// "vision": pictures are seen whole, and text is as ever (Gemma 4).
+    Pictures,
+}
+
+/// Layers that differ, in Gemma 4's way: those that see everything have heads of their own, and with
+/// `attention_k_eq_v` no projection of values; the last `num_kv_shared_layers` use keys and values of earlier
+/// ones, and with `use_double_wide_mlp` are twice as wide. Scores are not scaled, heads of values are normed,
+/// and a number that its output is multiplied by is stored with each layer.
+pub(super) struct ByLayer {
+    /// `global_head_dim` where absent: the head size of the layers that see everything.
+    pub global_head_dim: usize,
+    /// `hidden_size_per_layer_input` where absent; `None`: not read, there are no per-layer embeddings.
+    pub per_layer_width: Option<usize>,
 }
 
 /// Mixtures of experts: the keys that the class reads, and what it assumes where they are absent.
 pub(super) struct Experts {
+    /// The key that gives each layer experts beside its dense feed-forward, if it is true (Gemma 4); `None`:
+    /// layers have the one or the other.
+    pub beside: Option<&'static str>,
     /// The keys of their number: a field of the class, and the name that it has besides. If both are there,
     /// the class takes the first.
     pub count_keys: [&'static str; 2],
@@ -256,6 +296,8 @@ pub(super) enum DenseLayers {
     First(&'static str, usize),
     /// As `mlp_layer_types` says; without it the first of them, this many.
     Typed(usize),
+    /// All, if there are no experts at all.
+    WithoutExperts,
     /// All but each n-th from a first one to a last (`moe_layer_interval`, `moe_layer_start_index`,
     /// `moe_layer_end_index`: ERNIE 4.5).
     Range,
@@ -265,6 +307,8 @@ pub(super) enum DenseLayers {
 #[derive(Clone, Copy)]
 pub(super) enum Gating {
     Never,
+    /// In every attention layer.
+    Always(OutputGate),
     /// If a key says so, which it does where it is absent.
     Switched(&'static str, OutputGate),
     /// A key says of which scope: `true` or "per-head", or "per-element"; where it is absent, as here.
@@ -319,6 +363,8 @@ pub(super) struct FamilyTensors {
     pub head_bias: Has,
     pub qk_norm: Has,
     pub qk_norm_scope: NormScope,
+    /// Each head of queries and keys is RMS-normed, with no weights; GGUF stores some, to scale queries.
+    pub plain_qk_norm: bool,
     /// Queries and keys are normed after they are rotated.
     pub qk_norm_after_rope: bool,
     /// The MLP is gated.
@@ -347,13 +393,15 @@ pub(super) struct Gguf {
     pub window_layers: Option<(usize, usize)>,
     /// Each n-th layer is full where `attention.sliding_window_pattern` is absent; `None`: no layer is.
     pub window_period: Option<usize>,
+    /// Of such a period the first layer is full, not the last.
+    pub full_first: bool,
     /// `attention.causal` where absent.
     pub causal: bool,
-    /// Layers with a window turn without the scaling, by the base in `rope.freq_base_swa`, or this where it is
-    /// absent (of that `None`: by the base of the others).
+    /// Layers with a window turn without the scaling, by the base in `rope.freq_base_swa`, or this where it
+    /// is absent (of that `None`: by the base of the others).
     pub local_theta: Option<Option<f32>>,
-    /// `rope.scaling.finetuned` says whether there are position encodings, and this where it is absent; `None`:
-    /// it is not read.
+    /// `rope.scaling.finetuned` says whether there are position encodings, and this where it is absent;
+    /// `None`: it is not read.
     pub rope_switch: Option<bool>,
     /// Soft-caps of scores and logits where absent.
     pub caps: (Option<f32>, Option<f32>),
@@ -361,8 +409,8 @@ pub(super) struct Gguf {
     pub wide_scale_layers: Option<usize>,
     /// `output.weight` must be there.
     pub own_head: bool,
-    /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was trained
-    /// with others, and transformers computes those.)
+    /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was
+    /// trained with others, and transformers computes those.)
     pub yarn_truncates: bool,
     /// Files with `expert_count`.
     pub experts: Option<GgufExperts>,
@@ -396,6 +444,7 @@ const ROPE: RopeDefaults = RopeDefaults {
     interleaved: false,
     alpha: false,
     absent: None,
+    by_layer: false,
     mrope: false,
 };
 
@@ -406,6 +455,7 @@ const PLAIN: FamilyTensors = FamilyTensors {
     head_bias: Has::Never,
     qk_norm: Has::Never,
     qk_norm_scope: NormScope::Head,
+    plain_qk_norm: false,
     qk_norm_after_rope: false,
     gate: true,
     norms: NormPlaces::Before,
@@ -421,6 +471,7 @@ const GGUF: Gguf = Gguf {
     interleaved_qk: false,
     window_layers: None,
     window_period: None,
+    full_first: false,
     causal: true,
     local_theta: None,
     rope_switch: None,
@@ -432,7 +483,7 @@ const GGUF: Gguf = Gguf {
 };
 
 const NO_MULTIPLIERS: Multipliers =
-    Multipliers { embedding: None, attention: None, residual: None, logits: None };
+    Multipliers { embedding: None, attention: None, queries: None, residual: None, logits: None };
 
 const ATTENTION_BIAS: Has = Has::Key("attention_bias", false);
 const MLP_BIAS: Has = Has::Key("mlp_bias", false);

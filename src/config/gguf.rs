@@ -2,12 +2,15 @@
 //! llama.cpp writes into no key at all (the pattern of windowed layers, Gemma 3's local base), follows
 //! llama.cpp.
 
+mod by_layer;
 mod experts;
 mod layers;
 mod rope;
 
-use super::family::{Family, Gguf, Multiplier};
-use super::{AttentionConfig, Block, Config, DenseConfig, Norm, NormKind, Presence, QueryScale};
+use super::family::{Family, Gating, Gguf, Multiplier};
+use super::{
+    AttentionConfig, Block, Config, DenseConfig, GateScope, Norm, NormKind, OutputGate, Presence, QueryScale,
+};
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
 use crate::weights::{Metadata, Weights};
@@ -48,8 +51,9 @@ impl Reader<'_> {
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            post_norm: self.norm()?,
+            post_norm: self.post_norm()?,
             final_norm: self.norm()?,
+            embed_norm: family.embed_norm,
             block: self.block(),
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap, a.caps.1)?,
             embed_scale: match family.scaled_embedding {
@@ -57,7 +61,7 @@ impl Reader<'_> {
                 false => self.multiplier(family.multipliers.embedding)?,
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
-            layers: self.layers(layers, ropes.len() > 1, causal, attention)?,
+            layers: self.by_layer(self.layers(layers, ropes.len() > 1, causal, attention)?)?,
             ropes,
             tied: !a.own_head,
             head_bias: family.tensors.head_bias.in_gguf(),
@@ -72,7 +76,7 @@ impl Reader<'_> {
     /// Attention as all layers have it that have one, but for window and rotation.
     fn attention(&self, hidden: usize, layers: usize) -> Result<AttentionConfig> {
         let (family, t) = (self.family, &self.family.tensors);
-        let heads = self.require("attention.head_count")?;
+        let heads = self.heads(layers)?.into_iter().next().unwrap_or_default();
         if heads == 0 {
             let key = self.key("attention.head_count");
             return Err(Error::model_file(format!("{key} is 0; it must be at least 1")));
@@ -93,22 +97,49 @@ impl Reader<'_> {
             soft_cap: self.cap("attn_logit_softcapping", family.attention_cap, self.architecture.caps.0)?,
             window: None,
             rope: None,
-            qk_norm: t.qk_norm.in_gguf(),
+            qk_norm: if t.plain_qk_norm { Presence::IfStored } else { t.qk_norm.in_gguf() },
             qk_norm_scope: t.qk_norm_scope,
+            plain_qk_norm: t.plain_qk_norm,
             qk_norm_after_rope: t.qk_norm_after_rope,
             query_scale: self.query_scale()?,
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
+            value_projection: Presence::Always,
+            value_norm: false,
+            shared_kv: None,
             sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: None,
+            gate: self.output_gate(heads)?,
         })
+    }
+
+    /// Query heads of each layer.
+    pub(super) fn heads(&self, layers: usize) -> Result<Vec<usize>> {
+        let name = "attention.head_count";
+        let key = self.key(name);
+        match self.metadata.get(&key) {
+            Some(Value::Array(_)) if self.family.heads_by_layer.is_some() => {}
+            _ => return Ok(vec![self.require(name)?; layers]),
+        }
+        let list = self.metadata.u64s(&key)?.unwrap_or_default();
+        if list.len() != layers {
+            return Err(Error::model_file(format!(
+                "{key} has {} entries for {layers} layers (block_count)",
+                list.len()
+            )));
+        }
+        Ok(list.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect())
     }
 
     /// Key heads of each layer, if they are stated. A layer of LFM2 with none is a short convolution;
     /// elsewhere all have as many.
     fn kv_heads(&self, layers: usize) -> Result<Option<Vec<usize>>> {
         let name = "attention.head_count_kv";
+        if self.family.by_layer.is_some()
+            && let Some(list) = self.numbers(name, layers)?
+        {
+            return Ok(Some(list));
+        }
         if self.family.short_conv.is_none() {
             return Ok(self.usize(name)?.map(|n| vec![n; layers]));
         }
@@ -134,13 +165,36 @@ impl Reader<'_> {
     fn dense(&self) -> Result<DenseConfig> {
         let t = &self.family.tensors;
         Ok(DenseConfig {
-            intermediate: self.require("feed_forward_length")?,
+            intermediate: self.width()?,
             activation: self.family.activation,
             stored_xielu: false,
             gate: t.gate,
             bias: t.mlp_bias.bias_in_gguf(),
             fused: Presence::IfStored,
         })
+    }
+
+    /// The width of the feed-forward; where layers may differ, that of the first.
+    fn width(&self) -> Result<usize> {
+        let key = self.key("feed_forward_length");
+        if self.family.by_layer.is_some()
+            && let Some(Value::Array(_)) = self.metadata.get(&key)
+        {
+            let first = self.metadata.u64s(&key)?.and_then(|list| list.first().copied());
+            return Ok(first.and_then(|first| usize::try_from(first).ok()).unwrap_or(0));
+        }
+        self.require("feed_forward_length")
+    }
+
+    /// The gate before the output projection, which the tensor tells the scope of.
+    fn output_gate(&self, heads: usize) -> Result<Option<OutputGate>> {
+        let gate = match self.family.gating {
+            Gating::Never => return Ok(None),
+            Gating::Always(gate) | Gating::Switched(_, gate) | Gating::Scoped(_, gate) => gate,
+        };
+        let rows = self.weights.shape("blk.0.attn_gate.weight").and_then(|shape| shape.first());
+        let scope = if rows.is_some_and(|rows| *rows != heads) { GateScope::Element } else { gate.scope };
+        Ok(Some(OutputGate { scope, ..gate }))
     }
 
     /// A soft-cap, if the family has it; elsewhere llama.cpp does not read the key.
@@ -188,6 +242,12 @@ impl Reader<'_> {
         };
         let eps = self.f32(key)?.ok_or_else(|| self.missing(key))? as f64;
         Ok(Norm { kind, eps, offset: 0.0, bias: kind == NormKind::Layer && self.family.norm_bias })
+    }
+
+    /// No key tells its epsilon, where it is another.
+    fn post_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        Ok(self.family.post_eps.map_or(norm, |(_, eps)| Norm { eps, ..norm }))
     }
 
     fn scale(&self, hidden: usize, heads: usize, head_dim: usize, layers: usize) -> Result<f32> {

@@ -7,6 +7,7 @@
 //! may have both: people add `rope_scaling` to a new file as a model card advises. Then `rope_scaling` counts
 //! whole (in Gemma 3 for the layers without a window).
 
+mod by_layer;
 mod experts;
 mod layers;
 mod rope;
@@ -90,7 +91,7 @@ impl Reader<'_> {
             return Err(Error::model_file(format!("num_hidden_layers must be at most {MAX_LAYERS}")));
         }
         let attention = self.attention(hidden)?;
-        let ropes = self.ropes(attention.head_dim, context)?;
+        let ropes = self.ropes(self.head_dims(&attention, n_layers)?, context)?;
         let tied = match wrapper {
             Some((_, tied)) => tied,
             None => self.tied()?,
@@ -102,8 +103,9 @@ impl Reader<'_> {
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            post_norm: self.norm()?,
-            final_norm: self.norm()?,
+            post_norm: self.post_norm()?,
+            final_norm: self.final_norm()?,
+            embed_norm: family.embed_norm,
             block: self.block()?,
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap)?,
             embed_scale: match family.scaled_embedding {
@@ -111,7 +113,7 @@ impl Reader<'_> {
                 false => self.multiplier(family.multipliers.embedding)?,
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
-            layers: self.layers(n_layers, ropes.len() > 1, attention)?,
+            layers: self.by_layer(&attention, self.layers(n_layers, ropes.len() > 1, attention)?)?,
             ropes,
             tied,
             head_bias: self.has(family.tensors.head_bias)?,
@@ -141,16 +143,7 @@ impl Reader<'_> {
 
     /// Keys that change what any class of transformers computes, in ways that are not run here.
     fn refuse_what_no_decoder_here_does(&self) -> Result<()> {
-        let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
-        match self.f.0.get("per_layer_config") {
-            None | Some(Value::Null) => {}
-            Some(value) if empty(value) => {}
-            Some(_) => {
-                return Err(Error::unsupported(
-                    "per_layer_config gives layers settings of their own, which is not supported",
-                ));
-            }
-        }
+        self.refuse_own_layers()?;
         let stated = |key: &&&str| {
             self.f.0.get(**key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
         };
@@ -176,6 +169,12 @@ impl Reader<'_> {
             (Bidirectional::NotRead, _) | (_, None | Some(Value::Null | Value::Bool(false))) => Ok(causal),
             (Bidirectional::Read, Some(Value::Bool(true))) => Ok(false),
             (Bidirectional::Read, Some(_)) => self.f.bool(key).map(|_| causal),
+            (Bidirectional::Pictures, Some(Value::String(of))) if of == "vision" => Ok(causal),
+            (Bidirectional::Pictures, Some(value)) => Err(Error::unsupported(format!(
+                "{key} {} in a {} is not supported",
+                quoted(&value.to_string()),
+                self.family.name()
+            ))),
             (Bidirectional::Refused, Some(_)) => Err(Error::unsupported(format!(
                 "{key} in a {} is not supported: transformers' own attention does not look at it there",
                 self.family.name()
@@ -191,6 +190,19 @@ impl Reader<'_> {
             offset: family.norm_offset,
             bias: family.norm == NormKind::Layer && family.norm_bias,
         })
+    }
+
+    fn post_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        match self.family.post_eps {
+            Some((key, default)) => Ok(Norm { eps: self.f.f64(key)?.unwrap_or(default), ..norm }),
+            None => Ok(norm),
+        }
+    }
+
+    fn final_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        Ok(if self.family.plain_final_norm { Norm { offset: 0.0, ..norm } } else { norm })
     }
 
     fn activation(&self) -> Result<Activation> {
@@ -232,7 +244,8 @@ impl Reader<'_> {
             Some(default) => self.f.f64("query_pre_attn_scalar")?.unwrap_or(default),
             None => head_dim as f64,
         };
-        Ok((1.0 / scalar.sqrt()) as f32)
+        let queries = self.multiplier(self.family.multipliers.queries)?.unwrap_or(1.0);
+        Ok((f64::from(queries) / scalar.sqrt()) as f32)
     }
 
     /// A soft-cap; `default` is `None` where the class does not read the key.
@@ -280,11 +293,15 @@ impl Reader<'_> {
             rope: None,
             qk_norm: self.has(t.qk_norm)?,
             qk_norm_scope: t.qk_norm_scope,
+            plain_qk_norm: t.plain_qk_norm,
             qk_norm_after_rope: t.qk_norm_after_rope,
             query_scale: self.query_scale()?,
             qkv_bias: self.has(t.qkv_bias)?,
             o_bias: self.has(t.o_bias)?,
             fused: fused(t.fused_qkv),
+            value_projection: Presence::Always,
+            value_norm: false,
+            shared_kv: None,
             sinks: if t.sinks { Presence::Always } else { Presence::Never },
             gate: self.output_gate()?,
         })
@@ -295,6 +312,7 @@ impl Reader<'_> {
         let element = |gate| Some(OutputGate { scope: GateScope::Element, ..gate });
         match self.family.gating {
             Gating::Never => Ok(None),
+            Gating::Always(gate) => Ok(Some(gate)),
             Gating::Switched(key, gate) => Ok(self.f.bool(key)?.unwrap_or(true).then_some(gate)),
             Gating::Scoped(key, gate) => match self.f.0.get(key) {
                 None | Some(Value::Bool(true)) => Ok(Some(gate)),

@@ -17,6 +17,19 @@ pub struct LayerConfig {
     /// What the output of each of the two is multiplied by before it joins the residual stream; 1 in most
     /// families.
     pub residual_scale: f32,
+    /// What the layer takes of the per-layer embeddings of the tokens (Gemma 4 E2B, E4B).
+    pub per_layer: Option<PerLayerConfig>,
+    /// A number that the layer's output is multiplied by is stored with it (Gemma 4).
+    pub output_scale: Presence,
+}
+
+/// A further part of a layer, behind its feed-forward: `x + norm(projection(activation(gate(x)) * p))`, with
+/// `p` the layer's share of what the step's tokens have in the table of per-layer embeddings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerLayerConfig {
+    /// Width of `p`.
+    pub width: usize,
+    pub activation: Activation,
 }
 
 /// Which norms a layer has.
@@ -67,6 +80,8 @@ pub struct AttentionConfig {
     /// Norms of queries and keys, before they are rotated.
     pub qk_norm: Presence,
     pub qk_norm_scope: NormScope,
+    /// Where no weights of these norms are stored, they have none (Muse Glimmer).
+    pub plain_qk_norm: bool,
     /// They are normed after they are rotated (Hunyuan).
     pub qk_norm_after_rope: bool,
     pub query_scale: Option<QueryScale>,
@@ -74,6 +89,13 @@ pub struct AttentionConfig {
     pub o_bias: Presence,
     /// q, k and v in one matrix.
     pub fused: Presence,
+    /// The projection of values; without it they are the keys as projected, before norm and rotation (Gemma
+    /// 4's layers that see everything).
+    pub value_projection: Presence,
+    /// Each head of the values is RMS-normed, with no weights (Gemma 4).
+    pub value_norm: bool,
+    /// The layer before this one whose keys and values it reads; it has none of its own (Gemma 4 E2B, E4B).
+    pub shared_kv: Option<usize>,
     /// A learned logit for each query head joins its softmax, and takes a share of the weights that goes
     /// nowhere (gpt-oss, Granite swash).
     pub sinks: Presence,
@@ -154,6 +176,36 @@ pub struct ShortConvConfig {
 pub enum FeedForwardConfig {
     Dense(DenseConfig),
     Experts(ExpertsConfig),
+    Beside(BesideConfig),
+}
+
+impl FeedForwardConfig {
+    /// What every position passes.
+    pub fn dense(&self) -> Option<&DenseConfig> {
+        match self {
+            FeedForwardConfig::Dense(dense) | FeedForwardConfig::Beside(BesideConfig { dense, .. }) => {
+                Some(dense)
+            }
+            FeedForwardConfig::Experts(_) => None,
+        }
+    }
+
+    pub fn experts(&self) -> Option<&ExpertsConfig> {
+        match self {
+            FeedForwardConfig::Experts(experts) | FeedForwardConfig::Beside(BesideConfig { experts, .. }) => {
+                Some(experts)
+            }
+            FeedForwardConfig::Dense(_) => None,
+        }
+    }
+}
+
+/// A dense feed-forward and a mixture of experts, each between norms of its own, whose outputs are added
+/// (Gemma 4 26B). The router reads the residual stream, with a norm of its own too.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BesideConfig {
+    pub dense: DenseConfig,
+    pub experts: ExpertsConfig,
 }
 
 /// A feed-forward that every position passes.
@@ -190,13 +242,16 @@ pub struct ExpertsConfig {
     pub stack: ExpertStack,
     /// A feed-forward that every position passes beside its experts; it reads what the router reads.
     pub shared: Option<SharedExpert>,
+    /// A stored number for each expert that its output is multiplied by (Gemma 4).
+    pub scales: Presence,
     /// Experts read and write rows of this width, which a projection before and one behind them make
     /// (Nemotron-H).
     pub latent: Option<usize>,
 }
 
 impl ExpertsConfig {
-    /// Gated experts without biases, and nothing around them, whose routing is the softmax's `top_k` greatest.
+    /// Gated experts without biases, and nothing around them, whose routing is the softmax's `top_k`
+    /// greatest.
     pub fn plain(count: usize, intermediate: usize, activation: Activation, top_k: usize) -> Self {
         ExpertsConfig {
             count,
@@ -208,6 +263,7 @@ impl ExpertsConfig {
             routing: Routing::plain(top_k),
             stack: ExpertStack::Rows,
             shared: None,
+            scales: Presence::Never,
             latent: None,
         }
     }
@@ -216,8 +272,8 @@ impl ExpertsConfig {
 /// How the experts of a layer lie in one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertStack {
-    /// `[experts, out, in]` as single matrices have it; where gate and up are one tensor, the rows of the gate
-    /// come first.
+    /// `[experts, out, in]` as single matrices have it; where gate and up are one tensor, the rows of the
+    /// gate come first.
     Rows,
     /// `[experts, in, out]`, and gate and up are the even and odd columns of one tensor; in MXFP4, whose
     /// blocks run along `in`, `[experts, out, in]` with even and odd rows (gpt-oss).
@@ -303,6 +359,13 @@ impl LayerConfig {
 
     /// Refuses numbers that cannot be a layer, naming the field as `config.json` and as GGUF has it.
     pub(super) fn validate(&self, ropes: &[Rope]) -> Result<()> {
+        if let Some(per_layer) = &self.per_layer {
+            within(
+                "width of per-layer embeddings (hidden_size_per_layer_input, embedding_length_per_layer_input)",
+                per_layer.width,
+                MAX_WIDTH,
+            )?;
+        }
         match &self.mixer {
             None => {}
             Some(MixerConfig::Attention(attention)) => attention.validate(ropes)?,
@@ -312,18 +375,34 @@ impl LayerConfig {
                 MAX_TAPS,
             )?,
         }
-        match &self.ffn {
-            None => {}
-            Some(FeedForwardConfig::Dense(dense)) => {
-                within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
-            }
-            Some(FeedForwardConfig::Experts(experts)) => experts.validate()?,
+        let ffn = self.ffn.as_ref();
+        if let Some(dense) = ffn.and_then(FeedForwardConfig::dense) {
+            within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
         }
+        ffn.and_then(FeedForwardConfig::experts).map_or(Ok(()), ExpertsConfig::validate)?;
         positive("residual multiplier", self.residual_scale.into())
     }
 }
 
 impl AttentionConfig {
+    /// Refuses keys and values that are not there: `number` is this layer's among `layers`.
+    pub(super) fn validate_shared(&self, number: usize, layers: &[LayerConfig]) -> Result<()> {
+        let Some(source) = self.shared_kv else { return Ok(()) };
+        let theirs = layers[..number].get(source).and_then(LayerConfig::attention);
+        let alike = |theirs: &AttentionConfig| {
+            theirs.shared_kv.is_none()
+                && (theirs.kv_heads, theirs.head_dim) == (self.kv_heads, self.head_dim)
+                && theirs.window == self.window
+        };
+        match theirs.is_some_and(alike) {
+            true => Ok(()),
+            false => Err(Error::model_file(format!(
+                "layer {number} cannot use the keys and values of layer {source} (num_kv_shared_layers, \
+                 attention.shared_kv_layers)"
+            ))),
+        }
+    }
+
     fn validate(&self, ropes: &[Rope]) -> Result<()> {
         let sizes = [
             ("number of attention heads (num_attention_heads, head_count)", self.heads, MAX_WIDTH),

@@ -21,9 +21,9 @@ use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;
 pub use layer::{
-    AttentionConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig,
-    GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope, OutputGate,
-    QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
+    AttentionConfig, BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig,
+    FeedForwardConfig, GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope,
+    OutputGate, PerLayerConfig, QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -50,6 +50,8 @@ pub struct Config {
     pub logit_cap: Option<f32>,
     /// What embeddings are multiplied by (Gemma: `sqrt(hidden)`).
     pub embed_scale: Option<f32>,
+    /// Embeddings are RMS-normed, with no weights (Muse Glimmer).
+    pub embed_norm: bool,
     /// What logits are multiplied by, before they are capped.
     pub logit_scale: f32,
     /// The rotations in use; layers name them by index.
@@ -120,7 +122,8 @@ pub enum Activation {
     /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
     Relu,
-    /// gpt-oss: `g * sigmoid(1.702 g)` of `g = min(x, 7)`; what such a gate lets through is held to ±7, plus 1.
+    /// gpt-oss: `g * sigmoid(1.702 g)` of `g = min(x, 7)`; what such a gate lets through is held to ±7, plus
+    /// 1.
     ClampedSwiglu,
     /// `max(x, 0)^2`.
     Relu2,
@@ -206,28 +209,25 @@ impl Config {
         let stated = numbers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         stated.into_iter().try_for_each(|(name, value)| positive(name, value))?;
         self.layers.iter().try_for_each(|layer| layer.validate(&self.ropes))?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            layer.attention().map_or(Ok(()), |attention| attention.validate_shared(number, &self.layers))?;
+        }
         Ok(self)
     }
 
-    /// Attention in the first layer that has it; the heads of the others are as many in every family so far.
+    /// Attention in the first layer that has it; others may have other heads (Gemma 4).
     pub fn attention(&self) -> Option<&AttentionConfig> {
         self.layers.iter().find_map(LayerConfig::attention)
     }
 
-    /// The first dense feed-forward; the others are as wide in every family so far.
+    /// The first dense feed-forward; others may be wider (Gemma 4 E2B).
     pub fn dense(&self) -> Option<&DenseConfig> {
-        self.layers.iter().find_map(|layer| match &layer.ffn {
-            Some(FeedForwardConfig::Dense(dense)) => Some(dense),
-            _ => None,
-        })
+        self.layers.iter().find_map(|layer| layer.ffn.as_ref()?.dense())
     }
 
     /// The first mixture of experts; the others are alike in every family so far.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
-        self.layers.iter().find_map(|layer| match &layer.ffn {
-            Some(FeedForwardConfig::Experts(experts)) => Some(experts),
-            _ => None,
-        })
+        self.layers.iter().find_map(|layer| layer.ffn.as_ref()?.experts())
     }
 
     /// Whether the outputs of mixers and feed-forwards pass a norm before they join the residual stream: some

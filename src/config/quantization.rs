@@ -541,6 +541,20 @@ mod tests {
     }
 
     #[test]
+    fn mxfp4_is_run_where_experts_have_tensors_for_it() {
+        for (family, method, runs) in [
+            ("gpt_oss", "mxfp4", true),
+            ("gpt_oss", "fp8", false),
+            ("llama", "mxfp4", false),
+            ("other", "mxfp4", false),
+        ] {
+            let member =
+                format!(r#""model_type": "{family}", "quantization_config": {{"quant_method": "{method}"}}"#);
+            assert_eq!(said(&member).is_ok(), runs, "{member}");
+        }
+    }
+
+    #[test]
     fn wherever_it_stands_it_is_found() {
         for member in [
             r#""quantization": {"bits": 8, "group_size": 64}"#,

@@ -54,8 +54,8 @@ pub enum Scaling {
         original: usize,
         attention: f64,
     },
-    /// The first `turned` pairs turn, at the speeds that they have where all of the head turns, and the others
-    /// not at all; all frequencies divided by `factor` (transformers' "proportional").
+    /// The first `turned` pairs turn, at the speeds that they have where all of the head turns, and the
+    /// others not at all; all frequencies divided by `factor` (transformers' "proportional").
     Proportional {
         turned: usize,
         factor: f64,

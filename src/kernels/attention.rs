@@ -39,7 +39,7 @@ use super::disjoint::DisjointSlices;
 use super::isa::Isa;
 use super::pool::Pool;
 use super::types::Attention;
-use crate::cache::storage::{NativeKv, Numbers, Pages};
+use crate::cache::storage::{NativeKv, Numbers, PageView};
 use crate::error::Result;
 use crate::step::{PAGE, Span, Step, first_seen};
 
@@ -53,8 +53,28 @@ const TILE: usize = 32;
 /// A layer's pages and a step's queries.
 struct Layer<'a, N> {
     q: &'a [f32],
-    pages: &'a Pages<N>,
+    pages: Pages<'a, N>,
     a: &'a Attention<'a>,
+}
+
+/// The keys and values of a layer.
+#[derive(Clone, Copy)]
+struct Pages<'a, N> {
+    view: PageView,
+    /// The memory of its column.
+    numbers: &'a [N],
+}
+
+impl<'a, N> Pages<'a, N> {
+    fn padded(&self) -> usize {
+        self.view.padded()
+    }
+
+    /// Keys and values of a head in a page.
+    fn blocks(&self, page: u32, head: usize) -> (&'a [N], &'a [N]) {
+        let (start, block) = (self.view.offset(page as usize, head), self.view.block());
+        self.numbers[start..start + 2 * block].split_at(block)
+    }
 }
 
 impl<N: Number> Layer<'_, N> {
@@ -190,9 +210,16 @@ pub(super) fn attention(
 ) -> Result<()> {
     let Queries { q, step, group } = queries;
     let rows = rows(step, group, a, pool.threads());
+    let view = kv.view();
     match &*kv.read() {
-        Numbers::F32(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
-        Numbers::BF16(pages) => run(pool, isa, &Layer { q, pages, a }, rows, out),
+        Numbers::F32(memory) => {
+            let pages = Pages { view, numbers: memory.numbers() };
+            run(pool, isa, &Layer { q, pages, a }, rows, out)
+        }
+        Numbers::BF16(memory) => {
+            let pages = Pages { view, numbers: memory.numbers() };
+            run(pool, isa, &Layer { q, pages, a }, rows, out)
+        }
     }
 }
 

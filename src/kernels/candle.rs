@@ -205,7 +205,8 @@ impl CandleBackend {
             (false, Some(window)) => (first + rows - 1).saturating_add(window).min(span.len),
         };
         let len = end - begin;
-        let slots: Vec<u32> = (begin..begin + len).map(|p| span.slot(group, p) as u32).collect();
+        let kv = kv.tensors()?;
+        let slots: Vec<u32> = (begin..begin + len).map(|p| kv.row(span.slot(group, p)) as u32).collect();
         let slots = Tensor::from_vec(slots, len, &self.device)?;
         let gather = |kv: &Tensor| -> Result<Tensor> {
             let rows = kv.index_select(&slots, 0)?.to_dtype(DType::F32)?;
@@ -214,7 +215,7 @@ impl CandleBackend {
         let q = q.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
         let q = q.reshape((rows, a.kv_heads, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
         let q = q.reshape((a.kv_heads, rows * shared, a.head_dim))?;
-        let scores = q.matmul(&gather(&kv.tensors()?.keys)?.transpose(1, 2)?.contiguous()?)?;
+        let scores = q.matmul(&gather(&kv.keys)?.transpose(1, 2)?.contiguous()?)?;
         let mut scores = (scores * f64::from(a.scale))?;
         if let Some(cap) = a.soft_cap {
             scores = soft_capped(&scores, cap)?;
@@ -227,8 +228,7 @@ impl CandleBackend {
             scores = Tensor::cat(&[&scores, &sinks.expand((a.kv_heads, rows, shared, 1))?], 3)?;
         }
         let weights = softmax_last_dim(&scores.contiguous()?)?.narrow(3, 0, len)?.contiguous()?;
-        let mixed =
-            weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.tensors()?.values)?)?;
+        let mixed = weights.reshape((a.kv_heads, rows * shared, len))?.matmul(&gather(&kv.values)?)?;
         let mixed = mixed.reshape((a.kv_heads, rows, shared, a.head_dim))?.transpose(0, 1)?.contiguous()?;
         Ok(mixed.reshape((rows, a.heads * a.head_dim))?)
     }
@@ -346,6 +346,12 @@ impl Backend for CandleBackend {
         self.map(&to, to.dims().1, |to| Ok((to + scaled)?))
     }
 
+    fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
+        let Some(by) = by.get::<Activations>()? else { return Ok(x) };
+        let dim = x.dims().1;
+        self.map(&x, dim, |x| Ok((x * by.narrow(1, start, dim)?)?))
+    }
+
     fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
         self.map(x, x.dims().1, |x| {
             let factors =
@@ -406,8 +412,9 @@ impl Backend for CandleBackend {
     fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()> {
         let (Some(k), Some(v)) = (k.get::<Activations>()?, v.get::<Activations>()?) else { return Ok(()) };
         let shape = (slots.len(), kv.shape.width());
-        let index = Tensor::new(slots, &self.device)?.unsqueeze(1)?.expand(shape)?.contiguous()?;
         let kv = kv.tensors()?;
+        let rows: Vec<u32> = slots.iter().map(|&slot| kv.row(slot as usize) as u32).collect();
+        let index = Tensor::new(rows, &self.device)?.unsqueeze(1)?.expand(shape)?.contiguous()?;
         for (cache, rows) in [(&kv.keys, k), (&kv.values, v)] {
             cache.scatter_set(&index, &rows.to_dtype(cache.dtype())?.contiguous()?, 0)?;
         }
@@ -458,8 +465,8 @@ fn added(to: &Rows, y: Tensor) -> Result<Tensor> {
     }
 }
 
-/// `ln(1 + x)` of `x` in 0 to 1, by the series of `2 artanh(x / (2 + x))`: candle has a logarithm alone, which
-/// knows nothing of an `x` that is lost beside 1.
+/// `ln(1 + x)` of `x` in 0 to 1, by the series of `2 artanh(x / (2 + x))`: candle has a logarithm alone,
+/// which knows nothing of an `x` that is lost beside 1.
 fn ln_1p(x: &Tensor) -> Result<Tensor> {
     let z = (x / (x + 2.0)?)?;
     let square = z.sqr()?;

@@ -2,7 +2,7 @@
 
 use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv};
+use super::types::{Attention, Linear, Norm, Projection, RopeTable, ShortConv};
 use super::{KvCache, KvShape, misuse};
 use crate::cache::storage::LayerState;
 use crate::error::{Error, Result};
@@ -41,9 +41,9 @@ pub(super) fn vector(w: &WeightTensor) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-pub(super) fn ids(m: &Matrix, ids: &[u32]) -> Result<()> {
-    match ids.iter().find(|&&id| id as usize >= m.n) {
-        Some(id) => Err(Error::invalid(format!("token id {id} is not below the {} of {:?}", m.n, m.name()))),
+pub(super) fn ids(name: &str, n: usize, ids: &[u32]) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= n) {
+        Some(id) => Err(Error::invalid(format!("token id {id} is not below the {n} of {name:?}"))),
         None => Ok(()),
     }
 }
@@ -59,6 +59,17 @@ pub(super) fn shape(what: &str, x: &Rows, rows: usize, dim: usize) -> Result<()>
     match x.dims() == (rows, dim) {
         true => Ok(()),
         false => Err(misuse(format!("{what}: the shape is {:?} instead of [{rows}, {dim}]", x.dims()))),
+    }
+}
+
+/// `by` has as many rows as `x`, and from `start` on as many columns.
+pub(super) fn columns(x: &Rows, by: &Rows, start: usize) -> Result<()> {
+    let ((rows, dim), (other, width)) = (x.dims(), by.dims());
+    match rows == other && start.checked_add(dim).is_some_and(|end| end <= width) {
+        true => Ok(()),
+        false => {
+            Err(misuse(format!("columns from {start} on of rows [{other}, {width}] for [{rows}, {dim}]")))
+        }
     }
 }
 

@@ -269,6 +269,17 @@ impl Backend for CpuBackend {
         Ok(to.into())
     }
 
+    fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
+        let (mut x, by) = (x.into_block()?, by.block()?);
+        let dim = x.dim;
+        self.each_rows("mul", dim, x.floats_mut(), |rows, x| {
+            for (row, x) in rows.zip(x.chunks_exact_mut(dim)) {
+                elementwise::mul(self.isa, &by.floats()[row * by.dim + start..][..dim], x);
+            }
+        })?;
+        Ok(x.into())
+    }
+
     fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
         let (x, dim) = (x.block()?, x.dims().1);
         let mut out = self.recycler.block(x.rows, dim);

@@ -24,6 +24,21 @@ tiered! {
     pub(super) fn add(scale: f32, x: &[f32], to: &mut [f32]) = add_body;
 }
 
+tiered! {
+    /// `x = x * by`, of equal lengths.
+    pub(super) fn mul(by: &[f32], x: &mut [f32]) = mul_body;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn mul_body<S: Simd>(by: &[f32], x: &mut [f32]) {
+    for (by, x) in by.chunks(LANES).zip(x.chunks_mut(LANES)) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store_some(x, S::mul(S::load_some(x), S::load_some(by))) };
+    }
+}
+
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]

@@ -41,8 +41,8 @@ impl Assignments {
     /// experts for the choice.
     ///
     /// As in transformers, the scores (in f32) decide; of equal ones the expert with the lower number is
-    /// chosen (what `torch.topk` chooses there is not defined). Renormalized weights are divided by their sum,
-    /// which is added up from the best of the chosen down.
+    /// chosen (what `torch.topk` chooses there is not defined). Renormalized weights are divided by their
+    /// sum, which is added up from the best of the chosen down.
     pub(super) fn new(
         logits: &[f32],
         experts: usize,
@@ -91,6 +91,14 @@ impl Assignments {
             rows: pairs.iter().map(|(_, row, _)| *row).collect(),
             weights: pairs.iter().map(|(.., weight)| *weight).collect(),
             of_row,
+        }
+    }
+
+    /// Multiplies the weights of each expert by a number of its own.
+    pub fn scale(&mut self, scales: &[f32]) {
+        for (expert, pairs) in &self.experts {
+            let scale = scales.get(*expert).copied().unwrap_or(1.0);
+            self.weights[pairs.clone()].iter_mut().for_each(|weight| *weight *= scale);
         }
     }
 

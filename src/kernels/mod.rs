@@ -58,16 +58,19 @@ use self::backend::Backend;
 use self::candle::CandleBackend;
 pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
+use self::disjoint::DisjointSlices;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
-pub use self::types::{Attention, Linear, Matrix, Norm, Projection, RopeTable, ShortConv, Vector};
+pub use self::types::{
+    Attention, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable, ShortConv, Vector,
+};
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
 use crate::config::{GateFunction, Routing};
 use crate::error::{Error, Result};
 use crate::step::Step;
-use crate::weights::WeightTensor;
+use crate::weights::{WeightTensor, blocks};
 
 /// The machine, as the graph sees it. A clone shares the worker pool.
 #[derive(Clone)]
@@ -132,6 +135,15 @@ impl Ops {
         Ok(Matrix { name: w.name.as_str().into(), n, k, stored })
     }
 
+    /// A weight matrix `[n, k]` that is not copied: see [`MappedMatrix`].
+    ///
+    /// # Errors
+    /// `ModelFile` naming the tensor when it is not two-dimensional or its bytes do not fit its shape.
+    pub fn mapped_matrix(&self, w: &WeightTensor) -> Result<MappedMatrix> {
+        let (n, k, row_bytes) = check::matrix(w)?;
+        Ok(MappedMatrix { tensor: w.clone(), n, k, row_bytes })
+    }
+
     /// A one-dimensional weight as f32, with `add` added to every element (Gemma's `1 + w`).
     ///
     /// # Errors
@@ -180,8 +192,23 @@ impl Ops {
 
     /// Rows `ids` of an embedding matrix, times `scale`: `[ids, k]`.
     pub fn embed(&self, m: &Matrix, ids: &[u32], scale: Option<f32>) -> Result<Rows> {
-        check::ids(m, ids)?;
+        check::ids(m.name(), m.n, ids)?;
         self.0.embed(m, ids, scale)
+    }
+
+    /// Rows `ids` of a matrix that is not in memory, times `scale`: `[ids, k]`.
+    pub fn mapped_rows(&self, m: &MappedMatrix, ids: &[u32], scale: f32) -> Result<Rows> {
+        check::ids(&m.tensor.name, m.n, ids)?;
+        let mut values = vec![0.0; ids.len() * m.k];
+        let rows = DisjointSlices::new(&mut values);
+        self.parallel_for("mapped rows", ids.len(), &|row| {
+            // SAFETY: each row is one task's own.
+            let out = unsafe { rows.slice_mut(row * m.k..(row + 1) * m.k) };
+            let start = ids[row] as usize * m.row_bytes;
+            blocks::dequantize_row(m.tensor.dtype, &m.tensor.data[start..start + m.row_bytes], out);
+            out.iter_mut().for_each(|value| *value *= scale);
+        })?;
+        self.rows(values, m.k)
     }
 
     /// `x * W^T (+ bias)`: `[rows, k] -> [rows, n]`.
@@ -244,8 +271,8 @@ impl Ops {
         assignments
     }
 
-    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight *
-    /// down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
+    /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight
+    /// * down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
     pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
         check::experts(experts, x, a)?;
         self.0.experts(experts, act, x, a)
@@ -265,8 +292,14 @@ impl Ops {
         self.0.norm(norm, x, Some(to))
     }
 
-    /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number of
-    /// the gate is for `dim / width` neighbours: one for each head, or for each element.
+    /// `x * y`, element by element, where `y` are as many columns of `by`, from `start` on.
+    pub fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
+        check::columns(&x, by, start)?;
+        self.0.mul(x, by, start)
+    }
+
+    /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number
+    /// of the gate is for `dim / width` neighbours: one for each head, or for each element.
     pub fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
         check::gate(&gate, &x)?;
         self.0.output_gate(x, gate, function)

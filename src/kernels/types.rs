@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::opaque::Opaque;
 use super::rows::Rows;
 use crate::config::NormKind;
+use crate::weights::WeightTensor;
 
 /// What attention needs to know of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +64,24 @@ impl Matrix {
     /// Input features.
     pub fn k(&self) -> usize {
         self.k
+    }
+}
+
+/// A matrix `[n, k]` that stays where it was loaded from, in the map of its file as a rule, and whose rows
+/// are read when they are asked for: a table of which a step needs a few rows. It holds a share of the map,
+/// which lives as long.
+#[derive(Clone, Debug)]
+pub struct MappedMatrix {
+    pub(super) tensor: WeightTensor,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) row_bytes: usize,
+}
+
+impl MappedMatrix {
+    /// Bytes that it takes in the checkpoint.
+    pub fn bytes(&self) -> usize {
+        self.tensor.data.len()
     }
 }
 

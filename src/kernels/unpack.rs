@@ -80,8 +80,8 @@ pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S:
     }
 }
 
-/// `2^(e - 128)` for bytes `e`: as [`blocks::small::half_of_e8m0`](crate::weights::blocks::small), but that the
-/// least, 2^-128, counts as zero, and the greatest, which should be NaN, as infinity.
+/// `2^(e - 128)` for bytes `e`: as [`blocks::small::half_of_e8m0`](crate::weights::blocks::small), but that
+/// the least, 2^-128, counts as zero, and the greatest, which should be NaN, as infinity.
 #[inline(always)]
 unsafe fn half_of_e8m0<S: Simd>(e: S::F) -> S::F {
     // SAFETY: the caller has the tier's instructions; nothing but registers is touched.

@@ -5,23 +5,31 @@ use super::decoder::Branch;
 use super::mixer::MixerInput;
 use super::projection::Projector;
 use crate::config::{AttentionConfig, GateFunction, GateScope, GateSource, NormScope, OutputGate, Presence};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{self, KvShape, Linear, Norm, Ops, RopeTable, Rows, Vector};
 use crate::weights::names::Part;
 
 pub(super) struct Attention {
     config: AttentionConfig,
     q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
     q_norm: Option<Norm>,
-    k_norm: Option<Norm>,
+    /// `None`: it reads the keys and values of another layer.
+    keys: Option<Keys>,
+    o: Linear,
     /// A logit for each query head.
     sinks: Option<Vector>,
     gate: Option<(GateFunction, Linear)>,
-    /// Its place among the layers of the cache.
+    /// Its place among the layers of the cache, or that of the layer whose keys and values it reads.
     cache_layer: usize,
+}
+
+/// What makes keys and values.
+struct Keys {
+    k: Linear,
+    k_norm: Option<Norm>,
+    /// `None`: values are the keys as projected, with a norm of their own.
+    v: Option<Linear>,
+    v_norm: Option<Norm>,
 }
 
 impl Attention {
@@ -31,34 +39,50 @@ impl Attention {
         c: &AttentionConfig,
         cache_layer: usize,
     ) -> Result<Attention> {
-        let hidden = loader.config.hidden;
+        let (hidden, at) = (loader.config.hidden, Some(layer));
         let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let mut gate = None;
-        let [q, k, v] = match loader.is_stored(c.fused, Part::Qkv, Some(layer), "weight") {
-            true => {
-                let pieces = [(wide, Some(c.heads)), (narrow, Some(c.kv_heads)), (narrow, None)];
-                loader.split(Part::Qkv, layer, pieces, c.qkv_bias)?
+        let mut queries = || match c.gate {
+            Some(OutputGate { function, source: GateSource::Query, .. }) => {
+                let [q, own] = query_and_gate(loader, layer, c)?;
+                gate = Some((function, own));
+                Ok(q)
             }
-            false => [
-                match c.gate {
-                    Some(OutputGate { function, source: GateSource::Query, .. }) => {
-                        let [q, own] = query_and_gate(loader, layer, c)?;
-                        gate = Some((function, own));
-                        q
-                    }
-                    _ => loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads))?,
-                },
-                loader.heads(Part::K, layer, [narrow, hidden], c.qkv_bias, Some(c.kv_heads))?,
-                loader.linear(Part::V, layer, [narrow, hidden], c.qkv_bias)?,
-            ],
+            _ => loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads)),
+        };
+        let (q, keys) = match c.shared_kv {
+            Some(_) => {
+                pass_over_unused(loader, layer);
+                (queries()?, None)
+            }
+            None if loader.is_stored(c.fused, Part::Qkv, at, "weight") => {
+                let pieces = [(wide, Some(c.heads)), (narrow, Some(c.kv_heads)), (narrow, None)];
+                let [q, k, v] = loader.split(Part::Qkv, layer, pieces, c.qkv_bias)?;
+                (q, Some((k, Some(v))))
+            }
+            None => {
+                let q = queries()?;
+                let k = loader.heads(Part::K, layer, [narrow, hidden], c.qkv_bias, Some(c.kv_heads))?;
+                let v = loader.is_stored(c.value_projection, Part::V, at, "weight");
+                let v = v.then(|| loader.linear(Part::V, layer, [narrow, hidden], c.qkv_bias)).transpose()?;
+                (q, Some((k, v)))
+            }
         };
         let norm = |part, width| {
-            let stored = loader.is_stored(c.qk_norm, part, Some(layer), "weight");
+            let stored = loader.is_stored(c.qk_norm, part, at, "weight");
             let width = match c.qk_norm_scope {
                 NormScope::Head => c.head_dim,
                 NormScope::AllHeads => width,
             };
-            stored.then(|| loader.norm(part, Some(layer), width)).transpose()
+            match stored {
+                true => loader.norm(part, at, width).map(Some),
+                false if c.plain_qk_norm => loader.plain_norm(c.head_dim).map(Some),
+                false => Ok(None),
+            }
+        };
+        let make = |(k, v)| -> Result<Keys> {
+            let v_norm = c.value_norm.then(|| loader.plain_norm(c.head_dim)).transpose()?;
+            Ok(Keys { k, k_norm: norm(Part::KNorm, narrow)?, v, v_norm })
         };
         if let Some(OutputGate { function, scope, source: GateSource::Own }) = c.gate {
             let width = match scope {
@@ -74,14 +98,12 @@ impl Attention {
         });
         Ok(Attention {
             config: *c,
+            keys: keys.map(make).transpose()?,
             sinks: sinks.transpose()?,
             gate,
             o: loader.linear(Part::O, layer, [hidden, wide], c.o_bias)?,
             q_norm: norm(Part::QNorm, wide)?,
-            k_norm: norm(Part::KNorm, narrow)?,
             q,
-            k,
-            v,
             cache_layer,
         })
     }
@@ -90,18 +112,12 @@ impl Attention {
     /// and values in the cache.
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let (c, ops) = (&self.config, project.ops);
-        let (q, k, v) = ((Part::Q, &self.q), (Part::K, &self.k), (Part::V, &self.v));
-        let [q, k, v] = match input.some {
-            None => project.linears([q, k, v], input.x, None)?,
-            Some(some) => {
-                let [k, v] = project.linears([k, v], input.x, None)?;
-                [project.linear(q, some, input.queries.rows)?, k, v]
-            }
+        let q = match &self.keys {
+            Some(keys) => self.keep(keys, project, input)?,
+            None => project.linear((Part::Q, &self.q), input.some.unwrap_or(input.x), input.queries.rows)?,
         };
         let q = self.rotated(ops, q, self.q_norm.as_ref(), &input.queries.tables)?;
         let q = self.scaled(ops, q, &input.queries.step.positions)?;
-        let k = self.rotated(ops, k, self.k_norm.as_ref(), &input.all.tables)?;
-        ops.kv_write(input.cache, self.cache_layer, &k, &v, input.all.step)?;
         let shape = kernels::Attention {
             heads: c.heads,
             kv_heads: c.kv_heads,
@@ -122,6 +138,39 @@ impl Attention {
             )?;
         }
         Ok(Branch { rows, projection: Some((Part::O, &self.o)) })
+    }
+
+    /// Leaves keys and values of all rows in the cache; returns the queries of those that are wanted.
+    fn keep(&self, keys: &Keys, project: &Projector<'_>, input: &MixerInput) -> Result<Rows> {
+        let ops = project.ops;
+        let (q, k, rows) = ((Part::Q, &self.q), (Part::K, &keys.k), input.all.rows);
+        let v = keys.v.as_ref().map(|v| (Part::V, v));
+        let (q, k, v) = match (input.some, v) {
+            (None, Some(v)) => {
+                let [q, k, v] = project.linears([q, k, v], input.x, rows)?;
+                (q, k, Some(v))
+            }
+            (None, None) => {
+                let [q, k] = project.linears([q, k], input.x, rows)?;
+                (q, k, None)
+            }
+            (Some(some), Some(v)) => {
+                let [k, v] = project.linears([k, v], input.x, rows)?;
+                (project.linear(q, some, input.queries.rows)?, k, Some(v))
+            }
+            (Some(some), None) => {
+                let k = project.linear(k, input.x, rows)?;
+                (project.linear(q, some, input.queries.rows)?, k, None)
+            }
+        };
+        let v = match (v, &keys.v_norm) {
+            (Some(v), norm) => ops.heads(v, self.config.head_dim, norm.as_ref(), None)?,
+            (None, Some(norm)) => ops.norm(norm, &k)?,
+            (None, None) => return Err(Error::internal("values are neither projected nor normed")),
+        };
+        let k = self.rotated(ops, k, keys.k_norm.as_ref(), &input.all.tables)?;
+        ops.kv_write(input.cache, self.cache_layer, &k, &v, input.all.step)?;
+        Ok(q)
     }
 
     /// Queries or keys, normed and rotated.
@@ -153,8 +202,10 @@ impl Attention {
         }
     }
 
-    pub fn kv_shape(&self) -> KvShape {
-        KvShape { kv_heads: self.config.kv_heads, head_dim: self.config.head_dim }
+    /// What it keeps of a position; nothing if it reads the keys and values of another layer.
+    pub fn kv_shape(&self) -> Option<KvShape> {
+        let (kv_heads, head_dim) = (self.config.kv_heads, self.config.head_dim);
+        self.keys.as_ref().map(|_| KvShape { kv_heads, head_dim })
     }
 
     pub fn window(&self) -> Option<usize> {
@@ -162,8 +213,16 @@ impl Attention {
     }
 
     pub fn projections(&self) -> Vec<&Linear> {
+        let keys = self.keys.iter().flat_map(|keys| std::iter::once(&keys.k).chain(&keys.v));
         let gate = self.gate.iter().map(|(_, gate)| gate);
-        [&self.q, &self.k, &self.v, &self.o].into_iter().chain(gate).collect()
+        [&self.q, &self.o].into_iter().chain(keys).chain(gate).collect()
+    }
+}
+
+/// Older files hold keys and values of layers that use those of others.
+fn pass_over_unused(loader: &TensorLoader, layer: usize) {
+    for part in [Part::K, Part::V, Part::KNorm] {
+        loader.weights.pass_over(&loader.name(part, Some(layer), "weight"));
     }
 }
 

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
-use crate::config::{Config, Presence};
+use super::per_layer::{PerLayer, PerLayerInputs};
+use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, Norm, Ops};
 use crate::weights::names::{Names, Part, left_alone};
@@ -31,14 +32,29 @@ impl Decoder {
             layers.push(loader.layer(index, &mut counts)?);
             after_layer()?;
         }
+        let width = config.layers.iter().find_map(|layer| layer.per_layer).map(|per_layer| per_layer.width);
+        let per_layer = width.map(|width| PerLayerInputs::load(&loader, width)).transpose()?;
         let (embed, head) = loader.embed_and_head()?;
         let headless = !config.tied && head.is_none();
         let final_norm = loader.norm(Part::FinalNorm, None, config.hidden)?;
+        let embed_norm = config.embed_norm.then(|| loader.plain_norm(config.hidden)).transpose()?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
         let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
         let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
         let left_alone = left_alone(weights, config.wrapper.is_some())?;
-        Ok(Decoder { embed, layers, final_norm, head, headless, frequencies, ops, config, left_alone })
+        Ok(Decoder {
+            embed,
+            per_layer,
+            layers,
+            final_norm,
+            embed_norm,
+            head,
+            headless,
+            frequencies,
+            ops,
+            config,
+            left_alone,
+        })
     }
 }
 
@@ -64,6 +80,11 @@ impl TensorLoader<'_> {
             ffn: layer.ffn.as_ref().map(|ffn| FeedForward::load(self, index, ffn)).transpose()?,
             after_ffn: norm(layer.norms.after_ffn, Part::MlpPostNorm)?,
             residual_scale: layer.residual_scale,
+            per_layer: layer.per_layer.as_ref().map(|c| PerLayer::load(self, index, c)).transpose()?,
+            output_scale: self
+                .is_stored(layer.output_scale, Part::OutputScale, at, "weight")
+                .then(|| self.number(Part::OutputScale, index))
+                .transpose()?,
         })
     }
 
@@ -195,6 +216,18 @@ impl TensorLoader<'_> {
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
     }
 
+    /// The numbers of a vector of scales.
+    pub fn scales(&self, part: Part, layer: usize, width: usize) -> Result<WeightTensor> {
+        self.checked(&self.name(part, Some(layer), "scale"), &[width])
+    }
+
+    /// An RMS norm without weights.
+    pub fn plain_norm(&self, width: usize) -> Result<Norm> {
+        let ones = WeightTensor::floats("ones", vec![width], vec![1.0; width]);
+        let (weight, eps) = (self.ops.vector(&ones, 0.0)?, self.config.norm.eps);
+        Ok(Norm { kind: NormKind::Rms, eps, weight, bias: None })
+    }
+
     /// One finite number, stored with or without a dimension.
     pub fn number(&self, part: Part, layer: usize) -> Result<f32> {
         let name = self.name(part, Some(layer), "weight");
@@ -272,7 +305,8 @@ impl TensorLoader<'_> {
     /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type.
     /// Floats take the factor in; blocks could not without being rounded again.
     fn scaled(&self, tensor: WeightTensor, scale: &str) -> Result<WeightTensor> {
-        if !self.weights.contains(scale) {
+        // A vector beside a router or experts is a part of its own.
+        if self.weights.shape(scale).is_none_or(|shape| shape.iter().product::<usize>() != 1) {
             return Ok(tensor);
         }
         let factor = match self.checked(scale, &[1])?.to_f32().first() {
@@ -340,9 +374,9 @@ impl TensorLoader<'_> {
         Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..tensor.clone() })
     }
 
-    /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE that
-    /// turns neighbours has them so (that of some families, and llama.cpp's converter makes it so of Llama's);
-    /// ours turns i with i + dims/2.
+    /// The rows of each head that turn from pairs (0, 0', 1, 1', …) to halves (0, 1, …, 0', 1', …): a RoPE
+    /// that turns neighbours has them so (that of some families, and llama.cpp's converter makes it so of
+    /// Llama's); ours turns i with i + dims/2.
     fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
         let rows = tensor.shape[0];

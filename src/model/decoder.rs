@@ -13,6 +13,7 @@
 
 use super::feed_forward::FeedForward;
 use super::mixer::{Mixer, MixerInput};
+use super::per_layer::{PerLayer, PerLayerInputs};
 use super::projection::{Deltas, Named, Projector};
 use crate::cache::storage::KvCache;
 use crate::config::{Block, Config};
@@ -26,8 +27,11 @@ pub struct Decoder {
     pub(super) config: Config,
     /// Also the head, where there is no other.
     pub(super) embed: Linear,
+    pub(super) per_layer: Option<PerLayerInputs>,
     pub(super) layers: Vec<LayerWeights>,
     pub(super) final_norm: Norm,
+    /// Of the embeddings.
+    pub(super) embed_norm: Option<Norm>,
     /// `None`: the head is the embedding.
     pub(super) head: Option<Linear>,
     /// A base model saved without its head: it makes vectors, and no logits.
@@ -47,21 +51,39 @@ pub(super) struct LayerWeights {
     pub ffn: Option<FeedForward>,
     pub after_ffn: Option<Norm>,
     pub residual_scale: f32,
+    pub per_layer: Option<PerLayer>,
+    pub output_scale: Option<f32>,
 }
 
 impl LayerWeights {
     fn projections(&self) -> Vec<&Linear> {
         let mixer = self.mixer.iter().flat_map(Mixer::projections);
-        mixer.chain(self.ffn.iter().flat_map(FeedForward::projections)).collect()
+        let ffn = self.ffn.iter().flat_map(FeedForward::projections);
+        mixer.chain(ffn).chain(self.per_layer.iter().flat_map(PerLayer::projections)).collect()
+    }
+
+    /// Whether it keeps something of every row for later ones.
+    fn keeps(&self) -> bool {
+        self.mixer.as_ref().is_some_and(|mixer| mixer.paged().is_some() || mixer.state_len().is_some())
     }
 }
 
-/// The rows that queries are made for.
+/// Rows of a step.
 pub(super) struct Queries<'a> {
-    /// These rows alone, their number in the whole step unless they are all, and their rotations.
+    /// These rows alone, their numbers in the whole step unless they are all, and their rotations.
     pub step: &'a CheckedStep<'a>,
     pub rows: Option<&'a [u32]>,
     pub tables: Vec<RopeTable>,
+}
+
+/// The rows of a layer.
+struct LayerRows<'a> {
+    /// Those that it is given.
+    all: &'a Queries<'a>,
+    /// Those whose output is wanted.
+    queries: &'a Queries<'a>,
+    /// What these have of per-layer embeddings.
+    inputs: Option<&'a Rows>,
 }
 
 /// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`.
@@ -94,7 +116,13 @@ impl Decoder {
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let layers = self.layers.iter();
         let layers = layers.flat_map(|layer| layer.projections());
+        let layers = layers.chain(self.per_layer.iter().flat_map(PerLayerInputs::projections));
         std::iter::once(&self.embed).chain(layers).chain(&self.head).map(|linear| &linear.weight)
+    }
+
+    /// Bytes of the weights that stay in the mapped file.
+    pub fn mapped_bytes(&self) -> usize {
+        self.per_layer.as_ref().map_or(0, PerLayerInputs::mapped_bytes)
     }
 
     /// An empty cache of `pages` pages for this model, with `slots` slots if it has recurrent state.
@@ -132,9 +160,17 @@ impl Decoder {
     ) -> Result<Rows> {
         let ops = &self.ops;
         let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
+        if let Some(norm) = &self.embed_norm {
+            x = ops.norm(norm, &x)?;
+        }
+        let mut inputs = match &self.per_layer {
+            Some(per_layer) => Some(per_layer.forward(ops, &step.tokens, &x)?),
+            None => None,
+        };
         let step = &ops.checked_step(step, cache)?;
         let all = Queries { step, rows: None, tables: self.tables(step)? };
-        // Of the last layer, the other rows are wanted for their keys and values alone.
+        // Of the last layer that keeps something, the other rows are wanted for their keys and values alone,
+        // and behind it for nothing.
         let some = match rows.len() < step.rows() {
             true => Some(step.only(rows)),
             false => None,
@@ -143,11 +179,19 @@ impl Decoder {
             Some(step) => Some(Queries { step, rows: Some(rows), tables: self.tables(step)? }),
             None => None,
         };
+        let last = self.layers.iter().rposition(LayerWeights::keeps).unwrap_or(0);
         for (index, layer) in self.layers.iter().enumerate() {
-            let last = index + 1 == self.layers.len();
-            let queries = some.as_ref().filter(|_| last).unwrap_or(&all);
+            let (rows, queries) = match &some {
+                Some(some) if index == last => (&all, some),
+                Some(some) if index > last => (some, some),
+                _ => (&all, &all),
+            };
+            if let (true, Some(rows), Some(of_all)) = (index == last, queries.rows, &inputs) {
+                inputs = Some(ops.select_rows(of_all, rows)?);
+            }
             let project = Projector { ops, layer: index, deltas };
-            x = self.block(layer, x, &project, &all, queries, cache)?;
+            let rows = LayerRows { all: rows, queries, inputs: inputs.as_ref() };
+            x = self.block(layer, x, &project, rows, cache)?;
         }
         ops.norm(&self.final_norm, &x)
     }
@@ -174,20 +218,20 @@ impl Decoder {
         }
     }
 
-    /// One layer: `x` of `all` rows becomes that of the rows with `queries`.
+    /// One layer: `x` of all its rows becomes that of the rows with queries.
     fn block(
         &self,
         layer: &LayerWeights,
         x: Rows,
         project: &Projector<'_>,
-        all: &Queries<'_>,
-        queries: &Queries<'_>,
+        LayerRows { all, queries, inputs }: LayerRows<'_>,
         cache: &KvCache,
     ) -> Result<Rows> {
         let ops = &self.ops;
         let normed = layer.before_mixer.as_ref().map(|norm| ops.norm(norm, &x)).transpose()?;
         let input = normed.as_ref().unwrap_or(&x);
-        let select = |x: &Rows| queries.rows.map(|rows| ops.select_rows(x, rows)).transpose();
+        let wanted = queries.rows.filter(|_| all.rows.is_none());
+        let select = |x: &Rows| wanted.map(|rows| ops.select_rows(x, rows)).transpose();
         let some = select(input)?;
         let mixed = match &layer.mixer {
             Some(mixer) => {
@@ -202,14 +246,22 @@ impl Decoder {
         if let Some(mixed) = mixed {
             x = join.add(mixed, layer.after_mixer.as_ref(), x)?;
         }
-        let Some(ffn) = &layer.ffn else { return Ok(x) };
-        let normed = match (&layer.before_ffn, self.config.block) {
-            (Some(norm), _) => Some(ops.norm(norm, &x)?),
-            (None, Block::Parallel) => some.or(normed),
-            (None, Block::Sequential) => None,
-        };
-        let inner = ffn.forward(project, normed.as_ref().unwrap_or(&x), queries.rows)?;
-        join.add(inner, layer.after_ffn.as_ref(), x)
+        if let Some(ffn) = &layer.ffn {
+            let normed = match (&layer.before_ffn, self.config.block) {
+                (Some(norm), _) => Some(ops.norm(norm, &x)?),
+                (None, Block::Parallel) => some.or(normed),
+                (None, Block::Sequential) => None,
+            };
+            let inner = ffn.forward(project, normed.as_ref().unwrap_or(&x), &x, queries.rows)?;
+            x = join.add(inner, layer.after_ffn.as_ref(), x)?;
+        }
+        if let (Some(per_layer), Some(inputs)) = (&layer.per_layer, inputs) {
+            x = per_layer.forward(ops, x, inputs)?;
+        }
+        match layer.output_scale {
+            Some(scale) => ops.scale_rows(&x, &vec![scale; x.dims().0]),
+            None => Ok(x),
+        }
     }
 }
 

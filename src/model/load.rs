@@ -238,6 +238,7 @@ impl Request {
             context_length,
             placement: self.placement.clone(),
             weight_bytes,
+            mapped_bytes: decoder.mapped_bytes() as u64,
             weight_types,
             notes,
             tokenizer: files.tokenizer,
@@ -407,6 +408,12 @@ fn notes(decoder: &Decoder, context_length: usize) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(wrapper) = config.wrapper {
         notes.push(format!("the language model of a {wrapper} model; it takes text alone"));
+    }
+    if decoder.mapped_bytes() > 0 {
+        notes.push(format!(
+            "{:.1} MiB of per-layer embeddings stay in the file, which is read as tokens need them",
+            decoder.mapped_bytes() as f64 / f64::from(1 << 20)
+        ));
     }
     if !decoder.left_alone().is_empty() {
         notes.push(format!("left alone: {}", decoder.left_alone().join(", ")));

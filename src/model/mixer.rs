@@ -1,6 +1,8 @@
 //! The seats of the mixers: what looks at other positions. A new one is a variant of [`MixerConfig`], a file
 //! beside this one, and an arm in each match here.
 
+use std::collections::BTreeMap;
+
 use super::attention::Attention;
 use super::build::TensorLoader;
 use super::decoder::{Branch, Queries};
@@ -8,7 +10,7 @@ use super::projection::Projector;
 use super::short_conv::ShortConv;
 use crate::cache::storage::KvCache;
 use crate::config::MixerConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{KvShape, Linear, Rows};
 
 pub(super) enum Mixer {
@@ -21,6 +23,8 @@ pub(super) enum Mixer {
 pub(super) struct LayerCounts {
     pub paged: usize,
     pub recurrent: usize,
+    /// The place in the cache of each layer with keys and values.
+    pub cache_layers: BTreeMap<usize, usize>,
 }
 
 /// What a mixer is given.
@@ -47,8 +51,16 @@ impl Mixer {
     ) -> Result<Mixer> {
         match config {
             MixerConfig::Attention(config) => {
-                let attention = Attention::load(loader, layer, config, counts.paged)?;
-                counts.paged += 1;
+                let cache_layer = match config.shared_kv {
+                    Some(source) => counts.cache_layers.get(&source).copied(),
+                    None => {
+                        counts.cache_layers.insert(layer, counts.paged);
+                        counts.paged += 1;
+                        Some(counts.paged - 1)
+                    }
+                };
+                let missing = || Error::internal("keys and values of a layer that has none are shared");
+                let attention = Attention::load(loader, layer, config, cache_layer.ok_or_else(missing)?)?;
                 Ok(Mixer::Attention(Box::new(attention)))
             }
             MixerConfig::ShortConv(config) => {
@@ -70,7 +82,7 @@ impl Mixer {
     /// Keys and values that it keeps of each position, and how far back rows see.
     pub fn paged(&self) -> Option<(KvShape, Option<usize>)> {
         match self {
-            Mixer::Attention(attention) => Some((attention.kv_shape(), attention.window())),
+            Mixer::Attention(attention) => Some((attention.kv_shape()?, attention.window())),
             Mixer::ShortConv(_) => None,
         }
     }

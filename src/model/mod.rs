@@ -5,6 +5,7 @@
 //! Model.
 
 mod attention;
+mod beside;
 pub mod build;
 pub mod decoder;
 pub mod embedding;
@@ -14,6 +15,7 @@ mod file_hash;
 mod fingerprint;
 mod load;
 mod mixer;
+mod per_layer;
 pub mod projection;
 mod short_conv;
 
@@ -42,6 +44,7 @@ pub struct Model {
     context_length: usize,
     placement: Placement,
     weight_bytes: u64,
+    mapped_bytes: u64,
     weight_types: Vec<&'static str>,
     notes: Vec<String>,
     tokenizer: Arc<Tokenizer>,
@@ -131,9 +134,15 @@ impl Model {
         &self.placement
     }
 
-    /// Bytes of the weights as stored.
+    /// Bytes of the weights as stored, but for those that stay in the file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// Bytes of the weights that stay in the file, where they are read when they are needed: a table of
+    /// per-layer embeddings.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.mapped_bytes
     }
 
     /// The storage types of the weights, the largest share first.

@@ -47,8 +47,8 @@ impl TextStream {
         TextStream { tokenizer, stops, shown, unfinished, held, stopped: false }
     }
 
-    /// The same, and these control tokens show as they are written: the markers around calls and thoughts, for
-    /// whoever reads the text.
+    /// The same, and these control tokens show as they are written: the markers around calls and thoughts,
+    /// for whoever reads the text.
     pub fn showing(mut self, ids: Vec<u32>) -> Self {
         self.shown = ids;
         self
@@ -61,7 +61,8 @@ impl TextStream {
         same && stops(self) == stops(other)
     }
 
-    /// The text that a token makes final. Control tokens that do not show give none, and after a stop string there is none.
+    /// The text that a token makes final. Control tokens that do not show give none, and after a stop string
+    /// there is none.
     pub fn push(&mut self, id: u32) -> Piece {
         let tokenizer = self.tokenizer.clone();
         if self.stopped || (tokenizer.is_special(id) && !self.shown.contains(&id)) {

@@ -42,6 +42,12 @@ pub struct WeightTensor {
 }
 
 impl WeightTensor {
+    /// One of f32 that is in memory.
+    pub fn floats(name: &str, shape: Vec<usize>, values: Vec<f32>) -> Self {
+        let data = Bytes::from_vec(values.iter().flat_map(|value| value.to_le_bytes()).collect());
+        WeightTensor { name: name.to_owned(), dtype: WeightType::F32, shape, data }
+    }
+
     /// How many weights it holds.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -246,6 +252,13 @@ impl Weights {
             Stored::Other(stored) => return Err(self.unsupported(name, stored).context(path.display())),
         };
         Ok(WeightTensor { name: name.to_owned(), dtype, shape: entry.shape.clone(), data })
+    }
+
+    /// Says that a tensor is known to change nothing: it is not among those that nobody has asked for.
+    pub fn pass_over(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name) {
+            entry.read.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The shape and the bytes of a tensor of plain bytes (U8), which hold weights in a way that the tensor

@@ -72,6 +72,24 @@ pub enum Part {
     XieluAlphaN,
     XieluBeta,
     XieluEps,
+    /// The table of per-layer embeddings.
+    PerLayerEmbed,
+    /// From the embedding to the inputs of all layers, and the norm behind it.
+    PerLayerModel,
+    PerLayerModelNorm,
+    /// A layer's own.
+    PerLayerGate,
+    PerLayerProjection,
+    PerLayerNorm,
+    /// What the output of a layer is multiplied by.
+    OutputScale,
+    /// What the normed input of a router is multiplied by, and the output of each expert.
+    RouterScale,
+    ExpertScales,
+    /// Norms of a dense feed-forward and of experts beside each other.
+    DensePostNorm,
+    ExpertsNorm,
+    ExpertsPostNorm,
 }
 
 /// Part, its spellings in transformers and in GGUF; of several the first that exists counts.
@@ -190,6 +208,18 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::XieluAlphaN, &["mlp.act_fn.alpha_n"], &["xielu.alpha_n"]),
     (Part::XieluBeta, &["mlp.act_fn.beta"], &["xielu.beta"]),
     (Part::XieluEps, &["mlp.act_fn.eps"], &["xielu.eps"]),
+    (Part::PerLayerEmbed, &["embed_tokens_per_layer"], &["per_layer_token_embd"]),
+    (Part::PerLayerModel, &["per_layer_model_projection"], &["per_layer_model_proj"]),
+    (Part::PerLayerModelNorm, &["per_layer_projection_norm"], &["per_layer_proj_norm"]),
+    (Part::PerLayerGate, &["per_layer_input_gate"], &["inp_gate"]),
+    (Part::PerLayerProjection, &["per_layer_projection"], &["proj"]),
+    (Part::PerLayerNorm, &["post_per_layer_input_norm"], &["post_norm"]),
+    (Part::OutputScale, &["layer_scalar"], &["layer_output_scale"]),
+    (Part::RouterScale, &["router.scale"], &["ffn_gate_inp"]),
+    (Part::ExpertScales, &["router.per_expert_scale"], &["ffn_down_exps"]),
+    (Part::DensePostNorm, &["post_feedforward_layernorm_1"], &["post_ffw_norm_1"]),
+    (Part::ExpertsNorm, &["pre_feedforward_layernorm_2"], &["pre_ffw_norm_2"]),
+    (Part::ExpertsPostNorm, &["post_feedforward_layernorm_2"], &["post_ffw_norm_2"]),
 ];
 
 impl Part {
@@ -203,8 +233,8 @@ impl Part {
         }
     }
 
-    /// What stands behind its name in transformers: `.weight` or `.bias`, unless it is stored as a parameter of
-    /// its own.
+    /// What stands behind its name in transformers: `.weight` or `.bias`, unless it is stored as a parameter
+    /// of its own.
     fn ending(self, kind: &str) -> String {
         use Part::{
             DownExperts, DownExpertsBlocks, GateExperts, GateUpExperts, GateUpExpertsBlocks,
@@ -213,7 +243,8 @@ impl Part {
         use Part::{XieluAlphaN, XieluAlphaP, XieluBeta, XieluEps};
         match (self, kind) {
             (Sinks | GateExperts | UpExperts | GateUpExperts | DownExperts, "weight") => String::new(),
-            (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps, _) => String::new(),
+            (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps | Part::OutputScale, _) => String::new(),
+            (Part::RouterScale | Part::ExpertScales, _) => String::new(),
             (GateUpExpertsBlocks | DownExpertsBlocks, "weight") => "_blocks".into(),
             (
                 RouterCorrection | GateExperts | UpExperts | GateUpExperts | DownExperts
@@ -484,6 +515,18 @@ mod tests {
             XieluAlphaN,
             XieluBeta,
             XieluEps,
+            PerLayerEmbed,
+            PerLayerModel,
+            PerLayerModelNorm,
+            PerLayerGate,
+            PerLayerProjection,
+            PerLayerNorm,
+            OutputScale,
+            RouterScale,
+            ExpertScales,
+            DensePostNorm,
+            ExpertsNorm,
+            ExpertsPostNorm,
         ];
         for part in parts {
             for names in [

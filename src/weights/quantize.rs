@@ -28,8 +28,8 @@ const MAX_WEIGHT: f32 = 65_504.0;
 /// Rows are shared among `threads`; blocks are independent, so the result is the same for any number.
 ///
 /// # Errors
-/// `InvalidRequest` when `to` cannot be made (floats, IQ4, MXFP4); `ModelFile` when a weight is not finite or beyond
-/// 65504.
+/// `InvalidRequest` when `to` cannot be made (floats, IQ4, MXFP4); `ModelFile` when a weight is not finite or
+/// beyond 65504.
 pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result<WeightTensor> {
     target(to)?;
     let &[n, k] = tensor.shape.as_slice() else { return Ok(tensor.clone()) };

@@ -16,7 +16,7 @@
 //! Memory comes zeroed from the operating system and costs nothing until it is touched. Groups begin at
 //! multiples of 64 bytes: a vector that crosses a cache line is read twice.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{KvShape, probe};
 use crate::error::{Error, Result};
@@ -31,6 +31,13 @@ const LINE: usize = 64;
 
 // The lanes of a group of keys are the positions of a page.
 const _: () = assert!(PAGE == LANES);
+
+impl KvShape {
+    /// Dimensions of a head with the zeros behind them; `None` beyond any address.
+    pub fn padded_dim(self) -> Option<usize> {
+        self.head_dim.checked_next_multiple_of(LANES)
+    }
+}
 
 /// What the numbers are stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -59,8 +66,7 @@ impl KvType {
 
     /// Bytes of one position of one layer; `None` if that is more than can be addressed.
     pub fn position_bytes(self, shape: KvShape) -> Option<usize> {
-        let padded = shape.head_dim.checked_next_multiple_of(LANES)?;
-        shape.kv_heads.checked_mul(padded)?.checked_mul(2 * self.bytes())
+        shape.kv_heads.checked_mul(shape.padded_dim()?)?.checked_mul(2 * self.bytes())
     }
 }
 
@@ -105,26 +111,27 @@ impl Element for u16 {
     }
 }
 
-/// One layer. Written in place, from a shared reference: whoever reads holds the lock.
-#[derive(Debug)]
+/// One layer. Written in place, from a shared reference: whoever reads holds the lock. A clone shares the
+/// memory, and so do the layers that are parts of one column.
+#[derive(Clone, Debug)]
 pub struct NativeKv {
-    shape: KvShape,
-    pages: RwLock<Numbers>,
+    view: PageView,
+    numbers: Arc<RwLock<Numbers>>,
 }
 
-/// The pages of one layer, of either type.
+/// The memory of a column, of either type.
 #[derive(Debug)]
 pub enum Numbers {
-    F32(Pages<f32>),
-    BF16(Pages<u16>),
+    F32(Aligned<f32>),
+    BF16(Aligned<u16>),
 }
 
 /// Calls the same for whichever type there is.
 macro_rules! either {
-    ($numbers:expr, $pages:ident => $call:expr) => {
+    ($numbers:expr, $memory:ident => $call:expr) => {
         match $numbers {
-            Numbers::F32($pages) => $call,
-            Numbers::BF16($pages) => $call,
+            Numbers::F32($memory) => $call,
+            Numbers::BF16($memory) => $call,
         }
     };
 }
@@ -132,25 +139,40 @@ macro_rules! either {
 impl NativeKv {
     /// Room for `pages` pages, all zero; `None` when it cannot be had.
     pub fn new(shape: KvShape, pages: usize, kind: KvType) -> Option<Self> {
+        let view = PageView { shape, padded: shape.padded_dim()?, places: 1, place: 0 };
+        let len = view.page_len()?.checked_mul(pages)?;
         let numbers = match kind {
-            KvType::F32 => Numbers::F32(Pages::new(shape, pages)?),
-            KvType::BF16 => Numbers::BF16(Pages::new(shape, pages)?),
+            KvType::F32 => Numbers::F32(Aligned::new(len)?),
+            KvType::BF16 => Numbers::BF16(Aligned::new(len)?),
         };
-        Some(NativeKv { shape, pages: RwLock::new(numbers) })
+        Some(NativeKv { view, numbers: Arc::new(RwLock::new(numbers)) })
+    }
+
+    /// The same memory as one of `places` smaller layers sees it that lie side by side in each page; `None`
+    /// where so many do not make a page.
+    pub fn part(&self, shape: KvShape, places: usize, place: usize) -> Option<Self> {
+        let view = PageView { shape, padded: shape.padded_dim()?, places, place };
+        let fits = place < places && view.page_len()?.checked_mul(places)? == self.view.page_len()?;
+        fits.then(|| NativeKv { view, numbers: self.numbers.clone() })
     }
 
     pub fn shape(&self) -> KvShape {
-        self.shape
+        self.view.shape
+    }
+
+    /// Where its keys and values lie.
+    pub fn view(&self) -> PageView {
+        self.view
     }
 
     /// The numbers, to be read.
     pub fn read(&self) -> RwLockReadGuard<'_, Numbers> {
-        self.pages.read().unwrap_or_else(PoisonError::into_inner)
+        self.numbers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The numbers, to be written.
     pub fn write(&self) -> RwLockWriteGuard<'_, Numbers> {
-        self.pages.write().unwrap_or_else(PoisonError::into_inner)
+        self.numbers.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts the keys and values `[slots, kv_heads * head_dim]` of rows into slots (`page * PAGE + position %
@@ -159,7 +181,7 @@ impl NativeKv {
     /// # Errors
     /// `Internal` when there are fewer rows than slots, or a slot is none of these pages.
     pub fn write_rows(&self, slots: &[u32], keys: &[f32], values: &[f32]) -> Result<()> {
-        either!(&mut *self.write(), pages => pages.write_rows(slots, keys, values))
+        either!(&mut *self.write(), memory => self.view.write_rows(memory.numbers_mut(), slots, keys, values))
     }
 
     /// Appends a page to `out` as `[PAGE, kv_heads * head_dim]` little-endian f32: keys, then values.
@@ -167,7 +189,7 @@ impl NativeKv {
     /// # Errors
     /// `Internal` when there is no such page.
     pub fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
-        either!(&*self.read(), pages => pages.read_page(page as usize, out))
+        either!(&*self.read(), memory => self.view.read_page(memory.numbers(), page as usize, out))
     }
 
     /// Makes a page hold what [`read_page`](Self::read_page) gave.
@@ -188,33 +210,50 @@ impl NativeKv {
     /// # Errors
     /// `Internal` when one is missing.
     pub fn copy_page(&self, from: u32, to: u32) -> Result<()> {
-        either!(&mut *self.write(), pages => pages.copy_page(from as usize, to as usize))
+        let (from, to) = (from as usize, to as usize);
+        either!(&mut *self.write(), memory => self.view.copy_page(memory.numbers_mut(), from, to))
     }
 }
 
-/// Pages of one type of number.
+/// Numbers that begin at a multiple of 64 bytes, zero at first.
 #[derive(Debug)]
-pub struct Pages<T> {
-    shape: KvShape,
-    /// Dimensions of a head with the zeros behind them.
-    padded: usize,
+pub struct Aligned<T> {
     numbers: Vec<T>,
     /// The first aligned number.
     start: usize,
     len: usize,
 }
 
-impl<T: Element> Pages<T> {
-    fn new(shape: KvShape, pages: usize) -> Option<Self> {
-        let padded = shape.head_dim.checked_next_multiple_of(LANES)?;
-        let len = padded.checked_mul(2 * PAGE)?.checked_mul(shape.kv_heads)?.checked_mul(pages)?;
+impl<T: Element> Aligned<T> {
+    fn new(len: usize) -> Option<Self> {
         let slack = LINE / size_of::<T>();
         probe(len.checked_add(slack)?.checked_mul(size_of::<T>())?)?;
         let numbers = vec![T::default(); len + slack];
         let start = numbers.as_ptr().align_offset(LINE).min(slack);
-        Some(Pages { shape, padded, numbers, start, len })
+        Some(Aligned { numbers, start, len })
     }
 
+    pub fn numbers(&self) -> &[T] {
+        self.numbers.get(self.start..self.start + self.len).unwrap_or_default()
+    }
+
+    pub fn numbers_mut(&mut self) -> &mut [T] {
+        self.numbers.get_mut(self.start..self.start + self.len).unwrap_or_default()
+    }
+}
+
+/// Where the keys and values of a layer lie in the memory of its column.
+#[derive(Clone, Copy, Debug)]
+pub struct PageView {
+    shape: KvShape,
+    /// Dimensions of a head with the zeros behind them.
+    padded: usize,
+    /// Layers of this shape that lie side by side in a page, and which of them it is.
+    places: usize,
+    place: usize,
+}
+
+impl PageView {
     pub fn shape(&self) -> KvShape {
         self.shape
     }
@@ -229,50 +268,57 @@ impl<T: Element> Pages<T> {
         PAGE * self.padded
     }
 
-    /// All groups: `[pages, kv_heads, {keys, values}, block]`.
-    pub fn groups(&self) -> &[T] {
-        self.numbers.get(self.start..self.start + self.len).unwrap_or_default()
-    }
-
-    /// As [`groups`](Self::groups).
-    pub fn groups_mut(&mut self) -> &mut [T] {
-        self.numbers.get_mut(self.start..self.start + self.len).unwrap_or_default()
-    }
-
-    /// Where the keys of a head lie in a page; its values follow.
+    /// Where the keys of a head lie in a page; its values follow: `[pages, places, kv_heads, {keys, values},
+    /// block]`.
+    #[inline(always)]
     pub fn offset(&self, page: usize, head: usize) -> usize {
-        (page * self.shape.kv_heads + head) * 2 * self.block()
+        ((page * self.places + self.place) * self.shape.kv_heads + head) * 2 * self.block()
     }
 
-    fn page_len(&self) -> usize {
-        2 * self.block() * self.shape.kv_heads
+    /// Pages that so many numbers hold.
+    pub fn pages(&self, numbers: usize) -> usize {
+        numbers / (2 * self.block() * self.shape.kv_heads * self.places).max(1)
     }
 
-    fn write_rows(&mut self, slots: &[u32], keys: &[f32], values: &[f32]) -> Result<()> {
-        let (dim, padded, block) = (self.shape.head_dim, self.padded, self.block());
-        let (width, page_len) = (self.shape.width(), self.page_len());
+    /// Numbers of the layer in a page.
+    fn page_len(&self) -> Option<usize> {
+        self.padded.checked_mul(2 * PAGE)?.checked_mul(self.shape.kv_heads)
+    }
+
+    /// The numbers of the layer in a page.
+    fn page(&self, page: usize) -> std::ops::Range<usize> {
+        let start = self.offset(page, 0);
+        start..start + 2 * self.block() * self.shape.kv_heads
+    }
+
+    fn write_rows<T: Element>(
+        &self,
+        numbers: &mut [T],
+        slots: &[u32],
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()> {
+        let (dim, block, width) = (self.shape.head_dim, self.block(), self.shape.width());
         if [keys, values].iter().any(|rows| rows.len() != slots.len() * width) {
             return Err(Error::internal("keys or values are not as many as their slots need"));
         }
         let rows = slots.iter().zip(keys.chunks_exact(width).zip(values.chunks_exact(width)));
         for (&slot, (keys, values)) in rows {
             let (number, slot) = (slot as usize / PAGE, slot as usize % PAGE);
-            let page = self.groups_mut().get_mut(number * page_len..(number + 1) * page_len);
-            let page = page.ok_or_else(|| missing(number))?;
+            let page = numbers.get_mut(self.page(number)).ok_or_else(|| missing(number))?;
             let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
             for ((key, value), blocks) in heads.zip(page.chunks_exact_mut(2 * block)) {
                 let (key_block, value_block) = blocks.split_at_mut(block);
                 put_key(key_block, slot, key);
-                put_value(value_block, padded, slot, value);
+                put_value(value_block, self.padded, slot, value);
             }
         }
         Ok(())
     }
 
-    fn read_page(&self, page: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn read_page<T: Element>(&self, numbers: &[T], page: usize, out: &mut Vec<u8>) -> Result<()> {
         let (dim, padded, block) = (self.shape.head_dim, self.padded, self.block());
-        let numbers = self.groups().get(page * self.page_len()..(page + 1) * self.page_len());
-        let numbers = numbers.ok_or_else(|| missing(page))?;
+        let numbers = numbers.get(self.page(page)).ok_or_else(|| missing(page))?;
         for values in [false, true] {
             for slot in 0..PAGE {
                 for blocks in numbers.chunks_exact(2 * block) {
@@ -290,13 +336,12 @@ impl<T: Element> Pages<T> {
         Ok(())
     }
 
-    fn copy_page(&mut self, from: usize, to: usize) -> Result<()> {
-        let len = self.page_len();
-        let pages = self.len / len.max(1);
+    fn copy_page<T: Element>(&self, numbers: &mut [T], from: usize, to: usize) -> Result<()> {
+        let pages = self.pages(numbers.len());
         if let Some(page) = [from, to].into_iter().find(|&page| page >= pages) {
             return Err(missing(page));
         }
-        self.groups_mut().copy_within(from * len..(from + 1) * len, to * len);
+        numbers.copy_within(self.page(from), self.page(to).start);
         Ok(())
     }
 }
@@ -313,20 +358,22 @@ fn value_at<T: Element>(padded: usize, slot: usize, d: usize) -> usize {
     (slot / 2 * (padded / LANES) + d / LANES) * GROUP + T::place(d % LANES, slot % 2)
 }
 
-/// Puts one key into its block.
+/// Puts one key into its block, with the zeros behind it: a page may have held layers of another shape.
 fn put_key<T: Element>(block: &mut [T], slot: usize, key: &[f32]) {
-    for (pair, group) in key.chunks(2).zip(block.chunks_exact_mut(GROUP)) {
-        for (second, &number) in pair.iter().enumerate() {
+    for (at, group) in block.chunks_exact_mut(GROUP).enumerate() {
+        for second in 0..2 {
+            let number = key.get(2 * at + second).copied().unwrap_or(0.0);
             group[T::place(slot, second)] = T::from_f32(number);
         }
     }
 }
 
-/// Puts one value into its block.
+/// Puts one value into its block, with the zeros behind it.
 fn put_value<T: Element>(block: &mut [T], padded: usize, slot: usize, value: &[f32]) {
     let groups = &mut block[slot / 2 * 2 * padded..][..2 * padded];
-    for (lanes, group) in value.chunks(LANES).zip(groups.chunks_exact_mut(GROUP)) {
-        for (lane, &number) in lanes.iter().enumerate() {
+    for (at, group) in groups.chunks_exact_mut(GROUP).enumerate() {
+        for lane in 0..LANES {
+            let number = value.get(at * LANES + lane).copied().unwrap_or(0.0);
             group[T::place(lane, slot % 2)] = T::from_f32(number);
         }
     }
@@ -370,15 +417,38 @@ mod tests {
         let kv = NativeKv::new(shape, 2, KvType::BF16).unwrap();
         let row: Vec<f32> = (0..36).map(|d| d as f32).collect();
         kv.write_rows(&[16 + 5], &row, &row).unwrap();
-        let numbers = kv.read();
-        let Numbers::BF16(pages) = &*numbers else { panic!("another type") };
-        assert_eq!((pages.padded(), pages.block()), (32, 512));
-        assert_eq!(pages.groups().as_ptr().align_offset(64), 0);
-        let head = &pages.groups()[pages.offset(1, 1)..][..2 * pages.block()];
+        let (numbers, view) = (kv.read(), kv.view());
+        let Numbers::BF16(memory) = &*numbers else { panic!("another type") };
+        assert_eq!((view.padded(), view.block()), (32, 512));
+        assert_eq!(memory.numbers().as_ptr().align_offset(64), 0);
+        let head = &memory.numbers()[view.offset(1, 1)..][..2 * view.block()];
         // Dimension 17 of head 1 is the number 35; slot 5 is the second of pair 2.
         assert_eq!(head[8 * 32 + 5 * 2 + 1].to_f32(), 35.0);
         assert_eq!(head[512 + (2 * 2 + 1) * 32 + 3].to_f32(), 35.0);
         assert_eq!(head.iter().filter(|&&bits| bits != 0).count(), 2 * 18);
+    }
+
+    #[test]
+    fn layers_of_other_shapes_share_the_memory_of_a_page() {
+        let wide = KvShape { kv_heads: 2, head_dim: 48 };
+        let narrow = KvShape { kv_heads: 1, head_dim: 17 };
+        for kind in [KvType::F32, KvType::BF16] {
+            let column = NativeKv::new(wide, 3, kind).unwrap();
+            let parts: Vec<_> = (0..3).map(|place| column.part(narrow, 3, place).unwrap()).collect();
+            // What the page held before is gone, and does not show in the padding.
+            column.write_page(1, &page(wide.width())).unwrap();
+            let bytes = page(narrow.width());
+            parts.iter().for_each(|part| part.write_page(1, &bytes).unwrap());
+            for (place, part) in parts.iter().enumerate() {
+                let mut found = Vec::new();
+                part.read_page(1, &mut found).unwrap();
+                assert!(found == bytes, "{kind:?} {place}");
+                let Numbers::BF16(memory) = &*part.read() else { continue };
+                let last = part.view().offset(1, 0) + key_at::<u16>(0, 31);
+                assert_eq!(memory.numbers()[last], 0, "padding of part {place}");
+            }
+            assert!(column.part(narrow, 2, 0).is_none() && column.part(narrow, 3, 3).is_none());
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Families of dense feed-forwards whose layers are alike.
 
+use super::experts::GRANITE_EXPERTS;
 use super::{
     ATTENTION_BIAS, Bidirectional, Gating, MLP_BIAS, Multiplier, Multipliers, NO_MULTIPLIERS, NoRope,
     NormPlaces,
 };
+use super::{DenseLayers, Experts, Shared, SharedWidth};
 use super::{Family, FamilyTensors, GGUF, Gguf, Has, PLAIN, ROPE, RopeDefaults, SIZES, Sizes, Window};
-use crate::config::{Activation, Block, NormKind, NormScope, Xielu};
+use crate::config::{
+    Activation, Block, GateFunction, GateScope, GateSource, NormKind, NormScope, OutputGate, Xielu,
+};
 use crate::weights::names::Part;
 
 pub(super) const LLAMA: Family = Family {
@@ -15,6 +19,9 @@ pub(super) const LLAMA: Family = Family {
     norm_offset: 0.0,
     eps: 1e-6,
     eps_key: "rms_norm_eps",
+    post_eps: None,
+    plain_final_norm: false,
+    embed_norm: false,
     block: Block::Sequential,
     parallel_key: None,
     activation: Activation::Silu,
@@ -36,6 +43,8 @@ pub(super) const LLAMA: Family = Family {
     query_scale: false,
     short_conv: None,
     experts: None,
+    by_layer: None,
+    heads_by_layer: None,
     gating: Gating::Never,
     refused: &[],
     fixed: &[],
@@ -85,7 +94,11 @@ pub(super) const QWEN3: Family = Family {
 const XIELU: Activation = Activation::Xielu(Xielu { p: 0.0, n: 0.0, beta: 0.0, eps: 0.0 });
 
 const fn multiplier(key: &'static str, gguf: &'static str, divides: bool) -> Option<Multiplier> {
-    Some(Multiplier { key, gguf, default: 1.0, divides })
+    Some(Multiplier { divides, ..multiplier_of(key, gguf) })
+}
+
+const fn multiplier_of(key: &'static str, gguf: &'static str) -> Multiplier {
+    Multiplier { key, gguf, default: 1.0, divides: false }
 }
 
 pub(super) const GRANITE: Family = Family {
@@ -93,6 +106,7 @@ pub(super) const GRANITE: Family = Family {
     multipliers: Multipliers {
         embedding: multiplier("embedding_multiplier", "embedding_scale", false),
         attention: multiplier("attention_multiplier", "attention.scale", false),
+        queries: None,
         residual: multiplier("residual_multiplier", "residual_scale", false),
         logits: multiplier("logits_scaling", "logit_scale", true),
     },
@@ -220,6 +234,27 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     GRANITE,
     Family {
+        model_types: &["granite_swa"],
+        eps: 1e-5,
+        sizes: Sizes {
+            hidden: 2560,
+            intermediate: 8192,
+            layers: 24,
+            heads: 20,
+            kv_heads: Some(4),
+            head_dim: None,
+            vocab: 100_352,
+            context: 8192,
+        },
+        rope: RopeDefaults { by_layer: true, ..ROPE },
+        tied: true,
+        window: Window::TypedAllButFirstOfFour,
+        window_size: Some(128),
+        tensors: FamilyTensors { sinks: true, ..GRANITE.tensors },
+        gguf: &[Gguf { architecture: "granite_swa", interleaved_qk: true, ..GGUF }],
+        ..GRANITE
+    },
+    Family {
         model_types: &["granitemoehybrid"],
         intermediate_key: "shared_intermediate_size",
         sizes: Sizes { intermediate: 1024, ..SIZES },
@@ -230,6 +265,16 @@ pub(super) const FAMILIES: &[Family] = &[
             fused_gate_up: true,
             ..PLAIN
         },
+        experts: Some(Experts {
+            width: Some(("intermediate_size", 11_008)),
+            dense_layers: DenseLayers::WithoutExperts,
+            shared: Some(Shared {
+                width: SharedWidth::Key("shared_intermediate_size", 1024),
+                fused: true,
+                gate: false,
+            }),
+            ..GRANITE_EXPERTS
+        }),
         names: &[(Part::GateUp, &["shared_mlp.input_linear"]), (Part::Down, &["shared_mlp.output_linear"])],
         // The converter writes those without Mamba layers as "granite".
         gguf: &[],
@@ -473,6 +518,51 @@ pub(super) const FAMILIES: &[Family] = &[
             ..PLAIN
         },
         gguf: &[Gguf { architecture: "starcoder2", ..GGUF }],
+        ..LLAMA
+    },
+    Family {
+        model_types: &["muse_glimmer_text"],
+        eps: 1e-5,
+        norm_offset: 1.0,
+        post_eps: Some(("post_norm_eps", 1e-8)),
+        plain_final_norm: true,
+        embed_norm: true,
+        activation_key: Some("hidden_activation"),
+        multipliers: Multipliers {
+            queries: Some(Multiplier { default: 3.87, ..multiplier_of("qk_scale_factor", "") }),
+            logits: Some(Multiplier {
+                default: 0.196_116_135_138_184_04,
+                ..multiplier_of("output_multiplier", "logit_scale")
+            }),
+            ..NO_MULTIPLIERS
+        },
+        sizes: Sizes {
+            hidden: 6656,
+            intermediate: 19_968,
+            layers: 52,
+            kv_heads: Some(2),
+            head_dim: Some(128),
+            vocab: 202_048,
+            context: 131_072,
+            ..SIZES
+        },
+        window: Window::TypedFromLast(4),
+        window_size: Some(2048),
+        logit_cap: Some(Some(20.0)),
+        no_rope: NoRope::Zeros("layer_rope_theta", 4),
+        gating: Gating::Always(OutputGate {
+            function: GateFunction::Sigmoid,
+            scope: GateScope::Element,
+            source: GateSource::Own,
+        }),
+        tensors: FamilyTensors {
+            qkv_bias: ATTENTION_BIAS,
+            o_bias: ATTENTION_BIAS,
+            norms: NormPlaces::Around,
+            plain_qk_norm: true,
+            ..PLAIN
+        },
+        gguf: &[Gguf { architecture: "muse-glimmer", interleaved_qk: true, window_period: Some(4), ..GGUF }],
         ..LLAMA
     },
     Family {

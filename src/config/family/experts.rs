@@ -1,13 +1,16 @@
 //! Families with mixtures of experts.
 
-use super::dense::{LLAMA, MISTRAL, QWEN3};
+use super::dense::{GRANITE, LLAMA, MISTRAL, QWEN3};
 use super::{
-    ATTENTION_BIAS, DenseLayers, Experts, Family, FamilyTensors, GGUF, Gguf, GgufExperts, Has, PLAIN, ROPE,
-    RopeDefaults, SIZES, Sizes, Window,
+    ATTENTION_BIAS, DenseLayers, Experts, Family, FamilyTensors, GGUF, Gating, Gguf, GgufExperts, Has, PLAIN,
+    ROPE, RopeDefaults, SIZES, Shared, SharedWidth, Sizes, Window,
 };
-use crate::config::{Activation, Denominator, ExpertStack, NormScope, Score};
+use crate::config::{
+    Activation, Denominator, ExpertStack, GateFunction, GateScope, GateSource, NormScope, OutputGate, Score,
+};
 
 pub(super) const EXPERTS: Experts = Experts {
+    beside: None,
     count_keys: ["num_local_experts", "num_experts"],
     count: 8,
     top_k_key: "num_experts_per_tok",
@@ -29,8 +32,15 @@ pub(super) const EXPERTS: Experts = Experts {
     dense_layers: DenseLayers::Never,
 };
 
+pub(super) const GRANITE_EXPERTS: Experts = Experts {
+    count_keys: ["num_experts", "num_local_experts"],
+    score: Score::Logit,
+    normalize: Has::Never,
+    ..EXPERTS
+};
+
 /// The weights of the chosen have the sum 1, whatever the file says.
-const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
+pub(super) const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
 
 pub(super) const FAMILIES: &[Family] = &[
     Family {
@@ -150,6 +160,163 @@ pub(super) const FAMILIES: &[Family] = &[
             window_period: Some(2),
             yarn_truncates: false,
             experts: Some(GgufExperts { normalize: false, keys: false }),
+            ..GGUF
+        }],
+        ..LLAMA
+    },
+    Family { model_types: &["granitemoe"], experts: Some(GRANITE_EXPERTS), gguf: &[], ..GRANITE },
+    Family {
+        model_types: &["granitemoeshared"],
+        experts: Some(Experts {
+            shared: Some(Shared {
+                width: SharedWidth::Key("shared_intermediate_size", 0),
+                fused: true,
+                gate: false,
+            }),
+            ..GRANITE_EXPERTS
+        }),
+        // Those of granitemoe, too, and of hybrids without Mamba layers.
+        gguf: &[Gguf {
+            architecture: "granitemoe",
+            interleaved_qk: true,
+            rope_switch: Some(true),
+            experts: NORMALIZED,
+            ..GGUF
+        }],
+        ..GRANITE
+    },
+    Family {
+        model_types: &["qwen2_moe"],
+        sizes: Sizes {
+            hidden: 2048,
+            intermediate: 5632,
+            layers: 24,
+            heads: 16,
+            kv_heads: Some(16),
+            vocab: 151_936,
+            context: 32_768,
+            ..SIZES
+        },
+        experts: Some(Experts {
+            count_keys: ["num_experts", "num_local_experts"],
+            count: 60,
+            top_k: 4,
+            width: Some(("moe_intermediate_size", 1408)),
+            normalize: Has::Key("norm_topk_prob", false),
+            shared: Some(Shared {
+                width: SharedWidth::Key("shared_expert_intermediate_size", 5632),
+                fused: false,
+                gate: true,
+            }),
+            dense_layers: DenseLayers::SparseStep,
+            ..EXPERTS
+        }),
+        // Which layers the window would be of is said in a way of its own, and no published file has one.
+        refused: &["use_sliding_window"],
+        tensors: FamilyTensors { qkv_bias: Has::Key("qkv_bias", true), ..PLAIN },
+        gguf: &[Gguf {
+            architecture: "qwen2moe",
+            experts: Some(GgufExperts { normalize: false, keys: false }),
+            ..GGUF
+        }],
+        ..LLAMA
+    },
+    Family {
+        model_types: &["ernie4_5_moe"],
+        eps: 1e-5,
+        sizes: Sizes {
+            hidden: 2560,
+            intermediate: 12_288,
+            layers: 28,
+            heads: 20,
+            kv_heads: Some(4),
+            head_dim: None,
+            vocab: 103_424,
+            context: 131_072,
+        },
+        rope: RopeDefaults { theta: 500_000.0, interleaved: true, ..ROPE },
+        tied: true,
+        experts: Some(Experts {
+            count_keys: ["moe_num_experts", "num_experts"],
+            count: 64,
+            top_k_key: "moe_k",
+            top_k: 6,
+            width: Some(("moe_intermediate_size", 1536)),
+            correction: Has::Always,
+            at_least_key: Some(("moe_norm_min", 1e-12)),
+            shared: Some(Shared {
+                width: SharedWidth::Experts("moe_num_shared_experts", 2),
+                fused: false,
+                gate: false,
+            }),
+            dense_layers: DenseLayers::Range,
+            ..EXPERTS
+        }),
+        tensors: FamilyTensors {
+            qkv_bias: Has::Key("use_bias", false),
+            o_bias: Has::Key("use_bias", false),
+            mlp_bias: Has::Key("use_bias", false),
+            ..PLAIN
+        },
+        gguf: &[Gguf { architecture: "ernie4_5-moe", interleaved_qk: true, experts: NORMALIZED, ..GGUF }],
+        ..LLAMA
+    },
+    Family {
+        model_types: &["laguna"],
+        sizes: Sizes {
+            hidden: 2048,
+            intermediate: 8192,
+            layers: 40,
+            heads: 48,
+            kv_heads: Some(8),
+            head_dim: Some(128),
+            vocab: 100_352,
+            context: 131_072,
+        },
+        rope: RopeDefaults {
+            theta: 500_000.0,
+            local_theta: Some((None, 10_000.0)),
+            partial: Some(1.0),
+            absent: Some(r#"{"full_attention": {"partial_rotary_factor": 0.5}, "sliding_attention": {}}"#),
+            ..ROPE
+        },
+        window: Window::Typed,
+        window_size: Some(512),
+        heads_by_layer: Some("num_attention_heads_per_layer"),
+        experts: Some(Experts {
+            count_keys: ["num_experts", "num_local_experts"],
+            count: 256,
+            top_k: 8,
+            width: Some(("moe_intermediate_size", 512)),
+            score: Score::Sigmoid,
+            cap_key: Some("moe_router_logit_softcapping"),
+            correction: Has::Always,
+            scale_key: Some(("moe_routed_scaling_factor", 1.0)),
+            shared: Some(Shared {
+                width: SharedWidth::Key("shared_expert_intermediate_size", 512),
+                fused: false,
+                gate: false,
+            }),
+            dense_layers: DenseLayers::Typed(1),
+            ..EXPERTS
+        }),
+        gating: Gating::Scoped(
+            "gating",
+            OutputGate { function: GateFunction::Softplus, scope: GateScope::Head, source: GateSource::Own },
+        ),
+        refused: &["moe_apply_router_weight_on_input"],
+        tensors: FamilyTensors {
+            qkv_bias: ATTENTION_BIAS,
+            o_bias: ATTENTION_BIAS,
+            qk_norm: Has::Always,
+            ..PLAIN
+        },
+        gguf: &[Gguf {
+            architecture: "laguna",
+            window_period: Some(4),
+            full_first: true,
+            local_theta: Some(None),
+            experts: Some(GgufExperts { normalize: true, keys: true }),
             ..GGUF
         }],
         ..LLAMA

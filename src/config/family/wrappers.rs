@@ -25,6 +25,12 @@ pub(super) const WRAPPER: Wrapper =
 
 pub(super) const WRAPPERS: &[Wrapper] = &[
     WRAPPER,
+    Wrapper {
+        model_type: "muse_glimmer",
+        text: Text::Fixed("muse_glimmer_text"),
+        inner_tied: false,
+        ..WRAPPER
+    },
     Wrapper { model_type: "llava_next", inner_tied: false, ..WRAPPER },
     Wrapper { model_type: "smolvlm", inner_tied: false, ..WRAPPER },
     Wrapper { model_type: "idefics3", inner_tied: false, ..WRAPPER },
@@ -32,6 +38,20 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
     Wrapper {
         model_type: "gemma3",
         text: Text::Fixed("gemma3_text"),
+        tied: true,
+        inner_tied: false,
+        ..WRAPPER
+    },
+    Wrapper {
+        model_type: "gemma4",
+        text: Text::Fixed("gemma4_text"),
+        tied: true,
+        inner_tied: false,
+        ..WRAPPER
+    },
+    Wrapper {
+        model_type: "gemma4_unified",
+        text: Text::Fixed("gemma4_unified_text"),
         tied: true,
         inner_tied: false,
         ..WRAPPER

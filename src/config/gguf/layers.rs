@@ -32,11 +32,14 @@ impl Reader<'_> {
         // (llama.cpp's symmetric window).
         let window = if causal { window } else { window.map(|window| window / 2 + 1) };
         let turns = self.turns()?;
+        let patterned = self.rope_pattern(layers)?;
+        let heads = self.heads(layers)?;
         let bare = |i: usize| match self.family.no_rope {
             NoRope::Interval(n) => (i + 1).is_multiple_of(n),
+            NoRope::Zeros(..) => !sliding[i],
             NoRope::Full => !sliding[i] || window.is_none(),
             NoRope::FullBesideWindow => !sliding[i] && window.is_some(),
-            NoRope::Never | NoRope::Unless(..) => !turns,
+            NoRope::Never | NoRope::Unless(..) => !turns || patterned.as_ref().is_some_and(|flags| !flags[i]),
         };
         let conv = self.short_conv(layers)?;
         let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
@@ -48,7 +51,7 @@ impl Reader<'_> {
             None => {
                 let window = window.filter(|_| sliding[i]);
                 let rope = (!bare(i)).then_some(usize::from(window.is_some() && local_rope));
-                MixerConfig::Attention(AttentionConfig { window, rope, ..attention })
+                MixerConfig::Attention(AttentionConfig { window, rope, heads: heads[i], ..attention })
             }
         };
         let ffn = |i: usize| match (ffns[i], &xielu) {
@@ -57,8 +60,24 @@ impl Reader<'_> {
             }
             (ffn, _) => ffn,
         };
-        let layer = |i| LayerConfig { mixer: Some(mixer(i)), ffn: Some(ffn(i)), norms, residual_scale };
+        let layer = |i| LayerConfig {
+            mixer: Some(mixer(i)),
+            ffn: Some(ffn(i)),
+            norms,
+            residual_scale,
+            per_layer: None,
+            output_scale: Presence::Never,
+        };
         Ok((0..layers).map(layer).collect())
+    }
+
+    /// Which layers turn, where the family has a base for each (Granite swash).
+    fn rope_pattern(&self, layers: usize) -> Result<Option<Vec<bool>>> {
+        let key = self.key("attention.rope_pattern");
+        match self.metadata.get(&key) {
+            Some(_) if self.family.rope.by_layer => self.window_flags(&key, layers).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Whether there are position encodings at all.
@@ -114,7 +133,10 @@ impl Reader<'_> {
         };
         match period {
             Some(0) => Err(Error::model_file(format!("{key} is 0; it must be at least 1"))),
-            Some(n) => Ok((0..layers).map(|i| (i + 1) % n != 0).collect()),
+            Some(n) => {
+                let full = if self.architecture.full_first { 0 } else { n - 1 };
+                Ok((0..layers).map(|i| i % n != full).collect())
+            }
             None => Ok(vec![true; layers]),
         }
     }

@@ -11,6 +11,7 @@ impl Reader<'_> {
         let mut ropes = vec![Rope { theta, dims, scaling: self.scaling(context)? }];
         if let Some(local) = self.architecture.local_theta {
             let local = self.f32("rope.freq_base_swa")?.or(local).map_or(theta, f64::from);
+            let dims = self.usize("rope.dimension_count_swa")?.unwrap_or(dims);
             ropes.push(Rope::plain(local, dims));
         }
         Ok(ropes)

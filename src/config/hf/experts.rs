@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::Reader;
 use crate::config::family::{DenseLayers, Experts, Shared, SharedWidth};
 use crate::config::{
-    Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence, Routing, SharedExpert,
+    BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence,
+    Routing, SharedExpert,
 };
 use crate::error::{Error, Result, quoted};
 
@@ -14,10 +15,23 @@ impl Reader<'_> {
     pub(super) fn feed_forwards(&self, layers: usize) -> Result<Vec<FeedForwardConfig>> {
         let dense = FeedForwardConfig::Dense(self.dense()?);
         let Some(family) = &self.family.experts else { return Ok(vec![dense; layers]) };
+        if let Some(key) = family.beside
+            && !self.f.bool(key)?.unwrap_or(false)
+        {
+            return Ok(vec![dense; layers]);
+        }
         let [first, second] = family.count_keys;
         let count = self.size(if self.f.states(first) { first } else { second }, family.count)?;
-        let experts = FeedForwardConfig::Experts(self.experts(family, count)?);
         let is_dense = self.dense_layers(family, layers, count)?;
+        if count == 0 && is_dense.iter().all(|is_dense| *is_dense) {
+            return Ok(vec![dense; layers]);
+        }
+        let experts = self.experts(family, count)?;
+        if family.beside.is_some() {
+            let both = BesideConfig { dense: self.dense()?, experts };
+            return Ok(vec![FeedForwardConfig::Beside(both); layers]);
+        }
+        let experts = FeedForwardConfig::Experts(experts);
         Ok(is_dense.into_iter().map(|is_dense| if is_dense { dense } else { experts }).collect())
     }
 
@@ -34,6 +48,7 @@ impl Reader<'_> {
             routing: self.routing(family)?,
             stack: family.stack,
             shared: family.shared.as_ref().map_or(Ok(None), |shared| self.shared(shared, intermediate))?,
+            scales: if family.beside.is_some() { Presence::Always } else { Presence::Never },
             latent: None,
         })
     }
@@ -81,6 +96,7 @@ impl Reader<'_> {
         let each = |is_dense: &dyn Fn(usize) -> bool| (0..layers).map(is_dense).collect();
         match family.dense_layers {
             DenseLayers::Never => Ok(vec![false; layers]),
+            DenseLayers::WithoutExperts => Ok(vec![count == 0; layers]),
             DenseLayers::First(key, default) => {
                 let first = self.size(key, default)?;
                 Ok(each(&|i| i < first))

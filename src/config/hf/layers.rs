@@ -26,17 +26,46 @@ impl Reader<'_> {
         let conv = self.short_conv(layers)?;
         let ffns = self.feed_forwards(layers)?;
         let norms = self.norm_places()?.norms(self.block()?);
+        let heads = self.heads_by_layer(layers, attention.heads)?;
+        let by_layer = self.ropes_by_layer(layers)?;
+        let rope = |i: usize| match &by_layer {
+            Some(of_layer) => of_layer[i],
+            None => (!bare[i]).then_some(usize::from(sliding[i] && local_rope)),
+        };
         let mixer = |i: usize| match conv[i] {
             Some(conv) => MixerConfig::ShortConv(conv),
             None => MixerConfig::Attention(AttentionConfig {
                 window: window.filter(|_| sliding[i]),
-                rope: (!bare[i]).then_some(usize::from(sliding[i] && local_rope)),
+                rope: rope(i),
+                heads: heads[i],
                 ..attention
             }),
         };
         let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
-        let layer = |(i, ffn)| LayerConfig { mixer: Some(mixer(i)), ffn: Some(ffn), norms, residual_scale };
+        let layer = |(i, ffn)| LayerConfig {
+            mixer: Some(mixer(i)),
+            ffn: Some(ffn),
+            norms,
+            residual_scale,
+            per_layer: None,
+            output_scale: crate::config::Presence::Never,
+        };
         Ok(ffns.into_iter().enumerate().map(layer).collect())
+    }
+
+    /// The query heads of each layer.
+    fn heads_by_layer(&self, layers: usize, heads: usize) -> Result<Vec<usize>> {
+        let Some(key) = self.family.heads_by_layer else { return Ok(vec![heads; layers]) };
+        let Some(list) = self.f.array(key)? else { return Ok(vec![heads; layers]) };
+        let numbers: Option<Vec<usize>> =
+            list.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect();
+        match numbers.filter(|numbers| numbers.len() == layers) {
+            Some(numbers) => Ok(numbers),
+            None => Err(Error::model_file(format!(
+                "{key} must have a whole number for each of {layers} layers; it has {} entries",
+                list.len()
+            ))),
+        }
     }
 
     /// Where norms stand.
@@ -103,16 +132,24 @@ impl Reader<'_> {
         let typed = !matches!(self.family.window, Window::Never | Window::All | Window::AllSwitched);
         if typed && let Some(kinds) = self.f.array("layer_types")? {
             let others: &[&str] = if self.family.short_conv.is_some() { &["conv"] } else { &[] };
-            return layer_types(kinds, layers, "sliding_attention", others);
+            let mut sliding = layer_types(kinds, layers, "sliding_attention", others)?;
+            if let (Window::TypedLastFull, Some(last)) = (self.family.window, sliding.last_mut()) {
+                *last = false;
+            }
+            return Ok(sliding);
         }
         let each = |sliding: &dyn Fn(usize) -> bool| (0..layers).map(sliding).collect();
         Ok(match self.family.window {
             Window::Never => vec![false; layers],
             Window::All | Window::AllSwitched | Window::TypedAll => vec![window.is_some(); layers],
+            Window::Typed => vec![false; layers],
+            Window::TypedAllButFirstOfFour => each(&|i| i % 4 != 0),
             Window::TypedAlternating => each(&|i| i % 2 == 0),
             Window::TypedTwoOfFour => each(&|i| i % 4 == 0 && i > 0),
+            Window::TypedFromLast(n) => each(&|i| !(layers - 1 - i).is_multiple_of(n)),
             Window::TypedPeriod { switched: true, .. } if window.is_none() => vec![false; layers],
             Window::TypedPeriod { n, pattern, .. } => self.periodic(layers, n, pattern)?,
+            Window::TypedLastFull => each(&|i| (i + 1) % 6 != 0 && i + 1 < layers),
             Window::TypedFrom(default) => {
                 let first = self.f.usize("max_window_layers")?.unwrap_or(default);
                 each(&|i| window.is_some() && i >= first)
@@ -123,6 +160,21 @@ impl Reader<'_> {
                 each(&|i| on && bare[i])
             }
         })
+    }
+
+    /// The layers whose entry in a list is 0; without the list each `n`-th, counted back from the last.
+    fn zeros(&self, key: &str, n: usize, layers: usize) -> Result<Vec<bool>> {
+        let Some(list) = self.f.array(key)? else {
+            return Ok((0..layers).map(|i| (layers - 1 - i).is_multiple_of(n)).collect());
+        };
+        let numbers: Option<Vec<f64>> = list.iter().map(Value::as_f64).collect();
+        match numbers.filter(|numbers| numbers.len() == layers) {
+            Some(numbers) => Ok(numbers.iter().map(|number| *number == 0.0).collect()),
+            None => Err(Error::model_file(format!(
+                "{key} must have a number for each of {layers} layers; it has {} entries",
+                list.len()
+            ))),
+        }
     }
 
     /// All layers but each `n`-th have the window, if `sliding_window_pattern` does not say otherwise.
@@ -151,6 +203,7 @@ impl Reader<'_> {
             NoRope::FullBesideWindow => {
                 return Ok(sliding.iter().map(|sliding| !sliding && window.is_some()).collect());
             }
+            NoRope::Zeros(key, n) => return self.zeros(key, n, layers),
             NoRope::Unless(key, value) => return Ok(vec![self.f.str(key)? != Some(value); layers]),
             NoRope::Interval(default) => default,
         };

@@ -7,8 +7,8 @@ use crate::config::rope::{Rope, Scaling, longrope_attention, yarn_attention};
 use crate::error::{Context, Error, Result, quoted};
 
 impl Reader<'_> {
-    /// The rotation of full layers and, where it differs, that of windowed ones.
-    pub(super) fn ropes(&self, head_dim: usize, context: usize) -> Result<Vec<Rope>> {
+    /// The rotation of full layers and, where it differs, that of windowed ones, for heads of these sizes.
+    pub(super) fn ropes(&self, [head_dim, local_dim]: [usize; 2], context: usize) -> Result<Vec<Rope>> {
         let f = &self.f;
         let defaults = &self.family.rope;
         let parameters = f.object("rope_parameters")?;
@@ -36,7 +36,7 @@ impl Reader<'_> {
             full.extend(scaling.cloned().unwrap_or_default());
             let full = self.rope(&full, theta("rope_theta", defaults.theta)?, head_dim, context, None);
             let local = local_key.map_or(Ok(local_theta), |key| theta(key, local_theta))?;
-            let sliding = self.rope(&nested("sliding_attention")?, local, head_dim, context, None);
+            let sliding = self.rope(&nested("sliding_attention")?, local, local_dim, context, None);
             return Ok(vec![
                 full.context("rope_parameters.full_attention (rope_scaling)")?,
                 sliding.context("rope_parameters.sliding_attention")?,
@@ -62,7 +62,38 @@ impl Reader<'_> {
         // A field at the top counts more than one inside, and Phi-3's class always has it.
         let original = f.usize("original_max_position_embeddings")?.or(defaults.original);
         let theta = theta("rope_theta", defaults.theta)?;
-        Ok(vec![self.rope(object, theta, head_dim, context, original).context(key)?])
+        let bases = self.bases_by_layer()?.unwrap_or_default();
+        if bases.iter().all(|base| *base == 0.0) {
+            return Ok(vec![self.rope(object, theta, head_dim, context, original).context(key)?]);
+        }
+        let of_base = |base: f64| {
+            let mut object = object.clone();
+            object.insert("rope_theta".into(), base.into());
+            self.rope(&object, base, head_dim, context, original).context(key)
+        };
+        distinct(&bases).into_iter().map(of_base).collect()
+    }
+
+    /// The base of each layer, if there is a list of them; 0 is none.
+    fn bases_by_layer(&self) -> Result<Option<Vec<f64>>> {
+        let key = "layer_rope_theta";
+        let Some(list) = self.f.array(key)?.filter(|_| self.family.rope.by_layer) else { return Ok(None) };
+        let bases: Option<Vec<f64>> = list.iter().map(serde_json::Value::as_f64).collect();
+        bases.map(Some).ok_or_else(|| Error::model_file(format!("{key} must be a list of numbers")))
+    }
+
+    /// Of each layer which of the rotations it has, if each has its own.
+    pub(super) fn ropes_by_layer(&self, layers: usize) -> Result<Option<Vec<Option<usize>>>> {
+        let Some(bases) = self.bases_by_layer()? else { return Ok(None) };
+        if bases.len() != layers {
+            return Err(Error::model_file(format!(
+                "layer_rope_theta has {} entries for {layers} layers",
+                bases.len()
+            )));
+        }
+        let distinct = distinct(&bases);
+        let place = |base: &f64| distinct.iter().position(|other| other == base);
+        Ok(Some(bases.iter().map(place).collect()))
     }
 
     /// `original`: the length before the stretch, where something outside of `object` decides.
@@ -167,6 +198,17 @@ impl Reader<'_> {
         }
         Ok((head_dim as f64 * partial) as usize)
     }
+}
+
+/// The bases that there are, but 0.
+fn distinct(bases: &[f64]) -> Vec<f64> {
+    let mut distinct = Vec::new();
+    for base in bases.iter().filter(|base| **base != 0.0) {
+        if !distinct.contains(base) {
+            distinct.push(*base);
+        }
+    }
+    distinct
 }
 
 /// The first pairs of a head turn, as fast as if all of them did.

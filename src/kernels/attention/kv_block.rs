@@ -88,15 +88,15 @@ impl<N: Number> View<N> {
     }
 
     /// Lists the pages that each row has of its own, to be prefetched.
-    fn plan_prefetch(&mut self, layer: &Layer<'_, N>, task: &Task<'_>, at: usize, common: usize) {
+    fn plan_prefetch<'a>(&mut self, layer: &Layer<'a, N>, task: &Task<'_>, at: usize, common: usize) {
         let group = layer.a.heads / layer.a.kv_heads;
         self.limits = common..KV_BLOCK_PAGES;
         for (number, row) in task.rows.iter().enumerate() {
             let (from, to) = self.pages(number * group, 1);
             for &id in row.pages_from(at).get(from..to).unwrap_or(&[]) {
-                let offset = layer.pages.offset(id as usize, task.kv_head);
-                let blocks = &layer.pages.groups()[offset..][..2 * layer.pages.block()];
-                self.ahead.extend(blocks.chunks(PREFETCH_BYTES / size_of::<N>()).map(<[N]>::as_ptr));
+                let (keys, values) = layer.pages.blocks(id, task.kv_head);
+                let parts = |block: &'a [N]| block.chunks(PREFETCH_BYTES / size_of::<N>());
+                self.ahead.extend(parts(keys).chain(parts(values)).map(<[N]>::as_ptr));
             }
         }
     }
@@ -128,12 +128,9 @@ impl<N: Number> View<N> {
     ) {
         (self.queries, self.limits) = (queries, limits);
         let (from, to) = self.pages(self.queries.start, self.queries.len());
-        let block = layer.pages.block();
         for page in from..to {
-            let offset = layer.pages.offset(ids[page] as usize, kv_head);
-            let blocks = &layer.pages.groups()[offset..][..2 * block];
-            self.keys[page] = blocks.as_ptr();
-            self.values[page] = blocks[block..].as_ptr();
+            let (keys, values) = layer.pages.blocks(ids[page], kv_head);
+            (self.keys[page], self.values[page]) = (keys.as_ptr(), values.as_ptr());
         }
     }
 

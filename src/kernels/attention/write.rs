@@ -5,7 +5,7 @@
 #![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
 
 use super::number::Number;
-use crate::cache::storage::{NativeKv, Numbers, Pages};
+use crate::cache::storage::{KvShape, NativeKv, Numbers, PageView};
 use crate::error::{Error, Result};
 use crate::kernels::isa::{Isa, tiered};
 use crate::kernels::pool::Pool;
@@ -30,22 +30,21 @@ pub(in crate::kernels) fn write(
     keys: &[f32],
     values: &[f32],
 ) -> Result<()> {
+    let view = kv.view();
     match &mut *kv.write() {
-        Numbers::F32(pages) => run(pool, isa, pages, slots, [keys, values]),
-        Numbers::BF16(pages) => run(pool, isa, pages, slots, [keys, values]),
+        Numbers::F32(memory) => run(pool, isa, view, memory.numbers_mut(), slots, [keys, values]),
+        Numbers::BF16(memory) => run(pool, isa, view, memory.numbers_mut(), slots, [keys, values]),
     }
 }
 
 /// What all tasks share.
 struct Job<'a, N> {
-    /// The groups of all pages.
+    /// The memory of all pages.
     start: *mut N,
     slots: &'a [u32],
     /// Keys and values.
     rows: [&'a [f32]; 2],
-    head_dim: usize,
-    padded: usize,
-    kv_heads: usize,
+    view: PageView,
 }
 
 // SAFETY: tasks write disjoint parts, see `rows_body`.
@@ -54,21 +53,20 @@ unsafe impl<N: Sync> Sync for Job<'_, N> {}
 fn run<N: Number>(
     pool: &Pool,
     isa: Isa,
-    pages: &mut Pages<N>,
+    view: PageView,
+    numbers: &mut [N],
     slots: &[u32],
     rows: [&[f32]; 2],
 ) -> Result<()> {
-    let (shape, padded) = (pages.shape(), pages.padded());
-    let groups = pages.groups_mut();
-    let room = groups.len() / (2 * padded * shape.kv_heads).max(1);
+    let shape = view.shape();
+    let room = view.pages(numbers.len()) * PAGE;
     let fits = rows.iter().all(|rows| rows.len() == slots.len() * shape.width());
     if !fits || slots.iter().any(|&slot| slot as usize >= room) {
         return Err(Error::internal(
             "keys and values are not as many as their slots, or have no place in the cache",
         ));
     }
-    let start = groups.as_mut_ptr();
-    let job = Job { start, slots, rows, head_dim: shape.head_dim, padded, kv_heads: shape.kv_heads };
+    let job = Job { start: numbers.as_mut_ptr(), slots, rows, view };
     let tasks = 2 * shape.kv_heads;
     // SAFETY: the slots lie in the pages, by the check above, and each task runs once.
     let put = |task| unsafe { put(isa, &job, task) };
@@ -90,23 +88,24 @@ tiered! {
 #[inline(always)]
 unsafe fn put_body<S: Simd, N: Number>(job: &Job<'_, N>, task: usize) {
     let (head, values) = (task / 2, task % 2);
-    let (width, block) = (job.kv_heads * job.head_dim, PAGE * job.padded);
+    let (view, KvShape { kv_heads, head_dim }) = (job.view, job.view.shape());
+    let (width, padded) = (kv_heads * head_dim, view.padded());
     let mut i = 0;
     while i < job.slots.len() {
         let (page, slot) = (job.slots[i] as usize / PAGE, job.slots[i] as usize % PAGE);
         // SAFETY: the caller has the tier's instructions. Slots lie in the pages (`run`), and a block of a
         // head's keys or values is one task's own.
         unsafe {
-            let block = job.start.add(((page * job.kv_heads + head) * 2 + values) * block);
-            let row = &job.rows[values][i * width + head * job.head_dim..][..job.head_dim];
+            let block = job.start.add(view.offset(page, head) + values * view.block());
+            let row = &job.rows[values][i * width + head * head_dim..][..head_dim];
             if values == 0 {
                 put_key::<S, N>(block, slot, row);
             } else if slot % 2 == 0 && job.slots.get(i + 1) == Some(&(job.slots[i] + 1)) {
-                let next = &job.rows[values][(i + 1) * width + head * job.head_dim..][..job.head_dim];
-                put_values::<S, N>(block.add(slot * job.padded), row, next);
+                let next = &job.rows[values][(i + 1) * width + head * head_dim..][..head_dim];
+                put_values::<S, N>(block.add(slot * padded), row, next);
                 i += 1;
             } else {
-                put_value::<S, N>(block.add(slot / 2 * 2 * job.padded), slot % 2, row);
+                put_value::<S, N>(block.add(slot / 2 * 2 * padded), slot % 2, row);
             }
         }
         i += 1;
@@ -177,12 +176,12 @@ unsafe fn put_value<S: Simd, N: Number>(groups: *mut N, second: usize, row: &[f3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::storage::{KvShape, KvType};
+    use crate::cache::storage::KvType;
 
     fn bits(kv: &NativeKv) -> Vec<u32> {
         match &*kv.read() {
-            Numbers::F32(pages) => pages.groups().iter().map(|x| x.to_bits()).collect(),
-            Numbers::BF16(pages) => pages.groups().iter().map(|&x| u32::from(x)).collect(),
+            Numbers::F32(memory) => memory.numbers().iter().map(|x| x.to_bits()).collect(),
+            Numbers::BF16(memory) => memory.numbers().iter().map(|&x| u32::from(x)).collect(),
         }
     }
 

@@ -8,17 +8,21 @@
 use std::ops::Range;
 
 use super::added::TokenTrie;
-use super::bpe::{Bpe, decode_spaces};
+use super::bpe::Bpe;
 use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::spm::{SPACE_MARK, Spm};
-use super::vocab::{ByteTokens, Kind, Vocab, decode_byte_level, is_byte_level, named_byte};
+use super::vocab::{Kind, Vocab, decode_byte_level, is_byte_level, named_byte};
 use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
 use crate::error::{Context, Error, ErrorKind, Result, quoted};
-use crate::weights::gguf::{Metadata, StrArray};
+use crate::weights::gguf::Metadata;
 
-/// Control tokens of Gemma 4 that its GGUF files call user-defined, so that llama.cpp shows them. They stay what
-/// they are in its tokenizer.json: nobody writes one by writing its letters.
+/// What there is to do about a tokenizer in a GGUF file that cannot be read.
+pub(super) const REMEDY: &str = "put the tokenizer.json of the original model (and its tokenizer_config.json) beside the \
+     GGUF file, and it is read instead";
+
+/// Control tokens of Gemma 4 that its GGUF files call user-defined, so that llama.cpp shows them. They stay
+/// what they are in its tokenizer.json: nobody writes one by writing its letters.
 const SHOWN: &[&str] = &[
     "<|tool_call>",
     "<tool_call|>",
@@ -28,10 +32,6 @@ const SHOWN: &[&str] = &[
     "<|channel>",
     "<channel|>",
 ];
-
-/// What there is to do about a tokenizer in a GGUF file that cannot be read.
-pub(super) const REMEDY: &str = "put the tokenizer.json of the original model (and its tokenizer_config.json) beside the \
-     GGUF file, and it is read instead";
 
 /// What text becomes tokens by.
 pub(super) struct Tables {
@@ -46,13 +46,13 @@ enum Merging {
     Bpe(Bpe),
 }
 
-/// How the tokens are written in the file.
+/// How the tokens are written in the file, and what merges them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Alphabet {
-    /// SentencePiece's, with scores.
+    /// As SentencePiece does, by scores.
     Spm,
-    /// SentencePiece's, with a list of merges: Gemma 4.
-    Characters,
+    /// The same, by a list of merges (Gemma 4).
+    SpmMerges,
     ByteLevel,
 }
 
@@ -61,12 +61,12 @@ pub(super) fn load(meta: &Metadata) -> Result<Tokenizer> {
     let model = meta.str("tokenizer.ggml.model")?;
     let alphabet = match model {
         Some("llama") => Alphabet::Spm,
+        Some("gemma4") => Alphabet::SpmMerges,
         Some("gpt2") => Alphabet::ByteLevel,
-        Some("gemma4") => Alphabet::Characters,
         Some(other) => {
             return Err(Error::unsupported(format!(
                 "the tokenizer in this GGUF file is of the kind {}; \
-                 \"llama\" (SentencePiece), \"gpt2\" (byte-level BPE) and \"gemma4\" are supported; {REMEDY}",
+                 \"llama\" and \"gemma4\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported; {REMEDY}",
                 quoted(other)
             )));
         }
@@ -124,19 +124,16 @@ fn assemble(meta: &Metadata, alphabet: Alphabet) -> Result<Tokenizer> {
     let ends = ends::find(&mut vocab, &named, |_, text| !merged(text));
 
     let (merging, add_bos) = match alphabet {
-        Alphabet::Spm => (Merging::Spm(spm(meta, &vocab, unknown)?), true),
+        Alphabet::Spm | Alphabet::SpmMerges => (Merging::Spm(spm(meta, &vocab, alphabet, unknown)?), true),
         Alphabet::ByteLevel => {
-            let (bpe, add_bos) = bpe(meta, &vocab)?;
+            let bpe = bpe(meta, &vocab)?;
+            let add_bos = bpe.splitter().add_bos();
             (Merging::Bpe(bpe), add_bos)
         }
-        Alphabet::Characters => {
-            let bytes = ByteTokens::new(&vocab, unknown);
-            (Merging::Bpe(Bpe::of_characters(&vocab, read_merges(meta)?.iter(), bytes)?), true)
-        }
     };
+    // Some files of Gemma 4 say that there is none, by mistake (llama.cpp, pull request 21500).
     let prefix = match alphabet {
-        // the first converted files say that there is none, and the model does not work without
-        Alphabet::Characters => bos.into_iter().collect(),
+        Alphabet::SpmMerges => bos.into_iter().collect(),
         _ => affix(meta, "bos", bos, add_bos)?,
     };
     let affixes = Affixes { prefix, suffix: affix(meta, "eos", eos, false)? };
@@ -175,14 +172,7 @@ fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {
     let mut vocab = Vocab::default();
     let mut bytes = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        let number = types.as_ref().and_then(|types| types.get(id)).copied();
-        let kind = match kind(number, token, alphabet) {
-            Kind::UserDefined if alphabet == Alphabet::Characters && SHOWN.contains(&token) => Kind::Control,
-            Kind::Normal | Kind::Unused if alphabet == Alphabet::ByteLevel && !is_byte_level(token) => {
-                Kind::Unreachable
-            }
-            kind => kind,
-        };
+        let kind = kind(types.as_ref().and_then(|types| types.get(id)).copied(), token, alphabet);
         decode_token(token, kind, alphabet, &mut bytes);
         vocab.push(&bytes, kind)?;
     }
@@ -194,7 +184,9 @@ fn kind(number: Option<i32>, token: &str, alphabet: Alphabet) -> Kind {
     match number {
         Some(2) => Kind::Unknown,
         Some(3) => Kind::Control,
+        Some(4) if alphabet == Alphabet::SpmMerges && SHOWN.contains(&token) => Kind::Control,
         Some(4) => Kind::UserDefined,
+        _ if alphabet == Alphabet::ByteLevel && !is_byte_level(token) => Kind::Unreachable,
         Some(5) => Kind::Unused,
         Some(6) if named_byte(token).is_some() => Kind::Byte,
         None if alphabet != Alphabet::ByteLevel && named_byte(token).is_some() => Kind::Byte,
@@ -207,7 +199,9 @@ fn decode_token(token: &str, kind: Kind, alphabet: Alphabet, bytes: &mut Vec<u8>
     match (kind, alphabet) {
         (Kind::Byte, _) => bytes.extend(named_byte(token)),
         (Kind::Normal | Kind::Unused, Alphabet::ByteLevel) => decode_byte_level(token, bytes),
-        (Kind::Normal | Kind::Unused, _) if token.contains(SPACE_MARK) => decode_spaces(token, bytes),
+        (Kind::Normal | Kind::Unused, _) if token.contains(SPACE_MARK) => {
+            bytes.extend_from_slice(token.replace(SPACE_MARK, " ").as_bytes());
+        }
         _ => bytes.extend_from_slice(token.as_bytes()),
     }
 }
@@ -223,17 +217,25 @@ fn named_id(meta: &Metadata, vocab: &Vocab, name: &str) -> Result<Option<u32>> {
     }
 }
 
-fn spm(meta: &Metadata, vocab: &Vocab, unknown: Option<u32>) -> Result<Spm> {
-    let scores = meta.f32s("tokenizer.ggml.scores")?;
-    let scores = scores.ok_or_else(|| Error::model_file("tokenizer.ggml.scores is missing"))?;
-    let mut spm = Spm::new(vocab, &scores, unknown)?;
-    spm.add_space_prefix = meta.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+fn spm(meta: &Metadata, vocab: &Vocab, alphabet: Alphabet, unknown: Option<u32>) -> Result<Spm> {
+    let missing = |key: &str| Error::model_file(format!("tokenizer.ggml.{key} is missing"));
+    let mut spm = match alphabet {
+        Alphabet::SpmMerges => {
+            let merges = meta.strs("tokenizer.ggml.merges")?.ok_or_else(|| missing("merges"))?;
+            Spm::with_merges(vocab, merges.iter(), unknown)?
+        }
+        _ => {
+            let scores = meta.f32s("tokenizer.ggml.scores")?.ok_or_else(|| missing("scores"))?;
+            Spm::new(vocab, &scores, unknown)?
+        }
+    };
+    let stated = meta.bool("tokenizer.ggml.add_space_prefix")?;
+    spm.add_space_prefix = stated.unwrap_or(spm.add_space_prefix);
     spm.remove_extra_whitespaces = meta.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false);
     Ok(spm)
 }
 
-/// Byte-level, and whether BOS is the default.
-fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<(Bpe, bool)> {
+fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<Bpe> {
     let rule = meta.str("tokenizer.ggml.pre")?.ok_or_else(|| {
         Error::unsupported(format!(
             "the file does not say how its tokenizer splits words (there is no tokenizer.ggml.pre; it was \
@@ -241,13 +243,9 @@ fn bpe(meta: &Metadata, vocab: &Vocab) -> Result<(Bpe, bool)> {
         ))
     })?;
     let splitter = Splitter::named(rule)?;
-    let add_bos = splitter.add_bos();
-    Ok((Bpe::byte_level(vocab, read_merges(meta)?.iter(), splitter)?, add_bos))
-}
-
-fn read_merges(meta: &Metadata) -> Result<&StrArray> {
     let merges = meta.strs("tokenizer.ggml.merges")?;
-    merges.ok_or_else(|| Error::model_file("tokenizer.ggml.merges is missing"))
+    let merges = merges.ok_or_else(|| Error::model_file("tokenizer.ggml.merges is missing"))?;
+    Bpe::new(vocab, merges.iter(), splitter)
 }
 
 /// Whether the two sides of a merge together are a text.
@@ -306,7 +304,10 @@ impl Tables {
         match &self.merging {
             _ if text.is_empty() => Ok(()),
             Merging::Spm(spm) => spm.encode(vocab, text, first, work, ids),
-            Merging::Bpe(bpe) => bpe.encode(vocab, text, work, ids),
+            Merging::Bpe(bpe) => {
+                bpe.encode(vocab, text, work, ids);
+                Ok(())
+            }
         }
     }
 

@@ -63,16 +63,6 @@ impl Merger {
         self.symbols.clear();
     }
 
-    /// Starts from the characters of a text; `token` knows those that are tokens.
-    pub fn start(&mut self, text: &str, token: impl Fn(&[u8]) -> Option<u32>) {
-        self.clear();
-        for character in text.chars() {
-            let mut buffer = [0; 4];
-            let bytes = character.encode_utf8(&mut buffer).as_bytes();
-            self.push(bytes.len(), token(bytes));
-        }
-    }
-
     /// Adds the next `len` bytes as one symbol.
     pub fn push(&mut self, len: usize, id: Option<u32>) {
         let place = self.symbols.len() as u32;

@@ -1,4 +1,5 @@
-//! SentencePiece BPE with scores, as in GGUF files of Llama 2, Mistral, Gemma and Phi-3.
+//! SentencePiece BPE, as in GGUF files of Llama 2, Mistral, Gemma and Phi-3 (with scores) and of Gemma 4
+//! (with a list of merges).
 //!
 //! The merge order is llama.cpp's: of all neighbouring symbols whose bytes together are a token, the one with
 //! the highest score merges, of equals the leftmost. (A Unigram/Viterbi model over the same scores, which
@@ -6,8 +7,9 @@
 
 use std::borrow::Cow;
 
+use super::bpe::Merges;
 use super::merge::{Merger, Pair, Pairs, Symbol};
-use super::vocab::{ByteTokens, Kind, PieceIndex, Vocab};
+use super::vocab::{Kind, NO_ID, PieceIndex, Vocab, named_byte};
 use crate::error::{Error, Result};
 
 /// The character that SentencePiece writes for a space.
@@ -15,13 +17,21 @@ pub(super) const SPACE_MARK: char = '▁';
 
 pub(super) struct Spm {
     index: PieceIndex,
-    /// Of each token, its score as an integer of the same order.
-    priorities: Vec<u32>,
-    bytes: ByteTokens,
+    order: Order,
+    /// Of each byte, its `<0xNN>` token or [`NO_ID`].
+    bytes: [u32; 256],
+    unknown: Option<u32>,
     /// A space goes before the text, and before the text after a control token: the default of the format.
     pub add_space_prefix: bool,
     /// Runs of spaces become one and those at the ends go, as SentencePiece does under this option.
     pub remove_extra_whitespaces: bool,
+}
+
+/// What merges first.
+enum Order {
+    /// Of each token, its score as an integer of the same order.
+    Scores(Vec<u32>),
+    Merges(Merges),
 }
 
 impl Spm {
@@ -40,16 +50,50 @@ impl Spm {
                 "tokenizer.ggml.scores: the score of token {id} is not a number"
             )));
         }
-        let bytes = ByteTokens::new(vocab, unknown);
-        let index = PieceIndex::new(vocab, vocab.ids(Kind::is_piece));
         let priorities = scores.iter().map(|score| ordered(*score)).collect();
-        Ok(Spm { index, priorities, bytes, add_space_prefix: true, remove_extra_whitespaces: false })
+        Self::of_order(vocab, unknown, |_| Ok(Order::Scores(priorities)))
+    }
+
+    /// One that goes by a list of merges. (llama.cpp cuts the text at line breaks before it merges, and takes
+    /// a run of them for one token where there is such a token. The model's own tokenizer.json does not.)
+    ///
+    /// # Errors
+    /// `ModelFile` when a merge is not two tokens whose union is a token.
+    pub fn with_merges<'m>(
+        vocab: &Vocab,
+        merges: impl ExactSizeIterator<Item = &'m str>,
+        unknown: Option<u32>,
+    ) -> Result<Self> {
+        let decode = |token: &str, bytes: &mut Vec<u8>| {
+            bytes.clear();
+            bytes.extend_from_slice(token.replace(SPACE_MARK, " ").as_bytes());
+        };
+        let order = |index: &PieceIndex| Ok(Order::Merges(Merges::new(vocab, index, merges, decode)?));
+        let spm = Self::of_order(vocab, unknown, order)?;
+        Ok(Spm { add_space_prefix: false, ..spm })
+    }
+
+    fn of_order(
+        vocab: &Vocab,
+        unknown: Option<u32>,
+        order: impl FnOnce(&PieceIndex) -> Result<Order>,
+    ) -> Result<Self> {
+        let mut bytes = [NO_ID; 256];
+        for id in vocab.ids(|kind| kind == Kind::Byte) {
+            let place = vocab.bytes(id).first().and_then(|byte| bytes.get_mut(usize::from(*byte)));
+            place.into_iter().for_each(|place| *place = id);
+        }
+        let index = PieceIndex::new(vocab, vocab.ids(Kind::is_piece));
+        let order = order(&index)?;
+        Ok(Spm { index, order, bytes, unknown, add_space_prefix: true, remove_extra_whitespaces: false })
     }
 
     /// A token by how the file writes it.
     pub fn id(&self, vocab: &Vocab, token: &str) -> Option<u32> {
-        let found = self.bytes.named(token);
-        found.or_else(|| self.index.get(vocab, token.replace(SPACE_MARK, " ").as_bytes()))
+        match named_byte(token).and_then(|byte| self.bytes.get(usize::from(byte))) {
+            Some(id) => Some(*id).filter(|id| *id != NO_ID),
+            None => self.index.get(vocab, token.replace(SPACE_MARK, " ").as_bytes()),
+        }
     }
 
     /// Adds the tokens of a stretch of plain text.
@@ -65,9 +109,26 @@ impl Spm {
         ids: &mut Vec<u32>,
     ) -> Result<()> {
         let text = self.normalize(text, first);
-        work.start(&text, |character| self.index.get(vocab, character));
-        work.merge(text.as_bytes(), &Scored { spm: self, vocab });
-        self.bytes.finish(work.symbols(), text.as_bytes(), ids)
+        work.clear();
+        for char in text.chars() {
+            let mut buffer = [0; 4];
+            let bytes = char.encode_utf8(&mut buffer).as_bytes();
+            work.push(bytes.len(), self.index.get(vocab, bytes));
+        }
+        match &self.order {
+            Order::Scores(priorities) => {
+                work.merge(text.as_bytes(), &Scored { index: &self.index, priorities, vocab });
+            }
+            Order::Merges(merges) => work.merge(text.as_bytes(), merges),
+        }
+        ids.reserve(work.symbols().count());
+        for symbol in work.symbols() {
+            match symbol.id {
+                NO_ID => self.spell(symbol.bytes(text.as_bytes()), ids)?,
+                id => ids.push(id),
+            }
+        }
+        Ok(())
     }
 
     /// The format knows no difference between a space and its mark, so the mark is read as a space.
@@ -85,6 +146,21 @@ impl Spm {
         }
         text
     }
+
+    /// A character that is no token: its bytes, else the unknown token.
+    fn spell(&self, char: &[u8], ids: &mut Vec<u32>) -> Result<()> {
+        let byte_ids = char.iter().filter_map(|byte| self.bytes.get(usize::from(*byte)));
+        if byte_ids.clone().all(|id| *id != NO_ID) {
+            ids.extend(byte_ids);
+            return Ok(());
+        }
+        let unknown = self.unknown.ok_or_else(|| {
+            let char = String::from_utf8_lossy(char);
+            Error::invalid(format!("the text holds {char:?}, for which this model's tokenizer has no token"))
+        })?;
+        ids.push(unknown);
+        Ok(())
+    }
 }
 
 /// The order of floats as the order of integers: the bits of negative ones are turned around. -0 is 0.
@@ -94,15 +170,16 @@ fn ordered(score: f32) -> u32 {
 }
 
 struct Scored<'a> {
-    spm: &'a Spm,
+    index: &'a PieceIndex,
+    priorities: &'a [u32],
     vocab: &'a Vocab,
 }
 
 impl Pairs for Scored<'_> {
     fn pair(&self, text: &[u8], left: &Symbol, right: &Symbol) -> Option<Pair> {
         let both = text.get(left.start as usize..(right.start + right.len) as usize)?;
-        let id = self.spm.index.get(self.vocab, both)?;
-        Some(Pair { priority: *self.spm.priorities.get(id as usize)?, id })
+        let id = self.index.get(self.vocab, both)?;
+        Some(Pair { priority: *self.priorities.get(id as usize)?, id })
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use super::merge::Symbol;
 use crate::error::{Error, Result};
 
 /// No token.
@@ -239,65 +238,6 @@ pub(super) fn named_byte(token: &str) -> Option<u8> {
         return None;
     }
     u8::from_str_radix(digits, 16).ok()
-}
-
-/// The `<0xNN>` tokens: what a character without a token of its own becomes.
-pub(super) struct ByteTokens {
-    /// Of each byte, its token or [`NO_ID`].
-    ids: [u32; 256],
-    unknown: Option<u32>,
-}
-
-impl ByteTokens {
-    /// `unknown` stands for characters whose bytes are not all there.
-    pub fn new(vocab: &Vocab, unknown: Option<u32>) -> Self {
-        let mut ids = [NO_ID; 256];
-        for id in vocab.ids(|kind| kind == Kind::Byte) {
-            let place = vocab.bytes(id).first().and_then(|byte| ids.get_mut(usize::from(*byte)));
-            place.into_iter().for_each(|place| *place = id);
-        }
-        ByteTokens { ids, unknown }
-    }
-
-    /// The token of a byte that is written `<0xNN>`.
-    pub fn named(&self, token: &str) -> Option<u32> {
-        let id = self.ids.get(usize::from(named_byte(token)?))?;
-        (*id != NO_ID).then_some(*id)
-    }
-
-    /// Adds the tokens that merging came to; `text` is the text of the symbols.
-    ///
-    /// # Errors
-    /// `InvalidRequest` when a character has neither a token, nor bytes, nor a token for the unknown.
-    pub fn finish<'s>(
-        &self,
-        symbols: impl Iterator<Item = &'s Symbol>,
-        text: &[u8],
-        ids: &mut Vec<u32>,
-    ) -> Result<()> {
-        for symbol in symbols {
-            match symbol.id {
-                NO_ID => self.spell(symbol.bytes(text), ids)?,
-                id => ids.push(id),
-            }
-        }
-        Ok(())
-    }
-
-    /// A character that is no token: its bytes, else the unknown token.
-    fn spell(&self, char: &[u8], ids: &mut Vec<u32>) -> Result<()> {
-        let byte_ids = char.iter().filter_map(|byte| self.ids.get(usize::from(*byte)));
-        if byte_ids.clone().all(|id| *id != NO_ID) {
-            ids.extend(byte_ids);
-            return Ok(());
-        }
-        let unknown = self.unknown.ok_or_else(|| {
-            let char = String::from_utf8_lossy(char);
-            Error::invalid(format!("the text holds {char:?}, for which this model's tokenizer has no token"))
-        })?;
-        ids.push(unknown);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
