@@ -68,7 +68,8 @@ pub enum Part {
     ConvIn,
     Conv,
     ConvOut,
-    /// Of Gated DeltaNet: q, k and v in one matrix, in that order; the gate, and what makes strength and decay.
+    /// Of Gated DeltaNet: q, k and v in one matrix, in that order; the gate, and what makes strength and
+    /// decay.
     DeltaQkv,
     DeltaZ,
     DeltaBeta,
@@ -78,8 +79,8 @@ pub enum Part {
     SsmZ,
     SsmXbc,
     SsmDt,
-    /// Of both: the convolution; the factor of the decay, the bias of the step, what goes around the state, the
-    /// norm and the output.
+    /// Of both: the convolution; the factor of the decay, the bias of the step, what goes around the state,
+    /// the norm and the output.
     SsmConv,
     SsmA,
     SsmDtBias,
@@ -352,7 +353,9 @@ impl Names {
         let spellings = self.spellings(part, layer, kind);
         let stored = spellings.iter().position(|name| weights.contains(name));
         let beside = || self.spellings(part, layer, "weight").iter().position(|name| weights.contains(name));
-        spellings[stored.or_else(beside).unwrap_or(0)].clone()
+        // A name that stands for a weight alone has nothing beside it.
+        let found = stored.or_else(beside).and_then(|at| spellings.get(at));
+        found.or(spellings.first()).cloned().unwrap_or_default()
     }
 
     /// All names that a part's weight may have.
