@@ -23,9 +23,8 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
-
 from hybrid_gguf import HYBRIDS, hybrid_tensors, write_hybrid
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
