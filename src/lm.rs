@@ -76,6 +76,8 @@ pub struct GenerateOptions {
     pub prediction: Option<String>,
     /// What the answer must be.
     pub constraint: Option<Constraint>,
+    /// Control tokens that the text shows as they are written; others give no text.
+    pub shown_tokens: Vec<u32>,
 }
 
 /// An engine that runs. Dropping the last clone ends it.
@@ -202,7 +204,8 @@ impl Lm {
             seed: options.seed.map_or_else(fresh_seed, Ok)?,
             max_tokens,
             stop_ids: self.model.eos_ids().clone(),
-            text: TextStream::new(self.model.tokenizer().clone(), options.stop.clone()),
+            text: TextStream::new(self.model.tokenizer().clone(), options.stop.clone())
+                .showing(options.shown_tokens.clone()),
             logprobs: options.logprobs,
             prediction: match &options.prediction {
                 Some(text) => self.model.tokenizer().encode(text, false)?,

@@ -353,6 +353,11 @@ fn recurrent_state_gives_the_same_bits() {
 }
 
 #[test]
+fn shared_keys_and_per_layer_embeddings_give_the_same_bits() {
+    tiny("gemma4-ple");
+}
+
+#[test]
 fn windows_that_give_pages_back_give_the_same_bits() {
     tiny("gemma3-classic");
 }

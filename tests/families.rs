@@ -254,6 +254,56 @@ fn seconds_per_token(decoder: &Decoder) -> f64 {
     start.elapsed().as_secs_f64() / TOKENS as f64
 }
 
+// --- Weights that stay in the file, and such that nobody needs --------------------------------------------
+
+#[test]
+fn per_layer_embeddings_stay_in_the_file() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/gemma4-ple");
+    for form in ["safetensors", "gguf"] {
+        let (config, weights) = open(&folder, form).unwrap();
+        let ops = Ops::cpu(2, KvType::F32).unwrap();
+        let to = Some(WeightType::Q8_0);
+        let decoder = Decoder::build(config, &weights, ops, 64, to, &mut || Ok(())).unwrap();
+        // 64 tokens, 6 layers of 8 bfloat16 each: neither packed nor quantized.
+        assert_eq!(decoder.mapped_bytes(), 64 * 6 * 8 * 2, "{form}");
+        let packed = decoder.matrices().filter(|matrix| matrix.name().contains("per_layer"));
+        assert!(packed.map(|matrix| matrix.n() * matrix.k()).all(|size| size < 64 * 6 * 8), "{form}");
+        // They keep the map alive by themselves.
+        drop(weights);
+        assert!(run(&decoder, &[3, 60, 7], 2).unwrap().iter().all(|logit| logit.is_finite()), "{form}");
+    }
+}
+
+#[test]
+fn unused_keys_and_values_of_older_files_change_nothing() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/gemma4-nested");
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let floats =
+        |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let tensors =
+        file.iter().map(|(name, view)| (name.to_string(), view.shape().to_vec(), floats(view.data())));
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = tensors.collect();
+    // The last of three layers uses keys and values of another.
+    let logits = |more: &[(&str, usize)]| {
+        let mut tensors = tensors.clone();
+        tensors.extend(more.iter().map(|(name, rows)| {
+            let name = format!("model.language_model.layers.2.self_attn.{name}.weight");
+            (name, vec![*rows, 32], vec![0.5; rows * 32])
+        }));
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("model.safetensors"), &tensors);
+        let weights = safetensors::open(folder.path()).unwrap();
+        let (config, ops) = (config::hf::parse(&text).unwrap(), Ops::cpu(2, KvType::F32).unwrap());
+        let decoder = Decoder::build(config, &weights, ops, 64, None, &mut || Ok(()))?;
+        run(&decoder, &[3, 40, 7, 11], 2)
+    };
+    let plain = logits(&[]).unwrap();
+    assert_eq!(logits(&[("k_proj", 16), ("v_proj", 16), ("k_norm", 1)]).unwrap(), plain);
+    assert!(logits(&[("v_bias", 16)]).unwrap_err().message().contains("v_bias"));
+}
+
 // --- Deltas on projections -------------------------------------------------------------------------------
 
 /// A made-up adapter: for each projection `scale * B (A x)` of rank 3.

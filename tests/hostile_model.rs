@@ -178,6 +178,7 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
         timeout: None,
         prediction: None,
         constraint: None,
+        shown_tokens: vec![],
     };
     let arguments = Map::new();
     let messages = [json!({"role": "user", "content": "ab <|im_end|>"})];

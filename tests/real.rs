@@ -108,6 +108,7 @@ fn answers(index: usize) {
         timeout: None,
         prediction: None,
         constraint: None,
+        shown_tokens: vec![],
     };
     let submit = |p: &Value| lm.generate(&Prompt::Ids(&ids(&p["tokens"])), &options, None).unwrap();
     let running: Vec<_> = prompts.iter().map(submit).collect();

@@ -195,6 +195,7 @@ class Engine:
         timeout: float | None = None,
         prediction: str | None = None,
         constraint: tuple[str, Any] | None = None,
+        shown_tokens: list[int] = ...,
         waker: Waker | None = None,
         key: int = 0,
         every_token: bool = False,

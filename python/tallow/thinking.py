@@ -1,28 +1,36 @@
 """Thoughts: which tags a model's template puts around them, and splitting them off an answer.
 
-====================  ===============================  =====================================================
-tags                  families                         switch
-====================  ===============================  =====================================================
-``<think>``           Qwen3, SmolLM3, DeepSeek-R1's    ``enable_thinking`` (Qwen3, SmolLM3); R1 always thinks
-``<thinking>``        some fine-tunes                  rarely one
-``[THINK]``           Magistral, Ministral 3           none, or ``reasoning_effort``
-====================  ===============================  =====================================================
+==========================  ===============================  ===============================================
+tags                        families                         switch
+==========================  ===============================  ===============================================
+``<think>``                 Qwen3 to 3.6, SmolLM3, GLM 4.7,  ``enable_thinking``; DeepSeek-R1's and LFM2.5
+                            Laguna, Nemotron 3, EXAONE 4,    none, Granite 3 ``thinking``
+                            LFM2.5, DeepSeek-R1's, Granite
+                            3, Hunyuan
+``<thinking>``              some fine-tunes                  rarely one
+``[THINK]``                 Magistral, Ministral 3           none, or ``reasoning_effort``
+``<|channel>thought``       Gemma 4                          ``enable_thinking``
+``<seed:think>``            Seed-OSS                         ``thinking_budget``: 0 is off, -1 no limit
+``<|START_THINKING|>``      Command R7B                      ``enable_thinking``, if any
+``<|inner_prefix|>``        Apertus                          ``enable_thinking``
+channel ``analysis``        gpt-oss (harmony)                ``reasoning_effort``, "low" at least
+recipient ``self``          Muse Glimmer                     ``reasoning_strength``, "low" at least
+==========================  ===============================  ===============================================
 
-``detect(template)`` -> ``Tags``; ``split`` and ``Splitter`` part an answer into thought and text. A thought
-stands at the beginning of an answer or nowhere: a tag further on is text, since answers may be about tags.
+``detect(template)`` -> ``Tags``; ``split`` and ``splitter`` part an answer into thought and text. A thought
+stands at the beginning of an answer or nowhere: a tag further on is text, since answers may be about tags. In
+the last two an answer is a row of messages (``channels``), and each may be a thought.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from . import channels
 from .tools.template import last_texts, variables
 
 Kind = Literal["thinking", "text"]
-
-_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
-_SWITCHES = ("enable_thinking", "thinking", "reasoning_effort")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +43,99 @@ class Tags:
     opened: bool = False
     #: The template's variable that switches thinking on and off, if it has one.
     switch: str | None = None
+    #: What that variable is without thoughts, and with them; None: the effort that is asked for.
+    off: Any = False
+    on: Any = True
+    #: What models write between a thought and the answer.
+    between: str = "\n\n"
+    #: What may stand around an answer that is no call.
+    answer: tuple[str, str] = ("", "")
+    #: How an answer is written as messages, if it is.
+    messages: channels.Messages | None = None
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """All that is written in so many characters; there may be control tokens among it."""
+        ends = self.messages.ends if self.messages else ()
+        return tuple(
+            text for text in (self.open, self.close, self.between.strip(), *self.answer, *ends) if text
+        )
 
     def opened_by(self, prompt: str) -> bool:
         """Whether a rendered prompt ends inside of a thought: surer than ``opened``, which saw no prompt."""
-        return prompt.rstrip().endswith(self.open)
+        return self.messages is None and prompt.rstrip().endswith(self.open)
+
+
+#: The words of a template that tell its tags, all of a row; the first row that fits counts.
+_TAGS: tuple[tuple[tuple[str, ...], Tags], ...] = (
+    (
+        ("<|channel|>", "analysis", "<|message|>"),
+        Tags(
+            "<|channel|>analysis<|message|>",
+            "<|end|>",
+            off="low",
+            on=None,
+            between="<|start|>assistant",
+            answer=("<|channel|>final<|message|>", ""),
+            messages=channels.HARMONY,
+        ),
+    ),
+    (
+        ("to=self<|message|>",),
+        Tags(
+            " to=self<|message|>",
+            "<|eom|>",
+            off="low",
+            on=None,
+            between="<|start|>assistant",
+            answer=(" to=user<|message|>", ""),
+            messages=channels.ATEM,
+        ),
+    ),
+    (("<|channel>thought", "<channel|>"), Tags("<|channel>thought", "<channel|>", between="")),
+    (
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        Tags(
+            "<|START_THINKING|>",
+            "<|END_THINKING|>",
+            between="",
+            answer=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        ),
+    ),
+    (("</seed:think>",), Tags("<seed:think>", "</seed:think>", off=0, on=-1)),
+    (("<|inner_prefix|>", "<|inner_suffix|>"), Tags("<|inner_prefix|>", "<|inner_suffix|>", between="")),
+    (("</think>", "<response>"), Tags("<think>", "</think>", answer=("<response>", "</response>"))),
+    (("</think>", "<answer>"), Tags("<think>", "</think>", answer=("<answer>\n", "\n</answer>"))),
+    (("</think>",), Tags("<think>", "</think>")),
+    (("</thinking>",), Tags("<thinking>", "</thinking>")),
+    (("[/THINK]",), Tags("[THINK]", "[/THINK]", between="")),
+)
+_SWITCHES = ("enable_thinking", "thinking", "reasoning_effort", "thinking_budget", "reasoning_strength")
 
 
 def detect(template: str | None) -> Tags | None:
     """The tags of a chat template; None if it knows no thoughts."""
-    if not template:
+    text = template or ""
+    tags = next((tags for words, tags in _TAGS if all(word in text for word in words)), None)
+    if tags is None:
         return None
-    for start, end in _TAGS:
-        if end in template:
-            opened = any(text.rstrip().endswith(start) for text in last_texts(template))
-            names = variables(template)
-            switch = next((name for name in _SWITCHES if name in names), None)
-            return Tags(start, end, opened, switch)
-    return None
+    names = variables(text)
+    switch = next((name for name in _SWITCHES if name in names), None)
+    opened = any(last.rstrip().endswith(tags.open) for last in last_texts(text))
+    if switch == "reasoning_effort" and tags.messages is None:
+        tags = replace(tags, off="none", on=None)
+    return replace(tags, opened=opened and tags.messages is None, switch=switch)
+
+
+def splitter(tags: Tags, opened: bool = False) -> Splitter | channels.Splitter:
+    """A reader of one answer. ``opened``: the prompt ended with the opening tag."""
+    return channels.Splitter(tags.messages) if tags.messages else Splitter(tags, opened)
 
 
 def split(text: str, tags: Tags, opened: bool = False) -> tuple[str, str]:
     """Thought and text of a whole answer. ``opened``: the prompt ended with the opening tag."""
-    splitter = Splitter(tags, opened)
-    pieces = [*splitter.push(text), *splitter.finish()]
+    reader = splitter(tags, opened)
+    pieces = [*reader.push(text), *reader.finish()]
     thinking = "".join(piece for kind, piece in pieces if kind == "thinking")
     return thinking, "".join(piece for kind, piece in pieces if kind == "text")
 
@@ -69,9 +147,11 @@ class Splitter:
         self._tags = tags
         self._held = ""
         #: "start": it may begin with a tag. "lead": white space after that. "thinking". "gap": line breaks
-        #: after the closing tag. "text": all that follows.
+        #: after the closing tag. "frame": what may stand before the answer. "text": all that follows.
         self._state = "lead" if opened else "start"
         self._opened = opened
+        #: What ends the answer, once something began it.
+        self._close = ""
 
     def push(self, text: str) -> list[tuple[Kind, str]]:
         self._held += text
@@ -96,12 +176,12 @@ class Splitter:
                 return False
             if not self._held:
                 return False
-            self._state = "thinking" if self._state == "lead" else "text"
+            self._state = "thinking" if self._state == "lead" else "frame"
         if self._state == "thinking":
             return self._thinking(out, final)
-        if self._held:
-            out.append(("text", self._held))
-        self._held = ""
+        if self._state == "frame" and not self._framed(final):
+            return False
+        self._text(out, final)
         return False
 
     def _start(self, final: bool) -> bool:
@@ -111,8 +191,31 @@ class Splitter:
             return True
         if self._tags.open.startswith(bare) and not final:
             return False
+        self._state = "frame"
+        return True
+
+    def _framed(self, final: bool) -> bool:
+        """Takes what may stand before the answer; False while that is open."""
+        before = self._tags.answer[0]
+        bare = self._held.lstrip()
+        if before and bare.startswith(before):
+            self._held, self._close = bare[len(before) :], self._tags.answer[1]
+        elif before.startswith(bare) and bare != before and not final:
+            return False
         self._state = "text"
         return True
+
+    def _text(self, out: list[tuple[Kind, str]], final: bool) -> None:
+        before, found, after = self._held.partition(self._close) if self._close else (self._held, "", "")
+        if found:  # what ends the answer; there is no second
+            self._close = ""
+            keep = before + after
+            self._held = ""
+        else:
+            safe = len(self._held) if final or not self._close else _safe(self._held, self._close)
+            keep, self._held = self._held[:safe], self._held[safe:]
+        if keep:
+            out.append(("text", keep))
 
     def _again(self, final: bool) -> bool | None:
         """Some models write the opening tag again, after a prompt that ended with it."""

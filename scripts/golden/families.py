@@ -40,7 +40,7 @@ CLASSES = {
     "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi": "Phi",
     "phi3": "Phi3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "gemma3": "Gemma3",
     "gemma4_text": "Gemma4", "gemma4": "Gemma4", "gemma4_unified_text": "Gemma4Unified",
-    "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
+    "muse_glimmer": "MuseGlimmer", "lfm2": "Lfm2", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen3_moe": "Qwen3Moe", "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid", "ministral3": "Ministral3", "olmo2": "Olmo2", "olmo3": "Olmo3",
     "exaone4": "Exaone4", "cohere2": "Cohere2", "glm4": "Glm4", "hunyuan_v1_dense": "HunYuanDenseV1",
     "ernie4_5": "Ernie4_5", "arcee": "Arcee", "apertus": "Apertus", "stablelm": "StableLm",
@@ -94,7 +94,7 @@ CORRECTIONS = ("expert_bias", "e_score_correction_bias")
 # The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
 HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
 # Models of pictures around a language model.
-WRAPPED = ("gemma3", "gemma4")
+WRAPPED = ("gemma3", "gemma4", "muse_glimmer")
 VISION = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
 )
@@ -343,6 +343,15 @@ VARIANTS = [
             notes="no gate, LayerNorm and biases everywhere, a window of 9, tied"),
     variant("starcoder2-plain", "starcoder2", dict(HEAD16, tie_word_embeddings=False, use_bias=False),
             dict(rope_parameters=rope(theta=50.0)), spelling="v5", gguf="starcoder2", notes="no window, no biases, untied"),
+    variant("muse-nested", "muse_glimmer", dict(HEAD16, head_dim=16, num_hidden_layers=5, intermediate_size=32,
+            sliding_window=8, qk_scale_factor=2.5, output_multiplier=0.5, final_logit_softcapping=6.0, rms_norm_eps=1e-5,
+            rope_parameters=rope(theta=5000.0)), dict(qk_scale_factor=1.0), gguf="muse-glimmer",
+            notes="the multi-modal model: four norms of which the last is plain, normed embeddings, q/k norms without "
+                  "weights, output gates, a window of 8 but on layers 0 and 4, which have no RoPE; vision is left alone"),
+    variant("muse-layers", "muse_glimmer", dict(num_hidden_layers=3, sliding_window=6, intermediate_size=32, head_dim=8,
+            layer_types=[LOCAL, GLOBAL, LOCAL], layer_rope_theta=[500.0, 500.0, 0.0], post_norm_eps=0.5,
+            tie_word_embeddings=True, rope_parameters=rope(theta=500.0)), dict(post_norm_eps=1e-8), spelling="v5",
+            notes="layer_types, layer_rope_theta, an epsilon of its own behind mixers, tied"),
     variant("helium-pairs", "helium", dict(head_dim=16, num_attention_heads=2, num_key_value_heads=1),
             dict(rope_parameters=rope(theta=100.0)), notes="neighbours turn; llama.cpp does not know it"),
     variant("gptoss-mxfp4", "gpt_oss", dict(OSS, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
@@ -431,10 +440,10 @@ def build(row):
         if row["mxfp4"] and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             parameter.data = of_blocks(blocks_of(parameter.data))
     for name, buffer in model.named_buffers():
-        if name.endswith(CORRECTIONS):
-            buffer.data = initial(name, buffer.shape, row["family"])
         if name.endswith("layer_scalar"):
             buffer.copy_((0.7 + 0.5 * torch.rand(1)).to(getattr(torch, row["dtype"])))
+        if name.endswith(CORRECTIONS):
+            buffer.data = initial(name, buffer.shape, row["family"])
     model.tie_weights()
     return model
 
@@ -477,6 +486,11 @@ def make_config(row, fields):
     if row["family"] == "gemma4":
         fields = dict(text_config=fields, vision_config=dict(VISION, head_dim=8, position_embedding_size=4),
                       audio_config=None, image_token_id=63, boi_token_id=61, eoi_token_id=62)  # fmt: skip
+    if row["family"] == "muse_glimmer":
+        eye = dict(VISION, pos_emb_height=4, pos_emb_width=4, layer_types=["full_attention"])
+        del eye["image_size"]
+        fields = dict(text_config=fields, vision_config=eye, out_hidden_size=8, projector_hidden_size=8,
+                      image_token_id=63, video_token_id=62)  # fmt: skip
     kind = CLASSES[row["family"]] + ("Text" if row["family"].endswith("_text") else "")
     return getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
 
@@ -486,6 +500,7 @@ def initial(name, shape, family):
     noise = torch.randn(shape)
     if "norm" in name and name.endswith("weight") or name.endswith("scale"):
         shifted = family.startswith("gemma") and not family.startswith("gemma4")
+        shifted = shifted or family == "muse_glimmer" and "layernorm" in name
         return 0.2 * noise if shifted else 1 + 0.2 * noise
     if name.endswith("bias"):
         return 0.3 * noise
@@ -604,6 +619,10 @@ def respelled(config, row):
         return config | dict(text_config=gemma4_published(config["text_config"], row))
     if row["family"].startswith("gemma4"):
         return gemma4_published(config, row)
+    if row["family"] == "muse_glimmer":
+        derived = ("layer_types", "layer_rope_theta")
+        text = {key: value for key, value in config["text_config"].items() if key not in derived}
+        return config | dict(text_config=text)
     return (nested if row["family"] == "gemma3" else classic)(config, row)
 
 
@@ -643,7 +662,9 @@ def make(row, out):
 def write_meta(row, folder, moved):
     """What a test has to know that the checkpoint does not say."""
     meta = {k: row[k] for k in ("name", "family", "spelling", "dtype", "context_length", "notes")}
-    meta |= dict(gguf_architecture=row["gguf"], switched_off=row["without"] or row["neutral"], bite=round(moved, 4))
+    meta |= dict(
+        gguf_architecture=row["gguf"], switched_off=row["without"] or row["neutral"], bite=round(moved, 4)
+    )
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 

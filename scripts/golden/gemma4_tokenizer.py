@@ -24,7 +24,15 @@ SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SIZE = 1500
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
-MORE = ["a\n\nb", "\n" * 7, "  two  spaces ", "tab\tand\r\nbreak", "x\u2581y", " \n \n", "\U0001f9ea \u00e9\u0301"]
+MORE = [
+    "a\n\nb",
+    "\n" * 7,
+    "  two  spaces ",
+    "tab\tand\r\nbreak",
+    "x\u2581y",
+    " \n \n",
+    "\U0001f9ea \u00e9\u0301",
+]
 
 
 def pipeline(model):

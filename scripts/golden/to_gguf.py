@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 # The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
-PERMUTED = ("llama", "smollm3", "granite", "mistral3", "arcee")
+PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "granite_swa", "mistral3", "arcee", "muse-glimmer")
 # The architectures that write their vocabulary's size, and how many dimensions turn.
-SIZED = ("llama", "smollm3", "granite", "mistral3", "arcee", "apertus")
+SIZED = ("llama", "smollm3", "granite", "granitemoe", "granite_swa", "mistral3", "arcee", "apertus")
 LAYER_NORM = ("phi2", "cohere2", "stablelm", "starcoder2")
 # llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
 IGNORED_WINDOW = ("mistral-window", "phi3-window")
@@ -89,7 +89,9 @@ def write_gemma4(w, config):
     shared = config.num_kv_shared_layers
     first_shared = config.num_hidden_layers - shared
     wide = config.use_double_wide_mlp
-    widths = [config.intermediate_size * (2 if i >= first_shared else 1) for i in range(config.num_hidden_layers)]
+    widths = [
+        config.intermediate_size * (2 if i >= first_shared else 1) for i in range(config.num_hidden_layers)
+    ]
     w.add_feed_forward_length(widths if wide else config.intermediate_size)
     w.add_head_count(config.num_attention_heads)
     heads = [config.per_layer_config[i].num_key_value_heads for i in range(config.num_hidden_layers)]
@@ -118,18 +120,21 @@ def feed_forward_length(config, arch):
     """The width of the feed-forward: computed in LFM2, under another name in Granite's hybrids."""
     if arch == "lfm2":
         return lfm2_width(config)
-    if config.model_type == "granitemoehybrid":
+    if config.model_type == "granitemoehybrid" and arch == "granite":
         return config.shared_intermediate_size
     return config.intermediate_size
 
 
 def write_scales(w, config, arch):
     """The multipliers of Granite and Cohere."""
-    if arch == "granite":
+    if arch.startswith("granite"):
         w.add_attention_scale(config.attention_multiplier)
         w.add_embedding_scale(config.embedding_multiplier)
         w.add_residual_scale(config.residual_multiplier)
         w.add_logit_scale(config.logits_scaling)
+    if arch == "muse-glimmer":
+        w.add_logit_scale(config.output_multiplier)
+        w.add_final_logit_softcapping(config.final_logit_softcapping)
     if arch == "cohere2":
         w.add_logit_scale(config.logit_scale)
 
@@ -239,10 +244,12 @@ def write_rest(w, config, arch, name):
     if arch == "phi3":
         w.add_sliding_window(config.sliding_window or 0)
     if arch in ("gemma2", "gemma3", "cohere2", "gpt-oss", "granite_swa", "laguna") or (
-        arch in ("olmo2", "exaone4") and getattr(config, "sliding_window", None)
+        arch in ("olmo2", "exaone4", "muse-glimmer") and getattr(config, "sliding_window", None)
     ):
         w.add_sliding_window(config.sliding_window)
-    if arch in ("olmo2", "exaone4", "granite_swa") and getattr(config, "sliding_window", None):
+    if arch in ("olmo2", "exaone4", "granite_swa", "muse-glimmer") and getattr(
+        config, "sliding_window", None
+    ):
         w.add_sliding_window_pattern([kind == LOCAL for kind in config.layer_types])
         if LOCAL in config.rope_parameters:
             w.add_rope_freq_base_swa(config.rope_parameters[LOCAL]["rope_theta"])
@@ -302,8 +309,12 @@ def write_tensors(w, config, arch, folder, widen):
     names = gguf.get_tensor_name_map(ARCH[arch], config.num_hidden_layers)
     weights = read_weights(folder)
     write_xielu(w, weights)
-    if config.model_type == "granitemoehybrid":
+    if arch == "granitemoe":
+        weights = granite_experts(weights)
+    elif config.model_type == "granitemoehybrid":
         weights = shared_mlp(weights)
+    if arch == "muse-glimmer":
+        weights = muse_weights(config, weights)
     if arch == "gpt-oss":
         weights = oss_experts(w, weights)
     for name, weight in stacked(weights).items():
@@ -316,6 +327,10 @@ def write_tensors(w, config, arch, folder, widen):
             weight = interleave(weight, config.num_key_value_heads)
         if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             weight = weight.float() + 1
+        if name.endswith("e_score_correction.bias"):
+            weight = weight.flatten()
+        if name.endswith("shared_expert_gate.weight"):
+            weight = weight.flatten()
         weight = weight.float() if widen else weight
         if arch == "gemma4" and (own := gemma4_name(name)):
             add(w, own, weight)
@@ -323,6 +338,21 @@ def write_tensors(w, config, arch, folder, widen):
         add(w, names.get_name(name, try_suffixes=(".weight", ".bias")) or fail(name), weight)
     for name, factors in rope_tensors(config, arch):
         w.add_tensor(name, np.array(list(factors), dtype=np.float32))
+
+
+def muse_weights(config, weights):
+    """The language model alone, its norms shifted but for the last, and weights of q/k norms that scale queries."""
+    found = {}
+    for name, weight in weights.items():
+        name = name.replace("model.language_model.", "model.")
+        if name.startswith(("model.layers.", "model.norm.", "model.embed_tokens.", "lm_head.")):
+            found[name] = weight + 1 if name.endswith("layernorm.weight") else weight
+    for layer in range(config.num_hidden_layers):
+        for kind, value in (("q", config.qk_scale_factor), ("k", 1.0)):
+            found[f"model.layers.{layer}.self_attn.{kind}_norm.weight"] = torch.full(
+                (config.head_dim,), value
+            )
+    return found
 
 
 def gemma4_name(name):
@@ -370,7 +400,9 @@ def oss_experts(w, weights):
         parts = {"down_proj": weight}
         if ".gate_up_proj" in name:
             # Columns, but of blocks, scales and biases: these have outputs in front.
-            even = [weight[..., at::2] if name.endswith(("_proj", "_bias")) else weight[:, at::2] for at in (0, 1)]
+            even = [
+                weight[..., at::2] if name.endswith(("_proj", "_bias")) else weight[:, at::2] for at in (0, 1)
+            ]
             parts = dict(zip(("gate_proj", "up_proj"), even, strict=True))
         if ".experts." not in name:
             found[name] = weight
@@ -389,12 +421,33 @@ def write_blocks(w, name, parts, scales):
     """MXFP4 as ggml has it: a block's scale in front, weights i and i + 16 in one byte."""
     layer = int(name.split(".layers.")[1].split(".")[0])
     for part, blocks in parts.items():
-        own = scales[:, {"gate_proj": 0, "up_proj": 1, "down_proj": 0}[part] :: 1 if part == "down_proj" else 2]
+        own = scales[
+            :, {"gate_proj": 0, "up_proj": 1, "down_proj": 0}[part] :: 1 if part == "down_proj" else 2
+        ]
         nibbles = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
         halves = nibbles[..., :16] | nibbles[..., 16:] << 4
         data = torch.cat([own.unsqueeze(-1), halves], dim=-1).flatten(2).contiguous()
         kind = part.split("_")[0]
-        w.add_tensor(f"blk.{layer}.ffn_{kind}_exps.weight", data.numpy(), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        w.add_tensor(
+            f"blk.{layer}.ffn_{kind}_exps.weight", data.numpy(), raw_dtype=gguf.GGMLQuantizationType.MXFP4
+        )
+
+
+def granite_experts(weights):
+    """Granite's experts and its shared one under usual names, gate and up apart."""
+    found = {}
+    for name, weight in weights.items():
+        for old, new, axis in (
+            ("block_sparse_moe.input_linear", "mlp.experts", 1),
+            ("shared_mlp.input_linear", "mlp.shared_experts", 0),
+        ):
+            if old in name:
+                for part, half in zip(("gate", "up"), weight.chunk(2, axis), strict=True):
+                    found[name.replace(old, f"{new}.{part}_proj")] = half.contiguous()
+                break
+        else:
+            found[name] = weight
+    return found
 
 
 def shared_mlp(weights):
@@ -469,7 +522,7 @@ def llama3_factors(dims, rope):
 
 def convert(folder, arch, path, widen=False):
     """One GGUF file; `widen` stores every tensor in float32."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     w = gguf.GGUFWriter(path, arch)
     w.add_type(gguf.GGUFType.MODEL)
     w.add_name("golden")  # llama.cpp looks for words such as phi-3 here and then expects that tokenizer

@@ -261,8 +261,8 @@ enum Store {
     Native(NativeKv),
 }
 
-/// One layer's keys and values as tensors, each `[pages * of * PAGE, kv_heads * head_dim]` where `of` layers lie
-/// side by side in a page.
+/// One layer's keys and values as tensors, each `[pages * of * PAGE, kv_heads * head_dim]` where `of` layers
+/// lie side by side in a page.
 #[derive(Clone, Debug)]
 pub struct TensorKv {
     pub keys: Tensor,

@@ -30,6 +30,12 @@ pub(super) struct Family {
     pub norm_offset: f32,
     pub eps: f64,
     pub eps_key: &'static str,
+    /// Of the norms behind mixers and feed-forwards, if it is another: its key, and its value where absent.
+    pub post_eps: Option<(&'static str, f64)>,
+    /// The final norm's weights have no offset.
+    pub plain_final_norm: bool,
+    /// Embeddings are RMS-normed, with no weights.
+    pub embed_norm: bool,
     pub block: Block,
     /// The key that makes the block parallel, if it is true.
     pub parallel_key: Option<&'static str>,
@@ -68,9 +74,9 @@ pub(super) struct Family {
     pub heads_by_layer: Option<&'static str>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
-    pub gating: Gating,
     /// Layers differ in more than their windows (Gemma 4).
     pub by_layer: Option<ByLayer>,
+    pub gating: Gating,
     /// Keys whose value, unless it is `null`, makes the class compute what is not run here.
     pub refused: &'static [&'static str],
     /// Keys whose numbers change what is computed, and the only ones that are run; they are assumed where the
@@ -120,7 +126,7 @@ pub(super) struct RopeDefaults {
     /// The object of the class where the file has none.
     pub absent: Option<&'static str>,
     /// `layer_rope_theta` has a base for each layer, 0 for no rotation (Granite swash).
-    pub by_layer: bool,
+    pub layer_bases: bool,
     /// "mrope" means the plain rotation: for text alone its three streams of positions are equal.
     pub mrope: bool,
 }
@@ -146,6 +152,8 @@ pub(super) enum Window {
     /// As `layer_types` says; without it from `max_window_layers` (this many where absent) on. Only with
     /// `use_sliding_window`.
     TypedFrom(usize),
+    /// As `layer_types` says; without it all but each n-th, counted back from the last (Muse Glimmer).
+    TypedFromLast(usize),
     /// As `layer_types` says; without it none.
     Typed,
     /// As `layer_types` says; without it all but each 4th from the first on (Granite swash).
@@ -168,6 +176,8 @@ pub(super) enum NoRope {
     Full,
     /// Those that see everything, where others have a window (Exaone 4).
     FullBesideWindow,
+    /// Those whose entry in the list of this key is 0; without it each n-th, counted back from the last.
+    Zeros(&'static str, usize),
     /// All, unless this key has this value (Granite's hybrids).
     Unless(&'static str, &'static str),
 }
@@ -179,6 +189,8 @@ pub(super) struct Multipliers {
     pub embedding: Option<Multiplier>,
     /// Scores, instead of the root of the head size.
     pub attention: Option<Multiplier>,
+    /// Scores, besides.
+    pub queries: Option<Multiplier>,
     /// What mixers and feed-forwards add to the residual stream.
     pub residual: Option<Multiplier>,
     /// Logits.
@@ -225,6 +237,9 @@ pub(super) struct ByLayer {
 
 /// Mixtures of experts: the keys that the class reads, and what it assumes where they are absent.
 pub(super) struct Experts {
+    /// The key that gives each layer experts beside its dense feed-forward, if it is true (Gemma 4); `None`:
+    /// layers have the one or the other.
+    pub beside: Option<&'static str>,
     /// The keys of their number: a field of the class, and the name that it has besides. If both are there,
     /// the class takes the first.
     pub count_keys: [&'static str; 2],
@@ -292,6 +307,8 @@ pub(super) enum DenseLayers {
 #[derive(Clone, Copy)]
 pub(super) enum Gating {
     Never,
+    /// In every attention layer.
+    Always(OutputGate),
     /// If a key says so, which it does where it is absent.
     Switched(&'static str, OutputGate),
     /// A key says of which scope: `true` or "per-head", or "per-element"; where it is absent, as here.
@@ -346,6 +363,8 @@ pub(super) struct FamilyTensors {
     pub head_bias: Has,
     pub qk_norm: Has,
     pub qk_norm_scope: NormScope,
+    /// Each head of queries and keys is RMS-normed, with no weights; GGUF stores some, to scale queries.
+    pub plain_qk_norm: bool,
     /// Queries and keys are normed after they are rotated.
     pub qk_norm_after_rope: bool,
     /// The MLP is gated.
@@ -425,7 +444,7 @@ const ROPE: RopeDefaults = RopeDefaults {
     interleaved: false,
     alpha: false,
     absent: None,
-    by_layer: false,
+    layer_bases: false,
     mrope: false,
 };
 
@@ -436,6 +455,7 @@ const PLAIN: FamilyTensors = FamilyTensors {
     head_bias: Has::Never,
     qk_norm: Has::Never,
     qk_norm_scope: NormScope::Head,
+    plain_qk_norm: false,
     qk_norm_after_rope: false,
     gate: true,
     norms: NormPlaces::Before,
@@ -463,7 +483,7 @@ const GGUF: Gguf = Gguf {
 };
 
 const NO_MULTIPLIERS: Multipliers =
-    Multipliers { embedding: None, attention: None, residual: None, logits: None };
+    Multipliers { embedding: None, attention: None, queries: None, residual: None, logits: None };
 
 const ATTENTION_BIAS: Has = Has::Key("attention_bias", false);
 const MLP_BIAS: Has = Has::Key("mlp_bias", false);

@@ -51,8 +51,9 @@ impl Reader<'_> {
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            post_norm: self.norm()?,
+            post_norm: self.post_norm()?,
             final_norm: self.norm()?,
+            embed_norm: family.embed_norm,
             block: self.block(),
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap, a.caps.1)?,
             embed_scale: match family.scaled_embedding {
@@ -96,18 +97,19 @@ impl Reader<'_> {
             soft_cap: self.cap("attn_logit_softcapping", family.attention_cap, self.architecture.caps.0)?,
             window: None,
             rope: None,
-            qk_norm: t.qk_norm.in_gguf(),
+            qk_norm: if t.plain_qk_norm { Presence::IfStored } else { t.qk_norm.in_gguf() },
             qk_norm_scope: t.qk_norm_scope,
+            plain_qk_norm: t.plain_qk_norm,
             qk_norm_after_rope: t.qk_norm_after_rope,
             query_scale: self.query_scale()?,
             qkv_bias: t.qkv_bias.bias_in_gguf(),
             o_bias: t.o_bias.bias_in_gguf(),
             fused: Presence::IfStored,
-            sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: self.output_gate(heads)?,
             value_projection: Presence::Always,
             value_norm: false,
             shared_kv: None,
+            sinks: if t.sinks { Presence::Always } else { Presence::Never },
+            gate: self.output_gate(heads)?,
         })
     }
 
@@ -172,17 +174,6 @@ impl Reader<'_> {
         })
     }
 
-    /// The gate before the output projection, which the tensor tells the scope of.
-    fn output_gate(&self, heads: usize) -> Result<Option<OutputGate>> {
-        let gate = match self.family.gating {
-            Gating::Never => return Ok(None),
-            Gating::Switched(_, gate) | Gating::Scoped(_, gate) => gate,
-        };
-        let rows = self.weights.shape("blk.0.attn_gate.weight").and_then(|shape| shape.first());
-        let scope = if rows.is_some_and(|rows| *rows != heads) { GateScope::Element } else { gate.scope };
-        Ok(Some(OutputGate { scope, ..gate }))
-    }
-
     /// The width of the feed-forward; where layers may differ, that of the first.
     fn width(&self) -> Result<usize> {
         let key = self.key("feed_forward_length");
@@ -193,6 +184,17 @@ impl Reader<'_> {
             return Ok(first.and_then(|first| usize::try_from(first).ok()).unwrap_or(0));
         }
         self.require("feed_forward_length")
+    }
+
+    /// The gate before the output projection, which the tensor tells the scope of.
+    fn output_gate(&self, heads: usize) -> Result<Option<OutputGate>> {
+        let gate = match self.family.gating {
+            Gating::Never => return Ok(None),
+            Gating::Always(gate) | Gating::Switched(_, gate) | Gating::Scoped(_, gate) => gate,
+        };
+        let rows = self.weights.shape("blk.0.attn_gate.weight").and_then(|shape| shape.first());
+        let scope = if rows.is_some_and(|rows| *rows != heads) { GateScope::Element } else { gate.scope };
+        Ok(Some(OutputGate { scope, ..gate }))
     }
 
     /// A soft-cap, if the family has it; elsewhere llama.cpp does not read the key.
@@ -240,6 +242,12 @@ impl Reader<'_> {
         };
         let eps = self.f32(key)?.ok_or_else(|| self.missing(key))? as f64;
         Ok(Norm { kind, eps, offset: 0.0, bias: kind == NormKind::Layer && self.family.norm_bias })
+    }
+
+    /// No key tells its epsilon, where it is another.
+    fn post_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        Ok(self.family.post_eps.map_or(norm, |(_, eps)| Norm { eps, ..norm }))
     }
 
     fn scale(&self, hidden: usize, heads: usize, head_dim: usize, layers: usize) -> Result<f32> {

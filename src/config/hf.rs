@@ -103,8 +103,9 @@ impl Reader<'_> {
             context,
             longest: ropes[0].reach(context),
             norm: self.norm()?,
-            post_norm: self.norm()?,
-            final_norm: self.norm()?,
+            post_norm: self.post_norm()?,
+            final_norm: self.final_norm()?,
+            embed_norm: family.embed_norm,
             block: self.block()?,
             logit_cap: self.cap("final_logit_softcapping", family.logit_cap)?,
             embed_scale: match family.scaled_embedding {
@@ -191,6 +192,19 @@ impl Reader<'_> {
         })
     }
 
+    fn post_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        match self.family.post_eps {
+            Some((key, default)) => Ok(Norm { eps: self.f.f64(key)?.unwrap_or(default), ..norm }),
+            None => Ok(norm),
+        }
+    }
+
+    fn final_norm(&self) -> Result<Norm> {
+        let norm = self.norm()?;
+        Ok(if self.family.plain_final_norm { Norm { offset: 0.0, ..norm } } else { norm })
+    }
+
     fn activation(&self) -> Result<Activation> {
         let Some(key) = self.family.activation_key else { return Ok(self.family.activation) };
         match self.f.str(key)? {
@@ -230,7 +244,8 @@ impl Reader<'_> {
             Some(default) => self.f.f64("query_pre_attn_scalar")?.unwrap_or(default),
             None => head_dim as f64,
         };
-        Ok((1.0 / scalar.sqrt()) as f32)
+        let queries = self.multiplier(self.family.multipliers.queries)?.unwrap_or(1.0);
+        Ok((f64::from(queries) / scalar.sqrt()) as f32)
     }
 
     /// A soft-cap; `default` is `None` where the class does not read the key.
@@ -278,16 +293,17 @@ impl Reader<'_> {
             rope: None,
             qk_norm: self.has(t.qk_norm)?,
             qk_norm_scope: t.qk_norm_scope,
+            plain_qk_norm: t.plain_qk_norm,
             qk_norm_after_rope: t.qk_norm_after_rope,
             query_scale: self.query_scale()?,
             qkv_bias: self.has(t.qkv_bias)?,
             o_bias: self.has(t.o_bias)?,
             fused: fused(t.fused_qkv),
-            sinks: if t.sinks { Presence::Always } else { Presence::Never },
-            gate: self.output_gate()?,
             value_projection: Presence::Always,
             value_norm: false,
             shared_kv: None,
+            sinks: if t.sinks { Presence::Always } else { Presence::Never },
+            gate: self.output_gate()?,
         })
     }
 
@@ -296,6 +312,7 @@ impl Reader<'_> {
         let element = |gate| Some(OutputGate { scope: GateScope::Element, ..gate });
         match self.family.gating {
             Gating::Never => Ok(None),
+            Gating::Always(gate) => Ok(Some(gate)),
             Gating::Switched(key, gate) => Ok(self.f.bool(key)?.unwrap_or(true).then_some(gate)),
             Gating::Scoped(key, gate) => match self.f.0.get(key) {
                 None | Some(Value::Bool(true)) => Ok(Some(gate)),
@@ -318,7 +335,7 @@ impl Reader<'_> {
                 None => stated,
             },
             activation: self.activation()?,
-            stored_xielu: matches!(self.activation()?, Activation::Xielu(_)),
+            stored_xielu: t.xielu,
             gate: t.gate,
             bias: self.has(t.mlp_bias)?,
             fused: fused(t.fused_gate_up),

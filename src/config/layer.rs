@@ -80,6 +80,8 @@ pub struct AttentionConfig {
     /// Norms of queries and keys, before they are rotated.
     pub qk_norm: Presence,
     pub qk_norm_scope: NormScope,
+    /// Where no weights of these norms are stored, they have none (Muse Glimmer).
+    pub plain_qk_norm: bool,
     /// They are normed after they are rotated (Hunyuan).
     pub qk_norm_after_rope: bool,
     pub query_scale: Option<QueryScale>,
@@ -87,11 +89,6 @@ pub struct AttentionConfig {
     pub o_bias: Presence,
     /// q, k and v in one matrix.
     pub fused: Presence,
-    /// A learned logit for each query head joins its softmax, and takes a share of the weights that goes
-    /// nowhere (gpt-oss, Granite swash).
-    pub sinks: Presence,
-    /// What the output is multiplied by before the output projection.
-    pub gate: Option<OutputGate>,
     /// The projection of values; without it they are the keys as projected, before norm and rotation (Gemma
     /// 4's layers that see everything).
     pub value_projection: Presence,
@@ -99,6 +96,11 @@ pub struct AttentionConfig {
     pub value_norm: bool,
     /// The layer before this one whose keys and values it reads; it has none of its own (Gemma 4 E2B, E4B).
     pub shared_kv: Option<usize>,
+    /// A learned logit for each query head joins its softmax, and takes a share of the weights that goes
+    /// nowhere (gpt-oss, Granite swash).
+    pub sinks: Presence,
+    /// What the output is multiplied by before the output projection.
+    pub gate: Option<OutputGate>,
 }
 
 /// A gate between attention and its output projection: a function of a projection of what attention reads.
@@ -174,6 +176,36 @@ pub struct ShortConvConfig {
 pub enum FeedForwardConfig {
     Dense(DenseConfig),
     Experts(ExpertsConfig),
+    Beside(BesideConfig),
+}
+
+impl FeedForwardConfig {
+    /// What every position passes.
+    pub fn dense(&self) -> Option<&DenseConfig> {
+        match self {
+            FeedForwardConfig::Dense(dense) | FeedForwardConfig::Beside(BesideConfig { dense, .. }) => {
+                Some(dense)
+            }
+            FeedForwardConfig::Experts(_) => None,
+        }
+    }
+
+    pub fn experts(&self) -> Option<&ExpertsConfig> {
+        match self {
+            FeedForwardConfig::Experts(experts) | FeedForwardConfig::Beside(BesideConfig { experts, .. }) => {
+                Some(experts)
+            }
+            FeedForwardConfig::Dense(_) => None,
+        }
+    }
+}
+
+/// A dense feed-forward and a mixture of experts, each between norms of its own, whose outputs are added
+/// (Gemma 4 26B). The router reads the residual stream, with a norm of its own too.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BesideConfig {
+    pub dense: DenseConfig,
+    pub experts: ExpertsConfig,
 }
 
 /// A feed-forward that every position passes.
@@ -210,6 +242,8 @@ pub struct ExpertsConfig {
     pub stack: ExpertStack,
     /// A feed-forward that every position passes beside its experts; it reads what the router reads.
     pub shared: Option<SharedExpert>,
+    /// A stored number for each expert that its output is multiplied by (Gemma 4).
+    pub scales: Presence,
     /// Experts read and write rows of this width, which a projection before and one behind them make
     /// (Nemotron-H).
     pub latent: Option<usize>,
@@ -229,6 +263,7 @@ impl ExpertsConfig {
             routing: Routing::plain(top_k),
             stack: ExpertStack::Rows,
             shared: None,
+            scales: Presence::Never,
             latent: None,
         }
     }
@@ -340,13 +375,11 @@ impl LayerConfig {
                 MAX_TAPS,
             )?,
         }
-        match &self.ffn {
-            None => {}
-            Some(FeedForwardConfig::Dense(dense)) => {
-                within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
-            }
-            Some(FeedForwardConfig::Experts(experts)) => experts.validate()?,
+        let ffn = self.ffn.as_ref();
+        if let Some(dense) = ffn.and_then(FeedForwardConfig::dense) {
+            within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
         }
+        ffn.and_then(FeedForwardConfig::experts).map_or(Ok(()), ExpertsConfig::validate)?;
         positive("residual multiplier", self.residual_scale.into())
     }
 }

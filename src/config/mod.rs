@@ -21,9 +21,9 @@ use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;
 pub use layer::{
-    AttentionConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig,
-    GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope, OutputGate,
-    PerLayerConfig, QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
+    AttentionConfig, BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig,
+    FeedForwardConfig, GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope,
+    OutputGate, PerLayerConfig, QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
 };
 pub use rope::{Rope, Scaling};
 
@@ -50,6 +50,8 @@ pub struct Config {
     pub logit_cap: Option<f32>,
     /// What embeddings are multiplied by (Gemma: `sqrt(hidden)`).
     pub embed_scale: Option<f32>,
+    /// Embeddings are RMS-normed, with no weights (Muse Glimmer).
+    pub embed_norm: bool,
     /// What logits are multiplied by, before they are capped.
     pub logit_scale: f32,
     /// The rotations in use; layers name them by index.
@@ -220,18 +222,12 @@ impl Config {
 
     /// The first dense feed-forward; others may be wider (Gemma 4 E2B).
     pub fn dense(&self) -> Option<&DenseConfig> {
-        self.layers.iter().find_map(|layer| match &layer.ffn {
-            Some(FeedForwardConfig::Dense(dense)) => Some(dense),
-            _ => None,
-        })
+        self.layers.iter().find_map(|layer| layer.ffn.as_ref()?.dense())
     }
 
     /// The first mixture of experts; the others are alike in every family so far.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
-        self.layers.iter().find_map(|layer| match &layer.ffn {
-            Some(FeedForwardConfig::Experts(experts)) => Some(experts),
-            _ => None,
-        })
+        self.layers.iter().find_map(|layer| layer.ffn.as_ref()?.experts())
     }
 
     /// Whether the outputs of mixers and feed-forwards pass a norm before they join the residual stream: some

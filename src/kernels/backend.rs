@@ -54,10 +54,10 @@ pub(super) trait Backend: Send + Sync {
     fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
-    /// `x` times the function of `gate`, each of whose numbers is for as many neighbours in a row.
-    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
     /// `x * y`, element by element; `y` are as many columns of `by`, from `start` on.
     fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows>;
+    /// `x` times the function of `gate`, each of whose numbers is for as many neighbours in a row.
+    fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
     /// `to + scale * x`.
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     /// Each row times a factor of its own.

@@ -94,6 +94,14 @@ impl Assignments {
         }
     }
 
+    /// Multiplies the weights of each expert by a number of its own.
+    pub fn scale(&mut self, scales: &[f32]) {
+        for (expert, pairs) in &self.experts {
+            let scale = scales.get(*expert).copied().unwrap_or(1.0);
+            self.weights[pairs.clone()].iter_mut().for_each(|weight| *weight *= scale);
+        }
+    }
+
     /// Rows of the step.
     pub fn row_count(&self) -> usize {
         self.of_row.len() / self.top_k

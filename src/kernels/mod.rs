@@ -292,17 +292,17 @@ impl Ops {
         self.0.norm(norm, x, Some(to))
     }
 
+    /// `x * y`, element by element, where `y` are as many columns of `by`, from `start` on.
+    pub fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
+        check::columns(&x, by, start)?;
+        self.0.mul(x, by, start)
+    }
+
     /// `x` `[rows, dim]` times the function of `gate` `[rows, width]`; `width` divides `dim`, and each number
     /// of the gate is for `dim / width` neighbours: one for each head, or for each element.
     pub fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
         check::gate(&gate, &x)?;
         self.0.output_gate(x, gate, function)
-    }
-
-    /// `x * y`, element by element, where `y` are as many columns of `by`, from `start` on.
-    pub fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
-        check::columns(&x, by, start)?;
-        self.0.mul(x, by, start)
     }
 
     /// `to + scale * x`.

@@ -67,9 +67,9 @@ impl Matrix {
     }
 }
 
-/// A matrix `[n, k]` that stays where it was loaded from, in the map of its file as a rule, and whose rows are
-/// read when they are asked for: a table of which a step needs a few rows. It holds a share of the map, which
-/// lives as long.
+/// A matrix `[n, k]` that stays where it was loaded from, in the map of its file as a rule, and whose rows
+/// are read when they are asked for: a table of which a step needs a few rows. It holds a share of the map,
+/// which lives as long.
 #[derive(Clone, Debug)]
 pub struct MappedMatrix {
     pub(super) tensor: WeightTensor,

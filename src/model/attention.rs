@@ -15,10 +15,10 @@ pub(super) struct Attention {
     q_norm: Option<Norm>,
     /// `None`: it reads the keys and values of another layer.
     keys: Option<Keys>,
+    o: Linear,
     /// A logit for each query head.
     sinks: Option<Vector>,
     gate: Option<(GateFunction, Linear)>,
-    o: Linear,
     /// Its place among the layers of the cache, or that of the layer whose keys and values it reads.
     cache_layer: usize,
 }
@@ -41,16 +41,16 @@ impl Attention {
     ) -> Result<Attention> {
         let (hidden, at) = (loader.config.hidden, Some(layer));
         let (wide, narrow) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let queries = || -> Result<(Linear, Option<(GateFunction, Linear)>)> {
-            match c.gate {
-                Some(OutputGate { function, source: GateSource::Query, .. }) => {
-                    let [q, own] = query_and_gate(loader, layer, c)?;
-                    Ok((q, Some((function, own))))
-                }
-                _ => Ok((loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads))?, None)),
+        let mut gate = None;
+        let mut queries = || match c.gate {
+            Some(OutputGate { function, source: GateSource::Query, .. }) => {
+                let [q, own] = query_and_gate(loader, layer, c)?;
+                gate = Some((function, own));
+                Ok(q)
             }
+            _ => loader.heads(Part::Q, layer, [wide, hidden], c.qkv_bias, Some(c.heads)),
         };
-        let ((q, mut gate), keys) = match c.shared_kv {
+        let (q, keys) = match c.shared_kv {
             Some(_) => {
                 pass_over_unused(loader, layer);
                 (queries()?, None)
@@ -58,13 +58,14 @@ impl Attention {
             None if loader.is_stored(c.fused, Part::Qkv, at, "weight") => {
                 let pieces = [(wide, Some(c.heads)), (narrow, Some(c.kv_heads)), (narrow, None)];
                 let [q, k, v] = loader.split(Part::Qkv, layer, pieces, c.qkv_bias)?;
-                ((q, None), Some((k, Some(v))))
+                (q, Some((k, Some(v))))
             }
             None => {
+                let q = queries()?;
                 let k = loader.heads(Part::K, layer, [narrow, hidden], c.qkv_bias, Some(c.kv_heads))?;
                 let v = loader.is_stored(c.value_projection, Part::V, at, "weight");
                 let v = v.then(|| loader.linear(Part::V, layer, [narrow, hidden], c.qkv_bias)).transpose()?;
-                (queries()?, Some((k, v)))
+                (q, Some((k, v)))
             }
         };
         let norm = |part, width| {
@@ -73,7 +74,11 @@ impl Attention {
                 NormScope::Head => c.head_dim,
                 NormScope::AllHeads => width,
             };
-            stored.then(|| loader.norm(part, at, width)).transpose()
+            match stored {
+                true => loader.norm(part, at, width).map(Some),
+                false if c.plain_qk_norm => loader.plain_norm(c.head_dim).map(Some),
+                false => Ok(None),
+            }
         };
         let make = |(k, v)| -> Result<Keys> {
             let v_norm = c.value_norm.then(|| loader.plain_norm(c.head_dim)).transpose()?;
@@ -93,9 +98,9 @@ impl Attention {
         });
         Ok(Attention {
             config: *c,
+            keys: keys.map(make).transpose()?,
             sinks: sinks.transpose()?,
             gate,
-            keys: keys.map(make).transpose()?,
             o: loader.linear(Part::O, layer, [hidden, wide], c.o_bias)?,
             q_norm: norm(Part::QNorm, wide)?,
             q,
@@ -159,8 +164,7 @@ impl Attention {
             }
         };
         let v = match (v, &keys.v_norm) {
-            (Some(v), Some(norm)) => ops.heads(v, self.config.head_dim, Some(norm), None)?,
-            (Some(v), None) => v,
+            (Some(v), norm) => ops.heads(v, self.config.head_dim, norm.as_ref(), None)?,
             (None, Some(norm)) => ops.norm(norm, &k)?,
             (None, None) => return Err(Error::internal("values are neither projected nor normed")),
         };

@@ -37,6 +37,7 @@ impl Decoder {
         let (embed, head) = loader.embed_and_head()?;
         let headless = !config.tied && head.is_none();
         let final_norm = loader.norm(Part::FinalNorm, None, config.hidden)?;
+        let embed_norm = config.embed_norm.then(|| loader.plain_norm(config.hidden)).transpose()?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
         let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
         let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
@@ -46,6 +47,7 @@ impl Decoder {
             per_layer,
             layers,
             final_norm,
+            embed_norm,
             head,
             headless,
             frequencies,
@@ -214,6 +216,11 @@ impl TensorLoader<'_> {
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
     }
 
+    /// The numbers of a vector of scales.
+    pub fn scales(&self, part: Part, layer: usize, width: usize) -> Result<WeightTensor> {
+        self.checked(&self.name(part, Some(layer), "scale"), &[width])
+    }
+
     /// An RMS norm without weights.
     pub fn plain_norm(&self, width: usize) -> Result<Norm> {
         let ones = WeightTensor::floats("ones", vec![width], vec![1.0; width]);
@@ -298,7 +305,8 @@ impl TensorLoader<'_> {
     /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type.
     /// Floats take the factor in; blocks could not without being rounded again.
     fn scaled(&self, tensor: WeightTensor, scale: &str) -> Result<WeightTensor> {
-        if !self.weights.contains(scale) {
+        // A vector beside a router or experts is a part of its own.
+        if self.weights.shape(scale).is_none_or(|shape| shape.iter().product::<usize>() != 1) {
             return Ok(tensor);
         }
         let factor = match self.checked(scale, &[1])?.to_f32().first() {

@@ -30,6 +30,8 @@ pub struct Decoder {
     pub(super) per_layer: Option<PerLayerInputs>,
     pub(super) layers: Vec<LayerWeights>,
     pub(super) final_norm: Norm,
+    /// Of the embeddings.
+    pub(super) embed_norm: Option<Norm>,
     /// `None`: the head is the embedding.
     pub(super) head: Option<Linear>,
     /// A base model saved without its head: it makes vectors, and no logits.
@@ -158,6 +160,9 @@ impl Decoder {
     ) -> Result<Rows> {
         let ops = &self.ops;
         let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
+        if let Some(norm) = &self.embed_norm {
+            x = ops.norm(norm, &x)?;
+        }
         let mut inputs = match &self.per_layer {
             Some(per_layer) => Some(per_layer.forward(ops, &step.tokens, &x)?),
             None => None,
@@ -247,7 +252,7 @@ impl Decoder {
                 (None, Block::Parallel) => some.or(normed),
                 (None, Block::Sequential) => None,
             };
-            let inner = ffn.forward(project, normed.as_ref().unwrap_or(&x), queries.rows)?;
+            let inner = ffn.forward(project, normed.as_ref().unwrap_or(&x), &x, queries.rows)?;
             x = join.add(inner, layer.after_ffn.as_ref(), x)?;
         }
         if let (Some(per_layer), Some(inputs)) = (&layer.per_layer, inputs) {

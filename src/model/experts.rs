@@ -18,6 +18,8 @@ pub(super) struct Experts {
     router: Linear,
     /// Added to the scores of the experts for the choice.
     correction: Option<Vector>,
+    /// What each expert's output is multiplied by.
+    scales: Option<Vector>,
     experts: Vec<Expert>,
     activation: Activation,
     routing: Routing,
@@ -49,6 +51,9 @@ impl Experts {
         let shape: &[usize] = if wide { &[1, c.count] } else { &[c.count] };
         let correction = loader.bias_of(c.routing.correction, Part::RouterCorrection, at, shape)?;
         let correction = correction.map(|bias| loader.ops.vector(&bias, 0.0)).transpose()?;
+        let scales = loader.is_stored(c.scales, Part::ExpertScales, at, "scale");
+        let scales = scales.then(|| loader.scales(Part::ExpertScales, layer, c.count)).transpose()?;
+        let scales = scales.map(|scales| loader.ops.vector(&scales, 0.0)).transpose()?;
         let latent = c.latent.map(|width| Latent::load(loader, layer, width)).transpose()?;
         let shared = c.shared.as_ref().map(|shared| Shared::load(loader, layer, shared)).transpose()?;
         // All are found and have the right shape before the first is packed.
@@ -68,6 +73,7 @@ impl Experts {
         Ok(Experts {
             router,
             correction,
+            scales,
             experts,
             activation: c.activation,
             routing: c.routing,
@@ -78,18 +84,25 @@ impl Experts {
 
     /// The weighted sum of the experts' outputs, and the shared expert's, `[rows, hidden]`.
     pub fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
-        let logits = ops.linear(&self.router, x)?;
-        let assignments = ops.route(logits, &self.routing, self.correction.as_ref())?;
+        Ok(Branch { rows: self.mixed(ops, x, x)?, projection: None })
+    }
+
+    /// The same; `routed`: what the router reads.
+    pub fn mixed(&self, ops: &Ops, x: &Rows, routed: &Rows) -> Result<Rows> {
+        let logits = ops.linear(&self.router, routed)?;
+        let mut assignments = ops.route(logits, &self.routing, self.correction.as_ref())?;
+        if let Some(scales) = &self.scales {
+            assignments.scale(scales.values());
+        }
         let experts = |x: &Rows| ops.experts(&self.experts, self.activation, x, &assignments);
         let rows = match &self.latent {
             Some(Latent { into, out }) => ops.linear(out, &experts(&ops.linear(into, x)?)?)?,
             None => experts(x)?,
         };
-        let rows = match &self.shared {
-            Some(shared) => shared.add(ops, x, rows)?,
-            None => rows,
-        };
-        Ok(Branch { rows, projection: None })
+        match &self.shared {
+            Some(shared) => shared.add(ops, x, rows),
+            None => Ok(rows),
+        }
     }
 
     pub fn projections(&self) -> Vec<&Linear> {

@@ -2,6 +2,7 @@
 //! [`FeedForwardConfig`] and of [`FeedForward`], and, if it is larger than the dense one, a file beside this
 //! one.
 
+use super::beside::Beside;
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::experts::Experts;
@@ -14,6 +15,7 @@ use crate::weights::names::Part;
 pub(super) enum FeedForward {
     Dense(Dense),
     Experts(Experts),
+    Beside(Beside),
 }
 
 impl FeedForward {
@@ -25,14 +27,25 @@ impl FeedForward {
             FeedForwardConfig::Experts(config) => {
                 Ok(FeedForward::Experts(Experts::load(loader, layer, config)?))
             }
+            FeedForwardConfig::Beside(config) => {
+                Ok(FeedForward::Beside(Beside::load(loader, layer, config)?))
+            }
         }
     }
 
-    /// `x`: the normed rows, `[rows, hidden]`; `rows`: which of the step they are, if not all.
-    pub fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
+    /// `x`: the normed rows, `[rows, hidden]`, and `residual` those before the norm; `rows`: which of the
+    /// step they are, if not all.
+    pub fn forward(
+        &self,
+        project: &Projector<'_>,
+        x: &Rows,
+        residual: &Rows,
+        rows: Option<&[u32]>,
+    ) -> Result<Branch<'_>> {
         match self {
             FeedForward::Dense(dense) => dense.forward(project, x, rows),
             FeedForward::Experts(experts) => experts.forward(project.ops, x),
+            FeedForward::Beside(beside) => beside.forward(project, x, residual, rows),
         }
     }
 
@@ -40,6 +53,7 @@ impl FeedForward {
         match self {
             FeedForward::Dense(dense) => dense.projections(),
             FeedForward::Experts(experts) => experts.projections(),
+            FeedForward::Beside(beside) => beside.projections(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Model.
 
 mod attention;
+mod beside;
 pub mod build;
 pub mod decoder;
 pub mod embedding;

@@ -84,7 +84,8 @@ impl PerLayer {
         })
     }
 
-    /// `x + norm(projection(activation(gate(x)) * input))`; `inputs`: those of all layers, for the rows of `x`.
+    /// `x + norm(projection(activation(gate(x)) * input))`; `inputs`: those of all layers, for the rows of
+    /// `x`.
     pub fn forward(&self, ops: &Ops, x: Rows, inputs: &Rows) -> Result<Rows> {
         let gated = ops.activated(&self.gate, &x, self.activation)?;
         let taken = ops.mul(gated, inputs, self.start)?;

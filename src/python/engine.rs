@@ -82,7 +82,7 @@ impl PyEngine {
     /// Submits a prompt; the answer is read from the Generation.
     #[pyo3(signature = (prompt, *, max_tokens=None, sampler=None, fields=None,
         stop=vec![], seed=None, logprobs=None, timeout=None, prediction=None, constraint=None,
-        waker=None, key=0, every_token=false))]
+        shown_tokens=vec![], waker=None, key=0, every_token=false))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn generate(
         &self,
@@ -97,6 +97,7 @@ impl PyEngine {
         timeout: Option<f64>,
         prediction: Option<String>,
         constraint: Option<(String, Bound<'_, PyAny>)>,
+        shown_tokens: Vec<u32>,
         waker: Option<&Bound<'_, PyWaker>>,
         key: u64,
         every_token: bool,
@@ -114,8 +115,17 @@ impl PyEngine {
         };
         let timeout = timeout.map(|seconds| read_timeout(py, seconds)).transpose()?;
         let constraint = constraint.map(|(kind, value)| read_constraint(&kind, &value)).transpose()?;
-        let options =
-            GenerateOptions { max_tokens, sampler, stop, seed, logprobs, timeout, prediction, constraint };
+        let options = GenerateOptions {
+            max_tokens,
+            sampler,
+            stop,
+            seed,
+            logprobs,
+            timeout,
+            prediction,
+            constraint,
+            shown_tokens,
+        };
         let notify = waker.map(|waker| {
             let queue = waker.get().0.clone();
             Arc::new(move |must_look: bool| {

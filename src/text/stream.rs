@@ -30,6 +30,8 @@ pub struct Piece {
 pub struct TextStream {
     tokenizer: Arc<Tokenizer>,
     stops: Vec<Stop>,
+    /// Control tokens that show.
+    shown: Vec<u32>,
     /// The bytes of an unfinished character: at most three.
     unfinished: Vec<u8>,
     /// Text that is not given out yet.
@@ -41,19 +43,29 @@ impl TextStream {
     /// Empty stop strings stop nothing.
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(Stop::new).collect();
-        TextStream { tokenizer, stops, unfinished: Vec::new(), held: String::new(), stopped: false }
+        let (shown, unfinished, held) = (Vec::new(), Vec::new(), String::new());
+        TextStream { tokenizer, stops, shown, unfinished, held, stopped: false }
+    }
+
+    /// The same, and these control tokens show as they are written: the markers around calls and thoughts,
+    /// for whoever reads the text.
+    pub fn showing(mut self, ids: Vec<u32>) -> Self {
+        self.shown = ids;
+        self
     }
 
     /// Whether both make the same text of the same tokens, from the first one on.
     pub fn same_rules(&self, other: &TextStream) -> bool {
         let stops = |it: &TextStream| it.stops.iter().map(|stop| stop.bytes.clone()).collect::<Vec<_>>();
-        Arc::ptr_eq(&self.tokenizer, &other.tokenizer) && stops(self) == stops(other)
+        let same = Arc::ptr_eq(&self.tokenizer, &other.tokenizer) && self.shown == other.shown;
+        same && stops(self) == stops(other)
     }
 
-    /// The text that a token makes final. Control tokens give none, and after a stop string there is none.
+    /// The text that a token makes final. Control tokens that do not show give none, and after a stop string
+    /// there is none.
     pub fn push(&mut self, id: u32) -> Piece {
         let tokenizer = self.tokenizer.clone();
-        if self.stopped || tokenizer.is_special(id) {
+        if self.stopped || (tokenizer.is_special(id) && !self.shown.contains(&id)) {
             return Piece { text: String::new(), stopped: self.stopped };
         }
         let (space, token) = tokenizer.shown(id);

@@ -254,6 +254,13 @@ impl Weights {
         Ok(WeightTensor { name: name.to_owned(), dtype, shape: entry.shape.clone(), data })
     }
 
+    /// Says that a tensor is known to change nothing: it is not among those that nobody has asked for.
+    pub fn pass_over(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name) {
+            entry.read.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// The shape and the bytes of a tensor of plain bytes (U8), which hold weights in a way that the tensor
     /// itself does not tell.
     ///
@@ -272,13 +279,6 @@ impl Weights {
                 "{}: the tensor {name:?} must hold plain bytes (U8)",
                 path.display()
             ))),
-        }
-    }
-
-    /// Says that a tensor is known to change nothing: it is not among those that nobody has asked for.
-    pub fn pass_over(&self, name: &str) {
-        if let Some(entry) = self.tensors.get(name) {
-            entry.read.store(true, Ordering::Relaxed);
         }
     }
 

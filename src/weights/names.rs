@@ -83,6 +83,13 @@ pub enum Part {
     PerLayerNorm,
     /// What the output of a layer is multiplied by.
     OutputScale,
+    /// What the normed input of a router is multiplied by, and the output of each expert.
+    RouterScale,
+    ExpertScales,
+    /// Norms of a dense feed-forward and of experts beside each other.
+    DensePostNorm,
+    ExpertsNorm,
+    ExpertsPostNorm,
 }
 
 /// Part, its spellings in transformers and in GGUF; of several the first that exists counts.
@@ -208,6 +215,11 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::PerLayerProjection, &["per_layer_projection"], &["proj"]),
     (Part::PerLayerNorm, &["post_per_layer_input_norm"], &["post_norm"]),
     (Part::OutputScale, &["layer_scalar"], &["layer_output_scale"]),
+    (Part::RouterScale, &["router.scale"], &["ffn_gate_inp"]),
+    (Part::ExpertScales, &["router.per_expert_scale"], &["ffn_down_exps"]),
+    (Part::DensePostNorm, &["post_feedforward_layernorm_1"], &["post_ffw_norm_1"]),
+    (Part::ExpertsNorm, &["pre_feedforward_layernorm_2"], &["pre_ffw_norm_2"]),
+    (Part::ExpertsPostNorm, &["post_feedforward_layernorm_2"], &["post_ffw_norm_2"]),
 ];
 
 impl Part {
@@ -232,6 +244,7 @@ impl Part {
         match (self, kind) {
             (Sinks | GateExperts | UpExperts | GateUpExperts | DownExperts, "weight") => String::new(),
             (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps | Part::OutputScale, _) => String::new(),
+            (Part::RouterScale | Part::ExpertScales, _) => String::new(),
             (GateUpExpertsBlocks | DownExpertsBlocks, "weight") => "_blocks".into(),
             (
                 RouterCorrection | GateExperts | UpExperts | GateUpExperts | DownExperts
@@ -509,6 +522,11 @@ mod tests {
             PerLayerProjection,
             PerLayerNorm,
             OutputScale,
+            RouterScale,
+            ExpertScales,
+            DensePostNorm,
+            ExpertsNorm,
+            ExpertsPostNorm,
         ];
         for part in parts {
             for names in [

@@ -34,6 +34,38 @@ fn norms_agree_with_candle() {
     });
 }
 
+#[test]
+fn products_of_rows_take_the_columns_that_they_are_told() {
+    let machines = machines(KvType::F32);
+    each([(1, 1, 1, 0), (3, 20, 64, 44), (300, 37, 100, 5)], |&(rows, dim, width, start)| {
+        let mut random = Random(width as u64);
+        let (x, by) = (random.table(rows, dim), random.table(rows, width));
+        let product = |ops: &Ops| table(ops, ops.mul(x.on(ops), &by.on(ops), start).unwrap());
+        let pairs = x.values.chunks(dim).zip(by.values.chunks(width));
+        let values = pairs.flat_map(|(x, by)| x.iter().zip(&by[start..]).map(|(x, y)| x * y));
+        let wanted = Table { dim, values: values.collect() };
+        same("mul", &same_on_all(&machines, product)?, &wanted)?;
+        same("candle mul", &product(&candle()), &wanted)
+    });
+}
+
+#[test]
+fn rows_of_a_matrix_that_is_not_in_memory() {
+    for dtype in [WeightType::F32, WeightType::BF16, WeightType::Q8_0, WeightType::Q6K] {
+        let w = weights(dtype, 9, 256, &mut Random(5));
+        for ops in [cpu(3), candle()] {
+            let matrix = ops.mapped_matrix(&w).unwrap();
+            let ids = [8, 0, 3, 3];
+            let rows = ids.iter().flat_map(|&id| w.to_f32()[id as usize * 256..][..256].to_vec());
+            let wanted: Vec<f32> = rows.map(|x| 2.0 * x).collect();
+            assert_eq!(ops.into_vec(ops.mapped_rows(&matrix, &ids, 2.0).unwrap()).unwrap(), wanted);
+            let error = ops.mapped_rows(&matrix, &[9], 2.0).err().unwrap();
+            assert!(error.message().contains("token id 9"), "{error}");
+            assert_eq!(ops.mapped_rows(&matrix, &[], 2.0).unwrap().dims(), (0, 256));
+        }
+    }
+}
+
 /// The variance is that of what is left without the mean: `E[x^2] - E[x]^2` has no digits left here.
 #[test]
 fn layer_norm_of_a_large_mean_keeps_its_digits() {

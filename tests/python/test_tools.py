@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tallow import InvalidRequestError, tools
-from tallow.tools import FORMATS, Call
+from tallow.tools import FORMATS, Call, writing
 from tallow.tools.functions import bounded
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "chat" / "cases.json"
@@ -51,6 +51,8 @@ WEATHER_ALL = {
 }
 STOP = {"name": "stop"}
 TOOLS = [WEATHER, WEATHER_ALL, STOP]
+#: Names that rows of ``READ`` call, where a format calls no others without a marker.
+SCHEMAS = {tool.name: tool.parameters for tool in tools.functions([*TOOLS, {"name": "f"}])}
 ROME = ("weather", {"city": "Rome"})
 PARIS = ("weather", {"city": "Paris", "days": 2})
 
@@ -101,6 +103,29 @@ R, P = (
     '{"name": "weather", "%s": {"city": "Paris", "days": 2}}',
 )
 RA, PA, RP, PP = R % "arguments", P % "arguments", R % "parameters", P % "parameters"
+BOTH = [ROME, PARIS]
+ROME_JSON = '{"city": "Rome"}'
+LFM, OLMO = "<|tool_call_start|>[", "<function_calls>\n"
+LITERALS = {"a": [1, "b", {"c": None}, [2]], "b": True, "c": -1500.0, "d": {}}
+ESCAPED = {"a": "it's\n\U0001f980", "b": True, "c": None}
+XML = "<tool_call>\n<function=weather>%s</function>\n</tool_call>"
+SEED = "<seed:tool_call>\n<function=weather>\n%s\n</function>\n</seed:tool_call>"
+PARIS_TAGS = "<parameter=city>\nParis\n</parameter>\n<parameter=days>\n2\n</parameter>"
+GLM_ROME = "<arg_key>city</arg_key><arg_value>Rome</arg_value>"
+GLM_PARIS = (
+    "<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key><arg_value>2</arg_value>"
+)
+MUSE = (
+    '<atem:function_calls>\n<atem:invoke name="weather">\n'
+    '<atem:parameter name="city">%s</atem:parameter>\n</atem:invoke>\n'
+)
+MUSE_AGAIN = (
+    '<atem:invoke name="weather"><atem:parameter name="city">Paris</atem:parameter>'
+    '<atem:parameter name="days">2</atem:parameter></atem:invoke></atem:function_calls>'
+)
+GEMMA, Q = "<|tool_call>call:", '<|"|>'
+BRACES = {"a": ["},"], "b c": {"d": None}, "e": {"f": -1.5}}
+HARMONY = "<|channel|>commentary to=functions."
 READ: list[tuple[str, str, str, list[tuple[str, dict[str, Any]]]]] = [
     ("hermes", f"<tool_call>\n{RA}\n</tool_call>", "", [ROME]),
     (
@@ -135,7 +160,7 @@ READ: list[tuple[str, str, str, list[tuple[str, dict[str, Any]]]]] = [
     ("llama", f"[{RP}]", "", [ROME]),
     ("llama", '{"type": "function", "name": "weather", "parameters": {"city": "Rome"}}', "", [ROME]),
     ("mistral", f"[TOOL_CALLS] [{RA}, {PA}]", "", [ROME, PARIS]),
-    ("mistral", f"[{RA}]", "", [ROME]),  # the marker was a control token
+    ("mistral", f"[{RA}]", "", [ROME]),  # no marker
     ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', "", [ROME]),
     (
         "mistral_args",
@@ -147,6 +172,87 @@ READ: list[tuple[str, str, str, list[tuple[str, dict[str, Any]]]]] = [
     ("phi", f"<|tool_call|>{RA}<|/tool_call|>", "", [ROME]),
     ("gemma", f"Yes.\n```tool_code\n{RP}\n```\n```tool_code\n{PP}\n```", "Yes.", [ROME, PARIS]),
     ("gemma", RP, "", [ROME]),
+    (
+        "lfm",
+        f"{LFM}weather(city='Rome'), weather(city=\"Paris\", days=2)]<|tool_call_end|>Now.",
+        "Now.",
+        BOTH,
+    ),
+    ("lfm", f"Hm. {LFM}weather(city='Ro\\x6de')]", "Hm.", [ROME]),
+    ("lfm", f"{LFM}f(a=[1, 'b', {{'c': None}}, (2,)], b=True, c=-1.5e3, d={{}})]", "", [("f", LITERALS)]),
+    ("lfm", f'{LFM}f(a="it\'s\\n\\ud83e\\udd80", b=true, c=null)]', "", [("f", ESCAPED)]),
+    ("lfm", f"{LFM}stop()]<|tool_call_e", "", [("stop", {})]),
+    ("olmo", f"{OLMO}weather(city='Rome')\nweather(city='Paris', days=2)\n</function_calls>", "", BOTH),
+    ("olmo", f"{OLMO}stop()", "", [("stop", {})]),
+    ("olmo", f"So: {OLMO}[stop()]</function_calls>", "So:", [("stop", {})]),
+    ("xml", XML % "\n<parameter=city>\nRome\n</parameter>\n", "", [ROME]),
+    ("xml", XML % "<parameter=city>Rome</parameter>" + "\n" + XML % PARIS_TAGS, "", BOTH),
+    (
+        "xml",
+        XML % "<parameter=city>\n\na <b>\n{\n\n</parameter>",
+        "",
+        [("weather", {"city": "\na <b>\n{\n"})],
+    ),
+    ("xml", XML % "<parameter=city>\n12\n</parameter>", "", [("weather", {"city": "12"})]),
+    ("xml", XML % '<parameter=at>\n{"x": 1}\n</parameter>', "", [("weather", {"at": {"x": 1}})]),
+    ("xml", XML % "<parameter=days>\n2.0\n</parameter>", "", [("weather", {"days": 2})]),
+    ("xml", XML % "<parameter=days>\nsome\n</parameter>", "", [("weather", {"days": "some"})]),
+    ("xml", XML % "<parameter=other>\nTrue\n</parameter>", "", [("weather", {"other": True})]),
+    ("xml", f"{XML % ''}"[:-12], "", [("weather", {})]),  # no closing marker
+    ("xml", f"{XML % ''}"[:-24] + "</tool_call>", "", [("weather", {})]),  # no end of the function
+    ("seed", SEED % "<parameter=city>Rome</parameter>", "", [ROME]),
+    (
+        "glm",
+        f"Now.<tool_call>weather{GLM_ROME}</tool_call><tool_call>weather{GLM_PARIS}</tool_call>",
+        "Now.",
+        BOTH,
+    ),
+    (
+        "glm",
+        f"<tool_call>weather\n{GLM_ROME}\n</tool_call>\n<tool_call>stop</tool_call>",
+        "",
+        [ROME, ("stop", {})],
+    ),
+    ("muse", f"{MUSE % 'Rome'}</atem:function_calls>", "", [ROME]),
+    ("muse", MUSE % "Rome" + MUSE_AGAIN, "", BOTH),
+    ("gemma4", f"Yes.{GEMMA}weather{{city:{Q}Rome{Q}}}<tool_call|>", "Yes.", [ROME]),
+    (
+        "gemma4",
+        f"{GEMMA}weather{{city:{Q}Rome{Q}}}<tool_call|>{GEMMA}weather{{city:{Q}Paris{Q},days:2}}",
+        "",
+        BOTH,
+    ),
+    (
+        "gemma4",
+        f"{GEMMA}f{{a:[{Q}}},{Q}],{Q}b c{Q}:{{d:null}},e:{{f:-1.5}}}}<tool_call|>",
+        "",
+        [("f", BRACES)],
+    ),
+    ("gemma4", f"{GEMMA}weather{{city:Rome}}<tool_call|>", "", [ROME]),
+    (
+        "function_gemma",
+        "<start_function_call>call:weather{city:<escape>Rome<escape>}<end_function_call>",
+        "",
+        [ROME],
+    ),
+    ("harmony", f"{HARMONY}weather <|constrain|>json<|message|>{ROME_JSON}<|call|>", "", [ROME]),
+    ("harmony", f"{HARMONY}weather<|message|>{ROME_JSON}", "", [ROME]),
+    ("harmony", f"{HARMONY}weather json<|message|>{ROME_JSON}", "", [ROME]),
+    ("granite", f"<|tool_call|>[{RA}, {PA}]", "", BOTH),
+    (
+        "cohere",
+        f'<|START_ACTION|>[\n{{"tool_call_id": "0", "tool_name": "weather", "parameters": {ROME_JSON}}}\n]',
+        "",
+        [ROME],
+    ),
+    (
+        "apertus",
+        f'<|tools_prefix|>[{{"weather": {ROME_JSON}}}, {{"stop": {{}}}}]<|tools_suffix|>',
+        "",
+        [ROME, ("stop", {})],
+    ),
+    ("nemotron", f"<TOOLCALL>[{RA}, {PA}]</TOOLCALL>", "", BOTH),
+    ("hunyuan", f"<tool_calls>[{RA}]</tool_calls>", "", [ROME]),
 ]
 #: Text, character for character.
 PLAIN = [
@@ -168,6 +274,20 @@ PLAIN = [
     ("mistral", "[TOOL_CALLS]what now? {}"),
     ("mistral", "[1, 2]"),
     ("gemma", "```python\nx\n```"),
+    ("lfm", f"{LFM}1, 2]"),
+    ("lfm", f"{LFM}f(1)]"),
+    ("lfm", f"{LFM}f(a=b)]"),
+    ("lfm", f"{LFM}f(a=1"),
+    ("lfm", f"{LFM}f(a={'[' * 100}"),
+    ("olmo", f"{OLMO}what now"),
+    ("xml", "<tool_call>\n<function=weather>\n<parameter=city>\nRome"),
+    ("xml", f"<tool_call>{RA}</tool_call>"),
+    ("glm", "<tool_call>the weather of Rome</tool_call>"),
+    ("gemma4", f"{GEMMA}weather(city:1)"),
+    ("gemma4", f"{GEMMA}weather{{city:{Q}Rome}}"),
+    ("harmony", f"{HARMONY}weather what?<|message|>{ROME_JSON}"),
+    ("cohere", '<|START_ACTION|>["weather"]'),
+    ("apertus", "<|tools_prefix|>[]<|tools_suffix|>"),
 ]
 
 
@@ -177,7 +297,7 @@ def pairs(calls: list[Call]) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("name", "text", "rest", "calls"), READ)
 def test_calls_are_read(name: str, text: str, rest: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
-    got = tools.parse(FORMATS[name], text)
+    got = tools.parse(FORMATS[name], text, SCHEMAS)
     assert (got[0], pairs(got[1])) == (rest, calls)
 
 
@@ -210,7 +330,7 @@ def pieces(text: str, rng: random.Random) -> list[str]:
     return result
 
 
-def streamed(name: str, chunks: list[str], names: set[str] | None) -> tuple[str, list[Call]]:
+def streamed(name: str, chunks: list[str], names: Any) -> tuple[str, list[Call]]:
     splitter = tools.Splitter(FORMATS[name], names)
     events = [event for chunk in chunks for event in splitter.push(chunk)] + splitter.finish()
     return "".join(e for e in events if isinstance(e, str)), [e for e in events if isinstance(e, Call)]
@@ -240,6 +360,17 @@ FRAGMENTS += [
     "[CALL_ID]",
     "weather",
     "weather[ARGS]{}",
+    "weather",
+    "(",
+    ")",
+    "=",
+    ":",
+    ",",
+    "stop",
+    "stop()",
+    "call:stop{}",
+    ">",
+    "<",
     '{"name": "f", "arguments": {}}',
     "</tool",
     "```",
@@ -250,14 +381,19 @@ FRAGMENTS += [
 def test_pieces_make_no_difference(name: str) -> None:
     form = FORMATS[name]
     rng = random.Random(name)
-    marks = [mark for mark in (form.open, form.close) if mark] * 3
+    marks = [*form.literals] * 2 + [form.open] * 3
+    whole = [writing.written(form, calls) for calls in ([ROME], [PARIS], [ROME, ("stop", {})])]
+    parts = [
+        text[at:end] for text in whole for at in range(0, len(text), 7) for end in (at + 7, at + 21, at + 99)
+    ]
+    marks += [*whole, *rng.sample(parts, 12)]
     texts = [text for which, text, *_ in READ if which == name] + [
         text for which, text in PLAIN if which == name
     ]
     texts += ["".join(rng.choices(FRAGMENTS + marks, k=rng.randint(1, 12))) for _ in range(1500)]
     found = 0
     for text in texts:
-        names = rng.choice((None, {"weather"}))
+        names = rng.choice((None, {"weather"}, SCHEMAS))
         whole = tools.parse(form, text, names)
         found += len(whole[1])
         assert streamed(name, pieces(text, rng), names) == whole, text

@@ -5,19 +5,23 @@ Random walks over a tokenizer of bytes, with llguidance's own Python package (th
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
 import pytest
 
 from conftest import needed
-from tallow import tools
-from tallow.tools import FORMATS, Call
+from tallow import thinking, tools
+from tallow.tools import FORMATS, Call, writing
 from test_tools import ROME, TOOLS, pairs
 
-SPECIALS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]"]
+SPECIALS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call_start|>", "<|tool_call_end|>"]
+SPECIALS += ["<|channel|>", "<|constrain|>", "<|message|>", "<|tool_call>", "<tool_call|>", '<|"|>']
+SPECIALS += ["<|START_ACTION|>", "<|END_ACTION|>", "<|tools_prefix|>", "<|tools_suffix|>"]
+SPECIALS += ["<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"]
+SPECIALS += ["<|start|>", "<|end|>", "<|eom|>", "<|channel>", "<channel|>"]
 MERGES = ["<tool_call>", "</tool_call>", '{"', '", "', '": ', "<|tool_call|>", "```tool_code", "\n```", ">\n"]
+MERGES += ["</parameter>", "\n</parameter>", "</arg_value>", "<escape>", "</atem:parameter>", '"|>']
 
 
 class Bytes:
@@ -74,6 +78,7 @@ JSON_TEXT = (
     'start: %json {"x-guidance": {"whitespace_flexible": false}, "type": "object", '
     '"properties": {"nix": {"type": "boolean"}}, "required": ["nix"], "additionalProperties": false}'
 )
+SCHEMAS = {tool.name: tool.parameters for tool in tools.functions(TOOLS)}
 MODES: list[dict[str, Any]] = [
     {},
     {"text_format": JSON_TEXT},
@@ -111,7 +116,7 @@ def test_every_answer_under_the_grammar_is_read_back(name: str, mode: dict[str, 
             if answer is None:
                 continue
             ended += 1
-            text, calls = tools.parse(form, answer)
+            text, calls = tools.parse(form, answer, SCHEMAS)
             assert all(well_formed(call.name, call.arguments) for call in calls), answer
             check_mode(mode, text, calls)
     assert ended >= 5
@@ -136,17 +141,13 @@ def test_both_a_call_and_a_text_format_can_be_written(name: str) -> None:
     form = FORMATS[name]
     lark = tools.call_grammar(form, TOOLS, text_format=JSON_TEXT)["grammar"]
     assert accepts(lark, '{"nix":true}')
-    call = {"name": "weather", form.arguments: {"city": "Rome"}}
-    written = (
-        f"{form.open}weather{form.head_end}" + json.dumps(call[form.arguments])
-        if form.head_end
-        else json.dumps(call)
-    )
-    if not form.head_end:
-        listed = f"[{written}]" if form.listed else written
-        written = listed if form.optional else f"{form.open}{form.before}{listed}{form.after}{form.close}"
+    written = writing.written(form, [ROME])
+    if form.optional:
+        written = written.removeprefix(form.open)
+    if form.ends:
+        written = written.removesuffix(form.close)
     assert accepts(lark, written)
-    assert pairs(tools.parse(form, written)[1]) == [ROME]
+    assert pairs(tools.parse(form, written, SCHEMAS)[1]) == [ROME]
     assert not accepts(lark, written.replace("weather", "whether"))
     assert not accepts(lark, written.replace("Rome", "Constantinople"))
 
@@ -155,3 +156,39 @@ def test_free_text_may_not_pass_for_a_call() -> None:
     for name, text in [("hermes", "a <tool_call> b"), ("llama", ' {"name'), ("mistral", '[{"name": 1}]')]:
         lark = tools.call_grammar(FORMATS[name], TOOLS, "none")["grammar"]
         assert accepts(lark, "a < b") and not accepts(lark, text)
+
+
+#: Formats whose thoughts and answers stand between control tokens, with words of a template of theirs.
+AROUND = {
+    "harmony": "<|channel|>analysis<|message|>",
+    "muse": "to=self<|message|>",
+    "gemma4": "<|channel>thought<channel|>",
+    "cohere": "<|START_THINKING|><|END_THINKING|>",
+}
+
+
+@pytest.mark.parametrize("may", [False, True])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("text_format", [None, JSON_TEXT])
+@pytest.mark.parametrize("name", AROUND)
+def test_thoughts_and_messages_around_calls(
+    name: str, text_format: str | None, choice: str, may: bool
+) -> None:
+    constraints = needed("tallow.dspy.constraints")
+    form, tags, ids = FORMATS[name], thinking.detect(AROUND[name]), Bytes().ids()
+    assert tags is not None
+    inner = tools.call_grammar(form, TOOLS, choice, True, text_format, around=tags.answer, specials=ids)
+    lark = constraints.after_thought(inner, tags, False, ids, may=may)["grammar"]
+    rng, ended = random.Random(name + choice), 0
+    for _ in range(4):
+        answer = walk(lark, rng)
+        if answer is None:
+            continue
+        ended += 1
+        assert may or answer.startswith(tags.open)
+        rest, calls = tools.parse(form, thinking.split(answer, tags)[1], SCHEMAS)
+        assert all(well_formed(call.name, call.arguments) for call in calls), answer
+        assert choice == "auto" or (calls and not rest), answer
+        assert text_format is None or bool(rest) != bool(calls), answer
+        assert not any(mark in rest for mark in ("<|message|>", "<|START_RESPONSE|>")), answer
+    assert ended >= 2

@@ -14,7 +14,7 @@ from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import results
+from .. import channels, results
 from ..thinking import Splitter as ThoughtSplitter
 from ..tools import Event
 from ..tools import Splitter as CallSplitter
@@ -27,7 +27,7 @@ _THOUGHTS, _TEXT, _CALLS = 0, 1, 2
 class Reader:
     """One answer, as it comes."""
 
-    thinking: ThoughtSplitter | None = None
+    thinking: ThoughtSplitter | channels.Splitter | None = None
     tools: CallSplitter | None = None
     #: How many calls there were so far.
     calls: int = 0

@@ -17,6 +17,7 @@ from .. import arguments
 from ..errors import ConstraintError, InvalidRequestError
 from ..model import Model
 from ..thinking import Tags
+from ..tools.grammar import token
 from . import formats
 from .formats import Format, lark
 
@@ -28,8 +29,6 @@ VERSION = 2
 OWN = tuple(arguments.CONSTRAINTS)
 SWITCH = "constrain"
 SWITCHED_OFF = "constrain=False"
-#: What models write between a thought and the answer.
-_AFTER_THOUGHT = "\n\n"
 
 
 def check(given: Mapping[str, Any]) -> None:
@@ -92,14 +91,28 @@ def as_grammar(constraint: Mapping[str, Any]) -> str:
     return f"start: {lark.regex(value) if kind == 'regex' else lark.document(value)}"
 
 
-def after_thought(constraint: Mapping[str, Any], tags: Tags, opened: bool) -> dict[str, Any]:
-    """The constraint for what comes after a thought. The thought ends with the first closing tag; one lexeme
-    that cannot go on after it, for with two the lexer, which is greedy, would run over the tag."""
-    close = lark.escaped(tags.close)
-    start = "" if opened else f"{lark.literal(tags.open)} "
-    thought = f"{lark.regex(f'(?s:.*){close}')} & ~{lark.regex(f'(?s:.*){close}(?s:.+)')}"
+def after_thought(
+    constraint: Mapping[str, Any],
+    tags: Tags,
+    opened: bool,
+    specials: Mapping[str, int] | None = None,
+    *,
+    may: bool = False,
+) -> dict[str, Any]:
+    """The constraint for what comes after a thought. The thought ends with the first closing tag. Where that
+    is written in characters, both are one lexeme that cannot go on after it, for with two the lexer, which is
+    greedy, would run over the tag. ``may``: there may be a thought or none."""
+    open_, close = (token(mark, specials or {}) for mark in (tags.open, tags.close))
+    if close.startswith("<"):  # a control token is none of a text's characters
+        thought, end = lark.regex("(?s:.+)"), f"? {close}"
+    else:
+        mark = lark.escaped(tags.close)
+        thought = f"{lark.regex(f'(?s:.*){mark}')} & ~{lark.regex(f'(?s:.*){mark}(?s:.+)')}"
+        end = ""
+    parts = ("" if opened else open_, f"THOUGHT{end}", token(tags.between, specials or {}))
+    whole = " ".join(part for part in parts if part)
     return {
-        "grammar": f"start: {start}THOUGHT {lark.literal(_AFTER_THOUGHT)} answer\n"
+        "grammar": f"start: {f'( {whole} )?' if may else whole} answer\n"
         f"THOUGHT: {thought}\n"
         f"answer: %lark {{\n{as_grammar(constraint)}\n}}\n"
     }

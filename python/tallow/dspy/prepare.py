@@ -10,7 +10,7 @@ freely does as its template says; ``reasoning_effort`` decides both ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,23 +31,37 @@ class Template:
 
     tags: thinking.Tags | None
     form: tools.ToolFormat
-    #: Those of the form's markers that are control tokens, and their ids.
+    #: Those of their markers that are control tokens, and their ids.
     markers: dict[str, int]
 
     @classmethod
     def of(cls, model: Model) -> Template:
-        form = tools.detect(model.chat_template)
-        markers = {mark: model.tokenize(mark, special=True) for mark in (form.open, form.close) if mark}
-        return cls(
-            thinking.detect(model.chat_template),
-            form,
-            {mark: ids[0] for mark, ids in markers.items() if len(ids) == 1 and model.tokenize(mark) != ids},
-        )
+        form, tags = tools.detect(model.chat_template), thinking.detect(model.chat_template)
+        texts = (*form.literals, *(tags.literals if tags else ()))
+        return cls(tags, form, {name: id for text in texts for name, id in _control_tokens(model, text)})
+
+    def splits(self, thinks: bool | None, opened: bool) -> thinking.Tags | None:
+        """The tags to look for in an answer: none where no thought can be, unless there may be others."""
+        tags = self.tags
+        return tags if tags and (thinks is not False or opened or tags.answer[0]) else None
+
+    def shown(self, splits: thinking.Tags | None, *, calls: bool) -> list[int]:
+        """The control tokens that an answer's readers look for."""
+        texts = (*(self.form.literals if calls else ()), *(splits.literals if splits else ()))
+        return sorted({id for name, id in self.markers.items() if any(name in text for text in texts)})
 
     @property
     def can_think(self) -> bool:
         """Whether asking for a thought makes a difference, or there is one anyway."""
         return self.tags is not None and (self.tags.switch is not None or self.tags.opened)
+
+
+def _control_tokens(model: Model, text: str) -> Iterator[tuple[str, int]]:
+    """The control tokens that a marker is made of."""
+    for id in model.tokenize(text, special=True):
+        written = model.detokenize([id], special=True)
+        if written and not model.detokenize([id]):
+            yield written, id
 
 
 @dataclass(frozen=True)
@@ -74,20 +88,21 @@ def prepare(
         model._native, turns, tools=_offered(request), template_arguments={**switch, **own}
     )
     opened = template.tags is not None and template.tags.opened_by(prompt.text)
-    bound = _bound(template, request, given, chosen, thought=thinks is True or opened, opened=opened)
+    bound = _bound(template, request, given, chosen, thought=True if opened else thinks, opened=opened)
     notes = (*notes, *_clamp(model, prompt, given))
     options = {name: given.pop(name, None) for name in _OPTIONS}
     seeded = _seeds(given, turns, rollout_id)
-    start = _starter(model, prompt, {**options, "timeout": timeout, **bound}, given, seeded)
+    splits = template.splits(thinks, opened)
+    shown = template.shown(splits, calls=bool(_offered(request)))
+    start = _starter(model, prompt, {**options, "timeout": timeout, **bound}, given, seeded, shown)
     told = constraints.told(chosen, bool(chosen.constraint)) | (
         {"tools": template.form.name} if request.tools else {}
     )
     noted = (*convert.hints(request.config), *constraints.dropped(request, chosen), *notes)
-    splits = template.tags if thinks is not False or opened else None
 
     def reader() -> answer.Reader:
         return answer.Reader(
-            thinking.Splitter(splits, opened) if splits is not None else None,
+            thinking.splitter(splits, opened) if splits is not None else None,
             _call_splitter(template, request),
         )
 
@@ -100,12 +115,13 @@ def _starter(
     options: dict[str, Any],
     fields: dict[str, Any],
     seeded: Callable[[int], int | None],
+    shown: list[int],
 ) -> Callable[..., Any]:
     checked, native = arguments.generation(prompt, options, fields)
     engine = model._shared.engine()
 
     def start(index: int, **waker: Any) -> Any:
-        return engine.generate(checked, **native, seed=seeded(index), **waker)
+        return engine.generate(checked, **native, shown_tokens=shown, seed=seeded(index), **waker)
 
     return start
 
@@ -134,7 +150,7 @@ def _call_splitter(template: Template, request: lm15.Request) -> tools.Splitter 
     before = sum(
         isinstance(part, lm15.ToolCallPart) for message in request.messages for part in message.parts
     )
-    return tools.Splitter(template.form, {tool.name for tool in offered}, before)
+    return tools.Splitter(template.form, {tool.name: tool.parameters or {} for tool in offered}, before)
 
 
 def _bound(
@@ -143,11 +159,13 @@ def _bound(
     given: dict[str, Any],
     chosen: Format,
     *,
-    thought: bool,
+    thought: bool | None,
     opened: bool,
 ) -> dict[str, Any]:
-    """The one constraint of the answer: its format or calls, after the thought."""
-    bound = chosen.constraint
+    """The one constraint of the answer: its format or calls, after the thought. ``thought``: whether there is
+    one; None: the model may begin with one."""
+    bound, tags = chosen.constraint, template.tags
+    around = tags.answer if tags else ("", "")
     offered, choice = _offered(request), request.config.tool_choice or lm15.ToolChoice()
     if choice.mode == "required" and not offered:
         arguments.wrong_value("tool_choice", choice.mode, '"auto" or "none" when there are no tools')
@@ -158,15 +176,27 @@ def _bound(
             choice.mode,
             choice.parallel is not False,
             constraints.as_grammar(bound) if bound else None,
+            around=around,
             allowed=choice.allowed,
             specials=template.markers,
         )
-    if bound and thought and template.tags is not None:
-        bound = constraints.after_thought(bound, template.tags, opened)
-    return bound
+    elif bound and around[0]:
+        text = constraints.as_grammar(bound)
+        bound = tools.call_grammar(
+            template.form, (), text_format=text, around=around, specials=template.markers
+        )
+    if not bound or tags is None:
+        return bound
+    # In characters a thought is a text as any other; a control token is none.
+    may = thought is None and any(name in tags.open for name in template.markers)
+    if not thought and not may:
+        return bound
+    return constraints.after_thought(bound, tags, opened, template.markers, may=may)
 
 
 # Thinking
+
+_BUDGET = "thinking_budget"
 
 
 def _thinks(
@@ -184,14 +214,18 @@ def _thinks(
         return own[tags.switch] not in (False, "none"), {}, ()
     if asked is None:
         wanted = False if chosen.constraint else None
-        return wanted, _switched(tags, wanted, "none"), ()
-    return not asked.is_off, _switched(tags, not asked.is_off, asked.effort), _reasoning_notes(asked, tags)
+        return wanted, _switched(tags, wanted, None), ()
+    return not asked.is_off, _switched(tags, not asked.is_off, asked), _reasoning_notes(asked, tags)
 
 
-def _switched(tags: thinking.Tags, wanted: bool | None, effort: str) -> dict[str, Any]:
+def _switched(tags: thinking.Tags, wanted: bool | None, asked: lm15.Reasoning | None) -> dict[str, Any]:
     if tags.switch is None or wanted is None:
         return {}
-    return {tags.switch: ("none" if not wanted else effort) if tags.switch == "reasoning_effort" else wanted}
+    if not wanted or asked is None:
+        return {tags.switch: tags.off}
+    if tags.switch == _BUDGET and asked.thinking_budget is not None:
+        return {tags.switch: asked.thinking_budget}
+    return {tags.switch: asked.effort if tags.on is None else tags.on}
 
 
 def _reasoning_notes(asked: lm15.Reasoning, tags: thinking.Tags) -> Notes:
@@ -201,7 +235,17 @@ def _reasoning_notes(asked: lm15.Reasoning, tags: thinking.Tags) -> Notes:
         found.append(
             note("config.reasoning", "dropped", "this model always begins with a thought", asked=asked.effort)
         )
-    if not asked.is_off and tags.switch != "reasoning_effort":
+    if asked.is_off and tags.messages is not None:
+        found.append(
+            note(
+                "config.reasoning",
+                "clamped",
+                "the template has no way to switch thoughts off",
+                asked=asked.effort,
+                applied=tags.off,
+            )
+        )
+    if not asked.is_off and tags.on is not None:
         found.append(
             note(
                 "config.reasoning.effort",
@@ -213,7 +257,7 @@ def _reasoning_notes(asked: lm15.Reasoning, tags: thinking.Tags) -> Notes:
         )
     for name in ("thinking_budget", "summary"):
         value = getattr(asked, name)
-        if value is not None:
+        if value is not None and name != tags.switch:
             found.append(note(f"config.reasoning.{name}", "dropped", "thoughts are given whole", asked=value))
     return tuple(found)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from .formats import ToolFormat
 from .functions import Function, functions
+from .writing import written
 
 Message = dict[str, Any]
 
@@ -19,20 +20,13 @@ Message = dict[str, Any]
 def instructions(form: ToolFormat, tools: Sequence[Function]) -> str:
     """What the system message says about tools that the template does not show."""
     listed = "\n".join(_dumps(tool.openai()["function"]) for tool in tools)
-    example = written(form, "function-name", {"argument-name": "value"})
+    example = written(form, [("function-name", {"argument-name": "value"})])
     return (
         "You can call functions. These exist, one a line, each with a JSON schema of its arguments:\n"
         f"<tools>\n{listed}\n</tools>\n"
         f"To call one, write nothing but this, with its name and arguments filled in:\n{example}\n"
         "The result comes in the next message. If no call is needed, answer in plain text."
     )
-
-
-def written(form: ToolFormat, name: str, arguments: Any) -> str:
-    call = _dumps({"name": name, form.arguments: arguments})
-    if form.listed:
-        call = f"[{call}]"
-    return f"{form.open}{form.before}{call}{form.after}{form.close}"
 
 
 def prepare(
@@ -126,7 +120,7 @@ def _plain(form: ToolFormat, turns: list[Message]) -> list[Message]:
     result: list[Message] = []
     results_open = False
     for turn in turns:
-        if turn.get("role") == "tool":
+        if turn.get("role") == "tool" and not form.shows_results:
             text = f"<tool_response>\n{_text(turn.get('content'))}\n</tool_response>"
             if results_open:
                 result[-1] = {**result[-1], "content": f"{result[-1]['content']}\n{text}"}
@@ -141,10 +135,10 @@ def _plain(form: ToolFormat, turns: list[Message]) -> list[Message]:
 
 def _with_calls(form: ToolFormat, turn: Message) -> Message:
     calls = [call.get("function", call) for call in turn["tool_calls"]]
-    texts = [written(form, call["name"], call.get("arguments") or {}) for call in calls]
+    text = written(form, [(call["name"], call.get("arguments") or {}) for call in calls])
     content = _text(turn.get("content"))
     kept = {key: value for key, value in turn.items() if key != "tool_calls"}
-    return {**kept, "content": "\n".join([content, *texts] if content else texts)}
+    return {**kept, "content": f"{content}\n{text}" if content else text}
 
 
 def _text(content: Any) -> str:

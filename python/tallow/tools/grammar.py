@@ -18,17 +18,10 @@ from ..errors import InvalidRequestError
 from .formats import ToolFormat
 from .functions import Function, bounded, functions
 from .reader import CALL_KEYS
+from .values import Spelling, json_rule, moved
 
 #: More calls than this in one answer are a model that does not find its end.
 MAX_CALLS = 16
-#: One line, as the templates show calls. What llguidance does not know of a schema is left to the function.
-JSON_STYLE = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "coerce_one_of": True,
-    "lenient": True,
-}
 
 Specials = Collection[str] | Mapping[str, int]
 
@@ -40,6 +33,7 @@ def call_grammar(
     parallel: bool = True,
     text_format: str | None = None,
     *,
+    around: tuple[str, str] = ("", ""),
     allowed: Sequence[str] = (),
     specials: Specials = frozenset(),
 ) -> dict[str, Any]:
@@ -47,22 +41,27 @@ def call_grammar(
 
     ``choice``: "auto", "required" (at least one call), "none", or names (a call of one of these).
     ``allowed``: narrows "auto" and "required" to these names. ``text_format``: a grammar (Lark, from
-    ``start``) for the answer that is no call. ``specials``: the vocabulary's control tokens, best with
-    their ids: a marker among them is that token, others are written in letters. One that Lark cannot
-    spell (``[TOOL_CALLS]``) is reached by its id alone.
+    ``start``) for the answer that is no call. ``around``: what stands around such an answer in control
+    tokens; the header of a message must be there (it has no end), others may be missing. ``specials``: the
+    vocabulary's control tokens, best with their ids: a marker among them is that token, others are written in
+    letters. One that Lark cannot spell (``[TOOL_CALLS]``) is reached by its id alone.
     """
     tools = functions(offered)
     mode, names = _choice(tools, choice, allowed)
+    around_ = (token(around[0], specials), token(around[1], specials))
     if mode == "none" or not names:
-        return {"grammar": text_format or f"start: TEXT\n{_text(form)}"}
+        return {"grammar": "\n".join(_answer(form, text_format, around_)) + "\n"}
     chosen = [tool for tool in tools if tool.name in names]
-    lines = _calls(form, chosen, MAX_CALLS if parallel and form.many else 1, specials)
+    if _is_message(around) and form.addressed:
+        lines = _messages(form, chosen, specials)
+    else:
+        lines = _calls(form, chosen, MAX_CALLS if parallel and form.many else 1, specials)
     if mode == "required":
         lines.insert(0, "start: calls")
-    elif text_format is not None:
-        lines[:0] = ["start: formatted | calls", "formatted: %lark {", text_format, "}"]
+    elif text_format is not None or _is_message(around):
+        lines[:0] = ["start: answer | calls", *_answer(form, text_format, around_, "answer")]
     else:
-        lines[:0] = _free(form, token(form.open, specials))
+        lines[:0] = _free(form, token(form.open, specials), around_)
     return {"grammar": "\n".join(lines) + "\n"}
 
 
@@ -88,14 +87,8 @@ def _choice(
 
 def _calls(form: ToolFormat, tools: list[Function], most: int, specials: Specials) -> list[str]:
     """The rules ``calls`` (an answer's calls), ``more`` (what follows the first marker), ``one``."""
-    open_, close = token(form.open, specials), token(form.close, specials)
-    if form.head_end:
-        end = token(form.head_end, specials)
-        heads = [f"{_quoted(tool.name)} {end} args_{at}" for at, tool in enumerate(tools)]
-        payload = f"( {' | '.join(heads)} )"
-        rules = [f"args_{at}: {_json(_arguments_schema(tool))}" for at, tool in enumerate(tools)]
-    else:
-        payload, rules = "payload", [f"payload: {_json(_calls_schema(form, tools, most))}"]
+    open_, close = token(form.open, specials), "" if form.ends else token(form.close, specials)
+    payload, rules = _payload(form, tools, most, specials)
     again = 0 if form.listed else most - 1
     repeated = f"( {_sequence(_quoted(form.between), open_, 'one')} ){{0,{again}}}" if again else ""
     if form.optional:
@@ -108,12 +101,90 @@ def _calls(form: ToolFormat, tools: list[Function], most: int, specials: Special
     ]
 
 
-def _free(form: ToolFormat, open_: str) -> list[str]:
+def _messages(form: ToolFormat, tools: list[Function], specials: Specials) -> list[str]:
+    """``calls`` where each is a message with the name in its header: one, for another is another message."""
+    calls, lines = [], []
+    for at, tool in enumerate(tools):
+        header, open_, close = (
+            token(mark, specials) for mark in (form.addressed.format(tool.name), form.open, form.close)
+        )
+        payload, rules = _payload(form, [tool], 1, specials, f"m{at}")
+        calls.append(_sequence(header, open_, _quoted(form.before), payload, _quoted(form.after), close))
+        lines += rules
+    return [f"calls: {' | '.join(calls)}", *lines]
+
+
+def _payload(
+    form: ToolFormat, tools: list[Function], most: int, specials: Specials, prefix: str = "call"
+) -> tuple[str, list[str]]:
+    """What stands between the markers of a call or of all, and the rules for it, named with ``prefix``."""
+    if form.body == "json" and not form.head_end:
+        return "payload", [f"payload: {json_rule(_calls_schema(form, tools, most))}"]
+    calls, rules = [], []
+    for at, tool in enumerate(tools):
+        if form.body == "json":
+            arguments = f"{prefix}_args_{at}"
+            rules.append(f"{arguments}: {json_rule(_arguments_schema(tool))}")
+        else:
+            spelling = Spelling(
+                form, f"{prefix}_{at}", bounded(tool.parameters), lambda text: token(text, specials)
+            )
+            arguments = spelling.arguments()
+            rules += spelling.rules
+        calls.append(_call(form, tool.name, arguments, specials))
+    rules.append(f"{prefix}: {' | '.join(calls)}")
+    if not form.listed:
+        return prefix, rules
+    before, after = form.brackets
+    repeated = f"( {_quoted(form.separator)} {prefix} ){{0,{most - 1}}}" if most > 1 else ""
+    return _sequence(_quoted(before), prefix, repeated, _quoted(after)), rules
+
+
+def _call(form: ToolFormat, name: str, arguments: str, specials: Specials) -> str:
+    if form.tags is not None:
+        (before, after), line = form.tags.name, '"\\n"'
+        lines = line if form.tags.lines else f"{line}?"
+        end = token(form.tags.end, specials)
+        opening = (token(before, specials), _quoted(name), token(after, specials))
+        return _sequence(*opening, lines, arguments, end)
+    if form.body == "python":
+        return _sequence(_quoted(f"{name}("), arguments, '")"')
+    if form.body == "braces":
+        return _sequence(_quoted(f"call:{name}"), arguments)
+    return _sequence(_quoted(name), token(form.head_end, specials), arguments)
+
+
+def _answer(
+    form: ToolFormat, text_format: str | None, around: tuple[str, str], name: str = "start"
+) -> list[str]:
+    """The rule for an answer that is no call."""
+    if text_format is None:
+        return [f"{name}: {_framed('TEXT', around)}", _text(form)]
+    if name == "start" and not around[0]:
+        return [text_format]
+    return [f"{name}: {_framed('formatted', around)}", "formatted: %lark {", text_format, "}"]
+
+
+def _framed(rule: str, around: tuple[str, str]) -> str:
+    """A rule between what may stand, or what must stand, around an answer."""
+    before, after = around
+    if "<" not in re.sub(r'"(\\.|[^"\\])*"', "", before):  # in characters it could not be told from the text
+        return rule
+    if not after:
+        return f"{before} {rule}"
+    return f"( {before} {rule} ( {after} )? | {rule} )"
+
+
+def _is_message(around: tuple[str, str]) -> bool:
+    return bool(around[0]) and not around[1]
+
+
+def _free(form: ToolFormat, open_: str, around: tuple[str, str]) -> list[str]:
     """Free text, or calls, with or without text before them."""
     if form.optional:
         return ["start: TEXT | calls", _text(form)]
     if _is_token(open_):
-        return ["start: TEXT | TEXT? calls", _text(form)]
+        return [f"start: {_framed('TEXT', around)} | TEXT? calls", _text(form)]
     mark = pattern(form.open)
     first = f"TEXT_OPEN: /(?s:.*){mark}/ & ~/(?s:.*){mark}(?s:.+)/{_guard(form)}"
     return ["start: TEXT | TEXT_OPEN more", _text(form), first]
@@ -143,10 +214,16 @@ def _calls_schema(form: ToolFormat, tools: list[Function], most: int) -> dict[st
 
 
 def _call_schema(form: ToolFormat, tool: Function, definition: str) -> dict[str, Any]:
+    arguments = {"$ref": f"#/$defs/{definition}"}
+    if form.named:
+        properties: dict[str, Any] = {tool.name: arguments}
+    else:
+        number = {form.id_key: {"type": "string", "pattern": "^[0-9]{1,3}$"}} if form.id_key else {}
+        properties = {**number, form.name_key: {"const": tool.name}, form.arguments: arguments}
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.name}, form.arguments: {"$ref": f"#/$defs/{definition}"}},
-        "required": ["name", form.arguments],
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }
 
@@ -156,36 +233,27 @@ def _arguments_schema(tool: Function) -> dict[str, Any]:
 
 
 def _moved(tool: Function, root: str) -> Any:
-    """The schema of a tool's arguments, bounded, for a place further down: references start from there."""
-
-    def move(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {
-                key: root + value[1:]
-                if key == "$ref" and isinstance(value, str) and value.startswith("#")
-                else move(value)
-                for key, value in node.items()
-            }
-        return [move(item) for item in node] if isinstance(node, (list, tuple)) else node
-
-    return move(bounded(tool.parameters))
+    """The schema of a tool's arguments, bounded, for a place further down."""
+    return moved(bounded(tool.parameters), root)
 
 
 # Spellings
 
 
-def _json(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps({"x-guidance": JSON_STYLE, **schema}, ensure_ascii=False)
-
-
 def token(mark: str, specials: Specials) -> str:
-    """A marker in Lark: a control token if the vocabulary has it as one, else its characters."""
-    if mark in specials:
-        if isinstance(specials, Mapping):
-            return f"<[{specials[mark]}]>"
-        if re.fullmatch(r"<[^<>\s\[][^<>\s]*>", mark):
-            return mark
-    return _quoted(mark)
+    """A marker in Lark: control tokens where the vocabulary has them as such, else its characters. One that
+    has no id and that Lark cannot spell is written in characters, too."""
+    names = [name for name in specials if _spelling(name, specials)]
+    if not mark or not names:
+        return _quoted(mark)
+    parts = re.split(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})", mark)
+    return _sequence(*(_spelling(part, specials) if part in names else _quoted(part) for part in parts))
+
+
+def _spelling(name: str, specials: Specials) -> str:
+    if isinstance(specials, Mapping):
+        return f"<[{specials[name]}]>"
+    return name if re.fullmatch(r"<[^<>\s\[][^<>\s]*>", name) else ""
 
 
 def _is_token(spelling: str) -> bool:

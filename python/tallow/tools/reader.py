@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
+from . import bodies
 from .formats import ToolFormat
 
-_ARGUMENT_KEYS = ("arguments", "parameters")
 #: An answer that begins with an object whose first key is one of these may be a call without its marker.
-CALL_KEYS = ("name", "type", "function", *_ARGUMENT_KEYS)
+CALL_KEYS = ("name", "type", "function", "arguments", "parameters")
 _BARE = re.compile(r'(?:\[\s*)?(?:\{\s*(?:"(\w*)("?))?)?')
-_HEAD = re.compile(r"\s*([\w.\-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*")
-_HEAD_CHARS = re.compile(r"[\w.\-\[\]\s]{0,200}")
 _SPACE = re.compile(r"\s*")
 _BETWEEN = re.compile(r"[\s;,]*")
 
@@ -58,7 +56,8 @@ def parse(
 class Splitter:
     """Reads a streamed answer.
 
-    ``names``: only calls of these count where a call has no marker; None takes every name.
+    ``names``: the tools, best with the schemas of their arguments, which tell a text from a number where a
+    format writes both alike. Only calls of these count where a call has no marker; None takes every name.
     ``first``: the number of the first call's id, so that ids in a conversation differ."""
 
     form: ToolFormat
@@ -71,7 +70,8 @@ class Splitter:
     _mode: str = "start"
     #: The marker that ``_held`` begins with, "" for a call without one; None outside of a call.
     _marker: str | None = None
-    _scanner: _Scanner | None = None
+    _cursor: bodies.Cursor | None = None
+    _reading: bodies.Reading[bodies.Pairs] | None = None
     _count: int = 0
     _out: list[Event] = field(default_factory=list)
 
@@ -130,7 +130,9 @@ class Splitter:
         before, self._held = self._held[:at], self._held[at:]
         text = before.rstrip() if mark else ""  # without a marker only white space and separators come before
         self._gap = before[len(text) :]
-        self._marker, self._scanner = mark, None
+        self._marker, self._cursor = mark, bodies.Cursor(len(mark))
+        schemas = self.names if isinstance(self.names, Mapping) else {}
+        self._reading = bodies.read(self._cursor, self.form, bool(mark), schemas)
         self._show(text)
 
     def _show(self, text: str) -> None:
@@ -146,117 +148,37 @@ class Splitter:
     def _call(self, final: bool) -> bool:
         assert self._marker is not None
         try:
-            read = self._read(final)
-        except _NoCall:
+            calls = self._read(final)
+        except bodies.NoCall:
             gap, mark = self._gap, self._marker
             self._gap, self._marker = "", None
             self._show(gap + mark)
             self._held = self._held[len(mark) :]
             self._mode = "text"
             return True
-        if read is None:
+        if calls is None:
             return False
-        end, calls = read
         for name, arguments in calls:
             number = self.first + self._count
             self._out.append(Call(self.form.call_id(number), name, arguments, self._count))
             self._count += 1
+        assert self._cursor is not None
         self._gap, self._marker, self._mode = "", None, "after"
-        self._held = self._held[end:]
+        self._held = self._held[self._cursor.at :]
         return True
 
-    def _read(self, final: bool) -> tuple[int, list[tuple[str, dict[str, Any]]]] | None:
-        """Where the call ends, and what it calls; None while it is not complete."""
-        mark = self._marker or ""
-        at = _end(_SPACE.match(self._held, len(mark)))
-        head = None
-        if mark and self.form.heads and self._held[at : at + 1] not in ("{", "["):
-            head = self._head(at)
-            if head is None:
-                _wait(final)
-                return None
-            at, name = head
-        if at == len(self._held):
-            _wait(final)
+    def _read(self, final: bool) -> bodies.Pairs | None:
+        """The calls; None while they are not complete."""
+        assert self._cursor is not None and self._reading is not None
+        self._cursor.text, self._cursor.final = self._held, final
+        try:
+            next(self._reading)
             return None
-        if self._held[at] not in "{[":
-            raise _NoCall
-        self._scanner = self._scanner or _Scanner(at)
-        end = self._scanner.end(self._held)
-        if end is None:
-            _wait(final)
-            return None
-        value = _loads(self._held[at:end])
-        calls = [(name, _arguments(value))] if head else self._calls(value, bare=not mark)
-        close = self.form.close if mark else ""
-        closed = _closed(self._held, end, close, final)
-        return None if closed is None else (closed, calls)
-
-    def _head(self, at: int) -> tuple[int, str] | None:
-        """``name[ARGS]`` before an object; where the object begins."""
-        brace = self._held.find("{", at)
-        head = self._held[at:] if brace < 0 else self._held[at:brace]
-        if not _HEAD_CHARS.fullmatch(head):
-            raise _NoCall
-        if brace < 0:
-            return None
-        match = _HEAD.fullmatch(head)
-        if match is None:
-            raise _NoCall
-        return brace, match[1]
-
-    def _calls(self, value: Any, bare: bool) -> list[tuple[str, dict[str, Any]]]:
-        items = value if isinstance(value, list) else [value]
-        calls = [_one(item, needs_arguments=bare) for item in items]
-        if not calls:
-            raise _NoCall
-        if bare and self.names is not None and not all(name in self.names for name, _ in calls):
-            raise _NoCall
+        except StopIteration as done:
+            calls: bodies.Pairs = done.value
+        if not self._marker and self.names is not None and not all(name in self.names for name, _ in calls):
+            raise bodies.NoCall
         return calls
-
-
-class _NoCall(Exception):
-    """What looked like a call is text."""
-
-
-@dataclass
-class _Scanner:
-    """Finds where a JSON value ends. It goes on where it stopped, so small pieces cost no more."""
-
-    at: int
-    depth: int = 0
-    in_string: bool = False
-    found: int | None = None
-
-    _OUTSIDE = re.compile(r'["{}\[\]]')
-    _INSIDE = re.compile(r'["\\]')
-
-    def end(self, text: str) -> int | None:
-        while self.found is None:
-            match = (self._INSIDE if self.in_string else self._OUTSIDE).search(text, self.at)
-            if match is None:
-                self.at = len(text)
-                return None
-            char = match[0]
-            if char == "\\" and match.end() == len(text):
-                self.at = match.start()  # what it escapes has not come yet
-                return None
-            self.at = match.end() + (char == "\\")
-            if char == '"':
-                self.in_string = not self.in_string
-            elif char in "{[":
-                self.depth += 1
-            elif char in "}]":
-                self.depth -= 1
-                if self.depth == 0:
-                    self.found = self.at
-        return self.found
-
-
-def _wait(final: bool) -> None:
-    """The call is not complete: fine, unless the answer is over."""
-    if final:
-        raise _NoCall
 
 
 def _end(match: re.Match[str] | None) -> int:
@@ -274,54 +196,6 @@ def _may_be_call(text: str) -> bool | None:
     if match.end() < len(text):
         return False
     return None if key is None or any(known.startswith(key) for known in CALL_KEYS) else False
-
-
-def _closed(text: str, end: int, close: str, final: bool) -> int | None:
-    """Where the closing marker ends. One that was forgotten is none the worse: the call is complete."""
-    if not close:
-        return end
-    at = _end(_SPACE.match(text, end))
-    if text.startswith(close, at):
-        return at + len(close)
-    if close.startswith(text[at:]):  # it may still come; at the end of the answer, half of it did
-        return len(text) if final else None
-    return end
-
-
-def _loads(text: str) -> Any:
-    try:
-        # Models write real line breaks into strings; nothing is gained by refusing them.
-        return json.loads(text, strict=False, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise _NoCall from None
-
-
-def _refuse(_: str) -> NoReturn:
-    raise _NoCall
-
-
-def _one(item: Any, needs_arguments: bool) -> tuple[str, dict[str, Any]]:
-    if isinstance(item, dict) and isinstance(item.get("function"), dict):
-        item = item["function"]
-    if not isinstance(item, dict):
-        raise _NoCall
-    name = item.get("name", item.get("function"))
-    if not isinstance(name, str) or not name:
-        raise _NoCall
-    given = [item[key] for key in _ARGUMENT_KEYS if key in item]
-    if not given and needs_arguments:
-        raise _NoCall
-    return name, _arguments(given[0] if given else {})
-
-
-def _arguments(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):  # OpenAI's way: JSON within JSON
-        value = _loads(value)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _NoCall
-    return value
 
 
 def _joined(events: list[Event]) -> list[Event]:

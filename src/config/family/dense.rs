@@ -7,7 +7,9 @@ use super::{
 };
 use super::{DenseLayers, Experts, Shared, SharedWidth};
 use super::{Family, FamilyTensors, GGUF, Gguf, Has, PLAIN, ROPE, RopeDefaults, SIZES, Sizes, Window};
-use crate::config::{Activation, Block, NormKind, NormScope, Xielu};
+use crate::config::{
+    Activation, Block, GateFunction, GateScope, GateSource, NormKind, NormScope, OutputGate, Xielu,
+};
 use crate::weights::names::Part;
 
 pub(super) const LLAMA: Family = Family {
@@ -17,6 +19,9 @@ pub(super) const LLAMA: Family = Family {
     norm_offset: 0.0,
     eps: 1e-6,
     eps_key: "rms_norm_eps",
+    post_eps: None,
+    plain_final_norm: false,
+    embed_norm: false,
     block: Block::Sequential,
     parallel_key: None,
     activation: Activation::Silu,
@@ -38,9 +43,9 @@ pub(super) const LLAMA: Family = Family {
     query_scale: false,
     short_conv: None,
     experts: None,
+    by_layer: None,
     heads_by_layer: None,
     gating: Gating::Never,
-    by_layer: None,
     refused: &[],
     fixed: &[],
     tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
@@ -89,7 +94,11 @@ pub(super) const QWEN3: Family = Family {
 const XIELU: Activation = Activation::Xielu(Xielu { p: 0.0, n: 0.0, beta: 0.0, eps: 0.0 });
 
 const fn multiplier(key: &'static str, gguf: &'static str, divides: bool) -> Option<Multiplier> {
-    Some(Multiplier { key, gguf, default: 1.0, divides })
+    Some(Multiplier { divides, ..multiplier_of(key, gguf) })
+}
+
+const fn multiplier_of(key: &'static str, gguf: &'static str) -> Multiplier {
+    Multiplier { key, gguf, default: 1.0, divides: false }
 }
 
 pub(super) const GRANITE: Family = Family {
@@ -97,6 +106,7 @@ pub(super) const GRANITE: Family = Family {
     multipliers: Multipliers {
         embedding: multiplier("embedding_multiplier", "embedding_scale", false),
         attention: multiplier("attention_multiplier", "attention.scale", false),
+        queries: None,
         residual: multiplier("residual_multiplier", "residual_scale", false),
         logits: multiplier("logits_scaling", "logit_scale", true),
     },
@@ -236,7 +246,7 @@ pub(super) const FAMILIES: &[Family] = &[
             vocab: 100_352,
             context: 8192,
         },
-        rope: RopeDefaults { by_layer: true, ..ROPE },
+        rope: RopeDefaults { layer_bases: true, ..ROPE },
         tied: true,
         window: Window::TypedAllButFirstOfFour,
         window_size: Some(128),
@@ -511,6 +521,51 @@ pub(super) const FAMILIES: &[Family] = &[
         ..LLAMA
     },
     Family {
+        model_types: &["muse_glimmer_text"],
+        eps: 1e-5,
+        norm_offset: 1.0,
+        post_eps: Some(("post_norm_eps", 1e-8)),
+        plain_final_norm: true,
+        embed_norm: true,
+        activation_key: Some("hidden_activation"),
+        multipliers: Multipliers {
+            queries: Some(Multiplier { default: 3.87, ..multiplier_of("qk_scale_factor", "") }),
+            logits: Some(Multiplier {
+                default: 0.196_116_135_138_184_04,
+                ..multiplier_of("output_multiplier", "logit_scale")
+            }),
+            ..NO_MULTIPLIERS
+        },
+        sizes: Sizes {
+            hidden: 6656,
+            intermediate: 19_968,
+            layers: 52,
+            kv_heads: Some(2),
+            head_dim: Some(128),
+            vocab: 202_048,
+            context: 131_072,
+            ..SIZES
+        },
+        window: Window::TypedFromLast(4),
+        window_size: Some(2048),
+        logit_cap: Some(Some(20.0)),
+        no_rope: NoRope::Zeros("layer_rope_theta", 4),
+        gating: Gating::Always(OutputGate {
+            function: GateFunction::Sigmoid,
+            scope: GateScope::Element,
+            source: GateSource::Own,
+        }),
+        tensors: FamilyTensors {
+            qkv_bias: ATTENTION_BIAS,
+            o_bias: ATTENTION_BIAS,
+            norms: NormPlaces::Around,
+            plain_qk_norm: true,
+            ..PLAIN
+        },
+        gguf: &[Gguf { architecture: "muse-glimmer", interleaved_qk: true, window_period: Some(4), ..GGUF }],
+        ..LLAMA
+    },
+    Family {
         model_types: &["helium"],
         eps: 1e-8,
         sizes: Sizes {
@@ -524,7 +579,6 @@ pub(super) const FAMILIES: &[Family] = &[
             context: 4096,
         },
         rope: RopeDefaults { theta: 100_000.0, interleaved: true, ..ROPE },
-        tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
         // llama.cpp has no architecture for it.
         gguf: &[],
         ..LLAMA

@@ -10,6 +10,7 @@ use crate::config::{
 };
 
 pub(super) const EXPERTS: Experts = Experts {
+    beside: None,
     count_keys: ["num_local_experts", "num_experts"],
     count: 8,
     top_k_key: "num_experts_per_tok",
@@ -39,7 +40,7 @@ pub(super) const GRANITE_EXPERTS: Experts = Experts {
 };
 
 /// The weights of the chosen have the sum 1, whatever the file says.
-const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
+pub(super) const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
 
 pub(super) const FAMILIES: &[Family] = &[
     Family {

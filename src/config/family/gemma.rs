@@ -1,11 +1,13 @@
 //! The Gemmas.
 
 use super::dense::LLAMA;
+use super::experts::{EXPERTS, NORMALIZED};
 use super::{
-    ATTENTION_BIAS, Bidirectional, ByLayer, Family, FamilyTensors, GGUF, Gguf, Has, NormPlaces, PLAIN, ROPE,
-    RopeDefaults, Sizes, Window,
+    ATTENTION_BIAS, Bidirectional, ByLayer, Experts, Family, FamilyTensors, GGUF, Gguf, Has, NormPlaces,
+    PLAIN, ROPE, RopeDefaults, Sizes, Window,
 };
 use crate::config::Activation;
+use crate::weights::names::Part;
 
 pub(super) const GEMMA: Family = Family {
     model_types: &["gemma"],
@@ -60,6 +62,8 @@ pub(super) const GEMMA3_GGUF: Gguf = Gguf {
     ..GGUF
 };
 
+const GEMMA4_GGUF: Gguf = Gguf { architecture: "gemma4", local_theta: Some(None), ..GGUF };
+
 const GEMMA4: Family = Family {
     model_types: &["gemma4_text"],
     norm_offset: 0.0,
@@ -77,11 +81,25 @@ const GEMMA4: Family = Family {
     attention_cap: None,
     logit_cap: Some(None),
     bidirectional: Bidirectional::Pictures,
+    experts: Some(Experts {
+        beside: Some("enable_moe_block"),
+        count_keys: ["num_experts", "num_experts"],
+        count: 0,
+        top_k_key: "top_k_experts",
+        top_k: 0,
+        width: Some(("moe_intermediate_size", 0)),
+        ..EXPERTS
+    }),
     by_layer: Some(ByLayer { global_head_dim: 512, per_layer_width: Some(256) }),
     // Its class knows no older spelling of the rotations.
     refused: &["rope_scaling"],
     tensors: FamilyTensors { qk_norm: Has::Always, ..GEMMA2.tensors },
-    gguf: &[Gguf { architecture: "gemma4", local_theta: Some(None), ..GGUF }],
+    names: &[
+        (Part::Router, &["router.proj"]),
+        (Part::GateUpExperts, &["experts.gate_up_proj"]),
+        (Part::DownExperts, &["experts.down_proj"]),
+    ],
+    gguf: &[GEMMA4_GGUF, Gguf { experts: NORMALIZED, ..GEMMA4_GGUF }],
     ..GEMMA2
 };
 
@@ -91,6 +109,7 @@ pub(super) const FAMILIES: &[Family] = &[
         model_types: &["gemma4_unified_text"],
         sizes: Sizes { context: 262_144, ..GEMMA4.sizes },
         window_size: Some(1024),
+        experts: None,
         by_layer: Some(ByLayer { global_head_dim: 512, per_layer_width: None }),
         gguf: &[],
         ..GEMMA4

@@ -25,6 +25,12 @@ pub(super) const WRAPPER: Wrapper =
 
 pub(super) const WRAPPERS: &[Wrapper] = &[
     WRAPPER,
+    Wrapper {
+        model_type: "muse_glimmer",
+        text: Text::Fixed("muse_glimmer_text"),
+        inner_tied: false,
+        ..WRAPPER
+    },
     Wrapper { model_type: "llava_next", inner_tied: false, ..WRAPPER },
     Wrapper { model_type: "smolvlm", inner_tied: false, ..WRAPPER },
     Wrapper { model_type: "idefics3", inner_tied: false, ..WRAPPER },

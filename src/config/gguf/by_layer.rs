@@ -1,7 +1,7 @@
 //! What differs from layer to layer beyond mixers and windows, as GGUF has it (Gemma 4).
 
 use super::Reader;
-use crate::config::{FeedForwardConfig, LayerConfig, MixerConfig, PerLayerConfig, Presence};
+use crate::config::{BesideConfig, FeedForwardConfig, LayerConfig, MixerConfig, PerLayerConfig, Presence};
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
 
@@ -36,7 +36,11 @@ impl Reader<'_> {
                 attention.value_norm = true;
                 attention.shared_kv = (i >= own).then(|| self.source(&sliding, own, i)).transpose()?;
             }
-            if let (Some(FeedForwardConfig::Dense(dense)), Some(widths)) = (&mut layer.ffn, &widths) {
+            if let (
+                Some(FeedForwardConfig::Dense(dense) | FeedForwardConfig::Beside(BesideConfig { dense, .. })),
+                Some(widths),
+            ) = (&mut layer.ffn, &widths)
+            {
                 dense.intermediate = widths[i];
             }
             layer.per_layer = (width > 0).then_some(PerLayerConfig { width, activation });

@@ -3,8 +3,8 @@
 use super::Reader;
 use crate::config::family::{DenseLayers, Experts, GgufExperts};
 use crate::config::{
-    DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig, Presence, Routing, Score,
-    SharedExpert,
+    BesideConfig, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig, FeedForwardConfig, Presence,
+    Routing, Score, SharedExpert,
 };
 use crate::error::{Error, Result};
 
@@ -14,7 +14,12 @@ impl Reader<'_> {
         let (Some(family), Some(gguf)) = (&self.family.experts, &self.architecture.experts) else {
             return Ok(vec![FeedForwardConfig::Dense(self.dense()?); layers]);
         };
-        let experts = FeedForwardConfig::Experts(self.experts(family, gguf)?);
+        let experts = self.experts(family, gguf)?;
+        if family.beside.is_some() {
+            let both = BesideConfig { dense: self.dense()?, experts };
+            return Ok(vec![FeedForwardConfig::Beside(both); layers]);
+        }
+        let experts = FeedForwardConfig::Experts(experts);
         let first = self.dense_layers(family)?;
         let step = match family.dense_layers {
             DenseLayers::Range => self.usize("interleave_moe_layer_step")?.unwrap_or(1),
@@ -58,6 +63,7 @@ impl Reader<'_> {
             routing: self.routing(family, gguf)?,
             stack: ExpertStack::Rows,
             shared: self.shared(family, intermediate)?,
+            scales: if family.beside.is_some() { Presence::IfStored } else { Presence::Never },
             latent: None,
         })
     }

@@ -36,6 +36,7 @@ impl Reader<'_> {
         let heads = self.heads(layers)?;
         let bare = |i: usize| match self.family.no_rope {
             NoRope::Interval(n) => (i + 1).is_multiple_of(n),
+            NoRope::Zeros(..) => !sliding[i],
             NoRope::Full => !sliding[i] || window.is_none(),
             NoRope::FullBesideWindow => !sliding[i] && window.is_some(),
             NoRope::Never | NoRope::Unless(..) => !turns || patterned.as_ref().is_some_and(|flags| !flags[i]),
@@ -74,7 +75,7 @@ impl Reader<'_> {
     fn rope_pattern(&self, layers: usize) -> Result<Option<Vec<bool>>> {
         let key = self.key("attention.rope_pattern");
         match self.metadata.get(&key) {
-            Some(_) if self.family.rope.by_layer => self.window_flags(&key, layers).map(Some),
+            Some(_) if self.family.rope.layer_bases => self.window_flags(&key, layers).map(Some),
             _ => Ok(None),
         }
     }

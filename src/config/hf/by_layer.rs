@@ -9,7 +9,9 @@ use serde_json::Value;
 use super::{Object, Reader};
 use crate::config::family::ByLayer;
 use crate::config::fields::Fields;
-use crate::config::{AttentionConfig, FeedForwardConfig, LayerConfig, MixerConfig, PerLayerConfig, Presence};
+use crate::config::{
+    AttentionConfig, BesideConfig, FeedForwardConfig, LayerConfig, MixerConfig, PerLayerConfig, Presence,
+};
 use crate::error::{Context, Error, Result, quoted};
 
 /// The keys of a layer's own object that are read.
@@ -76,8 +78,10 @@ impl Reader<'_> {
                     attention.value_projection = Presence::Never;
                 }
             }
-            if let (Some(FeedForwardConfig::Dense(dense)), true) =
-                (&mut layer.ffn, wide && shared[i].is_some())
+            if let (
+                Some(FeedForwardConfig::Dense(dense) | FeedForwardConfig::Beside(BesideConfig { dense, .. })),
+                true,
+            ) = (&mut layer.ffn, wide && shared[i].is_some())
             {
                 dense.intermediate = dense.intermediate.saturating_mul(2);
             }

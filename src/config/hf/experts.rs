@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::Reader;
 use crate::config::family::{DenseLayers, Experts, Shared, SharedWidth};
 use crate::config::{
-    Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence, Routing, SharedExpert,
+    BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence,
+    Routing, SharedExpert,
 };
 use crate::error::{Error, Result, quoted};
 
@@ -14,9 +15,19 @@ impl Reader<'_> {
     pub(super) fn feed_forwards(&self, layers: usize) -> Result<Vec<FeedForwardConfig>> {
         let dense = FeedForwardConfig::Dense(self.dense()?);
         let Some(family) = &self.family.experts else { return Ok(vec![dense; layers]) };
+        if let Some(key) = family.beside
+            && !self.f.bool(key)?.unwrap_or(false)
+        {
+            return Ok(vec![dense; layers]);
+        }
         let [first, second] = family.count_keys;
         let count = self.size(if self.f.states(first) { first } else { second }, family.count)?;
-        let experts = FeedForwardConfig::Experts(self.experts(family, count)?);
+        let experts = self.experts(family, count)?;
+        if family.beside.is_some() {
+            let both = BesideConfig { dense: self.dense()?, experts };
+            return Ok(vec![FeedForwardConfig::Beside(both); layers]);
+        }
+        let experts = FeedForwardConfig::Experts(experts);
         let is_dense = self.dense_layers(family, layers, count)?;
         Ok(is_dense.into_iter().map(|is_dense| if is_dense { dense } else { experts }).collect())
     }
@@ -34,6 +45,7 @@ impl Reader<'_> {
             routing: self.routing(family)?,
             stack: family.stack,
             shared: family.shared.as_ref().map_or(Ok(None), |shared| self.shared(shared, intermediate))?,
+            scales: if family.beside.is_some() { Presence::Always } else { Presence::Never },
             latent: None,
         })
     }

@@ -146,6 +146,7 @@ impl Reader<'_> {
             Window::TypedAllButFirstOfFour => each(&|i| i % 4 != 0),
             Window::TypedAlternating => each(&|i| i % 2 == 0),
             Window::TypedTwoOfFour => each(&|i| i % 4 == 0 && i > 0),
+            Window::TypedFromLast(n) => each(&|i| !(layers - 1 - i).is_multiple_of(n)),
             Window::TypedPeriod { switched: true, .. } if window.is_none() => vec![false; layers],
             Window::TypedPeriod { n, pattern, .. } => self.periodic(layers, n, pattern)?,
             Window::TypedLastFull => each(&|i| (i + 1) % 6 != 0 && i + 1 < layers),
@@ -159,6 +160,21 @@ impl Reader<'_> {
                 each(&|i| on && bare[i])
             }
         })
+    }
+
+    /// The layers whose entry in a list is 0; without the list each `n`-th, counted back from the last.
+    fn zeros(&self, key: &str, n: usize, layers: usize) -> Result<Vec<bool>> {
+        let Some(list) = self.f.array(key)? else {
+            return Ok((0..layers).map(|i| (layers - 1 - i).is_multiple_of(n)).collect());
+        };
+        let numbers: Option<Vec<f64>> = list.iter().map(Value::as_f64).collect();
+        match numbers.filter(|numbers| numbers.len() == layers) {
+            Some(numbers) => Ok(numbers.iter().map(|number| *number == 0.0).collect()),
+            None => Err(Error::model_file(format!(
+                "{key} must have a number for each of {layers} layers; it has {} entries",
+                list.len()
+            ))),
+        }
     }
 
     /// All layers but each `n`-th have the window, if `sliding_window_pattern` does not say otherwise.
@@ -187,6 +203,7 @@ impl Reader<'_> {
             NoRope::FullBesideWindow => {
                 return Ok(sliding.iter().map(|sliding| !sliding && window.is_some()).collect());
             }
+            NoRope::Zeros(key, n) => return self.zeros(key, n, layers),
             NoRope::Unless(key, value) => return Ok(vec![self.f.str(key)? != Some(value); layers]),
             NoRope::Interval(default) => default,
         };

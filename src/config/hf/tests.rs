@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{LayerConfig, Scaling};
 use crate::error::ErrorKind;
 
 const TINY: &str = r#"{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4,
@@ -86,8 +87,72 @@ fn errors_name_the_field() {
     for (text, kind, word) in cases {
         let error = parse(text).expect_err(text);
         assert_eq!(error.kind(), kind, "{text}: {error}");
-        assert!(error.message().contains(word) && error.message().len() < 600, "{text}: {error}");
+        assert!(error.message().contains(word) && error.message().len() < 1500, "{text}: {error}");
     }
+}
+
+/// A small Gemma 4 with twelve layers, of which every sixth sees everything.
+fn gemma4(changes: &str) -> String {
+    let mut object: Map<String, Value> = serde_json::from_str(
+        r#"{"model_type": "gemma4_text", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "num_hidden_layers": 12, "vocab_size": 50, "vocab_size_per_layer_input": 50, "head_dim": 16}"#,
+    )
+    .unwrap();
+    object.extend(serde_json::from_str::<Map<String, Value>>(changes).unwrap());
+    Value::Object(object).to_string()
+}
+
+#[test]
+fn heads_by_layer_in_both_spellings() {
+    let published = r#"{"global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": true}"#;
+    let own = r#"{"head_dim": 32, "num_key_value_heads": 1}"#;
+    let saved = format!(r#"{{"attention_k_eq_v": true, "per_layer_config": {{"05": {own}, "11": {own}}}}}"#);
+    let (published, saved) = (parse(&gemma4(published)).unwrap(), parse(&gemma4(&saved)).unwrap());
+    assert_eq!(published, saved);
+    let heads: Vec<_> = published.layers.iter().filter_map(LayerConfig::attention).collect();
+    assert_eq!((heads[4].head_dim, heads[4].kv_heads, heads[4].window), (16, 2, Some(512)));
+    assert_eq!((heads[5].head_dim, heads[5].kv_heads, heads[5].window), (32, 1, None));
+    assert_eq!((heads[4].value_projection, heads[5].value_projection), (Presence::Always, Presence::Never));
+    // What is absent is the class's: heads of 512, per-layer embeddings of 256, a quarter of a head that
+    // turns.
+    let absent = parse(&gemma4("{}")).unwrap();
+    assert_eq!(absent.layers[11].attention().unwrap().head_dim, 512);
+    assert_eq!(absent.layers[0].per_layer.map(|per_layer| per_layer.width), Some(256));
+    assert_eq!(absent.ropes[0].scaling, Scaling::Proportional { turned: 64, factor: 1.0 });
+    let none = parse(&gemma4(r#"{"hidden_size_per_layer_input": null, "vocab_size_per_layer_input": 9}"#));
+    assert_eq!(none.unwrap().layers[0].per_layer, None);
+}
+
+#[test]
+fn layers_share_keys_and_values_of_their_own_kind() {
+    let config = parse(&gemma4(r#"{"num_kv_shared_layers": 5, "use_double_wide_mlp": true}"#)).unwrap();
+    let shared: Vec<_> = config.layers.iter().map(|layer| layer.attention().unwrap().shared_kv).collect();
+    assert_eq!(shared[6..], [None, Some(6), Some(6), Some(6), Some(6), Some(5)]);
+    let widths: Vec<_> = [6, 7].map(|i| config.layers[i].ffn.unwrap().dense().unwrap().intermediate).into();
+    assert_eq!(widths, [9216, 18_432]);
+}
+
+#[test]
+fn layers_that_differ_in_other_ways_are_refused() {
+    use ErrorKind::{ModelFile, UnsupportedModel};
+    for (changes, kind, word) in [
+        (r#"{"per_layer_config": {"05": {"sliding_window": 8}}}"#, UnsupportedModel, "sliding_window"),
+        (r#"{"per_layer_config": {"05": {"head_dim": 32}}}"#, UnsupportedModel, "layer 11"),
+        (r#"{"per_layer_config": {"12": {"head_dim": 32}}}"#, ModelFile, "\"12\" for 12 layers"),
+        (r#"{"per_layer_config": {"five": {}}}"#, ModelFile, "five"),
+        (r#"{"per_layer_config": {"5": 7}}"#, ModelFile, "an object"),
+        (r#"{"num_kv_shared_layers": 12}"#, ModelFile, "num_kv_shared_layers"),
+        (r#"{"num_kv_shared_layers": 7}"#, ModelFile, "layer 5"),
+        (r#"{"vocab_size_per_layer_input": 49}"#, UnsupportedModel, "vocab_size_per_layer_input"),
+        (r#"{"use_bidirectional_attention": "all"}"#, UnsupportedModel, "all"),
+        (r#"{"rope_scaling": {"type": "linear", "factor": 2.0}}"#, UnsupportedModel, "rope_scaling"),
+        (r#"{"enable_moe_block": true}"#, ModelFile, "number of experts"),
+    ] {
+        let error = parse(&gemma4(changes)).expect_err(changes);
+        assert_eq!(error.kind(), kind, "{changes}: {error}");
+        assert!(error.message().contains(word), "{changes}: {error}");
+    }
+    assert!(parse(&gemma4(r#"{"use_bidirectional_attention": "vision"}"#)).unwrap().causal);
 }
 
 #[test]

@@ -68,8 +68,8 @@ impl Backend for Counting {
             step: &CheckedStep<'_>
         ) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
-        fn output_gate(x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
         fn mul(x: Rows, by: &Rows, start: usize) -> Result<Rows>;
+        fn output_gate(x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
     }
 }
 
@@ -112,10 +112,10 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     let experts = vec![Expert { gate: Some(w.clone()), up: w.clone(), down: w.clone() }; DIM];
     let x = ops.experts(&experts, Activation::Silu, &x, &assignments)?;
     let x = ops.add(&x, 0.5, ops.select_rows(&x, &[1, 0])?)?;
-    let gate = ops.select_rows(&x, &[1, 0])?;
-    let x = ops.output_gate(x, gate, GateFunction::Sigmoid)?;
     let by = ops.select_rows(&x, &[0, 0])?;
     let x = ops.mul(x, &by, 0)?;
+    let gate = ops.select_rows(&x, &[1, 0])?;
+    let x = ops.output_gate(x, gate, GateFunction::Sigmoid)?;
     ops.into_vec(ops.soft_cap(x, 3.0)?)
 }
 

@@ -14,7 +14,9 @@ const MARKERS: &[&str] = &[
     "<|eom_id|>",            // Llama 3, before a tool's answer
     "<|im_end|>",            // ChatML: Qwen, SmolLM, Yi, OLMo
     "<|end|>",               // Phi-3 and 4
-    "<end_of_turn>",         // Gemma
+    "<end_of_turn>",         // Gemma 1 to 3
+    "<turn|>",               // Gemma 4
+    "<|tool_response>",      // Gemma 4, before a tool's answer
     "<|endoftext|>",         // GPT-2 and all that began with its vocabulary
     "<|end_of_text|>",       // Llama 3, Granite
     "<|return|>",            // harmony: the end of an answer

@@ -1,5 +1,5 @@
-//! SentencePiece BPE, as in GGUF files of Llama 2, Mistral, Gemma and Phi-3 (with scores) and of Gemma 4 (with
-//! a list of merges).
+//! SentencePiece BPE, as in GGUF files of Llama 2, Mistral, Gemma and Phi-3 (with scores) and of Gemma 4
+//! (with a list of merges).
 //!
 //! The merge order is llama.cpp's: of all neighbouring symbols whose bytes together are a token, the one with
 //! the highest score merges, of equals the leftmost. (A Unigram/Viterbi model over the same scores, which
@@ -54,8 +54,8 @@ impl Spm {
         Self::of_order(vocab, unknown, |_| Ok(Order::Scores(priorities)))
     }
 
-    /// One that goes by a list of merges. (llama.cpp cuts the text at line breaks before it merges, and takes a
-    /// run of them for one token where there is such a token. The model's own tokenizer.json does not.)
+    /// One that goes by a list of merges. (llama.cpp cuts the text at line breaks before it merges, and takes
+    /// a run of them for one token where there is such a token. The model's own tokenizer.json does not.)
     ///
     /// # Errors
     /// `ModelFile` when a merge is not two tokens whose union is a token.
