@@ -39,6 +39,8 @@ IGNORED_WINDOW = ("mistral-window", "phi3-window")
 SHORT_CONV = ("lfm2", "lfm2moe")
 # Those whose experts have a width of their own.
 OWN_WIDTH = ("qwen3moe", "qwen2moe", "lfm2moe", "laguna", "ernie4_5-moe")
+# Parts that the converter writes in float32, whatever the model's type.
+WIDE = ("ffn_gate_inp", "shortconv.conv")
 EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 STOP_WORDS = ["<unk>", "<s>", "</s>"]
 
@@ -485,8 +487,9 @@ def fail(name):
 
 
 def add(w, name, weight):
-    """Matrices keep the checkpoint's type, vectors are float32."""
-    kind = weight.dtype if weight.ndim > 1 else torch.float32
+    """Matrices keep the checkpoint's type; vectors, biases, routers and short convolutions are float32."""
+    kept = weight.ndim > 1 and name.endswith(".weight") and not any(part in name for part in WIDE)
+    kind = weight.dtype if kept else torch.float32
     if kind == torch.bfloat16:
         w.add_tensor(
             name, weight.view(torch.int16).numpy().view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16
