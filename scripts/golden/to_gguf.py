@@ -30,9 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 # The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
-PERMUTED = ("llama", "smollm3", "granite", "granitehybrid", "mistral3", "arcee", "muse-glimmer")
+GRANITES = ("granite", "granitemoe", "granitehybrid", "granite_swa")
+PERMUTED = ("llama", "smollm3", *GRANITES, "mistral3", "arcee", "muse-glimmer")
 # The architectures that write their vocabulary's size, and how many dimensions turn.
-SIZED = ("llama", "smollm3", "granite", "mistral3", "arcee", "apertus")
+SIZED = ("llama", "smollm3", "granite", "granitemoe", "granite_swa", "mistral3", "arcee", "apertus")
 LAYER_NORM = ("phi2", "cohere2", "stablelm", "starcoder2")
 # llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
 IGNORED_WINDOW = ("mistral-window", "phi3-window")
@@ -40,6 +41,8 @@ IGNORED_WINDOW = ("mistral-window", "phi3-window")
 SHORT_CONV = ("lfm2", "lfm2moe")
 # Those whose experts have a width of their own.
 OWN_WIDTH = ("qwen3moe", "qwen2moe", "lfm2moe", "laguna", "ernie4_5-moe")
+# Parts that the converter writes in float32, whatever the model's type.
+WIDE = ("ffn_gate_inp", "shortconv.conv")
 EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 STOP_WORDS = ["<unk>", "<s>", "</s>"]
 
@@ -123,14 +126,14 @@ def feed_forward_length(config, arch):
     """The width of the feed-forward: computed in LFM2, under another name in Granite's hybrids."""
     if arch == "lfm2":
         return lfm2_width(config)
-    if config.model_type == "granitemoehybrid":
+    if config.model_type == "granitemoehybrid" and arch == "granite":
         return config.shared_intermediate_size
     return config.intermediate_size
 
 
 def write_scales(w, config, arch):
     """The multipliers of Granite and Cohere."""
-    if arch == "granite":
+    if arch.startswith("granite"):
         w.add_attention_scale(config.attention_multiplier)
         w.add_embedding_scale(config.embedding_multiplier)
         w.add_residual_scale(config.residual_multiplier)
@@ -312,7 +315,9 @@ def write_tensors(w, config, arch, folder, widen):
     names = gguf.get_tensor_name_map(ARCH[arch], config.num_hidden_layers)
     weights = read_weights(folder)
     write_xielu(w, weights)
-    if config.model_type == "granitemoehybrid":
+    if arch == "granitemoe":
+        weights = granite_experts(weights)
+    elif config.model_type == "granitemoehybrid":
         weights = shared_mlp(weights)
     if arch == "muse-glimmer":
         weights = muse_weights(config, weights)
@@ -331,6 +336,10 @@ def write_tensors(w, config, arch, folder, widen):
             weight = interleave(weight, config.num_key_value_heads)
         if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             weight = weight.float() + 1
+        if name.endswith("e_score_correction.bias"):
+            weight = weight.flatten()
+        if name.endswith("shared_expert_gate.weight"):
+            weight = weight.flatten()
         weight = weight.float() if widen else weight
         if arch == "gemma4" and (own := gemma4_name(name)):
             add(w, own, weight)
@@ -433,6 +442,23 @@ def write_blocks(w, name, parts, scales):
         )
 
 
+def granite_experts(weights):
+    """Granite's experts and its shared one under usual names, gate and up apart."""
+    found = {}
+    for name, weight in weights.items():
+        for old, new, axis in (
+            ("block_sparse_moe.input_linear", "mlp.experts", 1),
+            ("shared_mlp.input_linear", "mlp.shared_experts", 0),
+        ):
+            if old in name:
+                for part, half in zip(("gate", "up"), weight.chunk(2, axis), strict=True):
+                    found[name.replace(old, f"{new}.{part}_proj")] = half.contiguous()
+                break
+        else:
+            found[name] = weight
+    return found
+
+
 def shared_mlp(weights):
     """Granite's shared feed-forward under the usual names, gate and up apart."""
     found = {}
@@ -468,8 +494,9 @@ def fail(name):
 
 
 def add(w, name, weight):
-    """Matrices keep the checkpoint's type, vectors are float32."""
-    kind = weight.dtype if weight.ndim > 1 else torch.float32
+    """Matrices keep the checkpoint's type; vectors, biases, routers and short convolutions are float32."""
+    kept = weight.ndim > 1 and name.endswith(".weight") and not any(part in name for part in WIDE)
+    kind = weight.dtype if kept else torch.float32
     if kind == torch.bfloat16:
         w.add_tensor(
             name, weight.view(torch.int16).numpy().view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16

@@ -133,7 +133,7 @@ pub(super) struct RopeDefaults {
     /// The object of the class where the file has none.
     pub absent: Option<&'static str>,
     /// `layer_rope_theta` has a base for each layer, 0 for no rotation (Granite swash).
-    pub by_layer: bool,
+    pub layer_bases: bool,
     /// "mrope" means the plain rotation: for text alone its three streams of positions are equal.
     pub mrope: bool,
 }
@@ -460,7 +460,7 @@ const ROPE: RopeDefaults = RopeDefaults {
     interleaved: false,
     alpha: false,
     absent: None,
-    by_layer: false,
+    layer_bases: false,
     mrope: false,
 };
 

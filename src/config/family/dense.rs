@@ -246,7 +246,7 @@ pub(super) const FAMILIES: &[Family] = &[
             vocab: 100_352,
             context: 8192,
         },
-        rope: RopeDefaults { by_layer: true, ..ROPE },
+        rope: RopeDefaults { layer_bases: true, ..ROPE },
         tied: true,
         window: Window::TypedAllButFirstOfFour,
         window_size: Some(128),

@@ -76,7 +76,7 @@ impl Reader<'_> {
     fn rope_pattern(&self, layers: usize) -> Result<Option<Vec<bool>>> {
         let key = self.key("attention.rope_pattern");
         match self.metadata.get(&key) {
-            Some(_) if self.family.rope.by_layer => self.window_flags(&key, layers).map(Some),
+            Some(_) if self.family.rope.layer_bases => self.window_flags(&key, layers).map(Some),
             _ => Ok(None),
         }
     }

@@ -77,7 +77,7 @@ impl Reader<'_> {
     /// The base of each layer, if there is a list of them; 0 is none.
     fn bases_by_layer(&self) -> Result<Option<Vec<f64>>> {
         let key = "layer_rope_theta";
-        let Some(list) = self.f.array(key)?.filter(|_| self.family.rope.by_layer) else { return Ok(None) };
+        let Some(list) = self.f.array(key)?.filter(|_| self.family.rope.layer_bases) else { return Ok(None) };
         let bases: Option<Vec<f64>> = list.iter().map(serde_json::Value::as_f64).collect();
         bases.map(Some).ok_or_else(|| Error::model_file(format!("{key} must be a list of numbers")))
     }
