@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Reader;
+use super::recurrent::BlockKind;
 use crate::config::family::{DenseLayers, Experts, Shared, SharedWidth};
 use crate::config::{
     BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence,
@@ -48,8 +49,8 @@ impl Reader<'_> {
             routing: self.routing(family)?,
             stack: family.stack,
             shared: family.shared.as_ref().map_or(Ok(None), |shared| self.shared(shared, intermediate))?,
+            latent: family.latent_key.map(|key| self.f.usize(key)).transpose()?.flatten(),
             scales: if family.beside.is_some() { Presence::Always } else { Presence::Never },
-            latent: None,
         })
     }
 
@@ -97,6 +98,9 @@ impl Reader<'_> {
         match family.dense_layers {
             DenseLayers::Never => Ok(vec![false; layers]),
             DenseLayers::WithoutExperts => Ok(vec![count == 0; layers]),
+            DenseLayers::Blocks => {
+                Ok(self.blocks()?.iter().map(|block| *block == BlockKind::Dense).collect())
+            }
             DenseLayers::First(key, default) => {
                 let first = self.size(key, default)?;
                 Ok(each(&|i| i < first))

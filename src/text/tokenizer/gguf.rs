@@ -17,10 +17,6 @@ use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
 use crate::error::{Context, Error, ErrorKind, Result, quoted};
 use crate::weights::gguf::Metadata;
 
-/// What there is to do about a tokenizer in a GGUF file that cannot be read.
-pub(super) const REMEDY: &str = "put the tokenizer.json of the original model (and its tokenizer_config.json) beside the \
-     GGUF file, and it is read instead";
-
 /// Control tokens of Gemma 4 that its GGUF files call user-defined, so that llama.cpp shows them. They stay
 /// what they are in its tokenizer.json: nobody writes one by writing its letters.
 const SHOWN: &[&str] = &[
@@ -32,6 +28,10 @@ const SHOWN: &[&str] = &[
     "<|channel>",
     "<channel|>",
 ];
+
+/// What there is to do about a tokenizer in a GGUF file that cannot be read.
+pub(super) const REMEDY: &str = "put the tokenizer.json of the original model (and its tokenizer_config.json) beside the \
+     GGUF file, and it is read instead";
 
 /// What text becomes tokens by.
 pub(super) struct Tables {
@@ -172,7 +172,14 @@ fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {
     let mut vocab = Vocab::default();
     let mut bytes = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        let kind = kind(types.as_ref().and_then(|types| types.get(id)).copied(), token, alphabet);
+        let number = types.as_ref().and_then(|types| types.get(id)).copied();
+        let kind = match kind(number, token, alphabet) {
+            Kind::UserDefined if alphabet == Alphabet::SpmMerges && SHOWN.contains(&token) => Kind::Control,
+            Kind::Normal | Kind::Unused if alphabet == Alphabet::ByteLevel && !is_byte_level(token) => {
+                Kind::Unreachable
+            }
+            kind => kind,
+        };
         decode_token(token, kind, alphabet, &mut bytes);
         vocab.push(&bytes, kind)?;
     }
@@ -184,9 +191,7 @@ fn kind(number: Option<i32>, token: &str, alphabet: Alphabet) -> Kind {
     match number {
         Some(2) => Kind::Unknown,
         Some(3) => Kind::Control,
-        Some(4) if alphabet == Alphabet::SpmMerges && SHOWN.contains(&token) => Kind::Control,
         Some(4) => Kind::UserDefined,
-        _ if alphabet == Alphabet::ByteLevel && !is_byte_level(token) => Kind::Unreachable,
         Some(5) => Kind::Unused,
         Some(6) if named_byte(token).is_some() => Kind::Byte,
         None if alphabet != Alphabet::ByteLevel && named_byte(token).is_some() => Kind::Byte,
