@@ -9,8 +9,11 @@ mod support;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use support::{Random, linear, vector, weights};
 use tallow::config::NormKind;
-use tallow::kernels::{Activation, Attention, KvLayout, KvShape, KvType, Norm, Ops};
-use tallow::step::{PAGE, Step};
+use tallow::kernels::{
+    Activation, Attention, CausalConv, ConvForm, KvLayout, KvShape, KvType, Norm, Ops, Scan, ScanRows,
+    ScanRule,
+};
+use tallow::step::{PAGE, StateTable, StateWrite, Step};
 use tallow::weights::WeightType;
 
 /// Rows of a step: an answer, a batch of them, a prompt.
@@ -105,5 +108,57 @@ fn rows(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, products, gated, attention, rows);
+/// The recurrent scans of a layer beside its projections, which a prompt's scan must not outlast: Gated
+/// DeltaNet of Qwen3.5-0.8B and Mamba-2 of Granite-4-h-350M. Elements are numbers of the state and row.
+fn scans(c: &mut Criterion) {
+    let (ops, mut random) = (ops(), Random(5));
+    // Width of the model, groups, heads, lengths of keys and values.
+    let layers = [("delta net", 1024, 16, 16, 128, 128), ("mamba 2", 768, 1, 48, 128, 32)];
+    for (name, hidden, groups, heads, key_dim, value_dim) in layers {
+        let delta = name == "delta net";
+        let [a, dt_bias, skip] =
+            [(); 3].map(|()| vector(&ops, &random.table(1, heads).map(|x| x - 1.5).values));
+        let rule = match delta {
+            true => ScanRule::Delta,
+            false => ScanRule::Mamba2 { dt_limits: [0.0, f32::INFINITY], skip },
+        };
+        let scan = Scan { rule, groups, heads, tiled: false, key_dim, value_dim, a, dt_bias };
+        let (dim, width) = (2 * groups * key_dim + heads * value_dim, heads * value_dim);
+        let taps = vector(&ops, &random.floats(4 * dim));
+        let conv = CausalConv { form: ConvForm::Silu, kernel: 4, taps, bias: None };
+        let layout = KvLayout::new(&[]).with_states(vec![conv.state_len() + scan.state_len()]);
+        let cache = ops.kv_cache(&layout, 1).unwrap().with_slots(2, ops.device()).unwrap();
+        let weights = |n, k, random: &mut Random| linear(&ops, &weights(WeightType::Q4K, n, k, random), None);
+        let into = weights(dim + width, hidden, &mut random);
+        let out = weights(hidden, width, &mut random);
+        let mut group = c.benchmark_group(name);
+        for rows in ROWS {
+            let mut step = Step::default();
+            let writes = vec![StateWrite { rows, slot: 0 }];
+            step.push_span(&vec![0; rows], 8, vec![], StateTable { read: Some(0), writes });
+            let step = ops.checked_step(&step, &cache).unwrap();
+            let x = random.table(rows, dim);
+            let [dt, beta] = [(); 2].map(|()| random.table(rows, heads).on(&ops));
+            let fresh = || x.on(&ops);
+            let (from, inner) = (random.table(rows, hidden).on(&ops), random.table(rows, width).on(&ops));
+            group.throughput(Throughput::Elements((rows * scan.state_len()) as u64));
+            group.bench_function(BenchmarkId::new("scan", rows), |b| {
+                let walk = |x| {
+                    let rows = ScanRows { x, dt: &dt, beta: delta.then_some(&beta) };
+                    ops.scan(rows, &scan, &cache, 0, &step).unwrap()
+                };
+                b.iter_batched(fresh, walk, criterion::BatchSize::LargeInput);
+            });
+            group.bench_function(BenchmarkId::new("conv", rows), |b| {
+                let x = fresh();
+                b.iter(|| ops.causal_conv(&x, &conv, &cache, 0, &step).unwrap());
+            });
+            group.bench_function(BenchmarkId::new("projections", rows), |b| {
+                b.iter(|| (ops.linear(&into, &from).unwrap(), ops.linear(&out, &inner).unwrap()));
+            });
+        }
+    }
+}
+
+criterion_group!(benches, products, gated, attention, rows, scans);
 criterion_main!(benches);

@@ -353,6 +353,16 @@ fn recurrent_state_gives_the_same_bits() {
 }
 
 #[test]
+fn a_delta_net_gives_the_same_bits() {
+    tiny("qwen3_5-dense");
+}
+
+#[test]
+fn mamba_beside_attention_gives_the_same_bits() {
+    tiny("falconh1-multipliers");
+}
+
+#[test]
 fn shared_keys_and_per_layer_embeddings_give_the_same_bits() {
     tiny("gemma4-ple");
 }

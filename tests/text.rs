@@ -98,16 +98,20 @@ fn byte_level(golden: &Json, pre: Option<&str>) -> Metadata {
 }
 
 fn byte_level_with(golden: &Json, pre: Option<&str>, more: &[(&'static str, Value)]) -> Metadata {
+    let pre = pre.map(|pre| ("tokenizer.ggml.pre", Value::Str(pre.into())));
+    tables(golden, "gpt2", &pre.into_iter().chain(more.iter().cloned()).collect::<Vec<_>>())
+}
+
+fn tables(golden: &Json, model: &str, more: &[(&'static str, Value)]) -> Metadata {
     let list = |key: &str| -> Value {
         let strings = golden[key].as_array().unwrap().iter().map(|token| token.as_str().unwrap());
         Value::Array(Array::Strs(strings.collect()))
     };
     let mut pairs = vec![
-        ("tokenizer.ggml.model", Value::Str("gpt2".into())),
+        ("tokenizer.ggml.model", Value::Str(model.into())),
         ("tokenizer.ggml.tokens", list("tokens")),
         ("tokenizer.ggml.merges", list("merges")),
     ];
-    pairs.extend(pre.map(|pre| ("tokenizer.ggml.pre", Value::Str(pre.into()))));
     pairs.extend(more.iter().cloned());
     pairs.into_iter().collect()
 }
@@ -225,35 +229,6 @@ fn pre_tokenizers_as_llama_cpp() {
 }
 
 #[test]
-fn sentencepiece_with_merges_as_hugging_face() {
-    let golden = json("gemma4.json");
-    let types = golden["types"].as_array().unwrap().iter().map(|kind| kind.as_i64().unwrap() as i32);
-    let more = [
-        ("tokenizer.ggml.token_type", Value::Array(Array::I32(types.collect()))),
-        ("tokenizer.ggml.unknown_token_id", Value::Uint(3)),
-        ("tokenizer.ggml.bos_token_id", Value::Uint(2)),
-        ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
-        ("tokenizer.ggml.model", Value::Str("gemma4".into())),
-    ];
-    let tokenizer = Tokenizer::from_gguf(&byte_level_with(&golden, None, &more)).unwrap();
-    assert_eq!(tokenizer.prefix(), [2], "BOS goes before a text, whatever the file says");
-    let mut failures = Vec::new();
-    let texts = golden["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
-    for (text, wanted) in texts.zip(golden["ids"].as_array().unwrap()) {
-        let (got, wanted) = (tokenizer.encode(text, false).unwrap(), ids(wanted));
-        if got != wanted {
-            let shown = [&got, &wanted].map(|ids| names(&tokenizer, ids));
-            failures.push(format!("{text:?}: {:?}, not {:?}", shown[0], shown[1]));
-        }
-        // The mark of a space is read as one.
-        if tokenizer.decode(&got, true) != text.replace('\u{2581}', " ") {
-            failures.push(format!("{text:?}: decoded {:?}", tokenizer.decode(&got, true)));
-        }
-    }
-    fail(&failures);
-}
-
-#[test]
 fn pre_tokenizers_by_their_published_patterns() {
     let (vocabulary, rules) = (json("pretokenizers.json"), json("splits.json"));
     let texts: Vec<&str> =
@@ -272,6 +247,50 @@ fn pre_tokenizers_by_their_published_patterns() {
         }
     }
     fail(&failures);
+}
+
+#[test]
+fn a_token_outside_of_the_byte_level_alphabet_is_not_reached() {
+    let golden = serde_json::json!({
+        "tokens": ["中", "ä", "¸", "Ń", "ä¸", "ä¸Ń"],
+        "merges": ["ä ¸", "ä¸ Ń"],
+    });
+    let tokenizer = Tokenizer::from_gguf(&byte_level(&golden, Some("gpt-2"))).unwrap();
+    assert_eq!(tokenizer.encode("中", false).unwrap(), [5]);
+    assert_eq!(tokenizer.decode(&[0, 5], false), "中中");
+}
+
+#[test]
+fn gemma4_as_hugging_face() {
+    let (golden, texts) = (json("gemma4.json"), json("pretokenizers.json"));
+    let types = golden["types"].as_array().unwrap().iter().map(|kind| kind.as_i64().unwrap() as i32);
+    let more = [
+        ("tokenizer.ggml.token_type", Value::Array(Array::I32(types.collect()))),
+        ("tokenizer.ggml.bos_token_id", Value::Uint(2)),
+        ("tokenizer.ggml.eos_token_id", Value::Uint(1)),
+        ("tokenizer.ggml.unknown_token_id", Value::Uint(3)),
+        ("tokenizer.ggml.add_bos_token", Value::Bool(false)), // the first converted files say so
+    ];
+    let tokenizer = Tokenizer::from_gguf(&tables(&golden, "gemma4", &more)).unwrap();
+    let mut failures = Vec::new();
+    for (text, wanted) in texts["texts"].as_array().unwrap().iter().zip(golden["ids"].as_array().unwrap()) {
+        let (text, wanted) = (text.as_str().unwrap(), ids(wanted));
+        let got = tokenizer.encode(text, false).unwrap();
+        if got != wanted {
+            let shown = [&got, &wanted].map(|ids| names(&tokenizer, ids));
+            failures.push(format!("{text:?}: {:?}, not {:?}", shown[0], shown[1]));
+        }
+        let back = tokenizer.decode(&got, false);
+        if back != text.replace('\u{2581}', " ") {
+            failures.push(format!("{text:?} came back as {back:?}"));
+        }
+    }
+    fail(&failures);
+    let marked = golden["marked"][0].as_str().unwrap();
+    assert_eq!(tokenizer.encode(marked, true).unwrap(), ids(&golden["marked"][1]));
+    assert_eq!(tokenizer.encode(marked, false).unwrap(), ids(&golden["marked"][2]));
+    assert_eq!(tokenizer.prefix(), [2]);
+    assert!(tokenizer.eos_ids().contains(&5), "<turn|> ends an answer");
 }
 
 #[test]
@@ -953,4 +972,8 @@ fn control_tokens_are_not_shown() {
     let ids = [1, 6 + u32::from(b'a') - 1, 2];
     let text = |mut stream: TextStream| -> String { ids.iter().map(|id| stream.push(*id).text).collect() };
     assert_eq!(text(stream(&[])), "a");
+    assert_eq!(text(stream(&[]).showing(vec![1])), "<s>a");
+    let mut stopped = stream(&["s>a"]).showing(vec![1, 2]);
+    let shown: Vec<_> = ids.iter().map(|id| stopped.push(*id)).collect();
+    assert!(shown[1].stopped && shown.iter().map(|piece| piece.text.as_str()).eq(["<", "", ""]));
 }

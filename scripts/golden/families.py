@@ -46,7 +46,8 @@ CLASSES = {
     "ernie4_5": "Ernie4_5", "arcee": "Arcee", "apertus": "Apertus", "stablelm": "StableLm",
     "starcoder2": "Starcoder2", "helium": "Helium", "gpt_oss": "GptOss", "lfm2_moe": "Lfm2Moe", "lfm3": "Lfm3",
     "granitemoe": "GraniteMoe", "granite_swa": "GraniteSWA", "laguna": "Laguna", "ernie4_5_moe": "Ernie4_5_Moe",
-    "qwen2_moe": "Qwen2Moe",
+    "qwen2_moe": "Qwen2Moe", "qwen3_5_text": "Qwen3_5", "qwen3_5": "Qwen3_5", "qwen3_5_moe_text": "Qwen3_5Moe",
+    "nemotron_h": "NemotronH", "falcon_h1": "FalconH1",
 }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ CORRECTIONS = ("expert_bias", "e_score_correction_bias")
 # The head_dim of 16 in rows with scaled RoPE gives eight frequencies, enough for every branch of a scaling rule.
 HEAD16 = dict(num_attention_heads=2, num_key_value_heads=1)
 # Models of pictures around a language model.
-WRAPPED = ("gemma3", "gemma4", "muse_glimmer")
+WRAPPED = ("gemma3", "gemma4", "muse_glimmer", "qwen3_5")
 VISION = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
 )
@@ -112,6 +113,14 @@ LAGUNA = dict(LFM24, num_attention_heads=2, num_key_value_heads=2, head_dim=16, 
               num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=8)  # fmt: skip
 OSS_ROPE = rope("yarn", 150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
                 original_max_position_embeddings=4096)  # fmt: skip
+
+LINEAR = "linear_attention"
+QWEN3_5 = dict(HEAD16, hidden_size=16, num_hidden_layers=4, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+               rope_parameters=rope(partial_rotary_factor=0.25, mrope_section=[1, 1, 0], mrope_interleaved=True))  # fmt: skip
+MAMBA = dict(HEAD16, hidden_size=16, mamba_n_heads=8, mamba_d_head=4, mamba_d_state=12, mamba_n_groups=2, mamba_chunk_size=16)
+NEMOTRON = dict(HEAD16, hidden_size=16, head_dim=16, intermediate_size=40, mamba_num_heads=6, mamba_head_dim=8, ssm_state_size=12, n_groups=2,
+                conv_kernel=4, chunk_size=16)  # fmt: skip
+FALCON = dict(MAMBA, intermediate_size=40, mamba_n_heads=6, mamba_d_head=8, mamba_d_ssm=48)
 
 VARIANTS = [
     variant("llama-mha", "llama", dict(num_key_value_heads=4), dict(rope_parameters=rope(theta=100.0)), gguf="llama",
@@ -385,6 +394,52 @@ VARIANTS = [
             rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("proportional", 1000.0, partial_rotary_factor=0.25)}),
             dict(rope_parameters={LOCAL: rope(theta=100.0), GLOBAL: rope("default", 1000.0)}),
             spelling="v5", notes="neither gates nor norms after; a quarter of a head turns"),
+    variant("qwen3_5-dense", "qwen3_5_text", dict(QWEN3_5, hidden_size=32, intermediate_size=32,
+            linear_key_head_dim=8, linear_value_head_dim=8, max_position_embeddings=1024),
+            dict(rope_parameters=rope(partial_rotary_factor=0.5)), spelling="v5", dtype="bfloat16",
+            gguf="qwen35", notes="three delta nets of four layers, two value heads a key head, a gate on attention, a "
+            "quarter of a head turns; the determinism test's, too"),
+    variant("qwen3_5-nested", "qwen3_5", dict(QWEN3_5, num_hidden_layers=3, intermediate_size=24,
+            layer_types=[LINEAR, GLOBAL, LINEAR], linear_key_head_dim=8, linear_value_head_dim=12,
+            linear_num_value_heads=6, linear_conv_kernel_dim=3, attention_bias=True),
+            dict(attention_bias=False), spelling="v5", short=False,
+            notes="the multi-modal model; heads of values wider than those of keys, three a key head, layer_types"),
+    variant("qwen3_5moe-shared", "qwen3_5_moe_text", dict(QWEN3_5, num_hidden_layers=3, num_experts=4,
+            layer_types=[LINEAR, LINEAR, GLOBAL], num_experts_per_tok=2, moe_intermediate_size=16,
+            shared_expert_intermediate_size=24, linear_key_head_dim=8, linear_value_head_dim=8),
+            dict(num_experts_per_tok=1), spelling="v5", gguf="qwen35moe",
+            notes="two of four experts, and a shared one behind a gate"),
+    variant("granite4h-mamba", "granitemoehybrid", dict(MAMBA, num_hidden_layers=3, num_local_experts=0,
+            intermediate_size=40, shared_intermediate_size=40, layer_types=[LINEAR, GLOBAL, LINEAR],
+            embedding_multiplier=6.0, attention_multiplier=0.1, residual_multiplier=0.3, logits_scaling=2.0,
+            tie_word_embeddings=True), dict(time_step_limit=[0.0, 0.2]), gguf="granitehybrid",
+            patch=dict(layer_types=["mamba", "attention", "mamba"], num_experts_per_tok=0),
+            notes="two Mamba-2 layers around one of attention without RoPE, two groups, all four multipliers"),
+    variant("granite4h-moe", "granitemoehybrid", dict(MAMBA, num_hidden_layers=2, num_local_experts=4,
+            intermediate_size=16, shared_intermediate_size=24, layer_types=[GLOBAL, LINEAR], mamba_conv_bias=False,
+            num_experts_per_tok=2, time_step_limit=[0.3, 1.2]), dict(time_step_limit=[0.0, 1e9]), spelling="v5",
+            notes="experts beside a shared feed-forward, steps held at both ends, no bias of the convolution"),
+    variant("nemotronh-dense", "nemotron_h", dict(NEMOTRON, layers_block_type=[LINEAR, "mlp", GLOBAL, "mlp",
+            LINEAR]), dict(time_step_min=0.9), spelling="v5", gguf="nemotron_h",
+            patch=dict(layers_block_type=None, hybrid_override_pattern="M-*-M", num_hidden_layers=5),
+            notes="each layer one half: Mamba-2, relu^2 MLP or attention without RoPE; the pattern in letters"),
+    variant("nemotronh-moe", "nemotron_h", dict(NEMOTRON, layers_block_type=[LINEAR, "moe", GLOBAL, "moe"],
+            n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+            moe_shared_expert_intermediate_size=24, moe_latent_size=12, routed_scaling_factor=1.5),
+            dict(num_experts_per_tok=1), spelling="v5", gguf="nemotron_h_moe",
+            notes="experts without a gate, of another width than the model, beside a shared one; the list of layers"),
+    variant("falconh1-multipliers", "falcon_h1", dict(FALCON, embedding_multiplier=3.0, lm_head_multiplier=0.5,
+            key_multiplier=0.6, attention_in_multiplier=1.3, attention_out_multiplier=0.7, ssm_in_multiplier=1.2,
+            ssm_out_multiplier=0.8, ssm_multipliers=[0.7, 1.1, 0.9, 1.2, 0.8], mlp_multipliers=[0.7, 1.4]),
+            dict(ssm_multipliers=None), gguf="falcon-h1",
+            notes="attention and Mamba-2 beside each other, every multiplier, no norm in Mamba-2"),
+    variant("falconh1-norm", "falcon_h1", dict(FALCON, mamba_rms_norm=True, mamba_norm_before_gate=False),
+            dict(mamba_norm_before_gate=True), spelling="v5", gguf="falcon-h1", notes="a norm behind the gate"),
+    variant("falconh1-before", "falcon_h1", dict(FALCON, num_hidden_layers=1, mamba_rms_norm=True, projectors_bias=True,
+            mamba_proj_bias=True, attention_bias=True, mlp_bias=True, key_multiplier=0.6, attention_in_multiplier=1.3,
+            attention_out_multiplier=0.7, ssm_in_multiplier=1.2, ssm_out_multiplier=0.8,
+            ssm_multipliers=[0.7, 1.1, 0.9, 1.2, 0.8], mlp_multipliers=[0.7, 1.4]), dict(mamba_norm_before_gate=False),
+            spelling="v5", notes="a norm before the gate, biases everywhere: multipliers of what a projection reads pass them by"),
     variant("granitemoe-scales", "granitemoe", dict(LFM24, num_local_experts=5, num_experts_per_tok=2, intermediate_size=12,
             embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0),
             dict(residual_multiplier=1.0), gguf="granitemoe", dtype="bfloat16",
@@ -483,6 +538,11 @@ def make_config(row, fields):
     if row["family"] == "gemma3":
         fields = dict(text_config=fields, vision_config=VISION, mm_tokens_per_image=1, image_token_index=63,
                       boi_token_index=61, eoi_token_index=62)  # fmt: skip
+    if row["family"] == "qwen3_5":
+        vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=1, patch_size=4, out_hidden_size=16,
+                      num_position_embeddings=4)  # fmt: skip
+        fields = dict(text_config=fields, vision_config=vision, image_token_id=63, video_token_id=62,
+                      vision_start_token_id=61, vision_end_token_id=60)  # fmt: skip
     if row["family"] == "gemma4":
         fields = dict(text_config=fields, vision_config=dict(VISION, head_dim=8, position_embedding_size=4),
                       audio_config=None, image_token_id=63, boi_token_id=61, eoi_token_id=62)  # fmt: skip
@@ -498,9 +558,14 @@ def make_config(row, fields):
 def initial(name, shape, family):
     """Weights large enough that a mistake anywhere moves the logits."""
     noise = torch.randn(shape)
-    if "norm" in name and name.endswith("weight") or name.endswith("scale"):
+    if name.endswith("A_log"):
+        # Decays that leave something of the first position.
+        return 2 * torch.rand(shape) - 3
+    if family.startswith("qwen3_5") and name.endswith("norm.weight") and ".linear_attn." not in name:
+        return 0.2 * noise
+    if ("norm" in name and name.endswith("weight")) or name.endswith("scale"):
         shifted = family.startswith("gemma") and not family.startswith("gemma4")
-        shifted = shifted or family == "muse_glimmer" and "layernorm" in name
+        shifted = shifted or (family == "muse_glimmer" and "layernorm" in name)
         return 0.2 * noise if shifted else 1 + 0.2 * noise
     if name.endswith("bias"):
         return 0.3 * noise

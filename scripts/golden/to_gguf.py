@@ -25,11 +25,15 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from hybrid_gguf import HYBRIDS, hybrid_tensors, write_hybrid
+
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 # The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
-PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "granite_swa", "mistral3", "arcee", "muse-glimmer")
+PERMUTED = (
+    "llama", "smollm3", "granite", "granitehybrid", "granitemoe", "granite_swa", "mistral3", "arcee", "muse-glimmer",
+)  # fmt: skip
 # The architectures that write their vocabulary's size, and how many dimensions turn.
 SIZED = ("llama", "smollm3", "granite", "granitemoe", "granite_swa", "mistral3", "arcee", "apertus")
 LAYER_NORM = ("phi2", "cohere2", "stablelm", "starcoder2")
@@ -68,6 +72,8 @@ def write_shape(w, config, arch):
     w.add_block_count(config.num_hidden_layers)
     if arch == "gemma4":
         return write_gemma4(w, config)
+    if arch in HYBRIDS:
+        return write_hybrid(w, config, arch)
     w.add_feed_forward_length(feed_forward_length(config, arch))
     w.add_head_count(getattr(config, "num_attention_heads_per_layer", None) or config.num_attention_heads)
     if arch in LAYER_NORM:
@@ -319,7 +325,10 @@ def write_tensors(w, config, arch, folder, widen):
         weights = muse_weights(config, weights)
     if arch == "gpt-oss":
         weights = oss_experts(w, weights)
-    for name, weight in stacked(weights).items():
+    weights = stacked(weights)
+    if arch in HYBRIDS:
+        weights = hybrid_tensors(config, arch, weights)
+    for name, weight in weights.items():
         name = respelled(name)
         if name.endswith(".conv.conv.weight"):
             weight = weight.squeeze(1)
@@ -338,7 +347,7 @@ def write_tensors(w, config, arch, folder, widen):
             add(w, own, weight)
             continue
         add(w, names.get_name(name, try_suffixes=(".weight", ".bias")) or fail(name), weight)
-    for name, factors in rope_tensors(config, arch):
+    for name, factors in () if arch in HYBRIDS else rope_tensors(config, arch):
         w.add_tensor(name, np.array(list(factors), dtype=np.float32))
 
 
@@ -534,7 +543,8 @@ def convert(folder, arch, path, widen=False):
     w.add_file_type(gguf.LlamaFileType[types[kind]])
     write_shape(w, config, arch)
     write_scales(w, config, arch)
-    write_rope(w, config, arch)
+    if arch not in HYBRIDS:
+        write_rope(w, config, arch)
     write_rest(w, config, arch, folder.name)
     write_tokenizer(w, config)
     write_tensors(w, config, arch, folder, widen)

@@ -331,8 +331,7 @@ def ropes():
             k: v for k, v in dict(LLAMA3, rope_type="llama3").items() if k != "low_freq_factor"}))
         refused(name, "linear without a factor", "factor", "raises", dict(rope_scaling=dict(rope_type="linear")))
         same(name, "a factor without a type", dict(rope_scaling=dict(factor=4.0)))
-        refused(name, "proportional", "proportional", "ours", dict(rope_scaling=dict(
-            rope_type="proportional", partial_rotary_factor=0.5)))
+        moves(name, "proportional", dict(rope_scaling=dict(rope_type="proportional", partial_rotary_factor=0.5)))
         refused(name, "mrope", "mrope", "raises", dict(rope_scaling=dict(type="mrope", mrope_section=[2, 3, 3])))
         moves(name, "longrope", dict(rope_scaling=dict(rope_type="longrope", short_factor=SHORT, long_factor=LONG,
               original_max_position_embeddings=16)))
@@ -466,7 +465,7 @@ def norms():
                 tensors=drop(FIRST + "post_feedforward_layernorm.weight"))
     moves("phi", "qk_layernorm", dict(qk_layernorm=True), fit=True)
     same("phi", "qk_layernorm absent", without=["qk_layernorm"])
-    refused("phi", "qk_layernorm without norms", "q_layernorm|qk_layernorm", "random", dict(qk_layernorm=True))
+    refused("phi", "qk_layernorm without norms", "k_layernorm|q_layernorm|qk_layernorm", "random", dict(qk_layernorm=True))
     refused("phi", "norms of q that nothing reads", "q_layernorm", "unused",
             tensors=stray(FIRST + "self_attn.q_layernorm.weight", 16) + stray(FIRST + "self_attn.q_layernorm.bias", 16))
     for name in ("llama", "qwen3"):

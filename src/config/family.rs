@@ -8,6 +8,7 @@
 mod dense;
 mod experts;
 mod gemma;
+mod hybrids;
 mod recurrent;
 mod wrappers;
 
@@ -18,6 +19,7 @@ use super::{
     Score, Spellings,
 };
 use crate::error::{Error, Result, quoted};
+use crate::weights::names::Part;
 
 /// One family.
 pub(super) struct Family {
@@ -70,6 +72,10 @@ pub(super) struct Family {
     /// Some layers are short convolutions, as `layer_types` ("conv") or `full_attn_idxs` says; and the class
     /// computes the width of its feed-forward from `block_*` keys (LFM2).
     pub short_conv: Option<ShortConv>,
+    /// Some layers are recurrent scans.
+    pub recurrent: Option<Recurrent>,
+    /// What weights are multiplied by.
+    pub weight_scales: &'static [(Part, &'static [Scale])],
     /// The key of the query heads of each layer (Laguna).
     pub heads_by_layer: Option<&'static str>,
     /// Feed-forwards are mixtures of experts.
@@ -176,6 +182,8 @@ pub(super) enum NoRope {
     Full,
     /// Those that see everything, where others have a window (Exaone 4).
     FullBesideWindow,
+    /// None has (Nemotron-H).
+    Always,
     /// Those whose entry in the list of this key is 0; without it each n-th, counted back from the last.
     Zeros(&'static str, usize),
     /// All, unless this key has this value (Granite's hybrids).
@@ -267,6 +275,8 @@ pub(super) struct Experts {
     pub router_bias: Has,
     pub stack: ExpertStack,
     pub shared: Option<Shared>,
+    /// The key of the width of what experts read, if that may be another than the model's.
+    pub latent_key: Option<&'static str>,
     pub dense_layers: DenseLayers,
 }
 
@@ -292,6 +302,8 @@ pub(super) enum DenseLayers {
     Never,
     /// As `decoder_sparse_step` and `mlp_only_layers` say.
     SparseStep,
+    /// As the list of what each layer is says (Nemotron-H).
+    Blocks,
     /// The first, as many as a key says.
     First(&'static str, usize),
     /// As `mlp_layer_types` says; without it the first of them, this many.
@@ -313,6 +325,72 @@ pub(super) enum Gating {
     Switched(&'static str, OutputGate),
     /// A key says of which scope: `true` or "per-head", or "per-element"; where it is absent, as here.
     Scoped(&'static str, OutputGate),
+}
+
+/// What the recurrent layers of a family are.
+pub(super) enum Recurrent {
+    DeltaNet(DeltaNet),
+    Mamba2(Mamba2),
+}
+
+/// Gated DeltaNet where the keys (`linear_num_key_heads`, ...) are absent. `layer_types` says which layers
+/// ("linear_attention"), and without it all but each n-th (`full_attention_interval`, 4).
+pub(super) struct DeltaNet {
+    pub key_heads: usize,
+    pub value_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    pub kernel: usize,
+}
+
+/// The keys of Mamba-2, with the class's defaults; of several that which is stated first counts.
+pub(super) struct Mamba2 {
+    pub heads: (&'static str, usize),
+    /// `None`, and "auto" in a file: as many as make up the inner width.
+    pub head_dim: (&'static str, Option<usize>),
+    /// The key of the inner width, which else is `mamba_expand` times that of the model.
+    pub inner_key: Option<(&'static str, usize)>,
+    pub groups: (&'static [&'static str], usize),
+    pub state: (&'static str, usize),
+    pub kernel: (&'static [&'static str], usize),
+    pub conv_bias: Has,
+    pub in_bias: Has,
+    pub out_bias: Has,
+    pub dt: DtLimits,
+    /// The key of what follows the convolution, which must be SiLU.
+    pub activation_key: &'static str,
+    /// There is a norm only with `mamba_rms_norm`, and before the gate unless `mamba_norm_before_gate` is
+    /// false.
+    pub optional_norm: bool,
+    /// `ssm_in_multiplier`, `ssm_multipliers` and `ssm_out_multiplier` are read.
+    pub scaled: bool,
+    pub place: Mamba2Place,
+}
+
+/// Where the limits of Mamba-2's steps are stated.
+pub(super) enum DtLimits {
+    /// A pair; without it there are none.
+    Both(&'static str),
+    /// The lower one (what transformers computes of a prompt; of a single token it takes none).
+    Least(&'static str, f64),
+}
+
+/// Which layers are Mamba-2.
+pub(super) enum Mamba2Place {
+    /// As `layer_types` says ("linear_attention", "mamba"); without it all.
+    Typed,
+    /// As `layers_block_type` or `hybrid_override_pattern` says; each layer is a mixer or a feed-forward.
+    Alone,
+    /// Beside the attention of each layer.
+    BesideAttention,
+}
+
+/// A number in a key, or in a list; 1 where it is absent.
+pub(super) enum Scale {
+    Key(&'static str),
+    Item(&'static str, usize),
+    /// Of what a projection reads: its bias is not multiplied.
+    Input(&'static str),
 }
 
 /// Short convolutions where the keys are absent.
@@ -412,6 +490,8 @@ pub(super) struct Gguf {
     /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was
     /// trained with others, and transformers computes those.)
     pub yarn_truncates: bool,
+    /// Value heads of Gated DeltaNet come in the order of the converter: head h has the key of `h % key heads`.
+    pub tiled_heads: bool,
     /// Files with `expert_count`.
     pub experts: Option<GgufExperts>,
 }
@@ -479,6 +559,7 @@ const GGUF: Gguf = Gguf {
     wide_scale_layers: None,
     own_head: false,
     yarn_truncates: true,
+    tiled_heads: false,
     experts: None,
 };
 
@@ -490,7 +571,9 @@ const MLP_BIAS: Has = Has::Key("mlp_bias", false);
 
 /// All families.
 fn families() -> impl Iterator<Item = &'static Family> {
-    [dense::FAMILIES, gemma::FAMILIES, experts::FAMILIES, recurrent::FAMILIES].into_iter().flatten()
+    [dense::FAMILIES, gemma::FAMILIES, experts::FAMILIES, recurrent::FAMILIES, hybrids::FAMILIES]
+        .into_iter()
+        .flatten()
 }
 
 /// A family that is run, by the names that files have for it.

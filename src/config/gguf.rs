@@ -5,6 +5,7 @@
 mod by_layer;
 mod experts;
 mod layers;
+mod recurrent;
 mod rope;
 
 use super::family::{Family, Gating, Gguf, Multiplier};
@@ -36,7 +37,14 @@ impl Reader<'_> {
     fn config(&self) -> Result<Config> {
         let (family, a) = (self.family, self.architecture);
         let hidden = self.require("embedding_length")?;
-        let layers = self.require("block_count")?;
+        let draft_layers = self.usize("nextn_predict_layers")?.unwrap_or(0);
+        let blocks = self.require("block_count")?;
+        let Some(layers) = blocks.checked_sub(draft_layers) else {
+            let key = self.key("nextn_predict_layers");
+            return Err(Error::model_file(format!(
+                "{key} is {draft_layers}, of {blocks} layers (block_count)"
+            )));
+        };
         let context = self.require("context_length")?;
         if layers > super::MAX_LAYERS {
             return Err(Error::model_file(format!("block_count must be at most {}", super::MAX_LAYERS)));
@@ -62,6 +70,8 @@ impl Reader<'_> {
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.by_layer(self.layers(layers, ropes.len() > 1, causal, attention)?)?,
+            draft_layers,
+            weight_scales: Vec::new(),
             ropes,
             tied: !a.own_head,
             head_bias: family.tensors.head_bias.in_gguf(),
@@ -140,20 +150,28 @@ impl Reader<'_> {
         {
             return Ok(Some(list));
         }
-        if self.family.short_conv.is_none() {
+        if self.family.short_conv.is_none() && self.family.recurrent.is_none() {
             return Ok(self.usize(name)?.map(|n| vec![n; layers]));
         }
+        self.of_layers(name, layers)
+    }
+
+    /// A number for each layer, or the same for all; those that are not 0 must be alike.
+    fn of_layers(&self, name: &str, layers: usize) -> Result<Option<Vec<usize>>> {
         let key = self.key(name);
-        let list = match self.metadata.get(&key) {
+        let mut list = match self.metadata.get(&key) {
             Some(Value::Array(_)) => self.metadata.u64s(&key)?.unwrap_or_default().to_vec(),
             _ => return Ok(self.usize(name)?.map(|n| vec![n; layers])),
         };
-        if list.len() != layers {
+        // Layers of a draft head stand behind the others.
+        let blocks = layers + self.usize("nextn_predict_layers")?.unwrap_or(0);
+        if list.len() != blocks {
             return Err(Error::model_file(format!(
-                "{key} has {} entries for {layers} layers (block_count)",
+                "{key} has {} entries for {blocks} layers (block_count)",
                 list.len()
             )));
         }
+        list.truncate(layers);
         let mut stated = list.iter().filter(|n| **n > 0);
         let first = stated.next();
         if stated.any(|n| Some(n) != first) {
@@ -165,7 +183,7 @@ impl Reader<'_> {
     fn dense(&self) -> Result<DenseConfig> {
         let t = &self.family.tensors;
         Ok(DenseConfig {
-            intermediate: self.width()?,
+            intermediate: self.dense_width()?,
             activation: self.family.activation,
             stored_xielu: false,
             gate: t.gate,
@@ -175,7 +193,7 @@ impl Reader<'_> {
     }
 
     /// The width of the feed-forward; where layers may differ, that of the first.
-    fn width(&self) -> Result<usize> {
+    pub(super) fn width(&self) -> Result<usize> {
         let key = self.key("feed_forward_length");
         if self.family.by_layer.is_some()
             && let Some(Value::Array(_)) = self.metadata.get(&key)
@@ -207,7 +225,9 @@ impl Reader<'_> {
 
     /// A number that something is multiplied by; llama.cpp takes 0 for none.
     pub(super) fn multiplier(&self, multiplier: Option<Multiplier>) -> Result<Option<f32>> {
-        let Some(Multiplier { gguf, divides, .. }) = multiplier else { return Ok(None) };
+        let Some(Multiplier { gguf, divides, .. }) = multiplier.filter(|it| !it.gguf.is_empty()) else {
+            return Ok(None);
+        };
         let value = self.f32(gguf)?.filter(|value| *value != 0.0);
         Ok(value.map(|value| if divides { 1.0 / value } else { value }))
     }

@@ -10,6 +10,7 @@
 mod by_layer;
 mod experts;
 mod layers;
+mod recurrent;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -85,7 +86,7 @@ impl Reader<'_> {
         self.refuse_what_no_decoder_here_does()?;
         let sizes = &family.sizes;
         let hidden = self.size("hidden_size", sizes.hidden)?;
-        let n_layers = self.size("num_hidden_layers", sizes.layers)?;
+        let n_layers = self.layer_count()?;
         let context = self.size("max_position_embeddings", sizes.context)?;
         if n_layers > MAX_LAYERS {
             return Err(Error::model_file(format!("num_hidden_layers must be at most {MAX_LAYERS}")));
@@ -114,6 +115,8 @@ impl Reader<'_> {
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
             layers: self.by_layer(&attention, self.layers(n_layers, ropes.len() > 1, attention)?)?,
+            draft_layers: 0,
+            weight_scales: self.weight_scales()?,
             ropes,
             tied,
             head_bias: self.has(family.tensors.head_bias)?,
@@ -335,7 +338,7 @@ impl Reader<'_> {
                 None => stated,
             },
             activation: self.activation()?,
-            stored_xielu: t.xielu,
+            stored_xielu: matches!(self.activation()?, Activation::Xielu(_)),
             gate: t.gate,
             bias: self.has(t.mlp_bias)?,
             fused: fused(t.fused_gate_up),

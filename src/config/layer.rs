@@ -2,6 +2,7 @@
 //! feed-forward, and the norms around both. A new mixer or feed-forward is a variant here and a file in
 //! `model`.
 
+use super::recurrent::{DeltaNetConfig, Mamba2Config};
 use super::rope::Rope;
 use super::{Activation, MAX_WIDTH, Presence};
 use crate::error::{Error, Result};
@@ -43,18 +44,67 @@ pub struct LayerNorms {
     pub after_ffn: bool,
 }
 
+impl LayerNorms {
+    /// Those of a layer that may have one half alone.
+    pub(super) fn of(self, mixer: bool, ffn: bool) -> LayerNorms {
+        LayerNorms {
+            before_mixer: self.before_mixer && mixer,
+            after_mixer: self.after_mixer && mixer,
+            before_ffn: self.before_ffn && ffn,
+            after_ffn: self.after_ffn && ffn,
+        }
+    }
+}
+
+/// What a layer has besides attention, and whether it has both halves: how the readers of configurations fill
+/// its seats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Seats {
+    /// Attention and a feed-forward.
+    Attention,
+    /// This mixer and a feed-forward.
+    Mixer(MixerConfig),
+    /// Attention with Mamba-2 beside it, and a feed-forward.
+    Beside(Mamba2Config),
+    /// A mixer alone; `None`: attention.
+    MixerAlone(Option<MixerConfig>),
+    FeedForwardAlone,
+}
+
+impl Seats {
+    pub fn fill(
+        self,
+        attention: AttentionConfig,
+        ffn: FeedForwardConfig,
+    ) -> (Option<MixerConfig>, Option<FeedForwardConfig>) {
+        match self {
+            Seats::Attention => (Some(MixerConfig::Attention(attention)), Some(ffn)),
+            Seats::Mixer(mixer) => (Some(mixer), Some(ffn)),
+            Seats::Beside(mamba) => (Some(MixerConfig::AttentionAndMamba2(attention, mamba)), Some(ffn)),
+            Seats::MixerAlone(mixer) => (Some(mixer.unwrap_or(MixerConfig::Attention(attention))), None),
+            Seats::FeedForwardAlone => (None, Some(ffn)),
+        }
+    }
+}
+
 /// The part of a layer that looks at other positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MixerConfig {
     Attention(AttentionConfig),
     ShortConv(ShortConvConfig),
+    DeltaNet(DeltaNetConfig),
+    Mamba2(Mamba2Config),
+    /// Both read the same rows, and their outputs are added (Falcon-H1).
+    AttentionAndMamba2(AttentionConfig, Mamba2Config),
 }
 
 impl MixerConfig {
     pub fn attention(&self) -> Option<&AttentionConfig> {
         match self {
-            MixerConfig::Attention(attention) => Some(attention),
-            MixerConfig::ShortConv(_) => None,
+            MixerConfig::Attention(attention) | MixerConfig::AttentionAndMamba2(attention, _) => {
+                Some(attention)
+            }
+            MixerConfig::ShortConv(_) | MixerConfig::DeltaNet(_) | MixerConfig::Mamba2(_) => None,
         }
     }
 }
@@ -114,6 +164,8 @@ pub struct OutputGate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateFunction {
     Sigmoid,
+    /// `x * sigmoid(x)` (Mamba-2).
+    Silu,
     /// `ln(1 + e^x)` (Laguna).
     Softplus,
 }
@@ -374,6 +426,12 @@ impl LayerConfig {
                 conv.kernel,
                 MAX_TAPS,
             )?,
+            Some(MixerConfig::DeltaNet(delta_net)) => delta_net.validate()?,
+            Some(MixerConfig::Mamba2(mamba)) => mamba.validate()?,
+            Some(MixerConfig::AttentionAndMamba2(attention, mamba)) => {
+                attention.validate(ropes)?;
+                mamba.validate()?;
+            }
         }
         let ffn = self.ffn.as_ref();
         if let Some(dense) = ffn.and_then(FeedForwardConfig::dense) {
@@ -497,8 +555,8 @@ impl Routing {
 /// Experts of a layer; the most of a known model times ten.
 const MAX_EXPERTS: usize = 1 << 13;
 
-/// The longest filter of a short convolution; those of known models have three or four taps.
-const MAX_TAPS: usize = 64;
+/// The longest filter of a short convolution; those of known models have up to seven taps.
+pub(super) const MAX_TAPS: usize = 64;
 
 /// A size that is neither zero nor beyond any model that there is.
 pub(super) fn within(name: &str, value: usize, max: usize) -> Result<()> {

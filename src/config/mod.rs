@@ -14,6 +14,7 @@ pub mod json;
 pub mod layer;
 pub mod modules;
 pub mod quantization;
+pub mod recurrent;
 pub mod rope;
 
 pub use self::family::{Supported, supported};
@@ -25,6 +26,7 @@ pub use layer::{
     FeedForwardConfig, GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope,
     OutputGate, PerLayerConfig, QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
 };
+pub use recurrent::{DeltaNetConfig, Mamba2Config, Mamba2Norm};
 pub use rope::{Rope, Scaling};
 
 /// Everything the Decoder must know that its tensors do not tell.
@@ -63,6 +65,10 @@ pub struct Config {
     pub head_bias: Presence,
     /// The `model_type` of the model of pictures or sound that this text model was taken out of.
     pub wrapper: Option<&'static str>,
+    /// Layers behind the last, of a draft head (multi-token prediction), which are not run.
+    pub draft_layers: usize,
+    /// What the weights of these parts, and their biases, are multiplied by when they are loaded (Falcon-H1).
+    pub weight_scales: Vec<(Part, [f32; 2])>,
     /// A position sees only itself and those before it; `false`: every position sees all of the text, as in
     /// encoders (`use_bidirectional_attention`, `is_causal: false`, GGUF `attention.causal` false).
     pub causal: bool,

@@ -9,8 +9,8 @@ use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
 use super::opaque::Opaque;
-use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored};
-use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows};
+use super::types::{Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, Stored};
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows, ScanRows};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::GateFunction;
 use crate::error::Result;
@@ -81,13 +81,23 @@ pub(super) trait Backend: Send + Sync {
         step: &CheckedStep<'_>,
         a: &Attention<'_>,
     ) -> Result<Rows>;
-    fn short_conv(
+    /// The convolution's part of a state is the first.
+    fn causal_conv(
         &self,
         x: &Rows,
-        conv: &ShortConv,
+        conv: &CausalConv,
         state: &LayerState,
         step: &CheckedStep<'_>,
     ) -> Result<Rows>;
+    /// The scan's part of a state is the last.
+    fn scan(
+        &self,
+        rows: ScanRows<'_>,
+        scan: &Scan,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows>;
+    fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows>;
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! no tensor, and [`CandleBackend::map`] computes nothing of them.
 
 mod experts;
+mod recurrent;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,11 +20,14 @@ use candle_core::{D, DType, Device, Module, Tensor};
 use candle_nn::ops::{rms_norm, sigmoid, softmax_last_dim};
 use candle_nn::rotary_emb::rope_thd;
 
+use self::recurrent::states_before;
 use super::backend::Backend;
 use super::experts::{Assignments, Expert};
 use super::opaque::Opaque;
 use super::rows::Rows;
-use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored, Vector};
+use super::types::{
+    Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows, Stored, Vector,
+};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, misuse, rope};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::{GateFunction, NormKind, Xielu};
@@ -153,37 +157,6 @@ impl CandleBackend {
             Activation::ClampedSwiglu => (gate * (up.clamp(-7f32, 7f32)? + 1.0)?)?,
             _ => (gate * up)?,
         })
-    }
-
-    /// One sequence: the products `B * x` behind those of its state, each tap times a part of them.
-    fn convolve(&self, x: &Tensor, conv: &ShortConv, states: &Tensor, span: &Span) -> Result<Tensor> {
-        let (width, kept, rows) = (conv.width(), conv.kernel - 1, span.rows.len());
-        let x = x.narrow(0, span.rows.start, rows)?.to_dtype(DType::F32)?;
-        let [b, c, x] = [0, 1, 2].map(|part| x.narrow(1, part * width, width));
-        let mut products = (b? * x?)?;
-        if kept > 0 {
-            let before = match span.state.read {
-                Some(slot) => states.narrow(0, slot as usize, 1)?.reshape((kept, width))?,
-                None => Tensor::zeros((kept, width), DType::F32, &self.device)?,
-            };
-            products = Tensor::cat(&[&before, &products], 0)?;
-        }
-        let taps = values(&conv.taps)?.reshape((conv.kernel, width))?;
-        let mut sum = Tensor::zeros((rows, width), DType::F32, &self.device)?;
-        if let Some(bias) = &conv.bias {
-            sum = sum.broadcast_add(values(bias)?)?;
-        }
-        for tap in 0..conv.kernel {
-            sum = (sum + products.narrow(0, tap, rows)?.broadcast_mul(&taps.narrow(0, tap, 1)?)?)?;
-        }
-        for write in &span.state.writes {
-            if kept > 0 {
-                // A copy: it may be a part of the very row that is written.
-                let state = products.narrow(0, write.rows, kept)?.reshape((1, kept * width))?.copy()?;
-                states.slice_set(&state, 0, write.slot as usize)?;
-            }
-        }
-        Ok((sum * c?)?)
     }
 
     /// One sequence: gathers its keys, and multiplies each key head with its group of query heads.
@@ -328,16 +301,7 @@ impl Backend for CandleBackend {
 
     fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
         let Some(gate) = gate.get::<Activations>()? else { return Ok(x) };
-        let gate = match function {
-            GateFunction::Sigmoid => sigmoid(gate)?,
-            GateFunction::Softplus => (gate.relu()? + ln_1p(&gate.abs()?.neg()?.exp()?)?)?,
-        };
-        let (rows, dim) = x.dims();
-        let width = gate.dim(1)?;
-        self.map(&x, dim, |x| {
-            let x = x.reshape((rows, width, dim / width))?.broadcast_mul(&gate.unsqueeze(2)?)?;
-            Ok(x.reshape((rows, dim))?)
-        })
+        self.map(&x, x.dims().1, |x| self.gate_rows(x, gate, function))
     }
 
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows> {
@@ -436,18 +400,43 @@ impl Backend for CandleBackend {
         })
     }
 
-    fn short_conv(
+    fn causal_conv(
         &self,
         x: &Rows,
-        conv: &ShortConv,
+        conv: &CausalConv,
         state: &LayerState,
         step: &CheckedStep<'_>,
     ) -> Result<Rows> {
         self.map(x, conv.width(), |x| {
-            let convolve = |span| self.convolve(x, conv, state.as_tensor()?, span);
-            let outputs = step.spans.iter().map(convolve).collect::<Result<Vec<_>>>()?;
-            Ok(Tensor::cat(&outputs, 0)?)
+            let states = state.as_tensor()?;
+            let spans = states_before(states, 0..conv.state_len(), step)?.into_iter();
+            let outputs = spans.map(|(span, before)| self.convolve(x, conv, states, before, span));
+            Ok(Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?)
         })
+    }
+
+    fn scan(
+        &self,
+        rows: ScanRows<'_>,
+        scan: &Scan,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        let dt = rows.dt.get::<Activations>()?.as_ref();
+        let beta = rows.beta.map(Rows::get::<Activations>).transpose()?.and_then(Option::as_ref);
+        self.map(&rows.x, scan.width(), |x| {
+            let inputs = self.scan_inputs(x, dt.unwrap_or(x), beta, scan)?;
+            let states = state.as_tensor()?;
+            let part = state.state_len() - scan.state_len()..state.state_len();
+            let spans = states_before(states, part, step)?.into_iter();
+            let scanned = spans.map(|(span, before)| self.scan_span(&inputs, scan, states, before, span));
+            Ok(Tensor::cat(&scanned.collect::<Result<Vec<_>>>()?, 0)?)
+        })
+    }
+
+    fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows> {
+        let Some(gate) = gate.get::<Activations>()? else { return Ok(x) };
+        self.map(&x, x.dims().1, |x| self.norm_gate(x, gate, norm))
     }
 }
 
@@ -463,18 +452,6 @@ fn added(to: &Rows, y: Tensor) -> Result<Tensor> {
         Some(to) => Ok((to + y)?),
         None => Ok(y),
     }
-}
-
-/// `ln(1 + x)` of `x` in 0 to 1, by the series of `2 artanh(x / (2 + x))`: candle has a logarithm alone,
-/// which knows nothing of an `x` that is lost beside 1.
-fn ln_1p(x: &Tensor) -> Result<Tensor> {
-    let z = (x / (x + 2.0)?)?;
-    let square = z.sqr()?;
-    let mut sum = (square.zeros_like()? + 1.0 / 15.0)?;
-    for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
-        sum = ((sum * &square)? + 1.0 / odd)?;
-    }
-    Ok(((z * sum)? * 2.0)?)
 }
 
 fn soft_capped(x: &Tensor, cap: f32) -> Result<Tensor> {

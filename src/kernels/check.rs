@@ -2,9 +2,12 @@
 
 use super::experts::{Assignments, Expert};
 use super::rows::Rows;
-use super::types::{Attention, Linear, Norm, Projection, RopeTable, ShortConv};
+use super::types::{
+    Attention, CausalConv, GatedNorm, Linear, Norm, Projection, RopeTable, Scan, ScanRows, ScanRule,
+};
 use super::{KvCache, KvShape, misuse};
 use crate::cache::storage::LayerState;
+use crate::config::NormKind;
 use crate::error::{Error, Result};
 use crate::step::Step;
 use crate::weights::{WeightTensor, blocks};
@@ -175,17 +178,53 @@ pub(super) fn window(group: Option<usize>, a: &Attention<'_>) -> Result<()> {
     }
 }
 
-/// B, C and x of each row of the step, taps and states of one width.
-pub(super) fn short_conv(x: &Rows, conv: &ShortConv, state: &LayerState, step: &Step) -> Result<()> {
+/// The rows of the step, and taps of one width; the state has room.
+pub(super) fn causal_conv(x: &Rows, conv: &CausalConv, state: &LayerState, step: &Step) -> Result<()> {
     let (width, kernel) = (conv.width(), conv.kernel);
-    shape("a short convolution", x, step.rows(), 3 * width)?;
+    shape("a convolution", x, step.rows(), conv.row_dim())?;
     let bias = conv.bias.as_ref().is_none_or(|bias| bias.len() == width);
-    match width > 0 && conv.taps.len() == width * kernel && bias && state.state_len() == conv.state_len() {
+    match width > 0 && conv.taps.len() == width * kernel && bias && state.state_len() >= conv.state_len() {
         true => Ok(()),
         false => Err(misuse(format!(
             "a convolution of {kernel} x {width} with {} taps over states of {}",
             conv.taps.len(),
             state.state_len()
         ))),
+    }
+}
+
+/// Vectors of so many heads, the rows of the step, and a state with room.
+pub(super) fn scan(rows: &ScanRows<'_>, scan: &Scan, state: &LayerState, step: &Step) -> Result<()> {
+    let Scan { groups, heads, key_dim, value_dim, .. } = *scan;
+    let sizes = [groups, heads, key_dim, value_dim].iter().all(|&size| size > 0);
+    let (skip, delta) = match &scan.rule {
+        ScanRule::Delta => (heads, true),
+        ScanRule::Mamba2 { skip, .. } => (skip.len(), false),
+    };
+    let vectors = [scan.a.len(), scan.dt_bias.len(), skip].iter().all(|&len| len == heads);
+    let room = state.state_len() >= scan.state_len() && rows.beta.is_some() == delta;
+    if !(sizes && heads.is_multiple_of(groups) && vectors && room) {
+        return Err(misuse(format!(
+            "a scan of {heads} heads {key_dim} x {value_dim} in {groups} groups over states of {}",
+            state.state_len()
+        )));
+    }
+    shape("rows of a scan", &rows.x, step.rows(), scan.row_dim())?;
+    [Some(rows.dt), rows.beta]
+        .into_iter()
+        .flatten()
+        .try_for_each(|gate| shape("gates of a scan", gate, step.rows(), heads))
+}
+
+/// An RMS norm with weights for one group or for all.
+pub(super) fn gated_norm(x: &Rows, gate: &Rows, gated: &GatedNorm) -> Result<()> {
+    let GatedNorm { norm, groups, .. } = gated;
+    let dim = x.dims().1;
+    shape("a gate", gate, x.dims().0, dim)?;
+    let whole = *groups > 0 && dim > 0 && dim.is_multiple_of(*groups);
+    let plain = norm.kind == NormKind::Rms && norm.bias.is_none();
+    match whole && plain && [dim, dim / groups].contains(&norm.weight.len()) {
+        true => Ok(()),
+        false => Err(misuse(format!("a gated norm of {groups} groups over rows of {dim}"))),
     }
 }

@@ -101,6 +101,7 @@ fn check(step: &Step, cache: &KvCache) -> Result<()> {
         check_state(span, cache).or_else(|what| bad(&what))?;
         next = end;
     }
+    check_writes(step)?;
     match next == step.rows() && step.positions.len() == step.rows() {
         true => Ok(()),
         false => Err(misuse(format!("the spans of a step cover {next} of {} rows", step.rows()))),
@@ -118,6 +119,19 @@ fn check_state(span: &Span, cache: &KvCache) -> std::result::Result<(), String> 
     match inside && writes.is_sorted_by_key(|write| write.rows) {
         true => Ok(()),
         false => Err(format!("states are written as {writes:?}")),
+    }
+}
+
+/// No two spans write to one slot: what stood there would be left to chance.
+fn check_writes(step: &Step) -> Result<()> {
+    let of = |(number, span): (usize, &Span)| {
+        span.state.writes.iter().map(move |write| (write.slot, number)).collect::<Vec<_>>()
+    };
+    let mut writes: Vec<(u32, usize)> = step.spans.iter().enumerate().flat_map(of).collect();
+    writes.sort_unstable();
+    match writes.windows(2).find(|pair| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1) {
+        Some(pair) => Err(misuse(format!("spans {} and {} write to one slot", pair[0].1, pair[1].1))),
+        None => Ok(()),
     }
 }
 

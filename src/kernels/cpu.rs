@@ -1,6 +1,7 @@
 //! The CPU backend: buffers, threads, and which kernel runs over what.
 
 mod experts;
+mod recurrent;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,10 +20,10 @@ use super::pack::{self, Arena, Packed};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
-use super::types::{Attention, Matrix, Norm, Projection, RopeTable, ShortConv, Stored};
-use super::{
-    Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope, short_conv,
+use super::types::{
+    Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows, Stored,
 };
+use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::{GateFunction, NormKind};
 use crate::error::Result;
@@ -248,15 +249,8 @@ impl Backend for CpuBackend {
     }
 
     fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows> {
-        let (mut x, mut gate) = (x.into_block()?, gate.into_block()?);
-        let (dim, width) = (x.dim, gate.dim);
-        let gates = DisjointSlices::new(gate.floats_mut());
-        self.each_rows("output gate", dim, x.floats_mut(), |rows, x| {
-            // SAFETY: the same rows as those of `x`, which no two tasks have in common.
-            let gate = unsafe { gates.slice_mut(rows.start * width..rows.end * width) };
-            elementwise::open(self.isa, function, gate);
-            elementwise::let_through(self.isa, gate, x);
-        })?;
+        let mut x = x.into_block()?;
+        self.gated_rows(&mut x, gate.block()?, function)?;
         Ok(x.into())
     }
 
@@ -373,19 +367,30 @@ impl Backend for CpuBackend {
         Ok(out.into())
     }
 
-    fn short_conv(
+    fn causal_conv(
         &self,
         x: &Rows,
-        conv: &ShortConv,
+        conv: &CausalConv,
         state: &LayerState,
         step: &CheckedStep<'_>,
     ) -> Result<Rows> {
-        let (x, width) = (x.block()?, conv.width());
-        let mut out = self.recycler.block(x.rows, width);
-        let rows = short_conv::Rows::new(x.floats(), conv, step, &state.read_native()?);
-        self.each_rows("short conv", width, out.floats_mut(), |range, out| rows.compute(range, out))?;
-        rows.leave(&mut state.write_native()?);
-        Ok(out.into())
+        Ok(self.convolved(x.block()?, conv, state, step)?.into())
+    }
+
+    fn scan(
+        &self,
+        rows: ScanRows<'_>,
+        scan: &Scan,
+        state: &LayerState,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        Ok(self.scanned(rows, scan, state, step)?.into())
+    }
+
+    fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows> {
+        let mut x = x.into_block()?;
+        self.norm_and_gate(&mut x, gate.block()?, norm)?;
+        Ok(x.into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Operations on one element at a time.
 
-use super::isa::{Isa, tiered};
+use super::isa::tiered;
 use super::math;
 use super::simd::{LANES, Simd};
 use crate::config::GateFunction;
@@ -11,8 +11,6 @@ pub(super) enum Unary {
     Scale(f32),
     /// `cap * tanh(x / cap)`
     SoftCap(f32),
-    /// `1 / (1 + e^-x)`
-    Sigmoid,
 }
 
 tiered! {
@@ -25,8 +23,48 @@ tiered! {
 }
 
 tiered! {
+    /// `x = x * f(gate)`, each number of `gate` for `width` of x.
+    pub(super) fn gate(f: GateFunction, gate: &[f32], width: usize, x: &mut [f32]) = gate_body;
+}
+
+tiered! {
     /// `x = x * by`, of equal lengths.
     pub(super) fn mul(by: &[f32], x: &mut [f32]) = mul_body;
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn gate_body<S: Simd>(f: GateFunction, gate: &[f32], width: usize, x: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if width == 1 {
+            for (gate, x) in gate.chunks(LANES).zip(x.chunks_mut(LANES)) {
+                S::store_some(x, S::mul(S::load_some(x), opened::<S>(f, S::load_some(gate))));
+            }
+            return;
+        }
+        for (gate, x) in gate.iter().zip(x.chunks_exact_mut(width)) {
+            let factor = opened::<S>(f, S::splat(*gate));
+            for x in x.chunks_mut(LANES) {
+                S::store_some(x, S::mul(S::load_some(x), factor));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn opened<S: Simd>(f: GateFunction, gate: S::F) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match f {
+            GateFunction::Sigmoid => math::sigmoid::<S>(gate),
+            GateFunction::Silu => math::silu::<S>(gate),
+            GateFunction::Softplus => math::softplus::<S>(gate),
+        }
+    }
 }
 
 /// # Safety
@@ -52,42 +90,6 @@ unsafe fn add_body<S: Simd>(scale: f32, x: &[f32], to: &mut [f32]) {
     }
 }
 
-tiered! {
-    /// `x = x * y`, of equal lengths.
-    pub(super) fn multiply(y: &[f32], x: &mut [f32]) = multiply_body;
-}
-
-/// # Safety
-/// The tier's instructions.
-#[inline(always)]
-unsafe fn multiply_body<S: Simd>(y: &[f32], x: &mut [f32]) {
-    for (y, x) in y.chunks(LANES).zip(x.chunks_mut(LANES)) {
-        // SAFETY: the caller's promise.
-        unsafe { S::store_some(x, S::mul(S::load_some(x), S::load_some(y))) };
-    }
-}
-
-/// The values of a gate. Few, so that the logarithm of softplus is the standard library's.
-pub(super) fn open(isa: Isa, function: GateFunction, gate: &mut [f32]) {
-    match function {
-        GateFunction::Sigmoid => unary(isa, Unary::Sigmoid, gate),
-        GateFunction::Softplus => {
-            gate.iter_mut().for_each(|x| *x = x.max(0.0) + (-x.abs()).exp().ln_1p());
-        }
-    }
-}
-
-/// Rows of `x` times a gate of so many values that each serves as many neighbours.
-pub(super) fn let_through(isa: Isa, gate: &[f32], x: &mut [f32]) {
-    let width = x.len().checked_div(gate.len()).unwrap_or(0);
-    if width == 1 {
-        return multiply(isa, gate, x);
-    }
-    for (factor, x) in gate.iter().zip(x.chunks_exact_mut(width.max(1))) {
-        unary(isa, Unary::Scale(*factor), x);
-    }
-}
-
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
@@ -99,10 +101,6 @@ unsafe fn unary_body<S: Simd>(f: Unary, x: &mut [f32]) {
             let value = match f {
                 Unary::Scale(factor) => S::mul(value, S::splat(factor)),
                 Unary::SoftCap(cap) => S::mul(S::splat(cap), math::tanh::<S>(S::div(value, S::splat(cap)))),
-                Unary::Sigmoid => {
-                    let one = S::splat(1.0);
-                    S::div(one, S::add(one, math::exp::<S>(S::mul(value, S::splat(-1.0)))))
-                }
             };
             S::store_some(x, value);
         }

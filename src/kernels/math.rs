@@ -85,6 +85,35 @@ pub(super) unsafe fn silu<S: Simd>(x: S::F) -> S::F {
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-1.0))))) }
 }
 
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(super) unsafe fn sigmoid<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
+    unsafe { S::div(S::splat(1.0), S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-1.0))))) }
+}
+
+/// `ln(1 + e^x)` to a relative error of 1e-6 above -80: `max(x, 0) + ln(1 + e^-|x|)`, where with `t = e^-|x|`
+/// and `u = t / (2 + t)` the logarithm is `2 atanh(u)`, u at most a third.
+#[inline(always)]
+pub(super) unsafe fn softplus<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
+    unsafe {
+        let t = exp::<S>(S::mul(S::abs(x), S::splat(-1.0)));
+        let u = S::div(t, S::add(S::splat(2.0), t));
+        let square = S::mul(u, u);
+        let mut p = S::splat(1.0 / 15.0);
+        p = step::<S>(square, p, 1.0 / 13.0);
+        p = step::<S>(square, p, 1.0 / 11.0);
+        p = step::<S>(square, p, 1.0 / 9.0);
+        p = step::<S>(square, p, 1.0 / 7.0);
+        p = step::<S>(square, p, 1.0 / 5.0);
+        p = step::<S>(square, p, 1.0 / 3.0);
+        p = step::<S>(square, p, 1.0);
+        // A NaN stays: it is the second operand.
+        S::fma(S::mul(S::splat(2.0), u), p, S::max(S::zero(), x))
+    }
+}
+
 /// `x * Phi(x)`.
 #[inline(always)]
 pub(super) unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
@@ -225,6 +254,8 @@ mod tests {
             ("erf", worst(lane!(erf), erf64, 10.0, 1.0), 5e-7),
             ("silu", worst(lane!(silu), |x| x / (1.0 + (-x).exp()), 80.0, 1e-30), 1e-6),
             ("gelu", worst(lane!(gelu), gelu64, 10.0, 1.0), 3e-7),
+            ("sigmoid", worst(lane!(sigmoid), |x| 1.0 / (1.0 + (-x).exp()), 80.0, 0.0), 1e-6),
+            ("softplus", worst(lane!(softplus), |x| x.exp().ln_1p(), 80.0, 0.0), 1e-6),
             ("gelu_tanh", worst(lane!(gelu_tanh), gelu_tanh64, 10.0, 1.0), 3e-7),
         ] {
             println!("{name}: {error:.2e} at {at}");
@@ -243,6 +274,9 @@ mod tests {
         assert!(exp(88.7).is_finite() && exp(f32::NAN).is_nan() && tanh(f32::NAN).is_nan());
         assert_eq!((tanh(1e30), tanh(-1e30), tanh(0.0)), (1.0, -1.0, 0.0));
         assert_eq!((silu(-1e4), silu(1e4), gelu_tanh(-1e4)), (-0.0, 1e4, -0.0));
-        assert!(relu(f32::NAN).is_nan(), "a NaN stays visible");
+        let (sigmoid, softplus) = (lane!(sigmoid), lane!(softplus));
+        assert_eq!((sigmoid(-1e4), sigmoid(1e4), sigmoid(0.0)), (0.0, 1.0, 0.5));
+        assert_eq!((softplus(-1e4), softplus(1e4)), (0.0, 1e4));
+        assert!([relu, sigmoid, softplus].iter().all(|f| f(f32::NAN).is_nan()), "a NaN stays visible");
     }
 }

@@ -15,8 +15,8 @@
 //! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`] and [`pack`]
 //! (weights in memory), [`quantize`] and [`rows`] (activations), [`types`] (what the graph holds),
 //! [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products),
-//! [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`], [`short_conv`],
-//! [`backend`], [`cpu`], [`candle`], [`check`].
+//! [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`],
+//! [`causal_conv`], [`scan`], [`backend`], [`cpu`], [`candle`], [`check`].
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -24,6 +24,7 @@ mod attention;
 mod backend;
 mod blocked;
 mod candle;
+mod causal_conv;
 mod check;
 mod checked_step;
 mod cpu;
@@ -43,7 +44,7 @@ mod pool;
 mod quantize;
 mod rope;
 mod rows;
-mod short_conv;
+mod scan;
 mod simd;
 mod skinny;
 mod tile;
@@ -63,7 +64,8 @@ pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
 pub use self::types::{
-    Attention, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable, ShortConv, Vector,
+    Attention, CausalConv, ConvForm, GatedNorm, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable,
+    Scan, ScanRows, ScanRule, Vector,
 };
 pub use crate::cache::storage::{KvCache, KvFormat, KvLayout, KvShape, KvType};
 pub use crate::config::Activation;
@@ -403,21 +405,43 @@ impl Ops {
         self.0.attention(q, kv, group, step, a)
     }
 
-    /// The gated short convolution of LFM2 over rows `[rows, 3 * width]` of B, C and x: `[rows, width]`. It
-    /// goes on from the state of each span, in the states of recurrent layer `layer`, and leaves those that
-    /// the step names.
-    pub fn short_conv(
+    /// A causal depthwise convolution over rows `[rows, row_dim]`: `[rows, width]`. It goes on from the state
+    /// of each span, in the states of recurrent layer `layer`, and leaves those that the step names; its part
+    /// of a layer's state is the first.
+    pub fn causal_conv(
         &self,
         x: &Rows,
-        conv: &ShortConv,
+        conv: &CausalConv,
         cache: &KvCache,
         layer: usize,
         step: &CheckedStep<'_>,
     ) -> Result<Rows> {
         step.belongs_to(cache)?;
         let state = cache.state(layer)?;
-        check::short_conv(x, conv, state, step)?;
-        self.0.short_conv(x, conv, state, step)
+        check::causal_conv(x, conv, state, step)?;
+        self.0.causal_conv(x, conv, state, step)
+    }
+
+    /// The scan of Gated DeltaNet or Mamba-2 over rows `[rows, row_dim]`: `[rows, heads * value_dim]`. States
+    /// as in [`causal_conv`](Ops::causal_conv); its part of a layer's state is the last.
+    pub fn scan(
+        &self,
+        rows: ScanRows<'_>,
+        scan: &Scan,
+        cache: &KvCache,
+        layer: usize,
+        step: &CheckedStep<'_>,
+    ) -> Result<Rows> {
+        step.belongs_to(cache)?;
+        let state = cache.state(layer)?;
+        check::scan(&rows, scan, state, step)?;
+        self.0.scan(rows, scan, state, step)
+    }
+
+    /// RMS norm of groups of each row, and a gate as wide as the row.
+    pub fn gated_norm(&self, x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows> {
+        check::gated_norm(&x, gate, norm)?;
+        self.0.gated_norm(x, gate, norm)
     }
 
     /// Copies page `from` over page `to`, in every column.

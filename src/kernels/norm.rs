@@ -82,7 +82,7 @@ unsafe fn sum<S: Simd>(x: &[f32]) -> S::F {
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn squares<S: Simd>(x: &[f32], mean: f32) -> S::F {
+pub(super) unsafe fn squares<S: Simd>(x: &[f32], mean: f32) -> S::F {
     let (full, tail) = x.as_chunks::<LANES>();
     // SAFETY: as in `sum`.
     unsafe {

@@ -144,7 +144,8 @@ pub struct Norm {
 
 /// A causal depthwise convolution over a few positions.
 #[derive(Clone, Debug)]
-pub struct ShortConv {
+pub struct CausalConv {
+    pub form: ConvForm,
     /// Positions that a row sees, its own among them.
     pub kernel: usize,
     /// `[kernel, width]`: the oldest position first, the row's own last.
@@ -153,16 +154,124 @@ pub struct ShortConv {
     pub bias: Option<Vector>,
 }
 
-impl ShortConv {
+/// What a convolution reads and gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvForm {
+    /// Of rows `[3 * width]` of B, C and x: `C * conv(B * x)` (LFM2).
+    Gated,
+    /// Of rows x `[width]`: `silu(conv(x))`.
+    Silu,
+}
+
+impl CausalConv {
     /// Channels.
     pub fn width(&self) -> usize {
         self.taps.len() / self.kernel.max(1)
+    }
+
+    /// Numbers of a row that it reads.
+    pub fn row_dim(&self) -> usize {
+        match self.form {
+            ConvForm::Gated => 3 * self.width(),
+            ConvForm::Silu => self.width(),
+        }
     }
 
     /// Numbers of the state of one sequence: the inputs of the positions before the next one.
     pub fn state_len(&self) -> usize {
         self.kernel.saturating_sub(1) * self.width()
     }
+}
+
+/// A scan over the positions of a sequence, whose state is a matrix S `[key_dim, value_dim]` for each head. With
+/// `t = softplus(dt + dt_bias)`, a row's decay is `exp(t a)`.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    pub rule: ScanRule,
+    /// Heads of keys and queries; divides `heads`.
+    pub groups: usize,
+    pub heads: usize,
+    /// Head h has the key of group `h % groups`, as llama.cpp's converter orders the heads of Gated DeltaNet;
+    /// else of group `h / (heads / groups)`.
+    pub tiled: bool,
+    /// Length of a key (Mamba-2's state size).
+    pub key_dim: usize,
+    /// Length of a value (Mamba-2's head size).
+    pub value_dim: usize,
+    /// `[heads]`: `-exp(A_log)`.
+    pub a: Vector,
+    /// `[heads]`
+    pub dt_bias: Vector,
+}
+
+/// What a row does to the state, and how it is laid out.
+#[derive(Clone, Debug)]
+pub enum ScanRule {
+    /// Gated DeltaNet (Yang et al. 2024), rows of q, k, v: keys and queries are normed to length 1 and queries
+    /// multiplied by `key_dim^-0.5`; `S = decay S; S += k (sigmoid(beta) (v - S^T k))^T; o = S^T q`.
+    Delta,
+    /// Mamba-2 (Dao and Gu 2024), rows of x, B, C: `S = decay S + B (t x)^T; o = S^T C + skip x`.
+    Mamba2 {
+        /// t is held within these (`time_step_limit`).
+        dt_limits: [f32; 2],
+        /// `[heads]`: D.
+        skip: Vector,
+    },
+}
+
+impl Scan {
+    /// Numbers of a row of its output.
+    pub fn width(&self) -> usize {
+        self.heads.saturating_mul(self.value_dim)
+    }
+
+    /// Numbers of a row that it reads.
+    pub fn row_dim(&self) -> usize {
+        self.groups.saturating_mul(self.key_dim).saturating_mul(2).saturating_add(self.width())
+    }
+
+    /// Numbers of the state of one sequence.
+    pub fn state_len(&self) -> usize {
+        self.width().saturating_mul(self.key_dim)
+    }
+
+    /// The group whose key a head has.
+    pub(super) fn group_of(&self, head: usize) -> usize {
+        match self.tiled {
+            true => head % self.groups,
+            false => head / (self.heads / self.groups),
+        }
+    }
+
+    /// Where a row's queries, keys and values begin.
+    pub(super) fn offsets(&self) -> [usize; 3] {
+        let keys = self.groups * self.key_dim;
+        match self.rule {
+            ScanRule::Delta => [0, keys, 2 * keys],
+            ScanRule::Mamba2 { .. } => [self.width() + keys, self.width(), 0],
+        }
+    }
+}
+
+/// The rows of a step that a [`Scan`] walks.
+pub struct ScanRows<'a> {
+    /// `[rows, row_dim]`: q, k, v of Gated DeltaNet; x, B, C of Mamba-2.
+    pub x: Rows,
+    /// `[rows, heads]`
+    pub dt: &'a Rows,
+    /// `[rows, heads]`, of Gated DeltaNet.
+    pub beta: Option<&'a Rows>,
+}
+
+/// A norm and a gate: RMS norm of groups of a row, times `silu(gate)`.
+#[derive(Clone, Debug)]
+pub struct GatedNorm {
+    /// Its weights are those of one group, for all groups, or of the whole row.
+    pub norm: Norm,
+    pub groups: usize,
+    /// The gate comes before the norm: `norm(x * silu(gate))` (Mamba-2) instead of `norm(x) * silu(gate)`
+    /// (Gated DeltaNet).
+    pub gate_first: bool,
 }
 
 /// Cosines and sines of the rows of one step, each `[rows, half]`.

@@ -3,13 +3,15 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
 use super::per_layer::{PerLayer, PerLayerInputs};
 use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
-use crate::kernels::{Linear, Norm, Ops};
+use crate::kernels::{Linear, Norm, Ops, Vector};
 use crate::weights::names::{Names, Part, left_alone};
 use crate::weights::quantize::quantize;
 use crate::weights::{Bytes, WeightTensor, WeightType, Weights};
@@ -41,7 +43,8 @@ impl Decoder {
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
         let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
         let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
-        let left_alone = left_alone(weights, config.wrapper.is_some())?;
+        let drafts = config.layers.len()..config.layers.len() + config.draft_layers;
+        let left_alone = left_alone(weights, config.wrapper.is_some(), drafts)?;
         Ok(Decoder {
             embed,
             per_layer,
@@ -76,7 +79,11 @@ impl TensorLoader<'_> {
             before_mixer: norm(layer.norms.before_mixer, Part::AttnNorm)?,
             mixer: layer.mixer.as_ref().map(|mixer| Mixer::load(self, index, mixer, counts)).transpose()?,
             after_mixer: norm(layer.norms.after_mixer, Part::AttnPostNorm)?,
-            before_ffn: norm(layer.norms.before_ffn, Part::MlpNorm)?,
+            before_ffn: norm(
+                layer.norms.before_ffn,
+                // A feed-forward alone has the norm of its layer.
+                if layer.mixer.is_some() { Part::MlpNorm } else { Part::AttnNorm },
+            )?,
             ffn: layer.ffn.as_ref().map(|ffn| FeedForward::load(self, index, ffn)).transpose()?,
             after_ffn: norm(layer.norms.after_ffn, Part::MlpPostNorm)?,
             residual_scale: layer.residual_scale,
@@ -189,11 +196,13 @@ impl TensorLoader<'_> {
         Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, outlier: outlier(part) })
     }
 
-    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed.
+    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed; so
+    /// do the few rows that make a recurrent state's decays and strengths, whose errors add up in it.
     /// Embedding and head stay at 6 bits or more: all else passes through them, and at fewer the answers
     /// suffer first there.
     fn quantized(&self, weight: WeightTensor, part: Part) -> Result<WeightTensor> {
-        let Some(to) = self.to.filter(|_| part != Part::Router) else { return Ok(weight) };
+        let exact = matches!(part, Part::Router | Part::DeltaAlpha | Part::DeltaBeta | Part::SsmDt);
+        let Some(to) = self.to.filter(|_| !exact) else { return Ok(weight) };
         let bits = 8 * to.block_bytes() / to.block_len();
         let outer = matches!(part, Part::Embed | Part::Head) && bits < 6;
         quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())
@@ -276,8 +285,14 @@ impl TensorLoader<'_> {
         layer: Option<usize>,
         shape: &[usize],
     ) -> Result<Option<WeightTensor>> {
-        let stored = self.is_stored(presence, part, layer, "bias");
-        stored.then(|| self.checked(&self.name(part, layer, "bias"), shape)).transpose()
+        if !self.is_stored(presence, part, layer, "bias") {
+            return Ok(None);
+        }
+        let bias = self.checked(&self.name(part, layer, "bias"), shape)?;
+        match self.config.weight_scales.iter().find(|(scaled, _)| *scaled == part) {
+            Some((_, [_, factor])) => Ok(Some(self.times(&bias, *factor)?)),
+            None => Ok(Some(bias)),
+        }
     }
 
     /// Plain bytes, which only safetensors have.
@@ -298,8 +313,50 @@ impl TensorLoader<'_> {
         })?;
         match self.names {
             Names::Gguf { .. } => self.scaled(tensor, &self.name(part, layer, "scale")),
-            Names::Transformers { .. } => Ok(tensor),
+            Names::Transformers { .. } => {
+                let scale = self.config.weight_scales.iter().find(|(scaled, _)| *scaled == part);
+                scale.map_or(Ok(tensor.clone()), |(_, [factor, _])| self.times(&tensor, *factor))
+            }
         }
+    }
+
+    /// The numbers of a vector of `len`, whatever its shape: GGUF has some as columns or by group.
+    pub fn numbers(&self, part: Part, layer: usize, kind: &str, len: usize) -> Result<Vec<f32>> {
+        let name = self.name(part, Some(layer), kind);
+        let shape = self.weights.shape(&name).map(<[usize]>::to_vec);
+        let flat = shape.filter(|shape| shape.iter().product::<usize>() == len && shape.len() <= 2);
+        Ok(self.checked(&name, &flat.unwrap_or_else(|| vec![len]))?.to_f32())
+    }
+
+    /// A vector of these numbers.
+    pub fn vector_of(&self, part: Part, layer: usize, numbers: &[f32]) -> Result<Vector> {
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let (name, data) = (self.name(part, Some(layer), "weight"), Bytes::from_vec(bytes));
+        let tensor = WeightTensor { name, dtype: WeightType::F32, shape: vec![numbers.len()], data };
+        self.ops.vector(&tensor, 0.0)
+    }
+
+    /// A tensor times a number, of its own type: rounded once more where that is of 16 bits, as llama.cpp's
+    /// converter does it.
+    pub fn times(&self, tensor: &WeightTensor, factor: f32) -> Result<WeightTensor> {
+        if factor == 1.0 {
+            return Ok(tensor.clone());
+        }
+        let scaled = tensor.to_f32().into_iter().map(|number| number * factor);
+        let data: Vec<u8> = match tensor.dtype {
+            WeightType::F32 => scaled.flat_map(f32::to_le_bytes).collect(),
+            WeightType::F16 => scaled.flat_map(|number| f16::from_f32(number).to_le_bytes()).collect(),
+            WeightType::BF16 => scaled.flat_map(|number| bf16::from_f32(number).to_le_bytes()).collect(),
+            other => {
+                return Err(Error::unsupported(format!(
+                    "{}: the tensor {} is stored as {other}, and the configuration multiplies it by {factor}, \
+                     which is not supported",
+                    self.weights.file_of(&tensor.name).display(),
+                    tensor.name
+                )));
+            }
+        };
+        Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })
     }
 
     /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type.
@@ -362,6 +419,18 @@ impl TensorLoader<'_> {
         shape[0] = rows.len();
         let data = tensor.data.slice(rows.start * width..rows.end * width)?;
         Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
+    }
+
+    /// The rows of all pieces, one after the other; pieces of one type and width.
+    pub fn joined(&self, pieces: &[WeightTensor]) -> Result<WeightTensor> {
+        let [first, others @ ..] = pieces else { return Err(Error::internal("no pieces of a tensor")) };
+        if others.is_empty() {
+            return Ok(first.clone());
+        }
+        let mut shape = first.shape.clone();
+        shape[0] = pieces.iter().map(|piece| piece.shape[0]).sum();
+        let data = pieces.iter().flat_map(|piece| piece.data.iter()).copied().collect();
+        Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..first.clone() })
     }
 
     /// Some rows, in the order given.

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use super::attention::Attention;
 use super::build::TensorLoader;
 use super::decoder::{Branch, Queries};
+use super::delta_net::DeltaNet;
+use super::mamba2::Mamba2;
 use super::projection::Projector;
 use super::short_conv::ShortConv;
 use crate::cache::storage::KvCache;
@@ -16,6 +18,9 @@ use crate::kernels::{KvShape, Linear, Rows};
 pub(super) enum Mixer {
     Attention(Box<Attention>),
     ShortConv(Box<ShortConv>),
+    DeltaNet(Box<DeltaNet>),
+    Mamba2(Box<Mamba2>),
+    AttentionAndMamba2(Box<Attention>, Box<Mamba2>),
 }
 
 /// Layers by what they keep of a sequence.
@@ -25,6 +30,21 @@ pub(super) struct LayerCounts {
     pub recurrent: usize,
     /// The place in the cache of each layer with keys and values.
     pub cache_layers: BTreeMap<usize, usize>,
+}
+
+impl LayerCounts {
+    /// The place of a layer among those with keys and values of their own.
+    fn next_paged(&mut self, layer: usize) -> usize {
+        self.cache_layers.insert(layer, self.paged);
+        self.paged += 1;
+        self.paged - 1
+    }
+
+    /// The place of a layer among those with recurrent state.
+    fn next_recurrent(&mut self) -> usize {
+        self.recurrent += 1;
+        self.recurrent - 1
+    }
 }
 
 /// What a mixer is given.
@@ -49,26 +69,30 @@ impl Mixer {
         config: &MixerConfig,
         counts: &mut LayerCounts,
     ) -> Result<Mixer> {
-        match config {
-            MixerConfig::Attention(config) => {
-                let cache_layer = match config.shared_kv {
+        Ok(match config {
+            MixerConfig::Attention(c) => {
+                let cache_layer = match c.shared_kv {
                     Some(source) => counts.cache_layers.get(&source).copied(),
-                    None => {
-                        counts.cache_layers.insert(layer, counts.paged);
-                        counts.paged += 1;
-                        Some(counts.paged - 1)
-                    }
+                    None => Some(counts.next_paged(layer)),
                 };
                 let missing = || Error::internal("keys and values of a layer that has none are shared");
-                let attention = Attention::load(loader, layer, config, cache_layer.ok_or_else(missing)?)?;
-                Ok(Mixer::Attention(Box::new(attention)))
+                let cache_layer = cache_layer.ok_or_else(missing)?;
+                Mixer::Attention(Box::new(Attention::load(loader, layer, c, cache_layer)?))
             }
-            MixerConfig::ShortConv(config) => {
-                let conv = ShortConv::load(loader, layer, config, counts.recurrent)?;
-                counts.recurrent += 1;
-                Ok(Mixer::ShortConv(Box::new(conv)))
+            MixerConfig::ShortConv(c) => {
+                Mixer::ShortConv(Box::new(ShortConv::load(loader, layer, c, counts.next_recurrent())?))
             }
-        }
+            MixerConfig::DeltaNet(c) => {
+                Mixer::DeltaNet(Box::new(DeltaNet::load(loader, layer, c, counts.next_recurrent())?))
+            }
+            MixerConfig::Mamba2(c) => {
+                Mixer::Mamba2(Box::new(Mamba2::load(loader, layer, c, counts.next_recurrent())?))
+            }
+            MixerConfig::AttentionAndMamba2(attention, mamba) => Mixer::AttentionAndMamba2(
+                Box::new(Attention::load(loader, layer, attention, counts.next_paged(layer))?),
+                Box::new(Mamba2::load(loader, layer, mamba, counts.next_recurrent())?),
+            ),
+        })
     }
 
     /// The output of the rows that are wanted.
@@ -76,14 +100,21 @@ impl Mixer {
         match self {
             Mixer::Attention(attention) => attention.forward(project, input),
             Mixer::ShortConv(conv) => conv.forward(project, input),
+            Mixer::DeltaNet(delta_net) => delta_net.forward(project, input),
+            Mixer::Mamba2(mamba) => mamba.forward(project, input),
+            Mixer::AttentionAndMamba2(attention, mamba) => {
+                both(project, input, attention.forward(project, input)?, mamba.forward(project, input)?)
+            }
         }
     }
 
     /// Keys and values that it keeps of each position, and how far back rows see.
     pub fn paged(&self) -> Option<(KvShape, Option<usize>)> {
         match self {
-            Mixer::Attention(attention) => Some((attention.kv_shape()?, attention.window())),
-            Mixer::ShortConv(_) => None,
+            Mixer::Attention(attention) | Mixer::AttentionAndMamba2(attention, _) => {
+                Some((attention.kv_shape()?, attention.window()))
+            }
+            Mixer::ShortConv(_) | Mixer::DeltaNet(_) | Mixer::Mamba2(_) => None,
         }
     }
 
@@ -92,6 +123,8 @@ impl Mixer {
         match self {
             Mixer::Attention(_) => None,
             Mixer::ShortConv(conv) => Some(conv.state_len()),
+            Mixer::DeltaNet(delta_net) => Some(delta_net.state_len()),
+            Mixer::Mamba2(mamba) | Mixer::AttentionAndMamba2(_, mamba) => Some(mamba.state_len()),
         }
     }
 
@@ -99,6 +132,31 @@ impl Mixer {
         match self {
             Mixer::Attention(attention) => attention.projections(),
             Mixer::ShortConv(conv) => conv.projections(),
+            Mixer::DeltaNet(delta_net) => delta_net.projections(),
+            Mixer::Mamba2(mamba) => mamba.projections(),
+            Mixer::AttentionAndMamba2(attention, mamba) => {
+                [attention.projections(), mamba.projections()].concat()
+            }
         }
     }
+}
+
+/// The sum of what two mixers of the same rows give.
+fn both<'a>(
+    project: &Projector<'_>,
+    input: &MixerInput,
+    first: Branch<'a>,
+    second: Branch<'a>,
+) -> Result<Branch<'a>> {
+    let wanted = input.queries.rows;
+    let projected = |branch: Branch<'_>| match branch.projection {
+        Some(projection) => project.linear(projection, &branch.rows, wanted),
+        None => Ok(branch.rows),
+    };
+    let sum = projected(first)?;
+    let rows = match second.projection {
+        Some(projection) => project.linear_add(projection, &second.rows, sum, wanted)?,
+        None => project.ops.add(&second.rows, 1.0, sum)?,
+    };
+    Ok(Branch { rows, projection: None })
 }

@@ -7,13 +7,16 @@
 mod attention;
 mod beside;
 pub mod build;
+mod causal_conv;
 pub mod decoder;
+mod delta_net;
 pub mod embedding;
 mod experts;
 mod feed_forward;
 mod file_hash;
 mod fingerprint;
 mod load;
+mod mamba2;
 mod mixer;
 mod per_layer;
 pub mod projection;

@@ -4,6 +4,7 @@
 //! GGUF (`blk.0.attn_q.weight`). A new family is a spelling in [`TABLE`], never code elsewhere.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::Weights;
 use crate::error::{Error, Result, quoted};
@@ -67,6 +68,24 @@ pub enum Part {
     ConvIn,
     Conv,
     ConvOut,
+    /// Of Gated DeltaNet: q, k and v in one matrix, in that order; the gate, and what makes strength and decay.
+    DeltaQkv,
+    DeltaZ,
+    DeltaBeta,
+    DeltaAlpha,
+    /// Of Mamba-2: z, x, B, C and dt in one matrix, in that order; three parts of it, for adapters.
+    SsmIn,
+    SsmZ,
+    SsmXbc,
+    SsmDt,
+    /// Of both: the convolution; the factor of the decay, the bias of the step, what goes around the state, the
+    /// norm and the output.
+    SsmConv,
+    SsmA,
+    SsmDtBias,
+    SsmD,
+    SsmNorm,
+    SsmOut,
     /// The parameters of xIELU.
     XieluAlphaP,
     XieluAlphaN,
@@ -203,6 +222,22 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::ConvIn, &["conv.in_proj"], &["shortconv.in_proj"]),
     (Part::Conv, &["conv.conv"], &["shortconv.conv"]),
     (Part::ConvOut, &["conv.out_proj"], &["shortconv.out_proj"]),
+    (Part::DeltaQkv, &["linear_attn.in_proj_qkv"], &["attn_qkv"]),
+    (Part::DeltaZ, &["linear_attn.in_proj_z"], &["attn_gate"]),
+    (Part::DeltaBeta, &["linear_attn.in_proj_b"], &["ssm_beta"]),
+    (Part::DeltaAlpha, &["linear_attn.in_proj_a"], &["ssm_alpha"]),
+    (Part::SsmIn, &["mamba.in_proj", "mixer.in_proj"], &["ssm_in"]),
+    // No file has these three apart.
+    (Part::SsmZ, &["mamba.in_proj.z"], &["ssm_in.z"]),
+    (Part::SsmXbc, &["mamba.in_proj.xbc"], &["ssm_in.xbc"]),
+    (Part::SsmDt, &["mamba.in_proj.dt"], &["ssm_in.dt"]),
+    (Part::SsmConv, &["linear_attn.conv1d", "mamba.conv1d", "mixer.conv1d"], &["ssm_conv1d"]),
+    (Part::SsmA, &["linear_attn.A_log", "mamba.A_log", "mixer.A_log"], &["ssm_a"]),
+    // The names end in `_bias`.
+    (Part::SsmDtBias, &["linear_attn.dt", "mamba.dt", "mixer.dt"], &["ssm_dt"]),
+    (Part::SsmD, &["mamba.D", "mixer.D"], &["ssm_d"]),
+    (Part::SsmNorm, &["linear_attn.norm", "mamba.norm", "mixer.norm"], &["ssm_norm"]),
+    (Part::SsmOut, &["linear_attn.out_proj", "mamba.out_proj", "mixer.out_proj"], &["ssm_out"]),
     // GGUF has them in its metadata.
     (Part::XieluAlphaP, &["mlp.act_fn.alpha_p"], &["xielu.alpha_p"]),
     (Part::XieluAlphaN, &["mlp.act_fn.alpha_n"], &["xielu.alpha_n"]),
@@ -238,16 +273,18 @@ impl Part {
     fn ending(self, kind: &str) -> String {
         use Part::{
             DownExperts, DownExpertsBlocks, GateExperts, GateUpExperts, GateUpExpertsBlocks,
-            RouterCorrection, Sinks, UpExperts,
+            RouterCorrection, Sinks, SsmA, SsmD, SsmDtBias, UpExperts,
         };
         use Part::{XieluAlphaN, XieluAlphaP, XieluBeta, XieluEps};
         match (self, kind) {
             (Sinks | GateExperts | UpExperts | GateUpExperts | DownExperts, "weight") => String::new(),
-            (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps | Part::OutputScale, _) => String::new(),
+            (XieluAlphaP | XieluAlphaN | XieluBeta | XieluEps | Part::OutputScale | SsmA | SsmD, _) => {
+                String::new()
+            }
             (Part::RouterScale | Part::ExpertScales, _) => String::new(),
             (GateUpExpertsBlocks | DownExpertsBlocks, "weight") => "_blocks".into(),
             (
-                RouterCorrection | GateExperts | UpExperts | GateUpExperts | DownExperts
+                RouterCorrection | SsmDtBias | GateExperts | UpExperts | GateUpExperts | DownExperts
                 | GateUpExpertsBlocks | DownExpertsBlocks,
                 kind,
             ) => format!("_{kind}"),
@@ -265,6 +302,8 @@ const PLACES: &[(&str, &str)] = &[
     ("language_model.model.", "language_model.lm_head"),
     ("model.text_model.", "lm_head"),
     ("language_model.", "lm_head"),
+    // Nemotron-H.
+    ("backbone.", "lm_head"),
 ];
 
 /// How one checkpoint spells the parts.
@@ -291,10 +330,15 @@ impl Names {
             return Names::Gguf { post_norms };
         }
         // A tied file may store its embedding as the head alone.
-        let probes = ["embed_tokens.weight", "layers.0.input_layernorm.weight"];
+        let probes = ["embed_tokens.weight", "embeddings.weight", "layers.0.input_layernorm.weight"];
         let has = |prefix: &str| probes.iter().any(|probe| weights.contains(&format!("{prefix}{probe}")));
         let (prefix, head) = PLACES.iter().find(|(prefix, _)| has(prefix)).copied().unwrap_or(PLACES[0]);
         Names::Transformers { prefix, head, post_norms, own }
+    }
+
+    /// Whether these are those of GGUF.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self, Names::Gguf { .. })
     }
 
     /// Whether this is a base model of transformers, saved without the class that adds a head.
@@ -360,7 +404,17 @@ impl Names {
                     (Part::MlpNorm, false) => &["ffn_norm", "post_attention_norm"][..],
                     _ => gguf,
                 };
-                names.iter().map(|name| format!("blk.{i}.{name}.{kind}")).collect()
+                // Two parameters have no ending there either.
+                let ending = match part {
+                    Part::SsmA | Part::SsmD => String::new(),
+                    _ => format!(".{kind}"),
+                };
+                let mut names: Vec<_> = names.iter().map(|name| format!("blk.{i}.{name}{ending}")).collect();
+                if part == Part::MlpNorm && kind == "weight" {
+                    // As Falcon-H1's files have it.
+                    names.push(format!("blk.{i}.ffn_norm"));
+                }
+                names
             }
             (Names::Gguf { .. }, None) => gguf.iter().map(|name| format!("{name}.{kind}")).collect(),
             (Names::Transformers { head, .. }, None) if part == Part::Head => {
@@ -421,13 +475,14 @@ const DRAFT_HEAD: &str = "mtp.";
 
 /// Sees to it that nothing in a file was meant for another model, once a decoder has taken its tensors.
 /// `wrapper`: the checkpoint is that of a model of pictures or sound, whose other parts are left alone.
+/// `drafts`: the layers of a draft head, which GGUF has behind the others.
 ///
 /// Returns what was left alone, for people: "images (12 tensors)".
 ///
 /// # Errors
 /// `UnsupportedModel` naming the first tensor that nothing uses: transformers would pass over it with a
 /// warning, and give numbers that its maker never saw.
-pub fn left_alone(weights: &Weights, wrapper: bool) -> Result<Vec<String>> {
+pub fn left_alone(weights: &Weights, wrapper: bool, drafts: Range<usize>) -> Result<Vec<String>> {
     let mut left: BTreeMap<&str, usize> = BTreeMap::new();
     let mut foreign = Vec::new();
     for name in weights.unread().filter(|name| !HARMLESS.iter().any(|end| name.ends_with(end))) {
@@ -435,7 +490,9 @@ pub fn left_alone(weights: &Weights, wrapper: bool) -> Result<Vec<String>> {
         let around = AROUND.iter().find(|(start, _)| wrapper && inner.starts_with(start));
         match around {
             Some((_, what)) => *left.entry(what).or_default() += 1,
-            None if inner.starts_with(DRAFT_HEAD) => *left.entry("a draft head").or_default() += 1,
+            None if inner.starts_with(DRAFT_HEAD) || is_block(name, &drafts) => {
+                *left.entry("a draft head").or_default() += 1
+            }
             None => foreign.push(name),
         }
     }
@@ -460,6 +517,12 @@ pub fn left_alone(weights: &Weights, wrapper: bool) -> Result<Vec<String>> {
         )));
     }
     Ok(left.into_iter().map(|(what, count)| format!("{what} ({count} tensors)")).collect())
+}
+
+/// Whether a tensor of GGUF is of one of these layers.
+fn is_block(name: &str, layers: &Range<usize>) -> bool {
+    let number = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(number, _)| number);
+    number.and_then(|number| number.parse().ok()).is_some_and(|number| layers.contains(&number))
 }
 
 #[cfg(test)]
@@ -511,6 +574,20 @@ mod tests {
             ConvIn,
             Conv,
             ConvOut,
+            DeltaQkv,
+            DeltaZ,
+            DeltaBeta,
+            DeltaAlpha,
+            SsmIn,
+            SsmZ,
+            SsmXbc,
+            SsmDt,
+            SsmConv,
+            SsmA,
+            SsmDtBias,
+            SsmD,
+            SsmNorm,
+            SsmOut,
             XieluAlphaP,
             XieluAlphaN,
             XieluBeta,
@@ -555,6 +632,8 @@ mod tests {
             (RouterCorrection, "bias", "mlp.gate.e_score_correction_bias"),
             (Router, "bias", "mlp.gate.bias"),
             (Sinks, "weight", "self_attn.sinks"),
+            (SsmA, "weight", "linear_attn.A_log"),
+            (SsmDtBias, "bias", "linear_attn.dt_bias"),
         ] {
             let wanted = format!("model.layers.2.{wanted}");
             assert_eq!(mixtral.spellings(part, Some(2), kind)[0], wanted);

@@ -177,7 +177,7 @@ fn no_rows_have_no_experts() {
 fn a_gate_serves_a_head_or_an_element() {
     let machines = machines(KvType::F32);
     let cases = [(5, 24, 24), (3, 40, 4), (1, 7, 1), (70, 96, 3)];
-    let functions = [GateFunction::Sigmoid, GateFunction::Softplus];
+    let functions = [GateFunction::Sigmoid, GateFunction::Silu, GateFunction::Softplus];
     each(
         cases.into_iter().flat_map(|case| functions.map(|f| (case, f))),
         |&((rows, dim, width), function)| {
@@ -189,6 +189,7 @@ fn a_gate_serves_a_head_or_an_element() {
                 let gate = f64::from(gate.values[at / dim * width + at % dim / (dim / width)]);
                 let gate = match function {
                     GateFunction::Sigmoid => 1.0 / (1.0 + (-gate).exp()),
+                    GateFunction::Silu => gate / (1.0 + (-gate).exp()),
                     GateFunction::Softplus => gate.exp().ln_1p(),
                 };
                 (f64::from(*x) * gate) as f32

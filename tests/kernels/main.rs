@@ -5,6 +5,7 @@ mod attention;
 mod experts;
 mod misuse;
 mod products;
+mod recurrent;
 mod rows;
 #[cfg(target_os = "linux")]
 mod speed;

@@ -1,11 +1,9 @@
 //! Families of dense feed-forwards whose layers are alike.
 
-use super::experts::GRANITE_EXPERTS;
 use super::{
     ATTENTION_BIAS, Bidirectional, Gating, MLP_BIAS, Multiplier, Multipliers, NO_MULTIPLIERS, NoRope,
     NormPlaces,
 };
-use super::{DenseLayers, Experts, Shared, SharedWidth};
 use super::{Family, FamilyTensors, GGUF, Gguf, Has, PLAIN, ROPE, RopeDefaults, SIZES, Sizes, Window};
 use crate::config::{
     Activation, Block, GateFunction, GateScope, GateSource, NormKind, NormScope, OutputGate, Xielu,
@@ -42,6 +40,8 @@ pub(super) const LLAMA: Family = Family {
     no_rope: NoRope::Never,
     query_scale: false,
     short_conv: None,
+    recurrent: None,
+    weight_scales: &[],
     experts: None,
     by_layer: None,
     heads_by_layer: None,
@@ -252,32 +252,6 @@ pub(super) const FAMILIES: &[Family] = &[
         window_size: Some(128),
         tensors: FamilyTensors { sinks: true, ..GRANITE.tensors },
         gguf: &[Gguf { architecture: "granite_swa", interleaved_qk: true, ..GGUF }],
-        ..GRANITE
-    },
-    Family {
-        model_types: &["granitemoehybrid"],
-        intermediate_key: "shared_intermediate_size",
-        sizes: Sizes { intermediate: 1024, ..SIZES },
-        no_rope: NoRope::Unless("position_embedding_type", "rope"),
-        tensors: FamilyTensors {
-            qkv_bias: ATTENTION_BIAS,
-            o_bias: ATTENTION_BIAS,
-            fused_gate_up: true,
-            ..PLAIN
-        },
-        experts: Some(Experts {
-            width: Some(("intermediate_size", 11_008)),
-            dense_layers: DenseLayers::WithoutExperts,
-            shared: Some(Shared {
-                width: SharedWidth::Key("shared_intermediate_size", 1024),
-                fused: true,
-                gate: false,
-            }),
-            ..GRANITE_EXPERTS
-        }),
-        names: &[(Part::GateUp, &["shared_mlp.input_linear"]), (Part::Down, &["shared_mlp.output_linear"])],
-        // The converter writes those without Mamba layers as "granite".
-        gguf: &[],
         ..GRANITE
     },
     Family {
@@ -579,6 +553,7 @@ pub(super) const FAMILIES: &[Family] = &[
             context: 4096,
         },
         rope: RopeDefaults { theta: 100_000.0, interleaved: true, ..ROPE },
+        tensors: FamilyTensors { qkv_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
         // llama.cpp has no architecture for it.
         gguf: &[],
         ..LLAMA

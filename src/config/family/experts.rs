@@ -29,6 +29,7 @@ pub(super) const EXPERTS: Experts = Experts {
     router_bias: Has::Never,
     stack: ExpertStack::Rows,
     shared: None,
+    latent_key: None,
     dense_layers: DenseLayers::Never,
 };
 

@@ -58,6 +58,13 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
     },
     Wrapper { model_type: "qwen2_vl", text: Text::Fixed("qwen2_vl_text"), flat: true, ..WRAPPER },
     Wrapper { model_type: "qwen2_5_vl", text: Text::Fixed("qwen2_5_vl_text"), flat: true, ..WRAPPER },
+    Wrapper { model_type: "qwen3_5", text: Text::Fixed("qwen3_5_text"), inner_tied: false, ..WRAPPER },
+    Wrapper {
+        model_type: "qwen3_5_moe",
+        text: Text::Fixed("qwen3_5_moe_text"),
+        inner_tied: false,
+        ..WRAPPER
+    },
     Wrapper { model_type: "qwen3_vl", text: Text::Fixed("qwen3_vl_text"), inner_tied: false, ..WRAPPER },
 ];
 

@@ -40,7 +40,10 @@ impl Reader<'_> {
         let key = "leading_dense_block_count";
         let stated = self.usize(key)?;
         match family.dense_layers {
-            DenseLayers::Never | DenseLayers::SparseStep | DenseLayers::WithoutExperts => match stated {
+            DenseLayers::Never
+            | DenseLayers::SparseStep
+            | DenseLayers::WithoutExperts
+            | DenseLayers::Blocks => match stated {
                 Some(count) if count > 0 => Err(self.other_experts(key)),
                 _ => Ok(0),
             },
@@ -63,8 +66,11 @@ impl Reader<'_> {
             routing: self.routing(family, gguf)?,
             stack: ExpertStack::Rows,
             shared: self.shared(family, intermediate)?,
+            latent: match family.latent_key {
+                Some(_) => self.usize("moe_latent_size")?.filter(|width| *width > 0),
+                None => None,
+            },
             scales: if family.beside.is_some() { Presence::IfStored } else { Presence::Never },
-            latent: None,
         })
     }
 

@@ -3,8 +3,8 @@
 use super::Reader;
 use crate::config::family::NoRope;
 use crate::config::{
-    Activation, AttentionConfig, DenseConfig, FeedForwardConfig, LayerConfig, MixerConfig, Presence,
-    ShortConvConfig, Xielu,
+    Activation, AttentionConfig, DenseConfig, FeedForwardConfig, LayerConfig, Presence, ShortConvConfig,
+    Xielu,
 };
 use crate::error::{Error, Result};
 use crate::weights::gguf::Value;
@@ -39,20 +39,18 @@ impl Reader<'_> {
             NoRope::Zeros(..) => !sliding[i],
             NoRope::Full => !sliding[i] || window.is_none(),
             NoRope::FullBesideWindow => !sliding[i] && window.is_some(),
+            NoRope::Always => true,
             NoRope::Never | NoRope::Unless(..) => !turns || patterned.as_ref().is_some_and(|flags| !flags[i]),
         };
-        let conv = self.short_conv(layers)?;
+        let seats = self.seats(layers)?;
         let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
         let ffns = self.feed_forwards(layers)?;
         let xielu = self.xielu(layers)?;
         let norms = self.family.tensors.norms.norms(self.block());
-        let mixer = |i: usize| match conv[i] {
-            Some(conv) => MixerConfig::ShortConv(conv),
-            None => {
-                let window = window.filter(|_| sliding[i]);
-                let rope = (!bare(i)).then_some(usize::from(window.is_some() && local_rope));
-                MixerConfig::Attention(AttentionConfig { window, rope, heads: heads[i], ..attention })
-            }
+        let attention = |i: usize| {
+            let window = window.filter(|_| sliding[i]);
+            let rope = (!bare(i)).then_some(usize::from(window.is_some() && local_rope));
+            AttentionConfig { window, rope, heads: heads[i], ..attention }
         };
         let ffn = |i: usize| match (ffns[i], &xielu) {
             (FeedForwardConfig::Dense(dense), Some(xielu)) => {
@@ -60,13 +58,16 @@ impl Reader<'_> {
             }
             (ffn, _) => ffn,
         };
-        let layer = |i| LayerConfig {
-            mixer: Some(mixer(i)),
-            ffn: Some(ffn(i)),
-            norms,
-            residual_scale,
-            per_layer: None,
-            output_scale: Presence::Never,
+        let layer = |i: usize| {
+            let (mixer, ffn) = seats[i].fill(attention(i), ffn(i));
+            LayerConfig {
+                norms: norms.of(mixer.is_some(), ffn.is_some()),
+                mixer,
+                ffn,
+                residual_scale,
+                per_layer: None,
+                output_scale: Presence::Never,
+            }
         };
         Ok((0..layers).map(layer).collect())
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Reader;
+use super::recurrent::BlockKind;
 use crate::config::family::{DenseLayers, Experts, Shared, SharedWidth};
 use crate::config::{
     BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertsConfig, FeedForwardConfig, Presence,
@@ -22,13 +23,16 @@ impl Reader<'_> {
         }
         let [first, second] = family.count_keys;
         let count = self.size(if self.f.states(first) { first } else { second }, family.count)?;
+        let is_dense = self.dense_layers(family, layers, count)?;
+        if count == 0 && is_dense.iter().all(|is_dense| *is_dense) {
+            return Ok(vec![dense; layers]);
+        }
         let experts = self.experts(family, count)?;
         if family.beside.is_some() {
             let both = BesideConfig { dense: self.dense()?, experts };
             return Ok(vec![FeedForwardConfig::Beside(both); layers]);
         }
         let experts = FeedForwardConfig::Experts(experts);
-        let is_dense = self.dense_layers(family, layers, count)?;
         Ok(is_dense.into_iter().map(|is_dense| if is_dense { dense } else { experts }).collect())
     }
 
@@ -45,8 +49,8 @@ impl Reader<'_> {
             routing: self.routing(family)?,
             stack: family.stack,
             shared: family.shared.as_ref().map_or(Ok(None), |shared| self.shared(shared, intermediate))?,
+            latent: family.latent_key.map(|key| self.f.usize(key)).transpose()?.flatten(),
             scales: if family.beside.is_some() { Presence::Always } else { Presence::Never },
-            latent: None,
         })
     }
 
@@ -94,6 +98,9 @@ impl Reader<'_> {
         match family.dense_layers {
             DenseLayers::Never => Ok(vec![false; layers]),
             DenseLayers::WithoutExperts => Ok(vec![count == 0; layers]),
+            DenseLayers::Blocks => {
+                Ok(self.blocks()?.iter().map(|block| *block == BlockKind::Dense).collect())
+            }
             DenseLayers::First(key, default) => {
                 let first = self.size(key, default)?;
                 Ok(each(&|i| i < first))

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Reader;
 use crate::config::family::{Bidirectional, Has, NoRope, NormPlaces, Window};
-use crate::config::{AttentionConfig, LayerConfig, MixerConfig, ShortConvConfig};
+use crate::config::{AttentionConfig, FeedForwardConfig, LayerConfig, Presence, ShortConvConfig};
 use crate::error::{Error, Result, quoted};
 
 impl Reader<'_> {
@@ -23,7 +23,7 @@ impl Reader<'_> {
                 "layer_types has sliding_attention, and there is no sliding_window (sliding_window, use_sliding_window)",
             ));
         }
-        let conv = self.short_conv(layers)?;
+        let seats = self.seats(layers)?;
         let ffns = self.feed_forwards(layers)?;
         let norms = self.norm_places()?.norms(self.block()?);
         let heads = self.heads_by_layer(layers, attention.heads)?;
@@ -32,23 +32,23 @@ impl Reader<'_> {
             Some(of_layer) => of_layer[i],
             None => (!bare[i]).then_some(usize::from(sliding[i] && local_rope)),
         };
-        let mixer = |i: usize| match conv[i] {
-            Some(conv) => MixerConfig::ShortConv(conv),
-            None => MixerConfig::Attention(AttentionConfig {
-                window: window.filter(|_| sliding[i]),
-                rope: rope(i),
-                heads: heads[i],
-                ..attention
-            }),
+        let attention = |i: usize| AttentionConfig {
+            window: window.filter(|_| sliding[i]),
+            rope: rope(i),
+            heads: heads[i],
+            ..attention
         };
         let residual_scale = self.multiplier(self.family.multipliers.residual)?.unwrap_or(1.0);
-        let layer = |(i, ffn)| LayerConfig {
-            mixer: Some(mixer(i)),
-            ffn: Some(ffn),
-            norms,
-            residual_scale,
-            per_layer: None,
-            output_scale: crate::config::Presence::Never,
+        let layer = |(i, ffn): (usize, FeedForwardConfig)| {
+            let (mixer, ffn) = seats[i].fill(attention(i), ffn);
+            LayerConfig {
+                norms: norms.of(mixer.is_some(), ffn.is_some()),
+                mixer,
+                ffn,
+                residual_scale,
+                per_layer: None,
+                output_scale: Presence::Never,
+            }
         };
         Ok(ffns.into_iter().enumerate().map(layer).collect())
     }
@@ -199,6 +199,7 @@ impl Reader<'_> {
     ) -> Result<Vec<bool>> {
         let default = match self.family.no_rope {
             NoRope::Never => return Ok(vec![false; layers]),
+            NoRope::Always => return Ok(vec![true; layers]),
             NoRope::Full => return Ok(sliding.iter().map(|sliding| !sliding || window.is_none()).collect()),
             NoRope::FullBesideWindow => {
                 return Ok(sliding.iter().map(|sliding| !sliding && window.is_some()).collect());

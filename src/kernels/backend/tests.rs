@@ -61,12 +61,19 @@ impl Backend for Counting {
             step: &CheckedStep<'_>,
             a: &Attention<'_>
         ) -> Result<Rows>;
-        fn short_conv(
+        fn causal_conv(
             x: &Rows,
-            conv: &ShortConv,
+            conv: &CausalConv,
             state: &LayerState,
             step: &CheckedStep<'_>
         ) -> Result<Rows>;
+        fn scan(
+            rows: ScanRows<'_>,
+            scan: &Scan,
+            state: &LayerState,
+            step: &CheckedStep<'_>
+        ) -> Result<Rows>;
+        fn gated_norm(x: Rows, gate: &Rows, norm: &GatedNorm) -> Result<Rows>;
         fn add(x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
         fn mul(x: Rows, by: &Rows, start: usize) -> Result<Rows>;
         fn output_gate(x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
@@ -116,6 +123,8 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     let x = ops.mul(x, &by, 0)?;
     let gate = ops.select_rows(&x, &[1, 0])?;
     let x = ops.output_gate(x, gate, GateFunction::Sigmoid)?;
+    let gated = GatedNorm { norm, groups: 1, gate_first: true };
+    let x = ops.gated_norm(x, &ops.select_rows(&k, &[2, 1])?, &gated)?;
     ops.into_vec(ops.soft_cap(x, 3.0)?)
 }
 

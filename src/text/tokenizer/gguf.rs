@@ -12,10 +12,22 @@ use super::bpe::Bpe;
 use super::merge::Merger;
 use super::pretokenize::Splitter;
 use super::spm::{SPACE_MARK, Spm};
-use super::vocab::{Kind, Vocab, decode_byte_level, named_byte};
+use super::vocab::{Kind, Vocab, decode_byte_level, is_byte_level, named_byte};
 use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
 use crate::error::{Context, Error, ErrorKind, Result, quoted};
 use crate::weights::gguf::Metadata;
+
+/// Control tokens of Gemma 4 that its GGUF files call user-defined, so that llama.cpp shows them. They stay what
+/// they are in its tokenizer.json: nobody writes one by writing its letters.
+const SHOWN: &[&str] = &[
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|\"|>",
+    "<|channel>",
+    "<channel|>",
+];
 
 /// What there is to do about a tokenizer in a GGUF file that cannot be read.
 pub(super) const REMEDY: &str = "put the tokenizer.json of the original model (and its tokenizer_config.json) beside the \
@@ -160,7 +172,14 @@ fn read_vocab(meta: &Metadata, alphabet: Alphabet) -> Result<Vocab> {
     let mut vocab = Vocab::default();
     let mut bytes = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        let kind = kind(types.as_ref().and_then(|types| types.get(id)).copied(), token, alphabet);
+        let number = types.as_ref().and_then(|types| types.get(id)).copied();
+        let kind = match kind(number, token, alphabet) {
+            Kind::UserDefined if alphabet == Alphabet::SpmMerges && SHOWN.contains(&token) => Kind::Control,
+            Kind::Normal | Kind::Unused if alphabet == Alphabet::ByteLevel && !is_byte_level(token) => {
+                Kind::Unreachable
+            }
+            kind => kind,
+        };
         decode_token(token, kind, alphabet, &mut bytes);
         vocab.push(&bytes, kind)?;
     }

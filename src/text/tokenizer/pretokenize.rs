@@ -12,7 +12,7 @@
 //!
 //! Of the names that llama.cpp knows, these are not here: those whose patterns look ahead elsewhere
 //! ("jais-2", "tiny_aya", "cohere2moe", "superbpe", "kimi-k2", "afmoe"), those without byte-level tokens
-//! ("gemma4", "sarvam-moe", "whitespace"), those of encoders ("roberta-bpe", "jina-v1-en", "jina-v2-code",
+//! ("sarvam-moe", "whitespace"; "gemma4" is a kind of tokenizer of its own in `bpe`), those of encoders ("roberta-bpe", "jina-v1-en", "jina-v2-code",
 //! "granite-embed-multi-…"), "chameleon", whose tokens are images, "default", which is a rule of no model,
 //! and "deepseek-llm", whose letters are a list of ranges.
 
@@ -323,6 +323,13 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// All names, sorted.
+fn names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
+    names.sort_unstable();
+    names
+}
+
 /// One rule, compiled.
 pub(super) struct Splitter {
     rule: &'static Rule,
@@ -338,8 +345,9 @@ impl Splitter {
         let rule = RULES.iter().find(|rule| rule.names.contains(&name)).ok_or_else(|| {
             Error::unsupported(format!(
                 "the tokenizer splits words by a rule named {} (tokenizer.ggml.pre), which is not known here; \
-                 {REMEDY}",
-                quoted(name)
+                 {REMEDY}; the rules known are {}",
+                quoted(name),
+                names().join(", ")
             ))
         })?;
         let compile =
@@ -432,9 +440,8 @@ mod tests {
 
     #[test]
     fn no_name_stands_twice() {
-        let mut names: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
+        let mut names = names();
         let count = names.len();
-        names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
     }

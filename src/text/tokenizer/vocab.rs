@@ -26,6 +26,9 @@ pub(super) enum Kind {
     /// Written in the text, and found there before anything else (`<table>`, a run of newlines).
     UserDefined,
     Unused,
+    /// Nothing leads to it: it is not written in the alphabet of its byte-level vocabulary. Command R has a
+    /// U+200D of this kind beside the one that merging gives.
+    Unreachable,
     /// One byte, `<0xNN>`.
     Byte,
 }
@@ -221,6 +224,11 @@ pub(super) fn decode_byte_level(token: &str, bytes: &mut Vec<u8>) {
             }
         }
     }
+}
+
+/// Whether a token is written in the byte-level alphabet.
+pub(super) fn is_byte_level(token: &str) -> bool {
+    token.chars().all(|char| byte_of_char(char).is_some())
 }
 
 /// The byte that `<0xNN>` names.
