@@ -490,7 +490,8 @@ pub(super) struct Gguf {
     /// The borders of YaRN's blend are whole dimensions, as llama.cpp has them everywhere. (gpt-oss was
     /// trained with others, and transformers computes those.)
     pub yarn_truncates: bool,
-    /// Value heads of Gated DeltaNet come in the order of the converter: head h has the key of `h % key heads`.
+    /// Value heads of Gated DeltaNet come in the order of the converter: head h has the key of `h % key
+    /// heads`.
     pub tiled_heads: bool,
     /// Files with `expert_count`.
     pub experts: Option<GgufExperts>,

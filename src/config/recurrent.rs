@@ -17,8 +17,8 @@ pub struct DeltaNetConfig {
     /// Taps of the convolution.
     pub kernel: usize,
     /// Value head h has key head `h % key_heads`, as llama.cpp's converter orders them; else those of a key
-    /// head follow each other. (Columns of `out_proj` could not be put back where blocks of weights are longer
-    /// than a head.)
+    /// head follow each other. (Columns of `out_proj` could not be put back where blocks of weights are
+    /// longer than a head.)
     pub tiled: bool,
 }
 

@@ -183,8 +183,8 @@ impl CausalConv {
     }
 }
 
-/// A scan over the positions of a sequence, whose state is a matrix S `[key_dim, value_dim]` for each head. With
-/// `t = softplus(dt + dt_bias)`, a row's decay is `exp(t a)`.
+/// A scan over the positions of a sequence, whose state is a matrix S `[key_dim, value_dim]` for each head.
+/// With `t = softplus(dt + dt_bias)`, a row's decay is `exp(t a)`.
 #[derive(Clone, Debug)]
 pub struct Scan {
     pub rule: ScanRule,
@@ -207,8 +207,8 @@ pub struct Scan {
 /// What a row does to the state, and how it is laid out.
 #[derive(Clone, Debug)]
 pub enum ScanRule {
-    /// Gated DeltaNet (Yang et al. 2024), rows of q, k, v: keys and queries are normed to length 1 and queries
-    /// multiplied by `key_dim^-0.5`; `S = decay S; S += k (sigmoid(beta) (v - S^T k))^T; o = S^T q`.
+    /// Gated DeltaNet (Yang et al. 2024), rows of q, k, v: keys and queries are normed to length 1 and
+    /// queries multiplied by `key_dim^-0.5`; `S = decay S; S += k (sigmoid(beta) (v - S^T k))^T; o = S^T q`.
     Delta,
     /// Mamba-2 (Dao and Gu 2024), rows of x, B, C: `S = decay S + B (t x)^T; o = S^T C + skip x`.
     Mamba2 {

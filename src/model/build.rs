@@ -196,8 +196,8 @@ impl TensorLoader<'_> {
         Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, outlier: outlier(part) })
     }
 
-    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed; so
-    /// do the few rows that make a recurrent state's decays and strengths, whose errors add up in it.
+    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed;
+    /// so do the few rows that make a recurrent state's decays and strengths, whose errors add up in it.
     /// Embedding and head stay at 6 bits or more: all else passes through them, and at fewer the answers
     /// suffer first there.
     fn quantized(&self, weight: WeightTensor, part: Part) -> Result<WeightTensor> {

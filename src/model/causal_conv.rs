@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::kernels::{CausalConv, ConvForm, Vector};
 use crate::weights::names::Part;
 
-/// A convolution of `width` channels over `kernel` positions; its taps are those of `torch.nn.Conv1d`, the last
-/// of them the position's own.
+/// A convolution of `width` channels over `kernel` positions; its taps are those of `torch.nn.Conv1d`, the
+/// last of them the position's own.
 pub(super) fn causal_conv(
     loader: &TensorLoader,
     (part, layer): (Part, usize),

@@ -70,8 +70,8 @@ impl DeltaNet {
         })
     }
 
-    /// `[rows, value_heads * value_dim]`, before the output projection. All rows pass, also those whose output
-    /// nobody wants: the state is made of them.
+    /// `[rows, value_heads * value_dim]`, before the output projection. All rows pass, also those whose
+    /// output nobody wants: the state is made of them.
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let (ops, step) = (project.ops, input.all.step);
         let named = [

@@ -68,8 +68,8 @@ impl Mamba2 {
         })
     }
 
-    /// `[rows, heads * head_dim]`, before the output projection. All rows pass, also those whose output nobody
-    /// wants: the state is made of them.
+    /// `[rows, heads * head_dim]`, before the output projection. All rows pass, also those whose output
+    /// nobody wants: the state is made of them.
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let (ops, step) = (project.ops, input.all.step);
         let named = [(Part::SsmZ, &self.z), (Part::SsmXbc, &self.xbc), (Part::SsmDt, &self.dt)];

@@ -68,7 +68,8 @@ pub enum Part {
     ConvIn,
     Conv,
     ConvOut,
-    /// Of Gated DeltaNet: q, k and v in one matrix, in that order; the gate, and what makes strength and decay.
+    /// Of Gated DeltaNet: q, k and v in one matrix, in that order; the gate, and what makes strength and
+    /// decay.
     DeltaQkv,
     DeltaZ,
     DeltaBeta,
@@ -78,8 +79,8 @@ pub enum Part {
     SsmZ,
     SsmXbc,
     SsmDt,
-    /// Of both: the convolution; the factor of the decay, the bias of the step, what goes around the state, the
-    /// norm and the output.
+    /// Of both: the convolution; the factor of the decay, the bias of the step, what goes around the state,
+    /// the norm and the output.
     SsmConv,
     SsmA,
     SsmDtBias,

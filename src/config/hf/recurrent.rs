@@ -91,8 +91,8 @@ impl Reader<'_> {
         }
     }
 
-    /// What each layer of one half is: `layers_block_type` lists it, `hybrid_override_pattern` has a letter for
-    /// each (published files).
+    /// What each layer of one half is: `layers_block_type` lists it, `hybrid_override_pattern` has a letter
+    /// for each (published files).
     pub(super) fn blocks(&self) -> Result<Vec<BlockKind>> {
         let unknown = |key: &str, kind: &str| {
             Error::unsupported(format!("{key} has {}, which is not supported", quoted(kind)))

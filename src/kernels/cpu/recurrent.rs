@@ -59,8 +59,9 @@ impl CpuBackend {
                 state_len: state.state_len(),
                 out: &columns,
             };
-            // SAFETY: each task runs once, and has its own columns of its own span. Of the slots, no two spans
-            // write to one (a checked step), and what a span reads of one that another writes was copied.
+            // SAFETY: each task runs once, and has its own columns of its own span. Of the slots, no two
+            // spans write to one (a checked step), and what a span reads of one that another writes was
+            // copied.
             unsafe { scan::walk(self.isa, panel) };
         })?;
         Ok(out)
