@@ -117,7 +117,15 @@ OSS_ROPE = rope("yarn", 150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0, tr
 LINEAR = "linear_attention"
 QWEN3_5 = dict(HEAD16, hidden_size=16, num_hidden_layers=4, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
                rope_parameters=rope(partial_rotary_factor=0.25, mrope_section=[1, 1, 0], mrope_interleaved=True))  # fmt: skip
-MAMBA = dict(HEAD16, hidden_size=16, mamba_n_heads=8, mamba_d_head=4, mamba_d_state=12, mamba_n_groups=2, mamba_chunk_size=16)
+MAMBA = dict(
+    HEAD16,
+    hidden_size=16,
+    mamba_n_heads=8,
+    mamba_d_head=4,
+    mamba_d_state=12,
+    mamba_n_groups=2,
+    mamba_chunk_size=16,
+)
 NEMOTRON = dict(HEAD16, hidden_size=16, head_dim=16, intermediate_size=40, mamba_num_heads=6, mamba_head_dim=8, ssm_state_size=12, n_groups=2,
                 conv_kernel=4, chunk_size=16)  # fmt: skip
 FALCON = dict(MAMBA, intermediate_size=40, mamba_n_heads=6, mamba_d_head=8, mamba_d_ssm=48)
