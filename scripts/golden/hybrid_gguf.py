@@ -199,7 +199,9 @@ def falcon_scaled(config, name, weight):
     if ".in_proj." in name:
         inner, states = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
         sizes = [inner, inner, states, states, config.mamba_n_heads]
-        rows = torch.cat([torch.full((n,), scale) for n, scale in zip(sizes, config.ssm_multipliers, strict=True)])
+        rows = torch.cat(
+            [torch.full((n,), scale) for n, scale in zip(sizes, config.ssm_multipliers, strict=True)]
+        )
         return weight * rows[:, None] * config.ssm_in_multiplier
     found = [factor for part, factor in factors.items() if f"{part}." in name and not name.endswith("bias")]
     return weight * found[0] if found else weight

@@ -23,17 +23,15 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
-
 from hybrid_gguf import HYBRIDS, hybrid_tensors, write_hybrid
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 GLOBAL, LOCAL, CONV = "full_attention", "sliding_attention", "conv"
 # The architectures whose rows of q and k are interleaved for rotation of neighbouring pairs.
-PERMUTED = (
-    "llama", "smollm3", "granite", "granitehybrid", "granitemoe", "granite_swa", "mistral3", "arcee", "muse-glimmer",
-)  # fmt: skip
+GRANITES = ("granite", "granitemoe", "granitehybrid", "granite_swa")
+PERMUTED = ("llama", "smollm3", *GRANITES, "mistral3", "arcee", "muse-glimmer")
 # The architectures that write their vocabulary's size, and how many dimensions turn.
 SIZED = ("llama", "smollm3", "granite", "granitemoe", "granite_swa", "mistral3", "arcee", "apertus")
 LAYER_NORM = ("phi2", "cohere2", "stablelm", "starcoder2")

@@ -12,6 +12,7 @@ mod hybrids;
 mod recurrent;
 mod wrappers;
 
+pub(super) use self::hybrids::{DeltaNet, DtLimits, Mamba2, Mamba2Place, Recurrent, Scale};
 use self::wrappers::WRAPPERS;
 pub(super) use self::wrappers::{Text, Wrapper};
 use super::{
@@ -325,72 +326,6 @@ pub(super) enum Gating {
     Switched(&'static str, OutputGate),
     /// A key says of which scope: `true` or "per-head", or "per-element"; where it is absent, as here.
     Scoped(&'static str, OutputGate),
-}
-
-/// What the recurrent layers of a family are.
-pub(super) enum Recurrent {
-    DeltaNet(DeltaNet),
-    Mamba2(Mamba2),
-}
-
-/// Gated DeltaNet where the keys (`linear_num_key_heads`, ...) are absent. `layer_types` says which layers
-/// ("linear_attention"), and without it all but each n-th (`full_attention_interval`, 4).
-pub(super) struct DeltaNet {
-    pub key_heads: usize,
-    pub value_heads: usize,
-    pub key_dim: usize,
-    pub value_dim: usize,
-    pub kernel: usize,
-}
-
-/// The keys of Mamba-2, with the class's defaults; of several that which is stated first counts.
-pub(super) struct Mamba2 {
-    pub heads: (&'static str, usize),
-    /// `None`, and "auto" in a file: as many as make up the inner width.
-    pub head_dim: (&'static str, Option<usize>),
-    /// The key of the inner width, which else is `mamba_expand` times that of the model.
-    pub inner_key: Option<(&'static str, usize)>,
-    pub groups: (&'static [&'static str], usize),
-    pub state: (&'static str, usize),
-    pub kernel: (&'static [&'static str], usize),
-    pub conv_bias: Has,
-    pub in_bias: Has,
-    pub out_bias: Has,
-    pub dt: DtLimits,
-    /// The key of what follows the convolution, which must be SiLU.
-    pub activation_key: &'static str,
-    /// There is a norm only with `mamba_rms_norm`, and before the gate unless `mamba_norm_before_gate` is
-    /// false.
-    pub optional_norm: bool,
-    /// `ssm_in_multiplier`, `ssm_multipliers` and `ssm_out_multiplier` are read.
-    pub scaled: bool,
-    pub place: Mamba2Place,
-}
-
-/// Where the limits of Mamba-2's steps are stated.
-pub(super) enum DtLimits {
-    /// A pair; without it there are none.
-    Both(&'static str),
-    /// The lower one (what transformers computes of a prompt; of a single token it takes none).
-    Least(&'static str, f64),
-}
-
-/// Which layers are Mamba-2.
-pub(super) enum Mamba2Place {
-    /// As `layer_types` says ("linear_attention", "mamba"); without it all.
-    Typed,
-    /// As `layers_block_type` or `hybrid_override_pattern` says; each layer is a mixer or a feed-forward.
-    Alone,
-    /// Beside the attention of each layer.
-    BesideAttention,
-}
-
-/// A number in a key, or in a list; 1 where it is absent.
-pub(super) enum Scale {
-    Key(&'static str),
-    Item(&'static str, usize),
-    /// Of what a projection reads: its bias is not multiplied.
-    Input(&'static str),
 }
 
 /// Short convolutions where the keys are absent.

@@ -353,7 +353,9 @@ impl Names {
         let spellings = self.spellings(part, layer, kind);
         let stored = spellings.iter().position(|name| weights.contains(name));
         let beside = || self.spellings(part, layer, "weight").iter().position(|name| weights.contains(name));
-        spellings[stored.or_else(beside).unwrap_or(0)].clone()
+        // A name that stands for a weight alone has nothing beside it.
+        let found = stored.or_else(beside).and_then(|at| spellings.get(at));
+        found.or(spellings.first()).cloned().unwrap_or_default()
     }
 
     /// All names that a part's weight may have.

@@ -4,11 +4,13 @@ that calls them runs to its end."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 from typing import Any
 
 import pytest
 
-from conftest import needed
+from conftest import copy_family, needed, widen
 
 dspy = needed("dspy")
 
@@ -91,3 +93,88 @@ def test_what_stands_around_an_answer_is_not_shown(family, name: str, text: str)
     for asked in (with_tools(lm), lm15.Request(model=lm.model, messages=(lm15.Message.user("1 + 2?"),))):
         (part,) = lm.engine.complete(asked).message.parts
         assert part.text == "Three."
+
+
+#: Formats whose markers are control tokens.
+MARKED = ["lfm", "gemma4", "harmony", "muse", "cohere", "apertus", "granite", "mistral_args"]
+CONTROLS = sorted(
+    {
+        *(
+            "<|tool_call_start|>",
+            "<|tool_call_end|>",
+            "<|tool_call>",
+            "<tool_call|>",
+            '<|"|>',
+            "<|tool_call|>",
+        ),
+        *("<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>", "<|call|>", "<|eom|>"),
+        *("<|channel>", "<channel|>", "<|tools_prefix|>", "<|tools_suffix|>", "[TOOL_CALLS]", "[ARGS]"),
+        *("<|START_ACTION|>", "<|END_ACTION|>", "<|START_THINKING|>", "<|END_THINKING|>"),
+        *("<|START_RESPONSE|>", "<|END_RESPONSE|>", "[THINK]", "[/THINK]"),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """A model with a token for every character, and the markers as control tokens."""
+    folder = copy_family("llama-gqa-tied", tmp_path_factory.mktemp("models") / "marked")
+    widen(folder, 160)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    for token in CONTROLS:
+        vocab[token] = len(vocab)
+        tokenizer["added_tokens"].append(
+            {**tokenizer["added_tokens"][-1], "id": vocab[token], "content": token, "special": True}
+        )
+    path.write_text(json.dumps(tokenizer))
+    return lambda name: tallow.Model(folder, chat_template=TEMPLATES[name])
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_control_tokens_make_calls(marked, name: str) -> None:
+    """Random weights, held to calls: the markers come as control tokens, and the calls are read."""
+    lm = tallow.LM(marked(name), max_tokens=400, cache=False, temperature=1.0)
+    ended = 0
+    for seed in range(4):
+        asked = with_tools(lm, tool_choice=lm15.ToolChoice("required"), seed=seed)
+        whole = lm.engine.complete(asked)
+        calls = [part for part in whole.message.parts if isinstance(part, lm15.ToolCallPart)]
+        if whole.finish_reason == "length":
+            continue
+        ended += 1
+        assert calls and whole.finish_reason == "tool_call", whole.message
+        assert all(call.name in ("add", "stop") for call in calls)
+        assert not any(isinstance(part, lm15.TextPart) and part.text.strip() for part in whole.message.parts)
+    assert ended
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_control_tokens_stand_around_an_answer(marked, name: str) -> None:
+    """The same, held to a format: nothing of what stands around the answer shows."""
+    lm = tallow.LM(marked(name), max_tokens=200, cache=False, temperature=1.0)
+    schema = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}
+    response_format = {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}
+    for tools_too in (False, True):
+        asked = with_tools(lm, seed=1, response_format=response_format)
+        asked = asked if tools_too else dataclasses.replace(asked, tools=())
+        whole = lm.engine.complete(asked)
+        (part,) = whole.message.parts if not tools_too else [whole.message.parts[-1]]
+        assert isinstance(part, lm15.ToolCallPart) or json.loads(part.text)["n"] in (True, False)
+
+
+@pytest.mark.parametrize(("name", "end"), [("harmony", "final<|message|>"), ("muse", "assistant<|message|>")])
+def test_probabilities_are_those_of_an_answer(family, monkeypatch, name: str, end: str) -> None:
+    """The prompt ends with the header of a message to the user: without one no answer would be likely."""
+    seen = []
+    real = prompts.rendered
+    monkeypatch.setattr(prompts, "rendered", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
+    lm = tallow.LM(family(name), cache=False)
+    schema = {"type": "object", "properties": {"fits": {"type": "boolean"}}, "required": ["fits"]}
+    config = {"response_format": {"type": "json_schema", "schema": schema}, "probabilities": "required"}
+    asked = lm15.Request(
+        model=lm.model, messages=(lm15.Message.user("Does it fit?"),), config=lm15.Config(**config)
+    )
+    lm.engine.complete(asked)
+    assert seen and all(prompt.text.endswith(end) for prompt in seen)

@@ -13,7 +13,7 @@ import pytest
 from conftest import needed
 from tallow import thinking, tools
 from tallow.tools import FORMATS, Call, writing
-from test_tools import ROME, TOOLS, pairs
+from test_tools import ROME, STOP, TOOLS, pairs
 
 SPECIALS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call_start|>", "<|tool_call_end|>"]
 SPECIALS += ["<|channel|>", "<|constrain|>", "<|message|>", "<|tool_call>", "<tool_call|>", '<|"|>']
@@ -156,6 +156,49 @@ def test_free_text_may_not_pass_for_a_call() -> None:
     for name, text in [("hermes", "a <tool_call> b"), ("llama", ' {"name'), ("mistral", '[{"name": 1}]')]:
         lark = tools.call_grammar(FORMATS[name], TOOLS, "none")["grammar"]
         assert accepts(lark, "a < b") and not accepts(lark, text)
+
+
+_TEXT = {"type": "string"}
+#: Arguments that are spelt differently from the common ones, and those that must be there.
+ODD: list[tuple[dict[str, Any], set[str]]] = [
+    ({"p": {**_TEXT, "pattern": "^[a-z]{2,4}$"}, "q": {**_TEXT, "minLength": 2, "maxLength": 3}}, {"p", "q"}),
+    ({"d": {**_TEXT, "format": "date"}, "u": {"type": ["string", "null"]}}, {"u"}),
+    ({"a": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 2}}, {"a"}),
+    ({"m": {"type": "object", "additionalProperties": {"type": "integer"}}}, {"m"}),
+    ({"n": {"anyOf": [{"type": "integer"}, {"type": "boolean"}, {"type": "null"}]}}, {"n"}),
+    ({"e": {"enum": ["a b", 1, None, True]}, "c": {"const": "k"}}, {"e", "c"}),
+    ({"weird key/~": _TEXT, "ünï": {"type": "number"}}, {"weird key/~"}),
+    ({"x": True, "y": {"allOf": [{"type": "integer"}]}}, {"x"}),
+    ({"t": {"$ref": "#/$defs/T"}}, {"t"}),
+    ({"o1": {"type": "integer"}, "o2": {"type": "boolean"}, "o3": _TEXT}, set()),
+    ({}, set()),
+]
+TREE = {"type": "array", "items": {"$ref": "#/$defs/T"}, "maxItems": 1}
+
+
+@pytest.mark.parametrize(("properties", "must"), ODD, ids=lambda row: ",".join(row))
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].body != "json"])
+def test_odd_arguments_are_read_back(name: str, properties: dict[str, Any], must: set[str]) -> None:
+    node = {"type": "object", "properties": {"v": {"type": "integer"}, "k": TREE}, "required": ["v"]}
+    schema: dict[str, Any] = {"type": "object", "$defs": {"T": node}, "required": sorted(must)}
+    if properties:
+        schema["properties"] = properties
+    form, rng = FORMATS[name], random.Random(name)
+    offered = [{"name": "f", "parameters": schema}, STOP]
+    lark = tools.call_grammar(form, offered, ["f"], specials=Bytes().ids())["grammar"]
+    answers = [answer for _ in range(4) if (answer := walk(lark, rng, 400)) is not None]
+    assert answers
+    for answer in answers:
+        text, calls = tools.parse(form, answer, {"f": schema})
+        assert calls and not text and all(must <= set(call.arguments) for call in calls), answer
+        for call in calls:
+            if not properties:  # any
+                continue
+            assert set(call.arguments) <= set(properties), answer
+            assert (
+                call.arguments.get("e", 1) in ("a b", 1, None, True) and call.arguments.get("c", "k") == "k"
+            )
+            assert 2 <= len(call.arguments.get("q", "aa")) <= 3, answer
 
 
 #: Formats whose thoughts and answers stand between control tokens, with words of a template of theirs.

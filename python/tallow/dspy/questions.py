@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .. import arguments, prompts, results
+from .. import arguments, prompts, results, thinking
 from ..model import Model
 
 T = TypeVar("T")
@@ -127,9 +127,16 @@ def measure(
     model: Model, turns: Turns, answers: Sequence[str], template_arguments: dict[str, Any] | None = None
 ) -> Measured:
     """The exact likelihood of each answer after the prompt, which is computed once."""
-    given = dict(template_arguments or {})
+    given, tags = dict(template_arguments or {}), thinking.detect(model.chat_template)
     if given.get(_SWITCH) is False and _SWITCH not in (model._native.template_variables or ()):
         del given[_SWITCH]  # ``without_thoughts`` says so to every template
+        if tags is not None and tags.switch is not None:
+            given.setdefault(tags.switch, tags.off)
+    if (
+        tags is not None and tags.messages is not None
+    ):  # an answer has a header, which the prompt must end with
+        turns = [*turns, {"role": "assistant", "content": ""}]
+        given["continue_final_message"] = True
     prompt = prompts.rendered(model._native, turns, template_arguments=given)
     scores = model.score(prompt, answers)
     return Measured(

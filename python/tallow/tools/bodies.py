@@ -26,6 +26,7 @@ _NAME_KEYS = ("name", "tool_name", "function")
 _SPACE = re.compile(r"\s*")
 _SEPARATORS = re.compile(r"[\s;,]*")
 _NAME = re.compile(r"[\w.\-]*")
+_PYTHON_KEY = re.compile(r"[^=(){}\[\]\"',]*")
 _MAX_NAME = 200
 #: Deeper than this is no call.
 _MAX_DEPTH = 64
@@ -262,8 +263,7 @@ def _python_call(cursor: Cursor) -> Reading[tuple[str, dict[str, Any]]]:
         yield from cursor.run(_SEPARATORS)
         if (yield from cursor.literal(")")) is not None:
             return name, arguments
-        key = yield from cursor.run(_NAME)
-        yield from cursor.run(_SPACE)
+        key = (yield from cursor.run(_PYTHON_KEY)).strip()
         yield from cursor.needed("=")
         yield from cursor.run(_SPACE)
         if not key:

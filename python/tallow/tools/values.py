@@ -14,6 +14,7 @@ from typing import Any
 
 from ..schemas import patterns
 from .formats import Tagged, ToolFormat
+from .functions import bounded
 
 #: One line, as the templates show calls. What llguidance does not know of a schema is left to the function.
 JSON_STYLE = {
@@ -143,16 +144,15 @@ class Spelling:
         """Key, schema, whether it must be there, and where the schema stands."""
         yield from _members_of(self.root, "#")
 
-    def _json(self, schema: Any, place: str) -> str:
+    def _json(self, schema: Any) -> str:
         """A value in JSON. References lead into the whole document."""
-        lead = place if place.startswith("#") else None
-        document = {"$ref": f"#/$defs/tool{lead[1:]}"} if lead else dict(schema)
-        return json_rule({**document, "$defs": {"tool": moved(self.root, "#/$defs/tool")}})
+        own = moved(schema, "#/$defs/tool") if isinstance(schema, Mapping) else {}
+        return json_rule({**own, "$defs": {"tool": moved(self.root, "#/$defs/tool")}})
 
     # Python
 
     def _python(self, members: list[tuple[str, Any, bool, str]]) -> Iterator[tuple[str, str, bool]]:
-        for key, schema, must, place in members:
+        for key, schema, must, _ in members:
             allowed = kinds(schema, self.root)
             words = [
                 _PYTHON[w]
@@ -164,7 +164,7 @@ class Spelling:
                 words = [_PYTHON.get(json.dumps(one), "") for one in choices(node)]
             only = allowed <= {"boolean", "null"}
             spelt = [_quoted(word) for word in words if word]
-            options = spelt if only and spelt else [self._json(schema, place), *spelt]
+            options = spelt if only and spelt else [self._json(schema), *spelt]
             yield key, f"( {' | '.join(self._rule(option) for option in options)} )", must
 
     def _rule(self, body: str) -> str:
@@ -179,28 +179,29 @@ class Spelling:
     # Tags
 
     def _tags(self, tags: Tagged, members: list[tuple[str, Any, bool, str]]) -> str:
-        line = '"\\n"' if tags.lines else ""
-        gap = "" if tags.lines else '"\\n"?'
         parts = []
-        for key, schema, must, place in members:
-            opening = [*self._mark(tags.key[0]), _quoted(key), *self._mark(tags.key[1])]
-            if tags.value[0]:
-                opening += [gap, *self._mark(tags.value[0])]
-            part = _spaced(*opening, line, self._between(schema, place, tags), line or gap)
+        for key, schema, must, _ in members:
+            part = self._tag(_quoted(key), self._between(schema, tags), tags)
             parts.append(f"( {part} ){'' if must else '?'}")
         if not members and _is_open(self.root):
-            value = self._between({}, "", tags)
-            part = _spaced(
-                *self._mark(tags.key[0]), _KEY_NAME, *self._mark(tags.key[1]), line, value, line or gap
-            )
-            self.rules.append(f"{_KEY_NAME}: {_KEY}")
+            self.rules.append(f"{self.name}_key: {_KEY}")
+            part = self._tag(f"{self.name}_key", self._between({}, tags), tags)
             parts.append(f"( {part} ){{0,{_MAX_OPEN}}}")
         return _spaced(*parts)
+
+    def _tag(self, key: str, value: str, tags: Tagged) -> str:
+        """An argument with all around it."""
+        line = '"\\n"' if tags.lines else ""
+        gap = "" if tags.lines else '"\\n"?'
+        parts = [*self._mark(tags.key[0]), key, *self._mark(tags.key[1])]
+        if tags.value[0]:
+            parts += [gap, *self._mark(tags.value[0])]
+        return _spaced(*parts, line, value, line or gap)
 
     def _mark(self, text: str) -> list[str]:
         return [self.spell(text)] if text else []
 
-    def _between(self, schema: Any, place: str, tags: Tagged) -> str:
+    def _between(self, schema: Any, tags: Tagged) -> str:
         """A value and the tag that ends it."""
         end = "\n" * tags.lines + tags.value[1]
         node = resolved(schema, self.root)
@@ -212,7 +213,7 @@ class Spelling:
         if "string" in allowed:
             return self._text(node if allowed == {"string"} else {}, end)
         words = ["True", "False"] * ("boolean" in allowed) + ["None"] * ("null" in allowed)
-        options = [self._rule(self._json(schema, place)), *map(_quoted, words)]
+        options = [self._rule(self._json(schema)), *map(_quoted, words)]
         return f"( {' | '.join(options)} ) {self._spelt(end)}"
 
     def _spelt(self, text: str) -> str:
@@ -262,6 +263,8 @@ class Spelling:
 
     def _braces_of(self, schema: Any, place: str) -> str:
         node = schema if isinstance(schema, Mapping) else {}
+        if kinds(node, self.root) == set(_KINDS) and place != _ANY:
+            return self._braces(bounded(True), _ANY)
         if choices(node):
             return " | ".join(self._braced_choice(one) for one in choices(node))
         for key in ("anyOf", "oneOf"):
@@ -291,10 +294,8 @@ class Spelling:
             least, most = node.get("minItems", 0), node.get("maxItems", "")
             if most == 0:
                 return '"[" "]"'
-            more = "*" if most == "" else f"{{{max(least - 1, 0)},{most - 1}}}"
-            if least > 1 and most == "":
-                more = f"{{{least - 1},}}"
-            return f'"[" ( {item} ( "," {item} ){more} ){"" if least else "?"} "]"'
+            more = _times(f'"," {item}', max(least - 1, 0), most - 1 if most != "" else most)
+            return f'"[" ( {item} {more} ){"" if least else "?"} "]"'
         members = sorted(_members_of(node, place), key=lambda one: one[0].lower())
         rules = [(f'{_quoted(key)} ":" {self._braces(one, at)}', must) for key, one, must, at in members]
         if rules or not _is_open(node):
@@ -302,9 +303,10 @@ class Spelling:
         more = node.get("additionalProperties", {})
         value = self._braces(more if isinstance(more, Mapping) else {}, f"{place}/additionalProperties")
         most = node.get("maxProperties", _MAX_OPEN)
-        self.rules.append(f"{self.name}_key{len(self.rules)}: {_KEY}")
-        key = self.rules[-1].split(":")[0]
-        return f'"{{" ( {key} ":" {value} ( "," {key} ":" {value} ){{0,{most - 1}}} )? "}}"'
+        key = f"{self.name}_key{len(self.rules)}"
+        self.rules.append(f"{key}: {_KEY}")
+        pair = f'{key} ":" {value}'
+        return _spaced('"{" (', pair, _times(f'"," {pair}', 0, most - 1), ')? "}"')
 
     def _joined(self, parts: list[tuple[str, bool]], separator: str) -> str:
         """Parts in their order, some of which may be missing, with a separator between any two."""
@@ -320,7 +322,8 @@ class Spelling:
         return f"( {' | '.join(starts)} )?" if starts else ""
 
 
-_KEY_NAME = "open_key"
+#: The place of a value about which no schema says anything.
+_ANY = "any"
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 
@@ -358,6 +361,11 @@ def _quoted(text: str) -> str:
 def _regex(pattern: str) -> str:
     escaped = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", pattern)
     return "/" + escaped.replace("\n", "\\n") + "/"
+
+
+def _times(part: str, least: int, most: int | str) -> str:
+    """A part as often as that; "" has no end."""
+    return f"( {part} ){{{least},{most}}}" if most == "" or int(most) > 0 else ""
 
 
 def _escaped(text: str) -> str:

@@ -17,8 +17,8 @@ use super::{Affixes, Backend, SpacePrefix, Tokenizer, ends};
 use crate::error::{Context, Error, ErrorKind, Result, quoted};
 use crate::weights::gguf::Metadata;
 
-/// Control tokens of Gemma 4 that its GGUF files call user-defined, so that llama.cpp shows them. They stay what
-/// they are in its tokenizer.json: nobody writes one by writing its letters.
+/// Control tokens of Gemma 4 that its GGUF files call user-defined, so that llama.cpp shows them. They stay
+/// what they are in its tokenizer.json: nobody writes one by writing its letters.
 const SHOWN: &[&str] = &[
     "<|tool_call>",
     "<tool_call|>",

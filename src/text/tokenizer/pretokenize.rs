@@ -12,9 +12,9 @@
 //!
 //! Of the names that llama.cpp knows, these are not here: those whose patterns look ahead elsewhere
 //! ("jais-2", "tiny_aya", "cohere2moe", "superbpe", "kimi-k2", "afmoe"), those without byte-level tokens
-//! ("sarvam-moe", "whitespace"; "gemma4" is a kind of tokenizer of its own in `bpe`), those of encoders ("roberta-bpe", "jina-v1-en", "jina-v2-code",
-//! "granite-embed-multi-…"), "chameleon", whose tokens are images, "default", which is a rule of no model,
-//! and "deepseek-llm", whose letters are a list of ranges.
+//! ("sarvam-moe", "whitespace"; "gemma4" is a kind of tokenizer of its own in `bpe`), those of encoders
+//! ("roberta-bpe", "jina-v1-en", "jina-v2-code", "granite-embed-multi-…"), "chameleon", whose tokens are
+//! images, "default", which is a rule of no model, and "deepseek-llm", whose letters are a list of ranges.
 
 use regex::Regex;
 
