@@ -77,6 +77,40 @@ fn errors_name_the_field() {
             ErrorKind::UnsupportedModel,
             "partial_rotary_factor",
         ),
+        (
+            &with(
+                r#"{"model_type": "qwen3_5_text", "linear_num_value_heads": 3, "linear_num_key_heads": 2}"#,
+            ),
+            ErrorKind::ModelFile,
+            "value heads",
+        ),
+        (
+            &with(r#"{"model_type": "qwen3_5_text", "hidden_act": "gelu"}"#),
+            ErrorKind::UnsupportedModel,
+            "hidden_act",
+        ),
+        (
+            &with(r#"{"model_type": "nemotron_h", "hybrid_override_pattern": "M?"}"#),
+            ErrorKind::UnsupportedModel,
+            "hybrid_override_pattern",
+        ),
+        (
+            &with(
+                r#"{"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"], "time_step_limit": [1]}"#,
+            ),
+            ErrorKind::ModelFile,
+            "time_step_limit",
+        ),
+        (
+            &with(r#"{"model_type": "falcon_h1", "mamba_d_ssm": 64, "mamba_n_heads": 3}"#),
+            ErrorKind::ModelFile,
+            "mamba_n_heads",
+        ),
+        (
+            &with(r#"{"model_type": "falcon_h1", "ssm_multipliers": [1.0]}"#),
+            ErrorKind::ModelFile,
+            "ssm_multipliers",
+        ),
         (r#"{"model_type": "llava", "vision_config": {}}"#, ErrorKind::ModelFile, "text_config"),
         (
             r#"{"model_type": "llava", "text_config": {"model_type": "mamba"}}"#,
