@@ -92,6 +92,9 @@ OURS |= {f"{name}/activation mish": "mish" for name in NEWER if name not in ("gp
 #: A rotation for each layer type, which transformers passes over in a family that has one rotation.
 OURS |= {f"{name}/{key} by layer type": "full_attention" for name in NEWER for key in ("rope_scaling", "rope_parameters")
          if name not in ("olmo3", "ministral3", "exaone4", "cohere2", *BY_TYPE)}
+#: Convolutions are followed by it, too.
+OURS |= {f"{name}/{words}": "hidden_act" for name in ("falcon_h1", "qwen3_5_text") for words in (
+    "hidden_act loud", *(f"activation {act}" for act in ("relu", "relu2", "gelu", "gelu_pytorch_tanh")))}
 OURS |= {f"{name}/rope_parameters by layer type": None for name in ("hunyuan_v1_dense", "gpt_oss")}
 
 #: Sizes, whose classes' defaults are beyond a test.
@@ -156,6 +159,8 @@ def of_ropes(name):
     for key in ("rope_scaling", "rope_parameters"):
         found(name, f"{key} null", {key: None}, **fails)
         found(name, f"{key} empty", {key: {}}, **fails)
+        if name in BY_TYPE and key == "rope_scaling":
+            continue
         found(name, f"{key} by layer type", {key: {FULL: dict(theta, rope_type="default"), SLIDING: dict(
             rope_theta=50.0, rope_type="default")}}, **fails)
 
@@ -190,7 +195,9 @@ def of_tensors(name, config):
     refused(name, "a layer too few", f"layers.{layers}.|num_hidden_layers|layer_types", "raises" if name == "granitemoehybrid"
             else "random", dict(num_hidden_layers=layers + 1),
             without=["layer_types"] if "layer_types" in config and name != "granitemoehybrid" else [])
-    if name != "apertus":  # the bits of a number are of no dimension there
+    # The bits of a number are of no dimension in an Apertus; of a Falcon-H1 multiplied weights are rounded again, as
+    # llama.cpp's converter does.
+    if name not in ("apertus", "falcon_h1"):
         moves(name, "bfloat16", tensors=[["cast", "*", "BF16"]])
 
 

@@ -68,7 +68,7 @@ def shapes(config):
 
 
 def base(name):
-    shift = 0.0 if name.startswith("gemma") else 1.0
+    shift = 0.0 if name.startswith(("gemma", "qwen3_5")) else 1.0
     made = dict(config=CONFIGS[name], norm_shift=shift, tensors=shapes(CONFIGS[name]))
     return made | (dict(gguf=variant_rows.metadata(name)) if name in variant_rows.ALL_ARCHES else {})
 
