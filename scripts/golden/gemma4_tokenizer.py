@@ -32,7 +32,9 @@ def trained(corpus):
     """The merges of a BPE that knows no words, and its tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    trainer = trainers.BpeTrainer(vocab_size=SIZE, show_progress=False, max_token_length=12, limit_alphabet=160)
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE, show_progress=False, max_token_length=12, limit_alphabet=160
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return sorted(model["vocab"], key=model["vocab"].get), [tuple(merge) for merge in model["merges"]]

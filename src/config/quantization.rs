@@ -63,7 +63,7 @@ pub fn check(root: &Object) -> Result<()> {
 
 /// Whether the family of `object` reads weights that are quantized as `value` says.
 fn is_run(value: &Value, object: &Object) -> bool {
-    let method = value.as_object().and_then(|config| named(config));
+    let method = value.as_object().and_then(named);
     let family = object.get("model_type").and_then(Value::as_str);
     let family = family.and_then(|name| Family::of_model_type(name).ok());
     method.is_some_and(|method| method.eq_ignore_ascii_case("mxfp4")) && family.is_some_and(Family::has_mxfp4)

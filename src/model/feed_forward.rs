@@ -15,7 +15,7 @@ use crate::weights::names::Part;
 pub(super) enum FeedForward {
     Dense(Dense),
     Experts(Experts),
-    Beside(Beside),
+    Beside(Box<Beside>),
 }
 
 impl FeedForward {
@@ -28,7 +28,7 @@ impl FeedForward {
                 Ok(FeedForward::Experts(Experts::load(loader, layer, config)?))
             }
             FeedForwardConfig::Beside(config) => {
-                Ok(FeedForward::Beside(Beside::load(loader, layer, config)?))
+                Ok(FeedForward::Beside(Box::new(Beside::load(loader, layer, config)?)))
             }
         }
     }

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn neighbours_go_to_halves() {
-        let pairs: [u8; 16] = std::array::from_fn(|i| (2 * i % 16) as u8 | ((2 * i + 1) % 16) as u8 * 16);
+        let pairs: [u8; 16] = std::array::from_fn(|i| (2 * i % 16) as u8 | (((2 * i + 1) % 16) as u8 * 16));
         // Weight w has the nibble w modulo 16.
         assert_eq!(in_halves(&pairs), std::array::from_fn(|i| i as u8 * 17));
     }
