@@ -70,6 +70,16 @@ NEWER = {
                              attention_k_eq_v=False, num_kv_shared_layers=2, hidden_size_per_layer_input=4,
                              vocab_size_per_layer_input=VOCAB, use_double_wide_mlp=False, enable_moe_block=False,
                              tie_word_embeddings=..., rope_theta=..., pad_token_id=0),
+    "qwen3_5_text": published("qwen3_5_text", num_hidden_layers=4, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+                              linear_key_head_dim=8, linear_value_head_dim=8, linear_conv_kernel_dim=4, attention_bias=False,
+                              full_attention_interval=4, rope_theta=..., rope_parameters=dict(
+                                  rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.25, mrope_section=[1, 1, 0])),
+    "falcon_h1": published("falcon_h1", head_dim=16, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1,
+                           mamba_d_state=8, mamba_d_conv=4, mamba_rms_norm=False, mamba_norm_before_gate=False,
+                           lm_head_multiplier=0.5, key_multiplier=0.7, attention_in_multiplier=1.2, attention_out_multiplier=0.9,
+                           ssm_in_multiplier=1.1, ssm_out_multiplier=0.8, embedding_multiplier=3.0, mlp_multipliers=[0.9, 1.1],
+                           ssm_multipliers=[1.1, 0.9, 1.2, 0.8, 1.05], projectors_bias=False, mamba_proj_bias=False,
+                           mamba_conv_bias=True, attention_bias=False, mlp_bias=False, pad_token_id=0),
     "helium": published("helium", head_dim=16, attention_bias=False, mlp_bias=False, pad_token_id=0),
 }
 
@@ -111,7 +121,8 @@ def of_keys(name, config):
             if not isinstance(config[key], (dict, bool)):
                 found(name, f"{key} null", {key: None}, lenient=True)
     # Not of a type that the class takes.
-    louder = {key: value for key, value in LOUDER.items() if (name, key) != ("gemma4_text", "use_bidirectional_attention")}
+    louder = {key: value for key, value in LOUDER.items() if (name, key) not in (
+        ("gemma4_text", "use_bidirectional_attention"), ("falcon_h1", "layer_types"))}
     for key, value in louder.items():
         value = value[:layers] if isinstance(value, list) else value
         found(name, f"{key} loud", {key: value}, fit=True)
@@ -171,7 +182,8 @@ def of_tensors(name, config):
         if not (biased and words.startswith("a bias")) and not (words == "sinks" and name in ("gpt_oss", "granite_swa")):
             refused(name, f"{words} that nothing reads", made[0][1], "ours" if "bias" in words else "unused", tensors=made)
     same(name, "a draft head stored", tensors=stray("mtp.norm.weight", 32))
-    final = "model.embedding_norm" if name.startswith("lfm") else "model.norm"
+    finals = dict(lfm2_moe="embedding_norm", falcon_h1="final_layernorm")
+    final = f"model.{finals.get(name, 'norm')}"
     refused(name, "no final norm", final, "random", tensors=drop(f"{final}.weight"))
     if name.startswith(("lfm", "gemma4")):  # without its list of layers the class fails
         return

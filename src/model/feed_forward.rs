@@ -13,8 +13,8 @@ use crate::kernels::{Linear, Rows};
 use crate::weights::names::Part;
 
 pub(super) enum FeedForward {
-    Dense(Dense),
-    Experts(Experts),
+    Dense(Box<Dense>),
+    Experts(Box<Experts>),
     Beside(Box<Beside>),
 }
 
@@ -22,10 +22,10 @@ impl FeedForward {
     pub fn load(loader: &TensorLoader, layer: usize, config: &FeedForwardConfig) -> Result<FeedForward> {
         match config {
             FeedForwardConfig::Dense(config) => {
-                Ok(FeedForward::Dense(Dense::load(loader, layer, config, DenseParts::MLP)?))
+                Ok(FeedForward::Dense(Box::new(Dense::load(loader, layer, config, DenseParts::MLP)?)))
             }
             FeedForwardConfig::Experts(config) => {
-                Ok(FeedForward::Experts(Experts::load(loader, layer, config)?))
+                Ok(FeedForward::Experts(Box::new(Experts::load(loader, layer, config)?)))
             }
             FeedForwardConfig::Beside(config) => {
                 Ok(FeedForward::Beside(Box::new(Beside::load(loader, layer, config)?)))
