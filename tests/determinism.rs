@@ -368,6 +368,11 @@ fn shared_keys_and_per_layer_embeddings_give_the_same_bits() {
 }
 
 #[test]
+fn latent_attention_gives_the_same_bits() {
+    tiny("glm4lite-latent");
+}
+
+#[test]
 fn windows_that_give_pages_back_give_the_same_bits() {
     tiny("gemma3-classic");
 }

@@ -70,6 +70,8 @@ def write_shape(w, config, arch):
     w.add_block_count(config.num_hidden_layers)
     if arch == "gemma4":
         return write_gemma4(w, config)
+    if arch == "deepseek2":
+        return write_latent(w, config)
     if arch in HYBRIDS:
         return write_hybrid(w, config, arch)
     w.add_feed_forward_length(feed_forward_length(config, arch))
@@ -87,6 +89,45 @@ def write_shape(w, config, arch):
     if getattr(config, "head_dim", None) and arch != "granite":
         w.add_key_length(config.head_dim)
         w.add_value_length(config.head_dim)
+
+
+def write_latent(w, config):
+    """Latent attention: one key head as wide as the cache's rows, and the sizes of the model's own heads."""
+    w.add_feed_forward_length(config.intermediate_size)
+    w.add_head_count(config.num_attention_heads)
+    w.add_head_count_kv(1)
+    w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    w.add_q_lora_rank(config.q_lora_rank)
+    w.add_kv_lora_rank(config.kv_lora_rank)
+    w.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    w.add_value_length(config.kv_lora_rank)
+    w.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    w.add_value_length_mla(config.v_head_dim)
+    w.add_rope_dimension_count(config.qk_rope_head_dim)
+    w.add_leading_dense_block_count(config.mlp_layer_types.count("dense"))
+    w.add_expert_count(config.n_routed_experts)
+    w.add_expert_used_count(config.num_experts_per_tok)
+    w.add_expert_feed_forward_length(config.moe_intermediate_size)
+    w.add_expert_shared_count(config.n_shared_experts)
+    w.add_expert_weights_scale(config.routed_scaling_factor)
+    w.add_expert_weights_norm(config.norm_topk_prob)
+    w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    w.add_expert_group_count(config.n_group)
+    w.add_expert_group_used_count(config.topk_group)
+
+
+def latent_apart(config, weights):
+    """What makes keys and values of the latent, apart and the keys' on its side."""
+    found = {}
+    for name, weight in weights.items():
+        if not name.endswith("kv_b_proj.weight"):
+            found[name] = weight
+            continue
+        heads = weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
+        keys, values = heads.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        found[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2).contiguous()
+        found[name.replace("kv_b_proj", "v_b_proj")] = values.contiguous()
+    return found
 
 
 def write_gemma4(w, config):

@@ -81,6 +81,8 @@ pub(super) struct Family {
     pub heads_by_layer: Option<&'static str>,
     /// Feed-forwards are mixtures of experts.
     pub experts: Option<Experts>,
+    /// Keys and values are made of a latent.
+    pub latent: Option<Latent>,
     /// Layers differ in more than their windows (Gemma 4).
     pub by_layer: Option<ByLayer>,
     pub gating: Gating,
@@ -231,6 +233,21 @@ pub(super) enum Bidirectional {
     Refused,
     /// "vision": pictures are seen whole, and text is as ever (Gemma 4).
     Pictures,
+}
+
+/// Latent attention where the keys are absent.
+pub(super) struct Latent {
+    /// `q_lora_rank`; `null` says that queries have no latent.
+    pub q_rank: Option<usize>,
+    /// `kv_lora_rank`
+    pub rank: usize,
+    /// `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`
+    pub still: usize,
+    pub turned: usize,
+    pub value_dim: usize,
+    /// The key that says whether what turns is stored with neighbours beside each other; it is unless that is
+    /// false.
+    pub interleave_key: Option<&'static str>,
 }
 
 /// Layers that differ, in Gemma 4's way: those that see everything have heads of their own, and with

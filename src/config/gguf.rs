@@ -4,6 +4,7 @@
 
 mod by_layer;
 mod experts;
+mod latent;
 mod layers;
 mod recurrent;
 mod rope;
@@ -69,7 +70,12 @@ impl Reader<'_> {
                 false => self.multiplier(family.multipliers.embedding)?,
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
-            layers: self.by_layer(self.layers(layers, ropes.len() > 1, causal, attention)?)?,
+            layers: self.with_latents(self.by_layer(self.layers(
+                layers,
+                ropes.len() > 1,
+                causal,
+                attention,
+            )?)?)?,
             draft_layers,
             weight_scales: Vec::new(),
             ropes,
@@ -94,6 +100,7 @@ impl Reader<'_> {
         let head_dim = self.usize("attention.key_length")?.unwrap_or(hidden / heads);
         if let Some(value) = self.usize("attention.value_length")?
             && value != head_dim
+            && family.latent.is_none()
         {
             return Err(Error::unsupported(format!(
                 "keys of {head_dim} and values of {value} dimensions a head are not supported"

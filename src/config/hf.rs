@@ -9,6 +9,7 @@
 
 mod by_layer;
 mod experts;
+mod latent;
 mod layers;
 mod recurrent;
 mod rope;
@@ -25,6 +26,8 @@ use super::{
     OutputGate, Presence,
 };
 use crate::error::{Context, Error, Result, quoted};
+
+pub(super) use self::latent::EPS as LATENT_EPS;
 
 type Object = Map<String, Value>;
 
@@ -114,7 +117,9 @@ impl Reader<'_> {
                 false => self.multiplier(family.multipliers.embedding)?,
             },
             logit_scale: self.multiplier(family.multipliers.logits)?.unwrap_or(1.0),
-            layers: self.by_layer(&attention, self.layers(n_layers, ropes.len() > 1, attention)?)?,
+            layers: self.with_latents(
+                self.by_layer(&attention, self.layers(n_layers, ropes.len() > 1, attention)?)?,
+            )?,
             draft_layers: 0,
             weight_scales: self.weight_scales()?,
             ropes,

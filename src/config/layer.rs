@@ -96,6 +96,7 @@ pub enum MixerConfig {
     Mamba2(Mamba2Config),
     /// Both read the same rows, and their outputs are added (Falcon-H1).
     AttentionAndMamba2(AttentionConfig, Mamba2Config),
+    Latent(LatentConfig),
 }
 
 impl MixerConfig {
@@ -104,7 +105,10 @@ impl MixerConfig {
             MixerConfig::Attention(attention) | MixerConfig::AttentionAndMamba2(attention, _) => {
                 Some(attention)
             }
-            MixerConfig::ShortConv(_) | MixerConfig::DeltaNet(_) | MixerConfig::Mamba2(_) => None,
+            MixerConfig::Latent(_)
+            | MixerConfig::ShortConv(_)
+            | MixerConfig::DeltaNet(_)
+            | MixerConfig::Mamba2(_) => None,
         }
     }
 }
@@ -212,6 +216,51 @@ pub enum NormScope {
     /// All heads of a position together (OLMoE, OLMo 2).
     AllHeads,
 }
+
+/// Attention whose keys and values are made of one latent of each position (DeepSeek V2, GLM-4.7-Flash).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentConfig {
+    pub heads: usize,
+    /// Width of the latent of the queries; `None`: they have none.
+    pub q_rank: Option<usize>,
+    /// Width of the latent of keys and values.
+    pub rank: usize,
+    /// Dimensions of a head's query and key that do not turn, and those behind them that do; all heads share
+    /// these of the keys.
+    pub still: usize,
+    pub turned: usize,
+    /// Width of a head's values.
+    pub value_dim: usize,
+    /// What the scores are multiplied by, `(still + turned)^-0.5` or more.
+    pub scale: f32,
+    /// Index into [`Config::ropes`](super::Config::ropes).
+    pub rope: usize,
+    /// What turns is stored with neighbours beside each other.
+    pub interleaved: bool,
+    /// Of the projections to the latents and of the output.
+    pub bias: Presence,
+    /// Of the norms of the latents.
+    pub eps: f64,
+}
+
+impl LatentConfig {
+    fn validate(&self, ropes: &[Rope]) -> Result<()> {
+        let sizes = [
+            ("number of attention heads (num_attention_heads, head_count)", self.heads),
+            ("width of the latent of queries (q_lora_rank)", self.q_rank.unwrap_or(1)),
+            ("width of the latent of keys and values (kv_lora_rank)", self.rank),
+            ("part of a head that does not turn (qk_nope_head_dim, key_length_mla)", self.still),
+            ("part of a head that turns (qk_rope_head_dim, rope.dimension_count)", self.turned),
+            ("width of a head's values (v_head_dim, value_length_mla)", self.value_dim),
+        ];
+        sizes.into_iter().try_for_each(|(name, value)| within(name, value, MAX_LATENT))?;
+        positive("attention scale", self.scale.into())?;
+        ropes.get(self.rope).map_or(Ok(()), |rope| rope.validate(self.turned))
+    }
+}
+
+/// The widest latent, and the most heads; the largest known times ten.
+const MAX_LATENT: usize = 1 << 14;
 
 /// A gated short convolution (LFM2): `in_proj` makes B, C and x, `y = C * conv(B * x)`, and `out_proj`
 /// follows. The convolution is causal and depthwise: a filter of its own for each channel.
@@ -421,6 +470,7 @@ impl LayerConfig {
         match &self.mixer {
             None => {}
             Some(MixerConfig::Attention(attention)) => attention.validate(ropes)?,
+            Some(MixerConfig::Latent(latent)) => latent.validate(ropes)?,
             Some(MixerConfig::ShortConv(conv)) => within(
                 "short convolution's number of taps (conv_L_cache, shortconv.l_cache)",
                 conv.kernel,

@@ -23,8 +23,9 @@ use crate::error::Result;
 use crate::weights::names::Part;
 pub use layer::{
     AttentionConfig, BesideConfig, Denominator, DenseConfig, ExpertGroups, ExpertStack, ExpertsConfig,
-    FeedForwardConfig, GateFunction, GateScope, GateSource, LayerConfig, LayerNorms, MixerConfig, NormScope,
-    OutputGate, PerLayerConfig, QueryScale, Routing, Score, SharedExpert, ShortConvConfig,
+    FeedForwardConfig, GateFunction, GateScope, GateSource, LatentConfig, LayerConfig, LayerNorms,
+    MixerConfig, NormScope, OutputGate, PerLayerConfig, QueryScale, Routing, Score, SharedExpert,
+    ShortConvConfig,
 };
 pub use recurrent::{DeltaNetConfig, Mamba2Config, Mamba2Norm};
 pub use rope::{Rope, Scaling};

@@ -5,6 +5,8 @@
 //! to learn of it: what it makes of weights, tables and activations is [`Opaque`] to all others. The test
 //! below adds such a backend.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert};
@@ -58,6 +60,10 @@ pub(super) trait Backend: Send + Sync {
     fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows>;
     /// `x` times the function of `gate`, each of whose numbers is for as many neighbours in a row.
     fn output_gate(&self, x: Rows, gate: Rows, function: GateFunction) -> Result<Rows>;
+    /// Of each group of `width` columns those in `range`.
+    fn columns(&self, x: &Rows, width: usize, range: Range<usize>) -> Result<Rows>;
+    /// Each of `groups` groups of the columns of each part, side by side.
+    fn joined(&self, parts: &[&Rows], groups: usize) -> Result<Rows>;
     /// `to + scale * x`.
     fn add(&self, x: &Rows, scale: f32, to: Rows) -> Result<Rows>;
     /// Each row times a factor of its own.

@@ -13,6 +13,7 @@ mod experts;
 mod recurrent;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
@@ -308,6 +309,30 @@ impl Backend for CandleBackend {
         let Some(x) = x.get::<Activations>()? else { return Ok(to) };
         let scaled = x.affine(scale.into(), 0.0)?;
         self.map(&to, to.dims().1, |to| Ok((to + scaled)?))
+    }
+
+    fn columns(&self, x: &Rows, width: usize, range: Range<usize>) -> Result<Rows> {
+        let (groups, part) = (x.dims().1 / width, range.len());
+        self.map(x, groups * part, |x| {
+            let rows = x.dim(0)?;
+            let cut = x.reshape((rows, groups, width))?.narrow(2, range.start, part)?.contiguous()?;
+            Ok(cut.reshape((rows, groups * part))?)
+        })
+    }
+
+    fn joined(&self, parts: &[&Rows], groups: usize) -> Result<Rows> {
+        let dim = parts.iter().map(|part| part.dims().1).sum();
+        let tensors = parts.iter().map(|part| part.get::<Activations>()).collect::<Result<Vec<_>>>()?;
+        let Some(tensors) = tensors.into_iter().map(Option::as_ref).collect::<Option<Vec<_>>>() else {
+            return self.pack(None, dim);
+        };
+        let split = |x: &&Tensor| {
+            let (rows, width) = x.dims2()?;
+            x.reshape((rows, groups, width / groups))
+        };
+        let tensors = tensors.iter().map(split).collect::<candle_core::Result<Vec<_>>>()?;
+        let rows = tensors.first().map_or(Ok(0), |x| x.dim(0))?;
+        self.pack(Some(Tensor::cat(&tensors, 2)?.reshape((rows, dim))?), dim)
     }
 
     fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {

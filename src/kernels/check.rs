@@ -1,5 +1,7 @@
 //! What must hold before a kernel runs. One function an operation, shared by both sides.
 
+use std::ops::Range;
+
 use super::experts::{Assignments, Expert};
 use super::rows::Rows;
 use super::types::{
@@ -62,6 +64,26 @@ pub(super) fn shape(what: &str, x: &Rows, rows: usize, dim: usize) -> Result<()>
     match x.dims() == (rows, dim) {
         true => Ok(()),
         false => Err(misuse(format!("{what}: the shape is {:?} instead of [{rows}, {dim}]", x.dims()))),
+    }
+}
+
+/// Rows are whole groups of `width`, and the range lies in one.
+pub(super) fn columns_of_groups(x: &Rows, width: usize, range: &Range<usize>) -> Result<()> {
+    let dim = x.dims().1;
+    match width > 0 && dim.is_multiple_of(width) && range.start < range.end && range.end <= width {
+        true => Ok(()),
+        false => Err(misuse(format!("columns {range:?} of groups of {width} in rows of {dim}"))),
+    }
+}
+
+/// As many rows everywhere, of whole groups.
+pub(super) fn joined(parts: &[&Rows], groups: usize) -> Result<()> {
+    let rows = parts.first().map(|part| part.dims().0);
+    let fits =
+        |part: &&Rows| Some(part.dims().0) == rows && groups > 0 && part.dims().1.is_multiple_of(groups);
+    match rows.is_some() && parts.iter().all(fits) {
+        true => Ok(()),
+        false => Err(misuse(format!("{} parts in {groups} groups", parts.len()))),
     }
 }
 

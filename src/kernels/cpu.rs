@@ -263,6 +263,40 @@ impl Backend for CpuBackend {
         Ok(to.into())
     }
 
+    fn columns(&self, x: &Rows, width: usize, range: Range<usize>) -> Result<Rows> {
+        let x = x.block()?;
+        let (part, dim) = (range.len(), x.dim / width * range.len());
+        let mut out = self.recycler.block(x.rows, dim);
+        self.each_rows("columns", dim, out.floats_mut(), |rows, out| {
+            let groups = x.floats()[rows.start * x.dim..rows.end * x.dim].chunks_exact(width);
+            for (group, out) in groups.zip(out.chunks_exact_mut(part)) {
+                out.copy_from_slice(&group[range.clone()]);
+            }
+        })?;
+        Ok(out.into())
+    }
+
+    fn joined(&self, parts: &[&Rows], groups: usize) -> Result<Rows> {
+        let parts = parts.iter().map(|part| part.block()).collect::<Result<Vec<_>>>()?;
+        let (rows, dim) =
+            (parts.first().map_or(0, |part| part.rows), parts.iter().map(|part| part.dim).sum());
+        let mut out = self.recycler.block(rows, dim);
+        self.each_rows("joined", dim, out.floats_mut(), |rows, out| {
+            for (row, out) in rows.zip(out.chunks_exact_mut(dim)) {
+                let mut at = 0;
+                for group in 0..groups {
+                    for part in &parts {
+                        let width = part.dim / groups;
+                        let from = &part.floats()[row * part.dim + group * width..][..width];
+                        out[at..at + width].copy_from_slice(from);
+                        at += width;
+                    }
+                }
+            }
+        })?;
+        Ok(out.into())
+    }
+
     fn mul(&self, x: Rows, by: &Rows, start: usize) -> Result<Rows> {
         let (mut x, by) = (x.into_block()?, by.block()?);
         let dim = x.dim;

@@ -51,6 +51,7 @@ mod tile;
 mod types;
 mod unpack;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -292,6 +293,18 @@ impl Ops {
         check::norm(norm, x)?;
         check::shape("a sum", &to, x.dims().0, x.dims().1)?;
         self.0.norm(norm, x, Some(to))
+    }
+
+    /// Of each group of `width` columns of `x` those in `range`: `[rows, groups * range.len()]`.
+    pub fn columns(&self, x: &Rows, width: usize, range: Range<usize>) -> Result<Rows> {
+        check::columns_of_groups(x, width, &range)?;
+        self.0.columns(x, width, range)
+    }
+
+    /// Rows side by side, group by group: the first group of each part, then the second of each.
+    pub fn joined(&self, parts: &[&Rows], groups: usize) -> Result<Rows> {
+        check::joined(parts, groups)?;
+        self.0.joined(parts, groups)
     }
 
     /// `x * y`, element by element, where `y` are as many columns of `by`, from `start` on.

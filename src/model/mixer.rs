@@ -7,6 +7,7 @@ use super::attention::Attention;
 use super::build::TensorLoader;
 use super::decoder::{Branch, Queries};
 use super::delta_net::DeltaNet;
+use super::latent::Latent;
 use super::mamba2::Mamba2;
 use super::projection::Projector;
 use super::short_conv::ShortConv;
@@ -21,6 +22,7 @@ pub(super) enum Mixer {
     DeltaNet(Box<DeltaNet>),
     Mamba2(Box<Mamba2>),
     AttentionAndMamba2(Box<Attention>, Box<Mamba2>),
+    Latent(Box<Latent>),
 }
 
 /// Layers by what they keep of a sequence.
@@ -79,6 +81,9 @@ impl Mixer {
                 let cache_layer = cache_layer.ok_or_else(missing)?;
                 Mixer::Attention(Box::new(Attention::load(loader, layer, c, cache_layer)?))
             }
+            MixerConfig::Latent(c) => {
+                Mixer::Latent(Box::new(Latent::load(loader, layer, c, counts.next_paged(layer))?))
+            }
             MixerConfig::ShortConv(c) => {
                 Mixer::ShortConv(Box::new(ShortConv::load(loader, layer, c, counts.next_recurrent())?))
             }
@@ -105,6 +110,7 @@ impl Mixer {
             Mixer::AttentionAndMamba2(attention, mamba) => {
                 both(project, input, attention.forward(project, input)?, mamba.forward(project, input)?)
             }
+            Mixer::Latent(latent) => latent.forward(project, input),
         }
     }
 
@@ -115,13 +121,14 @@ impl Mixer {
                 Some((attention.kv_shape()?, attention.window()))
             }
             Mixer::ShortConv(_) | Mixer::DeltaNet(_) | Mixer::Mamba2(_) => None,
+            Mixer::Latent(latent) => Some((latent.kv_shape(), None)),
         }
     }
 
     /// Numbers of the recurrent state of one sequence.
     pub fn state_len(&self) -> Option<usize> {
         match self {
-            Mixer::Attention(_) => None,
+            Mixer::Attention(_) | Mixer::Latent(_) => None,
             Mixer::ShortConv(conv) => Some(conv.state_len()),
             Mixer::DeltaNet(delta_net) => Some(delta_net.state_len()),
             Mixer::Mamba2(mamba) | Mixer::AttentionAndMamba2(_, mamba) => Some(mamba.state_len()),
@@ -137,6 +144,7 @@ impl Mixer {
             Mixer::AttentionAndMamba2(attention, mamba) => {
                 [attention.projections(), mamba.projections()].concat()
             }
+            Mixer::Latent(latent) => latent.projections(),
         }
     }
 }

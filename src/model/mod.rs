@@ -15,6 +15,7 @@ mod experts;
 mod feed_forward;
 mod file_hash;
 mod fingerprint;
+mod latent;
 mod load;
 mod mamba2;
 mod mixer;

@@ -43,6 +43,7 @@ pub(super) const LLAMA: Family = Family {
     recurrent: None,
     weight_scales: &[],
     experts: None,
+    latent: None,
     by_layer: None,
     heads_by_layer: None,
     gating: Gating::Never,

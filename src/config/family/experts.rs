@@ -2,8 +2,8 @@
 
 use super::dense::{GRANITE, LLAMA, MISTRAL, QWEN3};
 use super::{
-    ATTENTION_BIAS, DenseLayers, Experts, Family, FamilyTensors, GGUF, Gating, Gguf, GgufExperts, Has, PLAIN,
-    ROPE, RopeDefaults, SIZES, Shared, SharedWidth, Sizes, Window,
+    ATTENTION_BIAS, DenseLayers, Experts, Family, FamilyTensors, GGUF, Gating, Gguf, GgufExperts, Has,
+    Latent, MLP_BIAS, PLAIN, ROPE, RopeDefaults, SIZES, Shared, SharedWidth, Sizes, Window,
 };
 use crate::config::{
     Activation, Denominator, ExpertStack, GateFunction, GateScope, GateSource, NormScope, OutputGate, Score,
@@ -42,6 +42,38 @@ pub(super) const GRANITE_EXPERTS: Experts = Experts {
 
 /// The weights of the chosen have the sum 1, whatever the file says.
 pub(super) const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
+
+/// DeepSeek V2. Its class knows `norm_topk_prob` and does not look at it.
+const DEEPSEEK: Family = Family {
+    model_types: &["deepseek_v2"],
+    sizes: Sizes { vocab: 102_400, ..SIZES },
+    latent: Some(Latent {
+        q_rank: Some(1536),
+        rank: 512,
+        still: 128,
+        turned: 64,
+        value_dim: 128,
+        interleave_key: None,
+    }),
+    experts: Some(Experts {
+        count_keys: ["n_routed_experts", "num_experts"],
+        count: 64,
+        top_k: 0,
+        width: Some(("moe_intermediate_size", 1407)),
+        normalize: Has::Never,
+        scale_key: Some(("routed_scaling_factor", 1.0)),
+        shared: Some(Shared {
+            width: SharedWidth::Experts("n_shared_experts", 2),
+            fused: false,
+            gate: false,
+        }),
+        dense_layers: DenseLayers::First("first_k_dense_replace", 0),
+        ..EXPERTS
+    }),
+    tensors: FamilyTensors { o_bias: ATTENTION_BIAS, mlp_bias: MLP_BIAS, ..PLAIN },
+    gguf: &[],
+    ..LLAMA
+};
 
 pub(super) const FAMILIES: &[Family] = &[
     Family {
@@ -321,5 +353,54 @@ pub(super) const FAMILIES: &[Family] = &[
             ..GGUF
         }],
         ..LLAMA
+    },
+    DEEPSEEK,
+    Family {
+        model_types: &["glm4_moe_lite"],
+        eps: 1e-5,
+        sizes: Sizes {
+            hidden: 2048,
+            intermediate: 10_240,
+            layers: 47,
+            heads: 20,
+            kv_heads: Some(20),
+            vocab: 154_880,
+            context: 202_752,
+            ..SIZES
+        },
+        latent: Some(Latent {
+            q_rank: Some(768),
+            rank: 512,
+            still: 192,
+            turned: 64,
+            value_dim: 256,
+            interleave_key: Some("rope_interleave"),
+        }),
+        experts: Some(Experts {
+            count_keys: ["n_routed_experts", "num_local_experts"],
+            count: 64,
+            top_k: 4,
+            width: Some(("moe_intermediate_size", 1536)),
+            score: Score::Sigmoid,
+            correction: Has::Always,
+            groups: Some((1, 1)),
+            normalize: Has::Key("norm_topk_prob", true),
+            denominator: Denominator { plus: 1e-20, at_least: 0.0 },
+            scale_key: Some(("routed_scaling_factor", 1.8)),
+            shared: Some(Shared {
+                width: SharedWidth::Experts("n_shared_experts", 1),
+                fused: false,
+                gate: false,
+            }),
+            dense_layers: DenseLayers::Typed(1),
+            ..EXPERTS
+        }),
+        tensors: FamilyTensors { o_bias: ATTENTION_BIAS, ..PLAIN },
+        gguf: &[Gguf {
+            architecture: "deepseek2",
+            experts: Some(GgufExperts { normalize: false, keys: true }),
+            ..GGUF
+        }],
+        ..DEEPSEEK
     },
 ];

@@ -1,0 +1,61 @@
+//! Latent attention: the widths of its latents and of the parts of a head.
+
+use super::Reader;
+use crate::config::fields::Fields;
+use crate::config::rope::yarn_attention;
+use crate::config::{LatentConfig, LayerConfig, MixerConfig};
+use crate::error::{Error, Result, quoted};
+
+/// The epsilon of the norms of latents, whatever the file says of the others.
+pub(in crate::config) const EPS: f64 = 1e-6;
+
+impl Reader<'_> {
+    /// The layers with latent attention, if the family has it.
+    pub(super) fn with_latents(&self, mut layers: Vec<LayerConfig>) -> Result<Vec<LayerConfig>> {
+        let Some(defaults) = &self.family.latent else { return Ok(layers) };
+        let (still, turned) = (self.size("qk_nope_head_dim", defaults.still)?, self.turned()?.unwrap_or(0));
+        let method = self.f.str("topk_method")?.unwrap_or("greedy");
+        if self.family.experts.as_ref().is_some_and(|experts| experts.groups.is_none()) && method != "greedy"
+        {
+            return Err(Error::unsupported(format!("topk_method {} is not supported", quoted(method))));
+        }
+        let q_rank = self.stated_or("q_lora_rank", self.f.usize("q_lora_rank")?, defaults.q_rank);
+        let interleaved = match defaults.interleave_key {
+            Some(key) => self.f.bool(key)?.unwrap_or(true),
+            None => true,
+        };
+        let latent = LatentConfig {
+            heads: self.size("num_attention_heads", self.family.sizes.heads)?,
+            q_rank,
+            rank: self.size("kv_lora_rank", defaults.rank)?,
+            still,
+            turned,
+            value_dim: self.size("v_head_dim", defaults.value_dim)?,
+            scale: ((still + turned) as f64).powf(-0.5) as f32 * self.sharpened()?,
+            rope: 0,
+            interleaved,
+            bias: self.has(self.family.tensors.o_bias)?,
+            eps: EPS,
+        };
+        layers.iter_mut().for_each(|layer| layer.mixer = Some(MixerConfig::Latent(latent)));
+        Ok(layers)
+    }
+
+    /// Dimensions of a head that turn.
+    pub(super) fn turned(&self) -> Result<Option<usize>> {
+        let Some(defaults) = &self.family.latent else { return Ok(None) };
+        self.size("qk_rope_head_dim", defaults.turned).map(Some)
+    }
+
+    /// What a stretch with `mscale_all_dim` multiplies the scores by (YaRN).
+    fn sharpened(&self) -> Result<f32> {
+        let scaling = self.f.object("rope_scaling")?.filter(|object| !object.is_empty());
+        let Some(object) = scaling.or(self.f.object("rope_parameters")?) else { return Ok(1.0) };
+        let f = Fields(object);
+        let kind = f.str("rope_type")?.or(f.str("type")?).unwrap_or("default");
+        match (f.f64("mscale_all_dim")?.filter(|all| *all != 0.0), f.f64("factor")?) {
+            (Some(all), Some(factor)) if kind != "default" => Ok(yarn_attention(factor, all).powi(2) as f32),
+            _ => Ok(1.0),
+        }
+    }
+}
