@@ -1,10 +1,11 @@
 //! Latent attention (DeepSeek V2 and V3, GLM-4.7-Flash): keys and values of all heads are made of one narrow
-//! latent of each position, and that is what the cache holds, beside a rotated part of the keys that all heads
-//! share.
+//! latent of each position, and that is what the cache holds, beside a rotated part of the keys that all
+//! heads share.
 //!
-//! A head's key is `W_k c`, so its score with a query is that of `W_k^T q` with the latent `c` itself; its output
-//! is `W_v` times the latents mixed. So the heads attend to one key head, `[c | rotated part]`, whose first part
-//! is the values, too; keys and values of the heads are never made. (arXiv 2405.04434, section 2.1.2)
+//! A head's key is `W_k c`, so its score with a query is that of `W_k^T q` with the latent `c` itself; its
+//! output is `W_v` times the latents mixed. So the heads attend to one key head, `[c | rotated part]`, whose
+//! first part is the values, too; keys and values of the heads are never made. (arXiv 2405.04434, section
+//! 2.1.2)
 
 use super::build::TensorLoader;
 use super::decoder::Branch;
@@ -69,8 +70,8 @@ impl Latent {
         })
     }
 
-    /// The values that the queries gather, `[rows, heads * value_dim]`, before the output projection. All rows
-    /// leave their latents in the cache.
+    /// The values that the queries gather, `[rows, heads * value_dim]`, before the output projection. All
+    /// rows leave their latents in the cache.
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let (c, ops) = (&self.config, project.ops);
         let width = c.rank + c.turned;
@@ -163,8 +164,8 @@ fn turned(
     loader.projection(part, loader.select_rows(&weight, &order)?, bias, None)
 }
 
-/// Of each head what makes keys and values of the latent: one matrix for both, or (GGUF) one each, that of the
-/// keys on its side.
+/// Of each head what makes keys and values of the latent: one matrix for both, or (GGUF) one each, that of
+/// the keys on its side.
 fn heads(loader: &TensorLoader, layer: usize, c: &LatentConfig) -> Result<(Vec<Linear>, Vec<Linear>)> {
     let at = Some(layer);
     let flat = |part, rows: usize, columns: usize| -> Result<WeightTensor> {

@@ -1,5 +1,5 @@
-//! Latent attention, as GGUF has it. Newer files say the sizes that the heads have in the cache, and those of the
-//! model's own heads by keys of their own; older ones the latter alone.
+//! Latent attention, as GGUF has it. Newer files say the sizes that the heads have in the cache, and those of
+//! the model's own heads by keys of their own; older ones the latter alone.
 
 use super::Reader;
 use crate::config::hf::LATENT_EPS;
