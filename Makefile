@@ -8,7 +8,7 @@ PROFILE := fast
 MODELS := target/test-models
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-kernels bench-peers demo test test-rust test-python test-newest-dspy loom check format lint stubs check-cuda develop models clean
+.PHONY: help bench bench-shapes bench-kernels bench-peers demo test test-rust test-python test-newest-dspy loom check format lint stubs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,18 @@ check-cuda: ## Type-check the CUDA build with a stand-in compiler
 bench: models ## Time tallow beside the installed peers; writes benches/RESULTS.md, results.json and results.svg
 	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --quiet --release
 	$(BIN)/python benches/compare.py $(ARGS)
+	$(MAKE) bench-shapes
+
+SHAPES := qwen3.5-0.8b lfm2-350m granite-4-h-350m olmoe-1b-7b-4-layers gpt-oss-20b-2-layers
+
+bench-shapes: models ## The same beside llama.cpp, on random weights in the shapes of further families (SHAPES='lfm2-350m' chooses)
+	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --quiet --release
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "gguf>=0.19"
+	mkdir -p target/shapes
+	for name in $(SHAPES); do \
+		test -f target/shapes/$$name.gguf || $(BIN)/python benches/shapes.py $$name target/shapes/$$name.gguf || exit 1; \
+		$(BIN)/python benches/compare.py --only tallow,llama.cpp --model target/shapes/$$name.gguf || exit 1; \
+	done
 
 bench-kernels: ## Time single kernels by criterion (ARGS='"product Q4_K"' chooses)
 	cargo bench --bench kernels -- $(ARGS)
