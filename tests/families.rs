@@ -16,6 +16,7 @@ use tallow::model::decoder::Decoder;
 use tallow::model::projection::{Deltas, ProjectionId};
 use tallow::step::{StateTable, StateWrite, Step, pages_for};
 use tallow::weights::bytes::Bytes;
+use tallow::weights::gguf::{Array, Metadata, Value};
 use tallow::weights::names::Part;
 use tallow::weights::{Gguf, WeightTensor, WeightType, Weights, safetensors};
 
@@ -105,6 +106,50 @@ fn open(folder: &Path, form: &str) -> Result<(Config, Weights)> {
     }
     let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
     Ok((config::hf::parse(&text)?, safetensors::open(folder)?))
+}
+
+/// GGUF files with a metadata key missing, of the wrong type or out of all bounds: what must be there is
+/// named before anything is built, and the rest is as llama.cpp assumes it. Nothing panics.
+#[test]
+fn a_gguf_key_that_is_missing_or_wrong_is_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families");
+    let files = root.read_dir().unwrap().map(|entry| entry.unwrap().path().join("model.gguf"));
+    let (mut failures, mut missing) = (Vec::new(), 0);
+    for path in files.filter(|path| path.exists()) {
+        let Gguf { metadata, weights } = Gguf::open(&path).unwrap();
+        let architecture = metadata.str("general.architecture").unwrap().unwrap().to_string();
+        let own = |key: &&str| key.starts_with(&format!("{architecture}.")) || key.starts_with("xielu.");
+        let keys: Vec<String> = metadata.iter().map(|(key, _)| key).filter(own).map(str::to_string).collect();
+        let with = |key: &str, value: Option<Value>| -> Metadata {
+            let rest = metadata.iter().filter(|(name, _)| *name != key);
+            let rest = rest.map(|(name, value)| (name.to_string(), value.clone()));
+            rest.chain(value.map(|value| (key.to_string(), value))).collect()
+        };
+        for key in &keys {
+            let edits = [
+                ("missing", None),
+                ("a word", Some(Value::Str("banana".into()))),
+                ("huge", Some(Value::Uint(u64::MAX))),
+                ("negative", Some(Value::Int(-1))),
+                ("not a number", Some(Value::Float(f64::NAN))),
+                ("an empty list", Some(Value::Array(Array::U32(vec![])))),
+            ];
+            for (what, value) in edits {
+                let Err(error) = config::gguf::parse(&with(key, value), &weights) else { continue };
+                missing += usize::from(what == "missing");
+                // Rotations and shared experts are named as a whole.
+                let whole = [".rope.", "shared"].into_iter().find(|part| key.contains(part));
+                let last = key.rsplit('.').next().unwrap_or(key);
+                let last = last.trim_start_matches("expert_").trim_end_matches("_swa");
+                let word = whole.map_or(last, |part| part.trim_matches('.'));
+                if !error.message().contains(word) {
+                    failures.push(format!("{} {what}: {}", path.display(), error.message()));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}:\n{}", failures.len(), failures.join("\n"));
+    assert!(missing >= 300, "only {missing} keys are missed");
 }
 
 fn run(decoder: &Decoder, tokens: &[u32], cut: usize) -> Result<Vec<f32>> {

@@ -103,7 +103,7 @@ impl Reader<'_> {
             && family.latent.is_none()
         {
             return Err(Error::unsupported(format!(
-                "keys of {head_dim} and values of {value} dimensions a head are not supported"
+                "keys of {head_dim} and values of {value} dimensions a head (attention.key_length, attention.value_length) are not supported"
             )));
         }
         Ok(AttentionConfig {

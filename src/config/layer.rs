@@ -488,7 +488,7 @@ impl LayerConfig {
             within("MLP size (intermediate_size, feed_forward_length)", dense.intermediate, MAX_WIDTH)?;
         }
         ffn.and_then(FeedForwardConfig::experts).map_or(Ok(()), ExpertsConfig::validate)?;
-        positive("residual multiplier", self.residual_scale.into())
+        positive("residual multiplier (residual_multiplier, residual_scale)", self.residual_scale.into())
     }
 }
 

@@ -208,9 +208,12 @@ impl Config {
         ];
         sizes.into_iter().try_for_each(|(name, value, max)| within(name, value, max))?;
         let numbers = [
-            ("norm epsilon (rms_norm_eps, layer_norm_eps, layer_norm_rms_epsilon)", Some(self.norm.eps)),
+            (
+                "norm epsilon (rms_norm_eps, layer_norm_eps, layer_norm_rms_epsilon, layer_norm_epsilon)",
+                Some(self.norm.eps),
+            ),
             ("logit soft-cap (final_logit_softcapping)", self.logit_cap.map(f64::from)),
-            ("embedding scale", self.embed_scale.map(f64::from)),
+            ("embedding scale (embedding_multiplier, embedding_scale)", self.embed_scale.map(f64::from)),
             ("logit scale (logit_scale, logits_scaling)", Some(self.logit_scale.into())),
         ];
         let stated = numbers.into_iter().filter_map(|(name, value)| Some((name, value?)));

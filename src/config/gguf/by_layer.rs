@@ -19,7 +19,7 @@ impl Reader<'_> {
         let local_dim = self.require("attention.key_length_swa")?;
         if let Some(value) = self.usize("attention.value_length_swa")?.filter(|value| *value != local_dim) {
             return Err(Error::unsupported(format!(
-                "keys of {local_dim} and values of {value} dimensions a head are not supported"
+                "keys of {local_dim} and values of {value} dimensions a head (attention.key_length, attention.value_length) are not supported"
             )));
         }
         let kv_heads = self.numbers("attention.head_count_kv", count)?;
