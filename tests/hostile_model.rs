@@ -29,8 +29,9 @@ use tables::*;
 
 /// The largest piece of memory that loading may ask for at once; the files have 100 to 200 KiB.
 const MOST_BYTES: usize = 8 << 20;
-/// The longest message, in characters: it must not repeat what a file holds in megabytes.
-const LONGEST_MESSAGE: usize = 1000;
+/// The longest message, in characters, with a list of all that is known: it must not repeat what a file holds
+/// in megabytes.
+const LONGEST_MESSAGE: usize = 2000;
 /// Only a hang takes this long: an answer of three tokens takes a millisecond.
 const PATIENCE: Duration = Duration::from_secs(20);
 
