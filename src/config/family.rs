@@ -242,8 +242,8 @@ pub(super) struct Latent {
     /// `kv_lora_rank`
     pub rank: usize,
     /// `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`
-    pub still: usize,
-    pub turned: usize,
+    pub nope_dim: usize,
+    pub rope_dim: usize,
     pub value_dim: usize,
     /// The key that says whether what turns is stored with neighbours beside each other; it is unless that is
     /// false.

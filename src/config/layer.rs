@@ -72,6 +72,11 @@ pub(super) enum Seats {
 }
 
 impl Seats {
+    /// A short convolution, or attention where there is none.
+    pub fn of_conv(conv: Option<ShortConvConfig>) -> Self {
+        conv.map_or(Seats::Attention, |conv| Seats::Mixer(MixerConfig::ShortConv(conv)))
+    }
+
     pub fn fill(
         self,
         attention: AttentionConfig,
@@ -227,8 +232,8 @@ pub struct LatentConfig {
     pub rank: usize,
     /// Dimensions of a head's query and key that do not turn, and those behind them that do; all heads share
     /// these of the keys.
-    pub still: usize,
-    pub turned: usize,
+    pub nope_dim: usize,
+    pub rope_dim: usize,
     /// Width of a head's values.
     pub value_dim: usize,
     /// What the scores are multiplied by, `(still + turned)^-0.5` or more.
@@ -249,13 +254,13 @@ impl LatentConfig {
             ("number of attention heads (num_attention_heads, head_count)", self.heads),
             ("width of the latent of queries (q_lora_rank)", self.q_rank.unwrap_or(1)),
             ("width of the latent of keys and values (kv_lora_rank)", self.rank),
-            ("part of a head that does not turn (qk_nope_head_dim, key_length_mla)", self.still),
-            ("part of a head that turns (qk_rope_head_dim, rope.dimension_count)", self.turned),
+            ("part of a head that does not turn (qk_nope_head_dim, key_length_mla)", self.nope_dim),
+            ("part of a head that turns (qk_rope_head_dim, rope.dimension_count)", self.rope_dim),
             ("width of a head's values (v_head_dim, value_length_mla)", self.value_dim),
         ];
         sizes.into_iter().try_for_each(|(name, value)| within(name, value, MAX_LATENT))?;
         positive("attention scale", self.scale.into())?;
-        ropes.get(self.rope).map_or(Ok(()), |rope| rope.validate(self.turned))
+        ropes.get(self.rope).map_or(Ok(()), |rope| rope.validate(self.rope_dim))
     }
 }
 

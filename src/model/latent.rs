@@ -45,23 +45,25 @@ enum Queries {
 
 impl Latent {
     pub fn load(loader: &TensorLoader, layer: usize, c: &LatentConfig, cache_layer: usize) -> Result<Latent> {
-        let (hidden, wide) = (loader.config.hidden, c.heads * (c.still + c.turned));
+        let (hidden, wide) = (loader.config.hidden, c.heads * (c.nope_dim + c.rope_dim));
         let norm = |part, width| -> Result<Norm> {
             Ok(Norm { eps: c.eps, ..loader.norm(part, Some(layer), width)? })
         };
         let q = match c.q_rank {
-            None => Queries::Plain(turned(loader, Part::Q, layer, [wide, hidden], c, Presence::Never)?),
+            None => {
+                Queries::Plain(deinterleaved(loader, Part::Q, layer, [wide, hidden], c, Presence::Never)?)
+            }
             Some(rank) => Queries::Narrow {
                 a: loader.linear(Part::QueryA, layer, [rank, hidden], c.bias)?,
                 norm: norm(Part::QueryANorm, rank)?,
-                b: turned(loader, Part::QueryB, layer, [wide, rank], c, Presence::Never)?,
+                b: deinterleaved(loader, Part::QueryB, layer, [wide, rank], c, Presence::Never)?,
             },
         };
         let (keys, values) = heads(loader, layer, c)?;
         Ok(Latent {
             config: *c,
             q,
-            kv: turned(loader, Part::LatentA, layer, [c.rank + c.turned, hidden], c, c.bias)?,
+            kv: deinterleaved(loader, Part::LatentA, layer, [c.rank + c.rope_dim, hidden], c, c.bias)?,
             norm: norm(Part::LatentANorm, c.rank)?,
             keys,
             values,
@@ -74,12 +76,12 @@ impl Latent {
     /// rows leave their latents in the cache.
     pub fn forward(&self, project: &Projector<'_>, input: &MixerInput) -> Result<Branch<'_>> {
         let (c, ops) = (&self.config, project.ops);
-        let width = c.rank + c.turned;
+        let width = c.rank + c.rope_dim;
         let kv = project.linear((Part::LatentA, &self.kv), input.x, input.all.rows)?;
         let latent = ops.norm(&self.norm, &ops.columns(&kv, width, 0..c.rank)?)?;
-        let turning = ops.columns(&kv, width, c.rank..width)?;
-        let turning = ops.heads(turning, c.turned, None, Some(&input.all.tables[c.rope]))?;
-        let key = ops.joined(&[&latent, &turning], 1)?;
+        let rope = ops.columns(&kv, width, c.rank..width)?;
+        let rope = ops.heads(rope, c.rope_dim, None, Some(&input.all.tables[c.rope]))?;
+        let key = ops.joined(&[&latent, &rope], 1)?;
         ops.kv_write(input.cache, self.cache_layer, &key, &key, input.all.step)?;
         let q = self.queries(project, input)?;
         let shape = kernels::Attention {
@@ -108,15 +110,15 @@ impl Latent {
                 project.linear((Part::QueryB, b), &narrow, rows)?
             }
         };
-        let width = c.still + c.turned;
-        let still = by_head(ops, &self.keys, &ops.columns(&q, width, 0..c.still)?)?;
-        let turning = ops.columns(&q, width, c.still..width)?;
-        let turning = ops.heads(turning, c.turned, None, Some(&input.queries.tables[c.rope]))?;
-        ops.joined(&[&still, &turning], c.heads)
+        let width = c.nope_dim + c.rope_dim;
+        let nope = by_head(ops, &self.keys, &ops.columns(&q, width, 0..c.nope_dim)?)?;
+        let rope = ops.columns(&q, width, c.nope_dim..width)?;
+        let rope = ops.heads(rope, c.rope_dim, None, Some(&input.queries.tables[c.rope]))?;
+        ops.joined(&[&nope, &rope], c.heads)
     }
 
     pub fn kv_shape(&self) -> KvShape {
-        KvShape { kv_heads: 1, head_dim: self.config.rank + self.config.turned }
+        KvShape { kv_heads: 1, head_dim: self.config.rank + self.config.rope_dim }
     }
 
     pub fn projections(&self) -> Vec<&Linear> {
@@ -140,7 +142,7 @@ fn by_head(ops: &Ops, heads: &[Linear], x: &Rows) -> Result<Rows> {
 }
 
 /// A projection whose heads end in a part that turns: its rows go from pairs to halves, if they are in pairs.
-fn turned(
+fn deinterleaved(
     loader: &TensorLoader,
     part: Part,
     layer: usize,
@@ -153,9 +155,9 @@ fn turned(
     if !c.interleaved {
         return loader.projection(part, weight, bias, None);
     }
-    let still = if part == Part::LatentA { c.rank } else { c.still };
-    let (width, half) = (still + c.turned, c.turned / 2);
-    let from = |row: usize| match (row % width).checked_sub(still) {
+    let nope = if part == Part::LatentA { c.rank } else { c.nope_dim };
+    let (width, half) = (nope + c.rope_dim, c.rope_dim / 2);
+    let from = |row: usize| match (row % width).checked_sub(nope) {
         Some(i) => row - i + 2 * (i % half) + i / half,
         None => row,
     };
@@ -175,7 +177,7 @@ fn heads(loader: &TensorLoader, layer: usize, c: &LatentConfig) -> Result<(Vec<L
     let cut = |all: &WeightTensor, start: usize, rows: usize| loader.slice_rows(all, start..start + rows);
     let pair: Box<dyn Fn(usize) -> Result<[WeightTensor; 2]>> = match loader.has(Part::LatentKeys, at) {
         true => {
-            let of_keys = flat(Part::LatentKeys, c.rank, c.still)?;
+            let of_keys = flat(Part::LatentKeys, c.rank, c.nope_dim)?;
             let of_values = flat(Part::LatentValues, c.value_dim, c.rank)?;
             Box::new(move |head| {
                 let key = cut(&of_keys, head * c.rank, c.rank)?;
@@ -183,11 +185,11 @@ fn heads(loader: &TensorLoader, layer: usize, c: &LatentConfig) -> Result<(Vec<L
             })
         }
         false => {
-            let width = c.still + c.value_dim;
+            let width = c.nope_dim + c.value_dim;
             let both = loader.tensor(Part::LatentB, at, &[c.heads * width, c.rank])?;
             Box::new(move |head| {
-                let key = on_its_side(&cut(&both, head * width, c.still)?);
-                Ok([key, cut(&both, head * width + c.still, c.value_dim)?])
+                let key = transposed(&cut(&both, head * width, c.nope_dim)?);
+                Ok([key, cut(&both, head * width + c.nope_dim, c.value_dim)?])
             })
         }
     };
@@ -201,11 +203,11 @@ fn heads(loader: &TensorLoader, layer: usize, c: &LatentConfig) -> Result<(Vec<L
 }
 
 /// A matrix with rows and columns exchanged. Blocks run along rows, so that it is one of floats.
-fn on_its_side(w: &WeightTensor) -> WeightTensor {
+fn transposed(w: &WeightTensor) -> WeightTensor {
     let (rows, columns, floats) = (w.shape[0], w.shape[1], w.to_f32());
-    let turned = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
-    let turned: Vec<f32> = turned.map(|at| floats[at]).collect();
-    let tensor = WeightTensor::floats(&w.name, vec![columns, rows], turned);
+    let order = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
+    let values: Vec<f32> = order.map(|at| floats[at]).collect();
+    let tensor = WeightTensor::floats(&w.name, vec![columns, rows], values);
     match w.dtype {
         // The upper half of a float that was one of bfloat16 is that.
         WeightType::BF16 => {

@@ -50,8 +50,8 @@ const DEEPSEEK: Family = Family {
     latent: Some(Latent {
         q_rank: Some(1536),
         rank: 512,
-        still: 128,
-        turned: 64,
+        nope_dim: 128,
+        rope_dim: 64,
         value_dim: 128,
         interleave_key: None,
     }),
@@ -371,8 +371,8 @@ pub(super) const FAMILIES: &[Family] = &[
         latent: Some(Latent {
             q_rank: Some(768),
             rank: 512,
-            still: 192,
-            turned: 64,
+            nope_dim: 192,
+            rope_dim: 64,
             value_dim: 256,
             interleave_key: Some("rope_interleave"),
         }),

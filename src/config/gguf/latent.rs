@@ -17,10 +17,10 @@ impl Reader<'_> {
             None => self.require(older),
         };
         let head = either("attention.key_length_mla", "attention.key_length")?;
-        let turned = self.require("rope.dimension_count")?;
-        let still = head.checked_sub(turned).ok_or_else(|| {
+        let rope_dim = self.require("rope.dimension_count")?;
+        let nope_dim = head.checked_sub(rope_dim).ok_or_else(|| {
             let key = self.key("rope.dimension_count");
-            Error::model_file(format!("{key} is {turned}, and heads have {head} dimensions"))
+            Error::model_file(format!("{key} is {rope_dim}, and heads have {head} dimensions"))
         })?;
         if self.f32("rope.scaling.yarn_log_multiplier")?.is_some_and(|all| all != 0.0) {
             let key = self.key("rope.scaling.yarn_log_multiplier");
@@ -30,8 +30,8 @@ impl Reader<'_> {
             heads: self.require("attention.head_count")?,
             q_rank: self.usize("attention.q_lora_rank")?.filter(|rank| *rank > 0),
             rank: self.require("attention.kv_lora_rank")?,
-            still,
-            turned,
+            nope_dim,
+            rope_dim,
             value_dim: either("attention.value_length_mla", "attention.value_length")?,
             scale: (head as f64).powf(-0.5) as f32,
             rope: 0,

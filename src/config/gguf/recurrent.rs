@@ -10,13 +10,7 @@ impl Reader<'_> {
     /// What each layer has.
     pub(super) fn seats(&self, layers: usize) -> Result<Vec<Seats>> {
         match &self.family.recurrent {
-            None => {
-                let conv = self.short_conv(layers)?.into_iter();
-                let seats = |conv: Option<_>| {
-                    conv.map_or(Seats::Attention, |c| Seats::Mixer(MixerConfig::ShortConv(c)))
-                };
-                Ok(conv.map(seats).collect())
-            }
+            None => Ok(self.short_conv(layers)?.into_iter().map(Seats::of_conv).collect()),
             Some(Recurrent::DeltaNet(_)) => {
                 let mixer = Seats::Mixer(MixerConfig::DeltaNet(self.delta_net()?));
                 let of = |recurrent: bool| if recurrent { mixer } else { Seats::Attention };

@@ -38,7 +38,7 @@ impl Reader<'_> {
     /// The head size of the layers that see everything, and of those with a window.
     pub(super) fn head_dims(&self, attention: &AttentionConfig, layers: usize) -> Result<[usize; 2]> {
         let Some(by_layer) = &self.family.by_layer else {
-            return Ok([self.turned()?.unwrap_or(attention.head_dim); 2]);
+            return Ok([self.rope_dim()?.unwrap_or(attention.head_dim); 2]);
         };
         let sliding = self.sliding(layers, self.window_size()?)?;
         let heads = self.heads(by_layer, attention, &sliding)?;

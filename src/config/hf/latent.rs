@@ -13,7 +13,8 @@ impl Reader<'_> {
     /// The layers with latent attention, if the family has it.
     pub(super) fn with_latents(&self, mut layers: Vec<LayerConfig>) -> Result<Vec<LayerConfig>> {
         let Some(defaults) = &self.family.latent else { return Ok(layers) };
-        let (still, turned) = (self.size("qk_nope_head_dim", defaults.still)?, self.turned()?.unwrap_or(0));
+        let (nope_dim, rope_dim) =
+            (self.size("qk_nope_head_dim", defaults.nope_dim)?, self.rope_dim()?.unwrap_or(0));
         let method = self.f.str("topk_method")?.unwrap_or("greedy");
         if self.family.experts.as_ref().is_some_and(|experts| experts.groups.is_none()) && method != "greedy"
         {
@@ -28,10 +29,10 @@ impl Reader<'_> {
             heads: self.size("num_attention_heads", self.family.sizes.heads)?,
             q_rank,
             rank: self.size("kv_lora_rank", defaults.rank)?,
-            still,
-            turned,
+            nope_dim,
+            rope_dim,
             value_dim: self.size("v_head_dim", defaults.value_dim)?,
-            scale: ((still + turned) as f64).powf(-0.5) as f32 * self.sharpened()?,
+            scale: ((nope_dim + rope_dim) as f64).powf(-0.5) as f32 * self.sharpened()?,
             rope: 0,
             interleaved,
             bias: self.has(self.family.tensors.o_bias)?,
@@ -42,9 +43,9 @@ impl Reader<'_> {
     }
 
     /// Dimensions of a head that turn.
-    pub(super) fn turned(&self) -> Result<Option<usize>> {
+    pub(super) fn rope_dim(&self) -> Result<Option<usize>> {
         let Some(defaults) = &self.family.latent else { return Ok(None) };
-        self.size("qk_rope_head_dim", defaults.turned).map(Some)
+        self.size("qk_rope_head_dim", defaults.rope_dim).map(Some)
     }
 
     /// What a stretch with `mscale_all_dim` multiplies the scores by (YaRN).

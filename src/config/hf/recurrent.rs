@@ -24,13 +24,7 @@ impl Reader<'_> {
     /// What each layer has.
     pub(super) fn seats(&self, layers: usize) -> Result<Vec<Seats>> {
         match &self.family.recurrent {
-            None => {
-                let conv = self.short_conv(layers)?.into_iter();
-                let seats = |conv: Option<_>| {
-                    conv.map_or(Seats::Attention, |c| Seats::Mixer(MixerConfig::ShortConv(c)))
-                };
-                Ok(conv.map(seats).collect())
-            }
+            None => Ok(self.short_conv(layers)?.into_iter().map(Seats::of_conv).collect()),
             Some(Recurrent::DeltaNet(family)) => {
                 let mixer = Seats::Mixer(MixerConfig::DeltaNet(self.delta_net(family)?));
                 let is_linear = match self.f.array("layer_types")? {
