@@ -5,8 +5,9 @@
 The names are those of benches/peers/requirements-NAME.txt. What is there already is left as it is (remove
 its folder to have it again); one that does not install is told, and does not stop the others.
 
-llama-cpp-python is compiled for this machine, with the newest GCC there is. GCC before 13 miscompiles its
-AMX code (the first prompt ends in SIGSEGV), so there AMX is left off, and the benchmark's table says so.
+llama-cpp-python is compiled for this machine, with the newest GCC there is from 13 on, else with the newest
+clang. GCC before 13 miscompiles its AMX code (the first prompt ends in SIGSEGV), so where there is nothing
+else AMX is left off, and the benchmark's table says so.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ NAMES = sorted(path.stem.removeprefix("requirements-") for path in HERE.glob("re
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
-def compiler() -> tuple[str, str, int]:
-    """The C and C++ compilers, and the major version if it is GCC."""
-    for version in range(20, 12, -1):
-        if shutil.which(f"gcc-{version}") and shutil.which(f"g++-{version}"):
-            return f"gcc-{version}", f"g++-{version}", version
+def compiler() -> tuple[str, str, bool]:
+    """The C and C++ compilers, and whether their AMX code is right."""
+    newer = [("gcc-{}", "g++-{}", version) for version in range(20, 12, -1)]
+    newer += [("clang-{}", "clang++-{}", version) for version in range(25, 16, -1)]
+    for c, cpp, version in newer:
+        if shutil.which(c.format(version)) and shutil.which(cpp.format(version)):
+            return c.format(version), cpp.format(version), True
     said = subprocess.run(["gcc", "-dumpversion"], capture_output=True, text=True).stdout
-    return "gcc", "g++", int(said.split(".")[0] or 0)
+    return "gcc", "g++", int(said.split(".")[0] or 0) >= 13
 
 
 def build_environment() -> dict[str, str]:
@@ -39,9 +42,9 @@ def build_environment() -> dict[str, str]:
     options = ["-DGGML_NATIVE=ON"]
     found = dict(os.environ)
     if platform.system() == "Linux" and shutil.which("gcc"):
-        c, cpp, version = compiler()
+        c, cpp, amx = compiler()
         found |= {"CC": c, "CXX": cpp}
-        if version < 13 and cpu.exists() and "amx" in cpu.read_text():
+        if not amx and cpu.exists() and "amx" in cpu.read_text():
             options += [f"-DCMAKE_C_FLAGS='{NO_AMX}'", f"-DCMAKE_CXX_FLAGS='{NO_AMX}'"]
     jobs = found.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
     return found | {"CMAKE_ARGS": " ".join(options), "CMAKE_BUILD_PARALLEL_LEVEL": jobs}
