@@ -77,8 +77,9 @@ bench-shapes: models ## The same beside llama.cpp, on random weights in the shap
 	mkdir -p target/shapes
 	for name in $(SHAPES); do \
 		test -f target/shapes/$$name.gguf || $(BIN)/python benches/shapes.py $$name target/shapes/$$name.gguf || exit 1; \
-		$(BIN)/python benches/compare.py --only tallow,llama.cpp --model target/shapes/$$name.gguf || exit 1; \
 	done
+	$(BIN)/python benches/compare.py --only tallow,llama.cpp --sizes 1,8,32 --depths none \
+		$(foreach name,$(SHAPES),--model target/shapes/$(name).gguf) $(ARGS)
 
 bench-kernels: ## Time single kernels by criterion (ARGS='"product Q4_K"' chooses)
 	cargo bench --bench kernels -- $(ARGS)

@@ -1,6 +1,6 @@
 """tallow beside other engines: the same weights, the same prompts, in turns, on one machine.
 
-    python benches/compare.py [--quick] [--only tallow,llama.cpp] [--model FILE.gguf] [--rounds N]
+    python benches/compare.py [--quick] [--only tallow,llama.cpp] [--model FILE.gguf ...] [--rounds N]
 
 Measured are whichever peers are installed (`make bench-peers`, or `--python NAME=PATH`): llama.cpp,
 openvino-genai, transformers, mistralrs. Each engine is a process of its own (benches/peers), asked in
@@ -15,12 +15,15 @@ as fast tallow is.
 - One stream after 256, 2,048 and 8,000 tokens, for engines that need not compute these anew in every
   round.
 - Start: a fresh process, from loading the file to the first token of a 16-token prompt (importing apart),
-  and its peak memory above an interpreter with numpy.
+  and its peak memory above an interpreter with numpy; for tallow, also what of it are weights, keys,
+  values and states. Each of its three engines (single requests, bursts, the stream after a prompt that it
+  keeps) has a cache of its own.
 
 Everything is greedy and writes over the end token. All engines get token ids that tallow's tokenizer made
 of a text generated here; one that takes no ids gets the text. Of tallow and llama.cpp everything is asked,
 of the others nothing that would take more than `--limit` seconds at the speed seen before. The machine's
-limits are taken first; what a phase reaches of them stands below the figures.
+limits are taken first; what a phase reaches of them stands below the figures. Several models have their
+ratios to llama.cpp in one table at the end.
 
 A full run writes benches/RESULTS.md (its part between two marks), results.json and results.svg;
 `--quick`, `--only` and `--model` print only, unless `--into FOLDER` says where to write.
@@ -229,7 +232,8 @@ class Run:
                 self.compare(question, answers)
         for name, engine in list(self.engines.items()):
             try:
-                self.found.add("peak at the end", name, engine.ask("peak", TIMEOUT)["peak"])
+                for figure, value in engine.ask("peak", TIMEOUT).items():
+                    self.found.add(f"{figure} at the end", name, value)
             except Failed as error:
                 self.fail(name, error)
 
@@ -295,12 +299,13 @@ def turned(names: Any, by: int) -> list[str]:
 def facts(model: tallow.Model, path: Path) -> dict[str, Any]:
     """Sizes that the limits are computed from."""
     config = model.config
-    heads = config["num_heads"] + config["num_kv_heads"]
-    layer = 2 * heads * config["head_dim"] + 3 * config["intermediate_size"]
+    sizes = [config[name] for name in ("num_heads", "num_kv_heads", "head_dim", "intermediate_size")]
+    layer = 2 * (sizes[0] + sizes[1]) * sizes[2] + 3 * sizes[3] if all(sizes) else 0
     return {
         "file": path.name,
         "file_bytes": path.stat().st_size,
         "weight_bytes": model.weight_bytes,
+        # Of a transformer whose layers are all alike; of others this would say nothing.
         "layer_weights": config["num_layers"] * config["hidden_size"] * layer,
         "context": model.context_length,
     }
@@ -326,6 +331,13 @@ def number(value: float | None, digits: int = 3) -> str:
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def summary(plan: Plan, rows: list[list[str]]) -> str:
+    """The table of several models, of their `Report.summary`."""
+    head = ["model", *(f"prompt of {length:,}" for length in plan.prompts), "one stream"]
+    head += [f"{size} at once" for size in plan.sizes]
+    return table([*head, "peak memory", "peak / weights, keys, states"], rows)
 
 
 class Report:
@@ -380,7 +392,7 @@ class Report:
                 yield [title, f"{read:.1f} GB/s of weights", f"{read / memory:.0%} of memory speed"]
         for length in self.plan.prompts:
             speed = self.found.median(f"prompt {length}", US)
-            if speed:
+            if speed and layers:
                 done = 2 * layers * speed / 1e9
                 times = f"{done / self.limits['gemm']:.2f} x the f32 product"
                 yield [f"prompt of {length:,}", f"{done:,.0f} GFLOP/s in the layers", times]
@@ -393,6 +405,28 @@ class Report:
                 f"{peak:.0f} MiB, the file has {size:.0f}",
                 f"{share:.2f} x the file",
             ]
+        if share := self.memory():
+            held = self.found.median("held at the end", US)
+            yield [
+                "memory after everything",
+                f"{held:.0f} MiB of weights, keys, values and states",
+                f"{share:.2f} x these",
+            ]
+
+    def memory(self) -> float | None:
+        """Our peak as a multiple of the weights, keys, values and states in it."""
+        peak, held = (self.found.median(f"{figure} at the end", US) for figure in ("peak", "held"))
+        return peak / held if peak and held else None
+
+    def summary(self) -> list[str]:
+        """Ratios to llama.cpp, for a table of several models."""
+        plan, both = self.plan, [US, THEM]
+        figures = [f"prompt {length}" for length in plan.prompts] + ["stream"]
+        ratios = [self.ratio(figure, both, True) for figure in figures]
+        ratios += [self.ratio(f"burst {size}", both, False) for size in plan.sizes]
+        memory = self.ratio("peak at the end", both, False)
+        share = self.memory()
+        return [self.found.facts["file"], *ratios, memory, f"{share:.2f}" if share else ""]
 
     def text(self) -> str:
         head = [self.found.facts["file"], *self.names, "tallow / best peer", "tallow / llama.cpp"]
@@ -457,8 +491,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of small sizes")
     parser.add_argument("--only", metavar="NAMES", help=f"of {','.join(ADAPTERS)}, with commas between")
     parser.add_argument(
-        "--model", metavar="FILE", type=Path, help="instead of both (a path, or part of a name)"
+        "--model",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="instead of both (a path, or part of a name); may be given several times",
     )
+    parser.add_argument("--sizes", type=counts, metavar="N,...", help="requests at once (1,2,4,8,16,32)")
+    parser.add_argument("--depths", type=counts, metavar="N,...", help="contexts of one stream, or none")
     parser.add_argument("--rounds", type=int, metavar="N", help="5, or 1 with --quick")
     parser.add_argument(
         "--limit", type=float, metavar="S", help="no question longer than this (60; quick: 10)"
@@ -476,7 +517,7 @@ def arguments() -> argparse.Namespace:
     for name, path in args.python.items():
         if not Path(path).exists():
             parser.error(f"--python {name}: there is no {path!r}")
-    args.files = models(args.model)
+    args.files = [file for wanted in args.model or [None] for file in models(wanted)]
     if not args.files:
         parser.error("no model file: run `make models`, or give --model")
     return args
@@ -490,9 +531,17 @@ def models(wanted: Path | None) -> list[Path]:
     return [path for path in files if not wanted or str(wanted).lower() in path.name.lower()]
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """`1,8,32`, or `none`."""
+    return () if text == "none" else tuple(int(part) for part in text.split(","))
+
+
+CHANGES = ("rounds", "limit", "sizes", "depths")
+
+
 def planned(args: argparse.Namespace) -> Plan:
     plan = QUICK if args.quick else Plan(5)
-    changes = {name: value for name in ("rounds", "limit") if (value := getattr(args, name))}
+    changes = {name: value for name in CHANGES if (value := getattr(args, name)) is not None}
     return Plan(**(vars(plan) | changes))
 
 
@@ -501,9 +550,12 @@ def command(args: argparse.Namespace) -> str:
     parts = ["python benches/compare.py"] + ["--quick"] * args.quick
     if len(args.only) < len(ADAPTERS):
         parts.append(f"--only {','.join(args.only)}")
-    if args.model:
-        parts.append(f"--model {args.model.name}")
-    parts += [f"--{name} {value:g}" for name in ("rounds", "limit") if (value := getattr(args, name))]
+    parts += [f"--model {model.name}" for model in args.model]
+    for name in CHANGES:
+        value = getattr(args, name)
+        if value is not None:
+            text = ",".join(map(str, value)) or "none" if isinstance(value, tuple) else f"{value:g}"
+            parts.append(f"--{name} {text}")
     return " ".join(parts)
 
 
@@ -528,12 +580,16 @@ def main() -> None:
     absent = [name for name in args.only if name not in pythons]
     if absent:
         print(f"Not installed: {', '.join(absent)} (`make bench-peers`).")
-    reports, founds = [], []
+    reports, founds, rows = [], [], []
     for path in args.files:
         founds.append(Run(path, pythons, plan).all())
-        reports.append(Report(founds[-1], list(pythons), plan, limits).text())
+        report = Report(founds[-1], list(pythons), plan, limits)
+        reports.append(report.text())
+        rows.append(report.summary())
         progress("")
         print(f"\n{reports[-1]}", flush=True)
+    if len(rows) > 1 and THEM in pythons:
+        print(f"Times as fast as llama.cpp (memory: as small):\n\n{summary(plan, rows)}")
     result = {
         "command": command(args),
         "date": datetime.date.today().isoformat(),

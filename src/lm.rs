@@ -125,9 +125,20 @@ impl Lm {
 
     /// Bytes of keys, values and recurrent state that the engine may fill.
     pub fn kv_bytes(&self) -> usize {
-        let (decoder, layout) = (self.model.decoder(), self.engine.bounds().layout);
-        let slots = layout.slots.saturating_mul(decoder.kv_layout().slot_bytes());
-        layout.pages.saturating_mul(decoder.page_bytes()).saturating_add(slots)
+        let layout = self.engine.bounds().layout;
+        self.bytes_of(layout.pages, layout.slots)
+    }
+
+    /// Of these: bytes that it has filled at some time, and that it therefore holds.
+    pub fn touched_kv_bytes(&self) -> usize {
+        let stats = self.stats();
+        self.bytes_of(stats.touched_pages, stats.touched_slots)
+    }
+
+    fn bytes_of(&self, pages: usize, slots: usize) -> usize {
+        let decoder = self.model.decoder();
+        let slots = slots.saturating_mul(decoder.kv_layout().slot_bytes());
+        pages.saturating_mul(decoder.page_bytes()).saturating_add(slots)
     }
 
     pub fn is_closed(&self) -> bool {

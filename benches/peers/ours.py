@@ -27,6 +27,10 @@ class Peer:
         self.endless = dict.fromkeys(self.plain.eos_ids, -100.0)
         self.version = f"tallow {tallow.__version__} ({tallow.features().get('isa', '?')})"
 
+    def held(self) -> float:
+        engines = (self.plain, self.shared, self.deep)
+        return (self.plain.weight_bytes + sum(it.stats()["touched_kv_bytes"] for it in engines)) / 2**20
+
     def ask(self, model: tallow.Model, ids: list[int], new: int) -> tallow.Completion:
         answer = model.generate(ids, max_tokens=new, temperature=0, logit_bias=self.endless)
         if len(answer.tokens) != new:

@@ -11,6 +11,7 @@ An adapter is a module with a class `Peer`:
   until the first token is known (`first`), those of the `new - 1` after it (`rest`), and, where it can,
   the `tokens`. `prompt` is given where the engine read another number of tokens than `ids` has.
 - `burst(prompts, texts, new)`: all requests at once, returns when the last is done.
+- `held()`, where it can say: MiB of weights, keys, values and states in memory.
 - `depth(ids, text, new)`: as `single`; what is left from the call before may be used again.
 
 `text` is what `ids` say, for engines that take no ids. Times of `single` and `depth` are the adapter's
@@ -94,7 +95,9 @@ class Worker:
         return {"seconds": time.perf_counter() - began}
 
     def peak(self) -> dict[str, float]:
-        return {"peak": peak_mib() - self.before}
+        """MiB: the most memory there was, and what of it the peer knows to be weights, keys and states."""
+        held = getattr(self.peer, "held", None)
+        return {"peak": peak_mib() - self.before} | ({"held": held()} if held else {})
 
 
 def answer(worker: Worker, line: str) -> dict[str, Any]:

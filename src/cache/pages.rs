@@ -23,6 +23,8 @@ pub struct Pages {
     free: Vec<u32>,
     /// Pages that are kept and held by no lease.
     cached: usize,
+    /// The most pages that were not free at once.
+    touched: usize,
 }
 
 /// Pages held, in the order of the positions that lie in them.
@@ -39,7 +41,7 @@ impl Pages {
     pub fn new(total: usize) -> Self {
         let total = total.min(u32::MAX as usize) as u32;
         let (counts, kept) = (vec![0; total as usize], vec![false; total as usize]);
-        Pages { counts, kept, free: (0..total).rev().collect(), cached: 0 }
+        Pages { counts, kept, free: (0..total).rev().collect(), cached: 0, touched: 0 }
     }
 
     /// Pages in all.
@@ -57,6 +59,11 @@ impl Pages {
         self.cached
     }
 
+    /// Pages that have ever been held: a page that was given back is given out again before a fresh one.
+    pub fn touched(&self) -> usize {
+        self.touched
+    }
+
     /// How many leases hold `page`.
     pub fn leases(&self, page: u32) -> u32 {
         self.counts[page as usize]
@@ -69,6 +76,7 @@ impl Pages {
         for &page in &pages {
             self.counts[page as usize] = 1;
         }
+        self.touched = self.touched.max(self.total() - self.free());
         Some(Lease { pages })
     }
 

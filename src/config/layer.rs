@@ -611,7 +611,7 @@ impl Routing {
 const MAX_EXPERTS: usize = 1 << 13;
 
 /// The longest filter of a short convolution; those of known models have up to seven taps.
-pub(super) const MAX_TAPS: usize = 64;
+pub(crate) const MAX_TAPS: usize = 64;
 
 /// A size that is neither zero nor beyond any model that there is.
 pub(super) fn within(name: &str, value: usize, max: usize) -> Result<()> {

@@ -18,6 +18,7 @@ pub mod recurrent;
 pub mod rope;
 
 pub use self::family::{Supported, supported};
+pub(crate) use self::layer::MAX_TAPS;
 use self::layer::{positive, within};
 use crate::error::Result;
 use crate::weights::names::Part;

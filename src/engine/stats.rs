@@ -43,6 +43,10 @@ pub struct Stats {
     pub free_pages: usize,
     /// Those that nobody uses now and that hold what was computed before.
     pub cached_pages: usize,
+    /// Pages that have ever been written to.
+    pub touched_pages: usize,
+    /// Slots for recurrent state that have ever been written to.
+    pub touched_slots: usize,
     /// Time spent in steps (forward passes and sampling).
     pub busy: Duration,
     /// Of that: what grammars took, in answers that have ended.

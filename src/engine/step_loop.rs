@@ -609,6 +609,8 @@ impl Engine {
         self.stats.running = self.running.len();
         self.stats.free_pages = self.cache.pages().free();
         self.stats.cached_pages = self.cache.pages().cached();
+        self.stats.touched_pages = self.cache.pages().touched();
+        self.stats.touched_slots = self.cache.slots().touched();
         self.shared.publish(&self.stats);
     }
 

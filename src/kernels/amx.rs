@@ -9,18 +9,18 @@
 //! | | |
 //! |---|---|
 //! | loads of A (16 rows) and B (8 rows), two lines a cycle | 12 |
-//! | TDPBSUD, whatever the width | 16 |
+//! | TDPBSSD, whatever the width | 16 |
 //! | TILESTORED, a row a cycle | 16 |
-//! | 16 x (convert, multiply, 2 fused steps), two a cycle | **32** |
-//! | loads of those: 16 sums, 32 activation scales, some addresses | 20 to 28 |
+//! | 16 x (convert, multiply, 1 or 2 fused steps), two a cycle | 24 or 32 |
+//! | loads of those: 16 sums, 16 or 32 activation scales, some addresses | 20 to 28 |
 //!
-//! They share few ports, so that the floats decide if all else hides behind them: 32 cycles at best, and 40
-//! when loads are the limit, where VNNI needs 8 + 4 instructions a row, 96 cycles and the unpacking (dots of
-//! 16: 64 to 80 instead of 128 for 32 weights). The floats alone, without tiles, take 11 ns on a core of
-//! another make where the VNNI tier takes 25 to 31; nothing here was timed on a machine with AMX yet. Hence
+//! Measured on a core at 3 GHz or so, in a program of their own, they overlap less than that: the tiles of a
+//! dot alone take 10 ns, the floats alone 9, both together 18. VNNI needs 8 + 4 instructions a row, 60 ns a
+//! dot. Hence
 //!
-//! * the tiles run [`LEAD`] dots ahead of the floats, over the borders of rows and panels: loading,
-//!   multiplying and storing a dot takes some 130 cycles from end to end;
+//! * codes whose zero is not 0 are made signed before, so that nothing is taken away from their dots;
+//! * the tiles run [`LEAD`] dots ahead of the floats: loading, multiplying and storing a dot takes some 130
+//!   cycles from end to end;
 //! * sums stay in sixteen registers over a K-block, and in memory between K-blocks;
 //! * codes are unpacked once for all rows of a task: 3 to 7 % of the time with 96.
 //!
@@ -31,16 +31,16 @@
 
 mod tiles;
 
-use self::tiles::{A, B, Config, Tiles};
+use self::tiles::{A, B, C, Config, Tiles};
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::tiles::{Amx, self_check};
 use super::layouts::{Kind, Layout, SUB, with_kind};
-use super::panels::{AMX_ROWS as ROWS, Panel, RING, Scratch, Work};
-use super::quantize::{At, META, SUMS};
+use super::panels::{AMX_ROWS as ROWS, K_BLOCK, PANELS, PLACES, RING, Scratch, Work};
+use super::quantize::{At, META};
 use super::simd::{LANES, Simd};
 
 /// Dots that the tiles are ahead of the floats.
-const LEAD: usize = 4;
+const LEAD: usize = 3;
 const _: () = assert!(LEAD < RING);
 /// Rows beyond whole tiles from which on another tile pays: one costs AVX-512 about 13 cycles a dot.
 const REST: usize = 3;
@@ -75,7 +75,7 @@ fn config<Q: Layout>() -> Config {
     Config::of(if Q::HALVES { SUB / 2 } else { SUB })
 }
 
-/// Adds a K-block to the sums, or sets them at the start. The rows are worth tiles by [`rows_in_tiles`].
+/// Adds a K-block to the sums of sixteen rows, or sets them at the start.
 ///
 /// # Safety
 /// AMX and AVX-512 as `Isa` has them at its level, and tiles configured for the layout.
@@ -91,99 +91,19 @@ pub(super) unsafe fn multiply<Q: Layout>(work: &Work<'_>, scratch: &mut Scratch,
     with_kind!(Q, K => unsafe { compiled::<K>(work, scratch, tiles) });
 }
 
-/// A tile of rows and a panel.
-#[derive(Clone, Copy)]
-struct Item {
-    /// Where the rows begin.
-    x: At,
-    panel: usize,
-    /// Of the first row's sums.
-    place: usize,
-}
-
-impl Item {
-    /// Tiles of rows one after the other, all panels for each.
-    #[inline(always)]
-    fn of(work: &Work<'_>, index: usize) -> Item {
-        let (tile, panel) = (index / work.panels * ROWS, index % work.panels);
-        let row = work.rows.start + first_row(tile, work.rows.len());
-        let x = work.x.at(work.plane, row, work.first);
-        Item { x, panel, place: work.place + tile }
-    }
-}
-
-/// Where the tiles are: they go through all dots of a tile of rows and a panel, then to the next panel, then
-/// to the next tile.
-struct Ahead {
-    /// The next dot's activations and codes.
-    a: *const u8,
-    b: *const u8,
-    /// Dots left of this item, the `item`th of `items`.
-    left: usize,
-    item: usize,
-    items: usize,
-    /// Dots done.
-    done: usize,
-}
-
-impl Ahead {
-    /// Goes to the item `self.item`, if there is one.
-    #[inline(always)]
-    fn enter(&mut self, work: &Work<'_>, scratch: &Scratch, dots: usize) {
-        if self.item < self.items {
-            let item = Item::of(work, self.item);
-            self.a = item.x.q.cast();
-            self.b = scratch.panels[item.panel].codes.as_ptr();
-            self.left = dots;
-        }
-    }
-
-    /// The next dot, into the ring.
-    ///
-    /// # Safety
-    /// As [`multiply_body`].
-    #[inline(always)]
-    unsafe fn step<T: Tiles, K: Kind>(
-        &mut self,
-        work: &Work<'_>,
-        scratch: &mut Scratch,
-        tiles: &mut T,
-        dots: usize,
-    ) {
-        if self.left == 0 {
-            return;
-        }
-        let width = if K::HALVES { SUB / 2 } else { SUB };
-        // SAFETY: sixteen rows of activations of `width` from here on, and `width / 4` groups of codes, are
-        // there.
-        unsafe {
-            let to = scratch.ring.0.as_mut_ptr().add(self.done % RING).cast::<u8>();
-            macro_rules! product {
-                ($c:literal, $ab:literal) => {{
-                    tiles.load::<{ A + $ab }>(self.a, work.x.k);
-                    tiles.load::<{ B + $ab }>(self.b, 4 * LANES);
-                    tiles.zero::<$c>();
-                    tiles.dot::<$c, { A + $ab }, { B + $ab }>();
-                    tiles.store::<$c>(to, 4 * LANES);
-                }};
-            }
-            // Registers in turn: one dot need not wait for the one before it.
-            match self.done % 4 {
-                0 => product!(0, 0),
-                1 => product!(1, 1),
-                2 => product!(2, 0),
-                _ => product!(3, 1),
-            }
-        }
-        self.a = self.a.wrapping_add(width);
-        self.b = self.b.wrapping_add(width * LANES);
-        self.done += 1;
-        self.left -= 1;
-        if self.left == 0 {
-            self.item += 1;
-            self.enter(work, scratch, dots);
-        }
-    }
+/// A statement for each of sixteen rows, written out: as a loop the sums were kept in memory, and a dot took
+/// more than twice as long.
+macro_rules! each_row {
+    ($i:ident => $do:expr) => {
+        each_row!($i => $do; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($i:ident => $do:expr; $($row:literal)*) => {{
+        const { assert!(ROWS == 16) };
+        $({
+            const $i: usize = $row;
+            $do;
+        })*
+    }};
 }
 
 /// As [`multiply`].
@@ -192,52 +112,75 @@ impl Ahead {
 /// The tier's instructions, and tiles configured for such dots; panels, rows and activations are there.
 #[inline(always)]
 unsafe fn multiply_body<S: Simd, T: Tiles, K: Kind>(work: &Work<'_>, scratch: &mut Scratch, tiles: &mut T) {
-    assert!(rows_in_tiles(work.rows.len()) == work.rows.len() && work.rows.end <= work.x.rows);
-    let dots = work.blocks * if K::HALVES { 2 } else { 1 };
-    let items = work.rows.len().div_ceil(ROWS) * work.panels;
-    let nowhere = std::ptr::null();
-    let mut ahead = Ahead { a: nowhere, b: nowhere, left: 0, item: 0, items, done: 0 };
-    ahead.enter(work, scratch, dots);
-    let mut done = 0;
-    // SAFETY: the caller's promise. The ring has the sums of a dot from its step until `RING` dots later.
+    assert!(work.rows.len() == ROWS && work.rows.end <= work.x.rows && work.place + ROWS <= PLACES);
+    assert!(work.panels <= PANELS && work.blocks * SUB <= K_BLOCK);
+    let x = work.x.at(work.plane, work.rows.start, work.first);
+    for panel in 0..work.panels {
+        // SAFETY: the caller's promise.
+        unsafe { multiply_panel::<S, T, K>(work, (x, panel), scratch, tiles) };
+    }
+}
+
+/// All dots of the rows and a panel.
+///
+/// # Safety
+/// As [`multiply_body`].
+#[inline(always)]
+unsafe fn multiply_panel<S: Simd, T: Tiles, K: Kind>(
+    work: &Work<'_>,
+    (x, panel): (At, usize),
+    scratch: &mut Scratch,
+    tiles: &mut T,
+) {
+    let (dots, width) = if K::HALVES { (2 * work.blocks, SUB / 2) } else { (work.blocks, SUB) };
+    let sums = scratch.sums[panel].as_mut_ptr().wrapping_add(work.place).cast::<f32>();
+    let scales = scratch.panels[panel].scales.as_ptr().cast::<f32>();
+    let ring = scratch.ring.0.as_mut_ptr();
+    let (a, k, next_row) = (x.q.cast::<u8>(), x.k, x.blocks * META);
+    let b = match K::MIN {
+        true => scratch.panels[panel].codes.as_ptr(),
+        false => scratch.signed[panel].as_ptr().cast(),
+    };
+    // A dot, into the ring. The same registers for each: the processor renames them, and registers in turn
+    // took as long.
+    macro_rules! multiply_dot {
+        ($dot:expr) => {{
+            tiles.load::<A>(a.add($dot * width), k);
+            tiles.load::<B>(b.add($dot * width * LANES), 4 * LANES);
+            tiles.zero::<C>();
+            tiles.dot::<C, A, B>();
+            tiles.store::<C>(ring.add($dot % RING).cast(), 4 * LANES);
+        }};
+    }
+    // SAFETY: the caller's promise: sixteen rows of activations and a panel of codes with so many dots are
+    // there. The ring has the sums of a dot until `RING` dots later.
     unsafe {
-        for _ in 0..LEAD {
-            ahead.step::<T, K>(work, scratch, tiles, dots);
+        let mut acc = [S::zero(); ROWS];
+        if work.add {
+            each_row!(I => acc[I] = S::load(sums.add(I * LANES)));
         }
-        for index in 0..items {
-            let Item { x, panel, place } = Item::of(work, index);
-            let panel: *const Panel = scratch.panels.as_ptr().add(panel);
-            let sums = scratch.sums[index % work.panels].as_mut_ptr().add(place).cast::<f32>();
-            let mut acc = [S::zero(); ROWS];
-            if work.add {
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::load(sums.add(i * LANES));
-                }
-            }
-            for dot in 0..dots {
-                ahead.step::<T, K>(work, scratch, tiles, dots);
-                let ring = (&raw const scratch.ring.0[done % RING]).cast::<u8>();
-                let scales = (&raw const (*panel).scales).cast::<f32>().add(dot * 2 * LANES);
-                let (scale, offset) = (S::load(scales), S::load(scales.add(LANES)));
-                let (block, sum) = if K::HALVES { (dot / 2, 2 + dot % 2) } else { (dot, 1) };
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let meta = x.meta.add((i * x.blocks + block) * META);
-                    let mut total = S::load_i(ring.add(i * 4 * LANES));
-                    if !K::MIN {
-                        let minus = S::splat_i(*x.sums.add((i * x.blocks + block) * SUMS + sum - 1));
-                        total = S::add_i(total, S::shl_32(minus, work.zero));
-                    }
-                    *acc = S::fma(S::mul(S::to_f(total), scale), S::splat(*meta), *acc);
-                    if K::MIN {
-                        *acc = S::fma(offset, S::splat(*meta.add(sum)), *acc);
-                    }
-                }
-                done += 1;
-            }
-            for (i, &acc) in acc.iter().enumerate() {
-                S::store(sums.add(i * LANES), acc);
-            }
+        for dot in 0..LEAD.min(dots) {
+            multiply_dot!(dot);
         }
+        for dot in 0..dots {
+            if dot + LEAD < dots {
+                multiply_dot!(dot + LEAD);
+            }
+            let total = ring.add(dot % RING).cast::<u8>();
+            let scale = S::load(scales.add(dot * 2 * LANES));
+            let offset = S::load(scales.add(dot * 2 * LANES + LANES));
+            let (block, sum) = if K::HALVES { (dot / 2, 2 + dot % 2) } else { (dot, 1) };
+            let mut meta = x.meta.add(block * META);
+            each_row!(I => {
+                let total = S::to_f(S::load_i(total.add(I * 4 * LANES)));
+                acc[I] = S::fma(S::mul(total, scale), S::splat(*meta), acc[I]);
+                if K::MIN {
+                    acc[I] = S::fma(offset, S::splat(*meta.add(sum)), acc[I]);
+                }
+                meta = meta.wrapping_add(next_row);
+            });
+        }
+        each_row!(I => S::store(sums.add(I * LANES), acc[I]));
     }
 }
 

@@ -42,7 +42,9 @@ pub(super) trait Parts {
     fn unpack(&self, units: &[u8], to: &mut Panel);
     /// Adds the products of the rows to the sums, or sets them.
     fn rows(&self, work: &Work<'_>, scratch: &mut Scratch);
-    /// The same of rows that are worth AMX tiles.
+    /// What AMX tiles need of the panels of a K-block beside their codes.
+    fn sign(&self, block: &Work<'_>, scratch: &mut Scratch);
+    /// The same as `rows` of a tile of AMX.
     fn tiles(&mut self, work: &Work<'_>, scratch: &mut Scratch);
     /// Adds the products of the rows' outliers to the sums.
     fn outliers(&self, work: &Work<'_>, scratch: &mut Scratch);
@@ -67,6 +69,9 @@ tiered! {
     fn multiply_rows<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = multiply_rows_body;
 }
 tiered! {
+    fn sign(block: &Work<'_>, scratch: &mut Scratch) = sign_body;
+}
+tiered! {
     fn outliers<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = outliers_body;
 }
 
@@ -89,6 +94,12 @@ impl<Q: Layout> Parts for Tiered<Q> {
 
     fn rows(&self, work: &Work<'_>, scratch: &mut Scratch) {
         with_kind!(Q, K => multiply_rows::<K>(self.isa, work, scratch));
+    }
+
+    fn sign(&self, block: &Work<'_>, scratch: &mut Scratch) {
+        if !Q::MIN {
+            sign(self.isa, block, scratch);
+        }
     }
 
     fn tiles(&mut self, _work: &Work<'_>, _scratch: &mut Scratch) {
@@ -179,7 +190,6 @@ impl<'a, P: Parts, S: Sink> BlockedProduct<'a, P, S> {
             self.tile_rows(&block);
             self.other_rows(&block);
         }
-        self.finish_tiles(&group);
     }
 
     fn unpack<Q: Layout>(&mut self, block: &Block) {
@@ -203,26 +213,43 @@ impl<'a, P: Parts, S: Sink> BlockedProduct<'a, P, S> {
         Work { x: self.x, plane, add, rows, place, first, blocks, zero: block.zero, panels }
     }
 
-    /// The rows that are worth AMX tiles.
+    /// The rows that are worth AMX tiles, a tile after the other. After the last K-block they are finished.
     fn tile_rows(&mut self, block: &Block) {
         if self.tiled == 0 {
             return;
         }
-        let start = self.rows.start;
-        for plane in 0..self.x.planes() {
-            let work = self.work(block, start..start + self.tiled, 0, plane);
-            self.parts.tiles(&work, self.scratch);
+        let (start, last) = (self.rows.start, block.k.end == self.x.k);
+        let rows_of = |tile: usize, tiled: usize| start + tile..start + tiled.min(tile + AMX_ROWS);
+        self.parts.sign(&self.work(block, start..start, 0, 0), self.scratch);
+        if last {
+            self.sink.expect(rows_of(0, self.tiled), block.group.clone());
         }
         for tile in (0..self.tiled).step_by(AMX_ROWS) {
-            let rows = start + tile..start + self.tiled.min(tile + AMX_ROWS);
-            let work = self.work(block, rows, tile + self.again(tile), 0);
-            self.parts.outliers(&work, self.scratch);
+            let rows = rows_of(tile, self.tiled);
+            if last {
+                self.sink.expect(rows.end..rows_of(tile + AMX_ROWS, self.tiled).end, block.group.clone());
+                self.prefetch_ahead(tile..tile + AMX_ROWS, self.tiled);
+            }
+            // The last tile takes rows of the one before it along.
+            let first = start + amx::first_row(tile, self.tiled);
+            let again = rows.start - first;
+            for plane in 0..self.x.planes() {
+                let work = self.work(block, first..first + AMX_ROWS, tile, plane);
+                self.parts.tiles(&work, self.scratch);
+            }
+            self.parts.outliers(&self.work(block, rows.clone(), tile + again, 0), self.scratch);
+            if last {
+                self.give(rows.start, &block.group, tile + again..tile + AMX_ROWS);
+            }
         }
     }
 
-    /// Rows of the AMX tile at row `tile` that the tile before it has, too.
-    fn again(&self, tile: usize) -> usize {
-        tile - amx::first_row(tile, self.tiled)
+    /// Asks for a share of the weights that are wanted next: that of some rows of `all`.
+    fn prefetch_ahead(&self, rows: Range<usize>, all: usize) {
+        for ahead in self.w.ahead {
+            let share = |row: usize| ahead.len() * row.min(all) / all;
+            self.parts.prefetch(&ahead[share(rows.start)..share(rows.end)]);
+        }
     }
 
     /// The rows beyond those. After the last K-block they are finished, some at a time.
@@ -236,9 +263,8 @@ impl<'a, P: Parts, S: Sink> BlockedProduct<'a, P, S> {
             let place = first_place + from - rest.start;
             if last {
                 self.sink.expect(rows.clone(), block.group.clone());
-                for ahead in self.w.ahead {
-                    let share = |row: usize| ahead.len() * (row - rest.start) / rest.len();
-                    self.parts.prefetch(&ahead[share(rows.start)..share(rows.end)]);
+                if self.tiled == 0 {
+                    self.prefetch_ahead(rows.start - rest.start..rows.end - rest.start, rest.len());
                 }
             }
             for plane in 0..self.x.planes() {
@@ -248,13 +274,6 @@ impl<'a, P: Parts, S: Sink> BlockedProduct<'a, P, S> {
             if last {
                 self.give(from, &block.group, place..place + rows.len());
             }
-        }
-    }
-
-    fn finish_tiles(&mut self, group: &Range<usize>) {
-        for tile in (0..self.tiled).step_by(AMX_ROWS) {
-            let again = self.again(tile);
-            self.give(self.rows.start + tile, group, tile + again..tile + AMX_ROWS);
         }
     }
 
@@ -310,6 +329,27 @@ pub(super) unsafe fn unpack_body<S: Simd, Q: Layout>(units: &[u8], to: &mut Pane
                 }
                 codes = codes.add(LANES * SUB);
                 sub = sub.add(Q::SUB_BYTES);
+            }
+        }
+    }
+}
+
+/// The codes of all panels less their zero: signed bytes, as AMX takes them, so that nothing need be taken away
+/// from their dots.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+pub(super) unsafe fn sign_body<S: Simd>(block: &Work<'_>, scratch: &mut Scratch) {
+    assert!(block.blocks * SUB <= K_BLOCK);
+    // SAFETY: the caller's promise; whole vectors of codes, as many as a panel has room for.
+    unsafe {
+        let zero = S::splat_i(i32::from_ne_bytes([1 << block.zero; 4]));
+        for (panel, signed) in scratch.panels.iter().zip(&mut scratch.signed).take(block.panels) {
+            let (from, to) = (panel.codes.as_ptr(), signed.as_mut_ptr().cast::<u8>());
+            for at in (0..block.blocks * SUB * LANES).step_by(64) {
+                let codes = S::sub_bytes(S::load_i(from.add(at)), zero);
+                to.add(at).cast::<S::I>().write_unaligned(codes);
             }
         }
     }

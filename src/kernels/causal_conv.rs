@@ -13,6 +13,7 @@ use super::isa::{Isa, tiered};
 use super::math;
 use super::simd::{LANES, Simd};
 use super::types::{CausalConv, ConvForm};
+use crate::config::MAX_TAPS;
 use crate::step::{Span, StateWrite};
 
 /// One call: the rows `[rows, dim]`, and the state before each span.
@@ -44,19 +45,22 @@ impl<'a> Rows<'a> {
     }
 
     /// `y` of some rows of the step, `[rows, width]`.
-    pub(super) fn compute(&self, isa: Isa, rows: Range<usize>, out: &mut [f32]) {
+    pub(super) fn compute(&self, isa: Isa, rows: Range<usize>, mut out: &mut [f32]) {
         let (width, dim) = (self.conv.width(), self.conv.row_dim());
-        let mut number = self.step.spans.partition_point(|span| span.rows.end <= rows.start);
-        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
-            while self.step.spans[number].rows.end <= row {
-                number += 1;
+        let first = self.step.spans.partition_point(|span| span.rows.end <= rows.start);
+        for (number, span) in self.step.spans.iter().enumerate().skip(first) {
+            let part = rows.start.max(span.rows.start)..rows.end.min(span.rows.end);
+            if part.is_empty() {
+                break;
             }
-            // Positions of its own span that it sees beside its own, and of the state where these are few.
-            let at = row - self.step.spans[number].rows.start;
-            let own = at.min(self.conv.kernel - 1);
+            // Positions of its own span that the first row sees beside its own, and of the state where these
+            // are few.
+            let own = (part.start - span.rows.start).min(self.conv.kernel - 1);
             let kept = &self.state(number)[own * width..];
-            let x = &self.x[(row - own) * dim..(row + 1) * dim];
-            convolve(isa, self.conv, kept, x, out);
+            let x = &self.x[(part.start - own) * dim..part.end * dim];
+            let (these, others) = out.split_at_mut(part.len() * width);
+            convolve(isa, self.conv, kept, x, these);
+            out = others;
         }
     }
 
@@ -99,46 +103,122 @@ impl<'a> Rows<'a> {
 }
 
 tiered! {
-    /// One row: `kept`, the positions of the state that it sees, `[.., width]`, and `x`, those of its span
-    /// and itself, `[.., dim]`; together the kernel's.
+    /// Rows one after the other: `kept`, the positions of the state that the first one sees, `[.., width]`, and
+    /// `x`, those of its span and all rows, `[.., dim]`.
     fn convolve(conv: &CausalConv, kept: &[f32], x: &[f32], out: &mut [f32]) = convolve_body;
 }
+
+/// Columns that go down the rows together, in vectors.
+const VECTORS: usize = 2;
+/// Rows that are asked for ahead: they lie too far apart for the processor to guess.
+const ROWS_AHEAD: usize = 6;
 
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn convolve_body<S: Simd>(conv: &CausalConv, kept: &[f32], x: &[f32], out: &mut [f32]) {
-    let (width, dim) = (conv.width(), conv.row_dim());
-    let row = &x[x.len() - dim..];
-    let mut at = 0;
-    while at < width {
-        let end = width.min(at + LANES);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match conv.kernel {
+            2 => down_rows::<S, 2>(conv, kept, x, out),
+            3 => down_rows::<S, 3>(conv, kept, x, out),
+            4 => down_rows::<S, 4>(conv, kept, x, out),
+            ..=8 => down_rows::<S, 8>(conv, kept, x, out),
+            _ => down_rows::<S, MAX_TAPS>(conv, kept, x, out),
+        }
+    }
+}
+
+/// Up to `K` positions a row. The taps stay in registers, and so do the inputs that the next row sees again.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn down_rows<S: Simd, const K: usize>(conv: &CausalConv, kept: &[f32], x: &[f32], out: &mut [f32]) {
+    let (width, dim, kernel) = (conv.width(), conv.row_dim(), conv.kernel);
+    assert!(kernel <= K);
+    for column in (0..width).step_by(VECTORS * LANES) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sum = match &conv.bias {
-                Some(bias) => S::load_some(&bias.values[at..end]),
-                None => S::zero(),
-            };
-            let mut taps = conv.taps.values.chunks_exact(width);
-            for (kept, tap) in kept.chunks_exact(width).zip(taps.by_ref()) {
-                sum = S::fma(S::load_some(&tap[at..end]), S::load_some(&kept[at..end]), sum);
+            let (mut taps, mut window) = ([[S::zero(); VECTORS]; K], [[S::zero(); VECTORS]; K]);
+            for (tap, row) in taps[K - kernel..].iter_mut().zip(conv.taps.values.chunks_exact(width)) {
+                *tap = vectors::<S>(row, column);
             }
-            for (x, tap) in x.chunks_exact(dim).zip(taps) {
-                let input = match conv.form {
-                    ConvForm::Gated => {
-                        let gate = S::load_some(&x[at..end]);
-                        S::mul(gate, S::load_some(&x[2 * width + at..2 * width + end]))
+            let bias = conv.bias.as_ref().map(|bias| vectors::<S>(&bias.values, column));
+            for row in kept.chunks_exact(width) {
+                push(&mut window, vectors::<S>(row, column));
+            }
+            let before = kernel - 1 - kept.len() / width;
+            let mut rows = x.chunks_exact(dim);
+            for row in rows.by_ref().take(before) {
+                push(&mut window, input::<S>(conv.form, row, column, width));
+            }
+            for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+                let ahead = row.as_ptr().wrapping_add(ROWS_AHEAD * dim + column);
+                S::prefetch_l1(ahead.cast());
+                S::prefetch_l1(ahead.wrapping_add(LANES).cast());
+                push(&mut window, input::<S>(conv.form, row, column, width));
+                for vector in 0..VECTORS {
+                    let mut sum = bias.map_or(S::zero(), |bias| bias[vector]);
+                    for tap in 0..K {
+                        if tap >= K - kernel {
+                            sum = S::fma(taps[tap][vector], window[tap][vector], sum);
+                        }
                     }
-                    ConvForm::Silu => S::load_some(&x[at..end]),
-                };
-                sum = S::fma(S::load_some(&tap[at..end]), input, sum);
+                    let at = (column + vector * LANES).min(width)..(column + (vector + 1) * LANES).min(width);
+                    let y = match conv.form {
+                        ConvForm::Gated => S::mul(sum, S::load_some(&row[width..2 * width][at.clone()])),
+                        ConvForm::Silu => math::silu::<S>(sum),
+                    };
+                    S::store_some(&mut out[at], y);
+                }
             }
-            let y = match conv.form {
-                ConvForm::Gated => S::mul(sum, S::load_some(&row[width + at..width + end])),
-                ConvForm::Silu => math::silu::<S>(sum),
-            };
-            S::store_some(&mut out[at..end], y);
         }
-        at = end;
     }
+}
+
+/// Some columns of a row of `width`; zeros behind the last one.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn vectors<S: Simd>(row: &[f32], column: usize) -> [S::F; VECTORS] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut out = [S::zero(); VECTORS];
+        for (vector, out) in out.iter_mut().enumerate() {
+            let at = column + vector * LANES;
+            *out = S::load_some(&row[at.min(row.len())..(at + LANES).min(row.len())]);
+        }
+        out
+    }
+}
+
+/// What the convolution sees of some columns of a row.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn input<S: Simd>(form: ConvForm, row: &[f32], column: usize, width: usize) -> [S::F; VECTORS] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match form {
+            ConvForm::Silu => vectors::<S>(row, column),
+            ConvForm::Gated => {
+                let gate = vectors::<S>(&row[..width], column);
+                let mut x = vectors::<S>(&row[2 * width..], column);
+                for (x, gate) in x.iter_mut().zip(gate) {
+                    *x = S::mul(gate, *x);
+                }
+                x
+            }
+        }
+    }
+}
+
+/// The window goes on by a position.
+#[inline(always)]
+fn push<F: Copy, const K: usize>(window: &mut [[F; VECTORS]; K], next: [F; VECTORS]) {
+    window.rotate_left(1);
+    window[K - 1] = next;
 }

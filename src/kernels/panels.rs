@@ -52,7 +52,7 @@ impl Columns {
 }
 
 /// Dots whose sums the ring has room for.
-pub(super) const RING: usize = 8;
+pub(super) const RING: usize = 4;
 
 /// Sums of bytes on their way from the tiles of AMX to the floats.
 #[repr(C, align(64))]
@@ -62,6 +62,8 @@ pub(super) struct Ring(pub(super) [[[i32; LANES]; AMX_ROWS]; RING]);
 pub(super) struct Scratch {
     pub(super) columns: Columns,
     pub(super) panels: [Panel; PANELS],
+    /// The panels' codes less their zero, which AMX multiplies.
+    pub(super) signed: [[i8; K_BLOCK * LANES]; PANELS],
     pub(super) sums: [[[f32; LANES]; PLACES]; PANELS],
     pub(super) ring: Ring,
 }
@@ -70,6 +72,7 @@ impl Scratch {
     pub(super) const NEW: Scratch = Scratch {
         columns: Columns::NEW,
         panels: [const { Panel { codes: [0; _], scales: [[[0.0; LANES]; 2]; _] } }; PANELS],
+        signed: [[0; _]; PANELS],
         sums: [[[0.0; LANES]; PLACES]; PANELS],
         ring: Ring([[[0; LANES]; AMX_ROWS]; RING]),
     };

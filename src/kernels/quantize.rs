@@ -13,7 +13,7 @@
 //! A block that holds infinity or NaN gets a NaN for a scale, so that it stays visible in all that is
 //! computed from it.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use super::disjoint::DisjointSlices;
 use super::isa::tiered;
@@ -27,6 +27,9 @@ pub(super) const SUMS: usize = 4;
 
 /// Blocks of smaller numbers are zeros: a 127th of them has no inverse in f32.
 const MIN_AMAX: f32 = 1e-36;
+
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 
 /// How exactly activations are taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,11 +53,42 @@ pub(super) struct Outlier {
     pub(super) value: f32,
 }
 
+/// Bytes of which the first is the first of a cache line: 32 of them never lie on two. (A fifth less time for
+/// AMX, which loads them from sixteen rows at once.)
+#[derive(Default)]
+struct Lines {
+    store: Vec<i8>,
+    skip: usize,
+}
+
+impl Lines {
+    /// Makes room for `len` bytes; what is in them is not defined.
+    fn at_least(&mut self, len: usize) {
+        if self.store.len() < self.skip + len {
+            self.store = vec![0; len + LINE];
+            self.skip = self.store.as_ptr().align_offset(LINE).min(LINE);
+        }
+    }
+}
+
+impl Deref for Lines {
+    type Target = [i8];
+    fn deref(&self) -> &[i8] {
+        &self.store[self.skip..]
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [i8] {
+        &mut self.store[self.skip..]
+    }
+}
+
 /// A byte for each number.
 #[derive(Default)]
 struct Plane {
     /// `[rows, k]`
-    q: Vec<i8>,
+    q: Lines,
     /// `[rows, k / 32, META]`
     meta: Vec<f32>,
     /// `[rows, k / 32, SUMS]`
@@ -117,7 +151,7 @@ impl Quantized {
         self.used = planes;
         self.planes.resize_with(self.used.max(self.planes.len()), Plane::default);
         for plane in &mut self.planes[..self.used] {
-            at_least(&mut plane.q, rows * k);
+            plane.q.at_least(rows * k);
             at_least(&mut plane.meta, blocks * META);
             at_least(&mut plane.sums, blocks * SUMS);
         }
@@ -148,7 +182,7 @@ impl Quantized {
     pub(super) fn slices<'a>(&'a mut self) -> Parts<'a> {
         let plane = |Plane { q, meta, sums }: &'a mut Plane| {
             (
-                DisjointSlices::new(q.as_mut_slice()),
+                DisjointSlices::new(q),
                 DisjointSlices::new(meta.as_mut_slice()),
                 DisjointSlices::new(sums.as_mut_slice()),
             )

@@ -8,8 +8,8 @@
 //!                                 d = b (v - (a S)^T k)        (Gated DeltaNet)
 //! ```
 //!
-//! Columns of S never meet: a task takes 32 of one head (a *panel*, `[key_dim, 32]`, 16 KB for keys of 128),
-//! keeps them in L1 and walks all rows of a span. Of S a row needs two sums over the keys, of S before it:
+//! Columns of S never meet: a task takes up to 64 of one head (a *panel*, `[key_dim, 64]`, 32 KB for keys of
+//! 128), keeps them in L1 and walks all rows of a span. Of S a row needs two sums over the keys, of S before it:
 //! `S^T k` and `S^T q` (`o = a S^T q + (q.k) d`), so one pass over the panel does the update of a row and the
 //! sums of the next. Those go from the first key to the last in one chain a column, whatever the rows around
 //! it: how a prompt is cut into steps changes no bit, and a chunk has no borders.
@@ -28,11 +28,9 @@ use super::types::{Scan, ScanRule};
 use super::{CheckedStep, math, norm};
 use crate::step::StateWrite;
 
-/// Columns of a panel, in vectors: enough sums at a time for the latency of an addition.
-const VECTORS: usize = 2;
-
-/// Columns of a panel.
-pub(super) const PANEL: usize = VECTORS * LANES;
+/// Columns of a panel, at most: four vectors, so that there are enough sums at a time for the latency of an
+/// addition, and keys and queries are spread over lanes for all four at once.
+pub(super) const PANEL: usize = 4 * LANES;
 
 /// What is added to the squares of a key or query before the root (`l2norm` of Gated DeltaNet).
 const EPS: f32 = 1e-6;
@@ -196,16 +194,16 @@ tiered! {
     pub(super) fn walk(panel: Panel<'_>) = [unsafe] walk_body;
 }
 
-/// A row of a panel: the columns at one key, on a line of the cache each.
+/// A row of a panel of `V` vectors: the columns at one key, on whole lines of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Lanes([f32; PANEL]);
+struct Lanes<const V: usize>([[f32; LANES]; V]);
 
 /// Sums over the keys, for each column.
 #[derive(Clone, Copy)]
-struct Sums<S: Simd> {
-    keys: [S::F; VECTORS],
-    queries: [S::F; VECTORS],
+struct Sums<S: Simd, const V: usize> {
+    keys: [S::F; V],
+    queries: [S::F; V],
 }
 
 /// A row as a task sees it.
@@ -252,10 +250,10 @@ impl<'a> Panel<'a> {
 
     /// # Safety
     /// As [`walk`].
-    unsafe fn read(&self) -> Vec<Lanes> {
-        let mut state = vec![Lanes([0.0; PANEL]); self.scan.key_dim];
+    unsafe fn read<const V: usize>(&self) -> Vec<Lanes<V>> {
+        let mut state = vec![Lanes([[0.0; LANES]; V]); self.scan.key_dim];
         for (key, lanes) in state.iter_mut().enumerate() {
-            let lanes = &mut lanes.0[..self.columns.len()];
+            let lanes = &mut lanes.0.as_flattened_mut()[..self.columns.len()];
             match self.before {
                 Before::Zeros => break,
                 Before::Copy(state) => lanes.copy_from_slice(&state[self.place(key)]),
@@ -272,11 +270,11 @@ impl<'a> Panel<'a> {
 
     /// # Safety
     /// As [`walk`].
-    unsafe fn write(&self, state: &[Lanes], slot: u32) {
+    unsafe fn write<const V: usize>(&self, state: &[Lanes<V>], slot: u32) {
         for (key, lanes) in state.iter().enumerate() {
             // SAFETY: nobody else writes to this place, by the caller's promise.
             let to = unsafe { self.states.slice_mut(self.in_slot(slot, key)) };
-            to.copy_from_slice(&lanes.0[..to.len()]);
+            to.copy_from_slice(&lanes.0.as_flattened()[..to.len()]);
         }
     }
 }
@@ -287,9 +285,13 @@ impl<'a> Panel<'a> {
 unsafe fn walk_body<S: Simd>(panel: Panel<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        match panel.scan.rule {
-            ScanRule::Delta => walk_rule::<S, true>(panel),
-            ScanRule::Mamba2 { .. } => walk_rule::<S, false>(panel),
+        match (&panel.scan.rule, panel.columns.len().div_ceil(LANES)) {
+            (ScanRule::Delta, ..=1) => walk_rule::<S, 1, true>(panel),
+            (ScanRule::Delta, 2) => walk_rule::<S, 2, true>(panel),
+            (ScanRule::Delta, _) => walk_rule::<S, 4, true>(panel),
+            (ScanRule::Mamba2 { .. }, ..=1) => walk_rule::<S, 1, false>(panel),
+            (ScanRule::Mamba2 { .. }, 2) => walk_rule::<S, 2, false>(panel),
+            (ScanRule::Mamba2 { .. }, _) => walk_rule::<S, 4, false>(panel),
         }
     }
 }
@@ -297,24 +299,24 @@ unsafe fn walk_body<S: Simd>(panel: Panel<'_>) {
 /// # Safety
 /// As [`walk_body`].
 #[inline(always)]
-unsafe fn walk_rule<S: Simd, const DELTA: bool>(panel: Panel<'_>) {
+unsafe fn walk_rule<S: Simd, const V: usize, const DELTA: bool>(panel: Panel<'_>) {
     let Range { start, end } = panel.rows;
     let mut writes = panel.writes;
     let mut row = panel.row(start);
     // SAFETY: the caller's promise.
     unsafe {
-        let mut state = panel.read();
-        let none = [S::zero(); VECTORS];
-        let mut sums = pass::<S, false, true, DELTA>(&mut state, (1.0, row.k, none), (row.q, row.k));
+        let mut state = panel.read::<V>();
+        let none = [S::zero(); V];
+        let mut sums = pass::<S, V, false, true, DELTA>(&mut state, (1.0, row.k, none), (row.q, row.k));
         for at in start..end {
-            let change = finish::<S, DELTA>(&panel, at, &row, &sums);
+            let change = finish::<S, V, DELTA>(&panel, at, &row, &sums);
             let update = (row.decay, row.k, change);
             if at + 1 < end {
                 let next = panel.row(at + 1);
-                sums = pass::<S, true, true, DELTA>(&mut state, update, (next.q, next.k));
+                sums = pass::<S, V, true, true, DELTA>(&mut state, update, (next.q, next.k));
                 row = next;
             } else if !writes.is_empty() {
-                pass::<S, true, false, DELTA>(&mut state, update, (row.q, row.k));
+                pass::<S, V, true, false, DELTA>(&mut state, update, (row.q, row.k));
             }
             while let Some((write, others)) =
                 writes.split_first().filter(|(write, _)| write.rows <= at + 1 - start)
@@ -331,17 +333,17 @@ unsafe fn walk_rule<S: Simd, const DELTA: bool>(panel: Panel<'_>) {
 /// # Safety
 /// As [`walk_body`].
 #[inline(always)]
-unsafe fn finish<S: Simd, const DELTA: bool>(
+unsafe fn finish<S: Simd, const V: usize, const DELTA: bool>(
     panel: &Panel<'_>,
     at: usize,
     row: &Row<'_>,
-    sums: &Sums<S>,
-) -> [S::F; VECTORS] {
+    sums: &Sums<S, V>,
+) -> [S::F; V] {
     let (dim, head) = (panel.scan.width(), panel.head * panel.scan.value_dim);
     let start = at * dim + head + panel.columns.start;
     // SAFETY: the caller's promise; no other task has these columns of the row.
     unsafe {
-        let mut changes = [S::zero(); VECTORS];
+        let mut changes = [S::zero(); V];
         let out = panel.out.slice_mut(start..start + panel.columns.len());
         let (decay, strength) = (S::splat(row.decay), S::splat(row.strength));
         let parts = row.v.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate();
@@ -368,19 +370,23 @@ unsafe fn finish<S: Simd, const DELTA: bool>(
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn pass<S: Simd, const UPDATE: bool, const SUM: bool, const DELTA: bool>(
-    state: &mut [Lanes],
-    (decay, key, change): (f32, &[f32], [S::F; VECTORS]),
+unsafe fn pass<S: Simd, const V: usize, const UPDATE: bool, const SUM: bool, const DELTA: bool>(
+    state: &mut [Lanes<V>],
+    (decay, key, change): (f32, &[f32], [S::F; V]),
     (next_q, next_k): (&[f32], &[f32]),
-) -> Sums<S> {
-    // SAFETY: the caller's promise; each row of a panel is as many vectors.
+) -> Sums<S, V> {
+    let (len, at) = (state.len(), state.as_mut_ptr().cast::<f32>());
+    assert!(key.len() == len && next_q.len() == len && next_k.len() == len);
+    let (key, next_q, next_k) = (key.as_ptr(), next_q.as_ptr(), next_k.as_ptr());
+    // SAFETY: the caller's promise; each row of a panel is `V` vectors. (Pointers: of zipped iterators some
+    // compilations made calls.)
     unsafe {
         let decay = S::splat(decay);
-        let (mut keys, mut queries) = ([S::zero(); VECTORS], [S::zero(); VECTORS]);
-        for (((lanes, k), q), next) in state.iter_mut().zip(key).zip(next_q).zip(next_k) {
-            let (k, q, next) = (S::splat(*k), S::splat(*q), S::splat(*next));
-            for vector in 0..VECTORS {
-                let at = lanes.0.as_mut_ptr().add(vector * LANES);
+        let (mut keys, mut queries) = ([S::zero(); V], [S::zero(); V]);
+        for row in 0..len {
+            let (k, q, next) = (S::splat(*key.add(row)), S::splat(*next_q.add(row)), S::splat(*next_k.add(row)));
+            for vector in 0..V {
+                let at = at.add((row * V + vector) * LANES);
                 let mut s = S::load(at);
                 if UPDATE {
                     s = S::fma(k, change[vector], S::mul(decay, s));

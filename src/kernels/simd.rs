@@ -115,6 +115,8 @@ pub(super) trait Simd: 'static {
     /// The same four bytes in all lanes.
     unsafe fn load_4(from: *const u8) -> Self::I;
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    /// Of 64 bytes, wrapping.
+    unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I;
     /// Shifts 32-bit lanes; zeros come in.
     unsafe fn shr_32(x: Self::I, by: i32) -> Self::I;
     unsafe fn shl_32(x: Self::I, by: i32) -> Self::I;

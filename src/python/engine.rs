@@ -246,6 +246,7 @@ impl PyEngine {
         dict.set_item("mean_batch", s.mean_batch())?;
         dict.set_item("tokens_per_second", s.tokens_per_second())?;
         dict.set_item("kv_bytes", self.lm.kv_bytes())?;
+        dict.set_item("touched_kv_bytes", self.lm.touched_kv_bytes())?;
         Ok(dict)
     }
 

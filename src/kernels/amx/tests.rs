@@ -76,6 +76,13 @@ impl<Q: Layout> blocked::Parts for EmulatedParts<Q> {
 
     fn rows(&self, _: &Work<'_>, _: &mut Scratch) {}
 
+    fn sign(&self, block: &Work<'_>, scratch: &mut Scratch) {
+        if !Q::MIN {
+            // SAFETY: the scalar tier needs nothing of the machine.
+            unsafe { blocked::sign_body::<Scalar>(block, scratch) }
+        }
+    }
+
     fn tiles(&mut self, work: &Work<'_>, scratch: &mut Scratch) {
         // SAFETY: neither the emulator nor the scalar tier needs anything of the machine; the tiles are
         // configured for `Q`.

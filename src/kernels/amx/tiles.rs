@@ -2,12 +2,12 @@
 //! themselves, and an emulator of them.
 //!
 //! Eight registers of up to sixteen rows of up to 64 bytes; a configuration says how many of each.
-//! [`Tiles::dot`] adds to `C` (16 x 16 i32) the product of signed bytes `A` (16 rows of `k`) and unsigned
-//! bytes `B` (`k / 4` rows: lane `n` of row `j` has weights `4j..4j + 4` of column `n`, which is a group of
+//! [`Tiles::dot`] adds to `C` (16 x 16 i32) the product of signed bytes `A` (16 rows of `k`) and signed bytes
+//! `B` (`k / 4` rows: lane `n` of row `j` has weights `4j..4j + 4` of column `n`, which is a group of
 //! [`layouts`](crate::kernels::layouts)).
 //!
 //! The instructions come as inline assembly, since their intrinsics are not stable Rust. [`Emulated`] follows
-//! the pseudocode and the exceptions of Intel's SDM, volume 2 (LDTILECFG, TILELOADD, TDPBSUD, TILESTORED):
+//! the pseudocode and the exceptions of Intel's SDM, volume 2 (LDTILECFG, TILELOADD, TDPBSSD, TILESTORED):
 //! the tests run the kernels over it on any machine, and a machine is believed to have AMX only after both
 //! gave the same bytes.
 
@@ -18,7 +18,8 @@ use crate::kernels::panels::AMX_ROWS as ROWS;
 /// Bytes of a row of a tile, at most.
 const COLUMNS: usize = 64;
 
-/// The registers: four of `C`, two each of `A` and `B`.
+/// The registers: four of `C`, two each of `A` and `B`, of which the kernels need the first ones.
+pub(in crate::kernels) const C: usize = 0;
 pub(in crate::kernels) const A: usize = 4;
 pub(in crate::kernels) const B: usize = 6;
 
@@ -63,7 +64,7 @@ pub(in crate::kernels) trait Tiles {
     unsafe fn zero<const T: usize>(&mut self);
     unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize);
     unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize);
-    /// `C += A * B`, of signed bytes and unsigned ones.
+    /// `C += A * B`, of signed bytes.
     unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
 }
 
@@ -127,7 +128,7 @@ impl Tiles for Amx {
     unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
         // SAFETY: as `zero`.
         unsafe {
-            tile_asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+            tile_asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
                 options(nostack, nomem, preserves_flags));
         }
     }
@@ -206,7 +207,7 @@ impl Tiles for Emulated {
             let sums = sums.as_chunks_mut::<4>().0;
             for (a, b) in a.as_chunks::<4>().0.iter().zip(&b).take(groups) {
                 for (sum, b) in sums.iter_mut().zip(b.as_chunks::<4>().0).take(bytes / 4) {
-                    let products = a.iter().zip(b).map(|(&a, &b)| i32::from(a as i8) * i32::from(b));
+                    let products = a.iter().zip(b).map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8));
                     *sum = products.fold(i32::from_le_bytes(*sum), i32::wrapping_add).to_le_bytes();
                 }
             }
@@ -278,7 +279,7 @@ mod tests {
 
     /// One product by the formula, at the places that the tiles are to put it.
     #[test]
-    fn a_product_is_of_signed_rows_and_unsigned_columns() {
+    fn a_product_is_of_signed_rows_and_signed_columns() {
         for width in [16, 32] {
             let a: Vec<i8> = (0..ROWS * width).map(|i| (i * 37 + 11) as u8 as i8).collect();
             let b: Vec<u8> = (0..width * ROWS).map(|i| (i * 91 + 200) as u8).collect();
@@ -294,7 +295,7 @@ mod tests {
             }
             for (m, row) in sums.iter().enumerate() {
                 for (n, &sum) in row.iter().enumerate() {
-                    let weight = |k: usize| i32::from(b[k / 4 * COLUMNS + 4 * n + k % 4]);
+                    let weight = |k: usize| i32::from(b[k / 4 * COLUMNS + 4 * n + k % 4] as i8);
                     let want: i32 = (0..width).map(|k| i32::from(a[m * width + k]) * weight(k)).sum();
                     assert_eq!(sum, want + 7, "row {m}, column {n} of width {width}");
                 }

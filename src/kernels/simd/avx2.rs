@@ -65,6 +65,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         fn max_i(a: I, b: I) -> I = both!(a, b => _mm256_max_epi32(a, b));
         fn splat_i(x: i32) -> I = [_mm256_set1_epi32(x); 2];
         fn add_i(a: I, b: I) -> I = both!(a, b => _mm256_add_epi32(a, b));
+        fn sub_bytes(a: I, b: I) -> I = both!(a, b => _mm256_sub_epi8(a, b));
         fn shr_32(x: I, by: i32) -> I = both!(x => _mm256_srl_epi32(x, _mm_cvtsi32_si128(by)));
         fn shl_32(x: I, by: i32) -> I = both!(x => _mm256_sll_epi32(x, _mm_cvtsi32_si128(by)));
         fn and(a: I, b: I) -> I = both!(a, b => _mm256_and_si256(a, b));

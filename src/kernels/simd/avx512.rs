@@ -43,6 +43,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn reduce_max_i(x: __m512i) -> i32 = _mm512_reduce_max_epi32(x);
         fn splat_i(x: i32) -> __m512i = _mm512_set1_epi32(x);
         fn add_i(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        fn sub_bytes(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi8(a, b);
         fn quad_sums(x: __m512i) -> [i32; 4] = {
             let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b10_11_00_01>(x));
             let x = _mm512_add_epi32(x, _mm512_shuffle_epi32::<0b01_00_11_10>(x));

@@ -192,6 +192,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn sub_bytes(a: I, b: I) -> I {
+        let bytes = |l: usize| a[l].to_ne_bytes().into_iter().zip(b[l].to_ne_bytes());
+        map_i(|l| {
+            let mut out = [0; 4];
+            out.iter_mut().zip(bytes(l)).for_each(|(out, (a, b))| *out = u8::wrapping_sub(a, b));
+            i32::from_ne_bytes(out)
+        })
+    }
+
+    #[inline(always)]
     unsafe fn shr_32(x: I, by: i32) -> I {
         map_i(|l| (x[l] as u32 >> by) as i32)
     }
