@@ -89,6 +89,18 @@ NEWER = {
                            ssm_multipliers=[1.1, 0.9, 1.2, 0.8, 1.05], projectors_bias=False, mamba_proj_bias=False,
                            mamba_conv_bias=True, attention_bias=False, mlp_bias=False, pad_token_id=0),
     "helium": published("helium", head_dim=16, attention_bias=False, mlp_bias=False, pad_token_id=0),
+    "lfm2": published("lfm2", rms_norm_eps=..., norm_eps=1e-5, hidden_act=..., num_hidden_layers=3, conv_L_cache=3, conv_bias=False,
+                      block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0, block_multiple_of=16,
+                      layer_types=["conv", FULL, "conv"], tie_word_embeddings=...),
+    "qwen3_5_moe_text": published("qwen3_5_moe_text", num_hidden_layers=2, head_dim=16, intermediate_size=..., num_experts=4,
+                                  num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=20,
+                                  linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+                                  linear_value_head_dim=8, linear_conv_kernel_dim=4, attention_bias=False,
+                                  full_attention_interval=2, rope_theta=..., rope_parameters=dict(
+                                      rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.25,
+                                      mrope_section=[1, 1, 0])),
+    "granitemoeshared": published("granitemoeshared", num_local_experts=4, num_experts_per_tok=2, intermediate_size=24,
+                                  shared_intermediate_size=20, **GRANITE),
     "granitemoe": published("granitemoe", num_local_experts=4, num_experts_per_tok=2, intermediate_size=24, **GRANITE),
     "granitemoehybrid_moe": published("granitemoehybrid", num_local_experts=4, num_experts_per_tok=2, intermediate_size=24,
                                       shared_intermediate_size=40, layer_types=["mamba", "attention"], mamba_n_heads=8,
@@ -135,13 +147,14 @@ NEWER = {
 BY_TYPE = ("laguna", "gemma4_text", "lfm3")
 
 #: What we refuse on purpose, and transformers runs: the words that the error has.
-OURS = {f"{name}/activation mish": "mish" for name in NEWER if name not in ("gpt_oss", "lfm2_moe", "lfm3")}
+OURS = {f"{name}/activation mish": "mish" for name in NEWER if name not in ("gpt_oss", "lfm2", "lfm2_moe", "lfm3")}
 #: A rotation for each layer type, which transformers passes over in a family that has one rotation.
 OURS |= {f"{name}/{key} by layer type": "full_attention" for name in NEWER for key in ("rope_scaling", "rope_parameters")
          if name not in ("olmo3", "ministral3", "exaone4", "cohere2", *BY_TYPE)}
 #: Convolutions are followed by it, too.
 OURS |= {f"{name}/mamba_hidden_act loud": "mamba_hidden_act" for name in ("nemotron_h", "nemotron_h_moe")}
-OURS |= {f"{name}/{words}": "hidden_act" for name in ("falcon_h1", "qwen3_5_text", "granitemoehybrid_moe") for words in (
+OURS |= {f"{name}/{words}": "hidden_act" for name in (
+    "falcon_h1", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid_moe") for words in (
     "hidden_act loud", *(f"activation {act}" for act in ("relu", "relu2", "gelu", "gelu_pytorch_tanh")))}
 OURS |= {f"{name}/rope_parameters by layer type": None for name in ("hunyuan_v1_dense", "gpt_oss", "deepseek_v2")}
 #: A rotation that is none of transformers' in a model that has no rotation, and windows that no published file has.
@@ -182,7 +195,10 @@ OF_ONE = dict(
     lfm3=dict(conv_L_cache=4, conv_bias=True, use_sandwich_norm=False, use_attention_gate=False, norm_eps=0.5,
               block_auto_adjust_ff_dim=True, full_attn_idxs=[0], tie_embedding=False),
     muse_glimmer=dict(qk_scale_factor=1.0, output_multiplier=1.0, post_norm_eps=0.5, layer_rope_theta=[0, 100.0, 0, 300.0, 0]),
-    gpt_oss=COUNTS, lfm2_moe=COUNTS,
+    gpt_oss=COUNTS, lfm2_moe=dict(COUNTS, tie_embedding=False, moe_intermediate_size=8, routed_scaling_factor=3.0),
+    lfm2=dict(conv_L_cache=4, conv_bias=True, block_ff_dim=72, block_ffn_dim_multiplier=1.3, block_multiple_of=8,
+              tie_embedding=False, full_attn_idxs=[0], norm_eps=0.5),
+    granitemoeshared=OF_EXPERTS | dict(shared_intermediate_size=12), qwen3_5_moe_text=OF_EXPERTS,
     laguna=dict(COUNTS, gating=False, mlp_layer_types=["sparse", "dense", "sparse", "sparse"], moe_router_logit_softcapping=0.5,
                 moe_apply_router_weight_on_input=True, num_attention_heads_per_layer=[2, 4, 2, 4]),
     stablelm=dict(rope_pct=0.5),
@@ -251,7 +267,7 @@ def of_ropes(name):
 #: What a family calls the embeddings and the final norm.
 EMBEDDINGS = dict(nemotron_h="backbone.embeddings", nemotron_h_moe="backbone.embeddings",
                   muse_glimmer="model.language_model.embed_tokens")
-FINALS = dict(lfm2_moe="model.embedding_norm", lfm3="model.embedding_norm", falcon_h1="model.final_layernorm",
+FINALS = dict(lfm2="model.embedding_norm", lfm2_moe="model.embedding_norm", lfm3="model.embedding_norm", falcon_h1="model.final_layernorm",
               nemotron_h="backbone.norm_f", nemotron_h_moe="backbone.norm_f", muse_glimmer="model.language_model.norm")
 
 

@@ -39,6 +39,15 @@ pub(super) const GRANITE_EXPERTS: Experts =
 /// The weights of the chosen have the sum 1, whatever the file says.
 pub(super) const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
 
+/// Its class does not read `mlp_bias`.
+const GRANITE_MOE: Family = Family {
+    model_types: &["granitemoe"],
+    experts: Some(GRANITE_EXPERTS),
+    tensors: FamilyTensors { mlp_bias: Has::Never, ..GRANITE.tensors },
+    gguf: &[],
+    ..GRANITE
+};
+
 /// DeepSeek V2. Its class knows `norm_topk_prob` and does not look at it.
 const DEEPSEEK: Family = Family {
     model_types: &["deepseek_v2"],
@@ -196,7 +205,7 @@ pub(super) const FAMILIES: &[Family] = &[
         }],
         ..LLAMA
     },
-    Family { model_types: &["granitemoe"], experts: Some(GRANITE_EXPERTS), gguf: &[], ..GRANITE },
+    GRANITE_MOE,
     Family {
         model_types: &["granitemoeshared"],
         experts: Some(Experts {
@@ -215,7 +224,7 @@ pub(super) const FAMILIES: &[Family] = &[
             experts: NORMALIZED,
             ..GGUF
         }],
-        ..GRANITE
+        ..GRANITE_MOE
     },
     Family {
         model_types: &["qwen2_moe"],
