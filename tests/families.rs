@@ -442,7 +442,7 @@ fn a_low_rank_delta_is_the_merged_weight() {
 fn linear(ops: &Ops, [n, k]: [usize; 2], values: &[f32]) -> Linear {
     let data = Bytes::from_vec(values.iter().flat_map(|value| value.to_le_bytes()).collect());
     let tensor = WeightTensor { name: "delta".into(), dtype: WeightType::F32, shape: vec![n, k], data };
-    Linear { weight: ops.matrix(&tensor).unwrap(), bias: None, outlier: 6.0 }
+    Linear { weight: ops.matrix(&tensor).unwrap(), scale: 1.0, bias: None, outlier: 6.0 }
 }
 
 fn write(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {

@@ -37,12 +37,14 @@ SIZED = ("llama", "smollm3", "granite", "granitemoe", "granite_swa", "mistral3",
 LAYER_NORM = ("phi2", "cohere2", "stablelm", "starcoder2")
 # llama.cpp ignores these windows: only the prompt's first `window` tokens can agree.
 IGNORED_WINDOW = ("mistral-window", "phi3-window")
+# Where keys and values of all heads are made by one matrix, as older files have it.
+ONE_MATRIX = ("deepseek2-older",)
 # Architectures with short convolutions.
 SHORT_CONV = ("lfm2", "lfm2moe")
 # Those whose experts have a width of their own.
 OWN_WIDTH = ("qwen3moe", "qwen2moe", "lfm2moe", "laguna", "ernie4_5-moe")
 # Parts that the converter writes in float32, whatever the model's type.
-WIDE = ("ffn_gate_inp", "shortconv.conv")
+WIDE = ("ffn_gate_inp", "shortconv.conv", "attn_q_norm", "attn_k_norm")
 EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 STOP_WORDS = ["<unk>", "<s>", "</s>"]
 
@@ -63,7 +65,7 @@ def head_dim(config):
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def write_shape(w, config, arch):
+def write_shape(w, config, arch, name):
     """Sizes; every architecture has them."""
     w.add_context_length(config.max_position_embeddings)
     w.add_embedding_length(config.hidden_size)
@@ -71,7 +73,7 @@ def write_shape(w, config, arch):
     if arch == "gemma4":
         return write_gemma4(w, config)
     if arch == "deepseek2":
-        return write_latent(w, config)
+        return write_latent(w, config, name)
     if arch in HYBRIDS:
         return write_hybrid(w, config, arch)
     w.add_feed_forward_length(feed_forward_length(config, arch))
@@ -91,29 +93,43 @@ def write_shape(w, config, arch):
         w.add_value_length(config.head_dim)
 
 
-def write_latent(w, config):
-    """Latent attention: one key head as wide as the cache's rows, and the sizes of the model's own heads."""
+def write_latent(w, config, name):
+    """Latent attention: one key head as wide as the cache's rows, and the sizes of the model's own heads; older
+    files have the latter alone. DeepSeek V2's say no function of the router."""
     w.add_feed_forward_length(config.intermediate_size)
     w.add_head_count(config.num_attention_heads)
-    w.add_head_count_kv(1)
     w.add_layer_norm_rms_eps(config.rms_norm_eps)
-    w.add_q_lora_rank(config.q_lora_rank)
+    if config.q_lora_rank:
+        w.add_q_lora_rank(config.q_lora_rank)
     w.add_kv_lora_rank(config.kv_lora_rank)
-    w.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
-    w.add_value_length(config.kv_lora_rank)
-    w.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
-    w.add_value_length_mla(config.v_head_dim)
+    head, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    if name in ONE_MATRIX:
+        w.add_head_count_kv(config.num_attention_heads)
+        w.add_key_length(head)
+        w.add_value_length(value)
+    else:
+        w.add_head_count_kv(1)
+        w.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+        w.add_value_length(config.kv_lora_rank)
+        w.add_key_length_mla(head)
+        w.add_value_length_mla(value)
+    w.add_vocab_size(config.vocab_size)
     w.add_rope_dimension_count(config.qk_rope_head_dim)
-    w.add_leading_dense_block_count(config.mlp_layer_types.count("dense"))
+    v2 = config.model_type == "deepseek_v2"
+    w.add_leading_dense_block_count(
+        config.first_k_dense_replace if v2 else config.mlp_layer_types.count("dense")
+    )
     w.add_expert_count(config.n_routed_experts)
     w.add_expert_used_count(config.num_experts_per_tok)
     w.add_expert_feed_forward_length(config.moe_intermediate_size)
     w.add_expert_shared_count(config.n_shared_experts)
     w.add_expert_weights_scale(config.routed_scaling_factor)
-    w.add_expert_weights_norm(config.norm_topk_prob)
-    w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    w.add_expert_group_count(config.n_group)
-    w.add_expert_group_used_count(config.topk_group)
+    if config.norm_topk_prob:
+        w.add_expert_weights_norm(True)
+    if not v2:
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        w.add_expert_group_count(config.n_group)
+        w.add_expert_group_used_count(config.topk_group)
 
 
 def latent_apart(config, weights):
@@ -261,6 +277,8 @@ def write_rope(w, config, arch):
         write_yarn(w, rope)
     if arch == "cohere2":
         w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if arch == "deepseek2" and "mscale_all_dim" in rope:
+        w.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
     if arch == "mistral3":
         w.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
         w.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
@@ -364,7 +382,9 @@ def write_tensors(w, config, arch, folder, widen):
         weights = muse_weights(config, weights)
     if arch == "gpt-oss":
         weights = oss_experts(w, weights)
-    weights = stacked(weights)
+    if arch == "deepseek2" and folder.name not in ONE_MATRIX:
+        weights = latent_apart(config, weights)
+    weights = head_norms(stacked(weights))
     if arch in HYBRIDS:
         weights = hybrid_tensors(config, arch, weights)
     for name, weight in weights.items():
@@ -523,6 +543,15 @@ def stacked(weights):
     }
 
 
+def head_norms(weights):
+    """One tensor for the norms of all heads, where each has its own."""
+    found = {}
+    for name, weight in weights.items():
+        stack, norms, _ = name.partition(".norms.")
+        found.setdefault(f"{stack}.weight" if norms else name, []).append(weight)
+    return {name: some[0] if len(some) == 1 else torch.stack(some) for name, some in found.items()}
+
+
 def read_weights(folder):
     weights = {}
     for path in sorted(folder.glob("model*.safetensors")):
@@ -580,7 +609,7 @@ def convert(folder, arch, path, widen=False):
     kind = json.loads((folder / "meta.json").read_text())["dtype"]
     types = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
     w.add_file_type(gguf.LlamaFileType[types[kind]])
-    write_shape(w, config, arch)
+    write_shape(w, config, arch, folder.name)
     write_scales(w, config, arch)
     if arch not in HYBRIDS:
         write_rope(w, config, arch)

@@ -26,6 +26,9 @@ use crate::weights::names::Part;
 pub(super) struct Family {
     /// Its `model_type`s in `config.json`; the first is its name.
     pub model_types: &'static [&'static str],
+    /// Other names of keys, with the key: one that is there counts more (`attribute_map`, and what older
+    /// files call it).
+    pub aliases: &'static [(&'static str, &'static str)],
     pub norm: NormKind,
     /// Layer norms have a bias.
     pub norm_bias: bool,
@@ -56,6 +59,8 @@ pub(super) struct Family {
     pub rope: RopeDefaults,
     /// `tie_word_embeddings` where absent.
     pub tied: bool,
+    /// That key is not read: the head is never the embedding.
+    pub own_head: bool,
     pub window: Window,
     /// `sliding_window` where absent.
     pub window_size: Option<usize>,
@@ -266,9 +271,8 @@ pub(super) struct Experts {
     /// The key that gives each layer experts beside its dense feed-forward, if it is true (Gemma 4); `None`:
     /// layers have the one or the other.
     pub beside: Option<&'static str>,
-    /// The keys of their number: a field of the class, and the name that it has besides. If both are there,
-    /// the class takes the first.
-    pub count_keys: [&'static str; 2],
+    /// The key of their number.
+    pub count_key: &'static str,
     pub count: usize,
     pub top_k_key: &'static str,
     pub top_k: usize,
@@ -445,6 +449,8 @@ pub(super) struct Gguf {
     /// Value heads of Gated DeltaNet come in the order of the converter: head h has the key of `h % key
     /// heads`.
     pub tiled_heads: bool,
+    /// `expert_gating_func` says what experts are chosen by: DeepSeek V2 and GLM-4.7-Flash share a name.
+    pub any_score: bool,
     /// Files with `expert_count`.
     pub experts: Option<GgufExperts>,
 }
@@ -513,6 +519,7 @@ const GGUF: Gguf = Gguf {
     own_head: false,
     yarn_truncates: true,
     tiled_heads: false,
+    any_score: false,
     experts: None,
 };
 

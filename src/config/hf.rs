@@ -75,7 +75,19 @@ fn build(
     object: &Object,
     wrapper: Option<(&'static Wrapper, bool)>,
 ) -> Result<Config> {
-    Reader { family, f: Fields(object) }.config(wrapper)
+    let renamed = renamed(family.aliases, object);
+    Reader { family, f: Fields(renamed.as_ref().unwrap_or(object)) }.config(wrapper)
+}
+
+/// The object with the values of aliases under the keys that they are names of; `None` if it has none.
+fn renamed(aliases: &[(&str, &str)], object: &Object) -> Option<Object> {
+    let mut renamed = None;
+    for (alias, key) in aliases {
+        if let Some(value) = object.get(*alias) {
+            renamed.get_or_insert_with(|| object.clone()).insert((*key).to_string(), value.clone());
+        }
+    }
+    renamed
 }
 
 struct Reader<'a> {
@@ -95,7 +107,16 @@ impl Reader<'_> {
             return Err(Error::model_file(format!("num_hidden_layers must be at most {MAX_LAYERS}")));
         }
         let attention = self.attention(hidden)?;
-        let ropes = self.ropes(self.head_dims(&attention, n_layers)?, context)?;
+        let head_dims = self.head_dims(&attention, n_layers)?;
+        let ropes = self.ropes(head_dims, context)?;
+        if family.latent.is_some() && ropes[0].dims != head_dims[0] {
+            return Err(Error::unsupported(format!(
+                "partial_rotary_factor lets {} of {} dimensions turn (qk_rope_head_dim), which is not supported in a {}",
+                ropes[0].dims,
+                head_dims[0],
+                family.name()
+            )));
+        }
         let tied = match wrapper {
             Some((_, tied)) => tied,
             None => self.tied()?,
@@ -272,12 +293,7 @@ impl Reader<'_> {
     }
 
     fn tied(&self) -> Result<bool> {
-        let older = self.family.short_conv.is_some().then_some("tie_embedding");
-        let stated = match older.map(|key| self.f.bool(key)).transpose()?.flatten() {
-            Some(tied) => Some(tied),
-            None => self.f.bool("tie_word_embeddings")?,
-        };
-        Ok(stated.unwrap_or(self.family.tied))
+        Ok(!self.family.own_head && self.f.bool("tie_word_embeddings")?.unwrap_or(self.family.tied))
     }
 
     /// Attention as all layers have it that have one, but for window and rotation.
@@ -324,10 +340,12 @@ impl Reader<'_> {
             Gating::Switched(key, gate) => Ok(self.f.bool(key)?.unwrap_or(true).then_some(gate)),
             Gating::Scoped(key, gate) => match self.f.0.get(key) {
                 None | Some(Value::Bool(true)) => Ok(Some(gate)),
+                // To the class all that is neither of those above is a gate an element.
+                Some(Value::Bool(false)) => Ok(element(gate)),
                 Some(Value::String(scope)) if scope == "per-head" => Ok(Some(gate)),
                 Some(Value::String(scope)) if scope == "per-element" => Ok(element(gate)),
                 Some(other) => Err(Error::unsupported(format!(
-                    "{key} is {}, which is not supported: it must be true, \"per-head\" or \"per-element\"",
+                    "{key} is {}, which is not supported: it must be true or false, \"per-head\" or \"per-element\"",
                     shown(other)
                 ))),
             },
@@ -350,9 +368,8 @@ impl Reader<'_> {
         })
     }
 
-    /// The width that LFM2's class makes of its `intermediate_size` (`block_ff_dim` in older files).
-    fn adjusted_width(&self, stated: usize, multiple_of: usize) -> Result<usize> {
-        let width = self.f.usize("block_ff_dim")?.unwrap_or(stated);
+    /// The width that LFM2's class makes of its `intermediate_size`.
+    fn adjusted_width(&self, width: usize, multiple_of: usize) -> Result<usize> {
         if !self.f.bool("block_auto_adjust_ff_dim")?.unwrap_or(true) {
             return Ok(width);
         }

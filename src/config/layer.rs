@@ -218,6 +218,8 @@ impl QueryScale {
 pub enum NormScope {
     /// Each head; its weights are shared by all heads.
     Head,
+    /// Each head, with weights of its own and no bias (StableLM 2 12B).
+    EachHead,
     /// All heads of a position together (OLMoE, OLMo 2).
     AllHeads,
 }
@@ -353,6 +355,8 @@ pub struct ExpertsConfig {
     /// Experts read and write rows of this width, which a projection before and one behind them make
     /// (Nemotron-H).
     pub latent: Option<usize>,
+    /// Of these projections.
+    pub latent_bias: Presence,
 }
 
 impl ExpertsConfig {
@@ -371,6 +375,7 @@ impl ExpertsConfig {
             shared: None,
             scales: Presence::Never,
             latent: None,
+            latent_bias: Presence::Never,
         }
     }
 }

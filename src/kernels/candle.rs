@@ -87,12 +87,17 @@ impl CandleBackend {
             }
             Weights::Dense(weights) => x.contiguous()?.matmul(&weights.t()?)?,
         };
+        let scaled = |y: Tensor| match linear.scale {
+            1.0 => Ok(y),
+            scale => y.affine(scale.into(), 0.0),
+        };
+        let y = scaled(y)?;
         let y = match &linear.bias {
             Some(bias) => y.broadcast_add(&values(bias)?.to_dtype(y.dtype())?)?,
             None => y,
         };
         let y = match row_bias.map(Rows::get::<Activations>).transpose()?.and_then(Option::as_ref) {
-            Some(rows) => (&y + rows.to_dtype(y.dtype())?)?,
+            Some(rows) => (&y + scaled(rows.to_dtype(y.dtype())?)?)?,
             None => y,
         };
         Ok(y.to_dtype(self.dtype)?)
@@ -101,11 +106,23 @@ impl CandleBackend {
     /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and
     /// a bias.
     fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        let mut groups = x.to_dtype(DType::F32)?.reshape(((), norm.weight.len()))?;
+        self.normed_groups(norm, norm.weight.len(), x)
+    }
+
+    /// The same over groups of `len`, of which `norm` has weights for one or for all of a row.
+    fn normed_groups(&self, norm: &Norm, len: usize, x: &Tensor) -> Result<Tensor> {
+        let mut groups = x.to_dtype(DType::F32)?.reshape(((), len))?;
         if norm.kind == NormKind::Layer {
             groups = groups.broadcast_sub(&groups.mean_keepdim(D::Minus1)?)?;
         }
-        let mut y = rms_norm(&groups.contiguous()?, values(&norm.weight)?, norm.eps as f32)?;
+        let (groups, eps) = (groups.contiguous()?, norm.eps as f32);
+        let mut y = match norm.weight.len() == len {
+            true => rms_norm(&groups, values(&norm.weight)?, eps)?,
+            false => {
+                let plain = rms_norm(&groups, &Tensor::ones(len, DType::F32, &self.device)?, eps)?;
+                plain.reshape(((), norm.weight.len()))?.broadcast_mul(values(&norm.weight)?)?
+            }
+        };
         if let Some(bias) = &norm.bias {
             y = y.broadcast_add(values(bias)?)?;
         }
@@ -369,7 +386,7 @@ impl Backend for CandleBackend {
     ) -> Result<Rows> {
         let angles = table.map(|table| table.data.get::<Angles>("a rope table")).transpose()?;
         self.map(&x, x.dims().1, |x| {
-            let x = norm.map_or_else(|| Ok(x.clone()), |norm| self.normed(norm, x))?;
+            let x = norm.map_or_else(|| Ok(x.clone()), |norm| self.normed_groups(norm, head_dim, x))?;
             match angles {
                 Some(Some(angles)) => self.rotate(&x, head_dim, angles),
                 _ => Ok(x),

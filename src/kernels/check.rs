@@ -153,7 +153,8 @@ pub(super) fn norm(norm: &Norm, x: &Rows) -> Result<()> {
 
 pub(super) fn heads(x: &Rows, head_dim: usize, norm: Option<&Norm>, table: Option<&RopeTable>) -> Result<()> {
     let (rows, dim) = x.dims();
-    let normed = norm.is_none_or(|norm| norm.weight.len() == head_dim);
+    let of_all = |norm: &Norm| norm.weight.len() == dim && norm.bias.is_none();
+    let normed = norm.is_none_or(|norm| norm.weight.len() == head_dim || of_all(norm));
     let turned = table.is_none_or(|table| table.rotated() <= head_dim && table.rows == rows);
     if head_dim > 0 && dim.is_multiple_of(head_dim) && normed && turned {
         return norm.map_or(Ok(()), |norm| self::norm(norm, x));

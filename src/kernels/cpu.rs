@@ -345,7 +345,7 @@ impl Backend for CpuBackend {
         let (dim, angles) = (x.dim, table.map(|table| table.half).zip(angles));
         self.each_rows("heads", dim, x.floats_mut(), |rows, x| {
             if let Some(norm) = norm {
-                norm::norm_in_place(self.isa, of(norm), x);
+                norm_groups(self.isa, of(norm), head_dim, x);
             }
             if let Some((half, Angles { cos, sin })) = angles {
                 let angles = rows.start * half..rows.end * half;
@@ -443,7 +443,18 @@ fn product<'a>(
         Some(rows) => Some(rows.block()?.floats()),
         None => None,
     };
-    Ok(Product { w, bias, row_bias, epilogue, out })
+    Ok(Product { w, scale: projection.linear.scale, bias, row_bias, epilogue, out })
+}
+
+/// The norm of each group of `len` in whole rows `x`; its weights are those of one group, for all groups, or
+/// of the whole row (then it has no bias).
+fn norm_groups(isa: Isa, norm: norm::Norm<'_>, len: usize, x: &mut [f32]) {
+    if norm.weight.len() == len {
+        return norm::norm_in_place(isa, norm, x);
+    }
+    for (x, weight) in x.chunks_exact_mut(len).zip(norm.weight.chunks_exact(len).cycle()) {
+        norm::norm_in_place(isa, norm::Norm { weight, ..norm }, x);
+    }
 }
 
 fn of(norm: &Norm) -> norm::Norm<'_> {

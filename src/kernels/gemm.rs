@@ -270,8 +270,8 @@ fn tiles(
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
     let mut scratch = [[0.0; LANES]; FLOATS.avx512[0]];
-    let unbiased = product.bias.is_none() && product.row_bias.is_none();
-    let plain = matches!(product.epilogue, Epilogue::Store) && unbiased;
+    let bare = product.scale == 1.0 && product.bias.is_none() && product.row_bias.is_none();
+    let plain = matches!(product.epilogue, Epilogue::Store) && bare;
     let n = product.w.n;
     let mut row = rows.start;
     while row < rows.end {

@@ -107,10 +107,13 @@ impl Vector {
     }
 }
 
-/// A projection: `y = x W^T + b`, W `[out, in]` as checkpoints store it. What adapters attach to.
+/// A projection: `y = scale * x W^T + b`, W `[out, in]` as checkpoints store it. What adapters attach to.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub weight: Matrix,
+    /// 1 as a rule. Taken into the weights it would round those of 16 bits again, and could not be taken into
+    /// blocks.
+    pub scale: f32,
     pub bias: Option<Vector>,
     /// On the CPU, quantized weights are multiplied by activations of 8 bits; numbers above this many root
     /// mean squares of their row are multiplied as floats. (Projections of the same rows share the quantized
@@ -123,7 +126,7 @@ pub struct Linear {
 #[derive(Clone, Copy)]
 pub struct Projection<'a> {
     pub linear: &'a Linear,
-    /// `[rows, out]`
+    /// `[rows, out]`; of the product, so that the projection's scale is for it, too.
     pub row_bias: Option<&'a Rows>,
 }
 

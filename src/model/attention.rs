@@ -68,17 +68,14 @@ impl Attention {
                 (q, Some((k, v)))
             }
         };
-        let norm = |part, width| {
-            let stored = loader.is_stored(c.qk_norm, part, at, "weight");
-            let width = match c.qk_norm_scope {
-                NormScope::Head => c.head_dim,
-                NormScope::AllHeads => width,
-            };
-            match stored {
-                true => loader.norm(part, at, width).map(Some),
-                false if c.plain_qk_norm => loader.plain_norm(c.head_dim).map(Some),
-                false => Ok(None),
+        let norm = |part, width| match (loader.is_stored(c.qk_norm, part, at, "weight"), c.qk_norm_scope) {
+            (true, NormScope::Head) => loader.norm(part, at, c.head_dim).map(Some),
+            (true, NormScope::AllHeads) => loader.norm(part, at, width).map(Some),
+            (true, NormScope::EachHead) => {
+                loader.norm_of_heads(part, layer, width / c.head_dim, c.head_dim).map(Some)
             }
+            (false, _) if c.plain_qk_norm => loader.plain_norm(c.head_dim).map(Some),
+            (false, _) => Ok(None),
         };
         let make = |(k, v)| -> Result<Keys> {
             let v_norm = c.value_norm.then(|| loader.plain_norm(c.head_dim)).transpose()?;

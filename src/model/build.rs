@@ -3,8 +3,6 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
@@ -42,7 +40,7 @@ impl Decoder {
         let embed_norm = config.embed_norm.then(|| loader.plain_norm(config.hidden)).transpose()?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
         let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
-        let embed = Linear { weight, bias: None, outlier: outlier(Part::Embed) };
+        let embed = Linear { weight, scale: 1.0, bias: None, outlier: outlier(Part::Embed) };
         let drafts = config.layers.len()..config.layers.len() + config.draft_layers;
         let left_alone = left_alone(weights, config.wrapper.is_some(), drafts)?;
         Ok(Decoder {
@@ -184,6 +182,22 @@ impl TensorLoader<'_> {
         bias: Option<WeightTensor>,
         heads: Option<usize>,
     ) -> Result<Linear> {
+        let scale = match self.names {
+            Names::Gguf { .. } => self.stored_scale(&weight.name)?,
+            Names::Transformers { .. } => self.weight_scale(part)[0],
+        };
+        self.scaled(part, weight, bias, heads, scale)
+    }
+
+    /// As [`TensorLoader::projection`], of which the product is multiplied by `scale`.
+    pub fn scaled(
+        &self,
+        part: Part,
+        weight: WeightTensor,
+        bias: Option<WeightTensor>,
+        heads: Option<usize>,
+        scale: f32,
+    ) -> Result<Linear> {
         let heads = heads.filter(|_| self.config.interleaved_qk);
         let (weight, bias) = match heads {
             Some(heads) => (
@@ -193,7 +207,8 @@ impl TensorLoader<'_> {
             None => (weight, bias),
         };
         let bias = bias.map(|bias| self.ops.vector(&bias, 0.0)).transpose()?;
-        Ok(Linear { weight: self.ops.matrix(&self.quantized(weight, part)?)?, bias, outlier: outlier(part) })
+        let weight = self.ops.matrix(&self.quantized(weight, part)?)?;
+        Ok(Linear { weight, scale, bias, outlier: outlier(part) })
     }
 
     /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed;
@@ -223,6 +238,21 @@ impl TensorLoader<'_> {
             false => None,
         };
         Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias })
+    }
+
+    /// A norm without bias whose weights differ from head to head: each head's is a tensor, in GGUF all are
+    /// one.
+    pub fn norm_of_heads(&self, part: Part, layer: usize, heads: usize, head_dim: usize) -> Result<Norm> {
+        let weights = match self.names.is_gguf() {
+            true => self.numbers(part, layer, "weight", heads * head_dim)?,
+            false => {
+                let of_head = |head| self.tensor(part.of_head(head), Some(layer), &[head_dim]);
+                let tensors = (0..heads).map(of_head).collect::<Result<Vec<_>>>()?;
+                tensors.iter().flat_map(WeightTensor::to_f32).collect()
+            }
+        };
+        let (norm, weight) = (self.config.norm, self.vector_of(part, layer, &weights)?);
+        Ok(Norm { kind: norm.kind, eps: norm.eps, weight, bias: None })
     }
 
     /// The numbers of a vector of scales.
@@ -289,10 +319,13 @@ impl TensorLoader<'_> {
             return Ok(None);
         }
         let bias = self.checked(&self.name(part, layer, "bias"), shape)?;
-        match self.config.weight_scales.iter().find(|(scaled, _)| *scaled == part) {
-            Some((_, [_, factor])) => Ok(Some(self.times(&bias, *factor)?)),
-            None => Ok(Some(bias)),
-        }
+        Ok(Some(times(bias, self.weight_scale(part)[1])))
+    }
+
+    /// What the configuration multiplies a product and its bias by.
+    fn weight_scale(&self, part: Part) -> [f32; 2] {
+        let scales = self.config.weight_scales.iter().find(|(scaled, _)| *scaled == part);
+        scales.map_or([1.0; 2], |(_, scales)| *scales)
     }
 
     /// Plain bytes, which only safetensors have.
@@ -304,20 +337,13 @@ impl TensorLoader<'_> {
         }
     }
 
-    /// A matrix or vector; multiplied by the scale that GGUF may have beside it.
+    /// A matrix or vector.
     pub fn tensor(&self, part: Part, layer: Option<usize>, shape: &[usize]) -> Result<WeightTensor> {
         let name = self.name(part, layer, "weight");
-        let tensor = self.checked(&name, shape).map_err(|error| match self.weights.contains(&name) {
+        self.checked(&name, shape).map_err(|error| match self.weights.contains(&name) {
             true => error,
             false => error.context(self.names.all(part, layer).join(" or ")),
-        })?;
-        match self.names {
-            Names::Gguf { .. } => self.scaled(tensor, &self.name(part, layer, "scale")),
-            Names::Transformers { .. } => {
-                let scale = self.config.weight_scales.iter().find(|(scaled, _)| *scaled == part);
-                scale.map_or(Ok(tensor.clone()), |(_, [factor, _])| self.times(&tensor, *factor))
-            }
-        }
+        })
     }
 
     /// The numbers of a vector of `len`, whatever its shape: GGUF has some as columns or by group.
@@ -336,52 +362,17 @@ impl TensorLoader<'_> {
         self.ops.vector(&tensor, 0.0)
     }
 
-    /// A tensor times a number, of its own type: rounded once more where that is of 16 bits, as llama.cpp's
-    /// converter does it.
-    pub fn times(&self, tensor: &WeightTensor, factor: f32) -> Result<WeightTensor> {
-        if factor == 1.0 {
-            return Ok(tensor.clone());
-        }
-        let scaled = tensor.to_f32().into_iter().map(|number| number * factor);
-        let data: Vec<u8> = match tensor.dtype {
-            WeightType::F32 => scaled.flat_map(f32::to_le_bytes).collect(),
-            WeightType::F16 => scaled.flat_map(|number| f16::from_f32(number).to_le_bytes()).collect(),
-            WeightType::BF16 => scaled.flat_map(|number| bf16::from_f32(number).to_le_bytes()).collect(),
-            other => {
-                return Err(Error::unsupported(format!(
-                    "{}: the tensor {} is stored as {other}, and the configuration multiplies it by {factor}, \
-                     which is not supported",
-                    self.weights.file_of(&tensor.name).display(),
-                    tensor.name
-                )));
-            }
-        };
-        Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })
-    }
-
-    /// llama.cpp multiplies a product by `blk.N.attn_q.scale` and its kind, whatever the weight's type.
-    /// Floats take the factor in; blocks could not without being rounded again.
-    fn scaled(&self, tensor: WeightTensor, scale: &str) -> Result<WeightTensor> {
+    /// The number that llama.cpp multiplies the product of a weight by: `blk.N.attn_q.scale` and its kind.
+    fn stored_scale(&self, weight: &str) -> Result<f32> {
+        let name = format!("{}.scale", weight.trim_end_matches(".weight"));
         // A vector beside a router or experts is a part of its own.
-        if self.weights.shape(scale).is_none_or(|shape| shape.iter().product::<usize>() != 1) {
-            return Ok(tensor);
+        if self.weights.shape(&name).is_none_or(|shape| shape.iter().product::<usize>() != 1) {
+            return Ok(1.0);
         }
-        let factor = match self.checked(scale, &[1])?.to_f32().first() {
-            Some(factor) if factor.is_finite() => *factor,
-            _ => return Err(Error::model_file(format!("the tensor {scale} must be one finite number"))),
-        };
-        if factor == 1.0 {
-            return Ok(tensor);
+        match self.weights.get(&name)?.to_f32().first() {
+            Some(factor) if factor.is_finite() => Ok(*factor),
+            _ => Err(Error::model_file(format!("the tensor {name} must be one finite number"))),
         }
-        if tensor.dtype.is_quantized() {
-            return Err(Error::unsupported(format!(
-                "{}: {scale} is {factor}, and a scale beside a weight stored as {} is not supported",
-                self.weights.file_of(scale).display(),
-                tensor.dtype
-            )));
-        }
-        let scaled = tensor.to_f32().iter().flat_map(|w| (w * factor).to_le_bytes()).collect();
-        Ok(WeightTensor { dtype: WeightType::F32, data: Bytes::from_vec(scaled), ..tensor })
     }
 
     fn checked(&self, name: &str, shape: &[usize]) -> Result<WeightTensor> {
@@ -421,18 +412,6 @@ impl TensorLoader<'_> {
         Ok(WeightTensor { name: tensor.name.clone(), dtype: tensor.dtype, shape, data })
     }
 
-    /// The rows of all pieces, one after the other; pieces of one type and width.
-    pub fn joined(&self, pieces: &[WeightTensor]) -> Result<WeightTensor> {
-        let [first, others @ ..] = pieces else { return Err(Error::internal("no pieces of a tensor")) };
-        if others.is_empty() {
-            return Ok(first.clone());
-        }
-        let mut shape = first.shape.clone();
-        shape[0] = pieces.iter().map(|piece| piece.shape[0]).sum();
-        let data = pieces.iter().flat_map(|piece| piece.data.iter()).copied().collect();
-        Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..first.clone() })
-    }
-
     /// Some rows, in the order given.
     pub fn select_rows(&self, tensor: &WeightTensor, rows: &[usize]) -> Result<WeightTensor> {
         let width = self.row_bytes(tensor)?;
@@ -461,6 +440,15 @@ impl TensorLoader<'_> {
         }
         Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })
     }
+}
+
+/// A tensor times a number, as floats if that is not 1: small ones, whose products know no scale.
+pub(super) fn times(tensor: WeightTensor, factor: f32) -> WeightTensor {
+    if factor == 1.0 {
+        return tensor;
+    }
+    let scaled = tensor.to_f32().into_iter().map(|number| number * factor).collect();
+    WeightTensor::floats(&tensor.name, tensor.shape, scaled)
 }
 
 /// Which activations are outliers ([`Linear::outlier`]). Measured on SmolLM2-135M Q4_1 and Gemma 3 270M

@@ -62,7 +62,7 @@ impl DeltaNet {
             z: linear(Part::DeltaZ, [inner, hidden])?,
             beta: linear(Part::DeltaBeta, [c.value_heads, hidden])?,
             alpha: linear(Part::DeltaAlpha, [c.value_heads, hidden])?,
-            conv: causal_conv(loader, at, ConvForm::Silu, [width, c.kernel], Presence::Never)?,
+            conv: causal_conv(loader, at, ConvForm::Silu, [width, c.kernel], Presence::Never, &[])?,
             scan,
             norm: GatedNorm { norm, groups: c.value_heads, gate_first: false },
             out: linear(Part::SsmOut, [hidden, inner])?,

@@ -54,7 +54,7 @@ impl Experts {
         let scales = loader.is_stored(c.scales, Part::ExpertScales, at, "scale");
         let scales = scales.then(|| loader.scales(Part::ExpertScales, layer, c.count)).transpose()?;
         let scales = scales.map(|scales| loader.ops.vector(&scales, 0.0)).transpose()?;
-        let latent = c.latent.map(|width| Latent::load(loader, layer, width)).transpose()?;
+        let latent = c.latent.map(|width| Latent::load(loader, layer, width, c.latent_bias)).transpose()?;
         let shared = c.shared.as_ref().map(|shared| Shared::load(loader, layer, shared)).transpose()?;
         // All are found and have the right shape before the first is packed.
         let expert = |tensors: stored::Tensors| {
@@ -116,11 +116,11 @@ impl Experts {
 }
 
 impl Latent {
-    fn load(loader: &TensorLoader, layer: usize, width: usize) -> Result<Latent> {
+    fn load(loader: &TensorLoader, layer: usize, width: usize, bias: Presence) -> Result<Latent> {
         let hidden = loader.config.hidden;
         Ok(Latent {
-            into: loader.linear(Part::LatentIn, layer, [width, hidden], Presence::Never)?,
-            out: loader.linear(Part::LatentOut, layer, [hidden, width], Presence::Never)?,
+            into: loader.linear(Part::LatentIn, layer, [width, hidden], bias)?,
+            out: loader.linear(Part::LatentOut, layer, [hidden, width], bias)?,
         })
     }
 }

@@ -2,7 +2,7 @@
 //! causal convolution and SiLU; a scan follows whose state is a matrix for each head; its output is gated by
 //! `silu(z)`, normed in groups of heads, and projected.
 
-use super::build::TensorLoader;
+use super::build::{TensorLoader, times};
 use super::causal_conv::causal_conv;
 use super::decoder::Branch;
 use super::delta_net::decay_factors;
@@ -47,9 +47,8 @@ impl Mamba2 {
         let [z, xbc, dt] = input_projections(loader, layer, c)?;
         let at = Some(layer);
         let out = loader.tensor(Part::SsmOut, at, &[hidden, inner])?;
-        let out = loader.times(&out, c.out_scale)?;
         let out_bias = loader.bias(c.out_bias, Part::SsmOut, at, hidden)?;
-        let out_bias = out_bias.map(|bias| loader.times(&bias, c.out_scale)).transpose()?;
+        let out_bias = out_bias.map(|bias| times(bias, c.out_scale));
         Ok(Mamba2 {
             z,
             xbc,
@@ -60,10 +59,11 @@ impl Mamba2 {
                 ConvForm::Silu,
                 [width, c.kernel],
                 c.conv_bias,
+                &channel_scales(c),
             )?,
             scan,
             norm: norm(loader, layer, c)?,
-            out: loader.projection(Part::SsmOut, out, out_bias, None)?,
+            out: scaled(loader, Part::SsmOut, out, out_bias, c.out_scale)?,
             state_layer,
         })
     }
@@ -101,34 +101,49 @@ impl Mamba2 {
     }
 }
 
-/// z, xBC and dt, which lie in one matrix; each part of it times its own number.
+/// z, xBC and dt, which lie in one matrix; z and dt times their own numbers, and those of x, B and C are in
+/// the taps of the convolution ([`channel_scales`]). The input's number passes a bias by.
 fn input_projections(loader: &TensorLoader, layer: usize, c: &Mamba2Config) -> Result<[Linear; 3]> {
-    let (inner, states) = (c.heads * c.head_dim, c.groups * c.state);
-    let sizes = [inner, inner, states, states, c.heads];
+    let inner = c.heads * c.head_dim;
+    let sizes = [inner, inner + 2 * c.groups * c.state, c.heads];
     let (at, rows) = (Some(layer), sizes.iter().sum());
     let weight = loader.tensor(Part::SsmIn, at, &[rows, loader.config.hidden])?;
     let bias = loader.bias(c.in_bias, Part::SsmIn, at, rows)?;
-    let ends: Vec<usize> = sizes
-        .iter()
-        .scan(0, |end, size| {
-            *end += size;
-            Some(*end)
-        })
-        .collect();
-    // The parts of one projection.
-    let piece = |part, parts: std::ops::Range<usize>| {
-        let scaled = |tensor: &WeightTensor, all: f32| {
-            let pieces = parts.clone().map(|number| {
-                let piece = loader.slice_rows(tensor, ends[number] - sizes[number]..ends[number])?;
-                loader.times(&piece, all * c.part_scales[number])
-            });
-            loader.joined(&pieces.collect::<Result<Vec<_>>>()?)
-        };
-        // The input's number passes a bias by.
-        let bias = bias.as_ref().map(|bias| scaled(bias, 1.0)).transpose()?;
-        loader.projection(part, scaled(&weight, c.in_scale)?, bias, None)
+    let mut start = 0;
+    let mut piece = |part, size: usize, own: f32| {
+        let range = start..start + size;
+        start = range.end;
+        let bias = bias.as_ref().map(|bias| loader.slice_rows(bias, range.clone())).transpose()?;
+        let bias = bias.map(|bias| times(bias, own));
+        scaled(loader, part, loader.slice_rows(&weight, range)?, bias, c.in_scale * own)
     };
-    Ok([piece(Part::SsmZ, 0..1)?, piece(Part::SsmXbc, 1..4)?, piece(Part::SsmDt, 4..5)?])
+    let [of_z, .., of_dt] = c.part_scales;
+    Ok([
+        piece(Part::SsmZ, sizes[0], of_z)?,
+        piece(Part::SsmXbc, sizes[1], 1.0)?,
+        piece(Part::SsmDt, sizes[2], of_dt)?,
+    ])
+}
+
+/// The numbers of the channels of the convolution: what passes it is linear in its input.
+fn channel_scales(c: &Mamba2Config) -> Vec<f32> {
+    let [_, of_x, of_b, of_c, _] = c.part_scales;
+    let states = c.groups * c.state;
+    [vec![of_x; c.heads * c.head_dim], vec![of_b; states], vec![of_c; states]].concat()
+}
+
+/// A projection times the configuration's number, which GGUF has in the weights.
+fn scaled(
+    loader: &TensorLoader,
+    part: Part,
+    weight: WeightTensor,
+    bias: Option<WeightTensor>,
+    scale: f32,
+) -> Result<Linear> {
+    match scale {
+        1.0 => loader.projection(part, weight, bias, None),
+        scale => loader.scaled(part, weight, bias, None, scale),
+    }
 }
 
 /// The norm of the output, over each group of heads.

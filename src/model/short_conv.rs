@@ -30,7 +30,7 @@ impl ShortConv {
     ) -> Result<ShortConv> {
         let hidden = loader.config.hidden;
         let at = (Part::Conv, layer);
-        let conv = causal_conv(loader, at, ConvForm::Gated, [hidden, c.kernel], c.bias)?;
+        let conv = causal_conv(loader, at, ConvForm::Gated, [hidden, c.kernel], c.bias, &[])?;
         Ok(ShortConv {
             in_proj: loader.linear(Part::ConvIn, layer, [3 * hidden, hidden], c.bias)?,
             conv,

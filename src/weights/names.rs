@@ -24,6 +24,9 @@ pub enum Part {
     O,
     QNorm,
     KNorm,
+    /// Those of one head, where each has its own.
+    QNormOf(usize),
+    KNormOf(usize),
     /// What attention's output is multiplied by.
     AttnGate,
     /// A logit for each head that joins its softmax.
@@ -138,6 +141,8 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
     (Part::O, &["self_attn.o_proj", "self_attn.dense", "self_attn.out_proj"], &["attn_output"]),
     (Part::QNorm, &["self_attn.q_norm", "self_attn.q_layernorm"], &["attn_q_norm"]),
     (Part::KNorm, &["self_attn.k_norm", "self_attn.k_layernorm"], &["attn_k_norm"]),
+    (Part::QNormOf(0), &["self_attn.q_layernorm.norms.{}"], &["attn_q_norm"]),
+    (Part::KNormOf(0), &["self_attn.k_layernorm.norms.{}"], &["attn_k_norm"]),
     (Part::AttnGate, &["self_attn.g_proj", "self_attn.gate_proj"], &["attn_gate"]),
     (Part::Sinks, &["self_attn.sinks"], &["attn_sinks"]),
     (Part::MlpNorm, &["pre_feedforward_layernorm", "post_attention_layernorm"], &["ffn_norm"]),
@@ -278,12 +283,23 @@ const TABLE: &[(Part, &[&str], &[&str])] = &[
 ];
 
 impl Part {
-    /// The row of the table that it stands in, and which expert it is of.
+    /// Of one head, where each has its own.
+    pub fn of_head(self, head: usize) -> Part {
+        match self {
+            Part::QNorm => Part::QNormOf(head),
+            Part::KNorm => Part::KNormOf(head),
+            other => other,
+        }
+    }
+
+    /// The row of the table that it stands in, and which expert or head it is of.
     fn row(self) -> (Part, Option<usize>) {
         match self {
             Part::ExpertGate(expert) => (Part::ExpertGate(0), Some(expert)),
             Part::ExpertUp(expert) => (Part::ExpertUp(0), Some(expert)),
             Part::ExpertDown(expert) => (Part::ExpertDown(0), Some(expert)),
+            Part::QNormOf(head) => (Part::QNormOf(0), Some(head)),
+            Part::KNormOf(head) => (Part::KNormOf(0), Some(head)),
             other => (other, None),
         }
     }
@@ -566,6 +582,8 @@ mod tests {
             O,
             QNorm,
             KNorm,
+            QNormOf(7),
+            KNormOf(7),
             AttnPostNorm,
             MlpNorm,
             Gate,

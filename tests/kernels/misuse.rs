@@ -138,7 +138,7 @@ impl<'a> Bench<'a> {
             ("mul beyond the columns", ops.mul(self.rows(3, 8), x, 57).map(drop), ErrorKind::Internal),
             ("head_dim", heads(60, None, &[0.0], &[0; 3]), ErrorKind::Internal),
             ("no head_dim", heads(0, None, &[], &[0; 3]), ErrorKind::Internal),
-            ("norm of heads", heads(32, Some(64), &[0.0], &[0; 3]), ErrorKind::Internal),
+            ("norm of heads", heads(32, Some(48), &[0.0], &[0; 3]), ErrorKind::Internal),
             ("too much is rotated", heads(64, None, wide, &[0; 3]), ErrorKind::Internal),
             ("rows of a table", heads(64, None, &[0.0], few), ErrorKind::Internal),
             ("rows", ops.select_rows(x, &[3]).map(drop), ErrorKind::Internal),

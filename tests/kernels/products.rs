@@ -4,7 +4,7 @@
 //! once more, so that what is left between the two is f32 arithmetic alone; and then the rounding itself is
 //! held to its bound.
 
-use tallow::kernels::{KvType, Ops};
+use tallow::kernels::{KvType, Linear, Ops};
 use tallow::weights::{WeightTensor, WeightType};
 
 use crate::support::*;
@@ -147,9 +147,17 @@ fn every_weight_type_multiplies_as_f64_does() {
         let biased = |ops: &Ops| table(ops, ops.linear(&linear(ops, &w, Some(&bias)), &x.on(ops)).unwrap());
         let sums = y.values.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b).collect();
         same("bias", &biased(&ops), &Table { dim: n, values: sums })?;
+        let scaled = |ops: &Ops| {
+            let linear = Linear { scale: 0.25, ..linear(ops, &w, Some(&bias)) };
+            table(ops, ops.linear(&linear, &x.on(ops)).unwrap())
+        };
+        let sums = y.values.iter().zip(bias.iter().cycle()).map(|(y, b)| 0.25 * y + b).collect();
+        same("scale", &scaled(&ops), &Table { dim: n, values: sums })?;
         // candle rounds activations to bytes too, in blocks of its own: of 256, where a great number takes
         // more with it.
-        close("candle", &biased(&other), &biased(&ops), if ty.is_quantized() { 0.05 } else { 1e-5 })
+        let bound = if ty.is_quantized() { 0.05 } else { 1e-5 };
+        close("candle, scaled", &scaled(&other), &scaled(&ops), bound)?;
+        close("candle", &biased(&other), &biased(&ops), bound)
     });
 }
 

@@ -134,6 +134,31 @@ fn heads_are_normed_and_turned_as_candle_does() {
     });
 }
 
+/// Weights of all heads in one vector are those of each head's own norm.
+#[test]
+fn heads_have_norms_of_their_own() {
+    let machines = machines(KvType::F32);
+    each(HEADS, |&(rows, heads, head_dim, _)| {
+        let mut random = Random(10);
+        let (x, w) = (random.table(rows, heads * head_dim), random.floats(heads * head_dim));
+        let found = |ops: &Ops| {
+            let norm = norm(ops, NormKind::Layer, 1e-5, &w, None);
+            table(ops, ops.heads(x.on(ops), head_dim, Some(&norm), None).unwrap())
+        };
+        let y = same_on_all(&machines, found)?;
+        close("candle", &y, &found(&candle()), 3e-6)?;
+        let ops = &machines[0];
+        let of_head = |(x, w): (&[f32], &[f32])| {
+            let alone = Table { dim: head_dim, values: x.to_vec() };
+            let norm = norm(ops, NormKind::Layer, 1e-5, w, None);
+            table(ops, ops.norm(&norm, &alone.on(ops)).unwrap()).values
+        };
+        let weights = w.chunks_exact(head_dim).cycle();
+        let values = x.values.chunks_exact(head_dim).zip(weights).flat_map(of_head).collect();
+        same("norms of each head", &y, &Table { dim: x.dim, values })
+    });
+}
+
 #[test]
 fn caps_and_selections_agree_with_candle() {
     let machines = machines(KvType::F32);

@@ -131,7 +131,8 @@ pub fn vector(ops: &Ops, values: &[f32]) -> Vector {
 pub const OUTLIER: f32 = 8.0;
 
 pub fn linear(ops: &Ops, w: &WeightTensor, bias: Option<&[f32]>) -> Linear {
-    Linear { weight: ops.matrix(w).unwrap(), bias: bias.map(|bias| vector(ops, bias)), outlier: OUTLIER }
+    let bias = bias.map(|bias| vector(ops, bias));
+    Linear { weight: ops.matrix(w).unwrap(), scale: 1.0, bias, outlier: OUTLIER }
 }
 
 pub fn cpu(threads: usize) -> Ops {

@@ -22,6 +22,8 @@ pub(super) const LLAMA: Family = Family {
     embed_norm: false,
     block: Block::Sequential,
     parallel_key: None,
+    aliases: &[],
+    own_head: false,
     activation: Activation::Silu,
     intermediate_key: "intermediate_size",
     activation_key: Some("hidden_act"),
@@ -461,9 +463,13 @@ pub(super) const FAMILIES: &[Family] = &[
             ..SIZES
         },
         rope: RopeDefaults { partial: Some(0.25), ..ROPE },
-        // Each head has a norm of its own in the 12B.
-        refused: &["qk_layernorm"],
-        tensors: FamilyTensors { qkv_bias: Has::Key("use_qkv_bias", false), ..PLAIN },
+        tensors: FamilyTensors {
+            qkv_bias: Has::Key("use_qkv_bias", false),
+            // In the 12B.
+            qk_norm: Has::Key("qk_layernorm", false),
+            qk_norm_scope: NormScope::EachHead,
+            ..PLAIN
+        },
         gguf: &[Gguf { architecture: "stablelm", ..GGUF }],
         ..LLAMA
     },

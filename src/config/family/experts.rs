@@ -11,7 +11,7 @@ use crate::config::{
 
 pub(super) const EXPERTS: Experts = Experts {
     beside: None,
-    count_keys: ["num_local_experts", "num_experts"],
+    count_key: "num_experts",
     count: 8,
     top_k_key: "num_experts_per_tok",
     top_k: 2,
@@ -33,19 +33,25 @@ pub(super) const EXPERTS: Experts = Experts {
     dense_layers: DenseLayers::Never,
 };
 
-pub(super) const GRANITE_EXPERTS: Experts = Experts {
-    count_keys: ["num_experts", "num_local_experts"],
-    score: Score::Logit,
-    normalize: Has::Never,
-    ..EXPERTS
-};
+pub(super) const GRANITE_EXPERTS: Experts =
+    Experts { count_key: "num_local_experts", score: Score::Logit, normalize: Has::Never, ..EXPERTS };
 
 /// The weights of the chosen have the sum 1, whatever the file says.
 pub(super) const NORMALIZED: Option<GgufExperts> = Some(GgufExperts { normalize: true, keys: false });
 
+/// Its class does not read `mlp_bias`.
+const GRANITE_MOE: Family = Family {
+    model_types: &["granitemoe"],
+    experts: Some(GRANITE_EXPERTS),
+    tensors: FamilyTensors { mlp_bias: Has::Never, ..GRANITE.tensors },
+    gguf: &[],
+    ..GRANITE
+};
+
 /// DeepSeek V2. Its class knows `norm_topk_prob` and does not look at it.
 const DEEPSEEK: Family = Family {
     model_types: &["deepseek_v2"],
+    aliases: &[("num_experts", "n_routed_experts")],
     sizes: Sizes { vocab: 102_400, ..SIZES },
     latent: Some(Latent {
         q_rank: Some(1536),
@@ -56,7 +62,7 @@ const DEEPSEEK: Family = Family {
         interleave_key: None,
     }),
     experts: Some(Experts {
-        count_keys: ["n_routed_experts", "num_experts"],
+        count_key: "n_routed_experts",
         count: 64,
         top_k: 0,
         width: Some(("moe_intermediate_size", 1407)),
@@ -78,16 +84,18 @@ const DEEPSEEK: Family = Family {
 pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_types: &["mixtral"],
+        aliases: &[("num_experts", "num_local_experts")],
         eps: 1e-5,
         rope: RopeDefaults { theta: 1_000_000.0, ..ROPE },
         window_size: None,
-        experts: Some(Experts { count_keys: ["num_experts", "num_local_experts"], ..EXPERTS }),
+        experts: Some(Experts { count_key: "num_local_experts", ..EXPERTS }),
         // As Mistral's.
         gguf: &[Gguf { interleaved_qk: true, experts: NORMALIZED, ..GGUF }],
         ..MISTRAL
     },
     Family {
         model_types: &["qwen3_moe"],
+        aliases: &[("num_local_experts", "num_experts")],
         sizes: Sizes {
             hidden: 2048,
             intermediate: 6144,
@@ -99,7 +107,6 @@ pub(super) const FAMILIES: &[Family] = &[
         },
         window: Window::AllSwitched,
         experts: Some(Experts {
-            count_keys: ["num_local_experts", "num_experts"],
             count: 128,
             top_k: 8,
             width: Some(("moe_intermediate_size", 768)),
@@ -112,6 +119,7 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     Family {
         model_types: &["olmoe"],
+        aliases: &[("num_local_experts", "num_experts")],
         eps: 1e-5,
         sizes: Sizes {
             hidden: 2048,
@@ -123,7 +131,6 @@ pub(super) const FAMILIES: &[Family] = &[
             ..SIZES
         },
         experts: Some(Experts {
-            count_keys: ["num_local_experts", "num_experts"],
             count: 64,
             top_k: 8,
             normalize: Has::Key("norm_topk_prob", false),
@@ -146,6 +153,7 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     Family {
         model_types: &["gpt_oss"],
+        aliases: &[("num_experts", "num_local_experts")],
         eps: 1e-5,
         activation: Activation::ClampedSwiglu,
         // `hidden_act` is a field that no module reads.
@@ -171,7 +179,7 @@ pub(super) const FAMILIES: &[Family] = &[
         window: Window::TypedAlternating,
         window_size: Some(128),
         experts: Some(Experts {
-            count_keys: ["num_experts", "num_local_experts"],
+            count_key: "num_local_experts",
             count: 128,
             top_k: 4,
             score: Score::Logit,
@@ -197,7 +205,7 @@ pub(super) const FAMILIES: &[Family] = &[
         }],
         ..LLAMA
     },
-    Family { model_types: &["granitemoe"], experts: Some(GRANITE_EXPERTS), gguf: &[], ..GRANITE },
+    GRANITE_MOE,
     Family {
         model_types: &["granitemoeshared"],
         experts: Some(Experts {
@@ -216,7 +224,7 @@ pub(super) const FAMILIES: &[Family] = &[
             experts: NORMALIZED,
             ..GGUF
         }],
-        ..GRANITE
+        ..GRANITE_MOE
     },
     Family {
         model_types: &["qwen2_moe"],
@@ -231,7 +239,6 @@ pub(super) const FAMILIES: &[Family] = &[
             ..SIZES
         },
         experts: Some(Experts {
-            count_keys: ["num_experts", "num_local_experts"],
             count: 60,
             top_k: 4,
             width: Some(("moe_intermediate_size", 1408)),
@@ -244,7 +251,9 @@ pub(super) const FAMILIES: &[Family] = &[
             dense_layers: DenseLayers::SparseStep,
             ..EXPERTS
         }),
-        // Which layers the window would be of is said in a way of its own, and no published file has one.
+        // Which layers the window would be of is said in a way of its own, and no published file has one: so
+        // there is none, and layers that ask for it are refused.
+        window: Window::TypedFrom(28),
         refused: &["use_sliding_window"],
         tensors: FamilyTensors { qkv_bias: Has::Key("qkv_bias", true), ..PLAIN },
         gguf: &[Gguf {
@@ -256,6 +265,7 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     Family {
         model_types: &["ernie4_5_moe"],
+        aliases: &[("num_experts", "moe_num_experts"), ("num_experts_per_tok", "moe_k")],
         eps: 1e-5,
         sizes: Sizes {
             hidden: 2560,
@@ -270,7 +280,7 @@ pub(super) const FAMILIES: &[Family] = &[
         rope: RopeDefaults { theta: 500_000.0, interleaved: true, ..ROPE },
         tied: true,
         experts: Some(Experts {
-            count_keys: ["moe_num_experts", "num_experts"],
+            count_key: "moe_num_experts",
             count: 64,
             top_k_key: "moe_k",
             top_k: 6,
@@ -289,6 +299,7 @@ pub(super) const FAMILIES: &[Family] = &[
             qkv_bias: Has::Key("use_bias", false),
             o_bias: Has::Key("use_bias", false),
             mlp_bias: Has::Key("use_bias", false),
+            head_bias: Has::Key("use_bias", false),
             ..PLAIN
         },
         gguf: &[Gguf { architecture: "ernie4_5-moe", interleaved_qk: true, experts: NORMALIZED, ..GGUF }],
@@ -317,7 +328,6 @@ pub(super) const FAMILIES: &[Family] = &[
         window_size: Some(512),
         heads_by_layer: Some("num_attention_heads_per_layer"),
         experts: Some(Experts {
-            count_keys: ["num_experts", "num_local_experts"],
             count: 256,
             top_k: 8,
             width: Some(("moe_intermediate_size", 512)),
@@ -357,6 +367,7 @@ pub(super) const FAMILIES: &[Family] = &[
     DEEPSEEK,
     Family {
         model_types: &["glm4_moe_lite"],
+        aliases: &[("num_local_experts", "n_routed_experts"), ("head_dim", "qk_rope_head_dim")],
         eps: 1e-5,
         sizes: Sizes {
             hidden: 2048,
@@ -368,6 +379,7 @@ pub(super) const FAMILIES: &[Family] = &[
             context: 202_752,
             ..SIZES
         },
+        rope: RopeDefaults { partial: Some(1.0), ..ROPE },
         latent: Some(Latent {
             q_rank: Some(768),
             rank: 512,
@@ -377,7 +389,7 @@ pub(super) const FAMILIES: &[Family] = &[
             interleave_key: Some("rope_interleave"),
         }),
         experts: Some(Experts {
-            count_keys: ["n_routed_experts", "num_local_experts"],
+            count_key: "n_routed_experts",
             count: 64,
             top_k: 4,
             width: Some(("moe_intermediate_size", 1536)),
@@ -398,6 +410,7 @@ pub(super) const FAMILIES: &[Family] = &[
         tensors: FamilyTensors { o_bias: ATTENTION_BIAS, ..PLAIN },
         gguf: &[Gguf {
             architecture: "deepseek2",
+            any_score: true,
             experts: Some(GgufExperts { normalize: false, keys: true }),
             ..GGUF
         }],

@@ -83,7 +83,6 @@ const GEMMA4: Family = Family {
     bidirectional: Bidirectional::Pictures,
     experts: Some(Experts {
         beside: Some("enable_moe_block"),
-        count_keys: ["num_experts", "num_experts"],
         count: 0,
         top_k_key: "top_k_experts",
         top_k: 0,
@@ -91,8 +90,6 @@ const GEMMA4: Family = Family {
         ..EXPERTS
     }),
     by_layer: Some(ByLayer { global_head_dim: 512, per_layer_width: Some(256) }),
-    // Its class knows no older spelling of the rotations.
-    refused: &["rope_scaling"],
     tensors: FamilyTensors { qk_norm: Has::Always, ..GEMMA2.tensors },
     names: &[
         (Part::Router, &["router.proj"]),

@@ -27,16 +27,16 @@ pub(in crate::config) struct DeltaNet {
     pub kernel: usize,
 }
 
-/// The keys of Mamba-2, with the class's defaults; of several that which is stated first counts.
+/// The keys of Mamba-2, with the class's defaults.
 pub(in crate::config) struct Mamba2 {
     pub heads: (&'static str, usize),
     /// `None`, and "auto" in a file: as many as make up the inner width.
     pub head_dim: (&'static str, Option<usize>),
     /// The key of the inner width, which else is `mamba_expand` times that of the model.
     pub inner_key: Option<(&'static str, usize)>,
-    pub groups: (&'static [&'static str], usize),
+    pub groups: (&'static str, usize),
     pub state: (&'static str, usize),
-    pub kernel: (&'static [&'static str], usize),
+    pub kernel: (&'static str, usize),
     pub conv_bias: Has,
     pub in_bias: Has,
     pub out_bias: Has,
@@ -115,6 +115,7 @@ const QWEN3_5: Family = Family {
 /// Granite's hybrids (4.0 h): as Granite, some layers Mamba-2, a shared feed-forward.
 const GRANITE_HYBRID: Family = Family {
     model_types: &["granitemoehybrid"],
+    aliases: &[("layers_block_type", "layer_types")],
     intermediate_key: "shared_intermediate_size",
     sizes: Sizes { intermediate: 1024, ..SIZES },
     no_rope: NoRope::Unless("position_embedding_type", "rope"),
@@ -146,9 +147,9 @@ const MAMBA2: Mamba2 = Mamba2 {
     heads: ("mamba_n_heads", 128),
     head_dim: ("mamba_d_head", None),
     inner_key: None,
-    groups: (&["mamba_n_groups"], 1),
+    groups: ("mamba_n_groups", 1),
     state: ("mamba_d_state", 256),
-    kernel: (&["mamba_d_conv"], 4),
+    kernel: ("mamba_d_conv", 4),
     conv_bias: Has::Key("mamba_conv_bias", true),
     in_bias: Has::Key("mamba_proj_bias", false),
     out_bias: Has::Key("mamba_proj_bias", false),
@@ -161,6 +162,14 @@ const MAMBA2: Mamba2 = Mamba2 {
 
 const NEMOTRON_H: Family = Family {
     model_types: &["nemotron_h"],
+    aliases: &[
+        ("layer_types", "layers_block_type"),
+        ("num_local_experts", "n_routed_experts"),
+        ("mamba_n_groups", "n_groups"),
+        ("mamba_d_conv", "conv_kernel"),
+        ("mamba_conv_bias", "use_conv_bias"),
+        ("mamba_dt_min", "time_step_min"),
+    ],
     eps: 1e-5,
     eps_key: "layer_norm_epsilon",
     activation: Activation::Relu2,
@@ -175,12 +184,13 @@ const NEMOTRON_H: Family = Family {
         ..SIZES
     },
     no_rope: NoRope::Always,
+    own_head: true,
     recurrent: Some(Recurrent::Mamba2(Mamba2 {
         heads: ("mamba_num_heads", 128),
         head_dim: ("mamba_head_dim", Some(64)),
-        groups: (&["mamba_n_groups", "n_groups"], 8),
+        groups: ("n_groups", 8),
         state: ("ssm_state_size", 128),
-        kernel: (&["mamba_d_conv", "conv_kernel"], 4),
+        kernel: ("conv_kernel", 4),
         conv_bias: Has::Key("use_conv_bias", true),
         in_bias: Has::Key("use_bias", false),
         out_bias: Has::Key("use_bias", false),
@@ -190,7 +200,7 @@ const NEMOTRON_H: Family = Family {
         ..MAMBA2
     })),
     experts: Some(Experts {
-        count_keys: ["n_routed_experts", "num_local_experts"],
+        count_key: "n_routed_experts",
         count: 8,
         top_k: 2,
         width: Some(("moe_intermediate_size", 7688)),

@@ -13,10 +13,10 @@ pub(super) const FAMILIES: &[Family] = &[
     LFM2,
     Family {
         model_types: &["lfm2_moe"],
+        aliases: &[("tie_embedding", "tie_word_embeddings")],
         sizes: Sizes { hidden: 2048, intermediate: 7168, ..LFM2.sizes },
         short_conv: Some(ShortConv { kernel: 3, multiple_of: None }),
         experts: Some(Experts {
-            count_keys: ["num_experts", "num_local_experts"],
             count: 32,
             top_k: 4,
             width: Some(("moe_intermediate_size", 1792)),
@@ -37,6 +37,7 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     Family {
         model_types: &["lfm3"],
+        aliases: &[("rms_norm_eps", "norm_eps")],
         activation_key: None,
         sizes: Sizes {
             hidden: 2048,
@@ -85,6 +86,7 @@ pub(super) const FAMILIES: &[Family] = &[
 
 const LFM2: Family = Family {
     model_types: &["lfm2"],
+    aliases: &[("tie_embedding", "tie_word_embeddings"), ("block_ff_dim", "intermediate_size")],
     eps: 1e-5,
     eps_key: "norm_eps",
     activation_key: None,

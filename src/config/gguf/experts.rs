@@ -70,6 +70,7 @@ impl Reader<'_> {
                 Some(_) => self.usize("moe_latent_size")?.filter(|width| *width > 0),
                 None => None,
             },
+            latent_bias: Presence::Never,
             scales: if family.beside.is_some() { Presence::IfStored } else { Presence::Never },
         })
     }
@@ -79,8 +80,15 @@ impl Reader<'_> {
         let scale = self.f32("expert_weights_scale")?.filter(|scale| *scale != 0.0);
         let gating = self.usize("expert_gating_func")?.filter(|function| *function != 0);
         let [softmax, sigmoid, of_chosen] = [1, 2, 3];
+        let score = match gating {
+            _ if !self.architecture.any_score => family.score,
+            Some(1) => Score::Softmax,
+            // Files without the key are of DeepSeek V2, or of GLM-4.7-Flash, whose experts have corrections.
+            None if !self.has_corrections(family)? => Score::Softmax,
+            _ => Score::Sigmoid,
+        };
         // A softmax over the chosen is that over all, renormalized.
-        let function = match family.score {
+        let function = match score {
             Score::Softmax => softmax,
             Score::Sigmoid => sigmoid,
             Score::Logit if gating == Some(softmax) => softmax,
@@ -98,6 +106,10 @@ impl Reader<'_> {
             Some(_) => self.usize("expert_group_count")?.filter(|count| *count > 1),
             None => None,
         };
+        if groups.is_some() && score == Score::Softmax {
+            // DeepSeek V2 takes the best of a group for its score.
+            return Err(self.other_experts("expert_group_count"));
+        }
         let groups = groups.map(|count| {
             let kept = self.usize("expert_group_used_count")?.unwrap_or(count);
             Ok::<_, Error>(ExpertGroups { count, kept })
@@ -106,12 +118,21 @@ impl Reader<'_> {
         Ok(Routing {
             top_k: self.require("expert_used_count")?,
             soft_cap: None,
-            score: family.score,
-            correction: family.correction.in_gguf(),
+            score,
+            correction: match self.architecture.any_score {
+                true => Presence::IfStored,
+                false => family.correction.in_gguf(),
+            },
             groups: groups.transpose()?,
-            normalize: (normalize && family.score != Score::Logit).then_some(family.denominator),
+            normalize: (normalize && score != Score::Logit).then_some(family.denominator),
             scale: scale.unwrap_or(1.0),
         })
+    }
+
+    /// Whether the first layer with experts has corrections of their scores.
+    fn has_corrections(&self, family: &Experts) -> Result<bool> {
+        let layer = self.dense_layers(family)?;
+        Ok(self.weights.contains(&format!("blk.{layer}.exp_probs_b.bias")))
     }
 
     /// The expert that every position passes. Its tensors say how wide it is.

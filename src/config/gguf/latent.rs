@@ -3,6 +3,7 @@
 
 use super::Reader;
 use crate::config::hf::LATENT_EPS;
+use crate::config::rope::yarn_attention;
 use crate::config::{LatentConfig, LayerConfig, MixerConfig, Presence};
 use crate::error::{Error, Result};
 
@@ -22,10 +23,6 @@ impl Reader<'_> {
             let key = self.key("rope.dimension_count");
             Error::model_file(format!("{key} is {rope_dim}, and heads have {head} dimensions"))
         })?;
-        if self.f32("rope.scaling.yarn_log_multiplier")?.is_some_and(|all| all != 0.0) {
-            let key = self.key("rope.scaling.yarn_log_multiplier");
-            return Err(Error::unsupported(format!("{key} with latent attention is not supported")));
-        }
         let latent = LatentConfig {
             heads: self.require("attention.head_count")?,
             q_rank: self.usize("attention.q_lora_rank")?.filter(|rank| *rank > 0),
@@ -33,7 +30,7 @@ impl Reader<'_> {
             nope_dim,
             rope_dim,
             value_dim: either("attention.value_length_mla", "attention.value_length")?,
-            scale: (head as f64).powf(-0.5) as f32,
+            scale: ((head as f64).powf(-0.5) * self.sharpened()?) as f32,
             rope: 0,
             interleaved: true,
             bias: Presence::IfStored,
@@ -41,5 +38,28 @@ impl Reader<'_> {
         };
         layers.iter_mut().for_each(|layer| layer.mixer = Some(MixerConfig::Latent(latent)));
         Ok(layers)
+    }
+
+    /// What YaRN multiplies the scores by. The key is a tenth of `mscale_all_dim` in this architecture alone,
+    /// and the converter writes none for `mscale`, which llama.cpp takes to be the same
+    /// ([`Reader::yarn_attention`]).
+    fn sharpened(&self) -> Result<f64> {
+        let key = "rope.scaling.yarn_log_multiplier";
+        let (all, factor) = (self.f32(key)?.unwrap_or(0.0), self.f32("rope.scaling.factor")?);
+        let Some(factor) = factor.filter(|factor| all != 0.0 && *factor != 1.0) else { return Ok(1.0) };
+        match self.metadata.str(&self.key("rope.scaling.type"))? {
+            Some("yarn") => match yarn_attention(factor.into(), 10.0 * f64::from(all)).powi(2) {
+                scale if scale > 0.0 && scale < f64::from(f32::MAX) => Ok(scale),
+                _ => Err(Error::model_file(format!(
+                    "{} {factor} and {} {all} give no scale of the scores",
+                    self.key("rope.scaling.factor"),
+                    self.key(key)
+                ))),
+            },
+            _ => Err(Error::unsupported(format!(
+                "{} without a rope.scaling.type of yarn is not supported",
+                self.key(key)
+            ))),
+        }
     }
 }

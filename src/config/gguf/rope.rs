@@ -57,11 +57,16 @@ impl Reader<'_> {
         }
     }
 
-    /// llama.cpp takes `mscale` for 1, and reads `mscale_all_dim` for this architecture (Ministral 3).
+    /// llama.cpp takes `mscale` for 1, and reads `mscale_all_dim` for this architecture (Ministral 3); with
+    /// latent attention it takes both to be the same, so that they cancel here.
     fn yarn_attention(&self, factor: f64) -> Result<f64> {
         let all = self.f32("rope.scaling.yarn_log_multiplier")?.filter(|all| *all != 0.0);
-        let all = all.filter(|_| self.family.query_scale);
-        Ok(yarn_attention(factor, 1.0) / all.map_or(1.0, |all| yarn_attention(factor, all.into())))
+        let mscale = yarn_attention(factor, 1.0);
+        Ok(match all {
+            Some(_) if self.family.latent.is_some() => 1.0,
+            Some(all) if self.family.query_scale => mscale / yarn_attention(factor, all.into()),
+            _ => mscale,
+        })
     }
 
     pub(super) fn divisors(&self, name: &str) -> Result<Vec<f32>> {

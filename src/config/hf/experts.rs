@@ -21,8 +21,7 @@ impl Reader<'_> {
         {
             return Ok(vec![dense; layers]);
         }
-        let [first, second] = family.count_keys;
-        let count = self.size(if self.f.states(first) { first } else { second }, family.count)?;
+        let count = self.size(family.count_key, family.count)?;
         let is_dense = self.dense_layers(family, layers, count)?;
         if count == 0 && is_dense.iter().all(|is_dense| *is_dense) {
             return Ok(vec![dense; layers]);
@@ -50,6 +49,7 @@ impl Reader<'_> {
             stack: family.stack,
             shared: family.shared.as_ref().map_or(Ok(None), |shared| self.shared(shared, intermediate))?,
             latent: family.latent_key.map(|key| self.f.usize(key)).transpose()?.flatten(),
+            latent_bias: self.has(self.family.tensors.mlp_bias)?,
             scales: if family.beside.is_some() { Presence::Always } else { Presence::Never },
         })
     }

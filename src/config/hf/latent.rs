@@ -15,18 +15,23 @@ impl Reader<'_> {
         let Some(defaults) = &self.family.latent else { return Ok(layers) };
         let (nope_dim, rope_dim) =
             (self.size("qk_nope_head_dim", defaults.nope_dim)?, self.rope_dim()?.unwrap_or(0));
-        let method = self.f.str("topk_method")?.unwrap_or("greedy");
-        if self.family.experts.as_ref().is_some_and(|experts| experts.groups.is_none()) && method != "greedy"
-        {
-            return Err(Error::unsupported(format!("topk_method {} is not supported", quoted(method))));
-        }
+        self.refuse_other_choices()?;
         let q_rank = self.stated_or("q_lora_rank", self.f.usize("q_lora_rank")?, defaults.q_rank);
         let interleaved = match defaults.interleave_key {
             Some(key) => self.f.bool(key)?.unwrap_or(true),
             None => true,
         };
+        let heads = self.size("num_attention_heads", self.family.sizes.heads)?;
+        let kv_heads = self.f.usize("num_key_value_heads")?;
+        let kv_heads = self.stated_or("num_key_value_heads", kv_heads, self.family.sizes.kv_heads);
+        if let Some(kv_heads) = kv_heads.filter(|kv_heads| heads.checked_div(*kv_heads) != Some(1)) {
+            return Err(Error::model_file(format!(
+                "num_key_value_heads is {kv_heads}, and each of {heads} heads (num_attention_heads) has keys and \
+                 values of its own where these are made of a latent"
+            )));
+        }
         let latent = LatentConfig {
-            heads: self.size("num_attention_heads", self.family.sizes.heads)?,
+            heads,
             q_rank,
             rank: self.size("kv_lora_rank", defaults.rank)?,
             nope_dim,
@@ -40,6 +45,18 @@ impl Reader<'_> {
         };
         layers.iter_mut().for_each(|layer| layer.mixer = Some(MixerConfig::Latent(latent)));
         Ok(layers)
+    }
+
+    /// Of the ways that DeepSeek V2's class has to choose experts one is run: the greatest of all. To choose
+    /// among those of the best groups is the same where there is one group.
+    fn refuse_other_choices(&self) -> Result<()> {
+        let method = self.f.str("topk_method")?.unwrap_or("greedy");
+        let grouped = self.family.experts.as_ref().is_some_and(|experts| experts.groups.is_some());
+        let one_group = method == "group_limited_greedy" && self.f.usize("n_group")? == Some(1);
+        match grouped || one_group || method == "greedy" {
+            true => Ok(()),
+            false => Err(Error::unsupported(format!("topk_method {} is not supported", quoted(method)))),
+        }
     }
 
     /// Dimensions of a head that turn.

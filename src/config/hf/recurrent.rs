@@ -91,11 +91,8 @@ impl Reader<'_> {
         let unknown = |key: &str, kind: &str| {
             Error::unsupported(format!("{key} has {}, which is not supported", quoted(kind)))
         };
-        let list = match self.f.array("layers_block_type")? {
-            Some(list) => Some(("layers_block_type", list)),
-            None => self.f.array("layer_types")?.map(|list| ("layer_types", list)),
-        };
-        if let Some((key, list)) = list {
+        let key = "layers_block_type";
+        if let Some(list) = self.f.array(key)? {
             let kind = |kind: &Value| match kind.as_str() {
                 Some("linear_attention" | "mamba") => Ok(BlockKind::Mamba2),
                 Some("full_attention" | "attention") => Ok(BlockKind::Attention),
@@ -136,9 +133,9 @@ impl Reader<'_> {
         Ok(Mamba2Config {
             heads,
             head_dim: self.mamba2_head_dim(family, heads)?,
-            groups: self.first_size(family.groups)?,
+            groups: self.size(family.groups.0, family.groups.1)?,
             state: self.size(family.state.0, family.state.1)?,
-            kernel: self.first_size(family.kernel)?,
+            kernel: self.size(family.kernel.0, family.kernel.1)?,
             conv_bias: self.has(family.conv_bias)?,
             in_bias: self.has(family.in_bias)?,
             out_bias: self.has(family.out_bias)?,
@@ -150,28 +147,28 @@ impl Reader<'_> {
         })
     }
 
-    /// The size in the first key that is stated.
-    fn first_size(&self, (keys, default): (&[&str], usize)) -> Result<usize> {
-        let stated = keys.iter().find(|key| self.f.states(key));
-        stated.map_or(Ok(default), |key| self.size(key, default))
-    }
-
     fn mamba2_head_dim(&self, family: &Mamba2, heads: usize) -> Result<usize> {
         let (key, default) = family.head_dim;
         let auto = self.f.0.get(key).is_some_and(|value| value.as_str() == Some("auto"));
         let stated = if auto { None } else { self.f.usize(key)? };
+        let hidden = self.size("hidden_size", self.family.sizes.hidden)?;
+        let expanded = self.size("mamba_expand", 2)?.saturating_mul(hidden);
         if let Some(head_dim) = stated.or(default) {
-            return Ok(head_dim);
+            // Granite's class computes with the product, and holds the other against it.
+            let free = default.is_some() || family.inner_key.is_some();
+            return match free || head_dim.saturating_mul(heads) == expanded {
+                true => Ok(head_dim),
+                false => Err(Error::model_file(format!(
+                    "{key} is {head_dim} for {heads} heads ({}), which is not mamba_expand times hidden_size, {expanded}",
+                    family.heads.0
+                ))),
+            };
         }
         let inner = match family.inner_key {
             Some((key, default)) => self.stated_or(key, self.f.usize(key)?, Some(default)),
             None => None,
         };
-        let hidden = self.size("hidden_size", self.family.sizes.hidden)?;
-        let inner = match inner {
-            Some(inner) => inner,
-            None => self.size("mamba_expand", 2)?.saturating_mul(hidden),
-        };
+        let inner = inner.unwrap_or(expanded);
         match inner.checked_div(heads).filter(|head_dim| head_dim * heads == inner) {
             Some(head_dim) => Ok(head_dim),
             None => Err(Error::model_file(format!(

@@ -16,10 +16,14 @@ impl Reader<'_> {
         let theta = |key: &str, default: f64| f.f64(key).map(|theta| theta.unwrap_or(default));
         if let Some((local_key, local_theta)) = defaults.local_theta {
             let absent = defaults.absent.map(crate::config::fields::object).transpose()?;
-            let parameters = parameters.or(absent.as_ref());
+            // Classes that have an object a layer type from the start take the older key for the same;
+            // elsewhere it is for the full layers alone.
+            let (key, parameters) = match scaling.filter(|_| absent.is_some()) {
+                Some(scaling) => ("rope_scaling", Some(scaling)),
+                None => ("rope_parameters", parameters.or(absent.as_ref())),
+            };
             let nested = |kind: &str| -> Result<Object> {
-                let object =
-                    parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context("rope_parameters")?;
+                let object = parameters.map_or(Ok(None), |p| Fields(p).object(kind)).context(key)?;
                 Ok(object.cloned().unwrap_or_default())
             };
             let kinds = ["full_attention", "sliding_attention"];
@@ -27,13 +31,15 @@ impl Reader<'_> {
                 && parameters.is_some_and(|all| !kinds.iter().any(|kind| all.contains_key(*kind)))
             {
                 return Err(Error::model_file(format!(
-                    "rope_parameters of a {} has an object for each of {}, and here it has neither",
+                    "{key} of a {} has an object for each of {}, and here it has neither",
                     self.family.name(),
                     kinds.join(" and ")
                 )));
             }
             let mut full = nested("full_attention")?;
-            full.extend(scaling.cloned().unwrap_or_default());
+            if absent.is_none() {
+                full.extend(scaling.cloned().unwrap_or_default());
+            }
             let full = self.rope(&full, theta("rope_theta", defaults.theta)?, head_dim, context, None);
             let local = local_key.map_or(Ok(local_theta), |key| theta(key, local_theta))?;
             let sliding = self.rope(&nested("sliding_attention")?, local, local_dim, context, None);

@@ -179,7 +179,7 @@ fn layers_that_differ_in_other_ways_are_refused() {
         (r#"{"num_kv_shared_layers": 7}"#, ModelFile, "layer 5"),
         (r#"{"vocab_size_per_layer_input": 49}"#, UnsupportedModel, "vocab_size_per_layer_input"),
         (r#"{"use_bidirectional_attention": "all"}"#, UnsupportedModel, "all"),
-        (r#"{"rope_scaling": {"type": "linear", "factor": 2.0}}"#, UnsupportedModel, "rope_scaling"),
+        (r#"{"rope_scaling": {"type": "linear", "factor": 2.0}}"#, ModelFile, "rope_scaling"),
         (r#"{"enable_moe_block": true}"#, ModelFile, "number of experts"),
     ] {
         let error = parse(&gemma4(changes)).expect_err(changes);

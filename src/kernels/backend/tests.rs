@@ -92,7 +92,7 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
         let (name, data) = ("w".into(), Bytes::from_vec(bytes));
         WeightTensor { name, dtype: WeightType::F32, shape, data }
     };
-    let w = Linear { weight: ops.matrix(&tensor(vec![DIM, DIM]))?, bias: None, outlier: 8.0 };
+    let w = Linear { weight: ops.matrix(&tensor(vec![DIM, DIM]))?, scale: 1.0, bias: None, outlier: 8.0 };
     let weight = ops.vector(&tensor(vec![DIM]), 1.0)?;
     let norm = Norm { kind: NormKind::Rms, eps: 1e-6, weight, bias: None };
     let a = Attention {

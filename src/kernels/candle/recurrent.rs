@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
-use candle_nn::ops::{rms_norm, sigmoid, silu};
+use candle_nn::ops::{sigmoid, silu};
 
 use super::{CandleBackend, values};
 use crate::config::GateFunction;
@@ -166,14 +166,9 @@ impl CandleBackend {
     }
 
     pub(super) fn norm_gate(&self, x: &Tensor, gate: &Tensor, gated: &GatedNorm) -> Result<Tensor> {
-        let (rows, dim) = x.dims2()?;
-        let x = x.to_dtype(DType::F32)?;
+        let (dim, x) = (x.dim(1)?, x.to_dtype(DType::F32)?);
         let x = if gated.gate_first { self.gate_rows(&x, gate, GateFunction::Silu)? } else { x };
-        let ones = Tensor::ones(dim / gated.groups, DType::F32, &self.device)?;
-        let groups = x.reshape((rows, gated.groups, dim / gated.groups))?.contiguous()?;
-        let normed = rms_norm(&groups, &ones, gated.norm.eps as f32)?;
-        let weight = values(&gated.norm.weight)?.reshape(((), dim / gated.groups))?;
-        let y = normed.broadcast_mul(&weight)?.reshape((rows, dim))?;
+        let y = self.normed_groups(&gated.norm, dim / gated.groups, &x)?;
         if gated.gate_first { Ok(y) } else { self.gate_rows(&y, gate, GateFunction::Silu) }
     }
 }

@@ -8,7 +8,7 @@ use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::rows::Block;
 use crate::kernels::scan::{self, FACTORS, Inputs, PANEL, Panel};
 use crate::kernels::types::{CausalConv, GatedNorm, Scan, ScanRows};
-use crate::kernels::{CheckedStep, causal_conv, elementwise, norm};
+use crate::kernels::{CheckedStep, causal_conv, elementwise};
 
 impl CpuBackend {
     pub(super) fn convolved(
@@ -98,15 +98,7 @@ impl CpuBackend {
             if gated.gate_first {
                 elementwise::gate(self.isa, GateFunction::Silu, gate, 1, x);
             }
-            if whole.weight.len() == len {
-                norm::norm_in_place(self.isa, whole, x);
-            } else {
-                for (at, x) in x.chunks_exact_mut(len).enumerate() {
-                    let start = at % gated.groups * len;
-                    let own = norm::Norm { weight: &whole.weight[start..start + len], ..whole };
-                    norm::norm_in_place(self.isa, own, x);
-                }
-            }
+            super::norm_groups(self.isa, whole, len, x);
             if !gated.gate_first {
                 elementwise::gate(self.isa, GateFunction::Silu, gate, 1, x);
             }
