@@ -108,10 +108,13 @@ tiered! {
     fn convolve(conv: &CausalConv, kept: &[f32], x: &[f32], out: &mut [f32]) = convolve_body;
 }
 
-/// Columns that go down the rows together, in vectors.
+/// Columns that are computed together, in vectors.
 const VECTORS: usize = 2;
-/// Rows that are asked for ahead: they lie too far apart for the processor to guess.
-const ROWS_AHEAD: usize = 6;
+/// Rows that are: each is a stream of memory, of which processors foresee some at a time. (All rows of a prompt,
+/// column after column, waited for nearly every line.)
+const ROWS: usize = 4;
+/// Kernels up to this length have code of their own.
+const EXACT: usize = 4;
 
 /// # Safety
 /// The tier's instructions.
@@ -129,49 +132,87 @@ unsafe fn convolve_body<S: Simd>(conv: &CausalConv, kept: &[f32], x: &[f32], out
     }
 }
 
-/// Up to `K` positions a row. The taps stay in registers, and so do the inputs that the next row sees again.
+/// Kernels of `K` positions; of up to so many if `K` is above [`EXACT`].
 ///
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
 unsafe fn down_rows<S: Simd, const K: usize>(conv: &CausalConv, kept: &[f32], x: &[f32], out: &mut [f32]) {
-    let (width, dim, kernel) = (conv.width(), conv.row_dim(), conv.kernel);
-    assert!(kernel <= K);
-    for column in (0..width).step_by(VECTORS * LANES) {
+    let (width, dim) = (conv.width(), conv.row_dim());
+    assert!(if K <= EXACT { conv.kernel == K } else { conv.kernel <= K });
+    for (block, out) in out.chunks_mut(ROWS * width).enumerate() {
+        let positions = Positions { conv, kept, x, first: block * ROWS, kept_rows: kept.len() / width, dim };
+        for column in (0..width).step_by(VECTORS * LANES) {
+            // SAFETY: the caller's promise.
+            unsafe { some_columns::<S, K>(&positions, column, out) };
+        }
+    }
+}
+
+/// What rows from one on see: positions of the state, and then rows.
+struct Positions<'a> {
+    conv: &'a CausalConv,
+    kept: &'a [f32],
+    x: &'a [f32],
+    first: usize,
+    kept_rows: usize,
+    dim: usize,
+}
+
+impl Positions<'_> {
+    /// Some columns of the `at`th position that the first row sees.
+    ///
+    /// # Safety
+    /// The tier's instructions.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, at: usize, column: usize, width: usize) -> [S::F; VECTORS] {
+        let at = self.first + at;
         // SAFETY: the caller's promise.
         unsafe {
-            let (mut taps, mut window) = ([[S::zero(); VECTORS]; K], [[S::zero(); VECTORS]; K]);
-            for (tap, row) in taps[K - kernel..].iter_mut().zip(conv.taps.values.chunks_exact(width)) {
-                *tap = vectors::<S>(row, column);
+            match at.checked_sub(self.kept_rows) {
+                None => vectors::<S>(&self.kept[at * width..][..width], column),
+                Some(row) => input::<S>(self.conv.form, &self.x[row * self.dim..][..self.dim], column, width),
             }
-            let bias = conv.bias.as_ref().map(|bias| vectors::<S>(&bias.values, column));
-            for row in kept.chunks_exact(width) {
-                push(&mut window, vectors::<S>(row, column));
-            }
-            let before = kernel - 1 - kept.len() / width;
-            let mut rows = x.chunks_exact(dim);
-            for row in rows.by_ref().take(before) {
-                push(&mut window, input::<S>(conv.form, row, column, width));
-            }
-            for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
-                let ahead = row.as_ptr().wrapping_add(ROWS_AHEAD * dim + column);
-                S::prefetch_l1(ahead.cast());
-                S::prefetch_l1(ahead.wrapping_add(LANES).cast());
-                push(&mut window, input::<S>(conv.form, row, column, width));
-                for vector in 0..VECTORS {
-                    let mut sum = bias.map_or(S::zero(), |bias| bias[vector]);
-                    for tap in 0..K {
-                        if tap >= K - kernel {
-                            sum = S::fma(taps[tap][vector], window[tap][vector], sum);
-                        }
+        }
+    }
+}
+
+/// Some columns of a few rows. The taps stay in registers, and so do the inputs that the next row sees again.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn some_columns<S: Simd, const K: usize>(positions: &Positions<'_>, column: usize, out: &mut [f32]) {
+    let conv = positions.conv;
+    let (width, kernel) = (conv.width(), if K <= EXACT { K } else { conv.kernel });
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mut taps, mut window) = ([[S::zero(); VECTORS]; K], [[S::zero(); VECTORS]; K]);
+        for (number, tap) in taps[K - kernel..].iter_mut().enumerate() {
+            *tap = vectors::<S>(&conv.taps.values[number * width..][..width], column);
+        }
+        let bias = conv.bias.as_ref().map(|bias| vectors::<S>(&bias.values, column));
+        for at in 0..kernel - 1 {
+            push(&mut window, positions.load::<S>(at, column, width));
+        }
+        for row in 0..out.len() / width {
+            push(&mut window, positions.load::<S>(row + kernel - 1, column, width));
+            let own = positions.first + row + kernel - 1 - positions.kept_rows;
+            let own = &positions.x[own * positions.dim..][..positions.dim];
+            let out = &mut out[row * width..][..width];
+            for vector in 0..VECTORS {
+                let mut sum = bias.map_or(S::zero(), |bias| bias[vector]);
+                for tap in 0..K {
+                    if tap >= K - kernel {
+                        sum = S::fma(taps[tap][vector], window[tap][vector], sum);
                     }
-                    let at = (column + vector * LANES).min(width)..(column + (vector + 1) * LANES).min(width);
-                    let y = match conv.form {
-                        ConvForm::Gated => S::mul(sum, S::load_some(&row[width..2 * width][at.clone()])),
-                        ConvForm::Silu => math::silu::<S>(sum),
-                    };
-                    S::store_some(&mut out[at], y);
                 }
+                let at = (column + vector * LANES).min(width)..(column + (vector + 1) * LANES).min(width);
+                let y = match conv.form {
+                    ConvForm::Gated => S::mul(sum, S::load_some(&own[width..2 * width][at.clone()])),
+                    ConvForm::Silu => math::silu::<S>(sum),
+                };
+                S::store_some(&mut out[at], y);
             }
         }
     }

@@ -30,7 +30,19 @@ use crate::step::StateWrite;
 
 /// Columns of a panel, at most: four vectors, so that there are enough sums at a time for the latency of an
 /// addition, and keys and queries are spread over lanes for all four at once.
-pub(super) const PANEL: usize = 4 * LANES;
+const PANEL: usize = 4 * LANES;
+
+/// The same for a span of one row, whose state is read and written once, from and to memory: whole rows of S
+/// lie there one after the other.
+const PANEL_OF_ONE: usize = 8 * LANES;
+
+/// Rows of a prompt that are asked for ahead: they lie too far apart for the processor to foresee.
+const ROWS_AHEAD: usize = 3;
+
+/// Columns of a panel of a span with so many rows.
+pub(super) fn panel_columns(rows: usize) -> usize {
+    if rows == 1 { PANEL_OF_ONE } else { PANEL }
+}
 
 /// What is added to the squares of a key or query before the root (`l2norm` of Gated DeltaNet).
 const EPS: f32 = 1e-6;
@@ -174,7 +186,7 @@ pub(super) struct Panel<'a> {
     /// The rows of the span.
     pub(super) rows: Range<usize>,
     pub(super) head: usize,
-    /// At most [`PANEL`], of the head's values.
+    /// At most [`panel_columns`], of the head's values.
     pub(super) columns: Range<usize>,
     pub(super) before: &'a Before,
     pub(super) writes: &'a [StateWrite],
@@ -235,6 +247,25 @@ impl<'a> Panel<'a> {
         }
     }
 
+    /// Asks for what a row reads, and where its outputs go.
+    ///
+    /// # Safety
+    /// The tier's instructions.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, row: usize) {
+        let Row { q, k, v, .. } = self.row(row);
+        let start = row * self.scan.width() + self.head * self.scan.value_dim + self.columns.start;
+        let out = self.out.pointer(start..start + self.columns.len()).cast_const();
+        for (from, len) in
+            [(q.as_ptr(), q.len()), (k.as_ptr(), k.len()), (v.as_ptr(), v.len()), (out, v.len())]
+        {
+            for line in (0..len).step_by(LANES) {
+                // SAFETY: the caller's promise; a prefetch reads nothing.
+                unsafe { S::prefetch_l1(from.wrapping_add(line).cast()) };
+            }
+        }
+    }
+
     /// Where the columns of one key lie in a state `[heads, key_dim, value_dim]`.
     fn place(&self, key: usize) -> Range<usize> {
         let start = (self.head * self.scan.key_dim + key) * self.scan.value_dim;
@@ -285,13 +316,24 @@ impl<'a> Panel<'a> {
 unsafe fn walk_body<S: Simd>(panel: Panel<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        match (&panel.scan.rule, panel.columns.len().div_ceil(LANES)) {
-            (ScanRule::Delta, ..=1) => walk_rule::<S, 1, true>(panel),
-            (ScanRule::Delta, 2) => walk_rule::<S, 2, true>(panel),
-            (ScanRule::Delta, _) => walk_rule::<S, 4, true>(panel),
-            (ScanRule::Mamba2 { .. }, ..=1) => walk_rule::<S, 1, false>(panel),
-            (ScanRule::Mamba2 { .. }, 2) => walk_rule::<S, 2, false>(panel),
-            (ScanRule::Mamba2 { .. }, _) => walk_rule::<S, 4, false>(panel),
+        match panel.scan.rule {
+            ScanRule::Delta => walk_columns::<S, true>(panel),
+            ScanRule::Mamba2 { .. } => walk_columns::<S, false>(panel),
+        }
+    }
+}
+
+/// # Safety
+/// As [`walk_body`].
+#[inline(always)]
+unsafe fn walk_columns<S: Simd, const DELTA: bool>(panel: Panel<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match panel.columns.len().div_ceil(LANES) {
+            ..=1 => walk_rule::<S, 1, DELTA>(panel),
+            2 => walk_rule::<S, 2, DELTA>(panel),
+            ..=4 => walk_rule::<S, 4, DELTA>(panel),
+            _ => walk_rule::<S, 8, DELTA>(panel),
         }
     }
 }
@@ -301,6 +343,10 @@ unsafe fn walk_body<S: Simd>(panel: Panel<'_>) {
 #[inline(always)]
 unsafe fn walk_rule<S: Simd, const V: usize, const DELTA: bool>(panel: Panel<'_>) {
     let Range { start, end } = panel.rows;
+    // SAFETY: the caller's promise.
+    if end - start == 1 && unsafe { walk_one::<S, V, DELTA>(&panel) } {
+        return;
+    }
     let mut writes = panel.writes;
     let mut row = panel.row(start);
     // SAFETY: the caller's promise.
@@ -311,6 +357,9 @@ unsafe fn walk_rule<S: Simd, const V: usize, const DELTA: bool>(panel: Panel<'_>
         for at in start..end {
             let change = finish::<S, V, DELTA>(&panel, at, &row, &sums);
             let update = (row.decay, row.k, change);
+            if at + ROWS_AHEAD < end {
+                panel.prefetch::<S>(at + ROWS_AHEAD);
+            }
             if at + 1 < end {
                 let next = panel.row(at + 1);
                 sums = pass::<S, V, true, true, DELTA>(&mut state, update, (next.q, next.k));
@@ -323,6 +372,81 @@ unsafe fn walk_rule<S: Simd, const V: usize, const DELTA: bool>(panel: Panel<'_>
             {
                 panel.write(&state, write.slot);
                 writes = others;
+            }
+        }
+    }
+}
+
+/// The same of a single row whose state is read from a slot and written to one: there, without a copy. `false`
+/// where it is not so, or the columns are no whole vectors.
+///
+/// # Safety
+/// As [`walk_body`].
+#[inline(always)]
+unsafe fn walk_one<S: Simd, const V: usize, const DELTA: bool>(panel: &Panel<'_>) -> bool {
+    let (&Before::Slot(slot), [write]) = (panel.before, panel.writes) else { return false };
+    if panel.columns.len() != V * LANES || write.rows != 1 {
+        return false;
+    }
+    let (keys, stride) = (panel.scan.key_dim, panel.scan.value_dim);
+    let place = |slot| {
+        let (first, last) = (panel.in_slot(slot, 0), panel.in_slot(slot, keys - 1));
+        panel.states.pointer(first.start..last.end)
+    };
+    let (from, to, at) = (place(slot), place(write.slot), panel.rows.start);
+    let row = panel.row(at);
+    // SAFETY: `keys` rows of `V` vectors, `stride` apart, are at both places; nobody else writes to them, by
+    // the caller's promise.
+    unsafe {
+        let mut sums = Sums { keys: [S::zero(); V], queries: [S::zero(); V] };
+        for key in 0..keys {
+            let s = load::<S, V>(from.add(key * stride));
+            add_products::<S, V, DELTA>(&s, S::splat(row.q[key]), S::splat(row.k[key]), &mut sums);
+        }
+        let change = finish::<S, V, DELTA>(panel, at, &row, &sums);
+        let decay = S::splat(row.decay);
+        for key in 0..keys {
+            let (s, k) = (load::<S, V>(from.add(key * stride)), S::splat(row.k[key]));
+            for (vector, s) in s.into_iter().enumerate() {
+                let s = S::fma(k, change[vector], S::mul(decay, s));
+                S::store(to.add(key * stride + vector * LANES), s);
+            }
+        }
+    }
+    true
+}
+
+/// # Safety
+/// The tier's instructions; `V` vectors are there.
+#[inline(always)]
+unsafe fn load<S: Simd, const V: usize>(from: *const f32) -> [S::F; V] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut out = [S::zero(); V];
+        for (vector, out) in out.iter_mut().enumerate() {
+            *out = S::load(from.add(vector * LANES));
+        }
+        out
+    }
+}
+
+/// Adds what a row of S gives to the sums over the keys.
+///
+/// # Safety
+/// The tier's instructions.
+#[inline(always)]
+unsafe fn add_products<S: Simd, const V: usize, const DELTA: bool>(
+    s: &[S::F; V],
+    q: S::F,
+    k: S::F,
+    sums: &mut Sums<S, V>,
+) {
+    for vector in 0..V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            sums.queries[vector] = S::fma(q, s[vector], sums.queries[vector]);
+            if DELTA {
+                sums.keys[vector] = S::fma(k, s[vector], sums.keys[vector]);
             }
         }
     }
@@ -382,24 +506,22 @@ unsafe fn pass<S: Simd, const V: usize, const UPDATE: bool, const SUM: bool, con
     // compilations made calls.)
     unsafe {
         let decay = S::splat(decay);
-        let (mut keys, mut queries) = ([S::zero(); V], [S::zero(); V]);
+        let mut sums = Sums { keys: [S::zero(); V], queries: [S::zero(); V] };
         for row in 0..len {
-            let (k, q, next) = (S::splat(*key.add(row)), S::splat(*next_q.add(row)), S::splat(*next_k.add(row)));
-            for vector in 0..V {
-                let at = at.add((row * V + vector) * LANES);
-                let mut s = S::load(at);
-                if UPDATE {
-                    s = S::fma(k, change[vector], S::mul(decay, s));
-                    S::store(at, s);
-                }
-                if SUM {
-                    queries[vector] = S::fma(q, s, queries[vector]);
-                    if DELTA {
-                        keys[vector] = S::fma(next, s, keys[vector]);
-                    }
+            let (k, q, next) =
+                (S::splat(*key.add(row)), S::splat(*next_q.add(row)), S::splat(*next_k.add(row)));
+            let at = at.add(row * V * LANES);
+            let mut s = load::<S, V>(at);
+            if UPDATE {
+                for (vector, s) in s.iter_mut().enumerate() {
+                    *s = S::fma(k, change[vector], S::mul(decay, *s));
+                    S::store(at.add(vector * LANES), *s);
                 }
             }
+            if SUM {
+                add_products::<S, V, DELTA>(&s, q, next, &mut sums);
+            }
         }
-        Sums { keys, queries }
+        sums
     }
 }

@@ -6,7 +6,7 @@ use crate::config::GateFunction;
 use crate::error::Result;
 use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::rows::Block;
-use crate::kernels::scan::{self, FACTORS, Inputs, PANEL, Panel};
+use crate::kernels::scan::{self, FACTORS, Inputs, Panel};
 use crate::kernels::types::{CausalConv, GatedNorm, Scan, ScanRows};
 use crate::kernels::{CheckedStep, causal_conv, elementwise};
 
@@ -41,18 +41,25 @@ impl CpuBackend {
         let mut states = state.write_native()?;
         let before = scan::before(scan, step, &states, state.state_len());
         let (states, columns) = (DisjointSlices::new(&mut states), DisjointSlices::new(out.floats_mut()));
-        let panels = scan.value_dim.div_ceil(PANEL);
-        let of_span = scan.heads * panels;
-        self.pool.run("scan", step.spans.len() * of_span, &|task| {
-            let (span, place) = (task / of_span, task % of_span);
-            let first = place % panels * PANEL;
+        // The first task of each span, and how many there are.
+        let columns_of = |span: usize| scan::panel_columns(step.spans[span].rows.len());
+        let panels_of = |span: usize| scan.value_dim.div_ceil(columns_of(span));
+        let (mut firsts, mut tasks) = (Vec::with_capacity(step.spans.len()), 0);
+        for span in 0..step.spans.len() {
+            firsts.push(tasks);
+            tasks += scan.heads * panels_of(span);
+        }
+        self.pool.run("scan", tasks, &|task| {
+            let span = firsts.partition_point(|&first| first <= task) - 1;
+            let (place, panels, most) = (task - firsts[span], panels_of(span), columns_of(span));
+            let first = place % panels * most;
             let panel = Panel {
                 scan,
                 x: x.floats(),
                 factors: factors.floats(),
                 rows: step.spans[span].rows.clone(),
                 head: place / panels,
-                columns: first..scan.value_dim.min(first + PANEL),
+                columns: first..scan.value_dim.min(first + most),
                 before: &before[span],
                 writes: &step.spans[span].state.writes,
                 states: &states,
