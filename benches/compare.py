@@ -175,13 +175,16 @@ class Run:
         self.found = Found(facts(model, path))
         self.engines: dict[str, Engine] = {}
         self.broken: set[tuple[str, str, int]] = set()
+        self.alone = False  # llama.cpp, as no batch of several sequences lives
 
     def start(self, name: str) -> None:
         """A cold start. The process stays, unless another round will start one."""
         engine = Engine(name, self.pythons[name])
         self.engines[name] = engine
         first = self.prompts.one("single", "first", FIRST, 1).arguments
-        options = {"path": self.path, "threads": machine.threads()}
+        options: dict[str, Any] = {"path": self.path, "threads": machine.threads()}
+        if name == THEM and self.alone:
+            options["alone"] = True
         try:
             loaded = engine.ask("load", TIMEOUT, **options, first=[first["ids"], first["text"]])
         except Failed as error:
@@ -248,6 +251,8 @@ class Run:
         try:
             answer = engine.ask(question.do, TIMEOUT, **question.arguments)
         except Failed as error:
+            if self.goes_on_alone(engine, question, error):
+                return self.ask(self.engines[THEM], question)
             self.broken.add(kind)
             self.fail(engine.name, error, f"{question.do} {question.size}: ")
             return None
@@ -258,6 +263,15 @@ class Run:
             if question.write > 1:
                 engine.decode = (question.write - 1) / answer["rest"]
         return answer
+
+    def goes_on_alone(self, engine: Engine, question: Question, error: Failed) -> bool:
+        """Whether llama.cpp, which a burst ended, runs again: one request after another from here on."""
+        if engine.name != THEM or question.do != "burst" or engine.alive or self.alone:
+            return False
+        self.alone = True
+        self.fail(THEM, error, f"burst {question.size}, from there on one request after another: ")
+        self.start(THEM)
+        return THEM in self.engines
 
     def compare(self, question: Question, answers: dict[str, dict[str, Any] | None]) -> None:
         """How many tokens of the first answer are ours: that all compute the same model is to be seen."""

@@ -55,18 +55,27 @@ pub(super) struct Outlier {
 
 /// Bytes of which the first is the first of a cache line: 32 of them never lie on two. (A fifth less time for
 /// AMX, which loads them from sixteen rows at once.)
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Lines {
     store: Vec<i8>,
+    /// What is before them, and how many they are.
     skip: usize,
+    len: usize,
+}
+
+impl PartialEq for Lines {
+    fn eq(&self, other: &Lines) -> bool {
+        self[..] == other[..]
+    }
 }
 
 impl Lines {
     /// Makes room for `len` bytes; what is in them is not defined.
     fn at_least(&mut self, len: usize) {
-        if self.store.len() < self.skip + len {
+        if self.len < len {
             self.store = vec![0; len + LINE];
             self.skip = self.store.as_ptr().align_offset(LINE).min(LINE);
+            self.len = len;
         }
     }
 }
@@ -74,13 +83,13 @@ impl Lines {
 impl Deref for Lines {
     type Target = [i8];
     fn deref(&self) -> &[i8] {
-        &self.store[self.skip..]
+        &self.store[self.skip..self.skip + self.len]
     }
 }
 
 impl DerefMut for Lines {
     fn deref_mut(&mut self) -> &mut [i8] {
-        &mut self.store[self.skip..]
+        &mut self.store[self.skip..self.skip + self.len]
     }
 }
 

@@ -12,6 +12,7 @@ use crate::kernels::gemm::{self, Input};
 use crate::kernels::isa::Isa;
 use crate::kernels::layouts::with_layout;
 use crate::kernels::pack::{self, Arena, Packed};
+use crate::kernels::panels::Panel;
 use crate::kernels::pool::Pool;
 use crate::kernels::quantize::{self, Job, Precision, Quantized};
 use crate::kernels::simd::scalar::Scalar;
