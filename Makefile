@@ -80,6 +80,7 @@ bench-shapes: models ## The same beside llama.cpp, on random weights in the shap
 	done
 	$(BIN)/python benches/compare.py --only tallow,llama.cpp --sizes 1,8,32 --depths none \
 		$(foreach name,$(SHAPES),--model target/shapes/$(name).gguf) $(ARGS)
+	$(BIN)/python benches/memory.py $(foreach name,$(SHAPES),target/shapes/$(name).gguf)
 
 bench-kernels: ## Time single kernels by criterion (ARGS='"product Q4_K"' chooses)
 	cargo bench --bench kernels -- $(ARGS)
