@@ -318,7 +318,8 @@ def facts(model: tallow.Model, path: Path) -> dict[str, Any]:
     return {
         "file": path.name,
         "file_bytes": path.stat().st_size,
-        "weight_bytes": model.weight_bytes,
+        # What a token reads; of experts it reads some.
+        "weight_bytes": 0 if config["num_experts"] else model.weight_bytes,
         # Of a transformer whose layers are all alike; of others this would say nothing.
         "layer_weights": config["num_layers"] * config["hidden_size"] * layer,
         "context": model.context_length,
@@ -400,7 +401,7 @@ class Report:
         weights, layers = self.found.facts["weight_bytes"], self.found.facts["layer_weights"]
         for figure in ("stream", *(f"depth {depth}" for depth in self.plan.depths)):
             speed = self.found.median(figure, US)
-            if speed:
+            if speed and weights:
                 read = weights * speed / 1e9
                 title = figure.replace("depth", "in a context of").replace("stream", "one stream")
                 yield [title, f"{read:.1f} GB/s of weights", f"{read / memory:.0%} of memory speed"]
