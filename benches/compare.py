@@ -175,7 +175,7 @@ class Run:
         self.found = Found(facts(model, path))
         self.engines: dict[str, Engine] = {}
         self.broken: set[tuple[str, str, int]] = set()
-        self.alone = False  # llama.cpp, as no batch of several sequences lives
+        self.plain = False  # llama.cpp, after a burst has ended it
 
     def start(self, name: str) -> None:
         """A cold start. The process stays, unless another round will start one."""
@@ -183,8 +183,8 @@ class Run:
         self.engines[name] = engine
         first = self.prompts.one("single", "first", FIRST, 1).arguments
         options: dict[str, Any] = {"path": self.path, "threads": machine.threads()}
-        if name == THEM and self.alone:
-            options["alone"] = True
+        if name == THEM and self.plain:
+            options["plain"] = True
         try:
             loaded = engine.ask("load", TIMEOUT, **options, first=[first["ids"], first["text"]])
         except Failed as error:
@@ -251,7 +251,7 @@ class Run:
         try:
             answer = engine.ask(question.do, TIMEOUT, **question.arguments)
         except Failed as error:
-            if self.goes_on_alone(engine, question, error):
+            if self.goes_on_plainly(engine, question, error):
                 return self.ask(self.engines[THEM], question)
             self.broken.add(kind)
             self.fail(engine.name, error, f"{question.do} {question.size}: ")
@@ -264,12 +264,12 @@ class Run:
                 engine.decode = (question.write - 1) / answer["rest"]
         return answer
 
-    def goes_on_alone(self, engine: Engine, question: Question, error: Failed) -> bool:
-        """Whether llama.cpp, which a burst ended, runs again: one request after another from here on."""
-        if engine.name != THEM or question.do != "burst" or engine.alive or self.alone:
+    def goes_on_plainly(self, engine: Engine, question: Question, error: Failed) -> bool:
+        """Whether llama.cpp, which a burst ended, runs again: with weights that it does not repack."""
+        if engine.name != THEM or question.do != "burst" or engine.alive or self.plain:
             return False
-        self.alone = True
-        self.fail(THEM, error, f"burst {question.size}, from there on one request after another: ")
+        self.plain = True
+        self.fail(THEM, error, f"burst {question.size}, from there on without repacked weights (AMX): ")
         self.start(THEM)
         return THEM in self.engines
 

@@ -3,8 +3,8 @@
 Requests at once are driven as its batched examples do, and told what the prompts have in common: that is
 computed in sequence 0, copied to the others, and every further step has a row for each. The two layouts
 of its cache (one buffer for all sequences, or one each) are both tried with as many requests, and the
-faster stays. `alone` computes one sequence after the other instead, for models whose batches of several
-sequences end the process; what they have in common is computed once even so.
+faster stays. `plain` leaves the weights as the file has them instead of repacking them for AMX and the like:
+slower, but there are models of which a step with several sequences ends the process otherwise.
 """
 
 from __future__ import annotations
@@ -78,11 +78,13 @@ class Context:
 class Peer:
     batches = keeps = True
 
-    def __init__(self, path: str, threads: int, alone: bool = False) -> None:
+    def __init__(self, path: str, threads: int, plain: bool = False) -> None:
         lib.llama_log_set(silent, None)
         lib.llama_backend_init()
-        self.threads, self.alone = threads, alone
-        self.model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+        self.threads = threads
+        options = lib.llama_model_default_params()
+        options.use_extra_bufts = not plain
+        self.model = lib.llama_model_load_from_file(path.encode(), options)
         if not self.model:
             raise OSError("llama.cpp did not load the file")
         self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
@@ -114,7 +116,7 @@ class Peer:
             return
         prompts = [[*range(100, 500), *range(600 + n, 680 + n)] for n in range(count)]
         found = []
-        for unified in (True, False) if count > 1 and not self.alone else (True,):
+        for unified in (True, False) if count > 1 else (True,):
             self.many[count] = Context(self, OWN, count, unified)
             began = time.perf_counter()
             self.burst(prompts, [], 8)
@@ -131,16 +133,13 @@ class Peer:
             context.run([(id, at, 0, False) for at, id in enumerate(prompts[0][:same])])
         for other in range(1, len(prompts)):
             lib.llama_memory_seq_cp(context.memory, 0, other, -1, -1)
-        together = [[s] for s in range(len(prompts))] if self.alone else [list(range(len(prompts)))]
-        for sequences in together:
-            rows = []
-            for s in sequences:
-                last = len(prompts[s]) - 1
-                rows += [(prompts[s][at], at, s, at == last) for at in range(same, last + 1)]
-            tokens = context.run(rows)
-            for step in range(new - 1):
-                steps = zip(sequences, tokens, strict=True)
-                tokens = context.run([(id, len(prompts[s]) + step, s, True) for s, id in steps])
+        rows = []
+        for sequence, ids in enumerate(prompts):
+            last = len(ids) - 1
+            rows += [(ids[at], at, sequence, at == last) for at in range(same, len(ids))]
+        tokens = context.run(rows)
+        for step in range(new - 1):
+            tokens = context.run([(id, len(prompts[s]) + step, s, True) for s, id in enumerate(tokens)])
 
 
 def go_on(context: Context, ids: list[int], computed: int, new: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@
 //! | loads of those: 16 sums, 16 or 32 activation scales, some addresses | 20 to 28 |
 //!
 //! Measured on a core at 3 GHz or so, in a program of their own, they overlap less than that: the tiles of a
-//! dot alone take 10 ns, the floats alone 9, both together 18. VNNI needs 8 + 4 instructions a row, some 40 ns
-//! a dot. Hence
+//! dot alone take 10 ns, the floats alone 9, both together 18. VNNI needs 8 + 4 instructions a row, some 40
+//! ns a dot. Hence
 //!
 //! * codes whose zero is not 0 are made signed before, so that nothing is taken away from their dots;
 //! * the tiles run [`LEAD`] dots ahead of the floats: loading, multiplying and storing a dot takes some 130

@@ -334,8 +334,8 @@ pub(super) unsafe fn unpack_body<S: Simd, Q: Layout>(units: &[u8], to: &mut Pane
     }
 }
 
-/// The codes of all panels less their zero: signed bytes, as AMX takes them, so that nothing need be taken away
-/// from their dots.
+/// The codes of all panels less their zero: signed bytes, as AMX takes them, so that nothing need be taken
+/// away from their dots.
 ///
 /// # Safety
 /// The tier's instructions.

@@ -103,15 +103,15 @@ impl<'a> Rows<'a> {
 }
 
 tiered! {
-    /// Rows one after the other: `kept`, the positions of the state that the first one sees, `[.., width]`, and
-    /// `x`, those of its span and all rows, `[.., dim]`.
+    /// Rows one after the other: `kept`, the positions of the state that the first one sees, `[.., width]`,
+    /// and `x`, those of its span and all rows, `[.., dim]`.
     fn convolve(conv: &CausalConv, kept: &[f32], x: &[f32], out: &mut [f32]) = convolve_body;
 }
 
 /// Columns that are computed together, in vectors.
 const VECTORS: usize = 2;
-/// Rows that are: each is a stream of memory, of which processors foresee some at a time. (All rows of a prompt,
-/// column after column, waited for nearly every line.)
+/// Rows that are: each is a stream of memory, of which processors foresee some at a time. (All rows of a
+/// prompt, column after column, waited for nearly every line.)
 const ROWS: usize = 4;
 /// Kernels up to this length have code of their own.
 const EXACT: usize = 4;

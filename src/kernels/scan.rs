@@ -9,10 +9,10 @@
 //! ```
 //!
 //! Columns of S never meet: a task takes up to 64 of one head (a *panel*, `[key_dim, 64]`, 32 KB for keys of
-//! 128), keeps them in L1 and walks all rows of a span. Of S a row needs two sums over the keys, of S before it:
-//! `S^T k` and `S^T q` (`o = a S^T q + (q.k) d`), so one pass over the panel does the update of a row and the
-//! sums of the next. Those go from the first key to the last in one chain a column, whatever the rows around
-//! it: how a prompt is cut into steps changes no bit, and a chunk has no borders.
+//! 128), keeps them in L1 and walks all rows of a span. Of S a row needs two sums over the keys, of S before
+//! it: `S^T k` and `S^T q` (`o = a S^T q + (q.k) d`), so one pass over the panel does the update of a row and
+//! the sums of the next. Those go from the first key to the last in one chain a column, whatever the rows
+//! around it: how a prompt is cut into steps changes no bit, and a chunk has no borders.
 //!
 //! Why no chunked scan (WY form, as GPUs have it): for 64 rows a chunk it takes more products a row than
 //! this (3 dk dv + 2 * 64 (dk + dv) + ... for heads of 128: 86,000 against the 66,000 of four operations for
@@ -330,9 +330,9 @@ unsafe fn walk_columns<S: Simd, const DELTA: bool>(panel: Panel<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         match panel.columns.len().div_ceil(LANES) {
-            ..=1 => walk_rule::<S, 1, DELTA>(panel),
+            1 => walk_rule::<S, 1, DELTA>(panel),
             2 => walk_rule::<S, 2, DELTA>(panel),
-            ..=4 => walk_rule::<S, 4, DELTA>(panel),
+            3 | 4 => walk_rule::<S, 4, DELTA>(panel),
             _ => walk_rule::<S, 8, DELTA>(panel),
         }
     }
@@ -377,8 +377,8 @@ unsafe fn walk_rule<S: Simd, const V: usize, const DELTA: bool>(panel: Panel<'_>
     }
 }
 
-/// The same of a single row whose state is read from a slot and written to one: there, without a copy. `false`
-/// where it is not so, or the columns are no whole vectors.
+/// The same of a single row whose state is read from a slot and written to one: there, without a copy.
+/// `false` where it is not so, or the columns are no whole vectors.
 ///
 /// # Safety
 /// As [`walk_body`].
@@ -441,12 +441,12 @@ unsafe fn add_products<S: Simd, const V: usize, const DELTA: bool>(
     k: S::F,
     sums: &mut Sums<S, V>,
 ) {
-    for vector in 0..V {
+    for (vector, &s) in s.iter().enumerate() {
         // SAFETY: the caller's promise.
         unsafe {
-            sums.queries[vector] = S::fma(q, s[vector], sums.queries[vector]);
+            sums.queries[vector] = S::fma(q, s, sums.queries[vector]);
             if DELTA {
-                sums.keys[vector] = S::fma(k, s[vector], sums.keys[vector]);
+                sums.keys[vector] = S::fma(k, s, sums.keys[vector]);
             }
         }
     }
