@@ -469,7 +469,8 @@ class Model:
 
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a
-        second."""
+        second. ``kv_bytes`` are the bytes that keys, values and recurrent states may fill,
+        ``touched_kv_bytes`` those that they have filled and therefore hold."""
         return self._shared.engine().stats()
 
     def save_prefix(
