@@ -190,7 +190,8 @@ class Run:
         except Failed as error:
             self.fail(name, error)
             return
-        for figure in ("import", "start", "peak"):
+        # One that runs again in another way is no further round of the start.
+        for figure in () if "plain" in options else ("import", "start", "peak"):
             self.found.add(figure, name, loaded[figure])
         self.found.versions[name] = loaded["version"]
         engine.loaded, engine.prefill = loaded, FIRST / loaded["again"]

@@ -4,7 +4,6 @@
 
 Each file in a process of its own: loaded, a prompt of 512 tokens, then 32 requests at once with 400 tokens
 in common, 80 of their own and 48 new ones. The peak is that of the process above an interpreter with numpy.
-Linux only.
 """
 
 from __future__ import annotations
@@ -16,14 +15,9 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy  # noqa: F401  (its memory belongs to nobody)
+from peers.worker import peak_mib
 
 COMMON, OWN, NEW, PROMPT, REQUESTS = 400, 80, 48, 512, 32
-
-
-def peak_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def measure(path: str) -> None:

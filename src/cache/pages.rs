@@ -242,6 +242,8 @@ mod tests {
     struct Model {
         leases: Vec<Vec<u32>>,
         kept: Vec<u32>,
+        /// All that were ever leased.
+        touched: std::collections::BTreeSet<u32>,
     }
 
     impl Model {
@@ -271,6 +273,7 @@ mod tests {
                         !lease.pages().iter().any(|&page| model.held(page) || model.kept.contains(&page))
                     );
                     model.leases.push(lease.pages().to_vec());
+                    model.touched.extend(lease.pages());
                     leases.push(lease);
                 }
                 None => assert!(count > free, "refused {count} of {free}"),
@@ -311,6 +314,7 @@ mod tests {
         let named: Vec<_> = leases.iter().map(|lease| lease.pages().to_vec()).collect();
         assert_eq!(named, model.leases);
         assert_eq!((pages.free(), pages.cached()), (model.free(pages.total()), model.cached()));
+        assert_eq!(pages.touched(), model.touched.len());
         pages.check_integrity(leases.iter(), model.kept.iter().copied()).unwrap();
     }
 

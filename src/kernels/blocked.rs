@@ -42,9 +42,9 @@ pub(super) trait Parts {
     fn unpack(&self, units: &[u8], to: &mut Panel);
     /// Adds the products of the rows to the sums, or sets them.
     fn rows(&self, work: &Work<'_>, scratch: &mut Scratch);
-    /// What AMX tiles need of the panels of a K-block beside their codes.
-    fn sign(&self, block: &Work<'_>, scratch: &mut Scratch);
-    /// The same as `rows` of a tile of AMX.
+    /// Makes the signed codes that AMX tiles take, of the unpacked panels of a K-block.
+    fn make_signed(&self, block: &Work<'_>, scratch: &mut Scratch);
+    /// As `rows`, for the sixteen rows of an AMX tile.
     fn tiles(&mut self, work: &Work<'_>, scratch: &mut Scratch);
     /// Adds the products of the rows' outliers to the sums.
     fn outliers(&self, work: &Work<'_>, scratch: &mut Scratch);
@@ -69,7 +69,7 @@ tiered! {
     fn multiply_rows<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = multiply_rows_body;
 }
 tiered! {
-    fn sign(block: &Work<'_>, scratch: &mut Scratch) = sign_body;
+    fn make_signed(block: &Work<'_>, scratch: &mut Scratch) = make_signed_body;
 }
 tiered! {
     fn outliers<K: Kind>(work: &Work<'_>, scratch: &mut Scratch) = outliers_body;
@@ -96,9 +96,9 @@ impl<Q: Layout> Parts for Tiered<Q> {
         with_kind!(Q, K => multiply_rows::<K>(self.isa, work, scratch));
     }
 
-    fn sign(&self, block: &Work<'_>, scratch: &mut Scratch) {
+    fn make_signed(&self, block: &Work<'_>, scratch: &mut Scratch) {
         if !Q::MIN {
-            sign(self.isa, block, scratch);
+            make_signed(self.isa, block, scratch);
         }
     }
 
@@ -220,7 +220,7 @@ impl<'a, P: Parts, S: Sink> BlockedProduct<'a, P, S> {
         }
         let (start, last) = (self.rows.start, block.k.end == self.x.k);
         let rows_of = |tile: usize, tiled: usize| start + tile..start + tiled.min(tile + AMX_ROWS);
-        self.parts.sign(&self.work(block, start..start, 0, 0), self.scratch);
+        self.parts.make_signed(&self.work(block, start..start, 0, 0), self.scratch);
         if last {
             self.sink.expect(rows_of(0, self.tiled), block.group.clone());
         }
@@ -340,7 +340,7 @@ pub(super) unsafe fn unpack_body<S: Simd, Q: Layout>(units: &[u8], to: &mut Pane
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-pub(super) unsafe fn sign_body<S: Simd>(block: &Work<'_>, scratch: &mut Scratch) {
+pub(super) unsafe fn make_signed_body<S: Simd>(block: &Work<'_>, scratch: &mut Scratch) {
     assert!(block.blocks * SUB <= K_BLOCK);
     // SAFETY: the caller's promise; whole vectors of codes, as many as a panel has room for.
     unsafe {

@@ -110,8 +110,8 @@ tiered! {
 
 /// Columns that are computed together, in vectors.
 const VECTORS: usize = 2;
-/// Rows that are: each is a stream of memory, of which processors foresee some at a time. (All rows of a
-/// prompt, column after column, waited for nearly every line.)
+/// Rows that are computed together. Each is a stream of memory, and hardware prefetchers follow only so many.
+/// (Column by column down all rows of a prompt, nearly every line was a cache miss.)
 const ROWS: usize = 4;
 /// Kernels up to this length have code of their own.
 const EXACT: usize = 4;

