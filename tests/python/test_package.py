@@ -118,6 +118,6 @@ def test_a_failing_progress_callback_reaches_the_caller(tmp_path):
 
 def test_the_module_runs_as_a_program():
     done = subprocess.run(
-        [sys.executable, "-m", "tallow.cli", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tallow", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"tallow {tallow.__version__}")
