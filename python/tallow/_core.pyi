@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "anywhere",
     "cache_folder",
+    "hub_cache_folder",
     "end_filters",
     "features",
     "locate",
@@ -58,6 +59,10 @@ def features() -> dict[str, Any]:
 def end_filters(seconds: float) -> None: ...
 def cache_folder() -> str:
     """The folder of tallow's own cache: TALLOW_CACHE, or one below the user's cache folder."""
+
+def hub_cache_folder() -> str:
+    """The folder of the Hugging Face hub's cache, with its ``models--org--name`` folders: HF_HUB_CACHE,
+    HF_HOME/hub, or one below the user's cache folder."""
 
 def offline_variable() -> str | None:
     """The environment variable that forbids the network, if one does."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, arguments, prompts, results, wheels
+from . import _core, _log, arguments, prompts, results, wheels
 from ._engines import EngineOptions, Shared, shared
 from .progress import Report, reporter
 from .results import Chunk, Completion, Score
@@ -107,7 +108,7 @@ class Model:
             prefix_cache=arguments.boolean("prefix_cache", prefix_cache),
             speculation=arguments.boolean("speculation", speculation),
         )
-        report = reporter(progress)
+        report, began = reporter(progress), time.perf_counter()
         wheel = wheels.parse(self._source, revision)
         path: str = self._source
         called: tuple[str, str | None] | None = None
@@ -118,6 +119,8 @@ class Model:
             called = (name, version)
         native = _core.Model.load(path, **self._options, progress=report, called=called)
         self._shared: Shared = shared(native, engine)
+        if _log.wants_info():
+            _log.info("loaded %r in %.2f s", self, time.perf_counter() - began)
         # What comes later, a copy in another process above all, may stand in another folder.
         self._source, self._on_hub = (self._source, False) if wheel else _core.anywhere(self._source)
         if chat_template is not None and "{" not in chat_template:
