@@ -1,7 +1,8 @@
 """Lines for the ``logging`` module, from the logger "tallow".
 
-INFO tells of downloads, loads and other work that takes time, and once what of a format no grammar enforces;
-WARNING tells, once for each reason, that nothing of a format is enforced. Prompts and answers are never logged.
+INFO tells of downloads, loads and other work that takes time, and once what of a format no grammar
+enforces; WARNING tells, once for each reason, that nothing of a format is enforced. Prompts and answers are
+never logged.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ _told: set[tuple[Any, ...]] = set()
 
 
 def _logger() -> Any:
-    # Not imported here: it makes `import tallow` slower. Where nobody has imported it, nobody has set a level.
+    # Not imported here, which would make `import tallow` slower: where nobody has imported it, nobody has set
+    # a level.
     logging = sys.modules.get("logging")
     return None if logging is None else logging.getLogger("tallow")
 

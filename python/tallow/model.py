@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -153,7 +152,7 @@ class Model:
             try:
                 shared.exact = self._native.content_hash(reporter(progress))[:16]
             except _core.ModelFileError:
-                shared.exact = secrets.token_hex(8)
+                shared.exact = os.urandom(8).hex()
         return shared.exact
 
     @property
@@ -472,7 +471,9 @@ class Model:
 
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a
-        second. ``kv_bytes`` are the bytes that keys, values and recurrent states may fill,
+        second. Of the ``requests``, ``completed`` ended well, ``failed`` with an error (late ones included),
+        and ``cancelled`` were not wanted any more: dropped streams, cancelled tasks, a closed engine.
+        ``kv_bytes`` are the bytes that keys, values and recurrent states may fill,
         ``touched_kv_bytes`` those that they have filled and therefore hold."""
         return self._shared.engine().stats()
 

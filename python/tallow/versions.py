@@ -13,8 +13,9 @@ from . import _core
 
 #: What tallow meets: its dependencies, what it is a part of, and what shows it.
 _PACKAGES = ("numpy", "tqdm", "dspy", "pydantic", "litellm", "ipykernel", "ipywidgets", "llm")
-#: What changes where models come from and how they run. Only whether it is set, for the value may be a secret.
+#: Only whether it is set, for its value is a secret.
 _SECRET = ("HF_TOKEN",)
+#: What changes where models come from and how they run.
 _VARIABLES = (
     *("TALLOW_CACHE", "TALLOW_ISA", "TALLOW_TRACE"),
     *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
@@ -59,7 +60,10 @@ def collect() -> dict[str, dict[str, Any]]:
             "logical cpus": os.cpu_count(),
             "memory": _memory(),
         },
-        "caches": {"data wheels": os.path.join(_core.cache_folder(), "wheels"), "hub": _core.hub_cache_folder()},
+        "caches": {
+            "data wheels": os.path.join(_core.cache_folder(), "wheels"),
+            "hub": str(_core.hub_cache_folder()),
+        },
         "packages": {name: _version(name) for name in _PACKAGES},
         "environment": {
             **{name: _harmless(value) for name in _VARIABLES if (value := os.environ.get(name)) is not None},

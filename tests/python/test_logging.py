@@ -55,13 +55,17 @@ def test_a_format_that_is_not_enforced_is_a_warning_once(lines):
 
 
 def test_nothing_is_said_and_nothing_is_imported_unless_asked(tiny_folder):
-    done = python(
-        f"import sys, tallow; tallow.Model({str(tiny_folder)!r}); print('logging' in sys.modules)"
-    )
+    done = python(f"import sys, tallow; tallow.Model({str(tiny_folder)!r}); print('logging' in sys.modules)")
     assert (done.stdout.strip(), done.stderr) == ("False", "")
 
 
-SIZES = [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (85_000_000, "81.1 MiB"), (5 << 40, "5.0 TiB")]
+SIZES = [
+    (0, "0 bytes"),
+    (1023, "1023 bytes"),
+    (1024, "1.0 KiB"),
+    (85_000_000, "81.1 MiB"),
+    (5 << 40, "5.0 TiB"),
+]
 
 
 @pytest.mark.parametrize(("count", "text"), SIZES)
