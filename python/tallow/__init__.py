@@ -30,7 +30,7 @@ from .errors import (
     UnsupportedModelError,
 )
 from .model import AsyncStream, Model, Stream
-from .results import Chunk, Completion, Score, Timings, TokenLogprob, Usage
+from .results import Chunk, Completion, Score, Scores, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from .dspy import LM as LM
@@ -58,6 +58,7 @@ __all__ = [
     "OutOfMemoryError",
     "Sampler",
     "Score",
+    "Scores",
     "Stream",
     "TemplateError",
     "Timeout",

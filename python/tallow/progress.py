@@ -38,7 +38,7 @@ def item(report: Report | None, what: str, total: int | None) -> Iterator[Callab
 
 
 def _somebody_watches() -> bool:
-    if _in_notebook():
+    if in_notebook():
         return True
     try:
         return sys.stderr is not None and sys.stderr.isatty()
@@ -46,7 +46,8 @@ def _somebody_watches() -> bool:
         return False
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this runs in a cell."""
     ipython = sys.modules.get("IPython")  # if it was never imported, this is no notebook
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
@@ -95,6 +96,14 @@ class Bars:
 
 def _bar(what: str, total: int | None) -> Any:
     # Slow to import, so only when a bar is really shown.
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    import importlib.util
 
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)
+    from tqdm.std import tqdm  # type: ignore[import-untyped]
+
+    more = {}
+    if in_notebook():
+        if importlib.util.find_spec("ipywidgets"):
+            from tqdm.notebook import tqdm  # type: ignore[import-untyped]
+        else:  # tqdm.auto would warn; and what goes to stderr stands on red
+            more = {"file": sys.stdout}
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, **more)
