@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, _log, arguments, html, prompts, results, wheels
+from . import _core, _log, arguments, prompts, results, wheels
 from ._engines import EngineOptions, Shared, shared
 from .progress import Report, reporter
 from .results import Chunk, Completion, Scores
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._async import AsyncGeneration
+    from .html import Live
 
 PromptLike = arguments.Prompt | Sequence[Any] | _core.Prompt
 _Start = Callable[..., _core.Generation]
@@ -560,6 +561,8 @@ class Model:
         return f"<tallow.Model {native.name!r}: {', '.join(facts)}{notes}>"
 
     def _repr_html_(self) -> str:
+        from . import html  # nothing that `import tallow` should wait for
+
         return html.model(self)
 
 
@@ -599,9 +602,11 @@ class _Pieces:
         self._read.append(chunk)
         return chunk
 
-    def _begin_show(self) -> html.Live:
+    def _begin_show(self) -> Live:
         """Shows what was read before."""
-        live = html.Live()
+        from .html import Live
+
+        live = Live()
         for chunk in self._read:
             live.add(chunk.text)
         return live

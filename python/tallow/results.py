@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import html
-
 FinishReason = Literal["stop", "length", "tool_call"]
 
 
@@ -83,9 +81,13 @@ class Completion:
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: with log probabilities, each token coloured by its own."""
+        from . import html  # nothing that `import tallow` should wait for, here and below
+
         return html.completion(self)
 
     def _ipython_display_(self) -> None:
+        from . import html
+
         if not html.is_on_screen(self):
             raise NotImplementedError  # IPython goes on to the other ways
 
@@ -123,6 +125,8 @@ class Scores(list[Score]):
     """A list of scores that a notebook shows as bars."""
 
     def _repr_html_(self) -> str:
+        from . import html
+
         return html.scores(self)
 
 
