@@ -13,7 +13,7 @@ from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import arguments
+from .. import _log, arguments
 from ..errors import ConstraintError, InvalidRequestError
 from ..model import Model
 from . import formats
@@ -73,7 +73,11 @@ def possible(model: Model, chosen: Format) -> Format:
 
 
 def told(chosen: Format, bound: bool) -> dict[str, Any]:
-    """For ``provider_data``."""
+    """For ``provider_data``; a format that was asked for and could not be enforced is logged as well."""
+    if chosen.name != "none" and not bound and chosen.why != formats.CALL_ALONE:
+        _log.once("warning", "the format %s is not enforced: %s", chosen.name, chosen.why)
+    for note in getattr(chosen, "notes", None) or ():
+        _log.once("info", "the format %s: %s", chosen.name, note)
     found = {"name": chosen.name, "constrained": bound, "why": chosen.why}
     notes = tuple(getattr(chosen, "notes", None) or ())
     return {**found, "notes": list(notes)} if notes else found
