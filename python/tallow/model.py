@@ -101,7 +101,7 @@ class Model:
             "chat_template": chat_template,
         }
         for name, value in self._options.items():
-            _check_load_option(name, value)
+            check_load_option(name, value)
         engine = EngineOptions(
             kv_memory=None if kv_memory is None else arguments.memory("kv_memory", kv_memory),
             queue=None if queue is None else arguments.integer("queue", queue, 1, arguments.MAX_COUNT),
@@ -728,7 +728,7 @@ def _only_fields(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
 
 
-def _check_load_option(name: str, value: object) -> None:
+def check_load_option(name: str, value: object) -> None:
     if name in ("context_length", "threads"):
         if value is not None:
             arguments.integer(name, value, 1, arguments.MAX_COUNT)

@@ -6,9 +6,11 @@ import io
 import os
 import sys
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tallow import cli
+import pytest
+
+from tallow import Chunk, answers, cli
 
 
 class Done(NamedTuple):
@@ -33,3 +35,20 @@ def run(*arguments: object, stdin: str | bytes | None = None) -> Done:
     for stream in (out, err):
         stream.flush()
     return Done(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+
+EVENTS = answers.Reader.events
+
+
+def in_pieces(monkeypatch: pytest.MonkeyPatch, *texts: Any) -> None:
+    """Lets answers come in these pieces, one a step; KeyboardInterrupt is Ctrl-C instead of one."""
+    pieces = iter(texts)
+
+    def events(self, chunk):
+        text = next(pieces, "")
+        if text is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        ended = ("stop", chunk.usage, chunk.timings) if chunk.finish_reason else (None, None, None)
+        yield from EVENTS(self, Chunk(text, chunk.tokens, None, *ended))
+
+    monkeypatch.setattr(answers.Reader, "events", events)

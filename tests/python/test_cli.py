@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-import tallow
-from command import run
+from command import in_pieces, run
 from conftest import THINKER
 from tallow import answers
 from tallow.cli import answer, output
@@ -93,23 +92,6 @@ def test_notes_of_the_template_are_told(roomy, tmp_path):
     assert done.returncode == 0 and done.stderr.startswith("note: ") and "system" in done.stderr
 
 
-EVENTS = answers.Reader.events
-
-
-def scripted(monkeypatch, *texts):
-    """Lets an answer come in these pieces."""
-    pieces = iter(texts)
-
-    def events(self, chunk):
-        text = next(pieces, "")
-        if text is KeyboardInterrupt:
-            raise KeyboardInterrupt
-        ended = ("stop", chunk.usage, chunk.timings) if chunk.finish_reason else (None, None, None)
-        yield from EVENTS(self, tallow.Chunk(text, chunk.tokens, None, *ended))
-
-    monkeypatch.setattr(answers.Reader, "events", events)
-
-
 @pytest.fixture
 def thinker_given(roomy, tmp_path):
     path = tmp_path / "thinker.jinja"
@@ -118,10 +100,10 @@ def thinker_given(roomy, tmp_path):
 
 
 def test_thoughts_go_to_stderr(thinker_given, monkeypatch):
-    scripted(monkeypatch, "<think>", "so", "</think>\n", "\nIt is.")
+    in_pieces(monkeypatch, "<think>", "so", "</think>\n", "\nIt is.")
     done = run("run", *thinker_given, "hi")
     assert (done.stdout, done.stderr) == ("It is.\n", "so\n")
-    scripted(monkeypatch, "<think>so</think>", "It is.")
+    in_pieces(monkeypatch, "<think>so</think>", "It is.")
     told = json.loads(run("run", *thinker_given, "hi", "--json").stdout)
     assert (told["thinking"], told["text"]) == ("so", "It is.")
 
@@ -260,7 +242,7 @@ def test_a_full_context_is_said_and_the_talk_goes_on(tiny, tiny_folder):
 
 def test_ctrl_c_ends_the_answer_and_not_the_talk(tiny_folder, monkeypatch, tmp_path):
     path = tmp_path / "talk.json"
-    scripted(monkeypatch, "It is", KeyboardInterrupt)
+    in_pieces(monkeypatch, "It is", KeyboardInterrupt)
     done = talk(tiny_folder, "hi", f"/save {path}")
     assert (done.returncode, done.stdout) == (0, "It is\n") and "(interrupted)" in done.stderr
     assert json.loads(path.read_text())["messages"][-1] == {"role": "assistant", "content": "It is"}

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import _core
+from .._log import size
 from ..errors import HubError, InvalidRequestError
 from ..progress import reporter
 from ..wheels import ALIASES, archive, locate, normal
 from ..wheels.cache import MARKER, try_lock
-from .output import is_terminal, size, table, tell
+from .output import is_terminal, table, tell
 
 _PARTIAL = ".incomplete"
 
@@ -208,7 +209,10 @@ def _removed(model: Cached) -> int:
 
 def found() -> list[Cached]:
     """All models of both caches, by name."""
-    return sorted((*_wheels(Path(_core.cache_folder(), "wheels")), *_hub(hub_folder())), key=lambda m: m.name)
+    return sorted(
+        (*_wheels(Path(_core.cache_folder(), "wheels")), *_hub(Path(_core.hub_cache_folder()))),
+        key=lambda m: m.name,
+    )
 
 
 def _wheels(cache: Path) -> Iterator[Cached]:
@@ -293,14 +297,3 @@ def _bytes(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def hub_folder() -> Path:
-    """The hub's cache, by the variables of ``huggingface_hub``, in the order of ``src/hub/env.rs``."""
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
-    if os.environ.get("HF_HOME"):
-        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "huggingface" / "hub"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import answers, arguments
+from .._log import size
 from ..errors import ContextLengthError, Error, InvalidRequestError, TemplateError
 from . import settings
 from .answer import decoded, figures, show
-from .output import is_terminal, size, tell
+from .output import is_terminal, tell
 
 _QUOTES = '"""'
 _MAX_SAVED = 64 << 20

@@ -468,6 +468,14 @@ _ALL = (
         "Nothing is sampled: the likelihoods are exact, and the shares are relative to each other.",
     ),
     Command(
+        "versions",
+        "versions:versions",
+        "say what a bug report should say of this machine",
+        (),
+        "versions",
+        (_as_json,),
+    ),
+    Command(
         "completion",
         "completion:script",
         "print a script that completes commands and options",

@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 from .. import answers
+from .._log import size
 from ..errors import Error
 from ..model import Model
 from . import settings
-from .output import size, without_none
+from .output import without_none
 
 _PAGE = 16  # positions of a page of keys and values
 

@@ -36,16 +36,6 @@ def tell(line: str) -> None:
     print(dim(line.translate(_CONTROLS), sys.stderr), file=sys.stderr, flush=True)
 
 
-def size(count: int) -> str:
-    """Bytes, as a person reads them."""
-    amount, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024 or unit == "TiB":
-            break
-        amount /= 1024
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Columns under their names; those of ``right`` stand at the right, as numbers do."""
     widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
