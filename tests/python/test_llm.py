@@ -130,6 +130,10 @@ def test_a_schema_is_enforced(known, smollm2):
         assert len(said["name"]) <= 8 and said["age"] <= 99
     done = cli("-m", "tallow/wide", "--schema", json.dumps(SCHEMA), "A person:", "--no-log")
     assert {*json.loads(done.output)} == {"name", "age"}
+    assert {*json.loads(known.prompt("A person:", schema=llm.schema_dsl("a, b int"), seed=1).text())} == {
+        "a",
+        "b",
+    }
 
 
 def test_a_conversation_remembers(known, wide):
