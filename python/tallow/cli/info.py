@@ -84,9 +84,9 @@ def _chat(model: Model) -> dict[str, Any]:
         return {"template": "none: it continues plain text"}
     template = answers.Template.of(model)
     form, tags = template.form, template.tags
-    shown = (
-        "shown by the template" if form.renders or form.system_field else "explained in the system message"
-    )
+    tools = "explained in the system message"
+    if form.renders or form.system_field:
+        tools = f"shown by the template, calls in the {form.name} format"
     thoughts = "no"
     if tags is not None:
         switch = (
