@@ -165,7 +165,7 @@ def calls_in_the_docs():
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         lines = block.replace("\\\n", " ").replace("\n", "\n;\n")
         cut = shlex.shlex(lines, posix=True, punctuation_chars=True)
-        cut.commenters = "#"
+        cut.commenters, cut.whitespace_split = "#", True  # or a comma ends a word
         for ends, call in itertools.groupby(cut, lambda word: set(word) <= set("();<>|&")):
             line = list(call)
             if not ends and line[0] == "tallow":
