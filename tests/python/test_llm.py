@@ -216,6 +216,14 @@ def test_a_base_model_continues_text(tmp_path):
     assert done.exit_code == 1 and "no chat template" in done.output
 
 
+def test_embeddings(known, wide):
+    model = llm.get_embedding_model("tallow/wide")
+    assert model.embed("one") == wide.embed(["one"])[0].tolist()
+    assert list(model.embed_multi(["one", "two"])) == wide.embed(["one", "two"]).tolist()
+    done = cli("embed", "-m", "tallow/wide", "-c", "one")
+    assert json.loads(done.output) == pytest.approx(model.embed("one"))
+
+
 # llm tallow
 
 

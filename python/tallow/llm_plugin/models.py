@@ -1,11 +1,11 @@
-"""A model of ``llm``, sync and async, over a ``tallow.Model``."""
+"""Models of ``llm``, sync, async and for embeddings, over a ``tallow.Model``."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any
 
 import llm
@@ -138,6 +138,18 @@ class AsyncTallow(_Common, llm.AsyncModel):
                 for one in self._event(event, response):
                     yield one
         self._end(reply, response)
+
+
+class Embedding(llm.EmbeddingModel):
+    batch_size = 64
+
+    def __init__(self, name: str, source: str, options: dict[str, Any]) -> None:
+        self.model_id = PREFIX + name
+        self._model = functools.partial(_model, source, json.dumps(options, sort_keys=True))
+
+    def embed_batch(self, items: Iterable[str | bytes], *, key: str | None = None) -> Iterator[list[float]]:
+        texts: list[Any] = list(items)  # texts all: llm refuses bytes where ``supports_binary`` is not set
+        yield from self._model().embed(texts).tolist()
 
 
 @functools.cache
