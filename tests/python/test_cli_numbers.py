@@ -68,6 +68,11 @@ def test_embed(tiny, tiny_folder, tmp_path):
     assert (tmp_path / "v.jsonl").read_text() == done.stdout
 
 
+def test_an_empty_line_is_named(tiny_folder):
+    done = run("embed", tiny_folder, stdin="a\n\nb\n")
+    assert done == (1, "", "tallow: line 2 of stdin is empty; a text has at least one character\n")
+
+
 def test_embed_pooling_and_prefix(tiny, tiny_folder):
     done = run("embed", tiny_folder, "x", "--pooling", "last", "--prefix", "query: ")
     expected = tiny.embed(["x"], "last", prompt="query: ")[0]

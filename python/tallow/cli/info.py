@@ -20,7 +20,10 @@ def info(options: argparse.Namespace) -> None:
     model, seconds = settings.load(options)
     groups = _groups(model, seconds)
     if options.json:
-        print(json.dumps({**groups, "config": without_none(model.config)}, ensure_ascii=False, indent=1))
+        del groups["shape"]  # which is the blueprint, shortened
+        groups["config"] = model.config
+        told = {name: without_none(group) for name, group in groups.items()}
+        print(json.dumps(told, ensure_ascii=False, indent=1))
         return
     for name, group in groups.items():
         rows = {key: _shown(key, value) for key, value in group.items() if value not in (None, [], {})}
@@ -81,7 +84,9 @@ def _chat(model: Model) -> dict[str, Any]:
         return {"template": "none: it continues plain text"}
     template = answers.Template.of(model)
     form, tags = template.form, template.tags
-    in_words = "" if form.renders or form.system_field else ", explained in the system message"
+    tools = "explained in the system message"
+    if form.renders or form.system_field:
+        tools = f"shown by the template, calls in the {form.name} format"
     thoughts = "no"
     if tags is not None:
         switch = (
@@ -91,7 +96,7 @@ def _chat(model: Model) -> dict[str, Any]:
     return {
         "template": "yes",
         "system_message": _system(model),
-        "tools": f"{form.name} format{in_words}",
+        "tools": tools,
         "thoughts": thoughts,
     }
 
@@ -142,4 +147,6 @@ def _shown(key: str, value: Any) -> str:
         return f"{value} tokens"
     if key.endswith("_s"):
         return f"{value:.2f} s"
+    if isinstance(value, float):
+        return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
