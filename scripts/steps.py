@@ -17,8 +17,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-#: `    Building [====>     ] 107/215: regex-automata, syn`, which cargo rewrites as it goes.
-COUNT = re.compile(r"Building \[[=> ]*\] +(\d+)/(\d+)(?:: (.*))?")
+#: `    Building [====>     ] 107/215: syn`, which cargo rewrites as it goes.
+COUNT = re.compile(r" Building \[[=> ]*\] +(\d+)/(\d+)")
+#: `   Compiling syn v2.0.119`
+BEGUN = re.compile(r" (Compiling|Downloaded) (\S+) v\d")
 #: Makes cargo count in a pipe, too, where it would only name what it begins.
 COUNTING = {
     "CARGO_TERM_PROGRESS_WHEN": "always",
@@ -36,13 +38,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def counted(line: str) -> str | None:
-    """What cargo's count says in words, if that is what the line is."""
-    found = COUNT.search(line)
-    if not found:
-        return None
-    done, total, names = found.groups()
-    return f"{done} of {total} compiled, now {(names or 'linking').strip()}"
+class Cargo:
+    """What cargo is doing, from the lines that it prints. Its count alone lags: it is not told anew while the
+    last crate compiles, which takes longest.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.now = "", "working"
+
+    def read(self, line: str) -> bool:
+        """Takes note of a line; whether it is only a count, and tells nothing else."""
+        if found := BEGUN.search(line):
+            self.now = f"{found[1].lower()} {found[2]}"
+        if found := COUNT.search(line):
+            self.count = f"{found[1]} of {found[2]} crates, "
+        return bool(found)
+
+    def __str__(self) -> str:
+        return self.count + self.now
 
 
 class _Shown:
@@ -50,23 +63,22 @@ class _Shown:
 
     def __init__(self, title: str, usual: str) -> None:
         self.title, self.began, self.told = title, time.monotonic(), time.monotonic()
+        self.usual = f" (usually {usual})" if usual else ""
         self.rewrites = sys.stdout.isatty()
-        print(
-            f"{title}{f' (usually {usual})' if usual else ''} ...",
-            end="" if self.rewrites else "\n",
-            flush=True,
-        )
+        if not self.rewrites:
+            print(f"{title}{self.usual} ...", flush=True)
 
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
-    def tell(self, note: str) -> None:
-        text = f"{self.title}: {note or 'working'}, {duration(self.seconds())}"
+    def tell(self, doing: object) -> None:
+        text = f"{doing}, {duration(self.seconds())}"
         if self.rewrites:
-            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            line = f"{self.title}: {text}{self.usual}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{line}", end="", flush=True)
         elif time.monotonic() - self.told >= REPEAT:
             self.told = time.monotonic()
-            print(f"  {note or 'working'}, {duration(self.seconds())}", flush=True)
+            print(f"  {text}", flush=True)
 
     def end(self, how: str) -> None:
         clear = "\r\x1b[K" if self.rewrites else ""
@@ -77,7 +89,7 @@ def run(
     title: str, command: Sequence[str], *, log: Path, usual: str = "", env: Mapping[str, str] | None = None
 ) -> float:
     """Runs the command and returns the seconds it took; exits with the end of its output if it fails."""
-    shown, last, note = _Shown(title, usual), deque[str](maxlen=30), ""
+    shown, cargo, last = _Shown(title, usual), Cargo(), deque[str](maxlen=30)
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         command,
@@ -89,13 +101,10 @@ def run(
     )
 
     def read() -> None:
-        nonlocal note
         assert process.stdout
-        with log.open("w", encoding="utf-8") as file:
+        with log.open("w", encoding="utf-8", buffering=1) as file:
             for line in process.stdout:
-                count = counted(line)
-                note = count or note
-                if count is None and line.strip():
+                if not cargo.read(line) and line.strip():
                     file.write(line)
                     last.append(line)
 
@@ -104,7 +113,7 @@ def run(
     try:
         while reader.is_alive():
             reader.join(0.5)
-            shown.tell(note)
+            shown.tell(cargo)
     except KeyboardInterrupt:
         process.terminate()
         raise
