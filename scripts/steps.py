@@ -1,7 +1,7 @@
 """A slow command with a line that says what it does now and how long it has been at it.
 
-In a terminal the line is rewritten; in a pipe or a log it is repeated every half minute. Of what the command
-prints only cargo's count is shown, the rest goes to a file, whose end is shown if the command fails.
+In a terminal the line is rewritten; in a pipe or a log it is repeated every half minute. It has cargo's count
+and the command's own last line. All lines go to a file, whose end is shown if the command fails.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from pathlib import Path
 
 #: `    Building [====>     ] 107/215: syn`, which cargo rewrites as it goes.
 COUNT = re.compile(r" Building \[[=> ]*\] +(\d+)/(\d+)")
-#: `   Compiling syn v2.0.119`
-BEGUN = re.compile(r" (Compiling|Downloaded) (\S+) v\d")
 #: Makes cargo count in a pipe, too, where it would only name what it begins.
 COUNTING = {
     "CARGO_TERM_PROGRESS_WHEN": "always",
@@ -38,24 +36,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-class Cargo:
-    """What cargo is doing, from the lines that it prints. Its count alone lags: it is not told anew while the
-    last crate compiles, which takes longest.
+class Progress:
+    """What a command is doing, from the lines that it prints. Cargo's count alone would not do: it is not
+    told anew while the last crate compiles, which takes longest.
     """
 
     def __init__(self) -> None:
-        self.count, self.now = "", "working"
+        self.count, self.last = "", "working"
 
     def read(self, line: str) -> bool:
-        """Takes note of a line; whether it is only a count, and tells nothing else."""
-        if found := BEGUN.search(line):
-            self.now = f"{found[1].lower()} {found[2]}"
+        """Takes note of a line; whether it is a count, and no line of its own."""
         if found := COUNT.search(line):
             self.count = f"{found[1]} of {found[2]} crates, "
+        elif line.strip():
+            self.last = line.partition(" (")[0].strip()[:50]
         return bool(found)
 
     def __str__(self) -> str:
-        return self.count + self.now
+        return self.count + self.last
 
 
 class _Shown:
@@ -89,7 +87,7 @@ def run(
     title: str, command: Sequence[str], *, log: Path, usual: str = "", env: Mapping[str, str] | None = None
 ) -> float:
     """Runs the command and returns the seconds it took; exits with the end of its output if it fails."""
-    shown, cargo, last = _Shown(title, usual), Cargo(), deque[str](maxlen=30)
+    shown, doing, last = _Shown(title, usual), Progress(), deque[str](maxlen=30)
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         command,
@@ -104,7 +102,7 @@ def run(
         assert process.stdout
         with log.open("w", encoding="utf-8", buffering=1) as file:
             for line in process.stdout:
-                if not cargo.read(line) and line.strip():
+                if not doing.read(line) and line.strip():
                     file.write(line)
                     last.append(line)
 
@@ -113,7 +111,7 @@ def run(
     try:
         while reader.is_alive():
             reader.join(0.5)
-            shown.tell(cargo)
+            shown.tell(doing)
     except KeyboardInterrupt:
         process.terminate()
         raise
