@@ -195,6 +195,7 @@ def maturin(
 ) -> list[Path]:
     """Runs the environment's maturin and returns what it put into ``out``, whose manifest then knows it."""
     before = {path: path.stat().st_mtime_ns for path in out.glob("tallow-*")}
+    read = sources()  # before, for they may be edited while it compiles
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     # where maturin looks for zig
     variables = {"VIRTUAL_ENV": str(environment), "PATH": os.pathsep.join([str(scripts), os.environ["PATH"]])}
@@ -205,7 +206,7 @@ def maturin(
     made = [path for path in sorted(out.glob("tallow-*")) if before.get(path) != path.stat().st_mtime_ns]
     notes = noted(out)
     for path in made:
-        notes[path.name] = {"sources": sources(), "seconds": round(seconds, 1)}
+        notes[path.name] = {"sources": read, "seconds": round(seconds, 1)}
     (out / MANIFEST).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     return made
 
