@@ -112,16 +112,32 @@ def _system(model: Model) -> str:
 
 def _memory(model: Model) -> dict[str, Any]:
     stats = model.stats()
-    per_token = stats["kv_bytes"] / max(stats["pages"], 1) / _PAGE
-    whole = round(per_token * model.context_length)
+    page = stats["kv_bytes"] / max(stats["pages"], 1)
+    windows: list[int | None] = model.config.get("sliding_windows") or [None]
+    groups = _groups_of_layers(model) if any(windows) else 1
+    full = round(groups * windows.count(None) / len(windows))
+    window = max(window or 0 for window in windows) + _PAGE
+    pages = full * _pages(model.context_length) + (groups - full) * _pages(min(window, model.context_length))
     return {
         "weights_bytes": model.weight_bytes,
         "weight_types": model.weight_types,
-        "kv_bytes_a_token": round(per_token),
-        "kv_bytes_full_context": whole,
+        "kv_bytes_a_token": round(groups * page / _PAGE),
+        "kv_bytes_full_context": round(pages * page),
         "cache_may_take_bytes": stats["kv_bytes"],
-        "needs_about_bytes": model.weight_bytes + whole,
+        "needs_about_bytes": model.weight_bytes + round(pages * page),
     }
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // _PAGE)
+
+
+def _groups_of_layers(model: Model) -> int:
+    """How many pages a token lies in: layers with a window and without are kept apart, in groups of equally
+    many. Counted, by a prompt that fills one page of each."""
+    before = model.stats()["cached_pages"]
+    model.generate([id % model.vocab_size for id in range(_PAGE + 1)], max_tokens=1)
+    return max(int(model.stats()["cached_pages"] - before), 1)
 
 
 _LABELS = {"needs_about_bytes": "needs about", "cache_may_take_bytes": "cache limit"}
