@@ -68,7 +68,17 @@ __all__ = [
     "Usage",
     "__version__",
     "features",
+    "show_versions",
 ]
+
+
+def show_versions(as_json: bool = False) -> None:
+    """Prints what a bug report should have: versions, processor, kernels, threads, caches.
+
+    ``as_json``: as one JSON object instead of a table."""
+    from .versions import show_versions  # what it asks is slow to import
+
+    show_versions(as_json)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,22 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import html
-
-FinishReason = Literal["stop", "length", "tool_call"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one request."""
 
+    #: Tokens of the prompt, those that the tokenizer and the chat template put in among them.
     prompt_tokens: int
+    #: Tokens of the answer, also those that a constraint appended without sampling.
     completion_tokens: int
     #: Tokens of the prompt that were found in the cache and not computed again.
     cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
 
@@ -44,18 +45,24 @@ class Timings:
 
     @property
     def total(self) -> float:
+        """From the call to the end of the answer."""
         return self.queue + self.prefill + self.decode
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The log probability of one token, and of the likeliest alternatives at its place."""
+    """The log probability of one token, and of the likeliest alternatives at its place. They are the model's
+    own: before temperature, penalties, cuts and constraints."""
 
+    #: Of the token, in the vocabulary.
     id: int
     #: The token's own text; bytes that are no whole character show as U+FFFD.
     token: str
+    #: Natural logarithm of its probability, at most 0.
     logprob: float
+    #: The token's own bytes in UTF-8, of which a character may be a part.
     bytes: bytes
+    #: As many alternatives as ``logprobs=`` asked for, the likeliest first.
     top: tuple[TokenLogprob, ...] = ()
 
 
@@ -63,11 +70,17 @@ class TokenLogprob:
 class Completion:
     """A whole answer. ``str(completion)`` is its text."""
 
+    #: The answer, without stop texts and control tokens.
     text: str
+    #: The ids that were generated.
     tokens: tuple[int, ...]
+    #: "stop": the model ended it, or a stop text did; "length": ``max_tokens`` or the context did.
     finish_reason: FinishReason
+    #: What it cost in tokens.
     usage: Usage
+    #: What it cost in seconds.
     timings: Timings
+    #: An entry a token, if ``logprobs=`` asked for them.
     logprobs: tuple[TokenLogprob, ...] | None = None
     #: What the chat template could not take as it was given, and what was done instead: a sentence each.
     notes: tuple[str, ...] = ()
@@ -83,9 +96,13 @@ class Completion:
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: with log probabilities, each token coloured by its own."""
+        from . import html  # nothing that `import tallow` should wait for, here and below
+
         return html.completion(self)
 
     def _ipython_display_(self) -> None:
+        from . import html
+
         if not html.is_on_screen(self):
             raise NotImplementedError  # IPython goes on to the other ways
 
@@ -94,12 +111,17 @@ class Completion:
 class Chunk:
     """A piece of a streamed answer; the pieces' texts joined are the text of the whole."""
 
+    #: Whole characters; empty where a token is a part of one, or could begin a stop text.
     text: str
+    #: The ids that are new with this piece.
     tokens: tuple[int, ...]
+    #: An entry a token, if ``logprobs=`` asked for them.
     logprobs: tuple[TokenLogprob, ...] | None = None
-    #: This and the following are set on the last chunk only.
+    #: This and the following are set on the last chunk only, and are those of a ``Completion``.
     finish_reason: FinishReason | None = None
+    #: On the last chunk: the cost in tokens.
     usage: Usage | None = None
+    #: On the last chunk: the cost in seconds.
     timings: Timings | None = None
 
     def __str__(self) -> str:
@@ -110,12 +132,15 @@ class Chunk:
 class Score:
     """How likely a model finds one candidate text after a prompt."""
 
+    #: The candidate.
     text: str
     #: The sum of ``token_logprobs``: the natural logarithm of the likelihood of this very text.
     logprob: float
     #: Relative to the other candidates of the call; together they make 1.
     probability: float
+    #: The ids of the candidate after this prompt.
     tokens: tuple[int, ...]
+    #: The natural logarithm of each token's probability, in the order of ``tokens``.
     token_logprobs: tuple[float, ...]
 
 
@@ -123,6 +148,8 @@ class Scores(list[Score]):
     """A list of scores that a notebook shows as bars."""
 
     def _repr_html_(self) -> str:
+        from . import html
+
         return html.scores(self)
 
 
