@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -103,6 +104,8 @@ def stubs() -> dict[str, ast.ClassDef | ast.FunctionDef]:
 
 
 STUBS = stubs()
+#: Whose constructors are no business of users; nor are those of dataclasses.
+MADE_BY_US = ("Stream", "AsyncStream", "Scores")
 
 
 def stub_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -116,6 +119,8 @@ def stub_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines
 def stub_signature(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
+    if isinstance(obj, type) and (dataclasses.is_dataclass(obj) or obj.__name__ in MADE_BY_US):
+        return "", None
     node = STUBS.get(f"{name}.__new__") or STUBS.get(name)
     if not isinstance(node, ast.FunctionDef) or what in ("attribute", "property"):
         return None

@@ -3,6 +3,7 @@ half."""
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import EllipsisType
 from typing import Any, final
 
@@ -38,6 +39,7 @@ __all__ = [
     "cache_folder",
     "end_filters",
     "features",
+    "hub_cache_folder",
     "locate",
     "offline_variable",
     "plain_messages",
@@ -58,8 +60,12 @@ def features() -> dict[str, Any]:
     were built in)."""
 
 def end_filters(seconds: float) -> None: ...
-def cache_folder() -> str:
+def cache_folder() -> Path:
     """The folder of tallow's own cache: TALLOW_CACHE, or one below the user's cache folder."""
+
+def hub_cache_folder() -> Path:
+    """The folder of the Hugging Face hub's cache, with its ``models--org--name`` folders: HF_HUB_CACHE,
+    HF_HOME/hub, or one below the user's cache folder."""
 
 def offline_variable() -> str | None:
     """The environment variable that forbids the network, if one does."""
@@ -76,7 +82,7 @@ def locate(
     revision: str | None = None,
     offline: bool | None = None,
     progress: Callable[[str, int | None, int], object] | None = None,
-) -> tuple[str, str, str | None]:
+) -> tuple[Path, str, str | None]:
     """Finds a model's files and fetches what is missing: path, name, revision."""
 
 @final

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, arguments, prompts, results, wheels
+from . import _core, _log, arguments, prompts, results, wheels
 from ._engines import EngineOptions, Shared, shared
 from .progress import Report, reporter
-from .results import Chunk, Completion, Score
+from .results import Chunk, Completion, Scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._async import AsyncGeneration
+    from .html import Live
 
 PromptLike = arguments.Prompt | Sequence[Any] | _core.Prompt
 _Start = Callable[..., _core.Generation]
@@ -100,14 +101,14 @@ class Model:
             "chat_template": chat_template,
         }
         for name, value in self._options.items():
-            _check_load_option(name, value)
+            check_load_option(name, value)
         engine = EngineOptions(
             kv_memory=None if kv_memory is None else arguments.memory("kv_memory", kv_memory),
             queue=None if queue is None else arguments.integer("queue", queue, 1, arguments.MAX_COUNT),
             prefix_cache=arguments.boolean("prefix_cache", prefix_cache),
             speculation=arguments.boolean("speculation", speculation),
         )
-        report = reporter(progress)
+        report, began = reporter(progress), time.perf_counter()
         wheel = wheels.parse(self._source, revision)
         path: str = self._source
         called: tuple[str, str | None] | None = None
@@ -118,6 +119,8 @@ class Model:
             called = (name, version)
         native = _core.Model.load(path, **self._options, progress=report, called=called)
         self._shared: Shared = shared(native, engine)
+        if _log.wants_info():
+            _log.info("loaded %r in %.2f s", self, time.perf_counter() - began)
         # What comes later, a copy in another process above all, may stand in another folder.
         self._source, self._on_hub = (self._source, False) if wheel else _core.anywhere(self._source)
         if chat_template is not None and "{" not in chat_template:
@@ -151,7 +154,7 @@ class Model:
             try:
                 shared.exact = self._native.content_hash(reporter(progress))[:16]
             except _core.ModelFileError:
-                shared.exact = secrets.token_hex(8)
+                shared.exact = os.urandom(8).hex()
         return shared.exact
 
     @property
@@ -365,6 +368,8 @@ class Model:
             with model.stream("Once upon a time", max_tokens=100) as chunks:
                 for chunk in chunks:
                     print(chunk.text, end="", flush=True)
+
+        ``model.stream(...).show()`` prints it in place and returns the Completion.
         """
         fields = _only_fields(options)
         start, notes = self._request("stream()", prompt, fields, **options)
@@ -443,7 +448,7 @@ class Model:
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
         continue_final_message: bool | str = False,
-    ) -> list[Score]:
+    ) -> Scores:
         """The exact log likelihood of each of ``candidates`` as the continuation of ``prompt``, which is
         computed once. In their order; ``tools``, ``template_arguments`` and ``continue_final_message`` are
         those of ``generate``."""
@@ -488,8 +493,10 @@ class Model:
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done since it started, as plain numbers.
 
-        - ``requests``, ``completed``, ``failed``, ``running``, ``waiting``; ``shared``: answered by an equal
-          one in work; ``preempted``: put back for want of pages, and computed again.
+        - ``requests``, ``running``, ``waiting``. Of those that are over, ``completed`` ended well, ``failed``
+          with an error (late ones included), and ``cancelled`` were not wanted any more: dropped streams,
+          cancelled tasks, a closed engine. ``shared``: answered by an equal one in work; ``preempted``: put
+          back for want of pages, and computed again.
         - ``prompt_tokens``, ``completion_tokens``; ``cached_tokens`` of prompts were found and not computed;
           ``computed_tokens``: rows of prompts and answers together.
         - ``steps``: forward passes; ``mean_batch`` and ``largest_batch``: sequences in one.
@@ -585,6 +592,11 @@ class Model:
         notes = "".join(f"; {note}" for note in native.notes)
         return f"<tallow.Model {native.name!r}: {', '.join(facts)}{notes}>"
 
+    def _repr_html_(self) -> str:
+        from . import html  # nothing that `import tallow` should wait for
+
+        return html.model(self)
+
 
 LOAD_OPTIONS = (
     *("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template"),
@@ -606,15 +618,55 @@ _OPTIONS = (
 )
 
 
-class Stream(Iterator[Chunk]):
+class _Pieces:
+    """What both kinds of streams know of their answer. ``notes``: as those of a Completion."""
+
+    _generation: object | None
+
+    def __init__(self, shared: Shared, notes: tuple[str, ...]) -> None:
+        self.notes = notes
+        self._shared = shared  # the engine lives as long as its stream
+        self._token_bytes = shared.native.token_bytes
+        self._read: list[Chunk] = []
+
+    def _chunk(self, raw: dict[str, Any]) -> Chunk:
+        chunk = results.chunk(raw, self._token_bytes)
+        self._read.append(chunk)
+        return chunk
+
+    def _begin_show(self) -> Live:
+        """Shows what was read before."""
+        from .html import Live
+
+        live = Live()
+        for chunk in self._read:
+            live.add(chunk.text)
+        return live
+
+    def _whole(self) -> Completion:
+        if not self._ended:
+            raise _core.Cancelled("the stream was closed before its answer ended; make another one")
+        return results.of_chunks(self._read, self.notes)
+
+    @property
+    def _ended(self) -> bool:
+        return bool(self._read) and self._read[-1].finish_reason is not None
+
+    def __repr__(self) -> str:
+        text = "".join(chunk.text for chunk in self._read)
+        count = sum(len(chunk.tokens) for chunk in self._read)
+        state = "ended" if self._ended else "closed" if self._generation is None else "open"
+        begin = f"{text[:60]}..." if len(text) > 60 else text
+        return f"<tallow.{type(self).__name__} {state}, {count} tokens read: {begin!r}>"
+
+
+class Stream(_Pieces, Iterator[Chunk]):
     """The pieces of one answer as they come, made by ``Model.stream``: an iterator of ``Chunk``, and a
     ``with`` block that ends the request where it is left. ``notes``: as those of a Completion."""
 
     def __init__(self, generation: _core.Generation, shared: Shared, notes: tuple[str, ...] = ()) -> None:
-        self.notes = notes
+        super().__init__(shared, notes)
         self._generation: _core.Generation | None = generation
-        self._shared = shared  # the engine lives as long as its stream
-        self._token_bytes = shared.native.token_bytes
 
     def __next__(self) -> Chunk:
         generation = self._generation
@@ -630,7 +682,19 @@ class Stream(Iterator[Chunk]):
         if raw is None:
             self.close()
             raise StopIteration
-        return results.chunk(raw, self._token_bytes)
+        return self._chunk(raw)
+
+    def show(self) -> Completion:
+        """Prints the answer in place while it is written, and returns the whole of it: in a notebook in one
+        output that grows, elsewhere to standard output."""
+        live, done = self._begin_show(), None
+        try:
+            for chunk in self:
+                live.add(chunk.text)
+            done = self._whole()
+        finally:  # the stop button leaves what there is
+            live.end(done)
+        return done
 
     def close(self) -> None:
         """Ends the request, if it still runs."""
@@ -645,15 +709,13 @@ class Stream(Iterator[Chunk]):
         self.close()
 
 
-class AsyncStream(AsyncIterator[Chunk]):
+class AsyncStream(_Pieces, AsyncIterator[Chunk]):
     """The pieces of one answer as they come, made by ``Model.astream``: for ``async for``, and an
     ``async with`` block that ends the request where it is left. ``notes``: as those of a Completion."""
 
     def __init__(self, generation: AsyncGeneration, shared: Shared, notes: tuple[str, ...] = ()) -> None:
-        self.notes = notes
+        super().__init__(shared, notes)
         self._generation: AsyncGeneration | None = generation
-        self._shared = shared  # the engine lives as long as its stream
-        self._token_bytes = shared.native.token_bytes
 
     async def __anext__(self) -> Chunk:
         generation = self._generation
@@ -663,7 +725,18 @@ class AsyncStream(AsyncIterator[Chunk]):
         if raw is None:
             await self.aclose()
             raise StopAsyncIteration
-        return results.chunk(raw, self._token_bytes)
+        return self._chunk(raw)
+
+    async def show(self) -> Completion:
+        """As that of a ``Stream``, to await."""
+        live, done = self._begin_show(), None
+        try:
+            async for chunk in self:
+                live.add(chunk.text)
+            done = self._whole()
+        finally:
+            live.end(done)
+        return done
 
     async def aclose(self) -> None:
         """Ends the request, if it still runs."""
@@ -689,7 +762,7 @@ def _only_fields(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
 
 
-def _check_load_option(name: str, value: object) -> None:
+def check_load_option(name: str, value: object) -> None:
     if name in ("context_length", "threads"):
         if value is not None:
             arguments.integer(name, value, 1, arguments.MAX_COUNT)

@@ -7,7 +7,6 @@ over dicts and tuples; the functions at the bottom give them names. Nothing here
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,16 +95,16 @@ class Completion:
         return self.text
 
     def _repr_html_(self) -> str:
-        """How a notebook shows it. The text is untrusted and escaped."""
-        facts = (
-            f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
-            f" &middot; {self.timings.total:.2f} s &middot; {self.tokens_per_second:.1f} tokens/s"
-            f" &middot; {html.escape(self.finish_reason)}"
-        )
-        return (
-            f'<div><div style="white-space:pre-wrap">{html.escape(self.text)}</div>'
-            f'<div style="opacity:.6;font-size:85%">{facts}</div></div>'
-        )
+        """How a notebook shows it: with log probabilities, each token coloured by its own."""
+        from . import html  # nothing that `import tallow` should wait for, here and below
+
+        return html.completion(self)
+
+    def _ipython_display_(self) -> None:
+        from . import html
+
+        if not html.is_on_screen(self):
+            raise NotImplementedError  # IPython goes on to the other ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +142,15 @@ class Score:
     tokens: tuple[int, ...]
     #: The natural logarithm of each token's probability, in the order of ``tokens``.
     token_logprobs: tuple[float, ...]
+
+
+class Scores(list[Score]):
+    """A list of scores that a notebook shows as bars."""
+
+    def _repr_html_(self) -> str:
+        from . import html
+
+        return html.scores(self)
 
 
 def speed(usage: Usage, timings: Timings) -> float:
@@ -188,6 +196,21 @@ def whole(done: Completion) -> Chunk:
     return Chunk(done.text, done.tokens, done.logprobs, done.finish_reason, done.usage, done.timings)
 
 
+def of_chunks(chunks: Sequence[Chunk], notes: tuple[str, ...] = ()) -> Completion:
+    """The whole answer of a stream that was read to its end."""
+    last = chunks[-1]
+    assert last.finish_reason is not None and last.usage is not None and last.timings is not None
+    return Completion(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        timings=last.timings,
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs or ()) or None,
+        notes=notes,
+    )
+
+
 def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The raw whole of raw pieces, the last of which carries the ending."""
     raw = dict(pieces[-1])
@@ -197,15 +220,15 @@ def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return raw
 
 
-def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Score]:
+def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Scores:
     """Sums, and probabilities relative to each other."""
     sums = [math.fsum(logprobs) for _, logprobs in raw]
-    return [
+    return Scores(
         Score(text, value, probability, tuple(ids), tuple(logprobs))
         for text, value, probability, (ids, logprobs) in zip(
             candidates, sums, relative(sums), raw, strict=True
         )
-    ]
+    )
 
 
 def relative(logprobs: Sequence[float]) -> list[float]:

@@ -26,9 +26,10 @@ from typing import Any
 import dspy  # type: ignore[import-untyped]
 from dspy.clients.errors import error_boundary  # type: ignore[import-untyped]
 from dspy.dsp.utils.settings import settings  # type: ignore[import-untyped]
+from dspy.experimental import Choice, Noul, Score  # type: ignore[import-untyped]
 from dspy.utils.callback import with_callbacks  # type: ignore[import-untyped]
 
-from .. import arguments
+from .. import arguments, html
 from ..errors import ArgumentTypeError
 from ..model import LOAD_OPTIONS, Model
 from . import convert, decisions
@@ -57,6 +58,13 @@ class _Call:
     cached: dict[str, Any] | None
 
 
+class Answers(dict[str, Any]):
+    """What a Judge answers, by the names of the questions; a notebook shows it as bars."""
+
+    def _repr_html_(self) -> str:
+        return html.answers(self)
+
+
 class Judge(dspy.BaseLM):
     """A decision client for DSPy: ``dspy.configure(lm=tallow.Judge("smollm2"))``, or for one predictor
     ``predict.set_lm(judge)``.
@@ -75,7 +83,8 @@ class Judge(dspy.BaseLM):
     Every output needs a finite answer; a ``str`` output, as that of ``ChainOfThought``, is refused by DSPy.
     A demo without any of the outputs teaches a judge nothing, and is left out. ``confidence`` of a Choice or
     Score is the probability of its likeliest option. The history's ``response`` has the ``coverage``: how
-    much of all that the model might have said the given answers are.
+    much of all that the model might have said the given answers are. A notebook shows the values of those
+    three types as bars.
     """
 
     supports_decision_requests = True
@@ -100,6 +109,7 @@ class Judge(dspy.BaseLM):
         self.language_model: Model = _model(model, load, progress)
         name = _model_string(self.language_model, cached=cache, progress=progress)
         super().__init__(name, cache=cache, callbacks=callbacks, num_retries=0)
+        html.show_decisions(Noul, Choice, Score)
 
     def _set(self, given: dict[str, Any]) -> None:
         for name, value in given.items():
@@ -209,7 +219,7 @@ class Judge(dspy.BaseLM):
             settings.usage_tracker.add_usage(self.model, usage)
         if not settings.disable_history:
             self.update_history(self._entry(call, response, usage))
-        return copy.deepcopy(response["answers"])
+        return Answers(copy.deepcopy(response["answers"]))
 
     def _entry(self, call: _Call, response: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:
         """For ``inspect_history``: the conversation, with the last turn of each question in a row."""
