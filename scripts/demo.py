@@ -1,7 +1,7 @@
 """Installs tallow with DSPy into target/demo and runs examples/quickstart.py there: `make demo`.
 
-A wheel is looked for first: the one that is named (``--wheel``), the release of an index (``--index``), one in
-dist/ or of an earlier demo that was made of these sources. Else it is built, which takes minutes and Rust.
+A wheel is looked for first: the one that is named (``--wheel``), the release of an index (``--index``), one
+in dist/ or of an earlier demo made of these very sources. Else it is built, which takes minutes and Rust.
 """
 
 from __future__ import annotations

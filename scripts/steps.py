@@ -1,7 +1,7 @@
 """A slow command with a line that says what it does now and how long it has been at it.
 
-In a terminal the line is rewritten; in a pipe or a log it is repeated every half minute. Of what the command
-prints only cargo's count is shown, the rest goes to a file, whose end is shown if the command fails.
+In a terminal the line is rewritten; in a pipe or a log it is repeated every half minute. It has cargo's count
+and the command's own last line. All lines go to a file, whose end is shown if the command fails.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-#: `    Building [====>     ] 107/215: regex-automata, syn`, which cargo rewrites as it goes.
-COUNT = re.compile(r"Building \[[=> ]*\] +(\d+)/(\d+)(?:: (.*))?")
+#: `    Building [====>     ] 107/215: syn`, which cargo rewrites as it goes.
+COUNT = re.compile(r" Building \[[=> ]*\] +(\d+)/(\d+)")
 #: Makes cargo count in a pipe, too, where it would only name what it begins.
 COUNTING = {
     "CARGO_TERM_PROGRESS_WHEN": "always",
@@ -36,13 +36,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def counted(line: str) -> str | None:
-    """What cargo's count says in words, if that is what the line is."""
-    found = COUNT.search(line)
-    if not found:
-        return None
-    done, total, names = found.groups()
-    return f"{done} of {total} compiled, now {(names or 'linking').strip()}"
+class Progress:
+    """What a command is doing, from the lines that it prints. Cargo's count alone would not do: it is not
+    told anew while the last crate compiles, which takes longest.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.last = "", "working"
+
+    def read(self, line: str) -> bool:
+        """Takes note of a line; whether it is a count, and no line of its own."""
+        if found := COUNT.search(line):
+            self.count = f"{found[1]} of {found[2]} crates, "
+        elif line.strip():
+            self.last = line.partition(" (")[0].strip()[:50]
+        return bool(found)
+
+    def __str__(self) -> str:
+        return self.count + self.last
 
 
 class _Shown:
@@ -50,23 +61,22 @@ class _Shown:
 
     def __init__(self, title: str, usual: str) -> None:
         self.title, self.began, self.told = title, time.monotonic(), time.monotonic()
+        self.usual = f" (usually {usual})" if usual else ""
         self.rewrites = sys.stdout.isatty()
-        print(
-            f"{title}{f' (usually {usual})' if usual else ''} ...",
-            end="" if self.rewrites else "\n",
-            flush=True,
-        )
+        if not self.rewrites:
+            print(f"{title}{self.usual} ...", flush=True)
 
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
-    def tell(self, note: str) -> None:
-        text = f"{self.title}: {note or 'working'}, {duration(self.seconds())}"
+    def tell(self, doing: object) -> None:
+        text = f"{doing}, {duration(self.seconds())}"
         if self.rewrites:
-            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            line = f"{self.title}: {text}{self.usual}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{line}", end="", flush=True)
         elif time.monotonic() - self.told >= REPEAT:
             self.told = time.monotonic()
-            print(f"  {note or 'working'}, {duration(self.seconds())}", flush=True)
+            print(f"  {text}", flush=True)
 
     def end(self, how: str) -> None:
         clear = "\r\x1b[K" if self.rewrites else ""
@@ -77,7 +87,7 @@ def run(
     title: str, command: Sequence[str], *, log: Path, usual: str = "", env: Mapping[str, str] | None = None
 ) -> float:
     """Runs the command and returns the seconds it took; exits with the end of its output if it fails."""
-    shown, last, note = _Shown(title, usual), deque[str](maxlen=30), ""
+    shown, doing, last = _Shown(title, usual), Progress(), deque[str](maxlen=30)
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         command,
@@ -89,13 +99,10 @@ def run(
     )
 
     def read() -> None:
-        nonlocal note
         assert process.stdout
-        with log.open("w", encoding="utf-8") as file:
+        with log.open("w", encoding="utf-8", buffering=1) as file:
             for line in process.stdout:
-                count = counted(line)
-                note = count or note
-                if count is None and line.strip():
+                if not doing.read(line) and line.strip():
                     file.write(line)
                     last.append(line)
 
@@ -104,7 +111,7 @@ def run(
     try:
         while reader.is_alive():
             reader.join(0.5)
-            shown.tell(note)
+            shown.tell(doing)
     except KeyboardInterrupt:
         process.terminate()
         raise

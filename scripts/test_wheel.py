@@ -86,6 +86,9 @@ else: raise SystemExit("a misspelt argument was taken")
 """
 
 
+NEEDS_DSPY = re.compile(r"\bdspy\b|tallow\.(LM|Judge|Embed)\b")
+
+
 class Failed(Exception):
     """A program did not do what it should; the text is its end."""
 
@@ -201,7 +204,7 @@ def has_main(python: Path) -> bool:
 def first_program(text: str, dspy: bool) -> tuple[str, str | None]:
     """A README's first program, or its first without DSPy, and the output that stands right below it."""
     blocks = re.findall(r"^```python\n(.*?)^```\n+(?:^```text\n(.*?)^```)?", text, re.DOTALL | re.MULTILINE)
-    program, expected = next(block for block in blocks if dspy or "dspy" not in block[0])
+    program, expected = next(block for block in blocks if dspy or not NEEDS_DSPY.search(block[0]))
     return program, expected or None
 
 

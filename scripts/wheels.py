@@ -34,6 +34,7 @@ LOGS = ROOT / "target" / "packaging"
 MANIFEST = "manifest.json"
 #: The oldest glibc that a wheel runs on: that of Debian 10 and RHEL 8, and the oldest that NumPy 2 runs on.
 MANYLINUX = "manylinux_2_28"
+NEWEST_GLIBC = (2, 28)
 LIMIT_MB = 30.0
 
 
@@ -127,35 +128,38 @@ def megabytes(path: Path) -> float:
     return path.stat().st_size / 1e6
 
 
-def audit(wheel: Path) -> str:
-    """The newest symbol of glibc that a Linux wheel asks for. Exits if an abi3 wheel uses more than abi3."""
-    if "linux" not in wheel.name:
-        return "-"
-    told = output("auditwheel", "show", "--json", str(wheel))
-    symbols = [version for version in json.loads(told)["versioned_symbols"] if version.startswith("GLIBC_")]
+def audit(wheel: Path) -> tuple[str, list[str]]:
+    """The newest glibc whose symbols a Linux wheel asks for, and what the auditors have against the wheel."""
+    found = []
     if "-abi3-" in wheel.name:
-        output("abi3audit", "--strict", str(wheel))
-    return max(symbols, key=lambda symbol: [int(part) for part in symbol[6:].split(".")])
+        audited = tool("abi3audit", "--strict", str(wheel))
+        found += [audited.stdout + audited.stderr] if audited.returncode else []
+    if "linux" not in wheel.name:
+        return "-", found
+    told = json.loads(tool("auditwheel", "show", "--json", str(wheel)).stdout)
+    symbols = {symbol for library in told["versioned_symbols"].values() for symbol in library}
+    versions = [tuple(map(int, it[6:].split("."))) for it in symbols if it.startswith("GLIBC_")]
+    newest = max(versions, default=(0,))
+    if newest > NEWEST_GLIBC or told["external_libs"]:
+        found.append(f"needs {sorted(symbols)} and the libraries {sorted(told['external_libs'])}")
+    return ".".join(map(str, newest)), found
 
 
-def output(tool: str, *arguments: str) -> str:
-    """What a tool of this environment prints; exits with its error."""
-    command = [str(Path(sys.executable).with_name(tool)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join([tool, *arguments])}\n{done.stdout}{done.stderr}")
-    return done.stdout
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name(name)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def check(archives: Sequence[Path]) -> int:
+    """Prints a line for each archive; 1 if something is wrong with one."""
     failed = 0
     for archive in archives:
-        found = problems(archive)
-        glibc = audit(archive) if archive.suffix == ".whl" else "-"
-        verdict = "good" if not found else "; ".join(found)
-        print(f"{archive.name}: {megabytes(archive):.1f} MB, newest symbol of glibc {glibc}, {verdict}")
+        glibc, found = audit(archive) if archive.suffix == ".whl" else ("-", [])
+        found += problems(archive)
+        verdict = "; ".join(found) or "good"
+        print(f"{archive.name}: {megabytes(archive):.1f} MB, glibc {glibc}, {verdict}")
         failed |= bool(found)
-    return int(failed)
+    return failed
 
 
 # Building.
@@ -191,6 +195,7 @@ def maturin(
 ) -> list[Path]:
     """Runs the environment's maturin and returns what it put into ``out``, whose manifest then knows it."""
     before = {path: path.stat().st_mtime_ns for path in out.glob("tallow-*")}
+    read = sources()  # before, for they may be edited while it compiles
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     # where maturin looks for zig
     variables = {"VIRTUAL_ENV": str(environment), "PATH": os.pathsep.join([str(scripts), os.environ["PATH"]])}
@@ -201,7 +206,7 @@ def maturin(
     made = [path for path in sorted(out.glob("tallow-*")) if before.get(path) != path.stat().st_mtime_ns]
     notes = noted(out)
     for path in made:
-        notes[path.name] = {"sources": sources(), "seconds": round(seconds, 1)}
+        notes[path.name] = {"sources": read, "seconds": round(seconds, 1)}
     (out / MANIFEST).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     return made
 
@@ -210,7 +215,7 @@ def build(kind: str, *, target: str | None, compatibility: str, zig: bool, out: 
     if kind == "sdist":
         return maturin("sdist", ["sdist"], usual="a few seconds", out=out)
     arguments = ["build", "--release", "--interpreter", KINDS[kind].interpreter]
-    arguments += ["--compatibility", compatibility, *(["--zig"] if zig else [])]
+    arguments += ["--auditwheel", "check", "--compatibility", compatibility, *(["--zig"] if zig else [])]
     arguments += ["--target", target] if target else []
     for feature in KINDS[kind].features:
         arguments += ["--features", feature]

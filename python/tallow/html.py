@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _INTERVAL = 0.1  # seconds between two updates of what a cell shows
 _FAINT = "opacity:.65;font-size:85%"
-_CELL = "text-align:left;padding:.15em .8em .15em 0;border:0;background:none;vertical-align:top"
+_CELL = "text-align:left;padding:.15em .8em .15em 0;border:0;background:none;vertical-align:middle"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 _BLUE, _ORANGE = "70,130,230", "240,120,20"
 
@@ -55,7 +55,7 @@ def model(model: Model) -> str:
     """The facts that a person asks for first. Starts no engine."""
     config = model.config
     size = (
-        f"{config['num_layers']} layers of width {config['hidden_size']}, {model.vocab_size:,} tokens known"
+        f"{config['num_layers']} layers of width {config['hidden_size']}, a vocabulary of {model.vocab_size:,} tokens"
     )
     if config.get("num_experts"):
         size += f", {config['num_experts']} experts ({config['num_experts_per_tok']} a token)"
@@ -107,7 +107,8 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> str:
 
 
 def _label(text: str, best: bool) -> str:
-    return _tag("span", _TEXT + (";font-weight:bold" if best else ""), escape(text))
+    weight = "bold" if best else "normal"
+    return _tag("div", f"{_TEXT};min-width:5em;max-width:30em;font-weight:{weight}", escape(text))
 
 
 def _bar(probability: float) -> str:

@@ -450,7 +450,8 @@ class Model:
         continue_final_message: bool | str = False,
     ) -> Scores:
         """The exact log likelihood of each of ``candidates`` as the continuation of ``prompt``, which is
-        computed once. In their order; ``tools``, ``template_arguments`` and ``continue_final_message`` are
+        computed once. In their order, as a list that a
+        notebook shows as bars; ``tools``, ``template_arguments`` and ``continue_final_message`` are
         those of ``generate``."""
         ready = prompts.ready(
             self._native,
@@ -493,10 +494,10 @@ class Model:
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done since it started, as plain numbers.
 
-        - ``requests``, ``running``, ``waiting``. Of those that are over, ``completed`` ended well, ``failed``
-          with an error (late ones included), and ``cancelled`` were not wanted any more: dropped streams,
-          cancelled tasks, a closed engine. ``shared``: answered by an equal one in work; ``preempted``: put
-          back for want of pages, and computed again.
+        - ``requests``; of them ``completed`` ended well, ``failed`` with an error (late ones included), and
+          ``cancelled`` were not wanted any more (dropped streams, cancelled tasks, a closed engine);
+          ``running``, ``waiting``; ``shared``: answered by an equal one in work; ``preempted``: put back for
+          want of pages, and computed again.
         - ``prompt_tokens``, ``completion_tokens``; ``cached_tokens`` of prompts were found and not computed;
           ``computed_tokens``: rows of prompts and answers together.
         - ``steps``: forward passes; ``mean_batch`` and ``largest_batch``: sequences in one.

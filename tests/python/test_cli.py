@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -280,9 +281,21 @@ def test_a_terminal_is_prompted(tiny_folder, monkeypatch):
 
 
 def test_who_waits_for_stdin_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(answer.select, "select", lambda *given: ([], [], []))
+    monkeypatch.setattr(answer, "_has_something", lambda seconds: False)
     answer._say_when_waiting()
     assert "waiting for the end of stdin" in capsys.readouterr().err
+
+
+def test_an_open_socket_is_not_waited_for(tiny_folder, tiny):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = process("run", tiny_folder, "hi", *GREEDY, stdin=theirs)
+        assert done.stdout.decode() == tiny.generate(HI, max_tokens=8, temperature=0).text + "\n"
+        ours.sendall(b"more\n")
+        ours.shutdown(socket.SHUT_WR)
+        done = process("run", tiny_folder, "hi", *GREEDY, stdin=theirs)
+    said = [{"role": "user", "content": "hi\n\nmore"}]
+    assert done.stdout.decode() == tiny.generate(said, max_tokens=8, temperature=0).text + "\n"
 
 
 # The process

@@ -43,6 +43,8 @@ def home(tmp_path, monkeypatch):
         link.parent.mkdir(parents=True)
         link.symlink_to(f"../../../blobs/etag{at}")
     put(both / ".no_exist" / COMMIT / "x.json", 0)
+    for quant in "abcd":
+        (both / "snapshots" / COMMIT / f"{quant}.gguf").symlink_to("../../blobs/etag0")
     (both / "refs").mkdir()
     (both / "refs" / "main").write_text(COMMIT)
     put(tmp_path / "hub" / "models--org--half" / "blobs" / "etag2.incomplete", 500)
@@ -64,6 +66,7 @@ def test_list(home):
         *("pypi:other-model-latest (a download)", "5 models, 4.7 KiB"),
     }
     assert "2.0 KiB  main 01234567, ffffffff" in rows["org/both"]
+    assert rows["org/both"].endswith("  a.gguf, b.gguf, c.gguf and 1 more")
     assert "0 bytes" in rows["org/half"] and "not complete: 750 bytes of a download" in rows["org/half"]
     assert "2.0 KiB  0.1.2" in rows["smollm2"]
 

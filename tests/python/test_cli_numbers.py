@@ -8,7 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 
+import tallow
 from command import run
+from conftest import copy_family
 from tallow.cli import commands, info
 
 
@@ -28,6 +30,20 @@ def test_info_as_json(tiny, tiny_folder):
     assert told["memory"]["needs_about_bytes"] == tiny.weight_bytes + told["memory"]["kv_bytes_full_context"]
     assert told["memory"]["kv_bytes_full_context"] == 128 * told["memory"]["kv_bytes_a_token"] > 0
     assert told["chat"]["system_message"] == "yes" and told["chat"]["thoughts"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "full", "window"),
+    [("llama-gqa-tied", 2, 2, 0), ("gemma3-classic", 6, 1, 8), ("gptoss-bf16", 2, 1, 9)],
+)
+def test_info_counts_memory_by_windows(tmp_path, family, layers, full, window):
+    model = tallow.Model(copy_family(family, tmp_path / family))
+    told, shape = info._memory(model), model.config
+    layer = 2 * 2 * shape["num_kv_heads"] * shape["head_dim"]  # a key and a value of 2 bytes a number
+    assert told["kv_bytes_a_token"] >= layers * layer  # rows are padded to whole vectors
+    each = told["kv_bytes_a_token"] / layers
+    positions = full * model.context_length + (layers - full) * -(-(window + 16) // 16) * 16
+    assert told["kv_bytes_full_context"] == pytest.approx(each * positions, rel=0.02)
 
 
 def test_info_tells_what_a_template_can_do(thinker):
@@ -66,6 +82,11 @@ def test_embed(tiny, tiny_folder, tmp_path):
     saved = np.load(tmp_path / "v.npy")
     assert saved.dtype == np.float32 and np.array_equal(saved, expected)
     assert (tmp_path / "v.jsonl").read_text() == done.stdout
+
+
+def test_an_empty_line_is_named(tiny_folder):
+    done = run("embed", tiny_folder, stdin="a\n\nb\n")
+    assert done == (1, "", "tallow: line 2 of stdin is empty; a text has at least one character\n")
 
 
 def test_embed_pooling_and_prefix(tiny, tiny_folder):

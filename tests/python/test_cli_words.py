@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from tallow.cli import commands, settings, words
 from tallow.cli.usage import UsageError
 from tallow.model import LOAD_OPTIONS
 
+ROOT = Path(__file__).parents[2]
 PIECES = [
     ["smollm2"],
     ["why?"],
@@ -134,8 +138,6 @@ def test_help_has_an_example_that_parses(name, monkeypatch):
     assert (done.returncode, done.stderr) == (0, "")
     assert f"usage: tallow {name} " in done.stdout and f"  tallow {example}\n" in done.stdout
     assert run("help", name) == done
-    import shlex
-
     words.parse(shlex.split(example.partition(" >>")[0]))
 
 
@@ -155,6 +157,30 @@ def test_no_option_of_the_model_or_the_sampler_is_forgotten():
     given = {name.removeprefix("no_") for name in found}
     assert {*LOAD_OPTIONS} - {*settings.NOT_HERE} <= given
     assert {name for name, _ in _core.SAMPLER_FIELDS} - {"filters"} <= given  # a filter is a function
+
+
+def calls_in_the_docs():
+    """The command lines of ``docs/command-line.md``, cut as a shell cuts them."""
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        lines = block.replace("\\\n", " ").replace("\n", "\n;\n")
+        cut = shlex.shlex(lines, posix=True, punctuation_chars=True)
+        cut.commenters, cut.whitespace_split = "#", True  # or a comma ends a word
+        for ends, call in itertools.groupby(cut, lambda word: set(word) <= set("();<>|&")):
+            line = list(call)
+            if not ends and line[0] == "tallow":
+                yield line[1:]
+
+
+def test_the_page_of_the_docs_says_what_is_true(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("city.lark").write_text('start: "Paris"')  # an earlier line of the page writes it
+    calls = list(calls_in_the_docs())
+    assert {call[0] for call in calls} >= {*commands.COMMANDS} - {"rm", "versions"}
+    for call in calls:
+        found = words.parse(call)
+        if found.command.name in ("run", "chat"):
+            settings.answer_options(found)
 
 
 def test_an_error_is_a_usage_error():

@@ -1,6 +1,6 @@
-"""The documentation holds: every block of code in docs/ runs and prints what stands below it, and every
-public name, with its arguments, is in the reference and says what it is. (That links lead somewhere is for
-Sphinx to see: ``make docs``.)
+"""The documentation holds: every block of code in docs/ and the README runs and prints what stands below it,
+and every public name, with its arguments, is in the reference and says what it is. (That links lead somewhere
+is for Sphinx to see: ``make docs``.)
 
 A page is one process, and its blocks run in order, so that a page reads as one session. ``text`` right below
 a block is what it prints, word for word; ``python tests/python/test_docs.py [PAGE ...]`` writes it down anew.
@@ -31,7 +31,14 @@ from conftest import ROOT
 DOCS = ROOT / "docs"
 #: Not the notebooks, which have a test of their own.
 PAGES = sorted(
-    page.relative_to(DOCS).as_posix() for page in DOCS.glob("**/*.md") if "notebooks" not in page.parts
+    [
+        "../README.md",
+        *(
+            page.relative_to(DOCS).as_posix()
+            for page in DOCS.glob("**/*.md")
+            if "notebooks" not in page.parts
+        ),
+    ]
 )
 _FENCE = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```([^\n]*)\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
 #: Languages that run, and those that are only shown.

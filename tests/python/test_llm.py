@@ -130,6 +130,10 @@ def test_a_schema_is_enforced(known, smollm2):
         assert len(said["name"]) <= 8 and said["age"] <= 99
     done = cli("-m", "tallow/wide", "--schema", json.dumps(SCHEMA), "A person:", "--no-log")
     assert {*json.loads(done.output)} == {"name", "age"}
+    assert {*json.loads(known.prompt("A person:", schema=llm.schema_dsl("a, b int"), seed=1).text())} == {
+        "a",
+        "b",
+    }
 
 
 def test_a_conversation_remembers(known, wide):
@@ -210,6 +214,14 @@ def test_a_base_model_continues_text(tmp_path):
     assert llm.get_model("tallow/base").prompt("hi", **GREEDY).text() == expected
     done = cli("-m", "tallow/base", "hi", "-s", "be brief", "--no-log")
     assert done.exit_code == 1 and "no chat template" in done.output
+
+
+def test_embeddings(known, wide):
+    model = llm.get_embedding_model("tallow/wide")
+    assert model.embed("one") == wide.embed(["one"])[0].tolist()
+    assert list(model.embed_multi(["one", "two"])) == wide.embed(["one", "two"]).tolist()
+    done = cli("embed", "-m", "tallow/wide", "-c", "one")
+    assert json.loads(done.output) == pytest.approx(model.embed("one"))
 
 
 # llm tallow

@@ -13,6 +13,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import tomllib
 from trove_classifiers import classifiers
 
 from conftest import ROOT
@@ -21,11 +22,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import steps
 import test_wheel
 import wheels
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CARGO = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["package"]
@@ -109,17 +105,21 @@ def test_workflows(lint):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-#: A line of cargo's, and what a person reads of it.
+#: Lines of cargo and pip one after another, and what a person reads after each.
 LINES = {
-    "    Building [====>     ] 107/215: regex-automata, syn": "107 of 215 compiled, now regex-automata, syn",
-    "    Building [========> ] 215/216: tallow(lib)        ": "215 of 216 compiled, now tallow(lib)",
-    "    Building [=========>] 216/216": "216 of 216 compiled, now linking",
-    "   Compiling syn v2.0.119": None,
+    "   Compiling syn v2.0.119": "Compiling syn v2.0.119",
+    "    Building [====>     ] 107/215: regex-automata, syn": "107 of 215 crates, Compiling syn v2.0.119",
+    "    Building [========> ] 213/215: numpy": "213 of 215 crates, Compiling syn v2.0.119",
+    "": "213 of 215 crates, Compiling syn v2.0.119",
+    "   Compiling tallow v0.1.0 (/home/me/tallow)": "213 of 215 crates, Compiling tallow v0.1.0",
 }
 
 
-def test_cargo_is_read():
-    assert {line: steps.counted(line) for line in LINES} == LINES
+def test_progress_is_read():
+    doing = steps.Progress()
+    assert str(doing) == "working"
+    assert {line: (doing.read(line), str(doing))[1] for line in LINES} == LINES
+    assert [doing.read(line) for line in LINES] == [False, True, True, False, False]
     assert [steps.duration(it) for it in (0.04, 7.44, 187, 3600)] == [
         "0.0 s",
         "7.4 s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import json
 import os
 import select
@@ -15,7 +16,7 @@ from .. import answers, results
 from ..errors import InvalidRequestError
 from ..model import Model
 from . import settings
-from .output import dim, is_terminal, tell, write
+from .output import counted, dim, is_terminal, tell, write
 from .usage import UsageError
 
 #: Seconds after which somebody who waits for us is told that we wait for stdin.
@@ -78,24 +79,27 @@ def decoded(data: bytes) -> str:
 
 
 def _is_piped() -> bool:
-    """Whether stdin was put there for us: a pipe or a file. A socket or a device may never end."""
+    """Whether stdin was put there for us: a pipe, a file, or a socket that has something. One that has not
+    may stay open for ever (node gives its children such), and a device says nothing."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (AttributeError, OSError, ValueError):  # none, closed, or without a file
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or (stat.S_ISSOCK(mode) and _has_something(0.1))
+
+
+def _has_something(seconds: float) -> bool:
+    """Whether stdin has bytes, or its end, within that time."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 def _say_when_waiting() -> None:
     """A pipe that nobody writes to and nobody closes looks like a slow model."""
     if is_terminal(sys.stdin) or sys.platform == "win32":  # there select knows sockets only
         return
-    try:
-        ready, _, _ = select.select([sys.stdin], [], [], _PATIENCE)
-    except (OSError, ValueError):
-        return
-    if not ready:
-        tell("tallow: waiting for the end of stdin, which goes into the prompt (< /dev/null leaves it out)")
+    with contextlib.suppress(OSError, ValueError):  # a stdin without a file
+        if not _has_something(_PATIENCE):
+            tell("tallow: waiting for the end of stdin, which goes into the prompt (< /dev/null is none)")
 
 
 # The answer
@@ -180,9 +184,11 @@ def figures(model: Model, reply: answers.Reply, load_seconds: float) -> str:
     computed = usage.prompt_tokens - usage.cached_tokens
     prompt = f", {computed / timings.prefill:.0f} tokens/s" if timings.prefill > 0 and computed else ""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    rate = results.speed(usage, timings)  # the first token comes with the prompt, so a single one has none
+    answered = f", {rate:.1f} tokens/s" if rate else ""
     loaded = f"{model.name} loaded in {load_seconds:.2f} s; " if load_seconds else ""
     return (
-        f"{loaded}prompt {usage.prompt_tokens} tokens{cached}{prompt}; "
-        f"answer {usage.completion_tokens} tokens, {results.speed(usage, timings):.1f} tokens/s; "
-        f"{timings.total:.2f} s; ends by {reply.finish_reason}"
+        f"{loaded}prompt {counted(usage.prompt_tokens, 'token')}{cached}{prompt}; "
+        f"answer {counted(usage.completion_tokens, 'token')}{answered}; "
+        f"{timings.total:.2f} s; finish reason {reply.finish_reason}"
     )

@@ -15,6 +15,7 @@ import difflib
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -101,9 +102,20 @@ def _row(model: Cached) -> tuple[str, ...]:
     note = ""
     if any(map(_is_held, model.locks)):
         note = "is being downloaded"
-    elif model.partial:
+    elif not model.partial:
+        note = _files(model)
+    else:
         note = f"not complete: {size(model.partial_bytes)} of a download; tallow pull goes on with it"
     return (model.name, size(model.bytes), ", ".join(map(_short, model.revisions)), day, note)
+
+
+def _files(model: Cached) -> str:
+    """The GGUF files of a repository, of which a name must choose one."""
+    if "/" not in model.name:
+        return ""
+    found = sorted({path.name for path in model.files if path.suffix == ".gguf"})
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more
 
 
 def _short(revision: str) -> str:
@@ -196,7 +208,7 @@ def _removed(model: Cached) -> int:
             found = path.lstat()
             path.unlink()
             # Of a hard link the bytes stay as long as there is another.
-            count += found.st_size if not path.is_symlink() and found.st_nlink == 1 else 0
+            count += found.st_size if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 else 0
     folders = [model.folder, *model.also, *(p for p in model.folder.rglob("*") if p.is_dir())]
     for folder in sorted(set(folders), key=lambda one: len(one.parts), reverse=True):
         with contextlib.suppress(OSError):

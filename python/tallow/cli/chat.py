@@ -16,7 +16,7 @@ from .._log import size
 from ..errors import ContextLengthError, Error, InvalidRequestError, TemplateError
 from . import settings
 from .answer import decoded, figures, show
-from .output import is_terminal, tell
+from .output import counted, is_terminal, tell
 
 _QUOTES = '"""'
 _MAX_SAVED = 64 << 20
@@ -176,7 +176,7 @@ class Chat:
                 tell(f"{name}: {error.strerror}")
             else:
                 self.own.add(path.resolve())
-                tell(f"{len(self.turns)} messages in {name}")
+                tell(f"{counted(len(self.turns), 'message')} in {name}")
         return True
 
     def load(self, name: str) -> bool:
@@ -195,7 +195,7 @@ class Chat:
             tell(f"/load {name}: is no conversation that /save wrote: {error}")
         else:
             self.own.add(path.resolve())
-            tell(f"{len(self.turns)} messages from {name}")
+            tell(f"{counted(len(self.turns), 'message')} from {name}")
         return True
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _core, arguments
-from ..answers import EFFORTS
 from ..errors import Error
 from ..wheels import ALIASES
 from .usage import Parser
@@ -217,6 +216,8 @@ def _system(parser: Parser, add: Callable[..., Any] | None = None) -> None:
 
 
 def _answering(parser: Parser) -> None:
+    from ..answers import EFFORTS  # and all of the tools, which other commands need not wait for
+
     add = parser.add_argument_group("the answer").add_argument
     _system(parser, add)
     add(

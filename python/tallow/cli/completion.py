@@ -58,7 +58,10 @@ def _bash() -> str:
 
 
 def _fish() -> str:
-    lines = ["# Completion of the tallow command; tallow completion fish made it."]
+    lines = [
+        "# Completion of the tallow command; tallow completion fish made it.",
+        "complete -c tallow -f -n __fish_use_subcommand",
+    ]
     for command in commands.COMMANDS.values():
         lines.append(
             f"complete -c tallow -n __fish_use_subcommand -a {command.name} -d {_quoted(command.summary)}"

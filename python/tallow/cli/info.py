@@ -20,7 +20,10 @@ def info(options: argparse.Namespace) -> None:
     model, seconds = settings.load(options)
     groups = _groups(model, seconds)
     if options.json:
-        print(json.dumps({**groups, "config": without_none(model.config)}, ensure_ascii=False, indent=1))
+        del groups["shape"]  # which is the blueprint, shortened
+        groups["config"] = model.config
+        told = {name: without_none(group) for name, group in groups.items()}
+        print(json.dumps(told, ensure_ascii=False, indent=1))
         return
     for name, group in groups.items():
         rows = {key: _shown(key, value) for key, value in group.items() if value not in (None, [], {})}
@@ -81,7 +84,9 @@ def _chat(model: Model) -> dict[str, Any]:
         return {"template": "none: it continues plain text"}
     template = answers.Template.of(model)
     form, tags = template.form, template.tags
-    in_words = "" if form.renders or form.system_field else ", explained in the system message"
+    tools = "explained in the system message"
+    if form.renders or form.system_field:
+        tools = f"shown by the template, calls in the {form.name} format"
     thoughts = "no"
     if tags is not None:
         switch = (
@@ -91,7 +96,7 @@ def _chat(model: Model) -> dict[str, Any]:
     return {
         "template": "yes",
         "system_message": _system(model),
-        "tools": f"{form.name} format{in_words}",
+        "tools": tools,
         "thoughts": thoughts,
     }
 
@@ -107,16 +112,32 @@ def _system(model: Model) -> str:
 
 def _memory(model: Model) -> dict[str, Any]:
     stats = model.stats()
-    per_token = stats["kv_bytes"] / max(stats["pages"], 1) / _PAGE
-    whole = round(per_token * model.context_length)
+    page = stats["kv_bytes"] / max(stats["pages"], 1)
+    windows: list[int | None] = model.config.get("sliding_windows") or [None]
+    groups = _groups_of_layers(model) if any(windows) else 1
+    full = round(groups * windows.count(None) / len(windows))
+    window = max(window or 0 for window in windows) + _PAGE
+    pages = full * _pages(model.context_length) + (groups - full) * _pages(min(window, model.context_length))
     return {
         "weights_bytes": model.weight_bytes,
         "weight_types": model.weight_types,
-        "kv_bytes_a_token": round(per_token),
-        "kv_bytes_full_context": whole,
+        "kv_bytes_a_token": round(groups * page / _PAGE),
+        "kv_bytes_full_context": round(pages * page),
         "cache_may_take_bytes": stats["kv_bytes"],
-        "needs_about_bytes": model.weight_bytes + whole,
+        "needs_about_bytes": model.weight_bytes + round(pages * page),
     }
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // _PAGE)
+
+
+def _groups_of_layers(model: Model) -> int:
+    """How many pages a token lies in: layers with a window and without are kept apart, in groups of equally
+    many. Counted, by a prompt that fills one page of each."""
+    before = model.stats()["cached_pages"]
+    model.generate([id % model.vocab_size for id in range(_PAGE + 1)], max_tokens=1)
+    return max(int(model.stats()["cached_pages"] - before), 1)
 
 
 _LABELS = {"needs_about_bytes": "needs about", "cache_may_take_bytes": "cache limit"}
@@ -142,4 +163,6 @@ def _shown(key: str, value: Any) -> str:
         return f"{value} tokens"
     if key.endswith("_s"):
         return f"{value:.2f} s"
+    if isinstance(value, float):
+        return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -36,6 +36,10 @@ def tell(line: str) -> None:
     print(dim(line.translate(_CONTROLS), sys.stderr), file=sys.stderr, flush=True)
 
 
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Columns under their names; those of ``right`` stand at the right, as numbers do."""
     widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]

@@ -28,8 +28,9 @@ def embed(options: argparse.Namespace) -> None:
     if path is not None and path.suffix == ".npy":
         import numpy as np
 
+        vectors = np.concatenate(list(rows))  # all of them first: a file that is there is whole
         with open(path, "wb") as file:
-            np.save(file, np.concatenate(list(rows)))
+            np.save(file, vectors)
         return
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(path, "w", encoding="utf-8")) if path else sys.stdout
@@ -58,6 +59,9 @@ def _lines() -> list[str]:
     texts = read_stdin().splitlines()
     if not texts:
         raise UsageError("embed: there are no texts; write them behind the model, or one a line into stdin")
+    for number, text in enumerate(texts, 1):
+        if not text:  # left out, it would shift all that follow
+            raise InvalidRequestError(f"line {number} of stdin is empty; a text has at least one character")
     return texts
 
 

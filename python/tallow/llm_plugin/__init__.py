@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 
 try:
-    from .registry import register_commands, register_models
+    from .registry import register_commands, register_embedding_models, register_models
 except ImportError as error:
     print(f"tallow: its models are left out, for they need llm 0.36 or newer ({error})", file=sys.stderr)
 else:
-    __all__ = ["register_commands", "register_models"]
+    __all__ = ["register_commands", "register_embedding_models", "register_models"]

@@ -1,11 +1,11 @@
-"""A model of ``llm``, sync and async, over a ``tallow.Model``."""
+"""Models of ``llm``, sync, async and for embeddings, over a ``tallow.Model``."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any
 
 import llm
@@ -13,8 +13,10 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from pydantic import Field, create_model, field_validator
 
 from .. import _core, answers
+from ..cli.commands import FIELDS
 from ..errors import InvalidRequestError
 from ..model import Model
+from ..tools.functions import bounded
 
 #: What the names of all our models begin with.
 PREFIX = "tallow/"
@@ -48,7 +50,7 @@ def _options() -> type[llm.Options]:
     """Those, and the fields of a Sampler, whose ranges the engine judges."""
     kinds = {"number": float, "count": int}
     fields: dict[str, Any] = {
-        name: (kinds[kind] | None, Field(default=None, description=f"Sampler: {name.replace('_', ' ')}"))
+        name: (kinds[kind] | None, Field(default=None, description=FIELDS[name][1]))
         for name, kind in _core.SAMPLER_FIELDS
         if kind in kinds
     }
@@ -76,7 +78,8 @@ class _Common:
         model = _model(self._source, json.dumps(self._load_options, sort_keys=True))
         given = {name: value for name, value in prompt.options.model_dump().items() if value is not None}
         if prompt.schema:
-            given["json_schema"] = prompt.schema
+            # ``name, age int`` means these two, and a number has an end; both are left open by its schema.
+            given["json_schema"] = bounded(prompt.schema)
         offered = [
             {"name": tool.name, "description": tool.description, "parameters": tool.input_schema or None}
             for tool in prompt.tools
@@ -135,6 +138,18 @@ class AsyncTallow(_Common, llm.AsyncModel):
                 for one in self._event(event, response):
                     yield one
         self._end(reply, response)
+
+
+class Embedding(llm.EmbeddingModel):
+    batch_size = 64
+
+    def __init__(self, name: str, source: str, options: dict[str, Any]) -> None:
+        self.model_id = PREFIX + name
+        self._model = functools.partial(_model, source, json.dumps(options, sort_keys=True))
+
+    def embed_batch(self, items: Iterable[str | bytes], *, key: str | None = None) -> Iterator[list[float]]:
+        texts: list[Any] = list(items)  # texts all: llm refuses bytes where ``supports_binary`` is not set
+        yield from self._model().embed(texts).tolist()
 
 
 @functools.cache

@@ -19,7 +19,7 @@ import llm
 from .. import _core, arguments, wheels
 from ..errors import Error
 from ..model import LOAD_OPTIONS, check_load_option
-from .models import PREFIX, AsyncTallow, Tallow
+from .models import PREFIX, AsyncTallow, Embedding, Tallow
 
 _FILE = "tallow.json"
 
@@ -28,9 +28,18 @@ _FILE = "tallow.json"
 def register_models(register: Any) -> None:
     for name in wheels.ALIASES:
         register(Tallow(name, name, {}), AsyncTallow(name, name, {}), aliases=(name,))
-    for name, added in _added().items():
-        given = (name, added["source"], added["options"])
+    for given in _sources():
         register(Tallow(*given), AsyncTallow(*given))
+
+
+@llm.hookimpl
+def register_embedding_models(register: Any) -> None:
+    for given in _sources():  # short names are no embedders
+        register(Embedding(*given))
+
+
+def _sources() -> list[tuple[str, str, dict[str, Any]]]:
+    return [(name, added["source"], added["options"]) for name, added in _added().items()]
 
 
 @llm.hookimpl
