@@ -59,7 +59,8 @@ stubs: develop ## The type stubs against the built module
 	$(BIN)/python -m mypy python/tallow
 
 docs: develop ## The documentation, strictly, into target/docs
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --builder html docs target/docs
+	rm -rf target/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs target/docs
 
 check-cuda: ## Type-check the CUDA build with a stand-in compiler
 	PATH=$(abspath scripts/stub-cuda):$$PATH CUDA_COMPUTE_CAP=80 CUDA_HOME=$(abspath target/stub-cuda) \
