@@ -19,6 +19,9 @@ name = "hidden-nan"
 version = "0.0.0"
 edition = "2024"
 
+[profile.dev]
+debug = false
+
 [dependencies]
 candle-core = { version = "=0.11.1", default-features = false }
 TOML
