@@ -8,15 +8,13 @@ PROFILE := fast
 MODELS := target/test-models
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-shapes bench-kernels bench-peers demo test test-rust test-python test-newest-dspy loom check format lint stubs check-cuda develop models clean
+.PHONY: help bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy loom check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: ## Build tallow with DSPy, fetch the small model, run examples/quickstart.py
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[dspy]"
-	$(BIN)/python examples/quickstart.py
+demo: ## Run examples/quickstart.py on an installed wheel; built first if there is none (WHEEL=file or INDEX=address names one)
+	@WHEEL="$(WHEEL)" INDEX="$(INDEX)" $(PYTHON) scripts/demo.py
 
 # The tools and the test dependencies, pinned to what CI runs.
 $(VENV)/.ready: scripts/requirements-dev.txt
@@ -44,21 +42,25 @@ test-newest-dspy: models ## The tests of the DSPy side on DSPy's newest release,
 loom: ## The worker pool's dispatch in every order of its steps (half a minute, once loom is built)
 	CARGO_TARGET_DIR=$(abspath target/loom) cargo test --release --quiet --manifest-path tests/loom/Cargo.toml
 
-check: format lint stubs check-cuda test test-newest-dspy ## What CI runs
+check: format lint stubs docs check-cuda test test-newest-dspy ## What CI runs
 
 format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff format`)
 	cargo fmt --check
-	$(BIN)/ruff format --check python tests/python examples scripts benches
+	$(BIN)/ruff format --check python tests/python examples scripts benches docs
 
 lint: $(VENV)/.ready ## Clippy without warnings, with and without Python; ruff
 	cargo clippy --profile $(PROFILE) --quiet --all-targets -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --features python -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --no-default-features -- -D warnings
-	$(BIN)/ruff check python tests/python examples scripts benches
+	$(BIN)/ruff check python tests/python examples scripts benches docs
 
 stubs: develop ## The type stubs against the built module
 	$(BIN)/python -m mypy.stubtest tallow._core --ignore-disjoint-bases
 	$(BIN)/python -m mypy python/tallow
+
+docs: develop ## The documentation, strictly, into target/docs
+	rm -rf target/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs target/docs
 
 check-cuda: ## Type-check the CUDA build with a stand-in compiler
 	PATH=$(abspath scripts/stub-cuda):$$PATH CUDA_COMPUTE_CAP=80 CUDA_HOME=$(abspath target/stub-cuda) \
@@ -87,6 +89,20 @@ bench-kernels: ## Time single kernels by criterion (ARGS='"product Q4_K"' choose
 
 bench-peers: ## Install the benchmark's peers into target/peers, each into an environment of its own
 	$(PYTHON) benches/peers/install.py $(PEERS)
+
+# The compilers and auditors of wheels, apart from what the tests need.
+WHEEL_TOOLS := target/packaging/tools
+
+$(WHEEL_TOOLS)/.ready: scripts/requirements-wheels.txt
+	test -x $(WHEEL_TOOLS)/bin/python || $(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/requirements-wheels.txt
+	touch $@
+
+wheels: $(WHEEL_TOOLS)/.ready ## Build this machine's wheels and the sdist into dist/ and check them (docs/packaging.md; ARGS='build abi3' chooses)
+	$(WHEEL_TOOLS)/bin/python scripts/wheels.py $(ARGS)
+
+test-wheels: ## Install the wheels in dist/ into fresh environments of every Python found, and use them (ARGS='--python python3.12' chooses)
+	$(PYTHON) scripts/test_wheel.py $(ARGS)
 
 clean: ## Remove what was built
 	rm -rf target $(VENV)

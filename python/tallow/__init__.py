@@ -30,7 +30,7 @@ from .errors import (
     UnsupportedModelError,
 )
 from .model import AsyncStream, Model, Stream
-from .results import Chunk, Completion, Score, Timings, TokenLogprob, Usage
+from .results import Chunk, Completion, Score, Scores, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from .dspy import LM as LM
@@ -58,6 +58,7 @@ __all__ = [
     "OutOfMemoryError",
     "Sampler",
     "Score",
+    "Scores",
     "Stream",
     "TemplateError",
     "Timeout",
@@ -67,7 +68,17 @@ __all__ = [
     "Usage",
     "__version__",
     "features",
+    "show_versions",
 ]
+
+
+def show_versions(as_json: bool = False) -> None:
+    """Prints what a bug report should have: versions, processor, kernels, threads, caches.
+
+    ``as_json``: as one JSON object instead of a table."""
+    from .versions import show_versions  # what it asks is slow to import
+
+    show_versions(as_json)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,33 @@ from ._core import Cancelled, Generation, Waker
 _WAIT = 0.1  # seconds between two looks at whether anybody still waits
 _LINGER = 20  # looks without a waiter after which the thread ends
 _LOOK = 0.5  # seconds between two looks at which loops run
+_BEAT = 0.05  # seconds between two wakings of the main thread's loop
+
+
+class _Beat:
+    """Wakes the event loop of the main thread again and again while a task waits in it. Signals are handled
+    in that thread, and what a handler asks of the loop (Jupyter's stop button cancels the cell's task) is not
+    seen as long as the loop sleeps: the cancellation came with the answer."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._running = False
+
+    def join(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._waiting += 1
+        if not self._running and threading.current_thread() is threading.main_thread():
+            self._beat(loop)
+
+    def leave(self) -> None:
+        self._waiting -= 1
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._running = self._waiting > 0
+        if self._running:
+            loop.call_later(_BEAT, self._beat, loop)
+
+
+_beats: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Beat] = weakref.WeakKeyDictionary()
 
 
 class _Waiter:
@@ -34,12 +61,19 @@ class _Waiter:
     stands still, or is closed, lives as long as somebody wants it, and is else collected, which ends its
     request. (Ctrl-C out of ``run_until_complete``, as in a notebook's cell, leaves such a task behind.)"""
 
-    __slots__ = ("_future", "_held", "_loop")
+    __slots__ = ("_beat", "_future", "_held", "_loop")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._beat = _beats.setdefault(self._loop, _Beat())
         self._held: asyncio.Future[None] | None = self._loop.create_future()
         self._future = weakref.ref(self._held)
+
+    def begin(self) -> None:
+        self._beat.join(self._loop)
+
+    def end(self) -> None:
+        self._beat.leave()
 
     def look(self) -> None:
         self._held = self._future() if self._loop.is_running() else None
@@ -72,10 +106,12 @@ class _Waiters:
     def join(self) -> _Waiter:
         waiter = _Waiter()
         self._waiters.add(waiter)
+        waiter.begin()
         return waiter
 
     def leave(self, waiter: _Waiter) -> None:
         self._waiters.discard(waiter)
+        waiter.end()
 
     # Of a copy, made at once: other threads join and leave.
 

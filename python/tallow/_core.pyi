@@ -3,6 +3,7 @@ half."""
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import EllipsisType
 from typing import Any, final
 
@@ -38,6 +39,7 @@ __all__ = [
     "cache_folder",
     "end_filters",
     "features",
+    "hub_cache_folder",
     "locate",
     "offline_variable",
     "plain_messages",
@@ -53,11 +55,17 @@ MAX_STOP_CHARS: int
 MAX_TOP_LOGPROBS: int
 
 def features() -> dict[str, Any]:
-    """What this build and this machine offer: accelerators, instruction sets."""
+    """What this build and this machine offer: ``isa`` (the tier of CPU instructions in use, such as
+    "avx512"), ``threads`` (how many a Model takes unless told), ``cuda``, ``metal`` and ``hub`` (whether they
+    were built in)."""
 
 def end_filters(seconds: float) -> None: ...
-def cache_folder() -> str:
+def cache_folder() -> Path:
     """The folder of tallow's own cache: TALLOW_CACHE, or one below the user's cache folder."""
+
+def hub_cache_folder() -> Path:
+    """The folder of the Hugging Face hub's cache, with its ``models--org--name`` folders: HF_HUB_CACHE,
+    HF_HOME/hub, or one below the user's cache folder."""
 
 def offline_variable() -> str | None:
     """The environment variable that forbids the network, if one does."""
@@ -74,7 +82,7 @@ def locate(
     revision: str | None = None,
     offline: bool | None = None,
     progress: Callable[[str, int | None, int], object] | None = None,
-) -> tuple[str, str, str | None]:
+) -> tuple[Path, str, str | None]:
     """Finds a model's files and fetches what is missing: path, name, revision."""
 
 @final
@@ -239,8 +247,12 @@ class Waker:
 
 @final
 class Sampler:
-    """How a token is picked. Immutable; ``replace`` makes a changed copy. A temperature that is not given is
-    1; what else is not given is off."""
+    """How a token is picked. Immutable, hashable, and equal by its fields. A temperature that is not given
+    is 1; what else is not given is off. A value out of range raises InvalidRequestError.
+
+    Given to ``generate(sampler=...)``, or field by field (``generate(..., top_p=0.9)``). In this
+    order: logit bias, penalties, filters, top-k, temperature, top-p, min-p, typical, then one draw. At
+    temperature 0 the narrowing ones have no say, and ties go to the lowest id."""
 
     def __new__(
         cls,
@@ -256,42 +268,90 @@ class Sampler:
         filters: Sequence[Callable[..., None]] | None = None,
     ) -> Sampler: ...
     @property
-    def temperature(self) -> float | None: ...
+    def temperature(self) -> float | None:
+        """What logits are divided by: finite, at least 0. 0 is greedy: the likeliest token, always."""
+
     @property
-    def top_k(self) -> int | None: ...
+    def top_k(self) -> int | None:
+        """Keeps the k likeliest tokens; at least 1."""
+
     @property
-    def top_p(self) -> float | None: ...
+    def top_p(self) -> float | None:
+        """Keeps the likeliest tokens that together have this probability; over 0, at most 1."""
+
     @property
-    def min_p(self) -> float | None: ...
+    def min_p(self) -> float | None:
+        """Keeps tokens that are at least this times as likely as the likeliest; 0 to 1."""
+
     @property
-    def typical_p(self) -> float | None: ...
+    def typical_p(self) -> float | None:
+        """Keeps the tokens whose surprise is nearest to the expected one, until together they have this
+        probability; over 0, at most 1."""
+
     @property
-    def repetition_penalty(self) -> float | None: ...
+    def repetition_penalty(self) -> float | None:
+        """Over 1 discourages tokens that prompt or answer hold already (their logit is divided by it, or
+        multiplied if it is negative); finite, over 0."""
+
     @property
-    def frequency_penalty(self) -> float | None: ...
+    def frequency_penalty(self) -> float | None:
+        """Taken from a token's logit for each time that the answer holds it; -2 to 2."""
+
     @property
-    def presence_penalty(self) -> float | None: ...
+    def presence_penalty(self) -> float | None:
+        """Taken from a token's logit once if the answer holds it; -2 to 2."""
+
     @property
-    def logit_bias(self) -> dict[int, float] | None: ...
+    def logit_bias(self) -> dict[int, float] | None:
+        """Token id to what is added to its logit: finite, or ``-inf`` to forbid it."""
+
     @property
-    def filters(self) -> tuple[Callable[..., None], ...]: ...
-    def replace(self, **fields: Any) -> Sampler: ...
+    def filters(self) -> tuple[Callable[..., None], ...]:
+        """Callables ``(logits, tokens) -> None``, called in order before each token: ``logits`` is float32
+        [vocab_size], to be edited in place, and ``tokens`` are the ids of prompt and answer so far. They run
+        on the caller's thread while other requests go on; what one raises reaches the caller as it is."""
+
+    def replace(self, **fields: Any) -> Sampler:
+        """A sampler with some ``fields`` replaced; None switches a field off."""
+
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
-class Error(Exception): ...
-class ModelFileError(Error, OSError): ...
-class UnsupportedModelError(Error, ValueError): ...
-class HubError(Error, OSError): ...
+class Error(Exception):
+    """What every error of tallow is."""
+
+class ModelFileError(Error, OSError):
+    """A file is missing, broken, or does not fit its configuration."""
+
+class UnsupportedModelError(Error, ValueError):
+    """The file is sound, and holds what is not run here; the message names it."""
+
+class HubError(Error, OSError):
+    """A name could not be turned into files: no such model, no network, no access, no room on disk."""
 
 class ContextLengthError(Error, ValueError):
+    """The prompt does not fit: ``prompt_tokens`` is its length and ``limit`` the room, in tokens."""
+
     prompt_tokens: int
     limit: int
 
-class InvalidRequestError(Error, ValueError): ...
-class ConstraintError(Error, ValueError): ...
-class TemplateError(Error, ValueError): ...
-class OutOfMemoryError(Error, MemoryError): ...
-class DeviceError(Error, RuntimeError): ...
-class Cancelled(Error, RuntimeError): ...
-class Timeout(Error, TimeoutError): ...
+class InvalidRequestError(Error, ValueError):
+    """An argument is wrong or unknown; the message names it and says what would be right."""
+
+class ConstraintError(Error, ValueError):
+    """A schema or grammar is wrong, too large, or has no answer within ``max_tokens``."""
+
+class TemplateError(Error, ValueError):
+    """The chat template is missing, broken, reads no messages, or refuses or drops one."""
+
+class OutOfMemoryError(Error, MemoryError):
+    """Memory that was asked for is not there, or the queue is full."""
+
+class DeviceError(Error, RuntimeError):
+    """The device cannot be opened, or failed."""
+
+class Cancelled(Error, RuntimeError):
+    """The engine was closed while the request was in work."""
+
+class Timeout(Error, TimeoutError):
+    """The deadline of the request (``timeout=``) passed."""

@@ -55,6 +55,11 @@ class Shared:
                 engine = self._engine = _core.Engine(self.native, **given)
             return engine
 
+    def running_stats(self) -> dict[str, Any] | None:
+        """What the engine has done; None if it does not run, and it is not started for this."""
+        engine = self._engine
+        return None if engine is None or engine.closed else engine.stats()
+
     def close(self) -> None:
         """Ends the engine and frees its cache; requests in work fail with Cancelled. The next one starts
         another."""

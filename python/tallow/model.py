@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, arguments, prompts, results, wheels
+from . import _core, _log, arguments, prompts, results, wheels
 from ._engines import EngineOptions, Shared, shared
 from .progress import Report, reporter
-from .results import Chunk, Completion, Score
+from .results import Chunk, Completion, Scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._async import AsyncGeneration
+    from .html import Live
 
 PromptLike = arguments.Prompt | Sequence[Any] | _core.Prompt
 _Start = Callable[..., _core.Generation]
@@ -100,14 +101,14 @@ class Model:
             "chat_template": chat_template,
         }
         for name, value in self._options.items():
-            _check_load_option(name, value)
+            check_load_option(name, value)
         engine = EngineOptions(
             kv_memory=None if kv_memory is None else arguments.memory("kv_memory", kv_memory),
             queue=None if queue is None else arguments.integer("queue", queue, 1, arguments.MAX_COUNT),
             prefix_cache=arguments.boolean("prefix_cache", prefix_cache),
             speculation=arguments.boolean("speculation", speculation),
         )
-        report = reporter(progress)
+        report, began = reporter(progress), time.perf_counter()
         wheel = wheels.parse(self._source, revision)
         path: str = self._source
         called: tuple[str, str | None] | None = None
@@ -118,6 +119,8 @@ class Model:
             called = (name, version)
         native = _core.Model.load(path, **self._options, progress=report, called=called)
         self._shared: Shared = shared(native, engine)
+        if _log.wants_info():
+            _log.info("loaded %r in %.2f s", self, time.perf_counter() - began)
         # What comes later, a copy in another process above all, may stand in another folder.
         self._source, self._on_hub = (self._source, False) if wheel else _core.anywhere(self._source)
         if chat_template is not None and "{" not in chat_template:
@@ -127,6 +130,7 @@ class Model:
 
     @property
     def name(self) -> str:
+        """How its source calls it: the short name, the hub's, or that of the file or folder."""
         return self._native.name
 
     @property
@@ -150,16 +154,18 @@ class Model:
             try:
                 shared.exact = self._native.content_hash(reporter(progress))[:16]
             except _core.ModelFileError:
-                shared.exact = secrets.token_hex(8)
+                shared.exact = os.urandom(8).hex()
         return shared.exact
 
     @property
     def config(self) -> dict[str, Any]:
-        """The blueprint: family, sizes, context."""
+        """The blueprint: "family", "num_layers", "hidden_size", "max_context_length" and further sizes; None
+        for what the family does not have."""
         return self._native.config
 
     @property
     def device(self) -> str:
+        """Where it computes: "cpu", "cuda:0", "metal"."""
         return self._native.device
 
     @property
@@ -174,6 +180,7 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
+        """How many tokens there are; the length of a row of logits."""
         return self._native.vocab_size
 
     @property
@@ -193,11 +200,12 @@ class Model:
 
     @property
     def defaults(self) -> dict[str, float]:
-        """The sampling that its makers advise; empty means greedy."""
+        """The sampler fields that its makers advise; empty means greedy."""
         return self._native.generation
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of memory that its weights take."""
         return self._native.weight_bytes
 
     @property
@@ -220,11 +228,13 @@ class Model:
     # Text and tokens
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text, without BOS or EOS. ``special=True`` reads the control tokens written in it."""
+        """The ids of ``text``, without BOS or EOS. ``special=True`` reads the control tokens written in
+        it."""
         return self._native.tokenize(arguments.text("text", text), arguments.boolean("special", special))
 
     def detokenize(self, ids: Sequence[int] | NDArray[Any], special: bool = False) -> str:
-        """The text of ids. ``special=True`` shows control tokens in their written form."""
+        """The text of ``ids``. ``special=True`` shows control tokens in their written form. An id beyond the
+        vocabulary raises InvalidRequestError."""
         checked = arguments.token_ids("ids", ids)
         for at, id in enumerate(checked):
             if id >= self.vocab_size and not self._native.token_bytes(id):
@@ -240,8 +250,9 @@ class Model:
         continue_final_message: bool | str = False,
         **template_kwargs: Any,
     ) -> str:
-        """The prompt that the chat template makes of messages, as ``generate`` does; other arguments go to
-        the template, and one that it does not read is refused.
+        """The prompt that the chat template makes of ``messages`` and ``tools``, as ``generate`` does; the
+        ``template_kwargs`` go to the template, and one that it does not read is refused. TemplateError says
+        what the template cannot do.
 
         ``add_generation_prompt``: ends the prompt where the answer begins; so it is unless told otherwise.
         ``continue_final_message``: ends it with the last message's own text instead, which the answer
@@ -287,14 +298,16 @@ class Model:
         continue_final_message: bool | str = False,
         **sampler_fields: Any,
     ) -> Completion | list[Completion]:
-        """Continues a text, answers messages, or continues token ids.
+        """Continues a text, answers messages, or continues token ids (``prompt``: a str, a list of dicts, or
+        a list or array of integers).
 
         Messages are dicts as OpenAI's API has them, or its client's objects. Where the chat template does
         not take them as they are (many know no system message), ``notes`` of the answer say what was done.
 
         - ``max_tokens``: None goes on until the model ends its answer or the context is full.
-        - ``sampler``: a Sampler; its fields may also be given directly (``temperature=0.7``). What is not
-          given is the model's own default, or greedy decoding if its makers advise nothing.
+        - ``sampler``: a Sampler; its fields may also be given directly, as ``sampler_fields``
+          (``temperature=0.7``). What is not given is the model's own default, or greedy decoding if its
+          makers advise nothing.
         - ``stop``: texts that end the answer; they are not part of it.
         - ``seed``: the same seed gives the same answer; None draws a fresh one.
         - ``n``: with more than one, a list of that many answers, computed together.
@@ -312,6 +325,10 @@ class Model:
           is refused. Both are for messages.
         - ``continue_final_message``: the answer goes on from the text of the last message. True, or the field
           of the message that is meant ("reasoning_content").
+
+        Errors: InvalidRequestError (an argument), ContextLengthError (the prompt leaves no room),
+        TemplateError (messages), ConstraintError (the schema or grammar), Timeout, Cancelled (``close``),
+        OutOfMemoryError (the queue is full). The first four come before any work.
         """
         options: dict[str, Any] = {
             "max_tokens": max_tokens,
@@ -343,13 +360,16 @@ class Model:
         return done[0] if n == 1 else done
 
     def stream(self, prompt: PromptLike, **options: Any) -> Stream:
-        """The answer piece by piece: the arguments of ``generate``, but a single answer.
+        """The answer to ``prompt`` piece by piece. The ``options`` are the arguments of ``generate``, but a
+        single answer.
 
-        The request starts at once. To stop early, leave the ``with`` block or call ``close()``:
+        The request starts at once. To stop early, leave the ``with`` block or call ``close()``::
 
             with model.stream("Once upon a time", max_tokens=100) as chunks:
                 for chunk in chunks:
                     print(chunk.text, end="", flush=True)
+
+        ``model.stream(...).show()`` prints it in place and returns the Completion.
         """
         fields = _only_fields(options)
         start, notes = self._request("stream()", prompt, fields, **options)
@@ -360,7 +380,8 @@ class Model:
     @overload
     async def agenerate(self, prompt: PromptLike, *, n: int, **options: Any) -> list[Completion]: ...
     async def agenerate(self, prompt: PromptLike, **options: Any) -> Completion | list[Completion]:
-        """``generate`` to await. To cancel the task cancels the request."""
+        """``generate`` to await, with the same ``prompt`` and ``options``. To cancel the task cancels the
+        request."""
         from ._async import AsyncGeneration
 
         fields = _only_fields(options)
@@ -378,9 +399,9 @@ class Model:
         return made[0] if n == 1 else made
 
     def astream(self, prompt: PromptLike, **options: Any) -> AsyncStream:
-        """``stream`` for ``async for``. The request starts at once; its prompt is prepared beside the loop,
-        so what is wrong with it is raised where the first piece is awaited. It may be read in any event loop,
-        also in another one than it was made in."""
+        """``stream`` for ``async for``, with the same ``prompt`` and ``options``. The request starts at
+        once; its prompt is prepared beside the loop, so what is wrong with it is raised where the first
+        piece is awaited. It may be read in any event loop, also in another one than it was made in."""
         from ._async import AsyncGeneration
 
         fields = _only_fields(options)
@@ -427,9 +448,11 @@ class Model:
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
         continue_final_message: bool | str = False,
-    ) -> list[Score]:
-        """The exact log likelihood of each candidate as the continuation of the prompt, which is computed
-        once."""
+    ) -> Scores:
+        """The exact log likelihood of each of ``candidates`` as the continuation of ``prompt``, which is
+        computed once. In their order, as a list that a
+        notebook shows as bars; ``tools``, ``template_arguments`` and ``continue_final_message`` are
+        those of ``generate``."""
         ready = prompts.ready(
             self._native,
             prompt,
@@ -448,7 +471,8 @@ class Model:
     def embed(
         self, texts: Sequence[str], pooling: str = "auto", *, prompt: str | None = None
     ) -> NDArray[np.float32]:
-        """One vector a text: float32 [len(texts), dimensions], what sentence-transformers' ``encode`` gives.
+        """One vector for each of ``texts``: float32 [len(texts), dimensions], what sentence-transformers'
+        ``encode`` gives.
 
         The model's files say how (``modules.json`` and what it leads to; in GGUF files ``pooling_type``):
         pooling, dense layers, norms, a cut. Without such files it is the mean of the hidden states. A text
@@ -468,9 +492,24 @@ class Model:
         return self._shared.engine().embed(checked, chosen, before)
 
     def stats(self) -> dict[str, Any]:
-        """What the engine of this model has done so far: requests, tokens, batches, pages, tokens a
-        second. ``kv_bytes`` are the bytes that keys, values and recurrent states may fill,
-        ``touched_kv_bytes`` those that they have filled and therefore hold."""
+        """What the engine of this model has done since it started, as plain numbers.
+
+        - ``requests``; of them ``completed`` ended well, ``failed`` with an error (late ones included), and
+          ``cancelled`` were not wanted any more (dropped streams, cancelled tasks, a closed engine);
+          ``running``, ``waiting``; ``shared``: answered by an equal one in work; ``preempted``: put back for
+          want of pages, and computed again.
+        - ``prompt_tokens``, ``completion_tokens``; ``cached_tokens`` of prompts were found and not computed;
+          ``computed_tokens``: rows of prompts and answers together.
+        - ``steps``: forward passes; ``mean_batch`` and ``largest_batch``: sequences in one.
+        - ``drafted`` tokens were guessed, ``accepted`` of them were right; ``forced``: appended by a
+          constraint and never sampled.
+        - ``pages`` of 16 positions there are; ``free_pages`` hold nothing, ``cached_pages`` hold what nobody
+          uses now.
+        - ``kv_bytes``: bytes that keys, values and recurrent states may fill; ``touched_kv_bytes``: those
+          that they have filled and therefore hold.
+        - ``busy_seconds`` in steps, ``grammar_seconds`` of these in constraints; ``tokens_per_second``:
+          generated in a second of work, by all requests together.
+        """
         return self._shared.engine().stats()
 
     def save_prefix(
@@ -482,10 +521,11 @@ class Model:
         template_arguments: dict[str, Any] | None = None,
         continue_final_message: bool | str = False,
     ) -> int:
-        """Saves what the engine has computed of a prompt (a system message with demos, say) as a safetensors
-        file, and returns how many tokens that are. After ``load_prefix``, in any process with this model on
-        this kind of machine, prompts that begin with the same tokens are computed only from there on, and
-        the answers are the same, bit by bit."""
+        """Saves what the engine computes of ``prompt`` (a system message with demos, say) at ``path``, as a
+        safetensors file, and returns how many tokens that are. After ``load_prefix``, in any process with
+        this model on this kind of machine, prompts that begin with the same tokens are computed only from
+        there on, and the answers are the same, bit by bit. ``tools``, ``template_arguments`` and
+        ``continue_final_message`` are those of ``generate``."""
         ready = prompts.ready(
             self._native,
             prompt,
@@ -496,8 +536,8 @@ class Model:
         return self._shared.engine().save_prefix(arguments.path_text("path", path), ready)
 
     def load_prefix(self, path: str | os.PathLike[str]) -> int:
-        """Takes up what ``save_prefix`` wrote; returns how many tokens that are. A file that is damaged or
-        belongs to another model raises ``ModelFileError``."""
+        """Takes up what ``save_prefix`` wrote at ``path``; returns how many tokens that are. A file that is
+        damaged or belongs to another model raises ``ModelFileError``."""
         return self._shared.engine().load_prefix(arguments.path_text("path", path))
 
     def close(self) -> None:
@@ -533,7 +573,7 @@ class Model:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Model:
-        """The model that ``to_state`` described."""
+        """The model that ``state``, made by ``to_state``, describes."""
         return cls(**state, progress=True)
 
     def to_state(self) -> dict[str, Any]:
@@ -552,6 +592,11 @@ class Model:
         facts.append(native.device)
         notes = "".join(f"; {note}" for note in native.notes)
         return f"<tallow.Model {native.name!r}: {', '.join(facts)}{notes}>"
+
+    def _repr_html_(self) -> str:
+        from . import html  # nothing that `import tallow` should wait for
+
+        return html.model(self)
 
 
 LOAD_OPTIONS = (
@@ -574,14 +619,55 @@ _OPTIONS = (
 )
 
 
-class Stream(Iterator[Chunk]):
-    """The pieces of one answer as they come; see ``Model.stream``. ``notes``: as those of a Completion."""
+class _Pieces:
+    """What both kinds of streams know of their answer. ``notes``: as those of a Completion."""
 
-    def __init__(self, generation: _core.Generation, shared: Shared, notes: tuple[str, ...] = ()) -> None:
+    _generation: object | None
+
+    def __init__(self, shared: Shared, notes: tuple[str, ...]) -> None:
         self.notes = notes
-        self._generation: _core.Generation | None = generation
         self._shared = shared  # the engine lives as long as its stream
         self._token_bytes = shared.native.token_bytes
+        self._read: list[Chunk] = []
+
+    def _chunk(self, raw: dict[str, Any]) -> Chunk:
+        chunk = results.chunk(raw, self._token_bytes)
+        self._read.append(chunk)
+        return chunk
+
+    def _begin_show(self) -> Live:
+        """Shows what was read before."""
+        from .html import Live
+
+        live = Live()
+        for chunk in self._read:
+            live.add(chunk.text)
+        return live
+
+    def _whole(self) -> Completion:
+        if not self._ended:
+            raise _core.Cancelled("the stream was closed before its answer ended; make another one")
+        return results.of_chunks(self._read, self.notes)
+
+    @property
+    def _ended(self) -> bool:
+        return bool(self._read) and self._read[-1].finish_reason is not None
+
+    def __repr__(self) -> str:
+        text = "".join(chunk.text for chunk in self._read)
+        count = sum(len(chunk.tokens) for chunk in self._read)
+        state = "ended" if self._ended else "closed" if self._generation is None else "open"
+        begin = f"{text[:60]}..." if len(text) > 60 else text
+        return f"<tallow.{type(self).__name__} {state}, {count} tokens read: {begin!r}>"
+
+
+class Stream(_Pieces, Iterator[Chunk]):
+    """The pieces of one answer as they come, made by ``Model.stream``: an iterator of ``Chunk``, and a
+    ``with`` block that ends the request where it is left. ``notes``: as those of a Completion."""
+
+    def __init__(self, generation: _core.Generation, shared: Shared, notes: tuple[str, ...] = ()) -> None:
+        super().__init__(shared, notes)
+        self._generation: _core.Generation | None = generation
 
     def __next__(self) -> Chunk:
         generation = self._generation
@@ -597,7 +683,19 @@ class Stream(Iterator[Chunk]):
         if raw is None:
             self.close()
             raise StopIteration
-        return results.chunk(raw, self._token_bytes)
+        return self._chunk(raw)
+
+    def show(self) -> Completion:
+        """Prints the answer in place while it is written, and returns the whole of it: in a notebook in one
+        output that grows, elsewhere to standard output."""
+        live, done = self._begin_show(), None
+        try:
+            for chunk in self:
+                live.add(chunk.text)
+            done = self._whole()
+        finally:  # the stop button leaves what there is
+            live.end(done)
+        return done
 
     def close(self) -> None:
         """Ends the request, if it still runs."""
@@ -612,14 +710,13 @@ class Stream(Iterator[Chunk]):
         self.close()
 
 
-class AsyncStream(AsyncIterator[Chunk]):
-    """The pieces of one answer as they come; see ``Model.astream``. ``notes``: as those of a Completion."""
+class AsyncStream(_Pieces, AsyncIterator[Chunk]):
+    """The pieces of one answer as they come, made by ``Model.astream``: for ``async for``, and an
+    ``async with`` block that ends the request where it is left. ``notes``: as those of a Completion."""
 
     def __init__(self, generation: AsyncGeneration, shared: Shared, notes: tuple[str, ...] = ()) -> None:
-        self.notes = notes
+        super().__init__(shared, notes)
         self._generation: AsyncGeneration | None = generation
-        self._shared = shared  # the engine lives as long as its stream
-        self._token_bytes = shared.native.token_bytes
 
     async def __anext__(self) -> Chunk:
         generation = self._generation
@@ -629,7 +726,18 @@ class AsyncStream(AsyncIterator[Chunk]):
         if raw is None:
             await self.aclose()
             raise StopAsyncIteration
-        return results.chunk(raw, self._token_bytes)
+        return self._chunk(raw)
+
+    async def show(self) -> Completion:
+        """As that of a ``Stream``, to await."""
+        live, done = self._begin_show(), None
+        try:
+            async for chunk in self:
+                live.add(chunk.text)
+            done = self._whole()
+        finally:
+            live.end(done)
+        return done
 
     async def aclose(self) -> None:
         """Ends the request, if it still runs."""
@@ -655,7 +763,7 @@ def _only_fields(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
 
 
-def _check_load_option(name: str, value: object) -> None:
+def check_load_option(name: str, value: object) -> None:
     if name in ("context_length", "threads"):
         if value is not None:
             arguments.integer(name, value, 1, arguments.MAX_COUNT)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from . import _log
+
 Report = Callable[[str, "int | None", int], object]
 
 _PATIENCE = 1.0  # seconds before a bar appears
@@ -20,9 +22,8 @@ TICK = 0.05  # seconds between two looks at what is waited for
 
 def reporter(progress: bool | Report) -> Report | None:
     """What to hand to the native side for the argument ``progress``."""
-    if callable(progress):
-        return progress
-    return Bars() if progress and _somebody_watches() else None
+    shown = progress if callable(progress) else Bars() if progress and _somebody_watches() else None
+    return Logged(shown) if _log.wants_info() else shown
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def item(report: Report | None, what: str, total: int | None) -> Iterator[Callab
 
 
 def _somebody_watches() -> bool:
-    if _in_notebook():
+    if in_notebook():
         return True
     try:
         return sys.stderr is not None and sys.stderr.isatty()
@@ -45,10 +46,29 @@ def _somebody_watches() -> bool:
         return False
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this runs in a cell."""
     ipython = sys.modules.get("IPython")  # if it was never imported, this is no notebook
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
+
+
+class Logged:
+    """Writes a log line for each item that is finished, and passes everything on."""
+
+    def __init__(self, shown: Report | None) -> None:
+        self._shown = shown
+        self._items: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, what: str, total: int | None, done: int) -> None:
+        now = time.monotonic()
+        began, bytes_ = self._items.get(what, (now, 0))
+        self._items[what] = began, max(done, bytes_)
+        if done < 0:
+            del self._items[what]
+            _log.info("%s: %s in %.1f s", what, _log.size(bytes_), now - began)
+        if self._shown is not None:
+            self._shown(what, total, done)
 
 
 class Bars:
@@ -76,6 +96,14 @@ class Bars:
 
 def _bar(what: str, total: int | None) -> Any:
     # Slow to import, so only when a bar is really shown.
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    import importlib.util
 
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)
+    from tqdm.std import tqdm  # type: ignore[import-untyped]
+
+    more = {}
+    if in_notebook():
+        if importlib.util.find_spec("ipywidgets"):
+            from tqdm.notebook import tqdm  # type: ignore[import-untyped]
+        else:  # tqdm.auto would warn; and what goes to stderr stands on red
+            more = {"file": sys.stdout}
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, **more)

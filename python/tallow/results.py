@@ -7,26 +7,28 @@ over dicts and tuples; the functions at the bottom give them names. Nothing here
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "tool_call"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one request."""
 
+    #: Tokens of the prompt, those that the tokenizer and the chat template put in among them.
     prompt_tokens: int
+    #: Tokens of the answer, also those that a constraint appended without sampling.
     completion_tokens: int
     #: Tokens of the prompt that were found in the cache and not computed again.
     cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
 
@@ -43,18 +45,24 @@ class Timings:
 
     @property
     def total(self) -> float:
+        """From the call to the end of the answer."""
         return self.queue + self.prefill + self.decode
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The log probability of one token, and of the likeliest alternatives at its place."""
+    """The log probability of one token, and of the likeliest alternatives at its place. They are the model's
+    own: before temperature, penalties, cuts and constraints."""
 
+    #: Of the token, in the vocabulary.
     id: int
     #: The token's own text; bytes that are no whole character show as U+FFFD.
     token: str
+    #: Natural logarithm of its probability, at most 0.
     logprob: float
+    #: The token's own bytes in UTF-8, of which a character may be a part.
     bytes: bytes
+    #: As many alternatives as ``logprobs=`` asked for, the likeliest first.
     top: tuple[TokenLogprob, ...] = ()
 
 
@@ -62,11 +70,17 @@ class TokenLogprob:
 class Completion:
     """A whole answer. ``str(completion)`` is its text."""
 
+    #: The answer, without stop texts and control tokens.
     text: str
+    #: The ids that were generated.
     tokens: tuple[int, ...]
+    #: "stop": the model ended it, or a stop text did; "length": ``max_tokens`` or the context did.
     finish_reason: FinishReason
+    #: What it cost in tokens.
     usage: Usage
+    #: What it cost in seconds.
     timings: Timings
+    #: An entry a token, if ``logprobs=`` asked for them.
     logprobs: tuple[TokenLogprob, ...] | None = None
     #: What the chat template could not take as it was given, and what was done instead: a sentence each.
     notes: tuple[str, ...] = ()
@@ -81,28 +95,33 @@ class Completion:
         return self.text
 
     def _repr_html_(self) -> str:
-        """How a notebook shows it. The text is untrusted and escaped."""
-        facts = (
-            f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
-            f" &middot; {self.timings.total:.2f} s &middot; {self.tokens_per_second:.1f} tokens/s"
-            f" &middot; {html.escape(self.finish_reason)}"
-        )
-        return (
-            f'<div><div style="white-space:pre-wrap">{html.escape(self.text)}</div>'
-            f'<div style="opacity:.6;font-size:85%">{facts}</div></div>'
-        )
+        """How a notebook shows it: with log probabilities, each token coloured by its own."""
+        from . import html  # nothing that `import tallow` should wait for, here and below
+
+        return html.completion(self)
+
+    def _ipython_display_(self) -> None:
+        from . import html
+
+        if not html.is_on_screen(self):
+            raise NotImplementedError  # IPython goes on to the other ways
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a streamed answer; the pieces' texts joined are the text of the whole."""
 
+    #: Whole characters; empty where a token is a part of one, or could begin a stop text.
     text: str
+    #: The ids that are new with this piece.
     tokens: tuple[int, ...]
+    #: An entry a token, if ``logprobs=`` asked for them.
     logprobs: tuple[TokenLogprob, ...] | None = None
-    #: This and the following are set on the last chunk only.
+    #: This and the following are set on the last chunk only, and are those of a ``Completion``.
     finish_reason: FinishReason | None = None
+    #: On the last chunk: the cost in tokens.
     usage: Usage | None = None
+    #: On the last chunk: the cost in seconds.
     timings: Timings | None = None
 
     def __str__(self) -> str:
@@ -113,13 +132,25 @@ class Chunk:
 class Score:
     """How likely a model finds one candidate text after a prompt."""
 
+    #: The candidate.
     text: str
     #: The sum of ``token_logprobs``: the natural logarithm of the likelihood of this very text.
     logprob: float
     #: Relative to the other candidates of the call; together they make 1.
     probability: float
+    #: The ids of the candidate after this prompt.
     tokens: tuple[int, ...]
+    #: The natural logarithm of each token's probability, in the order of ``tokens``.
     token_logprobs: tuple[float, ...]
+
+
+class Scores(list[Score]):
+    """A list of scores that a notebook shows as bars."""
+
+    def _repr_html_(self) -> str:
+        from . import html
+
+        return html.scores(self)
 
 
 def speed(usage: Usage, timings: Timings) -> float:
@@ -165,6 +196,21 @@ def whole(done: Completion) -> Chunk:
     return Chunk(done.text, done.tokens, done.logprobs, done.finish_reason, done.usage, done.timings)
 
 
+def of_chunks(chunks: Sequence[Chunk], notes: tuple[str, ...] = ()) -> Completion:
+    """The whole answer of a stream that was read to its end."""
+    last = chunks[-1]
+    assert last.finish_reason is not None and last.usage is not None and last.timings is not None
+    return Completion(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        timings=last.timings,
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs or ()) or None,
+        notes=notes,
+    )
+
+
 def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The raw whole of raw pieces, the last of which carries the ending."""
     raw = dict(pieces[-1])
@@ -174,15 +220,15 @@ def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return raw
 
 
-def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[Score]:
+def scores(candidates: Sequence[str], raw: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Scores:
     """Sums, and probabilities relative to each other."""
     sums = [math.fsum(logprobs) for _, logprobs in raw]
-    return [
+    return Scores(
         Score(text, value, probability, tuple(ids), tuple(logprobs))
         for text, value, probability, (ids, logprobs) in zip(
             candidates, sums, relative(sums), raw, strict=True
         )
-    ]
+    )
 
 
 def relative(logprobs: Sequence[float]) -> list[float]:

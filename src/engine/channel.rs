@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::request::{Bounds, Event, Finish, Request, Timings};
 use super::stats::Stats;
 use crate::cache::prefix_file::Prefix;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sample::{History, Logits, Sampler};
 
 /// Called on the engine thread after events of a request were queued; with `true` if the caller must look now
@@ -214,16 +214,16 @@ impl Subscribers {
         }
     }
 
-    /// Sees a subscriber off if its time is over or it no longer wants the answer. True: it went.
-    pub fn reap(&mut self, id: u64, now: Instant) -> bool {
-        let Some(error) = self.subscribers.get(&id).and_then(|subscriber| subscriber.over(now)) else {
-            return false;
-        };
+    /// Sees a subscriber off if its time is over or it no longer wants the answer. Returns why it
+    /// went, if it did.
+    pub fn reap(&mut self, id: u64, now: Instant) -> Option<ErrorKind> {
+        let error = self.subscribers.get(&id).and_then(|subscriber| subscriber.over(now))?;
+        let kind = error.kind();
         if let Some(mut subscriber) = self.subscribers.remove(&id) {
             subscriber.push(Event::Error(error));
             self.leaving.push(subscriber);
         }
-        true
+        Some(kind)
     }
 
     pub fn into_subscribers(self) -> impl Iterator<Item = Subscriber> {

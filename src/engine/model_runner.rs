@@ -1,5 +1,7 @@
 //! The seam between the engine and the tensors: one forward pass over a ragged batch.
 
+use std::time::Duration;
+
 use crate::cache::layout::StateLayout;
 use crate::error::Result;
 use crate::step::Step;
@@ -24,6 +26,12 @@ pub trait ModelRunner: Send {
     /// The rows of this step are then lost, and the requests that they belong to; pages of other requests
     /// must be as they were.
     fn forward(&mut self, step: &Step) -> Result<StepOutput>;
+
+    /// How long the last [`forward`](ModelRunner::forward) took, if the runner has a clock of its own. The
+    /// scheduler weighs drafts by it; without one it looks at the wall clock, which a busy machine stretches.
+    fn step_time(&self) -> Option<Duration> {
+        None
+    }
 
     /// Takes back what [`forward`](ModelRunner::forward) gave, so that its memory serves the next step.
     fn recycle(&mut self, _output: StepOutput) {}

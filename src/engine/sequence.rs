@@ -20,7 +20,7 @@ use super::score::Score;
 use crate::cache::holding::Holding;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{PrefixCache, Slot};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sample::Logits;
 use crate::step::PAGE;
 
@@ -53,7 +53,7 @@ pub(super) struct Sequence {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     Well,
-    Badly,
+    Badly(ErrorKind),
 }
 
 /// What a step computed for one branch.
@@ -437,7 +437,7 @@ impl Sequence {
 
     /// Nobody wants it any more.
     pub fn abandon(&mut self) {
-        self.ended.get_or_insert(Ended::Badly);
+        self.ended.get_or_insert(Ended::Badly(ErrorKind::Cancelled));
     }
 
     /// The time that its grammar took, and the tokens that it decided.
@@ -466,8 +466,8 @@ impl Sequence {
     /// Ends it with an error, unless it has ended.
     pub fn fail(&mut self, error: Error) {
         if self.ended.is_none() {
+            self.ended = Some(Ended::Badly(error.kind()));
             self.subscribers.push(Event::Error(error));
-            self.ended = Some(Ended::Badly);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::ErrorKind;
+
 /// A snapshot.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
@@ -9,8 +11,10 @@ pub struct Stats {
     pub requests: u64,
     /// Requests that ended well.
     pub completed: u64,
-    /// Requests that ended with an error, cancelled and late ones included.
+    /// Requests that ended with an error, late ones included.
     pub failed: u64,
+    /// Requests that nobody wanted any more: dropped streams, cancelled tasks, those of a closed engine.
+    pub cancelled: u64,
     /// Requests in work now.
     pub running: usize,
     /// Requests in the queue now.
@@ -56,6 +60,19 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Counts requests of `callers` that ended with an error of this kind.
+    pub(super) fn count_error(&mut self, kind: ErrorKind, callers: u64) {
+        match kind {
+            ErrorKind::Cancelled => self.cancelled += callers,
+            _ => self.failed += callers,
+        }
+    }
+
+    /// Requests that have ended, in whatever way.
+    pub fn ended(&self) -> u64 {
+        self.completed + self.failed + self.cancelled
+    }
+
     /// Sequences in a step, on average.
     pub fn mean_batch(&self) -> f64 {
         if self.steps == 0 { 0.0 } else { self.batched as f64 / self.steps as f64 }

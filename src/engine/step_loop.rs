@@ -40,7 +40,7 @@ use super::sequence::{Ended, Part, Sequence};
 use super::stats::Stats;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{Key, PrefixCache};
-use crate::error::{Error, Result, panic_text};
+use crate::error::{Error, ErrorKind, Result, panic_text};
 use crate::sample::Logits;
 use crate::step::Step;
 use crate::trace;
@@ -247,13 +247,11 @@ impl Engine {
         let Some(sequence) = self.find(id) else { return };
         let deadline =
             sequence.subscribers.subscribers().find(|it| it.id == subscriber).and_then(|it| it.deadline);
-        if !sequence.subscribers.reap(subscriber, now) {
-            return;
-        }
+        let Some(kind) = sequence.subscribers.reap(subscriber, now) else { return };
         if sequence.subscribers.len() == 0 {
             sequence.abandon();
         }
-        self.stats.failed += 1;
+        self.stats.count_error(kind, 1);
         self.index.forget(subscriber, deadline);
         self.touched.push(id);
         self.leave_queue(id);
@@ -356,7 +354,8 @@ impl Engine {
             self.forward(&step)
         };
         if let Some(drafter) = &mut self.drafter {
-            drafter.note(step.rows(), begin.elapsed(), drafting.as_ref());
+            let took = self.runner.step_time().unwrap_or_else(|| begin.elapsed());
+            drafter.note(step.rows(), took, drafting.as_ref());
         }
         match output {
             Ok(output) => {
@@ -596,7 +595,8 @@ impl Engine {
         let callers = sequence.subscribers.len() as u64;
         match sequence.ended {
             Some(Ended::Well) => self.stats.completed += callers,
-            _ => self.stats.failed += callers,
+            Some(Ended::Badly(kind)) => self.stats.count_error(kind, callers),
+            None => {}
         }
         let (took, forced) = sequence.guided();
         self.stats.grammars += took;
@@ -652,10 +652,10 @@ impl Engine {
         for mut sequence in self.running.drain(..).chain(queued) {
             sequence.fail(error.clone());
             // After a panic nothing is known of the pages, and nobody will ask for one again.
-            if error.kind() != crate::error::ErrorKind::Internal {
+            if error.kind() != ErrorKind::Internal {
                 sequence.release(&mut self.cache);
             }
-            self.stats.failed += sequence.subscribers.len() as u64;
+            self.stats.count_error(error.kind(), sequence.subscribers.len() as u64);
             self.leaving.push(sequence.subscribers);
         }
         self.publish();

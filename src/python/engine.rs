@@ -221,6 +221,7 @@ impl PyEngine {
             ("requests", s.requests),
             ("completed", s.completed),
             ("failed", s.failed),
+            ("cancelled", s.cancelled),
             ("running", s.running as u64),
             ("waiting", s.waiting as u64),
             ("prompt_tokens", s.prompt_tokens),

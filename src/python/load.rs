@@ -173,6 +173,12 @@ pub fn cache_folder(py: Python<'_>) -> PyResult<PathBuf> {
     Env::Process.own_cache().map_err(|error| to_python(py, &error))
 }
 
+/// The folder of the Hugging Face hub's cache.
+#[pyfunction]
+pub fn hub_cache_folder(py: Python<'_>) -> PyResult<PathBuf> {
+    Env::Process.hub_cache().map_err(|error| to_python(py, &error))
+}
+
 /// The environment variable that forbids the network, if one does.
 #[pyfunction]
 pub fn offline_variable() -> Option<&'static str> {

@@ -21,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::sample::fields::for_each_field;
 use crate::sample::{FIELDS, Filter, History, Logits, Sampler, SamplerFields};
 
-/// How a token is picked. Immutable.
+/// How a token is picked. Immutable; `replace` makes a changed copy. A temperature that is not given is 1;
+/// what else is not given is off.
 #[pyclass(frozen, name = "Sampler", module = "tallow._core")]
 pub struct PySampler {
     /// Its filters have no callables: see [`Callables`].
@@ -141,6 +142,7 @@ macro_rules! by_name {
             }
 
             $(
+                $(#[$doc])*
                 #[getter]
                 fn $name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
                     Ok(shown!($kind, self.sampler.fields(), $name, self.filters, py))

@@ -60,8 +60,7 @@ fn seconds(count: u32, kind: &str) -> f64 {
     }
     let begin = Instant::now();
     drop(stand_still);
-    let ended = |it: Stats| it.completed + it.failed == u64::from(count);
-    until("all have ended", || ended(engine.stats()));
+    until("all have ended", || engine.stats().ended() == u64::from(count));
     let seconds = begin.elapsed().as_secs_f64();
     assert_idle(&engine);
     seconds
@@ -344,6 +343,7 @@ fn whatever_comes_in_whatever_order_each_answer_is_its_own() {
         let seen = [
             sum(|it| it.completed),
             sum(|it| it.failed),
+            sum(|it| it.cancelled),
             sum(|it| it.shared),
             sum(|it| it.preempted),
             sum(|it| it.accepted),

@@ -22,7 +22,8 @@ pub const HIDDEN: usize = 6;
 pub struct Control {
     /// Held by a test: the network stands still.
     pub gate: Mutex<()>,
-    /// Microseconds that a step takes at least.
+    /// Microseconds that a step takes at least, and by the network's own clock, which counts one for each row
+    /// as well. So what depends on the pace does not depend on how busy the machine is.
     pub pace_us: AtomicUsize,
     pub steps: AtomicUsize,
     pub rows: AtomicUsize,
@@ -44,6 +45,7 @@ pub struct Fake {
     /// The hash in each slot of recurrent state, and the positions that are in it.
     states: Vec<(u64, u32)>,
     vocab: usize,
+    took: Option<Duration>,
 }
 
 type Cell = (u32, u32, u32);
@@ -57,7 +59,7 @@ impl Fake {
     pub fn of(layout: StateLayout, vocab: usize, control: &Arc<Control>) -> Self {
         let cells = vec![(u32::MAX, u32::MAX, u32::MAX); layout.pages * PAGE];
         let states = vec![(0, u32::MAX); layout.slots];
-        Fake { control: control.clone(), layout, cells, states, vocab }
+        Fake { control: control.clone(), layout, cells, states, vocab, took: None }
     }
 
     /// Hashes of all rows of a span, from what lies in its pages and its state.
@@ -138,7 +140,13 @@ impl ModelRunner for Fake {
         let begin = Instant::now();
         let output = self.compute(step);
         self.control.spent_ns.fetch_add(begin.elapsed().as_nanos() as usize, Relaxed);
+        let pace = self.control.pace_us.load(Relaxed);
+        self.took = (pace > 0).then(|| Duration::from_micros((pace + step.rows()) as u64));
         output
+    }
+
+    fn step_time(&self) -> Option<Duration> {
+        self.took
     }
 
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {

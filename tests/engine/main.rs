@@ -261,7 +261,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// When all is done, all pages are back.
 fn assert_idle(engine: &EngineHandle) {
-    let idle = |it: Stats| it.running == 0 && it.waiting == 0 && it.requests == it.completed + it.failed;
+    let idle = |it: Stats| it.running == 0 && it.waiting == 0 && it.requests == it.ended();
     until("idle", || idle(engine.stats()));
     let stats = engine.stats();
     assert_eq!(stats.free_pages + stats.cached_pages, stats.pages, "{stats:?}");

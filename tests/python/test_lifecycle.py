@@ -239,12 +239,18 @@ def bystander_alone(engine):
 
 @pytest.mark.parametrize("end", ENDINGS, ids=lambda end: end.__name__)
 def test_a_request_that_ends_early_gives_its_pages_back(end, engine, bystander_alone):
+    before = engine.stats()
     with engine.stream(logprobs=1, **BYSTANDER) as beside:
         end(engine)
         chunks = list(beside)
     assert tuple(token for chunk in chunks for token in chunk.tokens) == bystander_alone.tokens
     assert tuple(entry for chunk in chunks for entry in chunk.logprobs or ()) == bystander_alone.logprobs
     assert_idle(engine)
+    # Late is a failure, and unwanted is none.
+    late = end in (deadline, deadline_in_a_prompt)
+    more = {name: count - before[name] for name, count in engine.stats().items()}
+    sent = more["requests"] - 1  # the coroutine that was dropped may not have come so far
+    assert (more["failed"], more["cancelled"]) == ((sent, 0) if late else (0, sent)), more
 
 
 # close(), the end of a Model, and limits

@@ -15,13 +15,13 @@ from tallow.progress import Bars, reporter
 
 def test_import_is_quick_and_light():
     code = (
-        "import sys, time; began = time.perf_counter(); import tallow; took = time.perf_counter() - began;"
-        "heavy = {'dspy', 'torch', 'tqdm', 'asyncio', 'transformers'} & set(sys.modules);"
+        "import sys, time; began = time.process_time(); import tallow; took = time.process_time() - began;"
+        "heavy = {'dspy', 'torch', 'numpy', 'tqdm', 'asyncio', 'transformers', 'logging'} & set(sys.modules);"
         "print(took); print(sorted(heavy))"
     )
     runs = [python(code).stdout.split("\n")[:2] for _ in range(3)]
     assert runs[0][1] == "[]"
-    assert min(float(took) for took, _ in runs) < 0.150
+    assert min(float(took) for took, _ in runs) < 0.100  # 0.05 where the target is measured
 
 
 def test_lm_without_dspy_says_how_to_get_it():
@@ -118,6 +118,6 @@ def test_a_failing_progress_callback_reaches_the_caller(tmp_path):
 
 def test_the_module_runs_as_a_program():
     done = subprocess.run(
-        [sys.executable, "-m", "tallow.cli", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tallow", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"tallow {tallow.__version__}")

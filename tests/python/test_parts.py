@@ -17,6 +17,7 @@ dspy = needed("dspy")
 lm15 = dspy.lm15
 
 from scripted import both, bound, call, request, scripted, streamed, told  # noqa: E402
+from tallow.answers import after_thought  # noqa: E402
 from tallow.dspy import constraints, formats  # noqa: E402
 from tallow.dspy.formats import Format  # noqa: E402
 from tallow.thinking import Tags, split  # noqa: E402
@@ -271,7 +272,7 @@ def test_the_constraint_comes_after_the_thought(smollm2, given, holds, opened):
         if at < len(thought):
             logits[thought[at]] += 1000
 
-    bounds = constraints.after_thought(given, tags, opened)
+    bounds = after_thought(given, tags, opened)
     done = smollm2.generate("A number:", **bounds, filters=[think], max_tokens=100)
     said, text = split(done.text, tags, opened)
     assert said == "a < b, so" and holds(text), done.text

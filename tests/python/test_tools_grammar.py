@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import needed
-from tallow import thinking, tools
+from tallow import answers, thinking, tools
 from tallow.tools import FORMATS, Call, writing
 from test_tools import ROME, STOP, TOOLS, pairs
 
@@ -217,11 +217,10 @@ AROUND = {
 def test_thoughts_and_messages_around_calls(
     name: str, text_format: str | None, choice: str, may: bool
 ) -> None:
-    constraints = needed("tallow.dspy.constraints")
     form, tags, ids = FORMATS[name], thinking.detect(AROUND[name]), Bytes().ids()
     assert tags is not None
     inner = tools.call_grammar(form, TOOLS, choice, True, text_format, around=tags.answer, specials=ids)
-    lark = constraints.after_thought(inner, tags, False, ids, may=may)["grammar"]
+    lark = answers.after_thought(inner, tags, False, ids, may=may)["grammar"]
     rng, ended = random.Random(name + choice), 0
     for _ in range(4):
         answer = walk(lark, rng)

@@ -8,93 +8,43 @@ places (thoughts 0, text 1, tool calls from 2 on); DSPy puts them together in th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import channels, results
-from ..thinking import Splitter as ThoughtSplitter
-from ..tools import Event
-from ..tools import Splitter as CallSplitter
+from .. import answers, results
 from .pieces import Pieces
 
 _THOUGHTS, _TEXT, _CALLS = 0, 1, 2
 
 
 @dataclass
-class Reader:
+class Reader(answers.Reader):
     """One answer, as it comes."""
 
-    thinking: ThoughtSplitter | channels.Splitter | None = None
-    tools: CallSplitter | None = None
-    #: How many calls there were so far.
-    calls: int = 0
     #: Cuts a stream's text; None until there is one.
     pieces: Pieces | None = None
-    _bytes: int = 0
-    _answer_bytes: int = 0
-    _tokens: list[int] = field(default_factory=list)
     _has_text: bool = False
 
     def read(self, chunk: results.Chunk) -> list[lm15.Delta]:
         """What a piece of the answer holds; with the last one, what was held back."""
-        self._tokens.extend(chunk.tokens)
-        self._bytes += len(chunk.text.encode())
+        events = list(self.events(chunk))
+        deltas = [_delta(event) for event in events]
+        self._has_text |= any(isinstance(event, str) for event in events)
         last = chunk.finish_reason is not None
-        deltas = [*self._push(chunk.text), *(self._finish() if last else ())]
         if last and not self.calls and not self._has_text:
             deltas.append(lm15.TextDelta("", _TEXT))  # a message has a part
         return _with_logprobs(deltas, logprobs(chunk.logprobs or ()))
 
-    def _push(self, text: str) -> Iterator[lm15.Delta]:
-        if self.thinking is None:
-            yield from self._answer(text)
-        else:
-            yield from self._thoughts(self.thinking.push(text))
 
-    def _finish(self) -> Iterator[lm15.Delta]:
-        if self.thinking is not None:
-            yield from self._thoughts(self.thinking.finish())
-        if self.tools is not None:
-            yield from map(self._delta, self.tools.finish())
-
-    def _thoughts(self, pieces: Iterable[tuple[str, str]]) -> Iterator[lm15.Delta]:
-        for kind, text in pieces:
-            if kind == "thinking":
-                yield lm15.ThinkingDelta(text, _THOUGHTS)
-            else:
-                yield from self._answer(text)
-
-    def _answer(self, text: str) -> Iterator[lm15.Delta]:
-        self._answer_bytes += len(text.encode())
-        if self.tools is not None:
-            yield from map(self._delta, self.tools.push(text))
-        elif text:
-            yield self._delta(text)
-
-    def _delta(self, event: Event) -> lm15.Delta:
-        if isinstance(event, str):
-            self._has_text = True
-            return lm15.TextDelta(event, _TEXT)
-        self.calls += 1
-        return lm15.ToolCallDelta(event.arguments_json, _CALLS + event.index, id=event.id, name=event.name)
-
-    def finish_reason(self, found: str) -> str:
-        """An answer that ends with whole calls waits for their results."""
-        return "tool_call" if self.calls and found == "stop" else found
-
-    def thought_tokens(self, token_bytes: results.TokenBytes) -> int | None:
-        """How many tokens went into thoughts, or None for an answer that cannot have any."""
-        if self.thinking is None:
-            return None
-        thoughts, seen, count = self._bytes - self._answer_bytes, 0, 0
-        for token in self._tokens:
-            if seen >= thoughts:
-                break
-            seen, count = seen + len(token_bytes(token)), count + 1
-        return count
+def _delta(event: answers.Event) -> lm15.Delta:
+    if isinstance(event, str):
+        return lm15.TextDelta(event, _TEXT)
+    if isinstance(event, answers.Thought):
+        return lm15.ThinkingDelta(event.text, _THOUGHTS)
+    return lm15.ToolCallDelta(event.arguments_json, _CALLS + event.index, id=event.id, name=event.name)
 
 
 def _with_logprobs(deltas: list[lm15.Delta], found: tuple[lm15.TokenLogprob, ...]) -> list[lm15.Delta]:

@@ -13,17 +13,15 @@ from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import arguments
+from .. import _log, arguments
 from ..errors import ConstraintError, InvalidRequestError
 from ..model import Model
-from ..thinking import Tags
-from ..tools.grammar import token
 from . import formats
-from .formats import Format, lark
+from .formats import Format
 
 #: Part of the model string, for DSPy's cache knows a model by that alone: whoever changes how a format is
 #: enforced, changes the answers, and counts this up.
-VERSION = 2
+VERSION = 3
 
 #: The constraints that a caller may give, as ``Model.generate`` names them.
 OWN = tuple(arguments.CONSTRAINTS)
@@ -75,47 +73,14 @@ def possible(model: Model, chosen: Format) -> Format:
 
 
 def told(chosen: Format, bound: bool) -> dict[str, Any]:
-    """For ``provider_data``."""
+    """For ``provider_data``; a format that was asked for and could not be enforced is logged as well."""
+    if chosen.name != "none" and not bound and chosen.why != formats.CALL_ALONE:
+        _log.once("warning", "the format %s is not enforced: %s", chosen.name, chosen.why)
+    for note in getattr(chosen, "notes", None) or ():
+        _log.once("info", "the format %s: %s", chosen.name, note)
     found = {"name": chosen.name, "constrained": bound, "why": chosen.why}
     notes = tuple(getattr(chosen, "notes", None) or ())
     return {**found, "notes": list(notes)} if notes else found
-
-
-def as_grammar(constraint: Mapping[str, Any]) -> str:
-    """The same constraint in Lark, to be part of a larger grammar."""
-    ((kind, value),) = constraint.items()
-    if kind == "grammar":
-        return str(value)
-    if kind == "choices":
-        return "start: " + " | ".join(map(lark.literal, value))
-    return f"start: {lark.regex(value) if kind == 'regex' else lark.document(value)}"
-
-
-def after_thought(
-    constraint: Mapping[str, Any],
-    tags: Tags,
-    opened: bool,
-    specials: Mapping[str, int] | None = None,
-    *,
-    may: bool = False,
-) -> dict[str, Any]:
-    """The constraint for what comes after a thought. The thought ends with the first closing tag. Where that
-    is written in characters, both are one lexeme that cannot go on after it, for with two the lexer, which is
-    greedy, would run over the tag. ``may``: there may be a thought or none."""
-    open_, close = (token(mark, specials or {}) for mark in (tags.open, tags.close))
-    if close.startswith("<"):  # a control token is none of a text's characters
-        thought, end = lark.regex("(?s:.+)"), f"? {close}"
-    else:
-        mark = lark.escaped(tags.close)
-        thought = f"{lark.regex(f'(?s:.*){mark}')} & ~{lark.regex(f'(?s:.*){mark}(?s:.+)')}"
-        end = ""
-    parts = ("" if opened else open_, f"THOUGHT{end}", token(tags.between, specials or {}))
-    whole = " ".join(part for part in parts if part)
-    return {
-        "grammar": f"start: {f'( {whole} )?' if may else whole} answer\n"
-        f"THOUGHT: {thought}\n"
-        f"answer: %lark {{\n{as_grammar(constraint)}\n}}\n"
-    }
 
 
 def dropped(request: lm15.Request, chosen: Format) -> tuple[lm15.Adaptation, ...]:

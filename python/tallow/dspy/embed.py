@@ -25,7 +25,7 @@ _KINDS = ("document", "query")
 class Embed:
     """Texts to vectors: ``Embed(model)(["a text", ...])`` is float32 [texts, dimensions], as ``Model.embed``.
 
-    - ``model``: a ``tallow.Model``, or what one is made from, with Model's own arguments.
+    - ``model``: a ``tallow.Model``, or what one is made from, with Model's own arguments (``load``).
     - ``pooling``: as for ``Model.embed``.
     - ``query_prefix``, ``document_prefix``: what some models were trained to see before a question and before
       a text ("query: ", "passage: "); without one, the model's default prompt if it names one. A text is a
@@ -63,6 +63,8 @@ class Embed:
         return f"tallow/{self.model.name}@{self.model._exact_name()}:{self.pooling}:{digest}"
 
     def __call__(self, texts: Sequence[str], *, kind: str = "document") -> NDArray[np.float32]:
+        """One vector for each of ``texts``, float32 [len(texts), dimensions]; ``kind`` is "document" or
+        "query". Errors are those of ``Model.embed``."""
         prefix = self.prefixes[arguments.choice("kind", kind, _KINDS)]
         return self.model.embed(texts, self.pooling, prompt=prefix or None)
 

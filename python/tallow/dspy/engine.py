@@ -15,9 +15,10 @@ from dspy import lm15  # type: ignore[import-untyped]
 
 from .. import arguments, results
 from .._async import AsyncGeneration
+from ..answers import Template
 from ..model import AsyncStream, Model, Stream
 from . import answer, convert, plan, probabilities
-from .prepare import Template, prepare
+from .prepare import prepare
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -26,9 +26,10 @@ from typing import Any
 import dspy  # type: ignore[import-untyped]
 from dspy.clients.errors import error_boundary  # type: ignore[import-untyped]
 from dspy.dsp.utils.settings import settings  # type: ignore[import-untyped]
+from dspy.experimental import Choice, Noul, Score  # type: ignore[import-untyped]
 from dspy.utils.callback import with_callbacks  # type: ignore[import-untyped]
 
-from .. import arguments
+from .. import arguments, html
 from ..errors import ArgumentTypeError
 from ..model import LOAD_OPTIONS, Model
 from . import convert, decisions
@@ -57,6 +58,13 @@ class _Call:
     cached: dict[str, Any] | None
 
 
+class Answers(dict[str, Any]):
+    """What a Judge answers, by the names of the questions; a notebook shows it as bars."""
+
+    def _repr_html_(self) -> str:
+        return html.answers(self)
+
+
 class Judge(dspy.BaseLM):
     """A decision client for DSPy: ``dspy.configure(lm=tallow.Judge("smollm2"))``, or for one predictor
     ``predict.set_lm(judge)``.
@@ -70,12 +78,13 @@ class Judge(dspy.BaseLM):
     - ``temperature``: divides the log likelihoods (temperature scaling): above 1 makes the probabilities less
       sure, below 1 surer. Nothing is sampled, so it changes no winner.
     - ``template_arguments``: for the chat template, as for ``tallow.LM``. Thinking is switched off.
-    - ``cache``, ``callbacks``: DSPy's own.
+    - ``cache``, ``callbacks``: DSPy's own. ``progress``: that of Model, with the ``load`` options.
 
     Every output needs a finite answer; a ``str`` output, as that of ``ChainOfThought``, is refused by DSPy.
     A demo without any of the outputs teaches a judge nothing, and is left out. ``confidence`` of a Choice or
     Score is the probability of its likeliest option. The history's ``response`` has the ``coverage``: how
-    much of all that the model might have said the given answers are.
+    much of all that the model might have said the given answers are. A notebook shows the values of those
+    three types as bars.
     """
 
     supports_decision_requests = True
@@ -100,6 +109,7 @@ class Judge(dspy.BaseLM):
         self.language_model: Model = _model(model, load, progress)
         name = _model_string(self.language_model, cached=cache, progress=progress)
         super().__init__(name, cache=cache, callbacks=callbacks, num_retries=0)
+        html.show_decisions(Noul, Choice, Score)
 
     def _set(self, given: dict[str, Any]) -> None:
         for name, value in given.items():
@@ -107,9 +117,10 @@ class Judge(dspy.BaseLM):
 
     @with_callbacks
     def __call__(self, prompt: Any = None, *, state: Any = None, questions: Any = None, **others: Any) -> Any:
-        """The probabilities of every answer to every question about a state, as DSPy's decision protocol has
-        them: ``{"noul": p}`` or ``{"probabilities": {...}, "confidence": c}``, by the names of the
-        questions. ``state`` is what DSPy makes of a call, or a text."""
+        """The probabilities of every answer to each of ``questions`` (name -> question) about ``state``, as
+        DSPy's decision protocol has them: ``{"noul": p}`` or ``{"probabilities": {...}, "confidence": c}``,
+        by the names of the questions. ``state`` is what DSPy makes of a call, or a text. A ``prompt``, and
+        whatever ``others`` there are, is refused."""
         with self._errors():
             call = self._begin(prompt, state, questions, others)
             response = call.cached or self._response(call, together(self._tasks(call)))
@@ -119,7 +130,7 @@ class Judge(dspy.BaseLM):
     async def acall(
         self, prompt: Any = None, *, state: Any = None, questions: Any = None, **others: Any
     ) -> Any:
-        """As ``__call__``, to await."""
+        """As a call, to await: ``state`` and ``questions``; ``prompt`` and ``others`` are refused."""
         with self._errors():
             call = self._begin(prompt, state, questions, others)
             response = call.cached or self._response(call, await atogether(self._tasks(call)))
@@ -208,7 +219,7 @@ class Judge(dspy.BaseLM):
             settings.usage_tracker.add_usage(self.model, usage)
         if not settings.disable_history:
             self.update_history(self._entry(call, response, usage))
-        return copy.deepcopy(response["answers"])
+        return Answers(copy.deepcopy(response["answers"]))
 
     def _entry(self, call: _Call, response: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:
         """For ``inspect_history``: the conversation, with the last turn of each question in a row."""
@@ -233,9 +244,9 @@ class Judge(dspy.BaseLM):
     # As a value
 
     def copy(self, **given: Any) -> Judge:
-        """The same model with other settings and a history of its own. A ``rollout_id`` asks for another
-        sample; a measurement has only one, so it is ignored, and with it the temperature that DSPy's modules
-        sample rollouts at."""
+        """The same model with other settings (``given``) and a history of its own. A ``rollout_id`` asks
+        for another sample; a measurement has only one, so it is ignored, and with it the temperature that
+        DSPy's modules sample rollouts at."""
         if "rollout_id" in given:
             given = {name: given[name] for name in given if name not in ("rollout_id", "temperature")}
         callbacks = given.pop("callbacks", self.callbacks)
@@ -248,6 +259,7 @@ class Judge(dspy.BaseLM):
         return new
 
     def dump_state(self) -> dict[str, Any]:
+        """As JSON: where the model came from, and the settings. For DSPy, which saves programs."""
         state = super().dump_state()
         return {
             "_dspy_lm_class": state["_dspy_lm_class"],
@@ -257,6 +269,8 @@ class Judge(dspy.BaseLM):
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> Judge:
+        """The judge that ``state``, made by ``dump_state``, describes. DSPy's safeguard
+        ``allow_custom_lm_class`` changes nothing here."""
         given = {name: value for name, value in state.items() if name != "_dspy_lm_class"}
         return cls(Model.from_state(given.pop("model")), **given)
 

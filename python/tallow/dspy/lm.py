@@ -27,19 +27,20 @@ from .plan import Plan, planned, running
 class LM(dspy.LM):
     """A language model for DSPy: ``dspy.configure(lm=tallow.LM("smollm2"))``.
 
-    ``model`` is a ``tallow.Model`` or what one is made from; the arguments of ``Model`` (``quantize``,
-    ``threads``, ``kv_memory``, ``queue``, ...), those of ``dspy.LM`` (``temperature``, ``max_tokens``,
-    ``cache``, ``callbacks``, ...) and sampler fields (``min_p``, ``repetition_penalty``, ...) may follow,
-    ``template_arguments`` for the chat template, ``prediction`` (rather for one call: a text that the answer
-    may well resemble), and ``timeout``, the seconds that one answer may take. The Model is
-    ``lm.engine.model``.
+    ``model`` is a ``tallow.Model`` or what one is made from; as ``kwargs`` the arguments of ``Model``
+    (``quantize``, ``threads``, ``kv_memory``, ``queue``, ...), those of ``dspy.LM`` (``temperature``,
+    ``max_tokens``, ``cache``, ``callbacks``, ...) and sampler fields (``min_p``, ``repetition_penalty``,
+    ...) may follow, ``template_arguments`` for the chat template, ``prediction`` (rather for one call: a
+    text that the answer may well resemble), and ``timeout``, the seconds that one answer may take. The
+    Model is ``lm.engine.model``.
 
     The format that an adapter of DSPy asks for is enforced while the model writes; ``constrain=False`` lets
     it write as it likes. Instead, an answer may have a constraint of your own, one of
     ``choices=["yes", "no"]``, ``regex=...``, ``json_schema=...`` and ``grammar=...``. What was done is in
     ``lm.history[-1]["response"].provider_data["format"]``.
 
-    ``num_retries`` is 0 here: in one process nothing gets better by being repeated.
+    ``num_retries`` is 0 here: in one process nothing gets better by being repeated. ``progress`` is that of
+    Model. ``engine`` and ``async_engine`` are DSPy's, for programs that it loads; leave them out.
     """
 
     def __init__(
@@ -72,12 +73,15 @@ class LM(dspy.LM):
         )
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """A list of answers to ``prompt`` (a str) or ``messages`` (dicts as OpenAI's API has them). The
+        ``kwargs`` are for this call, over those of the LM. Ours come as DSPy's errors."""
         kwargs = _folded(kwargs, self.kwargs)
         self._name_for_cache(kwargs)
         with planned(self._plan(kwargs)):
             return super().__call__(prompt, messages=messages, **kwargs)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """The same as a call, to await: ``prompt`` or ``messages``, and ``kwargs``. No thread waits."""
         kwargs = _folded(kwargs, self.kwargs)
         if kwargs.get("cache", self.cache) and self.engine.model._shared.exact is None:
             await asyncio.to_thread(self.engine.model._exact_name)
@@ -90,12 +94,14 @@ class LM(dspy.LM):
     ):  # the way to an explicit request in DSPy 3.5, which ``__call__`` may take, too
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
+            """DSPy's own ``generate`` (3.5): ``args`` and ``kwargs`` are handed on."""
             with self._joined(kwargs):
                 return super().generate(*args, **kwargs)
 
     if hasattr(dspy.LM, "agenerate"):
 
         async def agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            """DSPy's own ``agenerate`` (3.5): ``args`` and ``kwargs`` are handed on."""
             with self._joined(kwargs):
                 return await super().agenerate(*args, **kwargs)
 
@@ -120,22 +126,24 @@ class LM(dspy.LM):
             self.model = _model_string(self.engine.model, cached=True)
 
     def copy(self, **kwargs: Any) -> LM:
+        """The same model with other settings (``kwargs``) and a history of its own. What belongs to the model
+        is refused: make another LM for that."""
         _check_copy(self, kwargs)
         copied = super().copy(**_folded(kwargs, self.kwargs))
         copied._name_for_cache({})
         return copied
 
     def stats(self) -> dict[str, Any]:
-        """What the engine has done so far: requests, tokens, batches, pages, tokens a second."""
+        """What the engine has done so far, as ``Model.stats``."""
         return self.engine.model.stats()
 
     def save_prefix(self, path: Any, prompt: Any, **options: Any) -> int:
-        """``Model.save_prefix``: keeps what was computed of a prompt (messages, as DSPy's history shows them)
-        for other processes."""
+        """``Model.save_prefix``: keeps what was computed of ``prompt`` (messages, as DSPy's history shows
+        them) at ``path`` for other processes; returns tokens. ``options`` are those of Model's."""
         return self.engine.model.save_prefix(path, prompt, **options)
 
     def load_prefix(self, path: Any) -> int:
-        """``Model.load_prefix``: takes up what ``save_prefix`` wrote."""
+        """``Model.load_prefix``: takes up what ``save_prefix`` wrote at ``path``; returns tokens."""
         return self.engine.model.load_prefix(path)
 
     def close(self) -> None:

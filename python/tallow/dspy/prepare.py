@@ -10,58 +10,20 @@ freely does as its template says; ``reasoning_effort`` decides both ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
-from .. import _core, arguments, prompts, thinking, tools
+from .. import _core, answers, arguments, prompts, thinking, tools
+from ..answers import Template
 from ..model import Model
 from . import answer, constraints, convert, plan
 from .formats import Format
 
 _OPTIONS = ("max_tokens", "stop", "logprobs", "prediction")
 Notes = tuple[lm15.Adaptation, ...]
-
-
-@dataclass(frozen=True)
-class Template:
-    """What a model's chat template knows of thoughts and tools."""
-
-    tags: thinking.Tags | None
-    form: tools.ToolFormat
-    #: Those of their markers that are control tokens, and their ids.
-    markers: dict[str, int]
-
-    @classmethod
-    def of(cls, model: Model) -> Template:
-        form, tags = tools.detect(model.chat_template), thinking.detect(model.chat_template)
-        texts = (*form.literals, *(tags.literals if tags else ()))
-        return cls(tags, form, {name: id for text in texts for name, id in _control_tokens(model, text)})
-
-    def splits(self, thinks: bool | None, opened: bool) -> thinking.Tags | None:
-        """The tags to look for in an answer: none where no thought can be, unless there may be others."""
-        tags = self.tags
-        return tags if tags and (thinks is not False or opened or tags.answer[0]) else None
-
-    def shown(self, splits: thinking.Tags | None, *, calls: bool) -> list[int]:
-        """The control tokens that an answer's readers look for."""
-        texts = (*(self.form.literals if calls else ()), *(splits.literals if splits else ()))
-        return sorted({id for name, id in self.markers.items() if any(name in text for text in texts)})
-
-    @property
-    def can_think(self) -> bool:
-        """Whether asking for a thought makes a difference, or there is one anyway."""
-        return self.tags is not None and (self.tags.switch is not None or self.tags.opened)
-
-
-def _control_tokens(model: Model, text: str) -> Iterator[tuple[str, int]]:
-    """The control tokens that a marker is made of."""
-    for id in model.tokenize(text, special=True):
-        written = model.detokenize([id], special=True)
-        if written and not model.detokenize([id]):
-            yield written, id
 
 
 @dataclass(frozen=True)
@@ -88,7 +50,7 @@ def prepare(
         model._native, turns, tools=_offered(request), template_arguments={**switch, **own}
     )
     opened = template.tags is not None and template.tags.opened_by(prompt.text)
-    bound = _bound(template, request, given, chosen, thought=True if opened else thinks, opened=opened)
+    bound = _bound(template, request, chosen, thought=True if opened else thinks, opened=opened)
     notes = (*notes, *_clamp(model, prompt, given))
     options = {name: given.pop(name, None) for name in _OPTIONS}
     seeded = _seeds(given, turns, rollout_id)
@@ -156,7 +118,6 @@ def _call_splitter(template: Template, request: lm15.Request) -> tools.Splitter 
 def _bound(
     template: Template,
     request: lm15.Request,
-    given: dict[str, Any],
     chosen: Format,
     *,
     thought: bool | None,
@@ -164,34 +125,20 @@ def _bound(
 ) -> dict[str, Any]:
     """The one constraint of the answer: its format or calls, after the thought. ``thought``: whether there is
     one; None: the model may begin with one."""
-    bound, tags = chosen.constraint, template.tags
-    around = tags.answer if tags else ("", "")
     offered, choice = _offered(request), request.config.tool_choice or lm15.ToolChoice()
     if choice.mode == "required" and not offered:
         arguments.wrong_value("tool_choice", choice.mode, '"auto" or "none" when there are no tools')
-    if offered and (chosen.why != constraints.SWITCHED_OFF or choice.mode == "required"):
-        bound = tools.call_grammar(
-            template.form,
-            offered,
-            choice.mode,
-            choice.parallel is not False,
-            constraints.as_grammar(bound) if bound else None,
-            around=around,
-            allowed=choice.allowed,
-            specials=template.markers,
-        )
-    elif bound and around[0]:
-        text = constraints.as_grammar(bound)
-        bound = tools.call_grammar(
-            template.form, (), text_format=text, around=around, specials=template.markers
-        )
-    if not bound or tags is None:
-        return bound
-    # In characters a thought is a text as any other; a control token is none.
-    may = thought is None and any(name in tags.open for name in template.markers)
-    if not thought and not may:
-        return bound
-    return constraints.after_thought(bound, tags, opened, template.markers, may=may)
+    calls = offered and (chosen.why != constraints.SWITCHED_OFF or choice.mode == "required")
+    return answers.bound(
+        template,
+        chosen.constraint,
+        offered if calls else (),
+        choice=choice.mode,
+        parallel=choice.parallel is not False,
+        allowed=choice.allowed,
+        thought=thought,
+        opened=opened,
+    )
 
 
 # Thinking

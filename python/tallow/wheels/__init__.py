@@ -88,7 +88,8 @@ def locate(source: str, revision: str | None = None, report: Report | None = Non
     wanted = parse(source, revision)
     if wanted is not None:
         return fetch(wanted, report)
-    return Located(*_core.locate(source, revision=revision, progress=report))
+    path, name, found = _core.locate(source, revision=revision, progress=report)
+    return Located(str(path), name, found)
 
 
 def parse(source: str, revision: str | None = None) -> Wanted | None:

@@ -21,14 +21,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from .. import _core
 from ..errors import Error, HubError
 from ..progress import TICK, Report, item
 from . import VERSION, Located, Wanted, archive, pip
 
-_MARKER = "tallow.json"
+MARKER = "tallow.json"
 
 
 def fetch(wanted: Wanted, report: Report | None = None) -> Located:
@@ -59,7 +59,7 @@ def _cached(wanted: Wanted, cache: Path) -> Located | None:
 def _newest(wanted: Wanted, cache: Path) -> Path | None:
     """The folder of this package that was completed last."""
     timed = []
-    for marker in cache.glob(f"{wanted.stem}-*/{_MARKER}"):
+    for marker in cache.glob(f"{wanted.stem}-*/{MARKER}"):
         if VERSION.fullmatch(marker.parent.name.removeprefix(f"{wanted.stem}-")):
             with contextlib.suppress(OSError):
                 timed.append((marker.stat().st_mtime_ns, marker.parent))
@@ -68,7 +68,7 @@ def _newest(wanted: Wanted, cache: Path) -> Path | None:
 
 def _located(wanted: Wanted, folder: Path) -> Located | None:
     try:
-        marker = json.loads((folder / _MARKER).read_bytes())
+        marker = json.loads((folder / MARKER).read_bytes())
         path, version, sha256 = folder / marker["file"], marker["version"], marker["sha256"]
         named = archive.MODEL.fullmatch(marker["file"]) is not None
         whole = named and path.is_file() and path.stat().st_size == marker["bytes"]
@@ -117,13 +117,13 @@ def _fetch(wanted: Wanted, cache: Path, scratch: Path, report: Report | None) ->
         )
     version = wanted.version or _version_of(paths, wanted)
     marker = {"file": file, "bytes": size, "sha256": sha256, "version": version}
-    with open(scratch / _MARKER, "wb") as out:
+    with open(scratch / MARKER, "wb") as out:
         out.write(json.dumps({**marker, "wheels": [path.name for path in paths]}, indent=2).encode())
         archive.sync(out)
     folder = cache / f"{wanted.stem}-{version}"
     folder.mkdir(exist_ok=True)
     os.replace(scratch / "model", folder / file)
-    os.replace(scratch / _MARKER, folder / _MARKER)
+    os.replace(scratch / MARKER, folder / MARKER)
     found = _located(wanted, folder)
     if found is None:
         raise HubError(f"{folder / file}: changed while it was being written")
@@ -144,14 +144,15 @@ def _locked(path: Path, what: str, report: Report | None) -> Iterator[None]:
     """An exclusive lock that other processes see, given back on the way out or when the process dies. The
     file stays: removing it would let two processes hold "the" lock on two files of one name."""
     with open(path, "ab") as file:
-        if not _try_lock(file):
+        if not try_lock(file):
             with item(report, f"{what} (another process does it)", None):
-                while not _try_lock(file):
+                while not try_lock(file):
                     time.sleep(TICK)
         yield
 
 
-def _try_lock(file: BinaryIO) -> bool:
+def try_lock(file: IO[bytes]) -> bool:
+    """Whether this process has the lock now; it gives it back when the file is closed."""
     try:
         if sys.platform == "win32":
             import msvcrt

@@ -40,6 +40,8 @@ class Format:
     notes: tuple[str, ...] = ()
 
 
+#: Nothing is missing then: the call has a grammar of its own.
+CALL_ALONE = "the answer is a tool call alone"
 _NONE = Format("none", why="no adapter's format in the prompt")
 
 
@@ -80,7 +82,7 @@ def _written(
         if wanted is not None:
             fields = calls.applied(fields, wanted, notes)
         if not fields:
-            return Format(seen.kind, why="the answer is a tool call alone")
+            return Format(seen.kind, why=CALL_ALONE)
         if seen.layout == "json":
             constraint: dict[str, Any] = {"json_schema": json.schema(fields, notes)}
         else:

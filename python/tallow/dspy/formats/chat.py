@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ...schemas import lark
 from ...schemas.bounded import Bounded
-from . import lark
 from .types import Field, is_cased, spelled
 
 _BLANKS = r" \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"

@@ -14,8 +14,8 @@ from typing import Any
 
 from dspy.adapters.utils import parse_value  # type: ignore[import-untyped]
 
+from ...schemas import lark
 from ...schemas.bounded import Bounded, Unsupported, references
-from . import lark
 from .types import Field
 
 #: A text that is no JSON, nor begins any, nor is a Python literal: DSPy leaves it alone.

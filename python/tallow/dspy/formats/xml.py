@@ -13,8 +13,8 @@ from typing import Any
 
 from dspy.adapters.xml_adapter import XMLAdapter  # type: ignore[import-untyped]
 
+from ...schemas import lark
 from ...schemas.bounded import Bounded
-from . import lark
 from .types import Field, is_cased, spelled
 
 _CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ...schemas import patterns
-from ...schemas.bounded import STYLE
+from . import patterns
+from .bounded import STYLE
 
 
 def literal(text: str) -> str:
