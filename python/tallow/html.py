@@ -54,9 +54,8 @@ def percent(probability: float) -> str:
 def model(model: Model) -> str:
     """The facts that a person asks for first. Starts no engine."""
     config = model.config
-    size = (
-        f"{config['num_layers']} layers of width {config['hidden_size']}, a vocabulary of {model.vocab_size:,} tokens"
-    )
+    size = f"{config['num_layers']} layers of width {config['hidden_size']}"
+    size += f", a vocabulary of {model.vocab_size:,} tokens"
     if config.get("num_experts"):
         size += f", {config['num_experts']} experts ({config['num_experts_per_tok']} a token)"
     rows = {
