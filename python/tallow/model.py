@@ -496,7 +496,8 @@ class Model:
 
         - ``requests``; of them ``completed`` ended well, ``failed`` with an error (late ones included), and
           ``cancelled`` were not wanted any more (dropped streams, cancelled tasks, a closed engine);
-          ``running``, ``waiting``; ``shared``: answered by an equal one in work; ``preempted``: put back for want of pages, and computed again.
+          ``running``, ``waiting``; ``shared``: answered by an equal one in work; ``preempted``: put back for
+          want of pages, and computed again.
         - ``prompt_tokens``, ``completion_tokens``; ``cached_tokens`` of prompts were found and not computed;
           ``computed_tokens``: rows of prompts and answers together.
         - ``steps``: forward passes; ``mean_batch`` and ``largest_batch``: sequences in one.

@@ -1,6 +1,6 @@
-"""The documentation holds: every block of code in docs/ runs and prints what stands below it, and every
-public name, with its arguments, is in the reference and says what it is. (That links lead somewhere is for
-Sphinx to see: ``make docs``.)
+"""The documentation holds: every block of code in docs/ and the README runs and prints what stands below it,
+and every public name, with its arguments, is in the reference and says what it is. (That links lead somewhere
+is for Sphinx to see: ``make docs``.)
 
 A page is one process, and its blocks run in order, so that a page reads as one session. ``text`` right below
 a block is what it prints, word for word; ``python tests/python/test_docs.py [PAGE ...]`` writes it down anew.
@@ -10,6 +10,7 @@ What cannot run here has ``<!-- not run: why -->`` above it.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import os
@@ -30,11 +31,18 @@ from conftest import ROOT
 DOCS = ROOT / "docs"
 #: Not the notebooks, which have a test of their own.
 PAGES = sorted(
-    page.relative_to(DOCS).as_posix() for page in DOCS.glob("**/*.md") if "notebooks" not in page.parts
+    [
+        "../README.md",
+        *(
+            page.relative_to(DOCS).as_posix()
+            for page in DOCS.glob("**/*.md")
+            if "notebooks" not in page.parts
+        ),
+    ]
 )
 _FENCE = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```([^\n]*)\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
 #: Languages that run, and those that are only shown.
-RUN, SHOWN = ("python", "sh"), ("text", "json", "lark")
+RUN, SHOWN = ("python", "sh"), ("text", "json")
 
 #: Runs the blocks of a page, [[language, code], ...] on stdin, and prints what each of them printed.
 RUNNER = """
@@ -145,10 +153,7 @@ def documentation(name: str, thing: Any) -> str:
 def arguments(name: str, thing: Any) -> list[str]:
     """The arguments that a caller may give. ``**unknown`` is there to be refused."""
     function = thing.__init__ if isinstance(thing, type) else thing
-    made = hasattr(thing, "__dataclass_fields__") or name in (
-        "Stream",
-        "AsyncStream",
-    )  # by us, never by callers
+    made = dataclasses.is_dataclass(thing) or name in CONF["MADE_BY_US"]
     if not inspect.isroutine(function) or not hasattr(function, "__code__") or made:
         return []
     return [one for one in inspect.signature(function).parameters if one not in ("self", "unknown")]
