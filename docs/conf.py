@@ -52,8 +52,8 @@ html_static_path = ["_static"]
 html_css_files = ["tallow.css"]
 html_show_sphinx = False
 html_copy_source = False
-pygments_style = "a11y-high-contrast-light"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_style = "tango"
+pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 
 
@@ -125,26 +125,27 @@ def stub_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines
     node = STUBS.get(name)
     if node is not None:
         typed = isinstance(node, ast.FunctionDef) and what == "attribute" and node.returns
-        kind = [f":type: {ast.unparse(node.returns)}", ""] if typed else []
-        lines[:] = [*(ast.get_docstring(node) or "").splitlines(), "", *kind]
+        kind = f"``{ast.unparse(typed)}``. " if typed else ""
+        lines[:] = [*f"{kind}{ast.get_docstring(node) or ''}".splitlines(), ""]
 
 
-def stub_signature(
+def shown_signature(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
-) -> tuple[str, str | None] | None:
+) -> tuple[str | None, str | None]:
     if isinstance(obj, type) and (dataclasses.is_dataclass(obj) or obj.__name__ in MADE_BY_US):
         return "", None
     node = STUBS.get(f"{name}.__new__") or STUBS.get(name)
-    if not isinstance(node, ast.FunctionDef) or what in ("attribute", "property"):
-        return None
-    shown = copy.deepcopy(node.args)
-    shown.args = [one for one in shown.args if one.arg not in ("self", "cls")]
-    result = node.returns if node.returns and what != "class" else None
-    return f"({ast.unparse(shown)})", ast.unparse(result) if result else None
+    if not isinstance(node, ast.FunctionDef) or what == "attribute":
+        # What is there to be refused by name is no argument.
+        return signature and signature.replace(", **unknown: object", ""), returns
+    given = copy.deepcopy(node.args)
+    given.args = [one for one in given.args if one.arg not in ("self", "cls")]
+    result = node.returns if what != "class" else None
+    return f"({ast.unparse(given)})", ast.unparse(result) if result else None
 
 
 def setup(app: Any) -> None:
     app.connect("include-read", included)
     app.connect("source-read", notebook)
     app.connect("autodoc-process-docstring", stub_docstring)
-    app.connect("autodoc-process-signature", stub_signature)
+    app.connect("autodoc-process-signature", shown_signature)
