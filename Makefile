@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 # One cargo profile for all tests (see Cargo.toml), so that the dependencies are compiled once.
 PROFILE := fast
 MODELS := target/test-models
+# What ruff looks at.
+SOURCES := python tests/python examples scripts benches docs notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy loom check format lint stubs docs check-cuda develop models clean
+.PHONY: help bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,20 +41,26 @@ test-python: models
 test-newest-dspy: models ## The tests of the DSPy side on DSPy's newest release, if that is not the pinned one
 	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python scripts/newest_dspy.py
 
+test-notebooks: models ## Run the notebooks, and compare what they show with what is committed
+	$(BIN)/python scripts/notebooks.py $(ARGS)
+
+notebooks: models ## Run the notebooks and keep what they show (ARGS=04 chooses)
+	$(BIN)/python scripts/notebooks.py --write $(ARGS)
+
 loom: ## The worker pool's dispatch in every order of its steps (half a minute, once loom is built)
 	CARGO_TARGET_DIR=$(abspath target/loom) cargo test --release --quiet --manifest-path tests/loom/Cargo.toml
 
-check: format lint stubs docs check-cuda test test-newest-dspy ## What CI runs
+check: format lint stubs docs check-cuda test test-newest-dspy test-notebooks ## What CI runs
 
 format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff format`)
 	cargo fmt --check
-	$(BIN)/ruff format --check python tests/python examples scripts benches docs
+	$(BIN)/ruff format --check $(SOURCES)
 
 lint: $(VENV)/.ready ## Clippy without warnings, with and without Python; ruff
 	cargo clippy --profile $(PROFILE) --quiet --all-targets -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --features python -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --no-default-features -- -D warnings
-	$(BIN)/ruff check python tests/python examples scripts benches docs
+	$(BIN)/ruff check $(SOURCES)
 
 stubs: develop ## The type stubs against the built module
 	$(BIN)/python -m mypy.stubtest tallow._core --ignore-disjoint-bases

@@ -26,6 +26,7 @@ seen = [
     ("The concert was a complete disaster.", False),
 ]
 new = ["This phone is terrible.", "An inspiring and beautiful story.", "The parcel came late and damaged."]
+dspy.disable_logging()  # what is printed below says it all
 
 
 def show(title: str, program: dspy.Module) -> None:

@@ -53,7 +53,7 @@ ask("dspy.Predict", dspy.Predict("question -> answer"))
 ask("dspy.ChainOfThought", dspy.ChainOfThought("question -> answer"))
 
 print("The same model without DSPy, streamed:\n   ", end="")
-messages = [{"role": "user", "content": "Why is the sky blue? Answer in two sentences."}]
+messages = [{"role": "user", "content": "What is photosynthesis? Answer in two sentences."}]
 with model.stream(messages, max_tokens=80, temperature=0.0) as chunks:
     for chunk in chunks:
         print(chunk.text, end="", flush=True)

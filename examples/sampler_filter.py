@@ -14,7 +14,6 @@ def no_e(logits: np.ndarray, tokens: np.ndarray) -> None:
 
 
 prompt = [{"role": "user", "content": "Describe a cat in one sentence."}]
-print("free:   ", model.generate(prompt, max_tokens=40, temperature=0))
-answer = model.generate(prompt, max_tokens=40, temperature=0, filters=[no_e])
-print("without:", answer)
-print("an e in it:", "e" in answer.text.lower())
+for name, filters in (("free", []), ("without e", [no_e])):
+    answer = model.generate(prompt, max_tokens=40, temperature=0, filters=filters).text
+    print(f"{name}: {answer}  [e: {answer.lower().count('e')}]")

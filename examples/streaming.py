@@ -13,4 +13,4 @@ with model.stream(messages, max_tokens=200, seed=1) as chunks:
         if sentences >= 3:
             break
 
-print("\n\nthree sentences are enough")
+print("\n\n(Three sentences are enough: left there, and the request has ended.)")

@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 import tallow
 
 model = tallow.Model("smollm2")
-countries = ["France", "Italy", "Japan", "Egypt", "Peru", "Spain", "Norway", "Kenya"]
+countries = ["Norway", "Sweden", "Japan", "Egypt", "Greece", "Austria", "Ireland", "Cuba"]
 
 
 def capital(country: str) -> str:
-    question = [{"role": "user", "content": f"What is the capital of {country}? One word."}]
-    return str(model.generate(question, max_tokens=16, temperature=0))
+    seen = "France: Paris\nItaly: Rome\nKenya: Nairobi\n"  # a small model does as it has seen
+    return str(model.generate(f"{seen}{country}:", max_tokens=8, stop="\n", temperature=0))
 
 
 with ThreadPoolExecutor(max_workers=8) as threads:
     together = list(threads.map(capital, countries))
 
 for country, answer in zip(countries, together, strict=True):
-    print(f"{country}: {answer}")
-print("the same alone:", together == [capital(country) for country in countries])
+    print(f"{country}:{answer}")
+print("the same alone:", "yes" if together == [capital(country) for country in countries] else "no")

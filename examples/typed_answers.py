@@ -1,7 +1,6 @@
 """Answers with types, from a model that could not keep to a format by itself."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import dspy
 from pydantic import BaseModel, Field
@@ -9,41 +8,57 @@ from pydantic import BaseModel, Field
 import tallow
 
 
-class Ticket(BaseModel):
-    subject: str = Field(max_length=40)
-    team: Literal["kitchen", "rooms", "desk"]
-    urgent: bool
+class Person(BaseModel):
+    name: str = Field(max_length=30)
+    age: int = Field(ge=0, le=120)
+    city: str = Field(max_length=30)
 
 
-MESSAGES = [
-    "Water is coming through the ceiling of my room!",
-    "Could I have the recipe of yesterday's soup?",
-    "I would like to stay one night longer.",
-    "The eggs were cold, again.",
-]
 model = tallow.Model("smollm2")
 
 # A form for one answer: a schema, a list, an expression or a grammar.
-ask = [{"role": "user", "content": f"Make a ticket of this message: {MESSAGES[0]}"}]
-print(repr(Ticket.model_validate_json(model.generate(ask, json_schema=Ticket, max_tokens=60).text)))
-print(model.generate("The answer to everything is", regex=r" [0-9]{2}\.", max_tokens=8))
+text = "Maria Lopez is 34 years old and lives in Madrid."
+ask = [{"role": "user", "content": f"Extract the name, age and city as JSON. {text}"}]
+print(repr(Person.model_validate_json(model.generate(ask, json_schema=Person, temperature=0).text)))
+languages = [" English", " French", " German"]
+print(
+    "Guten Tag:", model.generate("The language of the text 'Guten Tag' is", choices=languages, temperature=0)
+)
+moon = [{"role": "user", "content": "In which year did a human first walk on the Moon?"}]
+print("on the moon:", model.generate(moon, regex="(19|20)[0-9]{2}", temperature=0))
 
 
-# DSPy: nothing to configure. Four threads ask at once, and every answer parses at the first call.
-class Sort(dspy.Signature):
-    """Sort the guest's message."""
+# DSPy: nothing to configure. Four threads ask at once, and every answer parses at the first call. The form is
+# enforced whatever the model; for sense, a small one should have seen a few answers.
+class Register(dspy.Signature):
+    """Who is the text about?"""
 
-    message: str = dspy.InputField()
-    ticket: Ticket = dspy.OutputField()
-    days_to_answer: int = dspy.OutputField(ge=0, le=7)
+    text: str = dspy.InputField()
+    person: Person = dspy.OutputField()
 
 
-lm = tallow.LM(model, max_tokens=120, cache=False)
+lm = tallow.LM(model, temperature=0.0, max_tokens=80, cache=False)
 dspy.configure(lm=lm)
-sort = dspy.Predict(Sort)
+register = dspy.Predict(Register)
+register.demos = [
+    dspy.Example(text=text, person=Person(name=name, age=age, city=city))
+    for text, name, age, city in [
+        ("Lena Fischer (28) works in Hamburg.", "Lena Fischer", 28, "Hamburg"),
+        ("At 45, Aisha Khan opened a bakery in Leeds.", "Aisha Khan", 45, "Leeds"),
+        ("In Toronto we met Dr. Chen, who is 61.", "Dr. Chen", 61, "Toronto"),
+    ]
+]
+TEXTS = [
+    "Sofia Rossi is 41 and has a shop in Rome.",
+    "Nina, aged 9, goes to school in Ghent.",
+    "Hugo Klein, 88, lives in Prague.",
+    "Ravi Patel, who lives in Delhi, is 63.",
+]
 with ThreadPoolExecutor(4) as pool:
-    for message, found in zip(MESSAGES, pool.map(lambda text: sort(message=text), MESSAGES), strict=True):
-        print(f"{message}\n   {found.ticket!r}, within {found.days_to_answer} days")
-print(lm.history[-1]["response"].provider_data["format"])
+    for text, found in zip(TEXTS, pool.map(lambda text: register(text=text), TEXTS), strict=True):
+        print(f"{text}\n   {found.person!r}")
+print("enforced:", lm.history[-1]["response"].provider_data["format"]["constrained"])
 stats = model.stats()
-print(f"{stats['forced']} of {stats['completion_tokens']} tokens were never sampled")
+print(
+    f"{stats['forced']} of {stats['completion_tokens']} tokens could only be one thing and were not sampled"
+)
