@@ -8,7 +8,7 @@ PROFILE := fast
 MODELS := target/test-models
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy notebooks test-notebooks loom check format lint stubs check-cuda develop models clean
+.PHONY: help bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,21 +48,25 @@ notebooks: models ## Run the notebooks and keep what they show (ARGS=04 chooses)
 loom: ## The worker pool's dispatch in every order of its steps (half a minute, once loom is built)
 	CARGO_TARGET_DIR=$(abspath target/loom) cargo test --release --quiet --manifest-path tests/loom/Cargo.toml
 
-check: format lint stubs check-cuda test test-newest-dspy test-notebooks ## What CI runs
+check: format lint stubs docs check-cuda test test-newest-dspy test-notebooks ## What CI runs
 
 format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff format`)
 	cargo fmt --check
-	$(BIN)/ruff format --check python tests/python examples scripts benches notebooks
+	$(BIN)/ruff format --check python tests/python examples scripts benches docs notebooks
 
 lint: $(VENV)/.ready ## Clippy without warnings, with and without Python; ruff
 	cargo clippy --profile $(PROFILE) --quiet --all-targets -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --features python -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --no-default-features -- -D warnings
-	$(BIN)/ruff check python tests/python examples scripts benches notebooks
+	$(BIN)/ruff check python tests/python examples scripts benches docs notebooks
 
 stubs: develop ## The type stubs against the built module
 	$(BIN)/python -m mypy.stubtest tallow._core --ignore-disjoint-bases
 	$(BIN)/python -m mypy python/tallow
+
+docs: develop ## The documentation, strictly, into target/docs
+	rm -rf target/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs target/docs
 
 check-cuda: ## Type-check the CUDA build with a stand-in compiler
 	PATH=$(abspath scripts/stub-cuda):$$PATH CUDA_COMPUTE_CAP=80 CUDA_HOME=$(abspath target/stub-cuda) \

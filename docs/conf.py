@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -58,7 +59,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 # Texts of the repository that are pages here
 
-#: Where the site shows a file of the repository. Whatever else one of its texts links to has no page.
+#: Where the site shows a file of the repository, or something of a folder.
 PAGES = {
     "README.md": "/index.md",
     "ARCHITECTURE.md": "/internals/architecture.md",
@@ -66,23 +67,36 @@ PAGES = {
     "CONTRIBUTING.md": "/contributing.md",
     "benches/RESULTS.md": "/performance/results.md",
     "benches/results.svg": "/../benches/results.svg",
+    "docs/howto": "/howto/pick-a-model.md",
     "examples": "/howto/examples.md",
+    "findings": "/contributing.md#write-a-finding",
+    "notebooks": "/notebooks/01-first-steps.ipynb",
 }
-_LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
+# MyST follows docs/notebooks to where it leads, which is outside of the source; the role does not.
+_NOTEBOOK = re.compile(r"\[([^]`\"\n]+)\]\(/(notebooks/[\w-]+)\.ipynb\)")
+_LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=(?:#[^)\s]*)?\))")
 
 
-def moved_links(app: Any, path: Path, docname: str, content: list[str]) -> None:
-    """Links of an included text are meant from its own folder; here they lead to pages."""
-    folder = (Path(app.srcdir) / path).resolve().parent
+def site_links(text: str, folder: Path) -> str:
+    """Links of a text of the repository are meant from its own folder; here they lead to pages. One that
+    leads to none stays, and Sphinx warns."""
 
     def moved(link: re.Match[str]) -> str:
-        target = Path(os.path.normpath(folder / link[2])).relative_to(ROOT).as_posix()
-        page = PAGES.get(target) or PAGES.get(target.partition("/")[0])
-        if page is None and target.startswith(("docs/", "notebooks/")):
-            page = "/" + target.removeprefix("docs/")
-        return f"{link[1]}{page or link[2]}{link[3] or ''}{link[4]}"  # a link without a page warns
+        target = os.path.relpath(folder / link[0], ROOT)
+        page = f"/{target.removeprefix('docs/')}" if target.startswith(("docs/", "notebooks/")) else link[0]
+        return PAGES.get(target, page)
 
-    content[0] = _LINK.sub(moved, content[0])
+    return _NOTEBOOK.sub(r"{doc}`\1 </\2>`", _LINK.sub(moved, text))
+
+
+def included(app: Any, path: Path, docname: str, content: list[str]) -> None:
+    content[0] = site_links(content[0], (Path(app.srcdir) / path).resolve().parent)
+
+
+def notebook(app: Any, docname: str, content: list[str]) -> None:
+    """docs/notebooks is a link to a folder beside docs."""
+    if docname.startswith("notebooks/"):
+        content[0] = site_links(content[0], ROOT / "notebooks")
 
 
 # The native half: what its stub says, which has types, and is what editors show
@@ -103,6 +117,8 @@ def stubs() -> dict[str, ast.ClassDef | ast.FunctionDef]:
 
 
 STUBS = stubs()
+#: Whose constructors are no business of users; nor are those of dataclasses.
+MADE_BY_US = ("Stream", "AsyncStream", "Scores")
 
 
 def stub_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -116,6 +132,8 @@ def stub_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines
 def stub_signature(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
+    if isinstance(obj, type) and (dataclasses.is_dataclass(obj) or obj.__name__ in MADE_BY_US):
+        return "", None
     node = STUBS.get(f"{name}.__new__") or STUBS.get(name)
     if not isinstance(node, ast.FunctionDef) or what in ("attribute", "property"):
         return None
@@ -126,6 +144,7 @@ def stub_signature(
 
 
 def setup(app: Any) -> None:
-    app.connect("include-read", moved_links)
+    app.connect("include-read", included)
+    app.connect("source-read", notebook)
     app.connect("autodoc-process-docstring", stub_docstring)
     app.connect("autodoc-process-signature", stub_signature)

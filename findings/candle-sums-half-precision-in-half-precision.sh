@@ -23,6 +23,9 @@ name = "half-sums"
 version = "0.0.0"
 edition = "2024"
 
+[profile.dev]
+debug = false
+
 [dependencies]
 candle-core = { version = "=0.11.1", default-features = false }
 candle-nn = { version = "=0.11.1", default-features = false }

@@ -100,6 +100,8 @@ const REFUSED: [&str; 16] = [
 
 /// Apply to the same value as what stands beside them.
 const IN_PLACE: [&str; 6] = ["allOf", "anyOf", "oneOf", "$ref", "const", "enum"];
+/// Stands for the smallest number above 0, which has hundreds of digits.
+const NEXT_TO_ZERO: f64 = 1e-17;
 const NUMERIC: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
 
 /// The schema for the library. Recursive along it, so its depth must have been checked.
@@ -189,6 +191,7 @@ impl<'a> Rewriter<'a, '_> {
         }
         modern(&mut out);
         nullable(&mut out);
+        narrow_range(&mut out);
         if let Some(exact) = self.exact_numbers(&mut out)? {
             return Ok(exact);
         }
@@ -418,6 +421,31 @@ fn nullable(out: &mut Map<String, Value>) {
         && let Some(kind @ Value::String(_)) = out.get("type").cloned()
     {
         out.insert("type".into(), json!([kind, "null"]));
+    }
+}
+
+/// The library lets a whole number pass that a bound excludes if the other bound is nearer than the next whole
+/// number: "0" in (0, 0.5]. So the bound becomes the next number that f64 tells apart, which is allowed.
+fn narrow_range(out: &mut Map<String, Value>) {
+    let least = |names: [&str; 2], sign: f64| {
+        let found = names.into_iter().filter_map(|name| Some(out.get(name)?.as_f64()? * sign));
+        found.min_by(f64::total_cmp)
+    };
+    // The upper side is the lower one of the negative numbers.
+    for (strict, plain, others, sign) in [
+        ("exclusiveMinimum", "minimum", ["maximum", "exclusiveMaximum"], 1.0),
+        ("exclusiveMaximum", "maximum", ["minimum", "exclusiveMinimum"], -1.0),
+    ] {
+        let Some(bound) = out.get(strict).and_then(Value::as_f64).map(|bound| bound * sign) else { continue };
+        let other = least(others, sign);
+        if bound < 0.0 || bound.fract() != 0.0 || !other.is_some_and(|other| other < bound + 1.0) {
+            continue;
+        }
+        let next = if bound == 0.0 { NEXT_TO_ZERO } else { bound.next_up() };
+        let plainly = out.get(plain).and_then(Value::as_f64).map_or(next, |it| next.max(it * sign));
+        out.shift_remove(strict);
+        out.insert(plain.into(), (plainly * sign).into());
+        return;
     }
 }
 

@@ -32,6 +32,13 @@ pub fn table() -> Vec<Value> {
         json!({"const": {"fixed": [1, "é", null]}}),
         json!({"enum": ["abc", "ab", "cab", 12, true]}),
         json!({"type": "integer", "minimum": 100, "maximum": 9999}),
+        // The shortest number near an excluded whole one is that number itself.
+        json!({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}),
+        json!({"type": "number", "exclusiveMinimum": 2, "exclusiveMaximum": 2.25}),
+        json!({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}),
+        json!({"type": "number", "minimum": -3.5, "exclusiveMaximum": -3}),
+        json!({"type": "number", "exclusiveMinimum": 0}),
+        json!({"type": ["integer", "null"], "exclusiveMinimum": 4, "exclusiveMaximum": 9}),
         json!({"type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 9}}),
         json!({"type": "array", "items": {"type": ["string", "boolean"], "maxLength": 5}, "maxItems": 4}),
         json!({"type": "object", "required": ["reasoning", "answer"], "additionalProperties": false,
@@ -85,6 +92,7 @@ fn bounds(schema: &Value, value: &Value) -> bool {
         number(least).is_none_or(|least| size >= least)
             && number(most).is_none_or(|most| size <= most)
             && (!value.is_number() || number("exclusiveMaximum").is_none_or(|end| size < end))
+            && (!value.is_number() || number("exclusiveMinimum").is_none_or(|end| size > end))
     })
 }
 

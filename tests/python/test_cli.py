@@ -89,8 +89,10 @@ def test_notes_of_the_template_are_told(roomy, tmp_path):
         "{% endif %}{{ message.content }}{% endfor %}"
     )
     folder = roomy.to_state()["source"]
-    done = run("run", folder, "hi", "--system", "x", *GREEDY, "--chat-template", template)
+    given = ("--system", "x", *GREEDY, "--chat-template", template)
+    done = run("run", folder, "hi", *given)
     assert done.returncode == 0 and done.stderr.startswith("note: ") and "system" in done.stderr
+    assert talk(folder, "hi", "and?", given=given).stderr == done.stderr  # once
 
 
 @pytest.fixture

@@ -53,6 +53,9 @@ LINES = [
     ("run m --choice a x --choice b", {"choice": ["a", "b"], "prompt": "x"}),
     ("run m x --logit-bias 3=-1 --logit-bias 4=2.5", {"logit_bias": [(3, -1.0), (4, 2.5)]}),
     ("run m x --kv-memory 1GB", {"kv_memory": 10**9}),
+    ("run|m|- one\n- two|--json", {"prompt": "- one\n- two", "json": True}),
+    ("run|m|--- a line|--system=be brief", {"prompt": "--- a line", "system": "be brief"}),
+    ("run|m|--json is what?", {"prompt": "--json is what?", "json": False}),
     ("score m p a b c", {"prompt": "p", "candidate": ["a", "b", "c"]}),
     ("score a --json m b c", {"model": "a", "prompt": "m", "candidate": ["b", "c"], "json": True}),
     ("embed m", {"text": []}),
@@ -63,7 +66,7 @@ LINES = [
 
 @pytest.mark.parametrize(("line", "expected"), LINES, ids=lambda value: str(value)[:40])
 def test_lines(line, expected):
-    found = vars(words.parse(line.split(" ")))
+    found = vars(words.parse(line.split("|" if "|" in line else " ")))
     assert {name: found[name] for name in expected} == expected
 
 

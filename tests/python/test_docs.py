@@ -10,6 +10,7 @@ What cannot run here has ``<!-- not run: why -->`` above it.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import os
@@ -41,7 +42,7 @@ PAGES = sorted(
 )
 _FENCE = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```([^\n]*)\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
 #: Languages that run, and those that are only shown.
-RUN, SHOWN = ("python", "sh"), ("text", "json", "lark")
+RUN, SHOWN = ("python", "sh"), ("text", "json")
 
 #: Runs the blocks of a page, [[language, code], ...] on stdin, and prints what each of them printed.
 RUNNER = """
@@ -152,10 +153,7 @@ def documentation(name: str, thing: Any) -> str:
 def arguments(name: str, thing: Any) -> list[str]:
     """The arguments that a caller may give. ``**unknown`` is there to be refused."""
     function = thing.__init__ if isinstance(thing, type) else thing
-    made = hasattr(thing, "__dataclass_fields__") or name in (
-        "Stream",
-        "AsyncStream",
-    )  # by us, never by callers
+    made = dataclasses.is_dataclass(thing) or name in CONF["MADE_BY_US"]
     if not inspect.isroutine(function) or not hasattr(function, "__code__") or made:
         return []
     return [one for one in inspect.signature(function).parameters if one not in ("self", "unknown")]

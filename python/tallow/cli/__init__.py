@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from ..errors import Error
 from . import commands, words
+from .output import complain
 from .usage import UsageError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:  # --help and --version, which argparse ends
         return ended.code if isinstance(ended.code, int) else OK
     except UsageError as error:
-        _complain(str(error))
+        complain(str(error))
         return USAGE
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -47,15 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
         return FAILED
     except Error as error:
-        _complain(str(error))
+        complain(str(error))
         return FAILED
     except OSError as error:
-        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return FAILED
-
-
-def _complain(message: str) -> None:
-    print(f"tallow: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _any_character() -> None:

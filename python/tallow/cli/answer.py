@@ -16,7 +16,7 @@ from .. import answers, results
 from ..errors import InvalidRequestError
 from ..model import Model
 from . import settings
-from .output import counted, dim, is_terminal, tell, write
+from .output import counted, is_terminal, tell, write
 from .usage import UsageError
 
 #: Seconds after which somebody who waits for us is told that we wait for stdin.
@@ -142,8 +142,11 @@ class Shown:
         }
 
 
-def show(asked: answers.Asked, options: argparse.Namespace, *, keep: bool = False) -> Shown:
-    """Prints an answer as it comes. ``keep``: Ctrl-C ends the answer and keeps what was said of it."""
+def show(
+    asked: answers.Asked, options: argparse.Namespace, *, keep: bool = False, told: set[str] | None = None
+) -> Shown:
+    """Prints an answer as it comes. ``keep``: Ctrl-C ends the answer and keeps what was said of it. ``told``:
+    notes that were told before."""
     with asked.stream() as reply:
         shown = Shown(reply)
         try:
@@ -157,8 +160,11 @@ def show(asked: answers.Asked, options: argparse.Namespace, *, keep: bool = Fals
         print(json.dumps(shown.as_json(), ensure_ascii=False), flush=True)
     elif not options.json:
         write("\n")
+        told = set() if told is None else told
         for note in reply.notes:
-            tell(f"note: {note}")
+            if note not in told:
+                tell(f"note: {note}")
+        told.update(reply.notes)
     return shown
 
 
@@ -166,8 +172,7 @@ def _take(shown: Shown, event: answers.Event, *, quiet: bool) -> None:
     if isinstance(event, answers.Thought):
         shown.thought += event.text
         if not quiet:
-            sys.stderr.write(dim(event.text, sys.stderr))
-            sys.stderr.flush()
+            write(event.text, sys.stderr, faint=True)
     elif isinstance(event, str):
         if shown.thought and not shown.text and not quiet:
             write("\n", sys.stderr)

@@ -28,7 +28,7 @@ from ..errors import HubError, InvalidRequestError
 from ..progress import reporter
 from ..wheels import ALIASES, archive, locate, normal
 from ..wheels.cache import MARKER, try_lock
-from .output import is_terminal, table, tell
+from .output import complain, is_terminal, table, tell
 
 _PARTIAL = ".incomplete"
 
@@ -145,10 +145,7 @@ def remove(options: argparse.Namespace) -> int | None:
             continue
         with _all_locks(model.locks) as free:
             if not free:
-                print(
-                    f"tallow: {model.name}: another process is downloading it; nothing was removed",
-                    file=sys.stderr,
-                )
+                complain(f"{model.name}: another process is downloading it; nothing was removed")
                 failed = True
                 continue
             print(f"removed {model.name}: {size(_removed(model))} came free")

@@ -16,7 +16,7 @@ from .._log import size
 from ..errors import ContextLengthError, Error, InvalidRequestError, TemplateError
 from . import settings
 from .answer import decoded, figures, show
-from .output import counted, is_terminal, tell
+from .output import complain, counted, is_terminal, tell
 
 _QUOTES = '"""'
 _MAX_SAVED = 64 << 20
@@ -51,6 +51,8 @@ class Chat:
         self.given = given
         self.turns: list[dict[str, Any]] = settings.opening(options)
         self.template = answers.Template.of(model)
+        #: Notes of the template that were told; each turn would bring them again.
+        self.notes: set[str] = set()
         #: Files that this conversation may write again.
         self.own: set[Path] = set()
         self.commands: dict[str, tuple[Callable[[str], bool], str]] = {
@@ -103,17 +105,17 @@ class Chat:
         turns = [*self.turns, {"role": "user", "content": said}]
         try:
             asked = answers.prepare(self.model, turns, template=self.template, **self.given)
-            shown = show(asked, self.options, keep=True)
+            shown = show(asked, self.options, keep=True, told=self.notes)
         except ContextLengthError as error:
-            tell(
-                f"tallow: the conversation has {error.prompt_tokens} tokens now, and the context has "
+            complain(
+                f"the conversation has {error.prompt_tokens} tokens now, and the context has "
                 f"{error.limit}; this message was left out. /clear forgets what was said"
             )
             return
         except Error as error:
             if not is_terminal(sys.stdin):
                 raise
-            tell(f"tallow: {error}")
+            complain(str(error))
             return
         if shown.interrupted:
             tell("(interrupted)")

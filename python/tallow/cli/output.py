@@ -20,20 +20,25 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def write(text: str, stream: TextIO | None = None) -> None:
-    """At once, and harmless where it is shown."""
+def write(text: str, stream: TextIO | None = None, *, faint: bool = False) -> None:
+    """At once, and harmless where it is shown. ``faint``: as what is beside the matter, on a terminal."""
     stream = stream or sys.stdout
-    stream.write(text.translate(_CONTROLS) if is_terminal(stream) else text)
+    if is_terminal(stream):
+        text = text.translate(_CONTROLS)
+        text = f"\x1b[2m{text}\x1b[0m" if faint else text
+    stream.write(text)
     stream.flush()
-
-
-def dim(text: str, stream: TextIO) -> str:
-    return f"\x1b[2m{text}\x1b[0m" if is_terminal(stream) else text
 
 
 def tell(line: str) -> None:
     """A line beside the answer."""
-    print(dim(line.translate(_CONTROLS), sys.stderr), file=sys.stderr, flush=True)
+    write(line, sys.stderr, faint=True)
+    write("\n", sys.stderr)
+
+
+def complain(message: str) -> None:
+    """What went wrong, in one line."""
+    write(f"tallow: {' '.join(message.split())}\n", sys.stderr)
 
 
 def counted(count: int, what: str) -> str:

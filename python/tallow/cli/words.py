@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from . import commands
 from .usage import Parser, UsageError, prog
 
+#: What an option begins with; "-", "-5", "- a list" and "--- a line" are words.
+_OPTION = re.compile(r"-[A-Za-z]|--[A-Za-z][\w-]*(=|\Z)")
+
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
     """The command and its options; prints and ends for ``--help`` and ``--version``."""
@@ -66,7 +69,7 @@ def split(parser: Parser, given: Sequence[str]) -> tuple[list[str], list[str]]:
     for text in rest:
         if text == "--":
             found.extend(rest)
-        elif text == "-" or not text.startswith("-") or _is_number(text):
+        elif not _OPTION.match(text):
             found.append(text)
         else:
             name, value = _option(parser, text)
@@ -77,10 +80,6 @@ def split(parser: Parser, given: Sequence[str]) -> tuple[list[str], list[str]]:
                     parser.error(f"{name} needs a value: {name} {action.metavar}")
             options.append(name if value is None else f"{name}={value}")
     return options, found
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-\d+(\.\d+)?", text) is not None
 
 
 def _option(parser: Parser, text: str) -> tuple[str, str | None]:
