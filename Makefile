@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # One cargo profile for all tests (see Cargo.toml), so that the dependencies are compiled once.
 PROFILE := fast
 MODELS := target/test-models
+# What ruff looks at.
+SOURCES := python tests/python examples scripts benches docs notebooks
 
 .DEFAULT_GOAL := help
 .PHONY: help bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
@@ -52,13 +54,13 @@ check: format lint stubs docs check-cuda test test-newest-dspy test-notebooks ##
 
 format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff format`)
 	cargo fmt --check
-	$(BIN)/ruff format --check python tests/python examples scripts benches docs notebooks
+	$(BIN)/ruff format --check $(SOURCES)
 
 lint: $(VENV)/.ready ## Clippy without warnings, with and without Python; ruff
 	cargo clippy --profile $(PROFILE) --quiet --all-targets -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --features python -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --no-default-features -- -D warnings
-	$(BIN)/ruff check python tests/python examples scripts benches docs notebooks
+	$(BIN)/ruff check $(SOURCES)
 
 stubs: develop ## The type stubs against the built module
 	$(BIN)/python -m mypy.stubtest tallow._core --ignore-disjoint-bases

@@ -3,9 +3,9 @@
 #
 # Usual guess: sums are kept in f32 and rounded once at the end, as PyTorch's are, so that a row's softmax adds up to about 1.
 # Seen (candle-core and candle-nn 0.11.1, CPU): they are kept in the type itself. A sum of ones stops at 256 in bf16 and at 2048 in
-#   f16, where one more no longer counts. The softmax of 4096 equal scores adds up to 16 in bf16, to 2 in f16: attention over
-#   a long prompt is too strong by such a factor. A product of matrices of the same numbers is right.
-#   Converting to f32 before sum and softmax gives the right numbers.
+#   f16, where one more no longer counts. The softmax of 4096 equal scores adds up to 16 in bf16, to 2 in f16: an
+#   attention that looks at all of a long prompt alike comes out too large by that factor. A product of matrices of the same
+#   numbers is right, and so is all of it in f32.
 #
 # Output seen:
 #   BF16  sum of 4096 ones: 256   softmax of 4096 adds up to: 16  by matmul: 4096

@@ -5,8 +5,7 @@
 # Usual guess: it gives the folder if the repository was downloaded, and raises LocalEntryNotFoundError if files are missing:
 #   hf_hub_download of a missing file does.
 # Seen (huggingface_hub 2.4.0): one file is enough. After something read the configuration alone, the folder is given as the
-#   snapshot, also where allow_patterns asks for weights and there are none; a download that was broken off looks the same.
-#   The error comes later, from what opens the folder.
+#   snapshot, also where allow_patterns asks for weights and there are none. The error comes later, from what opens the folder.
 #
 # Output seen:
 #   in the cache: config.json

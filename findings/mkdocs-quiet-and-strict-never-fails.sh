@@ -21,7 +21,7 @@ echo "site_name: Example" > "$work/mkdocs.yml"
 echo "# Home, with a [link to nowhere](missing.md)" > "$work/docs/index.md"
 build() {
     local status=0
-    "$work/venv/bin/mkdocs" build --config-file "$work/mkdocs.yml" --site-dir "$work/site" "$@" 2>/dev/null || status=$?
+    "$work/venv/bin/mkdocs" build --config-file "$work/mkdocs.yml" --site-dir "$work/site" "$@" >/dev/null 2>&1 || status=$?
     echo "$status"
 }
 strict=$(build --strict)

@@ -3,9 +3,9 @@
 # back in its `finally`.
 #
 # Usual guess: when the client goes away, the generator is closed and `finally` runs, as it does for an async generator.
-# Seen (starlette 1.10.0, uvicorn 0.54.0): a plain generator is neither asked for more nor closed. It is only let go of, and as the
-#   error that ended the response keeps it in a cycle, `finally` runs when Python next collects cycles: seconds or hours later,
-#   as busy as the process is. Until then the place is taken. An async generator is told at once.
+# Seen (starlette 1.10.0, uvicorn 0.54.0): a plain generator is neither asked for more nor closed. It is left in a cycle of
+#   references, so `finally` runs when Python next collects cycles: seconds or hours later, as busy as the process is. Until
+#   then the place is taken. An async generator is told at once.
 #
 # Output seen (a second after the client left):
 #   async generator  finally has run: True

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ._log import size
 from .progress import in_notebook
 
 if TYPE_CHECKING:
@@ -54,14 +55,13 @@ def percent(probability: float) -> str:
 def model(model: Model) -> str:
     """The facts that a person asks for first. Starts no engine."""
     config = model.config
-    size = (
-        f"{config['num_layers']} layers of width {config['hidden_size']}, a vocabulary of {model.vocab_size:,} tokens"
-    )
+    shape = f"{config['num_layers']} layers of width {config['hidden_size']}"
+    shape += f", a vocabulary of {model.vocab_size:,} tokens"
     if config.get("num_experts"):
-        size += f", {config['num_experts']} experts ({config['num_experts_per_tok']} a token)"
+        shape += f", {config['num_experts']} experts ({config['num_experts_per_tok']} a token)"
     rows = {
         "family": str(config.get("family", "?")),
-        "size": size,
+        "size": shape,
         "quantization": f"{' + '.join(model.weight_types)}, computed in {model.dtype}",
         "context": f"{model.context_length:,} tokens",
         "memory": _memory(model),
@@ -76,21 +76,13 @@ def model(model: Model) -> str:
 
 
 def _memory(model: Model) -> str:
-    weights = f"{_bytes(model.weight_bytes)} of weights"
+    weights = f"{size(model.weight_bytes)} of weights"
     stats = model._shared.running_stats()
     if stats is not None:
-        kept, limit = _bytes(stats["touched_kv_bytes"]), _bytes(stats["kv_bytes"])
+        kept, limit = size(stats["touched_kv_bytes"]), size(stats["kv_bytes"])
         return f"{weights}, {kept} of keys and values (at most {limit})"
     given = model._shared.options.kv_memory
-    return weights if given is None else f"{weights}, at most {_bytes(given)} of keys and values"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+    return weights if given is None else f"{weights}, at most {size(given)} of keys and values"
 
 
 # Probabilities
