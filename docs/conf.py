@@ -1,10 +1,10 @@
 """The documentation's configuration, for Sphinx: `make docs` builds it into target/docs, and a warning fails.
 
-Sphinx with furo and MyST, and not MkDocs with mkdocstrings: MkDocs 1 has no maintainer any more. Of ten
-planted mistakes (a link without a page, two without an anchor, a reference without an object, a picture, an
-include and a page of the table of contents that are missing, a page that is in none, ...) Sphinx finds all
-that are its business, MkDocs 1.6.1 all but the include, and its successor Zensical 0.0.73 only the four in
-links. The build takes seconds; nothing is fetched, then or by the pages.
+Sphinx with furo and MyST, and not MkDocs with mkdocstrings: MkDocs 1 has no maintainer any more. Of eight
+planted mistakes (a link without a page, two without an anchor, a reference without an object; a picture, an
+include and a page of the table of contents that are missing; a page that is in none) Sphinx 9.0.4 finds all,
+MkDocs 1.6.1 all but the include, and its successor Zensical 0.0.73 the first four. The build takes ten
+seconds; nothing is fetched, then or by the pages.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ html_static_path = ["_static"]
 html_css_files = ["tallow.css"]
 html_show_sphinx = False
 html_copy_source = False
-pygments_style = "a11y-high-contrast-light"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_style = "tango"
+pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 
 
@@ -69,7 +69,8 @@ PAGES = {
     "benches/results.svg": "/../benches/results.svg",
     "docs/howto": "/howto/pick-a-model.md",
     "examples": "/howto/examples.md",
-    "findings": "/contributing.md#write-a-finding",
+    "findings": "/findings.md",
+    "findings/README.md": "/findings.md",
     "notebooks": "/notebooks/01-first-steps.ipynb",
 }
 # MyST follows docs/notebooks to where it leads, which is outside of the source; the role does not.
@@ -83,6 +84,8 @@ def site_links(text: str, folder: Path) -> str:
 
     def moved(link: re.Match[str]) -> str:
         target = os.path.relpath(folder / link[0], ROOT)
+        if target.startswith("findings/") and target.endswith(".sh"):
+            return f"/../{target}"  # to be downloaded
         page = f"/{target.removeprefix('docs/')}" if target.startswith(("docs/", "notebooks/")) else link[0]
         return PAGES.get(target, page)
 
@@ -125,26 +128,27 @@ def stub_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines
     node = STUBS.get(name)
     if node is not None:
         typed = isinstance(node, ast.FunctionDef) and what == "attribute" and node.returns
-        kind = [f":type: {ast.unparse(node.returns)}", ""] if typed else []
-        lines[:] = [*(ast.get_docstring(node) or "").splitlines(), "", *kind]
+        kind = f"``{ast.unparse(typed)}``. " if typed else ""
+        lines[:] = [*f"{kind}{ast.get_docstring(node) or ''}".splitlines(), ""]
 
 
-def stub_signature(
+def shown_signature(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
-) -> tuple[str, str | None] | None:
+) -> tuple[str | None, str | None]:
     if isinstance(obj, type) and (dataclasses.is_dataclass(obj) or obj.__name__ in MADE_BY_US):
         return "", None
     node = STUBS.get(f"{name}.__new__") or STUBS.get(name)
-    if not isinstance(node, ast.FunctionDef) or what in ("attribute", "property"):
-        return None
-    shown = copy.deepcopy(node.args)
-    shown.args = [one for one in shown.args if one.arg not in ("self", "cls")]
-    result = node.returns if node.returns and what != "class" else None
-    return f"({ast.unparse(shown)})", ast.unparse(result) if result else None
+    if not isinstance(node, ast.FunctionDef) or what == "attribute":
+        # What is there to be refused by name is no argument.
+        return signature and signature.replace(", **unknown: object", ""), returns
+    given = copy.deepcopy(node.args)
+    given.args = [one for one in given.args if one.arg not in ("self", "cls")]
+    result = node.returns if what != "class" else None
+    return f"({ast.unparse(given)})", ast.unparse(result) if result else None
 
 
 def setup(app: Any) -> None:
     app.connect("include-read", included)
     app.connect("source-read", notebook)
     app.connect("autodoc-process-docstring", stub_docstring)
-    app.connect("autodoc-process-signature", stub_signature)
+    app.connect("autodoc-process-signature", shown_signature)

@@ -2,9 +2,9 @@
 # diskcache.FanoutCache (DSPy's cache on disk is one) keeps values in several shards and takes a limit of its size in bytes.
 #
 # Usual guess: a value of a quarter of the limit is kept until the cache is full.
-# Seen (diskcache 5.6.3): each shard has its share of the limit, and a value above the share is removed by the very call that stores it,
-#   which returns True. It is computed again each time, and nothing is said. With 16 shards the bound is a sixteenth of what
-#   was asked for. diskcache.Cache, one shard, keeps the value.
+# Seen (diskcache 5.6.3): each shard has its share of the limit, and a value above the share is removed by the very call that
+#   stores it, which returns True. It is computed again each time, and nothing is said. With 16 shards the bound is a sixteenth
+#   of what was asked for. diskcache.Cache, which has no shards, keeps the value.
 #
 # Output seen:
 #   FanoutCache, 8 shards: set True, then there: False

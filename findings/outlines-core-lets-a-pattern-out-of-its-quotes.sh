@@ -3,8 +3,8 @@
 #
 # Usual guess: the pattern is about the string's value. What a model writes under the expression can always be read as JSON.
 # Seen (outlines-core 0.2.14): the pattern is put between the quotes as it stands. `.` and `[^,]` match a quote or a line break
-#   too, so that "a"b" is allowed; of `^yes|no$` each alternative gets one of the quotes, and "yes and no" are all that can be
-#   written. llguidance 1.9.1 escapes the value and takes the alternatives as a group.
+#   too, so that "a"b" is allowed. Of `^yes|no$` each alternative gets one of the two quotes, and yes without its last or no
+#   without its first is all that can be written. llguidance 1.9.1 escapes the value and takes the alternatives as a group.
 #
 # Output seen:
 #   ^[^,]+$    "a"b"   outlines: True   llguidance: False  JSON: False

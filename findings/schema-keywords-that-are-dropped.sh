@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Constrained decoding promises an answer that is valid by a JSON schema. The keywords below are what pydantic writes for bounds,
-# multiples, sets, tuples, dates and a described reference.
+# Constrained decoding promises an answer that is valid by a JSON schema. The keywords below say bounds, multiples, sets, tuples
+# and dates, as pydantic writes them, and a bound beside a reference.
 #
 # Usual guess: a keyword is enforced, or the schema is refused.
 # Seen (outlines-core 0.2.14, lm-format-enforcer 0.11.3): many are dropped in silence, and lm-format-enforcer drops the types

@@ -426,6 +426,12 @@ def test_odd_prompts_run_free(text, name, caller):
     assert (made.name, made.constraint) == (name, {}) and made.why
 
 
+@pytest.mark.parametrize("text", [CHAT + END, ODD[5][0]])
+def test_a_prompt_without_fields_says_so(text):
+    """As where a native call of a tool is the one output."""
+    assert formats.find(request(text), None).why == "the prompt names no output fields"
+
+
 def test_own_response_formats():
     schema = {
         "type": "object",

@@ -58,7 +58,7 @@ class Prompt:
         elif self.kind == "xml":
             body = body.split(". Use this nested XML structure:")[0]
         found = list(_NAMES[self.layout].finditer(body))
-        ends = [*(match.start() for match in found[1:]), len(body)]
+        ends = [*(match.start() for match in found), len(body)][1:]
         return [(match[1], body[match.end() : end]) for match, end in zip(found, ends, strict=True)]
 
 
