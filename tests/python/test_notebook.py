@@ -99,7 +99,7 @@ def test_the_stop_button_ends_a_cell_at_once(cell, way):
         cell("judge = tallow.Judge(model, cache=False)")
     latencies = []
     while len(latencies) < 3 and min(latencies, default=1) >= 0.2:  # a busy machine may keep anybody waiting
-        shown = cell(f"print('go', flush=True)\n{WAITING[way]}", interrupt_after=0.3)
+        shown = cell(f"print('go', flush=True)\n{WAITING[way]}", interrupt_after=0.15)
         (error,) = (message for message in shown if message["type"] == "error")
         assert error["ename"] in ("KeyboardInterrupt", "CancelledError"), error
         latencies.append(error["after"])
