@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: What differs from run to run in every output.
 TIMES = re.compile(r"Timings\([^)]*\)|\d[\d,.]*(?= (?:s|ms|tokens/s)\b)")
 #: A progress bar as it stands at the end, or the blanks that it left.
-BAR = re.compile(r"^.*\d%\|.*\| \d+/\d+ \[.*\]\s*\n?|^\s+\Z", re.MULTILINE)
+BAR = re.compile(r"^.*\d%\|.*\| \S+/\S+ \[.*\] *\n?|\A\s+\Z", re.MULTILINE)
+_PATIENCE = 300  # seconds for the kernel to start and for a cell, on a machine with much else to do
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -81,10 +82,16 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             os.environ[name] = os.path.join(folder, name)
             os.mkdir(os.environ[name])
         (work := Path(folder, "work")).mkdir()
-        options = {"timeout": 120, "record_timing": False, "coalesce_streams": True, "allow_errors": True}
-        NotebookClient(new, kernel_manager_class=Kernel, kernel_name="python3", **options).execute(
-            cwd=str(work)
-        )
+        NotebookClient(
+            new,
+            kernel_manager_class=Kernel,
+            kernel_name="python3",
+            startup_timeout=_PATIENCE,
+            timeout=_PATIENCE,
+            record_timing=False,
+            coalesce_streams=True,
+            allow_errors=True,
+        ).execute(cwd=str(work))
     new.metadata = nbformat.from_dict(METADATA)
     for cell in code_cells(new):
         cell.outputs = [output for output in map(tidy, cell.outputs) if output.get("text") != ""]

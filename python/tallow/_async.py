@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import itertools
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import EllipsisType
 from typing import Any
 
@@ -56,24 +57,29 @@ class _Beat:
 _beats: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Beat] = weakref.WeakKeyDictionary()
 
 
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Has the running loop see signals while a task waits."""
+    loop = asyncio.get_running_loop()
+    beat = _beats.setdefault(loop, _Beat())
+    beat.join(loop)
+    try:
+        yield
+    finally:
+        beat.leave()
+
+
 class _Waiter:
     """A future that a task awaits. It is held only while its loop runs: a task that is pending on a loop that
     stands still, or is closed, lives as long as somebody wants it, and is else collected, which ends its
     request. (Ctrl-C out of ``run_until_complete``, as in a notebook's cell, leaves such a task behind.)"""
 
-    __slots__ = ("_beat", "_future", "_held", "_loop")
+    __slots__ = ("_future", "_held", "_loop")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._beat = _beats.setdefault(self._loop, _Beat())
         self._held: asyncio.Future[None] | None = self._loop.create_future()
         self._future = weakref.ref(self._held)
-
-    def begin(self) -> None:
-        self._beat.join(self._loop)
-
-    def end(self) -> None:
-        self._beat.leave()
 
     def look(self) -> None:
         self._held = self._future() if self._loop.is_running() else None
@@ -106,12 +112,10 @@ class _Waiters:
     def join(self) -> _Waiter:
         waiter = _Waiter()
         self._waiters.add(waiter)
-        waiter.begin()
         return waiter
 
     def leave(self, waiter: _Waiter) -> None:
         self._waiters.discard(waiter)
-        waiter.end()
 
     # Of a copy, made at once: other threads join and leave.
 
@@ -224,19 +228,22 @@ class AsyncGeneration:
         """The next raw piece; None after the last, or when another task closes it. A cancelled task cancels
         its generation at once."""
         try:
-            while True:
-                waiter = self._waiters.join()  # before looking, so that no news is lost that comes after it
-                try:
-                    if self._closed:
-                        return None
-                    piece = await self._poll()
-                    if not isinstance(piece, EllipsisType):
-                        if piece is None:
-                            self.close()
-                        return piece
-                    await waiter.future()
-                finally:
-                    self._waiters.leave(waiter)
+            with awake():
+                while True:
+                    waiter = (
+                        self._waiters.join()
+                    )  # before looking, so that no news is lost that comes after it
+                    try:
+                        if self._closed:
+                            return None
+                        piece = await self._poll()
+                        if not isinstance(piece, EllipsisType):
+                            if piece is None:
+                                self.close()
+                            return piece
+                        await waiter.future()
+                    finally:
+                        self._waiters.leave(waiter)
         except Cancelled:
             if self._closed:  # by a filter of its own, which ran while it was looked for a piece
                 return None

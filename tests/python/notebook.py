@@ -14,6 +14,8 @@ from conftest import needed
 manager, kernelspec = needed("jupyter_client.manager"), needed("jupyter_client.kernelspec")
 needed("ipykernel")
 
+_PATIENCE = 300  # seconds for a message, on a machine with much else to do
+
 
 class Kernel:
     def __init__(self, manager: Any, client: Any) -> None:
@@ -27,7 +29,7 @@ class Kernel:
         shown: list[dict[str, Any]] = []
         stopped = None
         while True:
-            message = self._client.get_iopub_msg(timeout=60)
+            message = self._client.get_iopub_msg(timeout=_PATIENCE)
             if message["parent_header"].get("msg_id") != asked:
                 continue
             kind, content = message["msg_type"], message["content"]
@@ -56,7 +58,7 @@ def kernel(folder: Path) -> Iterator[Kernel]:
     client = running.blocking_client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=_PATIENCE)
         yield Kernel(running, client)
     finally:
         client.stop_channels()

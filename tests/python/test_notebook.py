@@ -79,6 +79,7 @@ def test_a_stream_grows_in_one_output(cell, code, smollm2):
         assert again["type"] == "execute_result", "in another cell it is shown"
 
 
+LONG = "'word ' * 4000"
 WAITING = {
     "generate": "model.generate('once', **endless)",
     "show": "model.stream('once', **endless).show()",
@@ -86,15 +87,19 @@ WAITING = {
     "gather": "await asyncio.gather(*(model.agenerate(f'{i}', **endless) for i in range(8)))",
     "astream": "async for _ in model.astream('once', **endless): pass",
     "astream.show": "await model.astream('once', **endless).show()",
+    "judge": f"await judge.acall(state={LONG}, questions={{'happy': {{'type': 'noul'}}}})",
     "timeout": "await asyncio.wait_for(model.agenerate('once', **endless), 60)",
 }
 
 
 @pytest.mark.parametrize("way", WAITING)
 def test_the_stop_button_ends_a_cell_at_once(cell, way):
+    if way == "judge":
+        needed("dspy")
+        cell("judge = tallow.Judge(model, cache=False)")
     latencies = []
     while len(latencies) < 3 and min(latencies, default=1) >= 0.2:  # a busy machine may keep anybody waiting
-        shown = cell(f"print('go', flush=True)\n{WAITING[way]}", interrupt_after=0.3)
+        shown = cell(f"print('go', flush=True)\n{WAITING[way]}", interrupt_after=0.15)
         (error,) = (message for message in shown if message["type"] == "error")
         assert error["ename"] in ("KeyboardInterrupt", "CancelledError"), error
         latencies.append(error["after"])

@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .. import arguments, prompts, results, thinking
+from .. import _async, arguments, prompts, results, thinking
 from ..model import Model
 
 T = TypeVar("T")
@@ -184,4 +184,5 @@ def together(tasks: Sequence[Callable[[], T]]) -> list[T]:
 async def atogether(tasks: Sequence[Callable[[], T]]) -> list[T]:
     """``together`` on an event loop, which goes on meanwhile."""
     loop, pool = asyncio.get_running_loop(), _pool(os.getpid())
-    return list(await asyncio.gather(*(loop.run_in_executor(pool, task) for task in tasks)))
+    with _async.awake():
+        return list(await asyncio.gather(*(loop.run_in_executor(pool, task) for task in tasks)))
