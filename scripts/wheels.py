@@ -223,7 +223,7 @@ def build(kind: str, *, target: str | None, compatibility: str, zig: bool, out: 
     for feature in KINDS[kind].features:
         arguments += ["--features", feature]
     title = f"wheel {KINDS[kind].tag}"
-    return maturin(title, arguments, usual="6 to 10 minutes on two cores, the second wheel less", out=out)
+    return maturin(title, arguments, usual="5 to 15 minutes on two cores", out=out)
 
 
 def main() -> int:
