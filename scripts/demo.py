@@ -19,7 +19,7 @@ from wheels import DIST, ROOT, maturin, same_sources
 
 FOLDER = ROOT / "target" / "demo"
 BUILT = FOLDER / "dist"
-PIP = ("-m", "pip", "install", "--disable-pip-version-check")
+PIP = ("-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off")
 PINNED = ROOT / "scripts" / "requirements-wheels.txt"
 OLDEST = (3, 10)
 

@@ -70,13 +70,13 @@ class _Shown:
         return time.monotonic() - self.began
 
     def tell(self, doing: object) -> None:
-        text = f"{doing}, {duration(self.seconds())}"
         if self.rewrites:
-            line = f"{self.title}: {text}{self.usual}"[: shutil.get_terminal_size().columns - 1]
-            print(f"\r\x1b[K{line}", end="", flush=True)
+            width = shutil.get_terminal_size().columns - 1
+            line = f"{self.title}: {duration(self.seconds())}{self.usual}, {doing}"
+            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
         elif time.monotonic() - self.told >= REPEAT:
             self.told = time.monotonic()
-            print(f"  {text}", flush=True)
+            print(f"  {duration(self.seconds())}, {doing}", flush=True)
 
     def end(self, how: str) -> None:
         clear = "\r\x1b[K" if self.rewrites else ""

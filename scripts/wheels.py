@@ -40,20 +40,23 @@ LIMIT_MB = 30.0
 
 @dataclass(frozen=True)
 class Kind:
-    """A wheel of a platform. maturin knows the interpreter's headers by its name and need not find it."""
+    """A wheel of a platform. maturin knows the layout of an interpreter by its name and need not find it."""
 
     tag: str
     interpreter: str
-    what: str
+    #: Cargo's; those in pyproject.toml are said again, for maturin takes either these or those.
     features: tuple[str, ...] = ()
 
 
 KINDS = {
-    "abi3": Kind("cp310-abi3", "python3.10", "CPython 3.10 and later"),
-    "cp314t": Kind("cp314-cp314t", "python3.14t", "free-threaded CPython 3.14"),
-    "abi3t": Kind("cp315-abi3.abi3t", "python3.15t", "CPython 3.15 and later, free-threaded too", ("abi3t",)),
+    # CPython 3.10 and later
+    "abi3": Kind("cp310-abi3", "python3.10"),
+    # free-threaded CPython 3.14, which has no stable ABI
+    "cp314t": Kind("cp314-cp314t", "python3.14t"),
+    # CPython 3.15 and later, with the GIL and without
+    "abi3t": Kind("cp315-abi3.abi3t", "python3.15", ("python", "abi3t")),
 }
-#: What a release has. The wheel for 3.15 follows when that has its final headers.
+#: What a release has. The wheel for 3.15 joins it when it has run once.
 RELEASE = ("abi3", "cp314t", "sdist")
 
 #: Names that a file list must have, and that it must not have, by the end of the archive's name. A name that
