@@ -21,9 +21,8 @@ text = "Maria Lopez is 34 years old and lives in Madrid."
 ask = [{"role": "user", "content": f"Extract the name, age and city as JSON. {text}"}]
 print(repr(Person.model_validate_json(model.generate(ask, json_schema=Person, temperature=0).text)))
 languages = [" English", " French", " German"]
-print(
-    "Guten Tag:", model.generate("The language of the text 'Guten Tag' is", choices=languages, temperature=0)
-)
+language = model.generate("The language of the text 'Guten Tag' is", choices=languages, temperature=0)
+print(f"Guten Tag:{language}")
 moon = [{"role": "user", "content": "In which year did a human first walk on the Moon?"}]
 print("on the moon:", model.generate(moon, regex="(19|20)[0-9]{2}", temperature=0))
 

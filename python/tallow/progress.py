@@ -84,6 +84,7 @@ class Bars:
             self._began.pop(what, None)
             bar = self._bars.pop(what, None)
             if bar is not None:
+                bar.update((bar.total or bar.n) - bar.n)  # a notebook's bar that is not full would stay, red
                 bar.close()
             return
         began = self._began.setdefault(what, time.monotonic())

@@ -1,6 +1,7 @@
 //! Weights and a blueprint -> [`Decoder`]: every tensor's shape is checked, fused projections are split and
 //! permuted rows go home here, at the door, so that nothing further in has to know.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::decoder::{Decoder, LayerWeights};
@@ -26,7 +27,7 @@ impl Decoder {
         after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
         let names = Names::of(weights, config.post_norms(), config.names);
-        let loader = TensorLoader { names, weights, config: &config, ops: &ops, to };
+        let loader = TensorLoader { names, weights, config: &config, ops: &ops, to, quantized: Cell::new(0) };
         let (mut layers, mut counts) = (Vec::with_capacity(config.layers.len()), LayerCounts::default());
         for index in 0..config.layers.len() {
             layers.push(loader.layer(index, &mut counts)?);
@@ -43,6 +44,7 @@ impl Decoder {
         let embed = Linear { weight, scale: 1.0, bias: None, outlier: outlier(Part::Embed) };
         let drafts = config.layers.len()..config.layers.len() + config.draft_layers;
         let left_alone = left_alone(weights, config.wrapper.is_some(), drafts)?;
+        let quantized = loader.quantized.get();
         Ok(Decoder {
             embed,
             per_layer,
@@ -55,6 +57,7 @@ impl Decoder {
             ops,
             config,
             left_alone,
+            quantized,
         })
     }
 }
@@ -66,6 +69,8 @@ pub(super) struct TensorLoader<'a> {
     pub config: &'a Config,
     pub ops: &'a Ops,
     to: Option<WeightType>,
+    /// Matrices that were quantized so far.
+    quantized: Cell<usize>,
 }
 
 impl TensorLoader<'_> {
@@ -220,7 +225,9 @@ impl TensorLoader<'_> {
         let Some(to) = self.to.filter(|_| !exact) else { return Ok(weight) };
         let bits = 8 * to.block_bytes() / to.block_len();
         let outer = matches!(part, Part::Embed | Part::Head) && bits < 6;
-        quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())
+        let made = quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())?;
+        self.quantized.set(self.quantized.get() + usize::from(made.dtype != weight.dtype));
+        Ok(made)
     }
 
     pub fn norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Norm> {

@@ -40,6 +40,8 @@ pub struct Decoder {
     pub(super) frequencies: Vec<(Vec<f32>, f32)>,
     /// What the checkpoint holds beside the language model: "images (12 tensors)".
     pub(super) left_alone: Vec<String>,
+    /// Matrices that were quantized at load.
+    pub(super) quantized: usize,
 }
 
 pub(super) struct LayerWeights {
@@ -110,6 +112,11 @@ impl Decoder {
     /// What the checkpoint holds beside the language model, and was not loaded.
     pub fn left_alone(&self) -> &[String] {
         &self.left_alone
+    }
+
+    /// How many matrices were quantized at load.
+    pub fn quantized(&self) -> usize {
+        self.quantized
     }
 
     /// The weights of all projections.

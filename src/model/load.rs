@@ -230,7 +230,12 @@ impl Request {
         let decoder =
             Decoder::build(files.config, &files.weights, ops, context_length, self.quantize, &mut advance)?;
         let (weight_bytes, weight_types) = stored(&decoder);
-        let notes = notes(&decoder, context_length);
+        let mut notes = notes(&decoder, context_length);
+        if let Some(to) = self.quantize.filter(|_| decoder.quantized() == 0) {
+            notes.push(format!(
+                "quantize changed nothing: the weights are quantized already, or too narrow for {to}"
+            ));
+        }
         Ok(Model {
             name: located.name.clone(),
             revision: located.revision.clone(),

@@ -131,7 +131,13 @@ fn watch<T: Send>(
                     done += bytes;
                     moved = true;
                 }
-                Report::Finish => tell(&what, total, -1)?,
+                Report::Finish => {
+                    // Its last bytes before its end.
+                    if std::mem::take(&mut moved) {
+                        tell(&what, total, done as i64)?;
+                    }
+                    tell(&what, total, -1)?;
+                }
                 Report::Done(result) => return result.map_err(|error| to_python(py, &error)),
             }
         }

@@ -94,7 +94,7 @@ def printed(page: str, every: list[Block], folder: str) -> list[str]:
         input=json.dumps([block[:2] for block in every]),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         cwd=folder,
         env=environment,

@@ -303,3 +303,10 @@ def test_stats_count(tiny):
     assert after["requests"] - before["requests"] == 1
     assert after["completion_tokens"] - before["completion_tokens"] == 3
     assert pages_are_back(after)
+
+
+def test_quantizing_what_is_quantized_is_told(smollm2, tiny_folder):
+    told = "quantize changed nothing: the weights are quantized already, or too narrow for Q4_0"
+    assert told in tallow.Model("smollm2", quantize="q4_0", progress=False).notes
+    assert told not in tallow.Model(tiny_folder, quantize="q4_0", progress=False).notes
+    assert smollm2.notes == []

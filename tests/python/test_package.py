@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from tqdm.std import tqdm
 
 import tallow
 from conftest import python
+from tallow import progress
 from tallow.progress import Bars, reporter
 
 
@@ -85,6 +87,16 @@ def test_bars_come_only_when_it_takes_long(capsys):
         bars("model.gguf", 100, 60)
         assert ("model.gguf" in capsys.readouterr().err) == (bars is slow)
         bars("model.gguf", 100, -1)
+
+
+@pytest.mark.parametrize("total", [100, None])
+def test_a_bar_is_full_when_its_item_is_finished(total, monkeypatch):
+    made = []
+    monkeypatch.setattr(progress, "_bar", lambda what, total: made.append(tqdm(total=total)) or made[-1])
+    bars = Bars(patience=0.0)
+    for done in (10, 60, -1):
+        bars("model.gguf", total, done)
+    assert [bar.n for bar in made] == [total or 60] and made[0].disable, "closed"
 
 
 def test_the_interpreter_ends_while_requests_run(tiny_folder):
