@@ -70,6 +70,8 @@ def main() -> int:
             f"tallow needs Python 3.10 or later, and {sys.executable} is {sys.version.split()[0]}: "
             "make demo PYTHON=python3.12"
         )
+    if given.wheel and not Path(given.wheel).is_file():
+        sys.exit(f"there is no file {given.wheel}; WHEEL= takes the path of a wheel")
     python = FOLDER / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
         print("making an environment in target/demo ...", flush=True)
