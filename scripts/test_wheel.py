@@ -265,7 +265,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("wheel", nargs="*", type=Path, help="(those in dist/)")
     parser.add_argument("--python", nargs="*", default=[], metavar="COMMAND", help="(every version found)")
-    parser.add_argument("--environments", nargs="*", default=[it.name for it in ENVIRONMENTS], metavar="NAME")
+    names = [it.name for it in ENVIRONMENTS]
+    parser.add_argument("--environments", nargs="+", default=names, choices=names, help="(all)")
     parser.add_argument(
         "--limits", action="store_true", help="fail if a target of docs/packaging.md is missed"
     )
