@@ -91,4 +91,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_LAZY]
+    """What inspectors look at, so without what needs DSPy where that is not installed."""
+    from importlib.util import find_spec
+
+    return [*__all__, *(_LAZY if find_spec("dspy") else ())]

@@ -104,6 +104,8 @@ def memory(name: str, value: object) -> int:
     if isinstance(value, str):
         read = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", value.strip())
         unit = _BYTES.get(read[2].upper()) if read else None
+        if value.strip().isdigit():
+            wrong_value(name, value, f'a number with a unit in a text, such as "{value.strip()}MiB"')
         if read is None or unit is None:
             wrong_value(name, value, f"{wanted} (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)")
         import fractions  # with decimal, a tenth of the time that `import tallow` takes

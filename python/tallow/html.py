@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .model import Model
     from .results import Completion, Score, TokenLogprob
 
+_MOST_TOKENS = 2000  # that are coloured; a notebook keeps what it shows
 _INTERVAL = 0.1  # seconds between two updates of what a cell shows
 _FAINT = "opacity:.65;font-size:85%"
 _CELL = "text-align:left;padding:.15em .8em .15em 0;border:0;background:none;vertical-align:middle"
@@ -151,7 +153,16 @@ def completion(done: Completion) -> str:
 
 
 def _text(text: str) -> str:
-    return _tag("div", _TEXT, escape(text))
+    return _tag("div", _TEXT, _shown(text))
+
+
+#: Control characters (but line breaks and tabs), and those that turn the order of what follows round.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def _shown(text: str) -> str:
+    """As HTML, with what cannot be seen written out."""
+    return escape(_UNSEEN.sub(lambda found: repr(found[0])[1:-1], text))
 
 
 @dataclass
@@ -180,11 +191,13 @@ def tokens(entries: Iterable[TokenLogprob], text: str) -> str:
     """The tokens, coloured by their probability, with the alternatives on hover. What comes after the end of
     ``text`` (the stop text, as a rule) is struck through."""
     groups = list(_groups(entries))
+    coloured, rest = groups[:_MOST_TOKENS], groups[_MOST_TOKENS:]
     end = len(text) if "".join(group.text for group in groups).startswith(text) else sys.maxsize
     spans, at = [], 0
-    for group in groups:
+    for group in coloured:
         spans.append(_span(group, after_end=at >= end))
         at += len(group.text)
+    spans.append(_shown("".join(group.text for group in rest)))
     return _tag("div", _TEXT, "".join(spans))
 
 
@@ -194,7 +207,7 @@ def _span(group: _Group, after_end: bool) -> str:
     if after_end:
         style += ";opacity:.6;text-decoration:line-through"
     # A line break would hide its colour, and a token without text itself.
-    shown = escape(group.text).replace("\n", "&#8629;\n") or "&#183;"
+    shown = _shown(group.text).replace("\n", "&#8629;\n") or "&#183;"
     return _tag("span", style, shown, "\n".join(line for entry in group.entries for line in _told(entry)))
 
 

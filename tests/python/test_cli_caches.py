@@ -104,8 +104,8 @@ REMOVED = [
 @pytest.mark.parametrize(("name", "freed", "gone"), REMOVED)
 def test_rm(home, name, freed, gone):
     before = files(home)
-    done = run("rm", name)
-    assert done.returncode == 0 and done.stdout.endswith(f": {freed} came free\n"), done
+    done = run("rm", name, "--yes")
+    assert done.returncode == 0 and done.stdout.endswith(f": {freed} freed\n"), done
     assert files(home) == {path for path in before if not path.startswith(gone)}
     assert not (home / gone).exists()
 
@@ -127,9 +127,15 @@ def held(path: Path):
 def test_rm_leaves_what_is_being_downloaded(home, name, lock):
     before = files(home)
     with held(home / lock):
-        done = run("rm", name, "org/both")
+        done = run("rm", name, "org/both", "-y")
     assert done.returncode == 1 and "another process is downloading it; nothing was removed" in done.stderr
     assert files(home) == {path for path in before if "models--org--both" not in path}
+
+
+def test_rm_without_a_terminal_needs_yes(home):
+    before = files(home)
+    done = run("rm", "smollm2", stdin="n\n")
+    assert (done.returncode, files(home)) == (2, before) and "add --yes" in done.stderr
 
 
 def test_rm_asks_on_a_terminal(home, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 import tallow
 from tallow import html
-from tallow.results import Completion, Scores, Timings, TokenLogprob, Usage
+from tallow.results import Completion, Score, Scores, Timings, TokenLogprob, Usage
 
 HOSTILE = "<script>alert('x')</script>&amp; \"><img src=x onerror=y> {{7*7}} </div>\x00\x1b[31m"
 INF = math.inf
@@ -93,18 +93,23 @@ COMPLETIONS = {
         ["abc"],
         ["?  'a'", "0.0%  'b'\n   100.0%  'x'", "100.0%  'c'"],
     ),
+    "turned round": (answer("a\u202eb\tc"), ["a\\u202eb\tc"], []),
     "unlikely": (answer("a", token(b"a", -30.0)), ["a"], ["<0.1%  'a'"]),
 }
+
+
+def written(text: str) -> str:
+    return text.replace("\x00", "\\x00").replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
 
 
 @pytest.mark.parametrize("name", COMPLETIONS)
 def test_completion(name):
     done, texts, titles = COMPLETIONS[name]
     page = Page(done._repr_html_())
-    # A parser, as a browser, shows a null character as U+FFFD.
-    assert all(text.replace("\x00", "�") in page.text.replace("\x00", "�") for text in texts), page.text
-    shown = "\n".join(page.titles).replace("\x00", "�")
-    assert all(title.replace("\x00", "�") in shown for title in titles), page.titles
+    # What cannot be seen is written out.
+    assert all(written(text) in page.text for text in texts), page.text
+    shown = "\n".join(page.titles)
+    assert all(title in shown for title in titles), page.titles
     assert bool(page.titles) == (done.logprobs is not None)
 
 
@@ -218,3 +223,14 @@ def test_a_stream_tells_how_far_it_is(tiny):
         return repr(tiny.astream("once upon", max_tokens=1))
 
     assert asyncio.run(later()) == "<tallow.AsyncStream open, 0 tokens read: ''>"
+
+
+def test_a_long_answer_is_shown_whole_in_little_html():
+    done = answer("ab" * 5000, *(token(b"ab", -1.0, *(token(b"c", -2.0),) * 20) for _ in range(5000)))
+    html = done._repr_html_()
+    assert "ab" * 5000 in Page(html).text and len(html) < 2_000_000
+
+
+def test_slices_of_scores_are_scores():
+    scores = Scores([Score("a", -1.0, 1.0, (1,), (-1.0,))] * 3)
+    assert isinstance(scores[:2], Scores) and isinstance(scores[0], Score) and len(scores[:2]) == 2

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _any_character()
     given = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # closed by whoever started us (`>&-`): nobody wants to read it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         options = words.parse(given)
         code = commands.run(options) or OK

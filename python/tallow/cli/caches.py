@@ -29,6 +29,7 @@ from ..progress import reporter
 from ..wheels import ALIASES, archive, locate, normal
 from ..wheels.cache import MARKER, try_lock
 from .output import complain, is_terminal, table, tell
+from .usage import UsageError
 
 _PARTIAL = ".incomplete"
 
@@ -102,6 +103,8 @@ def _row(model: Cached) -> tuple[str, ...]:
     note = ""
     if any(map(_is_held, model.locks)):
         note = "is being downloaded"
+    elif not model.bytes and not model.partial:
+        note = "not complete: nothing of it is there; tallow pull fetches it again"
     elif not model.partial:
         note = _files(model)
     else:
@@ -138,9 +141,11 @@ def remove(options: argparse.Namespace) -> int | None:
     known = {model.name: model for model in found()}
     chosen = [_named(name, known) for name in dict.fromkeys(options.model)]
     failed = False
+    if not (options.yes or is_terminal(sys.stdin)):
+        raise UsageError("rm: there is no terminal to ask on; add --yes to remove without being asked")
     for model in chosen:
         held = size(model.bytes + model.partial_bytes)
-        if not (options.yes or not is_terminal(sys.stdin) or _agreed(f"remove {model.name} ({held})?")):
+        if not (options.yes or _agreed(f"remove {model.name} ({held})?")):
             tell(f"{model.name} stays")
             continue
         with _all_locks(model.locks) as free:
@@ -148,7 +153,7 @@ def remove(options: argparse.Namespace) -> int | None:
                 complain(f"{model.name}: another process is downloading it; nothing was removed")
                 failed = True
                 continue
-            print(f"removed {model.name}: {size(_removed(model))} came free")
+            print(f"removed {model.name}: {size(_removed(model))} freed")
     return 1 if failed else None
 
 
@@ -164,7 +169,7 @@ def _named(name: str, known: dict[str, Cached]) -> Cached:
         raise InvalidRequestError(f"{name}: a repository is removed as a whole: tallow rm {repo}")
     if os.path.exists(os.path.expanduser(name)) and name not in ALIASES:
         raise InvalidRequestError(f"{name} is a file or folder of yours, not of a cache; it stays")
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else "; tallow list shows what there is"
     raise HubError(f"{name} is in no cache{hint}")
 

@@ -60,7 +60,7 @@ class Command:
             prog=f"{prog} {self.name}",
             usage=f"{prog} {self.name} {taken} [options]".replace("  ", " "),
             description=f"{self.summary[0].upper()}{self.summary[1:]}.\n\n{_filled(self.more)}".rstrip(),
-            epilog=f"example:\n  {prog} {self.example}\n\nOptions and words may come in any order.",
+            epilog=f"example:\n  {prog} {self.example}\n\nOptions may stand before, between and after words.",
             formatter_class=_Help,
         )
         if self.words:
@@ -427,7 +427,8 @@ _ALL = (
         (Word("model", "its name, as tallow list shows it", many=True),),
         "rm org/name",
         (_yes,),
-        "Asks first on a terminal. What another process is downloading stays.",
+        "Asks first; where there is no terminal to ask on, --yes is needed. What another process is "
+        "downloading is left alone.",
     ),
     Command(
         "info",
@@ -453,7 +454,7 @@ _ALL = (
         (MODEL, Word("text", "texts; without any, each line of stdin is one", required=False, many=True)),
         'embed smollm2 "one text" "another text" --output vectors.npy',
         (_embedding, _loading),
-        'Prints a JSON object a text: {"text": ..., "embedding": [...]}.',
+        'Prints a JSON object per text: {"text": ..., "embedding": [...]}.',
     ),
     Command(
         "score",
@@ -497,7 +498,7 @@ def overview(prog: str) -> str:
     rows = "\n".join(f"  {command.name:11} {command.summary}" for command in _ALL)
     return f"""usage: {prog} COMMAND ... [options]
 
-A language model inside your Python process; this command tries one without a program.
+A language model inside your Python process; this command is to try one without a program.
 
 commands:
 {rows}

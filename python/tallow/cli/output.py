@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -25,9 +26,14 @@ def write(text: str, stream: TextIO | None = None, *, faint: bool = False) -> No
     stream = stream or sys.stdout
     if is_terminal(stream):
         text = text.translate(_CONTROLS)
-        text = f"\x1b[2m{text}\x1b[0m" if faint else text
+        text = f"\x1b[2m{text}\x1b[0m" if faint and _has_styles() else text
     stream.write(text)
     stream.flush()
+
+
+def _has_styles() -> bool:
+    """As https://no-color.org asks, and terminals that say that they are plain."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def tell(line: str) -> None:

@@ -81,14 +81,14 @@ def score(options: argparse.Namespace) -> None:
     if options.raw and options.system:
         raise UsageError("score: --system needs the chat template, and --raw leaves it out")
     text = read_stdin() if options.prompt == "-" else options.prompt
+    if not text:
+        raise UsageError("score: the prompt is empty; give at least one character")
     model, _ = settings.load(options)
     prompt: Any = text
     if model.has_template and not options.raw:
         prompt = [*settings.opening(options), {"role": "user", "content": text}]
     elif options.system:
         raise TemplateError(f"{model.name} has no chat template, so it takes no --system; leave it out")
-    elif not text:
-        raise InvalidRequestError("the prompt is empty; give at least one character")
     scores = model.score(prompt, options.candidate)
     if options.json:
         print(json.dumps([_as_json(one) for one in scores], ensure_ascii=False))

@@ -53,7 +53,8 @@ def _no_command(word: str) -> str:
         return f"the command comes first, then {word}; for example: {prog()} run smollm2 {word}"
     if word in commands.OTHER_NAMES:
         return f"{word!r} is no command; it is called {commands.OTHER_NAMES[word]!r} here"
-    close = difflib.get_close_matches(word, names, n=1)
+    # Not what destroys something: "r" is as near to "run".
+    close = difflib.get_close_matches(word, [name for name in names if name != "rm"], n=1)
     if close:
         return f"{word!r} is no command; did you mean {close[0]!r}?"
     if commands.is_model(word):

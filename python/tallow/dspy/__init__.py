@@ -18,7 +18,7 @@ try:
     import dspy.lm15  # type: ignore[import-untyped]  # noqa: F401  (its engine protocol came with 3.4)
 except ImportError as error:
     raise ImportError(
-        'tallow.LM needs DSPy 3.4 or newer; install it with: pip install "tallow[dspy]"'
+        'tallow.LM, Embed and Judge need DSPy 3.4 or newer; install it with: pip install "tallow[dspy]"'
     ) from error
 
 from .embed import Embed

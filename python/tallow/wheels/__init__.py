@@ -126,7 +126,7 @@ def _parse_alias(text: str) -> Wanted | None:
     if alias is not None:
         return Wanted(text, alias.package, alias.version, alias)
     if re.fullmatch(r"[\w.-]+(?<!\.gguf)(?<!\.safetensors)", text) and not os.path.exists(text):
-        close = difflib.get_close_matches(text, ALIASES)
+        close = difflib.get_close_matches(text.lower(), ALIASES)
         if close:
             raise HubError(f"{text!r} names no model. Did you mean {' or '.join(close)}?")
     return None
