@@ -63,7 +63,8 @@ impl Error {
     pub fn context_length(needed: usize, limit: usize) -> Self {
         let message = format!(
             "the prompt has {needed} tokens and the context of this model holds {limit} \
-             (at least one is needed for the answer); shorten the prompt, or load the model with a larger context_length if it was made for one"
+             (at least one is needed for the answer); shorten the prompt, or load the model with a larger \
+             context_length if it was made for one"
         );
         Error(Arc::new(Inner {
             kind: ErrorKind::ContextLength,

@@ -424,8 +424,9 @@ fn nullable(out: &mut Map<String, Value>) {
     }
 }
 
-/// The library lets a whole number pass that a bound excludes if the other bound is nearer than the next whole
-/// number: "0" in (0, 0.5]. So the bound becomes the next number that f64 tells apart, which is allowed.
+/// The library lets a whole number pass that a bound excludes if the other bound is nearer than the next
+/// whole number: "0" in (0, 0.5]. So the bound becomes the next number that f64 tells apart, which is
+/// allowed.
 fn narrow_range(out: &mut Map<String, Value>) {
     let least = |names: [&str; 2], sign: f64| {
         let found = names.into_iter().filter_map(|name| Some(out.get(name)?.as_f64()? * sign));
