@@ -14,7 +14,8 @@ use crate::model::projection::ProjectionId;
 use crate::weights::WeightTensor;
 use crate::weights::names::Part;
 
-/// An adapter as the decoder takes it.
+/// An adapter as the decoder takes it; by default one that changes nothing.
+#[derive(Default)]
 pub struct BoundAdapter {
     /// By layer; those of a layer ascend by part.
     layers: Vec<Vec<(Part, LowRank)>>,
@@ -127,16 +128,7 @@ struct Binder<'a> {
 impl<'a> Binder<'a> {
     fn new(file: &'a AdapterFile, decoder: &'a Decoder, scale: f32) -> Self {
         let layers = decoder.config().layers.iter().map(|_| Vec::new()).collect();
-        let bound = BoundAdapter {
-            layers,
-            head: None,
-            embedding: None,
-            head_change: None,
-            rank: 0,
-            targets: Vec::new(),
-            bytes: 0,
-            notes: Vec::new(),
-        };
+        let bound = BoundAdapter { layers, ..BoundAdapter::default() };
         let projections = decoder.adaptable().collect();
         Binder { file, decoder, config: decoder.config(), ops: decoder.ops(), projections, scale, bound }
     }
