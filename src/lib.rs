@@ -12,6 +12,7 @@
 //! | [`small_file`] | texts up to a limit; files that appear whole |
 //! | [`hub`], [`weights`], [`config`], [`text`] | a name -> files -> tensors, blueprint, tokenizer, template |
 //! | [`kernels`], [`cache`], [`device`], [`model`] | what a device computes, where keys and values lie, the decoder |
+//! | [`lora`] | adapters: their files, and what they add to a decoder's projections |
 //! | [`sample`], [`constrain`] | logits -> token; the form that an answer must have |
 //! | [`engine`], [`lm`] | requests -> batches; prompts -> requests |
 //! | `python` | the extension module, with the feature `python` |
@@ -31,6 +32,8 @@ pub mod cache;
 pub mod device;
 pub mod kernels;
 pub mod model;
+
+pub mod lora;
 
 pub mod constrain;
 pub mod engine;
