@@ -17,7 +17,8 @@ pub mod quantization;
 pub mod recurrent;
 pub mod rope;
 
-pub use self::family::{Supported, supported};
+pub(crate) use self::family::{AdapterRows, adapter_rows};
+pub use self::family::{Supported, spellings, supported};
 pub(crate) use self::layer::MAX_TAPS;
 use self::layer::{positive, within};
 use crate::error::Result;

@@ -4,7 +4,15 @@
 //! ([`kernels::LowRank`](crate::kernels::LowRank)), so that rows of any number of adapters, and of none, pass
 //! through the same packed matrices in one step.
 
+mod check;
+mod open;
+mod peft;
+mod place;
+
 use std::path::PathBuf;
+
+pub use self::check::{MAX_RANK, hash};
+pub use self::open::open;
 
 use crate::weights::names::Part;
 
