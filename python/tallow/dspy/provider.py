@@ -27,6 +27,7 @@ from dspy.clients.utils_finetune import (  # type: ignore[import-untyped]
 )
 
 from .. import _log, arguments
+from ..adapter import Adapter
 from ..errors import Cancelled, Error, InvalidRequestError
 from ..model import Model
 from . import adapted, train_kwargs
@@ -47,6 +48,8 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.training: Training | None = None
+        #: Held until the LM holds it, which DSPy makes of a string.
+        self.adapter: Adapter | None = None
         #: Whose jobs Ctrl-C ends together.
         self.starter = threading.get_ident()
         self.of: Model | None = None
@@ -92,7 +95,7 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         else:
             super().set_result(result)
 
-    def follow(self, training: Training) -> Any:
+    def follow(self, training: Training) -> Adapter:
         """Waits for the training; its adapter."""
         self.training = training
         if self.cancelled():  # before there was a training to tell
@@ -162,7 +165,7 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         options = {**read.options}
         if options.get("output") is None:
             options["output"] = _new_folder(self.model)
-        adapter = job.follow(self.model.train(rows, **options))
+        adapter = job.adapter = adapted.used(self.model, job.follow(self.model.train(rows, **options)))
         _log.info("adapter %r is in %s", adapter.name, options["output"])
         return adapted.model_string(self.model, adapter, cached=self.model._shared.exact)
 
