@@ -25,7 +25,7 @@ struct Inner {
     scale: f32,
     /// Of the numbers and the scale.
     hash: [u8; 32],
-    source: PathBuf,
+    path: Mutex<Option<PathBuf>>,
     format: AdapterFormat,
     base: Option<String>,
     notes: Vec<String>,
@@ -61,9 +61,14 @@ impl Adapter {
         self.0.scale
     }
 
-    /// The folder or file it came from.
-    pub fn source(&self) -> &Path {
-        &self.0.source
+    /// The folder or file that holds it; none if it was trained here and not saved.
+    pub fn path(&self) -> Option<PathBuf> {
+        lock(&self.0.path).clone()
+    }
+
+    /// It was saved there.
+    pub fn saved_at(&self, path: &Path) {
+        *lock(&self.0.path) = Some(path.to_path_buf());
     }
 
     pub fn format(&self) -> AdapterFormat {
@@ -143,6 +148,18 @@ struct State {
     all: Vec<Weak<Inner>>,
 }
 
+impl State {
+    /// A name for an adapter that was given none: that of its file, or if another one has it, with its hash.
+    fn free_name(&self, file: &AdapterFile, hash: &[u8; 32]) -> String {
+        let stem = file.source.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let name = stem.filter(|stem| check_name(stem).is_ok()).unwrap_or_else(|| "adapter".into());
+        match self.named.get(&name).is_some_and(|other| other.0.hash != *hash) {
+            true => format!("{name}-{}", hex(&hash[..4])),
+            false => name,
+        }
+    }
+}
+
 impl AdapterRegistry {
     /// `limit`: bytes that those in memory may have together.
     pub fn new(decoder: Arc<Decoder>, limit: u64) -> Self {
@@ -156,7 +173,7 @@ impl AdapterRegistry {
     }
 
     /// Takes an adapter in under a name, which is its from now on: requests in work end with what had it
-    /// before. Without a name it is called after its file, and nobody's name is taken.
+    /// before. Without a name it is called after its file, and takes nobody's name.
     ///
     /// # Errors
     /// `InvalidRequest` for a name or a scale; what [`BoundAdapter::bind`] says; `OutOfMemory` naming
@@ -168,37 +185,29 @@ impl AdapterRegistry {
         name.map_or(Ok(()), check_name)?;
         let hash = scaled_hash(&file.hash, scale);
         let mut state = lock(&self.0.state);
-        let twin =
-            state.all.iter().filter_map(Weak::upgrade).find(|it| it.hash == hash && it.source == file.source);
-        let adapter = match twin.filter(|twin| name.is_none_or(|name| name == twin.name)) {
-            Some(twin) => Adapter(twin),
-            None => {
-                drop(state);
-                let made = self.make(file, name, scale, hash)?;
-                state = lock(&self.0.state);
-                state.all.retain(|it| it.strong_count() > 0);
-                state.all.push(Arc::downgrade(&made.0));
-                made
-            }
-        };
-        if let Some(name) = name {
-            state.named.insert(name.to_string(), adapter.clone());
+        let name = name.map_or_else(|| state.free_name(&file, &hash), str::to_string);
+        if let Some(twin) = state.named.get(&name).filter(|twin| twin.0.hash == hash) {
+            return Ok(twin.clone());
         }
-        self.make_room(&state, &adapter)?;
-        Ok(adapter)
+        drop(state);
+        let made = self.make(file, &name, scale, hash)?;
+        state = lock(&self.0.state);
+        state.all.retain(|it| it.strong_count() > 0);
+        state.all.push(Arc::downgrade(&made.0));
+        self.make_room(&state, &made)?;
+        state.named.insert(name, made.clone());
+        Ok(made)
     }
 
-    fn make(&self, file: AdapterFile, name: Option<&str>, scale: f32, hash: [u8; 32]) -> Result<Adapter> {
+    fn make(&self, file: AdapterFile, name: &str, scale: f32, hash: [u8; 32]) -> Result<Adapter> {
         let bound = BoundAdapter::bind(&file, &self.0.decoder, scale)?;
-        let own_name =
-            || file.source.file_stem().map_or("adapter".into(), |stem| stem.to_string_lossy().into_owned());
         let notes = file.notes.iter().chain(bound.notes()).cloned().collect();
         let (rank, targets, bytes) = (bound.rank(), bound.targets().to_vec(), bound.bytes());
         Ok(Adapter(Arc::new(Inner {
-            name: name.map_or_else(own_name, str::to_string),
+            name: name.to_string(),
             scale,
             hash,
-            source: file.source.clone(),
+            path: Mutex::new((file.format != AdapterFormat::Trained).then(|| file.source.clone())),
             format: file.format,
             base: file.base.clone(),
             notes,
@@ -268,11 +277,12 @@ impl AdapterRegistry {
     }
 
     fn reload(&self, adapter: &Adapter) -> Result<BoundAdapter> {
-        let file = super::open(&adapter.0.source)?;
+        let path = adapter.path().ok_or_else(|| Error::internal("an adapter without a file was dropped"))?;
+        let file = super::open(&path)?;
         if scaled_hash(&file.hash, adapter.0.scale) != adapter.0.hash {
             return Err(Error::model_file(format!(
                 "{}: the adapter's file has changed since it was loaded, and it is no longer in memory; load it anew",
-                adapter.0.source.display()
+                path.display()
             )));
         }
         BoundAdapter::bind(&file, &self.0.decoder, adapter.0.scale)
@@ -289,7 +299,8 @@ impl AdapterRegistry {
                 return Ok(());
             }
             let idle = lock(&it.bound).as_ref().is_some_and(|bound| Arc::strong_count(bound) == 1);
-            if idle && it.file.is_none() && !Arc::ptr_eq(&it, &wanted.0) {
+            let comes_back = lock(&it.path).is_some();
+            if idle && comes_back && !Arc::ptr_eq(&it, &wanted.0) {
                 *lock(&it.bound) = None;
                 sum -= it.bytes as u64;
             }

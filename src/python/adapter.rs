@@ -34,8 +34,8 @@ impl PyAdapter {
     }
 
     #[getter]
-    fn path(&self) -> PathBuf {
-        self.0.source().to_path_buf()
+    fn path(&self) -> Option<PathBuf> {
+        self.0.path()
     }
 
     #[getter]
