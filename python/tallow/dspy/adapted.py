@@ -1,15 +1,13 @@
 """Which adapter an LM answers with: how it is named in DSPy's model string, saved, and found again.
 
 An adapter is known by its content: the string has its fingerprint, never its name or its folder. So DSPy's
-cache cannot mix two of them, and a program that was saved notices when the files have changed. Nothing here
-takes a name from anybody: an adapter that is found again is held by its LM alone.
+cache cannot mix two of them, and a program that was saved notices when the files have changed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import weakref
 from typing import Any
 
 from .. import arguments
@@ -20,9 +18,6 @@ from . import constraints
 
 _STRING = re.compile(r"tallow/(?P<name>.+)@(?P<model>[0-9a-f]+)(?:\+lora:(?P<adapter>[0-9a-f]+))?\+f\d+")
 
-#: The adapters of LMs, for DSPy says by a string which one it means. They live as long as somebody uses them.
-_used: weakref.WeakValueDictionary[tuple[Model, str], Adapter] = weakref.WeakValueDictionary()
-
 
 def model_string(model: Model, adapter: Adapter | None, *, cached: Any, progress: Any = False) -> str:
     """DSPy's cache knows a model by this string alone, so it names every byte. Where nothing is ``cached``,
@@ -30,11 +25,6 @@ def model_string(model: Model, adapter: Adapter | None, *, cached: Any, progress
     name = model._exact_name(progress) if cached else model.fingerprint
     lora = "" if adapter is None else f"+lora:{adapter.fingerprint}"
     return f"tallow/{model.name}@{name}{lora}+f{constraints.VERSION}"
-
-
-def used(model: Model, adapter: Adapter) -> Adapter:
-    """From now on ``named`` finds it."""
-    return _used.setdefault((model, adapter.fingerprint), adapter)
 
 
 def named(model: Model, string: object) -> Adapter | None:
@@ -48,8 +38,8 @@ def named(model: Model, string: object) -> Adapter | None:
     wanted = read["adapter"]
     if wanted is None:
         return None
-    for adapter in (_used.get((model, wanted)), *model.adapters()):
-        if adapter is not None and adapter.fingerprint == wanted:
+    for adapter in model.adapters():
+        if adapter.fingerprint == wanted:
             return adapter
     raise InvalidRequestError(
         f"{string!r} names an adapter that {model.name} has not loaded; give the LM its folder: "
@@ -67,17 +57,17 @@ def chosen(model: Model, given: Any) -> Adapter | None:
     if given is None:
         return None
     if isinstance(given, Adapter):
-        given._for(model)
-        return used(model, given)
+        given._for(model)  # an error where it is another's
+        return given
     if not isinstance(given, (str, os.PathLike)):
         arguments.wrong_type("adapter", given, "an Adapter, the name of one, or a folder or file of one")
     known = {adapter.name: adapter for adapter in model.adapters()}
     if given in known:
-        return used(model, known[str(given)])
+        return known[str(given)]
     if not os.path.exists(given) and "/" not in os.fspath(given):
         there = f"loaded are {', '.join(map(repr, known))}" if known else "none is loaded"
         arguments.wrong_value("adapter", given, f"the name of one ({there}), or a folder or file of one")
-    return used(model, model.load_adapter(given))
+    return model.load_adapter(given)
 
 
 # Saved programs
@@ -103,10 +93,13 @@ def from_state(model: Model, state: dict[str, Any]) -> Adapter:
     again = 'put it back, or give the program its LM: program.set_lm(tallow.LM(model, adapter="folder"))'
     if not os.path.exists(path):
         raise ModelFileError(f"{path}: the adapter that the program was saved with is not there; {again}")
-    adapter = model.load_adapter(path, scale=state["scale"])
+    before = model.adapters()
+    adapter = model.load_adapter(path, scale=state["scale"])  # without a name, so nobody loses theirs
     if adapter.fingerprint != state["fingerprint"]:
+        if adapter not in before:
+            model.unload_adapter(adapter)
         raise ModelFileError(
             f"{path}: this is not the adapter that the program was saved with (its fingerprint is "
             f"{adapter.fingerprint}, and was {state['fingerprint']}); {again}"
         )
-    return used(model, adapter)
+    return adapter

@@ -48,8 +48,6 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.training: Training | None = None
-        #: Held until the LM holds it, which DSPy makes of a string.
-        self.adapter: Adapter | None = None
         #: Whose jobs Ctrl-C ends together.
         self.starter = threading.get_ident()
         self.of: Model | None = None
@@ -165,7 +163,7 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         options = {**read.options}
         if options.get("output") is None:
             options["output"] = _new_folder(self.model)
-        adapter = job.adapter = adapted.used(self.model, job.follow(self.model.train(rows, **options)))
+        adapter = job.follow(self.model.train(rows, **options))
         _log.info("adapter %r is in %s", adapter.name, options["output"])
         return adapted.model_string(self.model, adapter, cached=self.model._shared.exact)
 
