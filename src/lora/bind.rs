@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::{AdapterFile, AdapterFormat, Module, Pair, Table};
 use crate::config::{Config, MixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{Linear, LowRank, Ops, Vector};
+use crate::kernels::{Linear, LowRank, Matrix, Ops, Vector};
 use crate::model::Decoder;
 use crate::model::build::head_rows;
 use crate::model::projection::ProjectionId;
@@ -149,11 +149,8 @@ impl<'a> Binder<'a> {
             (None, Part::Embed) => self.embedding(module),
             (None, Part::Head) => self.head(module),
             (Some(layer), _) if layer < self.config.layers.len() => {
-                if module.weight.is_some() || module.rows.is_some() {
-                    return Err(Error::unsupported(
-                        "a whole matrix in place of a layer's own (modules_to_save) is not supported; only those \
-                         of the embedding and the head are",
-                    ));
+                if module.rows.is_some() {
+                    return Err(no_counterpart());
                 }
                 self.layer(layer, module)
             }
@@ -166,6 +163,9 @@ impl<'a> Binder<'a> {
     }
 
     fn layer(&mut self, layer: usize, module: &Module) -> Result<()> {
+        if let (Some(table), None) = (&module.weight, module.pairs.first()) {
+            return self.replaced(layer, module, table);
+        }
         if module.pairs.len() > 1 || is_stack(module.part) {
             return self.experts(layer, module);
         }
@@ -187,6 +187,30 @@ impl<'a> Binder<'a> {
                 self.check_shape(piece.id, [piece.rows.len(), pair.inputs])?;
             }
             self.put(piece.id, changes)?;
+        }
+        Ok(())
+    }
+
+    /// A projection whose whole matrix is another one (modules_to_save): what the two differ by has full rank, so
+    /// that A is the identity. It costs as much as the projection, or twice that; few adapters have it.
+    fn replaced(&mut self, layer: usize, module: &Module, table: &Table) -> Result<()> {
+        for piece in self.pieces(layer, module, table.rows)? {
+            self.check_shape(piece.id, [piece.rows.len(), table.columns])?;
+            let linear = *self.projections.get(&piece.id).ok_or_else(no_counterpart)?;
+            let k = table.columns;
+            let mut b = Vec::with_capacity(piece.rows.len() * k);
+            for rows in chunks(piece.rows.len()) {
+                let ids: Vec<u32> = rows.clone().map(|row| row as u32).collect();
+                let own = self.ops.into_vec(self.ops.embed(&linear.weight, &ids, Some(linear.scale))?)?;
+                for (row, own) in rows.zip(own.chunks_exact(k)) {
+                    let its = &table.values[piece.rows[row] * k..][..k];
+                    b.extend(its.iter().zip(own).map(|(its, own)| its - own));
+                }
+            }
+            let identity = (0..k * k).map(|at| f32::from(u8::from(at % (k + 1) == 0))).collect::<Vec<_>>();
+            let pair = Some(Cut { a: &identity, b, rank: k, scale: 1.0 });
+            let bias = module.bias.as_ref().map(|bias| select(bias, &piece.rows));
+            self.put(piece.id, Changes { pair, magnitude: None, lora_bias: None, bias })?;
         }
         Ok(())
     }
@@ -300,12 +324,15 @@ impl<'a> Binder<'a> {
         if module.magnitude.is_some() || module.lora_bias.is_some() || module.bias.is_some() {
             return Err(Error::unsupported("of experts, only plain LoRA is supported"));
         }
+        // Parameters of experts stored `[in, out]`, in which the outputs of gate and up alternate (gpt-oss).
+        let sideways =
+            self.config.experts_sideways_in_transformers && self.file.format == AdapterFormat::Peft;
         for (expert, pair) in module.pairs.iter().enumerate() {
-            let turned = module.transposed.then(|| turned(pair));
+            let turned = sideways.then(|| turned(pair));
             let pair = turned.as_ref().unwrap_or(pair);
             let half = pair.outputs / 2;
             let every_other = |first| (first..pair.outputs).step_by(2).collect::<Vec<_>>();
-            let parts = match (module.part, module.transposed) {
+            let parts = match (module.part, sideways) {
                 (Part::GateUpExperts, true) => {
                     vec![(Part::ExpertGate(expert), every_other(0)), (Part::ExpertUp(expert), every_other(1))]
                 }
@@ -448,7 +475,7 @@ impl<'a> Binder<'a> {
             if module.pairs.is_empty() {
                 change.table = Some(table.clone());
             } else {
-                self.check_same(matrix_of(self.decoder.embedding_matrix()), table)?;
+                self.check_same(self.decoder.embedding_matrix(), table)?;
             }
         }
         if let Some(pair) = module.pairs.first() {
@@ -473,8 +500,12 @@ impl<'a> Binder<'a> {
     fn head(&mut self, module: &Module) -> Result<()> {
         let head = *self.projections.get(&ProjectionId::HEAD).ok_or_else(no_counterpart)?;
         let shape = [head.weight.n(), head.weight.k()];
-        if module.rows.is_some() {
-            return Err(Error::unsupported("trainable tokens of a head of its own are not supported"));
+        if let Some((tokens, rows)) = &module.rows {
+            self.check_table(rows, [tokens.len(), shape[1]])?;
+            check_tokens(tokens, shape[0])?;
+            let rows = tokens.iter().zip(rows.values.chunks_exact(shape[1]));
+            let rows = rows.map(|(token, row)| (*token, row.to_vec()));
+            self.bound.head_change.get_or_insert_default().rows.extend(rows);
         }
         if let Some(table) = &module.weight {
             self.check_table(table, shape)?;
@@ -486,7 +517,7 @@ impl<'a> Binder<'a> {
                 self.bound.bytes += 4 * shape[0] * shape[1];
                 self.bound.head_change.get_or_insert_default().table = Some(table);
             } else {
-                self.check_same(matrix_of(&head.weight), table)?;
+                self.check_same(&head.weight, table)?;
             }
         }
         if let Some(pair) = module.pairs.first() {
@@ -522,7 +553,7 @@ impl<'a> Binder<'a> {
     }
 
     /// The base's matrix, which an adapter's file repeats: the same, but for what quantization took.
-    fn check_same(&mut self, matrix: &crate::kernels::Matrix, table: &Table) -> Result<()> {
+    fn check_same(&mut self, matrix: &Matrix, table: &Table) -> Result<()> {
         let (mut off, mut all) = (0.0, 0.0);
         for rows in chunks(matrix.n()) {
             let ids: Vec<u32> = rows.clone().map(|row| row as u32).collect();
@@ -559,10 +590,6 @@ impl<'a> Binder<'a> {
 
 /// How far apart two forms of one matrix may be, relative to its size: 4 bits take some 10 %.
 const SAME: f64 = 0.25;
-
-fn matrix_of(matrix: &crate::kernels::Matrix) -> &crate::kernels::Matrix {
-    matrix
-}
 
 fn is_stack(part: Part) -> bool {
     matches!(part, Part::GateUpExperts | Part::GateExperts | Part::UpExperts | Part::DownExperts)
