@@ -15,7 +15,8 @@ const TYPE: &str = "general.type";
 const KIND: &str = "adapter.type";
 const ALPHA: &str = "adapter.lora.alpha";
 const INVOCATION: &str = "adapter.alora.invocation_tokens";
-const LOST: &str = "made from a file whose use_rslora or alpha_pattern the converter drops, it would be of another strength";
+const LOST: &str =
+    "made from a file whose use_rslora or alpha_pattern the converter drops, it would be of another strength";
 
 /// The names of A and B of one tensor.
 type Found = (Option<String>, Option<String>);
@@ -91,13 +92,7 @@ fn collect(weights: &Weights) -> Result<BTreeMap<String, Found>> {
     Ok(modules)
 }
 
-fn module(
-    weights: &Weights,
-    name: &str,
-    found: Found,
-    alpha: f32,
-    rows: AdapterRows,
-) -> Result<Module> {
+fn module(weights: &Weights, name: &str, found: Found, alpha: f32, rows: AdapterRows) -> Result<Module> {
     let (Some(a), Some(b)) = found else {
         return Err(Error::model_file(format!("the module {} needs one A and one B", quoted(name))));
     };

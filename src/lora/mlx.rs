@@ -98,7 +98,9 @@ fn read(config: &MlxConfig, weights: &Weights, source: &Path) -> Result<AdapterF
     for (name, found) in collect(weights)? {
         match place::of_transformers(&name.replacen(EXPERTS.0, EXPERTS.1, 1))? {
             Place::Beside(what) => *left.entry(what).or_default() += 1,
-            Place::Layer(layer, part) => modules.push(module(config, weights, &name, Some(layer), part, found)?),
+            Place::Layer(layer, part) => {
+                modules.push(module(config, weights, &name, Some(layer), part, found)?)
+            }
             Place::Outside(part) => modules.push(module(config, weights, &name, None, part, found)?),
         }
     }

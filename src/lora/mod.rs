@@ -4,16 +4,23 @@
 //! ([`kernels::LowRank`](crate::kernels::LowRank)), so that rows of any number of adapters, and of none, pass
 //! through the same packed matrices in one step.
 
+mod bind;
 mod check;
+mod gguf;
+mod mlx;
 mod open;
 mod peft;
 mod place;
+mod registry;
+mod step;
 
 use std::path::PathBuf;
 
+pub use self::bind::BoundAdapter;
 pub use self::check::{MAX_RANK, hash};
 pub use self::open::open;
-
+pub use self::registry::{Adapter, AdapterRegistry, hex};
+pub use self::step::{AdapterLease, AdapterSlots, StepAdapters};
 use crate::weights::names::Part;
 
 /// The layout that an adapter was read from.
@@ -68,6 +75,9 @@ pub struct Module {
     /// The rows of B alternate between the halves of each head, as llama.cpp's converter orders those of q
     /// and k in some architectures.
     pub interleaved: bool,
+    /// `B A` is the change of the matrix `[in, out]`, as experts stored so have it (gpt-oss); of gate and up in
+    /// one such matrix the outputs alternate.
+    pub transposed: bool,
     /// None, one, or one for each expert.
     pub pairs: Vec<Pair>,
     /// DoRA's magnitudes `[out]`: output row i of `W + scale B A` is scaled to this length.
@@ -90,6 +100,7 @@ impl Module {
             layer,
             part,
             interleaved: false,
+            transposed: false,
             pairs: vec![],
             magnitude: None,
             lora_bias: None,

@@ -64,6 +64,11 @@ pub(super) fn open(config: &Path, tensors: &Path, source: &Path) -> Result<Adapt
     read(&config, &weights, source).context(tensors.display())
 }
 
+/// Whether this configuration has what llama.cpp's converter does not take over.
+pub(super) fn is_lost_in_gguf(config: &Path) -> bool {
+    config.is_file() && PeftConfig::read(config).is_ok_and(|config| config.is_lost_in_gguf())
+}
+
 fn read(config: &PeftConfig, weights: &Weights, source: &Path) -> Result<AdapterFile> {
     let mut modules = Vec::new();
     let mut left = BTreeMap::<&str, usize>::new();

@@ -164,6 +164,11 @@ impl PeftConfig {
         Ok((rank, (alpha / divisor) as f32))
     }
 
+    /// Whether scales depend on more than one alpha and the rank.
+    pub fn is_lost_in_gguf(&self) -> bool {
+        self.rslora || !self.alphas.is_empty()
+    }
+
     /// Whether this parameter is named as one that is adapted.
     pub fn has_parameter(&self, path: &str) -> bool {
         self.parameters.iter().any(|name| ends_with(path, name))
