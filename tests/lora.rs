@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tallow::cache::storage::KvCache;
 use tallow::config::{self, Config};
-use tallow::error::Result;
-use tallow::kernels::{KvType, Ops};
+use tallow::error::{Error, Result};
+use tallow::kernels::{Isa, KvType, Ops};
 use tallow::lora::{self, AdapterLease, AdapterSlots, BoundAdapter};
 use tallow::model::Decoder;
 use tallow::model::projection::Deltas;
@@ -26,11 +26,24 @@ struct Golden {
     base: String,
     adapter: String,
     reference: Option<String>,
-    /// Words of the error.
-    refused: Option<String>,
+    refused: Option<Refusal>,
     /// The largest difference that the adapter makes to a logit.
-    #[serde(default)]
-    bite: f32,
+    bite: Option<f32>,
+}
+
+/// The kind of an error, and words of it.
+#[derive(Deserialize)]
+struct Refusal {
+    kind: String,
+    words: Vec<String>,
+}
+
+impl Refusal {
+    fn fits(&self, error: &Error) -> bool {
+        let kind = format!("{:?}", error.kind()).to_lowercase();
+        kind.contains(&self.kind.replace('_', ""))
+            && self.words.iter().all(|word| error.to_string().contains(word))
+    }
 }
 
 fn root() -> PathBuf {
@@ -46,9 +59,10 @@ fn base_folder(name: &str) -> PathBuf {
     if own.join("config.json").exists() { own } else { root().join("../families").join(name) }
 }
 
-fn ops() -> [Ops; 2] {
-    let candle = Ops::candle(candle_core::Device::Cpu, candle_core::DType::F32);
-    [Ops::cpu(2, KvType::F32).unwrap(), candle]
+/// Every tier of this machine's instructions, and candle's operations.
+fn ops() -> Vec<Ops> {
+    let tiers = Isa::available().into_iter().map(|isa| Ops::cpu_with(2, KvType::F32, isa).unwrap());
+    tiers.chain([Ops::candle(candle_core::Device::Cpu, candle_core::DType::F32)]).collect()
 }
 
 fn open(folder: &Path, gguf: bool) -> (Config, Weights) {
@@ -142,23 +156,24 @@ fn problems(golden: &Golden, gguf: bool, ops: &Ops) -> Vec<String> {
     let decoder = build(&folder, gguf, ops.clone());
     let bound = file.and_then(|file| BoundAdapter::bind(&file, &decoder, 1.0));
     let bound = match (bound, &golden.refused) {
-        (Err(error), Some(words)) if error.to_string().contains(words.as_str()) => return problems,
+        (Err(error), Some(refusal)) if refusal.fits(&error) => return problems,
         (Err(error), _) => return vec![format!("refused: {error}")],
-        (Ok(_), Some(words)) => return vec![format!("taken, and {words:?} was to be said")],
+        (Ok(_), Some(refusal)) => return vec![format!("taken, and {:?} was to be said", refusal.words)],
         (Ok(bound), None) => bound,
     };
     let (tokens, want) = reference(golden);
+    let bite = golden.bite.unwrap_or(0.0);
     let slots = AdapterSlots::default();
     let lease = slots.lease(&Arc::new(bound), 1);
     let with = (&tokens[..], Some(&lease));
     let without = (&tokens[..], None);
     let alone = run(&decoder, &slots, &[with], usize::MAX).unwrap().remove(0);
     let difference = worst(&alone, &want);
-    if difference > TOLERANCE * golden.bite.max(1.0) {
-        problems.push(format!("differs from peft by {difference:.2e}, of {:.2e}", golden.bite));
+    if difference > TOLERANCE * bite.max(1.0) {
+        problems.push(format!("differs from peft by {difference:.2e}, of {bite:.2e}"));
     }
     let base = run(&decoder, &slots, &[without], usize::MAX).unwrap().remove(0);
-    if worst(&base, &want) < 0.1 * golden.bite {
+    if worst(&base, &want) < 0.1 * bite {
         problems.push("the base gives the same".into());
     }
     if ops.threads() > 1 {

@@ -591,6 +591,11 @@ impl Family {
         self.model_types[0]
     }
 
+    /// Whether its safetensors hold gate and up of experts in one matrix, whose outputs alternate.
+    pub fn experts_alternate(&self) -> bool {
+        self.has_mxfp4()
+    }
+
     /// Whether its safetensors may hold experts as MXFP4.
     pub fn has_mxfp4(&self) -> bool {
         self.experts.as_ref().is_some_and(|experts| experts.stack == ExpertStack::Interleaved)

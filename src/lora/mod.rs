@@ -75,9 +75,6 @@ pub struct Module {
     /// The rows of B alternate between the halves of each head, as llama.cpp's converter orders those of q
     /// and k in some architectures.
     pub interleaved: bool,
-    /// `B A` is the change of the matrix `[in, out]`, as experts stored so have it (gpt-oss); of gate and up in
-    /// one such matrix the outputs alternate.
-    pub transposed: bool,
     /// None, one, or one for each expert.
     pub pairs: Vec<Pair>,
     /// DoRA's magnitudes `[out]`: output row i of `W + scale B A` is scaled to this length.
@@ -100,7 +97,6 @@ impl Module {
             layer,
             part,
             interleaved: false,
-            transposed: false,
             pairs: vec![],
             magnitude: None,
             lora_bias: None,
