@@ -2,6 +2,7 @@
 //!
 //! [`params`] holds what is trained, [`step`] computes the loss of some examples and its gradients.
 
+mod layout;
 pub mod params;
 pub mod step;
 
