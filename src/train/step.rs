@@ -93,7 +93,11 @@ impl Trainer {
             return Err(Error::unsupported("training is built for the CPU alone; load with device=\"cpu\""));
         }
         let exactness = match options.precision {
-            Precision::Fast => Exactness::Served(WeightType::Q8_0),
+            Precision::Fast => Exactness::Served(match std::env::var("TAPE_FORMAT").as_deref() {
+                Ok("bf16") => WeightType::BF16,
+                Ok("f32") => WeightType::F32,
+                _ => WeightType::Q8_0,
+            }),
             Precision::Float32 => Exactness::Exact,
         };
         let linears: Vec<&Linear> = decoder.adaptable().map(|(_, linear)| linear).collect();

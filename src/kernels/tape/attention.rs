@@ -499,3 +499,6 @@ fn hide(vectors: &mut [[f32; LANES]], seen: &Range<usize>, value: f32) {
     all[..seen.start].fill(value);
     all[seen.end..].fill(value);
 }
+
+#[cfg(test)]
+mod tests;
