@@ -84,6 +84,8 @@ impl Reader<'_> {
             wrapper: None,
             causal,
             interleaved_qk: a.interleaved_qk,
+            interleaved_in_transformers: family.rope.interleaved,
+            experts_alternate_in_transformers: family.experts_alternate(),
             names: &[],
         }
         .validate()

@@ -149,6 +149,8 @@ impl Reader<'_> {
             wrapper: wrapper.map(|(wrapper, _)| wrapper.model_type),
             causal: self.causal()?,
             interleaved_qk: family.rope.interleaved,
+            interleaved_in_transformers: family.rope.interleaved,
+            experts_alternate_in_transformers: family.experts_alternate(),
             names: family.names,
         }
         .validate()

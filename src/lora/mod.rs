@@ -4,8 +4,23 @@
 //! ([`kernels::LowRank`](crate::kernels::LowRank)), so that rows of any number of adapters, and of none, pass
 //! through the same packed matrices in one step.
 
+mod bind;
+mod check;
+mod gguf;
+mod mlx;
+mod open;
+mod peft;
+mod place;
+mod registry;
+mod step;
+
 use std::path::PathBuf;
 
+pub use self::bind::BoundAdapter;
+pub use self::check::{MAX_RANK, hash};
+pub use self::open::open;
+pub use self::registry::{Adapter, AdapterRegistry, hex};
+pub use self::step::{AdapterLease, AdapterSlots, StepAdapters};
 use crate::weights::names::Part;
 
 /// The layout that an adapter was read from.

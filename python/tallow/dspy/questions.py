@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .. import _async, arguments, prompts, results, thinking
+from ..adapter import Adapter
 from ..model import Model
 
 T = TypeVar("T")
@@ -124,7 +125,11 @@ class Measured:
 
 
 def measure(
-    model: Model, turns: Turns, answers: Sequence[str], template_arguments: dict[str, Any] | None = None
+    model: Model,
+    turns: Turns,
+    answers: Sequence[str],
+    template_arguments: dict[str, Any] | None = None,
+    adapter: Adapter | None = None,
 ) -> Measured:
     """The exact likelihood of each answer after the prompt, which is computed once."""
     given, tags = dict(template_arguments or {}), thinking.detect(model.chat_template)
@@ -138,7 +143,7 @@ def measure(
         turns = [*turns, {"role": "assistant", "content": ""}]
         given["continue_final_message"] = True
     prompt = prompts.rendered(model._native, turns, template_arguments=given)
-    scores = model.score(prompt, answers)
+    scores = model.score(prompt, answers, adapter=adapter)
     return Measured(
         tuple(score.logprob for score in scores),
         prompt_tokens=len(prompt),

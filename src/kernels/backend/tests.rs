@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::config::{NormKind, Routing};
-use crate::kernels::{KvShape, KvType, Linear, Ops};
+use crate::kernels::{ExpertTerms, KvShape, KvType, Linear, Ops};
 use crate::step::Step;
 use crate::weights::{Bytes, WeightType};
 
@@ -18,7 +18,7 @@ struct Counting {
 
 /// Methods that count and delegate.
 macro_rules! counted {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty;)*) => {$(
+    ($(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $result:ty;)*) => {$(
         fn $name(&self, $($arg: $ty),*) -> $result {
             self.calls.fetch_add(1, Ordering::Relaxed);
             self.inner.0.$name($($arg),*)
