@@ -34,6 +34,7 @@ pub mod kernels;
 pub mod model;
 
 pub mod lora;
+pub mod train;
 
 pub mod constrain;
 pub mod engine;
