@@ -16,7 +16,8 @@
 //! (weights in memory), [`quantize`] and [`rows`] (activations), [`types`] (what the graph holds),
 //! [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products),
 //! [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`],
-//! [`causal_conv`], [`scan`], [`backend`], [`cpu`], [`candle`], [`check`].
+//! [`causal_conv`], [`scan`], [`matmul`], [`backend`], [`cpu`], [`candle`], [`check`], [`tape`] (what
+//! computes and remembers, for gradients).
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -36,6 +37,7 @@ mod gemm;
 mod isa;
 mod layouts;
 mod math;
+mod matmul;
 mod norm;
 mod opaque;
 mod pack;
@@ -47,6 +49,7 @@ mod rows;
 mod scan;
 mod simd;
 mod skinny;
+mod tape;
 mod tile;
 mod types;
 mod unpack;
@@ -64,6 +67,7 @@ use self::disjoint::DisjointSlices;
 pub use self::experts::{Assignments, Expert};
 pub use self::isa::Isa;
 pub use self::rows::Rows;
+pub use self::tape::{Exactness, Factors, Recorder, RowTargets, SpanRows, Tape, Value};
 pub use self::types::{
     Attention, CausalConv, ConvForm, GatedNorm, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable,
     Scan, ScanRows, ScanRule, Vector,

@@ -88,6 +88,21 @@ struct LayerRows<'a> {
     inputs: Option<&'a Rows>,
 }
 
+/// One forward pass over a step: what its layers share.
+pub(crate) struct Pass<'a> {
+    ops: &'a Ops,
+    cache: &'a KvCache,
+    deltas: Option<&'a dyn Deltas>,
+    step: CheckedStep<'a>,
+    tables: Vec<RopeTable>,
+    /// Those whose output is wanted in the end.
+    rows: &'a [u32],
+    /// The same as a step of their own, with its rotations, if they are not all.
+    some: Option<(CheckedStep<'static>, Vec<RopeTable>)>,
+    /// The last layer that keeps something: from there on only these rows are computed.
+    last: usize,
+}
+
 /// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`.
 /// The two are apart because a product can add its result where it belongs.
 pub(super) struct Branch<'a> {
@@ -166,47 +181,90 @@ impl Decoder {
         deltas: Option<&dyn Deltas>,
     ) -> Result<Rows> {
         let ops = &self.ops;
-        let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
-        if let Some(norm) = &self.embed_norm {
-            x = ops.norm(norm, &x)?;
-        }
+        let pass = self.pass(ops, step, cache, rows, deltas)?;
+        let mut x = self.embedded(ops, &step.tokens)?;
         let mut inputs = match &self.per_layer {
             Some(per_layer) => Some(per_layer.forward(ops, &step.tokens, &x)?),
             None => None,
         };
-        let step = &ops.checked_step(step, cache)?;
-        let all = Queries { step, rows: None, tables: self.tables(step)? };
+        for layer in 0..self.layers.len() {
+            if let (true, Some(_), Some(of_all)) = (layer == pass.last, &pass.some, &inputs) {
+                inputs = Some(ops.select_rows(of_all, rows)?);
+            }
+            x = self.layer(&pass, layer, x, inputs.as_ref())?;
+        }
+        self.last_norm(ops, &x)
+    }
+
+    /// What the layers of one forward pass share, over any `Ops` that read this decoder's matrices: a pass
+    /// goes layer by layer where somebody keeps what is between them.
+    pub(crate) fn pass<'a>(
+        &self,
+        ops: &'a Ops,
+        step: &'a Step,
+        cache: &'a KvCache,
+        rows: &'a [u32],
+        deltas: Option<&'a dyn Deltas>,
+    ) -> Result<Pass<'a>> {
+        let step = ops.checked_step(step, cache)?;
+        let tables = self.tables(ops, &step)?;
         // Of the last layer that keeps something, the other rows are wanted for their keys and values alone,
         // and behind it for nothing.
         let some = match rows.len() < step.rows() {
             true => Some(step.only(rows)),
             false => None,
         };
-        let some = match &some {
-            Some(step) => Some(Queries { step, rows: Some(rows), tables: self.tables(step)? }),
+        let some = match some {
+            Some(step) => {
+                let tables = self.tables(ops, &step)?;
+                Some((step, tables))
+            }
             None => None,
         };
         let last = self.layers.iter().rposition(LayerWeights::keeps).unwrap_or(0);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let (rows, queries) = match &some {
-                Some(some) if index == last => (&all, some),
-                Some(some) if index > last => (some, some),
-                _ => (&all, &all),
-            };
-            if let (true, Some(rows), Some(of_all)) = (index == last, queries.rows, &inputs) {
-                inputs = Some(ops.select_rows(of_all, rows)?);
-            }
-            let project = Projector { ops, layer: index, deltas };
-            let rows = LayerRows { all: rows, queries, inputs: inputs.as_ref() };
-            x = self.block(layer, x, &project, rows, cache)?;
+        Ok(Pass { ops, cache, deltas, step, tables, rows, some, last })
+    }
+
+    /// The rows that layer 0 is given, `[tokens, hidden]`.
+    pub(crate) fn embedded(&self, ops: &Ops, tokens: &[u32]) -> Result<Rows> {
+        let x = ops.embed(&self.embed.weight, tokens, self.config.embed_scale)?;
+        match &self.embed_norm {
+            Some(norm) => ops.norm(norm, &x),
+            None => Ok(x),
         }
-        ops.norm(&self.final_norm, &x)
+    }
+
+    /// One layer of a pass. `inputs`: what its rows have of per-layer embeddings.
+    pub(crate) fn layer(
+        &self,
+        pass: &Pass<'_>,
+        index: usize,
+        x: Rows,
+        inputs: Option<&Rows>,
+    ) -> Result<Rows> {
+        let all = Queries { step: &pass.step, rows: None, tables: pass.tables.clone() };
+        let some = pass.some.as_ref();
+        let some =
+            some.map(|(step, tables)| Queries { step, rows: Some(pass.rows), tables: tables.clone() });
+        let (rows, queries) = match &some {
+            Some(some) if index == pass.last => (&all, some),
+            Some(some) if index > pass.last => (some, some),
+            _ => (&all, &all),
+        };
+        let project = Projector { ops: pass.ops, layer: index, deltas: pass.deltas };
+        let rows = LayerRows { all: rows, queries, inputs };
+        self.block(&self.layers[index], x, &project, rows, pass.cache)
+    }
+
+    /// The norm behind the last layer.
+    pub(crate) fn last_norm(&self, ops: &Ops, x: &Rows) -> Result<Rows> {
+        ops.norm(&self.final_norm, x)
     }
 
     /// The rotations of each of the config's ropes.
-    fn tables(&self, step: &Step) -> Result<Vec<RopeTable>> {
+    fn tables(&self, ops: &Ops, step: &Step) -> Result<Vec<RopeTable>> {
         let table = |(frequencies, scale): &(Vec<f32>, f32)| {
-            self.ops.rope_table(frequencies, *scale, &step.positions)
+            ops.rope_table(frequencies, *scale, &step.positions)
         };
         self.frequencies.iter().map(table).collect()
     }
@@ -234,7 +292,7 @@ impl Decoder {
         LayerRows { all, queries, inputs }: LayerRows<'_>,
         cache: &KvCache,
     ) -> Result<Rows> {
-        let ops = &self.ops;
+        let ops = project.ops;
         let normed = layer.before_mixer.as_ref().map(|norm| ops.norm(norm, &x)).transpose()?;
         let input = normed.as_ref().unwrap_or(&x);
         let wanted = queries.rows.filter(|_| all.rows.is_none());
