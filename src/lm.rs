@@ -19,6 +19,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::hub::NoProgress;
+use crate::lora::{Adapter, AdapterLease, AdapterRegistry, hex};
 use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::preparer::Preparer;
@@ -33,6 +34,8 @@ pub const MAX_STOPS: usize = 32;
 pub const MAX_STOP_CHARS: usize = 256;
 /// Share of the free memory that the KV cache may grow to, unless told.
 const KV_SHARE: f64 = 0.25;
+/// One part in so many of the free memory that adapters may take, unless told.
+const ADAPTER_SHARE: u64 = 8;
 /// How long a caller that may be cancelled waits between two looks at whether it is.
 const LOOK: Duration = Duration::from_millis(20);
 /// Slots of recurrent state that are enough for one request at a time, candidates and snapshots included.
@@ -51,11 +54,22 @@ pub struct LmOptions {
     pub prefix_cache: bool,
     /// Guess tokens from the prompt and check several in one step.
     pub speculation: bool,
+    /// Bytes that adapters in memory may take; `None`: an eighth of what is free.
+    pub adapter_memory: Option<u64>,
+    /// The adapters of an engine of the same model that was closed; `None`: none.
+    pub adapters: Option<AdapterRegistry>,
 }
 
 impl Default for LmOptions {
     fn default() -> Self {
-        LmOptions { kv_memory: None, queue: None, prefix_cache: true, speculation: true }
+        LmOptions {
+            kv_memory: None,
+            queue: None,
+            prefix_cache: true,
+            speculation: true,
+            adapter_memory: None,
+            adapters: None,
+        }
     }
 }
 
@@ -78,6 +92,8 @@ pub struct GenerateOptions {
     pub constraint: Option<Constraint>,
     /// Control tokens that the text shows as they are written; others give no text.
     pub shown_tokens: Vec<u32>,
+    /// `None`: the model as it is.
+    pub adapter: Option<Adapter>,
 }
 
 /// An engine that runs. Dropping the last clone ends it.
@@ -89,6 +105,7 @@ pub struct Lm {
     /// Made for the first constraint.
     grammars: Arc<Mutex<Option<GrammarCompiler>>>,
     preparer: Arc<Preparer>,
+    adapters: AdapterRegistry,
 }
 
 /// A prompt that somebody owns, so that another thread can make a request of it.
@@ -103,7 +120,11 @@ impl Lm {
     /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`.
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
         let (pages, slots) = plan_memory(&model, options.kv_memory)?;
-        let runner = DecoderRunner::new(model.decoder().clone(), pages, slots)?;
+        let adapters = options.adapters.clone().unwrap_or_else(|| {
+            let limit = options.adapter_memory.unwrap_or_else(|| memory::available() / ADAPTER_SHARE);
+            AdapterRegistry::new(model.decoder().clone(), limit)
+        });
+        let runner = DecoderRunner::new(model.decoder().clone(), pages, slots)?.with(adapters.slots());
         let rows = StepLimits::default().rows;
         let mut engine = EngineOptions::new(runner.layout().longest(model.context_length(), rows));
         engine.queue = options.queue.unwrap_or(engine.queue);
@@ -112,7 +133,7 @@ impl Lm {
         engine.causal = model.config().causal;
         let engine = EngineHandle::start(Box::new(runner), engine)?;
         let (grammars, preparer) = Default::default();
-        Ok(Lm { model, engine, prefix_cache: options.prefix_cache, grammars, preparer })
+        Ok(Lm { model, engine, prefix_cache: options.prefix_cache, grammars, preparer, adapters })
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -139,6 +160,23 @@ impl Lm {
         let decoder = self.model.decoder();
         let slots = slots.saturating_mul(decoder.kv_layout().slot_bytes());
         pages.saturating_mul(decoder.page_bytes()).saturating_add(slots)
+    }
+
+    /// The adapters of this engine.
+    pub fn adapters(&self) -> &AdapterRegistry {
+        &self.adapters
+    }
+
+    /// Takes an adapter in: a folder of peft or mlx-lm, or a GGUF file. See [`AdapterRegistry::add`].
+    ///
+    /// # Errors
+    /// What reading and binding it says: nothing is left out in silence.
+    pub fn load_adapter(&self, path: &Path, name: Option<&str>, scale: f32) -> Result<Adapter> {
+        self.adapters.add(crate::lora::open(path)?, name, scale)
+    }
+
+    fn lease(&self, adapter: Option<&Adapter>) -> Result<Option<AdapterLease>> {
+        adapter.map(|adapter| self.adapters.lease(adapter)).transpose()
     }
 
     pub fn is_closed(&self) -> bool {
@@ -225,7 +263,8 @@ impl Lm {
             guide,
         }));
         let deadline = options.timeout.and_then(|timeout| asked.checked_add(timeout));
-        Ok(Request { prompt: ids, task, deadline, salt: 0 })
+        let adapter = self.lease(options.adapter.as_ref())?;
+        Ok(Request { prompt: ids, task, deadline, adapter })
     }
 
     /// The grammar of a constraint. The last ones are kept, so what is asked for again costs next to nothing.
@@ -254,7 +293,13 @@ impl Lm {
     /// # Errors
     /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for
     /// the prompt; `ModelFile` if the file cannot be written; `Cancelled`.
-    pub fn save_prefix(&self, prompt: &Prompt, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
+    pub fn save_prefix(
+        &self,
+        prompt: &Prompt,
+        path: &Path,
+        adapter: Option<&Adapter>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<usize> {
         self.check_prefix_cache()?;
         let mut ids = self.model.prompt_ids(prompt)?;
         if ids.len() > self.engine.bounds().context_length {
@@ -268,14 +313,20 @@ impl Lm {
             )));
         }
         ids.truncate(tokens);
-        let bytes = Bytes::from_vec(self.pages(ids.clone(), cancelled)?);
-        Prefix { tokens: ids, bytes }.write_unless(path, &self.computation()?, cancelled)?;
+        let bytes = Bytes::from_vec(self.pages(ids.clone(), adapter, cancelled)?);
+        Prefix { tokens: ids, bytes }.write_unless(path, &self.computation(adapter)?, cancelled)?;
         Ok(tokens)
     }
 
     /// What lies in the pages of a prompt, computed if need be.
-    fn pages(&self, ids: Vec<u32>, cancelled: &dyn Fn() -> bool) -> Result<Vec<u8>> {
-        let mut computed = self.engine.submit(Request::new(ids, Task::Pages))?;
+    fn pages(
+        &self,
+        ids: Vec<u32>,
+        adapter: Option<&Adapter>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<u8>> {
+        let request = Request::new(ids, Task::Pages).with(self.lease(adapter)?);
+        let mut computed = self.engine.submit(request)?;
         loop {
             match computed.next(LOOK) {
                 Poll::Event(Event::Pages(pages)) => return Ok(pages),
@@ -297,9 +348,14 @@ impl Lm {
     /// # Errors
     /// `ModelFile` if the file is missing, damaged, or belongs to another model or kind of machine;
     /// `OutOfMemory` if it does not fit; `Cancelled`.
-    pub fn load_prefix(&self, path: &Path, cancelled: &dyn Fn() -> bool) -> Result<usize> {
+    pub fn load_prefix(
+        &self,
+        path: &Path,
+        adapter: Option<&Adapter>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<usize> {
         self.check_prefix_cache()?;
-        let prefix = Prefix::read(path, &self.computation()?)?;
+        let prefix = Prefix::read(path, &self.computation(adapter)?)?;
         if prefix.tokens.iter().any(|&id| id as usize >= self.model.vocab_size()) {
             return Err(Error::model_file(format!("{}: a token is not in the vocabulary", path.display())));
         }
@@ -307,7 +363,7 @@ impl Lm {
         if cancelled() {
             return Err(Error::cancelled("loading the prefix was cancelled"));
         }
-        self.engine.import(prefix)?;
+        self.engine.import(prefix, self.lease(adapter)?)?;
         Ok(tokens)
     }
 
@@ -357,16 +413,17 @@ impl Lm {
 
     /// All that the numbers in the cache depend on, but for the tokens: to the last byte, for a file of them
     /// must not be taken for that of another model.
-    fn computation(&self) -> Result<String> {
+    fn computation(&self, adapter: Option<&Adapter>) -> Result<String> {
         let machine = self.model.decoder().ops().describe();
         let machine = machine.split(',').next().unwrap_or_default();
-        Ok(format!("{} on {machine}", self.model.content_hash(&NoProgress)?))
+        let adapter = adapter.map_or(String::new(), |adapter| format!(" + adapter {}", hex(adapter.hash())));
+        Ok(format!("{}{adapter} on {machine}", self.model.content_hash(&NoProgress)?))
     }
 
     /// The logits of every position of `ids`.
-    pub fn logits(&self, ids: Vec<u32>) -> Result<Generation> {
+    pub fn logits(&self, ids: Vec<u32>, adapter: Option<&Adapter>) -> Result<Generation> {
         self.check_head()?;
-        self.engine.submit(Request::new(ids, Task::Logits))
+        self.engine.submit(Request::new(ids, Task::Logits).with(self.lease(adapter)?))
     }
 
     /// The pooled hidden states of a text, of which [`Embedding::finish`](crate::model::Embedding::finish)
@@ -375,7 +432,13 @@ impl Lm {
     /// # Errors
     /// `ContextLength` for a text that is longer than the model reads, or than its makers allow: none is ever
     /// cut; `UnsupportedModel` if the model's files make vectors in a way that is not supported.
-    pub fn embed(&self, text: &str, pooling: Option<Pooling>, prompt: Option<&str>) -> Result<Generation> {
+    pub fn embed(
+        &self,
+        text: &str,
+        pooling: Option<Pooling>,
+        prompt: Option<&str>,
+        adapter: Option<&Adapter>,
+    ) -> Result<Generation> {
         let embedding = self.model.embedding()?;
         embedding.width(pooling, self.model.config().hidden)?;
         let prompt = prompt.unwrap_or(embedding.prompt());
@@ -390,16 +453,21 @@ impl Lm {
         }
         let pooling = pooling.map_or_else(|| embedding.pooling().clone(), |one| [one].into());
         let embed = Embed { pooling, normalize: embedding.is_plain() };
-        self.engine.submit(Request::new(ids, Task::Embed(embed)))
+        self.engine.submit(Request::new(ids, Task::Embed(embed)).with(self.lease(adapter)?))
     }
 
     /// The log probability of every token of every candidate after the prompt, which is computed once; with
     /// the ids of the candidates.
-    pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<(Vec<Vec<u32>>, Generation)> {
+    pub fn score(
+        &self,
+        prompt: &Prompt,
+        candidates: &[String],
+        adapter: Option<&Adapter>,
+    ) -> Result<(Vec<Vec<u32>>, Generation)> {
         self.check_writes()?;
         let ids = self.model.prompt_ids(prompt)?;
         let candidates = self.model.continuation_ids(prompt, &ids, candidates)?;
-        let request = Request::score(ids, candidates.clone());
+        let request = Request::score(ids, candidates.clone()).with(self.lease(adapter)?);
         Ok((candidates, self.engine.submit(request)?))
     }
 }

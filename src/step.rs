@@ -36,6 +36,8 @@ pub struct Span {
     pub pages: Vec<Vec<u32>>,
     /// Where the layers with a recurrent state find and leave it; default where the model has none.
     pub state: StateTable,
+    /// The number of the adapter that its rows have, if they have one (`lora::AdapterSlots`).
+    pub adapter: Option<u32>,
     /// Positions that are written after this step. Bidirectional attention sees up to here, also from rows
     /// that lie further in front ([`Step::only`]).
     pub len: usize,
@@ -96,7 +98,8 @@ impl Step {
         let rows = self.rows()..self.rows() + tokens.len();
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
-        self.spans.push(Span { rows: rows.clone(), pages, state, len: position + tokens.len() });
+        let len = position + tokens.len();
+        self.spans.push(Span { rows: rows.clone(), pages, state, adapter: None, len });
         rows
     }
 
@@ -127,6 +130,7 @@ impl Step {
                     rows: own..own + 1,
                     pages: span.pages.clone(),
                     state: StateTable::default(),
+                    adapter: span.adapter,
                     len: span.len,
                 }),
             }

@@ -228,7 +228,7 @@ impl Bench {
     fn run(&self, setting: &Setting) -> (Vec<Bits>, u64) {
         let engine = self.engine(setting);
         if setting.imported {
-            engine.import(self.prefix()).unwrap();
+            engine.import(self.prefix(), None).unwrap();
         }
         let mut order: Vec<usize> = (0..self.requests.len().min(setting.count)).collect();
         if setting.reversed {

@@ -11,14 +11,13 @@ use random::Random;
 use tallow::cache::storage::KvCache;
 use tallow::config::{self, Config};
 use tallow::error::Result;
-use tallow::kernels::{KvType, Linear, Ops, Rows};
+use tallow::kernels::{KvType, LowRank, Ops, Term};
 use tallow::model::decoder::Decoder;
 use tallow::model::projection::{Deltas, ProjectionId};
 use tallow::step::{StateTable, StateWrite, Step, pages_for};
-use tallow::weights::bytes::Bytes;
 use tallow::weights::gguf::{Array, Metadata, Value};
 use tallow::weights::names::Part;
-use tallow::weights::{Gguf, WeightTensor, WeightType, Weights, safetensors};
+use tallow::weights::{Gguf, WeightType, Weights, safetensors};
 
 /// Largest difference of a logit that is allowed; candle's fused norms and softmax add up in another order
 /// (LongRoPE's factor makes large scores, and it 1.9e-4).
@@ -351,14 +350,14 @@ fn unused_keys_and_values_of_older_files_change_nothing() {
 
 // --- Deltas on projections -------------------------------------------------------------------------------
 
-/// A made-up adapter: for each projection `scale * B (A x)` of rank 3.
-struct LowRank(Vec<(ProjectionId, Linear, Linear)>);
+/// A made-up adapter of all rows of a step, so many.
+struct Made(usize, Vec<(ProjectionId, LowRank)>);
 
-impl Deltas for LowRank {
-    fn delta(&self, ops: &Ops, id: ProjectionId, x: &Rows, rows: Option<&[u32]>) -> Result<Option<Rows>> {
-        assert!(rows.is_none_or(|rows| rows.len() == x.dims().0), "rows of a delta");
-        let Some((_, a, b)) = self.0.iter().find(|(its, ..)| *its == id) else { return Ok(None) };
-        Ok(Some(ops.linear(b, &ops.linear(a, x)?)?))
+impl Deltas for Made {
+    fn terms(&self, id: ProjectionId, rows: Option<&[u32]>) -> Vec<Term<'_>> {
+        let rows = rows.map_or(self.0, <[u32]>::len);
+        let own = self.1.iter().filter(|(its, _)| *its == id);
+        own.map(|(_, low_rank)| Term { rows: 0..rows, low_rank }).collect()
     }
 }
 
@@ -404,7 +403,7 @@ fn a_low_rank_delta_is_the_merged_weight() {
                 }
             }
             let id = ProjectionId { layer, part: *part };
-            deltas.push((id, linear(&ops, [RANK, k], &a), linear(&ops, [n, RANK], &b)));
+            deltas.push((id, LowRank::new([n, k], a, &b, None, None).unwrap()));
         }
         assert!(deltas.len() >= 2 * PARTS.len(), "{} projections", deltas.len());
         let merged = tempfile::tempdir().unwrap();
@@ -426,8 +425,8 @@ fn a_low_rank_delta_is_the_merged_weight() {
             let hidden = decoder.forward_with(&step, &cache, rows, deltas).unwrap();
             decoder.ops().into_vec(decoder.head(&hidden).unwrap()).unwrap()
         };
-        let deltas = LowRank(deltas);
-        let nothing = LowRank(Vec::new());
+        let deltas = Made(tokens.len(), deltas);
+        let nothing = Made(tokens.len(), Vec::new());
         for rows in [&all[..], &all[20..], &all[3..9]] {
             let (want, got) = (of(&merged, rows, None), of(&plain, rows, Some(&deltas)));
             let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -437,12 +436,6 @@ fn a_low_rank_delta_is_the_merged_weight() {
             assert!(of(&plain, rows, None).iter().zip(&got).any(|(a, b)| (a - b).abs() > 0.1), "{ops:?}");
         }
     }
-}
-
-fn linear(ops: &Ops, [n, k]: [usize; 2], values: &[f32]) -> Linear {
-    let data = Bytes::from_vec(values.iter().flat_map(|value| value.to_le_bytes()).collect());
-    let tensor = WeightTensor { name: "delta".into(), dtype: WeightType::F32, shape: vec![n, k], data };
-    Linear { weight: ops.matrix(&tensor).unwrap(), scale: 1.0, bias: None, outlier: 6.0 }
 }
 
 fn write(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {

@@ -180,6 +180,7 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
         prediction: None,
         constraint: None,
         shown_tokens: vec![],
+        adapter: None,
     };
     let arguments = Map::new();
     let messages = [json!({"role": "user", "content": "ab <|im_end|>"})];
@@ -200,7 +201,7 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
         }
     }
     // Damaged weights give an embedding of numbers, or an error that says so.
-    if let Err(error) = lm.embed("ab c", Some(Pooling::Mean), None).and_then(end) {
+    if let Err(error) = lm.embed("ab c", Some(Pooling::Mean), None, None).and_then(end) {
         proper(error, &Prompt::Text("ab c")).map_err(|problem| format!("embedding: {problem}"))?;
     }
     if lm.is_closed() { Err("a request ended the engine".into()) } else { Ok(()) }

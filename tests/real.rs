@@ -109,6 +109,7 @@ fn answers(index: usize) {
         prediction: None,
         constraint: None,
         shown_tokens: vec![],
+        adapter: None,
     };
     let submit = |p: &Value| lm.generate(&Prompt::Ids(&ids(&p["tokens"])), &options, None).unwrap();
     let running: Vec<_> = prompts.iter().map(submit).collect();

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._core import Sampler, __version__, features
+from .adapter import Adapter
 from .errors import (
     ArgumentTypeError,
     Cancelled,
@@ -42,6 +43,7 @@ _LAZY = ("LM", "Embed", "Judge")
 
 # Without those: a star import must work where DSPy is not installed.
 __all__ = [
+    "Adapter",
     "ArgumentTypeError",
     "AsyncStream",
     "Cancelled",

@@ -23,6 +23,7 @@ class EngineOptions(NamedTuple):
     queue: int | None = None
     prefix_cache: bool = True
     speculation: bool = True
+    adapter_memory: int | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not the default."""
@@ -40,6 +41,8 @@ class Shared:
         self.exact: str | None = None
         self._lock = threading.RLock()
         self._engine: _core.Engine | None = None
+        #: One that was closed: its adapters are those of the next.
+        self._last: _core.Engine | None = None
 
     def engine(self) -> _core.Engine:
         engine = self._engine
@@ -52,7 +55,9 @@ class Shared:
             engine = self._engine
             if engine is None or engine.closed:
                 given = self.options._asdict() | {"queue": self.options.queue or _QUEUE}
-                engine = self._engine = _core.Engine(self.native, **given)
+                last = self._last or engine
+                engine = self._engine = _core.Engine(self.native, **given, adapters_of=last)
+                self._last = None
             return engine
 
     def running_stats(self) -> dict[str, Any] | None:
@@ -65,14 +70,15 @@ class Shared:
         another."""
         with self._lock:
             engine, self._engine = self._engine, None
+            self._last = engine or self._last
         if engine is not None:
             engine.close()
 
     def after_fork(self) -> None:
         """In a forked child: the parent's engine thread does not exist here, and a thread of the parent may
         have held the lock. The handle is kept and never touched."""
-        _left_by_parent.append(self._engine)
-        self._lock, self._engine = threading.RLock(), None
+        _left_by_parent.extend((self._engine, self._last))
+        self._lock, self._engine, self._last = threading.RLock(), None, None
 
     def __del__(self) -> None:
         # The native engine waits for the step in work when it is dropped, and holds the GIL then; ``close``

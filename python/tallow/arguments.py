@@ -46,10 +46,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def unknown(function: str, name: str, known: Iterable[str]) -> NoReturn:
-    """There is no such argument: says which there are, and which one was probably meant."""
+def unknown(function: str, name: str, known: Iterable[str], also: Iterable[str] = ()) -> NoReturn:
+    """There is no such argument: says which there are, and which one was probably meant, which may be one of
+    ``also``."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, [*known, *also], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ArgumentTypeError(f"{function} has no argument {name!r}{hint} It takes {', '.join(known)}")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core, _log, arguments, prompts, results, wheels
 from ._engines import EngineOptions, Shared, shared
+from .adapter import Adapter, chosen
 from .progress import Report, reporter
 from .results import Chunk, Completion, Scores
 
@@ -61,9 +62,11 @@ class Model:
     - ``prefix_cache``: keep the keys and values of what was computed, and take them again for prompts that
       begin with the same tokens.
     - ``speculation``: guess the next tokens from the text so far, and check several in one step.
+    - ``adapter_memory``: what adapters may take together, in bytes or as a text; None is an eighth of the
+      memory that is free. Idle ones are dropped, and come back from their files when they are asked for.
 
     Loading the same source with the same options again shares the weights and the engine; with other engine
-    options (the last four), the weights alone.
+    options (the last five), the weights alone.
     """
 
     __slots__ = ("__weakref__", "_on_hub", "_options", "_shared", "_source")
@@ -83,6 +86,7 @@ class Model:
         queue: int | None = None,
         prefix_cache: bool = True,
         speculation: bool = True,
+        adapter_memory: int | str | None = None,
         progress: bool | Report = True,
         **unknown: object,
     ) -> None:
@@ -107,6 +111,9 @@ class Model:
             queue=None if queue is None else arguments.integer("queue", queue, 1, arguments.MAX_COUNT),
             prefix_cache=arguments.boolean("prefix_cache", prefix_cache),
             speculation=arguments.boolean("speculation", speculation),
+            adapter_memory=(
+                None if adapter_memory is None else arguments.memory("adapter_memory", adapter_memory)
+            ),
         )
         report, began = reporter(progress), time.perf_counter()
         wheel = wheels.parse(self._source, revision)
@@ -296,6 +303,7 @@ class Model:
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
         continue_final_message: bool | str = False,
+        adapter: Adapter | str | None = None,
         **sampler_fields: Any,
     ) -> Completion | list[Completion]:
         """Continues a text, answers messages, or continues token ids (``prompt``: a str, a list of dicts, or
@@ -325,6 +333,8 @@ class Model:
           is refused. Both are for messages.
         - ``continue_final_message``: the answer goes on from the text of the last message. True, or the field
           of the message that is meant ("reasoning_content").
+        - ``adapter``: what ``load_adapter`` gave, or the name of it; None is the model as it is. Requests
+          with any number of adapters are computed together.
 
         Errors: InvalidRequestError (an argument), ContextLengthError (the prompt leaves no room),
         TemplateError (messages), ConstraintError (the schema or grammar), Timeout, Cancelled (``close``),
@@ -346,6 +356,7 @@ class Model:
             "tools": tools,
             "template_arguments": template_arguments,
             "continue_final_message": continue_final_message,
+            "adapter": adapter,
         }
         start, notes = self._request("generate()", prompt, sampler_fields, **options)
         running = [start(index) for index in range(n)]  # all submitted before the first is waited for
@@ -422,7 +433,10 @@ class Model:
         ready = prompts.ready(
             self._native, prompt, **{name: options.pop(name) for name in _CHAT if name in options}
         )
+        native_adapter = chosen(self, options.pop("adapter", None))
         checked, native = arguments.generation(ready, options, fields)
+        if native_adapter is not None:
+            native["adapter"] = native_adapter
         seed = native.pop("seed", None)
         engine = self._shared.engine()
 
@@ -433,12 +447,15 @@ class Model:
 
     # Numbers
 
-    def logits(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
-        """The logits after every one of ``ids``: float32 [len(ids), vocab_size]."""
+    def logits(
+        self, ids: Sequence[int] | NDArray[Any], *, adapter: Adapter | str | None = None
+    ) -> NDArray[np.float32]:
+        """The logits after every one of ``ids``: float32 [len(ids), vocab_size]. ``adapter`` as in
+        ``generate``."""
         checked = arguments.token_ids("ids", ids)
         if not checked:
             raise _core.InvalidRequestError("ids is empty; give at least one token")
-        return self._shared.engine().logits(checked)
+        return self._shared.engine().logits(checked, chosen(self, adapter))
 
     def score(
         self,
@@ -448,11 +465,11 @@ class Model:
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
         continue_final_message: bool | str = False,
+        adapter: Adapter | str | None = None,
     ) -> Scores:
         """The exact log likelihood of each of ``candidates`` as the continuation of ``prompt``, which is
-        computed once. In their order, as a list that a
-        notebook shows as bars; ``tools``, ``template_arguments`` and ``continue_final_message`` are
-        those of ``generate``."""
+        computed once. In their order, as a list that a notebook shows as bars; ``tools``,
+        ``template_arguments``, ``continue_final_message`` and ``adapter`` are those of ``generate``."""
         ready = prompts.ready(
             self._native,
             prompt,
@@ -466,10 +483,15 @@ class Model:
                 raise _core.InvalidRequestError(
                     f"candidates[{at}] is empty; a candidate needs at least one character"
                 )
-        return results.scores(texts, self._shared.engine().score(ready, texts))
+        return results.scores(texts, self._shared.engine().score(ready, texts, chosen(self, adapter)))
 
     def embed(
-        self, texts: Sequence[str], pooling: str = "auto", *, prompt: str | None = None
+        self,
+        texts: Sequence[str],
+        pooling: str = "auto",
+        *,
+        prompt: str | None = None,
+        adapter: Adapter | str | None = None,
     ) -> NDArray[np.float32]:
         """One vector for each of ``texts``: float32 [len(texts), dimensions], what sentence-transformers'
         ``encode`` gives.
@@ -480,6 +502,7 @@ class Model:
 
         - ``pooling``: auto (the model's own), mean, last, cls, max, weightedmean, mean_sqrt_len_tokens.
         - ``prompt``: what is put before each text; None is the model's default prompt, if it names one.
+        - ``adapter``: as in ``generate``.
 
         Vectors have unit length, unless the files say that they are compared by a measure to which the length
         matters (``similarity_fn_name`` dot, euclidean, manhattan) and normalize nothing. No text is ever cut:
@@ -487,9 +510,9 @@ class Model:
         ``model_max_length``), raises ContextLengthError. UnsupportedModelError names a module that is not
         supported. The vector of a text is the same, bit by bit, alone and among others."""
         checked = arguments.texts("texts", texts)
-        chosen = arguments.choice("pooling", pooling, POOLINGS)
+        checked_pooling = arguments.choice("pooling", pooling, POOLINGS)
         before = None if prompt is None else arguments.text("prompt", prompt)
-        return self._shared.engine().embed(checked, chosen, before)
+        return self._shared.engine().embed(checked, checked_pooling, before, chosen(self, adapter))
 
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done since it started, as plain numbers.
@@ -520,12 +543,13 @@ class Model:
         tools: Sequence[Any] | None = None,
         template_arguments: dict[str, Any] | None = None,
         continue_final_message: bool | str = False,
+        adapter: Adapter | str | None = None,
     ) -> int:
         """Saves what the engine computes of ``prompt`` (a system message with demos, say) at ``path``, as a
         safetensors file, and returns how many tokens that are. After ``load_prefix``, in any process with
         this model on this kind of machine, prompts that begin with the same tokens are computed only from
-        there on, and the answers are the same, bit by bit. ``tools``, ``template_arguments`` and
-        ``continue_final_message`` are those of ``generate``."""
+        there on, and the answers are the same, bit by bit. ``tools``, ``template_arguments``,
+        ``continue_final_message`` and ``adapter`` are those of ``generate``."""
         ready = prompts.ready(
             self._native,
             prompt,
@@ -533,12 +557,47 @@ class Model:
             template_arguments=template_arguments,
             continue_final_message=continue_final_message,
         )
-        return self._shared.engine().save_prefix(arguments.path_text("path", path), ready)
+        where = arguments.path_text("path", path)
+        return self._shared.engine().save_prefix(where, ready, chosen(self, adapter))
 
-    def load_prefix(self, path: str | os.PathLike[str]) -> int:
-        """Takes up what ``save_prefix`` wrote at ``path``; returns how many tokens that are. A file that is
-        damaged or belongs to another model raises ``ModelFileError``."""
-        return self._shared.engine().load_prefix(arguments.path_text("path", path))
+    def load_prefix(self, path: str | os.PathLike[str], *, adapter: Adapter | str | None = None) -> int:
+        """Takes up what ``save_prefix`` wrote at ``path`` with the same ``adapter``; returns how many tokens
+        that are. A file that is damaged or belongs to another model or adapter raises ``ModelFileError``."""
+        where = arguments.path_text("path", path)
+        return self._shared.engine().load_prefix(where, chosen(self, adapter))
+
+    # Adapters
+
+    def load_adapter(
+        self, source: str | os.PathLike[str], *, name: str | None = None, scale: float = 1.0
+    ) -> Adapter:
+        """Takes in an adapter (LoRA and its kin), which requests then name by ``adapter=``. The weights stay
+        as they are, whatever their quantization: any number of adapters, and none, are computed together.
+
+        ``source`` is a folder of peft (``adapter_config.json``, ``adapter_model.safetensors``) or of mlx-lm,
+        a GGUF file of llama.cpp's converter, or a repository on the Hugging Face hub ("org/name").
+
+        - ``name``: what to call it; the name is its from now on, also if another adapter had it: requests in
+          work end with what they began with. None is the name of the folder or file.
+        - ``scale``: what everything that it adds is multiplied by.
+
+        UnsupportedModelError names what is in its files and not run here, ModelFileError what does not fit
+        this model; nothing is left out in silence. OutOfMemoryError: ``adapter_memory`` is too small.
+        """
+        path = arguments.path_text("source", source)
+        called = None if name is None else arguments.text("name", name)
+        factor = arguments.number("scale", scale)
+        return Adapter(self, self._shared.engine().load_adapter(path, name=called, scale=factor))
+
+    def adapters(self) -> list[Adapter]:
+        """The adapters that are loaded, by name. Models that share an engine share them."""
+        return [Adapter(self, native) for native in self._shared.engine().adapters()]
+
+    def unload_adapter(self, adapter: Adapter | str) -> None:
+        """Takes away the name of an adapter, given as itself or by name; its memory is free as soon as nobody
+        holds it any more. Requests in work end with it."""
+        name = adapter.name if isinstance(adapter, Adapter) else arguments.text("adapter", adapter)
+        self._shared.engine().unload_adapter(name)
 
     def close(self) -> None:
         """Ends the engine of this model and frees its cache; requests in work fail with ``Cancelled``. The
@@ -616,6 +675,7 @@ _OPTIONS = (
     "prediction",
     *arguments.CONSTRAINTS,
     *_CHAT,
+    "adapter",
 )
 
 

@@ -84,6 +84,7 @@ impl Reader<'_> {
             wrapper: None,
             causal,
             interleaved_qk: a.interleaved_qk,
+            interleaved_in_transformers: family.rope.interleaved,
             names: &[],
         }
         .validate()

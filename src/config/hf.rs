@@ -149,6 +149,7 @@ impl Reader<'_> {
             wrapper: wrapper.map(|(wrapper, _)| wrapper.model_type),
             causal: self.causal()?,
             interleaved_qk: family.rope.interleaved,
+            interleaved_in_transformers: family.rope.interleaved,
             names: family.names,
         }
         .validate()

@@ -77,6 +77,8 @@ pub struct Config {
     /// The rows of q and k that turn come in interleaved pairs (GGUF of the Llama family, and families that
     /// turn neighbours), and go back to halves at the door.
     pub interleaved_qk: bool,
+    /// Checkpoints of transformers have them so, and adapters of its modules with them.
+    pub interleaved_in_transformers: bool,
     /// Spellings of this family's own tensors in checkpoints of transformers, instead of the usual ones.
     pub names: Spellings,
 }

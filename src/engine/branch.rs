@@ -27,6 +27,7 @@ use crate::cache::holding::Holding;
 use crate::cache::layout::PagedGroup;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{Chunk, Key, Match, Place, PrefixCache, Slot};
+use crate::lora::AdapterLease;
 use crate::step::{PAGE, StateTable, StateWrite, Step, pages_for};
 
 /// Pages from one regular snapshot of the recurrent state to the next: so much of a prompt is computed again
@@ -46,6 +47,8 @@ pub(super) struct Branch {
     pub part: usize,
     /// Tokens that may follow, to be checked in the next step.
     pub draft: Option<Draft>,
+    /// The adapter that its rows pass.
+    adapter: Option<AdapterLease>,
     /// How far its pages are in the prefix tree.
     place: Place,
 }
@@ -78,6 +81,11 @@ pub(super) enum Want {
     Hidden(Rows),
 }
 
+/// What tells prefixes of an adapter from those of others.
+fn salt(adapter: Option<&AdapterLease>) -> u64 {
+    adapter.map_or(0, AdapterLease::salt)
+}
+
 /// Where the wanted rows of a branch stand in the output of the step.
 pub(super) struct Taken {
     pub rows: usize,
@@ -86,9 +94,16 @@ pub(super) struct Taken {
 }
 
 impl Branch {
-    pub fn new(first: usize, tokens: Vec<u32>, holding: Holding, want: Want, part: usize, salt: u64) -> Self {
-        let (state, place) = (Recurrent::default(), Place::root(salt));
-        Branch { first, tokens, computed: first, holding, state, want, part, draft: None, place }
+    pub fn new(
+        first: usize,
+        tokens: Vec<u32>,
+        holding: Holding,
+        want: Want,
+        part: usize,
+        adapter: Option<AdapterLease>,
+    ) -> Self {
+        let (state, place) = (Recurrent::default(), Place::root(salt(adapter.as_ref())));
+        Branch { first, tokens, computed: first, holding, state, want, part, draft: None, adapter, place }
     }
 
     pub fn len(&self) -> usize {
@@ -157,7 +172,11 @@ impl Branch {
         self.place.depth
     }
 
-    /// See [`Request::salt`](super::request::Request::salt).
+    pub fn adapter(&self) -> Option<&AdapterLease> {
+        self.adapter.as_ref()
+    }
+
+    /// See [`AdapterLease::salt`]; 0 without one.
     pub fn salt(&self) -> u64 {
         self.place.salt
     }
@@ -292,6 +311,9 @@ impl Branch {
         let tables = (0..groups).map(|group| self.holding.table(group, pages)).collect();
         let (logits, hidden) = (step.logits.len(), step.hidden.len());
         let span = step.push_span(&tokens, self.computed, tables, self.state_table(rows));
+        if let Some(last) = step.spans.last_mut() {
+            last.adapter = self.adapter.as_ref().map(AdapterLease::slot);
+        }
         let span = span.start as u32..span.end as u32;
         match self.want {
             Want::Every => step.logits.extend(span),

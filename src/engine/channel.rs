@@ -14,6 +14,7 @@ use super::request::{Bounds, Event, Finish, Request, Timings};
 use super::stats::Stats;
 use crate::cache::prefix_file::Prefix;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lora::AdapterLease;
 use crate::sample::{History, Logits, Sampler};
 
 /// Called on the engine thread after events of a request were queued; with `true` if the caller must look now
@@ -27,7 +28,7 @@ pub(super) enum Command {
     /// The caller's filters have run.
     Filtered(u64, Box<Result<Logits>>),
     /// The pages of these tokens, to be kept.
-    Import(Prefix, Sender<Result<()>>),
+    Import(Prefix, Option<AdapterLease>, Sender<Result<()>>),
     /// A caller no longer wants its answer.
     Cancel(u64),
     Close,

@@ -6,7 +6,9 @@ use super::model_runner::{ModelRunner, StepOutput};
 use crate::cache::layout::{PagedGroup, StateLayout};
 use crate::cache::storage::KvCache;
 use crate::error::Result;
+use crate::lora::AdapterSlots;
 use crate::model::Decoder;
+use crate::model::projection::Deltas;
 use crate::step::Step;
 use crate::trace;
 
@@ -15,6 +17,7 @@ pub struct DecoderRunner {
     decoder: Arc<Decoder>,
     cache: KvCache,
     layout: StateLayout,
+    adapters: Arc<AdapterSlots>,
 }
 
 impl DecoderRunner {
@@ -25,7 +28,12 @@ impl DecoderRunner {
     pub fn new(decoder: Arc<Decoder>, pages: usize, slots: usize) -> Result<Self> {
         let cache = decoder.new_cache(pages, slots)?;
         let layout = StateLayout { pages, slots: cache.slots(), ..Self::groups(&decoder) };
-        Ok(DecoderRunner { decoder, cache, layout })
+        Ok(DecoderRunner { decoder, cache, layout, adapters: Arc::default() })
+    }
+
+    /// The same, whose steps may name these adapters.
+    pub fn with(self, adapters: &Arc<AdapterSlots>) -> Self {
+        DecoderRunner { adapters: adapters.clone(), ..self }
     }
 
     /// The groups of a decoder's state, with no memory for them.
@@ -53,7 +61,9 @@ impl ModelRunner for DecoderRunner {
         let ops = self.decoder.ops();
         // One pass for both: hidden states first, then those whose logits are wanted.
         let rows = merged(&step.hidden, &step.logits);
-        let states = self.decoder.forward(step, &self.cache, &rows)?;
+        let adapters = self.adapters.of_step(step)?;
+        let deltas = adapters.as_ref().map(|adapters| adapters as &dyn Deltas);
+        let states = self.decoder.forward_with(step, &self.cache, &rows, deltas)?;
         let pick = |wanted: &[u32]| {
             let places: Vec<u32> =
                 wanted.iter().filter_map(|row| rows.binary_search(row).ok()).map(|at| at as u32).collect();
@@ -62,8 +72,10 @@ impl ModelRunner for DecoderRunner {
         let _span = trace::span("head");
         let logits = match step.logits.as_slice() {
             [] => vec![],
-            all if all == rows => ops.into_vec(self.decoder.head(&states)?)?,
-            some => ops.into_vec(self.decoder.head(&pick(some)?)?)?,
+            all if all == rows => {
+                ops.into_vec(self.decoder.head_with(&states, deltas.map(|it| (it, all)))?)?
+            }
+            some => ops.into_vec(self.decoder.head_with(&pick(some)?, deltas.map(|it| (it, some)))?)?,
         };
         let hidden = if step.hidden.is_empty() { vec![] } else { ops.into_vec(pick(&step.hidden)?)? };
         Ok(StepOutput { logits, hidden })

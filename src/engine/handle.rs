@@ -22,6 +22,7 @@ use super::stats::Stats;
 use super::step_loop;
 use crate::cache::prefix_file::Prefix;
 use crate::error::{Error, Result, panic_text};
+use crate::lora::AdapterLease;
 
 /// A running engine. Clones are handles to the same one; when the last is dropped the engine closes.
 ///
@@ -137,8 +138,8 @@ impl EngineHandle {
     ///
     /// # Errors
     /// `OutOfMemory` if there is no room for all of it; else as [`submit`](Self::submit).
-    pub fn import(&self, prefix: Prefix) -> Result<()> {
-        self.ask(|reply| Command::Import(prefix, reply))
+    pub fn import(&self, prefix: Prefix, adapter: Option<AdapterLease>) -> Result<()> {
+        self.ask(|reply| Command::Import(prefix, adapter, reply))
     }
 
     /// Sends a command and waits for its reply.

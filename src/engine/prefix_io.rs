@@ -57,7 +57,12 @@ pub(super) fn export(
 ///
 /// # Errors
 /// `OutOfMemory` if it does not fit beside what is in work; `ModelFile` if it was saved from another layout.
-pub(super) fn import(prefix: &Prefix, cache: &mut PrefixCache, runner: &mut dyn ModelRunner) -> Result<()> {
+pub(super) fn import(
+    prefix: &Prefix,
+    salt: u64,
+    cache: &mut PrefixCache,
+    runner: &mut dyn ModelRunner,
+) -> Result<()> {
     let pages = prefix.tokens.len() / PAGE;
     if prefix.bytes.len() != prefix_bytes(runner, pages) {
         return Err(Error::model_file(format!(
@@ -67,7 +72,7 @@ pub(super) fn import(prefix: &Prefix, cache: &mut PrefixCache, runner: &mut dyn 
         )));
     }
     let chunks = prefix.tokens.chunks_exact(PAGE).filter_map(|chunk| Chunk::try_from(chunk).ok());
-    if let Some(found) = cache.match_prefix(Place::root(0), chunks) {
+    if let Some(found) = cache.match_prefix(Place::root(salt), chunks) {
         let whole = found.place.depth == pages;
         found.pages.into_iter().for_each(|(_, _, page)| cache.release(page));
         found.state.into_iter().for_each(|slot| cache.release_slot(slot));
@@ -77,14 +82,14 @@ pub(super) fn import(prefix: &Prefix, cache: &mut PrefixCache, runner: &mut dyn 
     }
     // Held until the end, so that the last pages do not push out the first; cached from then on.
     let mut holding = Holding::new(cache.groups().len());
-    let outcome = write(prefix, pages, &mut holding, cache, runner);
+    let outcome = write(prefix, (pages, salt), &mut holding, cache, runner);
     cache.release_holding(holding);
     outcome
 }
 
 fn write(
     prefix: &Prefix,
-    pages: usize,
+    (pages, salt): (usize, u64),
     holding: &mut Holding,
     cache: &mut PrefixCache,
     runner: &mut dyn ModelRunner,
@@ -115,7 +120,7 @@ fn write(
             }
         }
     }
-    let mut place = Place::root(0);
+    let mut place = Place::root(salt);
     let chunks = prefix.tokens.chunks_exact(PAGE).filter_map(|chunk| Chunk::try_from(chunk).ok());
     for (at, chunk) in chunks.enumerate() {
         let state = if at + 1 == pages { snapshot.take() } else { None };

@@ -11,6 +11,7 @@ use super::guide::Guide;
 use crate::cache::layout::StateLayout;
 pub use crate::config::Pooling;
 use crate::error::{Error, Result};
+use crate::lora::AdapterLease;
 use crate::sample::{Sampler, TokenLogprob};
 use crate::step::pages_for;
 use crate::text::stream::TextStream;
@@ -29,9 +30,8 @@ pub struct Request {
     pub task: Task,
     /// When the request ends with a `Timeout` error, if it has not ended before.
     pub deadline: Option<Instant>,
-    /// What the numbers depend on besides the tokens (an adapter); 0: nothing. Requests share prefixes and
-    /// answers only with those of the same salt.
-    pub salt: u64,
+    /// The adapter that its rows pass, if any. Requests share prefixes and answers only with those of the same.
+    pub adapter: Option<AdapterLease>,
 }
 
 /// What to do with a prompt.
@@ -185,7 +185,12 @@ pub struct Bounds {
 impl Request {
     /// A request with no deadline.
     pub fn new(prompt: Vec<u32>, task: Task) -> Self {
-        Request { prompt, task, deadline: None, salt: 0 }
+        Request { prompt, task, deadline: None, adapter: None }
+    }
+
+    /// With an adapter.
+    pub fn with(self, adapter: Option<AdapterLease>) -> Self {
+        Request { adapter, ..self }
     }
 
     /// Scores candidates after a prompt. What all of them begin with is computed once, together with the

@@ -18,6 +18,7 @@ use crate::cache::holding::Holding;
 use crate::cache::pages::Lease;
 use crate::cache::prefix::{PrefixCache, Slot};
 use crate::error::{Error, Result};
+use crate::lora::AdapterLease;
 use crate::sample::log_softmax_at;
 use crate::step::PAGE;
 
@@ -37,7 +38,7 @@ pub(super) struct Score {
     /// The prompt's pages, and the state after it, once it is computed.
     pub prompt: Holding,
     state: Option<Slot>,
-    salt: u64,
+    adapter: Option<AdapterLease>,
     /// With the common beginning.
     prompt_len: usize,
     /// Candidates before this one have forked.
@@ -57,7 +58,7 @@ impl Score {
             spare: None,
             prompt: Holding::default(),
             state: None,
-            salt: 0,
+            adapter: None,
             prompt_len,
             next: 0,
             computed: false,
@@ -68,7 +69,7 @@ impl Score {
     pub fn take_prompt(&mut self, branch: &mut Branch, cache: &mut PrefixCache) {
         self.prompt = std::mem::take(&mut branch.holding);
         self.state = branch.state.take_own();
-        self.salt = branch.salt();
+        self.adapter = branch.adapter().cloned();
         branch.release(cache);
     }
 
@@ -177,7 +178,8 @@ impl Score {
             holding.append(group, own);
         }
         let (fed, state) = (fed.to_vec(), self.state.as_ref().map(|state| cache.share_slot(state)));
-        let mut branch = Branch::new(self.prompt_len, fed, holding, Want::Every, self.next, self.salt);
+        let adapter = self.adapter.clone();
+        let mut branch = Branch::new(self.prompt_len, fed, holding, Want::Every, self.next, adapter);
         branch.state = Recurrent::of_fork(state, self.spare.take());
         match outcome {
             Ok(()) => Ok(Some(branch)),

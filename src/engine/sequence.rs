@@ -112,7 +112,7 @@ impl Sequence {
             }
         };
         let holding = Holding::new(bounds.layout.paged.len());
-        let branches = vec![Branch::new(0, request.prompt, holding, want, 0, request.salt)];
+        let branches = vec![Branch::new(0, request.prompt, holding, want, 0, request.adapter)];
         let question = match &work {
             Work::Decode(decode) if decode.can_be_shared() => Some(question(&branches[0], decode)),
             _ => None,

@@ -137,8 +137,9 @@ impl Engine {
                 }
                 Ok(Command::Filtered(id, logits)) => self.resume(id, *logits),
                 // Whoever asked may have gone.
-                Ok(Command::Import(prefix, reply)) => {
-                    let outcome = prefix_io::import(&prefix, &mut self.cache, &mut *self.runner);
+                Ok(Command::Import(prefix, adapter, reply)) => {
+                    let salt = adapter.map_or(0, |adapter| adapter.salt());
+                    let outcome = prefix_io::import(&prefix, salt, &mut self.cache, &mut *self.runner);
                     self.publish();
                     drop(reply.send(outcome));
                 }

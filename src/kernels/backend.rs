@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device};
 
-use super::experts::{Assignments, Expert};
+use super::experts::{Assignments, Expert, ExpertTerms};
 use super::opaque::Opaque;
 use super::types::{Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows, ScanRows};
@@ -53,7 +53,14 @@ pub(super) trait Backend: Send + Sync {
     fn linear_add(&self, linear: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows>;
     fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
     fn activated(&self, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
-    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
+    fn experts(
+        &self,
+        experts: &[Expert],
+        act: Activation,
+        x: &Rows,
+        a: &Assignments,
+        terms: &ExpertTerms<'_>,
+    ) -> Result<Rows>;
     /// `norm(x)`, or `to + norm(x)`.
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
     /// `x * y`, element by element; `y` are as many columns of `by`, from `start` on.

@@ -23,7 +23,8 @@ use candle_nn::rotary_emb::rope_thd;
 
 use self::recurrent::states_before;
 use super::backend::Backend;
-use super::experts::{Assignments, Expert};
+use super::experts::{Assignments, Expert, ExpertTerms};
+use super::low_rank::Term;
 use super::opaque::Opaque;
 use super::rows::Rows;
 use super::types::{
@@ -55,6 +56,14 @@ type Activations = Option<Tensor>;
 /// A [`RopeTable`] here: cosines and sines `[rows, half]` in f32; `None` if there are no rows, or no angles.
 type Angles = Option<(Tensor, Tensor)>;
 
+/// What of a term of low rank is added where.
+#[derive(Clone, Copy)]
+enum LowRankPart {
+    /// The product of low rank, and the gain.
+    BeforeBias,
+    Shift,
+}
+
 impl CandleBackend {
     pub(super) fn new(device: Device, dtype: DType) -> Self {
         CandleBackend { device, dtype }
@@ -79,7 +88,7 @@ impl CandleBackend {
     }
 
     fn product<'a>(&self, projection: impl Into<Projection<'a>>, x: &Tensor) -> Result<Tensor> {
-        let Projection { linear, row_bias } = projection.into();
+        let Projection { linear, terms } = projection.into();
         let y = match linear.weight.stored.data.get(linear.weight.name())? {
             Weights::Quantized(weights) => {
                 let x = x.to_dtype(DType::F32)?.contiguous()?;
@@ -87,20 +96,67 @@ impl CandleBackend {
             }
             Weights::Dense(weights) => x.contiguous()?.matmul(&weights.t()?)?,
         };
-        let scaled = |y: Tensor| match linear.scale {
-            1.0 => Ok(y),
-            scale => y.affine(scale.into(), 0.0),
+        let y = match linear.scale {
+            1.0 => y,
+            scale => y.affine(scale.into(), 0.0)?,
         };
-        let y = scaled(y)?;
+        let y = self.with_terms(terms, linear.scale, x, y, LowRankPart::BeforeBias)?;
         let y = match &linear.bias {
             Some(bias) => y.broadcast_add(&values(bias)?.to_dtype(y.dtype())?)?,
             None => y,
         };
-        let y = match row_bias.map(Rows::get::<Activations>).transpose()?.and_then(Option::as_ref) {
-            Some(rows) => (&y + scaled(rows.to_dtype(y.dtype())?)?)?,
-            None => y,
-        };
+        let y = self.with_terms(terms, linear.scale, x, y, LowRankPart::Shift)?;
         Ok(y.to_dtype(self.dtype)?)
+    }
+
+    /// `y` with what adapters make of their rows.
+    fn with_terms(
+        &self,
+        terms: &[Term<'_>],
+        scale: f32,
+        x: &Tensor,
+        y: Tensor,
+        part: LowRankPart,
+    ) -> Result<Tensor> {
+        if terms.is_empty() {
+            return Ok(y);
+        }
+        let (mut pieces, mut next, rows) = (Vec::new(), 0, y.dim(0)?);
+        let tensor = |values: &[f32], shape: (usize, usize)| {
+            Tensor::from_slice(values, shape, &self.device)?.to_dtype(y.dtype())
+        };
+        for Term { rows, low_rank } in terms.iter().filter(|term| !term.rows.is_empty()) {
+            if rows.start > next {
+                pieces.push(y.narrow(0, next, rows.start - next)?);
+            }
+            next = rows.end;
+            let ((n, k), rank) = (low_rank.dims(), low_rank.rank());
+            let mut own = y.narrow(0, rows.start, rows.len())?;
+            let vector = |values: &[f32]| tensor(values, (1, n));
+            match part {
+                LowRankPart::BeforeBias => {
+                    if rank > 0 {
+                        let x = x.narrow(0, rows.start, rows.len())?.to_dtype(y.dtype())?.contiguous()?;
+                        let z = x.matmul(&tensor(low_rank.a(), (rank, k))?.t()?)?;
+                        let sums = z.matmul(&tensor(&low_rank.b(), (n, rank))?.t()?)?;
+                        own = (own + sums.affine(scale.into(), 0.0)?)?;
+                    }
+                    if let Some(gain) = low_rank.gain() {
+                        own = own.broadcast_mul(&vector(gain)?)?;
+                    }
+                }
+                LowRankPart::Shift => {
+                    if let Some(shift) = low_rank.shift() {
+                        own = own.broadcast_add(&vector(shift)?)?;
+                    }
+                }
+            }
+            pieces.push(own);
+        }
+        if next < rows {
+            pieces.push(y.narrow(0, next, rows - next)?);
+        }
+        Ok(Tensor::cat(&pieces, 0)?)
     }
 
     /// A norm over groups of its width, in f32. Layer norm is RMS norm of what is left without the mean, and
@@ -303,8 +359,15 @@ impl Backend for CandleBackend {
         self.map(x, up.linear.weight.n, |x| self.activate(&self.product(up, x)?, act))
     }
 
-    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
-        self.map(x, x.dims().1, |x| self.mixture(experts, act, x, a))
+    fn experts(
+        &self,
+        experts: &[Expert],
+        act: Activation,
+        x: &Rows,
+        a: &Assignments,
+        terms: &ExpertTerms<'_>,
+    ) -> Result<Rows> {
+        self.map(x, x.dims().1, |x| self.mixture(experts, act, x, a, terms))
     }
 
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {

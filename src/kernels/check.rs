@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::experts::{Assignments, Expert};
+use super::experts::{Assignments, Expert, ExpertTerms};
+use super::low_rank::Term;
 use super::rows::Rows;
 use super::types::{
     Attention, CausalConv, GatedNorm, Linear, Norm, Projection, RopeTable, Scan, ScanRows, ScanRule,
@@ -99,20 +100,33 @@ pub(super) fn columns(x: &Rows, by: &Rows, start: usize) -> Result<()> {
 }
 
 pub(super) fn projection(projection: &Projection<'_>, x: &Rows) -> Result<()> {
-    let Projection { linear, row_bias } = projection;
+    let Projection { linear, terms } = projection;
     let m = &linear.weight;
     shape(m.name(), x, x.dims().0, m.k)?;
     match &linear.bias {
         Some(bias) if bias.len() != m.n => {
             Err(misuse(format!("{}: the bias has {} elements instead of {}", m.name(), bias.len(), m.n)))
         }
-        _ => row_bias.map_or(Ok(()), |rows| shape("a row bias", rows, x.dims().0, m.n)),
+        _ => low_rank_terms(m.name(), terms, [m.n, m.k], x.dims().0),
     }
+}
+
+/// Terms of a matrix `[n, k]`, whose rows ascend.
+fn low_rank_terms(name: &str, terms: &[Term<'_>], [n, k]: [usize; 2], rows: usize) -> Result<()> {
+    let mut next = 0;
+    for Term { rows: own, low_rank } in terms {
+        if own.start < next || own.end > rows || own.start > own.end || low_rank.dims() != (n, k) {
+            let dims = low_rank.dims();
+            return Err(misuse(format!("{name}: a term {dims:?} for rows {own:?} of {rows}")));
+        }
+        next = own.end;
+    }
+    Ok(())
 }
 
 /// Every expert takes rows as wide as `x` and gives rows as wide; the assignments are of these rows and
 /// experts.
-pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<()> {
+pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments, terms: &ExpertTerms<'_>) -> Result<()> {
     let (rows, dim) = x.dims();
     if a.row_count() != rows || a.experts().last().is_some_and(|(at, _)| *at >= experts.len()) {
         return Err(misuse(format!("{} experts for {rows} rows", experts.len())));
@@ -129,8 +143,14 @@ pub(super) fn experts(experts: &[Expert], x: &Rows, a: &Assignments) -> Result<(
     });
     match bad {
         Some(expert) => Err(misuse(format!("{}: an expert of another shape", expert.up.weight.name()))),
-        None => Ok(()),
+        None => expert_terms(terms, a.rows().len(), [inner, dim]),
     }
+}
+
+fn expert_terms(terms: &ExpertTerms<'_>, pairs: usize, [inner, dim]: [usize; 2]) -> Result<()> {
+    low_rank_terms("gates", &terms.gate, [inner, dim], pairs)?;
+    low_rank_terms("ups", &terms.up, [inner, dim], pairs)?;
+    low_rank_terms("downs", &terms.down, [dim, inner], pairs)
 }
 
 /// Rows whose width the gate's divides, and as many of its rows.

@@ -1,6 +1,7 @@
 //! The CPU backend: buffers, threads, and which kernel runs over what.
 
 mod experts;
+mod low_rank;
 mod recurrent;
 
 use std::ops::Range;
@@ -12,7 +13,7 @@ use super::backend::Backend;
 use super::disjoint::DisjointSlices;
 use super::elementwise::{self, Unary};
 use super::epilogue::{Epilogue, Product};
-use super::experts::{Assignments, Expert};
+use super::experts::{Assignments, Expert, ExpertTerms};
 use super::gemm::{self, Input};
 use super::isa::Isa;
 use super::opaque::Opaque;
@@ -21,7 +22,7 @@ use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
 use super::types::{
-    Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, ScanRows, Stored,
+    Attention, CausalConv, GatedNorm, Linear, Matrix, Norm, Projection, RopeTable, Scan, ScanRows, Stored,
 };
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attention, norm, rope};
 use crate::cache::storage::{LayerKv, LayerState};
@@ -114,12 +115,44 @@ impl CpuBackend {
         x: &Block,
         epilogue: Epilogue,
     ) -> Result<Block> {
-        let w = packed(&projection.linear.weight)?;
-        let input = self.input(x, &[w], projection.linear.outlier)?;
-        let mut block = self.recycler.block(x.rows, w.n);
+        let mut block = self.recycler.block(x.rows, projection.linear.weight.n);
         let out = DisjointSlices::new(block.floats_mut());
-        gemm::products(&self.pool, self.isa, name, input, &[&[product(projection, w, epilogue, &out)?]])?;
+        self.lists(name, x, &[projection], &|_| (0, epilogue, &out))?;
+        drop(out);
         Ok(block)
+    }
+}
+
+/// Where the product of a projection goes: the number of its list, whose products are computed one after the
+/// other over the same columns; what becomes of its sums; and the output.
+type Place<'a> = (usize, Epilogue, &'a DisjointSlices<'a, f32>);
+
+impl CpuBackend {
+    /// Products of the same rows, with what adapters add to them. Lists come in order.
+    fn lists<'a>(
+        &self,
+        name: &'static str,
+        x: &Block,
+        projections: &'a [Projection<'a>],
+        place: &dyn Fn(usize) -> Place<'a>,
+    ) -> Result<()> {
+        let weights = projections.iter().map(|it| packed(&it.linear.weight)).collect::<Result<Vec<_>>>()?;
+        let outlier = projections.iter().map(|it| it.linear.outlier).fold(f32::INFINITY, f32::min);
+        let inner = self.inner(projections.iter().map(|it| it.terms).collect(), x)?;
+        let terms = inner.as_ref().map(low_rank::Inner::terms).unwrap_or_default();
+        let input = self.input(x, &weights, outlier)?;
+        let mut lists: Vec<Vec<Product<'_>>> = Vec::with_capacity(projections.len());
+        for (at, (projection, w)) in projections.iter().zip(&weights).enumerate() {
+            let (list, epilogue, out) = place(at);
+            let terms = terms.get(at).and_then(Option::as_deref);
+            let product = Product { terms, ..product(projection.linear, w, epilogue, out) };
+            match lists.get_mut(list) {
+                Some(list) => list.push(product),
+                None => lists.push(vec![product]),
+            }
+        }
+        let lists: Vec<&[Product<'_>]> = lists.iter().map(Vec::as_slice).collect();
+        gemm::products(&self.pool, self.isa, name, input, &lists)
     }
 }
 
@@ -189,41 +222,29 @@ impl Backend for CpuBackend {
         if let &[linear] = linears {
             return Ok(vec![self.product("linear", linear, x, Epilogue::Store)?.into()]);
         }
-        let weights = linears.iter().map(|it| packed(&it.linear.weight)).collect::<Result<Vec<_>>>()?;
-        let outlier = linears.iter().map(|it| it.linear.outlier).fold(f32::INFINITY, f32::min);
-        let input = self.input(x, &weights, outlier)?;
-        let mut outputs: Vec<Block> = weights.iter().map(|w| self.recycler.block(x.rows, w.n)).collect();
+        let block = |it: &Projection<'_>| self.recycler.block(x.rows, it.linear.weight.n);
+        let mut outputs: Vec<Block> = linears.iter().map(block).collect();
         let slices: Vec<_> = outputs.iter_mut().map(|out| DisjointSlices::new(out.floats_mut())).collect();
-        let products: Vec<_> = linears
-            .iter()
-            .zip(&weights)
-            .zip(&slices)
-            .map(|((linear, w), out)| Ok([product(*linear, w, Epilogue::Store, out)?]))
-            .collect::<Result<_>>()?;
-        let lists: Vec<&[Product<'_>]> = products.iter().map(|one| one.as_slice()).collect();
-        gemm::products(&self.pool, self.isa, "linears", input, &lists)?;
+        self.lists("linears", x, linears, &|at| (at, Epilogue::Store, &slices[at]))?;
         drop(slices);
         Ok(outputs.into_iter().map(Rows::from).collect())
     }
 
     fn linear_add(&self, projection: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows> {
         let (x, mut to) = (x.block()?, to.into_block()?);
-        let w = packed(&projection.linear.weight)?;
-        let input = self.input(x, &[w], projection.linear.outlier)?;
         let out = DisjointSlices::new(to.floats_mut());
-        let list = [product(projection, w, Epilogue::Add, &out)?];
-        gemm::products(&self.pool, self.isa, "linear add", input, &[&list])?;
+        self.lists("linear add", x, &[projection], &|_| (0, Epilogue::Add, &out))?;
+        drop(out);
         Ok(to.into())
     }
 
     fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
         let x = x.block()?;
-        let (g, u) = (packed(&gate.linear.weight)?, packed(&up.linear.weight)?);
-        let input = self.input(x, &[g, u], gate.linear.outlier.min(up.linear.outlier))?;
-        let mut block = self.recycler.block(x.rows, g.n);
+        let mut block = self.recycler.block(x.rows, gate.linear.weight.n);
         let out = DisjointSlices::new(block.floats_mut());
-        let list = [product(gate, g, Epilogue::Store, &out)?, product(up, u, Epilogue::Gate(act), &out)?];
-        gemm::products(&self.pool, self.isa, "gated", input, &[&list])?;
+        let epilogues = [Epilogue::Store, Epilogue::Gate(act)];
+        self.lists("gated", x, &[gate, up], &|at| (0, epilogues[at], &out))?;
+        drop(out);
         Ok(block.into())
     }
 
@@ -231,8 +252,15 @@ impl Backend for CpuBackend {
         Ok(self.product("activated", up, x.block()?, Epilogue::Activate(act))?.into())
     }
 
-    fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
-        Ok(self.mixture(experts, act, x.block()?, a)?.into())
+    fn experts(
+        &self,
+        experts: &[Expert],
+        act: Activation,
+        x: &Rows,
+        a: &Assignments,
+        terms: &ExpertTerms<'_>,
+    ) -> Result<Rows> {
+        Ok(self.mixture(experts, act, x.block()?, a, terms)?.into())
     }
 
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {
@@ -433,17 +461,13 @@ pub(super) fn packed(m: &Matrix) -> Result<&Packed> {
 }
 
 fn product<'a>(
-    projection: Projection<'a>,
+    linear: &'a Linear,
     w: &'a Packed,
     epilogue: Epilogue,
     out: &'a DisjointSlices<'a, f32>,
-) -> Result<Product<'a>> {
-    let bias = projection.linear.bias.as_ref().map(|bias| &*bias.values);
-    let row_bias = match projection.row_bias {
-        Some(rows) => Some(rows.block()?.floats()),
-        None => None,
-    };
-    Ok(Product { w, scale: projection.linear.scale, bias, row_bias, epilogue, out })
+) -> Product<'a> {
+    let bias = linear.bias.as_ref().map(|bias| &*bias.values);
+    Product { w, scale: linear.scale, bias, terms: None, epilogue, out }
 }
 
 /// The norm of each group of `len` in whole rows `x`; its weights are those of one group, for all groups, or

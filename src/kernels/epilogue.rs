@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::Activation;
 use super::disjoint::DisjointSlices;
 use super::isa::tiered;
+use super::low_rank::RowTerm;
 use super::math;
 use super::pack::Packed;
 use super::simd::{LANES, Simd};
@@ -30,8 +31,8 @@ pub(super) struct Product<'a> {
     /// The sums are multiplied by it before anything is added.
     pub(super) scale: f32,
     pub(super) bias: Option<&'a [f32]>,
-    /// Added to each row after `bias`, times `scale`: `[rows, n]`.
-    pub(super) row_bias: Option<&'a [f32]>,
+    /// What adapters add, a place for each row; `None` where no row has an adapter.
+    pub(super) terms: Option<&'a [Option<RowTerm<'a>>]>,
     pub(super) epilogue: Epilogue,
     pub(super) out: &'a DisjointSlices<'a, f32>,
 }
@@ -129,7 +130,7 @@ unsafe fn put<S: Simd>(product: &Product<'_>, row: usize, panel: usize, sums: &[
     }
 }
 
-/// Sums of a row, scaled, with the biases of their columns and of the row.
+/// Sums of a row, scaled, with what an adapter makes of them, and the biases of their columns.
 ///
 /// # Safety
 /// The tier's instructions.
@@ -146,12 +147,18 @@ unsafe fn biased<S: Simd>(
         // Most have none, and an epilogue is some 8 % of a prompt's products.
         let scaled = |x| if product.scale == 1.0 { x } else { S::mul(x, S::splat(product.scale)) };
         let mut sum = scaled(S::load(sums.as_ptr()));
+        let term = product.terms.and_then(|terms| terms[row]);
+        if let Some(term) = term {
+            sum = S::add(sum, scaled(term.sums::<S>(from / LANES)));
+            if let Some(gain) = term.low_rank.gain() {
+                sum = S::mul(sum, S::load_some(&gain[from..to]));
+            }
+        }
         if let Some(bias) = product.bias {
             sum = S::add(sum, S::load_some(&bias[from..to]));
         }
-        if let Some(rows) = product.row_bias {
-            let at = row * product.w.n;
-            sum = S::add(sum, scaled(S::load_some(&rows[at + from..at + to])));
+        if let Some(shift) = term.and_then(|term| term.low_rank.shift()) {
+            sum = S::add(sum, S::load_some(&shift[from..to]));
         }
         sum
     }

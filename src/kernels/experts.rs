@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::low_rank::Term;
 use super::{Linear, misuse};
 use crate::config::{Denominator, ExpertGroups, Routing, Score};
 use crate::error::Result;
@@ -19,6 +20,14 @@ pub struct Expert {
     pub up: Linear,
     /// `[hidden, intermediate]`
     pub down: Linear,
+}
+
+/// What adapters add to the products of experts. Rows are pairs, in their order.
+#[derive(Debug, Default)]
+pub struct ExpertTerms<'a> {
+    pub gate: Vec<Term<'a>>,
+    pub up: Vec<Term<'a>>,
+    pub down: Vec<Term<'a>>,
 }
 
 /// The pairs of a step.
@@ -108,12 +117,12 @@ impl Assignments {
     }
 
     /// The experts that some row passes, ascending, and their pairs.
-    pub(super) fn experts(&self) -> &[(usize, Range<usize>)] {
+    pub fn experts(&self) -> &[(usize, Range<usize>)] {
         &self.experts
     }
 
     /// The row of each pair.
-    pub(super) fn rows(&self) -> &[u32] {
+    pub fn rows(&self) -> &[u32] {
         &self.rows
     }
 

@@ -194,7 +194,7 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
     for product in products {
         assert!(x.floats.len() >= x.rows * x.k && product.w.k == x.k && rows.end <= x.rows);
         assert!(product.bias.is_none_or(|bias| bias.len() == product.w.n));
-        assert!(product.row_bias.is_none_or(|bias| bias.len() == x.rows * product.w.n));
+        assert!(product.terms.is_none_or(|terms| terms.len() == x.rows));
     }
     let product = &products[0];
     let w = product.w;
@@ -270,7 +270,7 @@ fn tiles(
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
     let mut scratch = [[0.0; LANES]; FLOATS.avx512[0]];
-    let bare = product.scale == 1.0 && product.bias.is_none() && product.row_bias.is_none();
+    let bare = product.scale == 1.0 && product.bias.is_none() && product.terms.is_none();
     let plain = matches!(product.epilogue, Epilogue::Store) && bare;
     let n = product.w.n;
     let mut row = rows.start;

@@ -14,7 +14,8 @@
 //! From the bottom up, and no module uses one that is named later: [`opaque`], [`simd`] and [`isa`] (tiers of
 //! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`] and [`pack`]
 //! (weights in memory), [`quantize`] and [`rows`] (activations), [`types`] (what the graph holds),
-//! [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`] (products),
+//! [`low_rank`] (what adapters add), [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and
+//! [`gemm`] (products),
 //! [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`],
 //! [`causal_conv`], [`scan`], [`matmul`], [`backend`], [`cpu`], [`candle`], [`check`], [`tape`] (what
 //! computes and remembers, for gradients).
@@ -36,6 +37,7 @@ mod experts;
 mod gemm;
 mod isa;
 mod layouts;
+mod low_rank;
 mod math;
 mod matmul;
 mod norm;
@@ -64,8 +66,9 @@ use self::candle::CandleBackend;
 pub use self::checked_step::CheckedStep;
 use self::cpu::CpuBackend;
 use self::disjoint::DisjointSlices;
-pub use self::experts::{Assignments, Expert};
+pub use self::experts::{Assignments, Expert, ExpertTerms};
 pub use self::isa::Isa;
+pub use self::low_rank::{LowRank, Term};
 pub use self::rows::Rows;
 pub use self::tape::{Exactness, Factors, Recorder, RowTargets, SpanRows, Tape, Value};
 pub use self::types::{
@@ -280,9 +283,16 @@ impl Ops {
 
     /// For each row of `x`, the sum over its experts of `weight * down(act(gate(x)) * up(x))`, or of `weight
     /// * down(act(up(x)))`, added in the order of the experts' numbers: `[rows, hidden]`.
-    pub fn experts(&self, experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows> {
-        check::experts(experts, x, a)?;
-        self.0.experts(experts, act, x, a)
+    pub fn experts(
+        &self,
+        experts: &[Expert],
+        act: Activation,
+        x: &Rows,
+        a: &Assignments,
+        terms: &ExpertTerms<'_>,
+    ) -> Result<Rows> {
+        check::experts(experts, x, a, terms)?;
+        self.0.experts(experts, act, x, a, terms)
     }
 
     /// A norm over groups of its width: the whole row, or each head of it. RMS: `x / sqrt(mean(x^2) + eps) *

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::low_rank::Term;
 use super::opaque::Opaque;
 use super::rows::Rows;
 use crate::config::NormKind;
@@ -121,18 +122,18 @@ pub struct Linear {
     pub outlier: f32,
 }
 
-/// A projection of some rows, with what is added to each row of its output before the epilogue (an
-/// activation, a gate, a sum): where the delta of an adapter enters.
+/// A projection of some rows, with what adapters add to some of them before the epilogue (an activation, a
+/// gate, a sum).
 #[derive(Clone, Copy)]
 pub struct Projection<'a> {
     pub linear: &'a Linear,
-    /// `[rows, out]`; of the product, so that the projection's scale is for it, too.
-    pub row_bias: Option<&'a Rows>,
+    /// In ascending order of rows, which no two have in common; rows without a term are those of the base.
+    pub terms: &'a [Term<'a>],
 }
 
 impl<'a> From<&'a Linear> for Projection<'a> {
     fn from(linear: &'a Linear) -> Self {
-        Projection { linear, row_bias: None }
+        Projection { linear, terms: &[] }
     }
 }
 

@@ -4,8 +4,15 @@
 //! ([`kernels::LowRank`](crate::kernels::LowRank)), so that rows of any number of adapters, and of none, pass
 //! through the same packed matrices in one step.
 
+mod bind;
+mod registry;
+mod step;
+
 use std::path::PathBuf;
 
+pub use self::bind::BoundAdapter;
+pub use self::registry::{Adapter, AdapterRegistry, hex};
+pub use self::step::{AdapterLease, AdapterSlots, StepAdapters};
 use crate::weights::names::Part;
 
 /// The layout that an adapter was read from.
@@ -60,6 +67,9 @@ pub struct Module {
     /// The rows of B alternate between the halves of each head, as llama.cpp's converter orders those of q
     /// and k in some architectures.
     pub interleaved: bool,
+    /// `B A` is the change of the matrix `[in, out]`, as experts stored so have it (gpt-oss); of gate and up in
+    /// one such matrix the outputs alternate.
+    pub transposed: bool,
     /// None, one, or one for each expert.
     pub pairs: Vec<Pair>,
     /// DoRA's magnitudes `[out]`: output row i of `W + scale B A` is scaled to this length.
@@ -82,6 +92,7 @@ impl Module {
             layer,
             part,
             interleaved: false,
+            transposed: false,
             pairs: vec![],
             magnitude: None,
             lora_bias: None,
@@ -112,4 +123,8 @@ pub struct Table {
     pub rows: usize,
     pub columns: usize,
     pub values: Vec<f32>,
+}
+
+pub fn open(path: &std::path::Path) -> crate::error::Result<AdapterFile> {
+    Err(crate::error::Error::internal(path.display().to_string()))
 }

@@ -3,7 +3,7 @@
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::{AttentionConfig, GateFunction, GateScope, GateSource, NormScope, OutputGate, Presence};
 use crate::error::{Error, Result};
 use crate::kernels::{self, KvShape, Linear, Norm, Ops, RopeTable, Rows, Vector};
@@ -209,10 +209,11 @@ impl Attention {
         self.config.window
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        let keys = self.keys.iter().flat_map(|keys| std::iter::once(&keys.k).chain(&keys.v));
-        let gate = self.gate.iter().map(|(_, gate)| gate);
-        [&self.q, &self.o].into_iter().chain(keys).chain(gate).collect()
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        let keys = self.keys.iter().map(|keys| (Part::K, &keys.k));
+        let values = self.keys.iter().filter_map(|keys| Some((Part::V, keys.v.as_ref()?)));
+        let gate = self.gate.iter().map(|(_, gate)| (Part::AttnGate, gate));
+        [(Part::Q, &self.q), (Part::O, &self.o)].into_iter().chain(keys).chain(values).chain(gate).collect()
     }
 }
 

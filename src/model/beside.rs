@@ -5,10 +5,10 @@ use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::experts::Experts;
 use super::feed_forward::{Dense, DenseParts};
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::BesideConfig;
 use crate::error::Result;
-use crate::kernels::{Linear, Norm, Rows};
+use crate::kernels::{Norm, Rows};
 use crate::weights::WeightTensor;
 use crate::weights::names::Part;
 
@@ -56,11 +56,11 @@ impl Beside {
             .unwrap_or(inner);
         let dense = ops.norm(&self.after_dense, &inner)?;
         let read = ops.norm(&self.before_experts, x)?;
-        let experts = self.experts.mixed(ops, &read, &ops.norm(&self.router, x)?)?;
+        let experts = self.experts.mixed(project, &read, &ops.norm(&self.router, x)?, rows)?;
         Ok(Branch { rows: ops.norm_add(&self.after_experts, &experts, dense)?, projection: None })
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
+    pub fn projections(&self) -> Vec<Named<'_>> {
         [self.dense.projections(), self.experts.projections()].concat()
     }
 }

@@ -433,20 +433,21 @@ impl TensorLoader<'_> {
     /// that turns neighbours has them so (that of some families, and llama.cpp's converter makes it so of
     /// Llama's); ours turns i with i + dims/2.
     fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
-        let width = self.row_bytes(tensor)?;
-        let rows = tensor.shape[0];
-        let head = rows / heads;
-        // All layers that turn do so by as many dimensions; where they do not, the order changes no score.
-        let turned = self.config.ropes.first().map_or(head, |rope| rope.dims.min(head));
-        let half = turned / 2;
-        let mut data = Vec::with_capacity(tensor.data.len());
-        for row in 0..rows {
-            let (base, i) = (row / head * head, row % head);
-            let from = if i < turned { base + 2 * (i % half) + i / half } else { row };
-            data.extend_from_slice(&tensor.data[from * width..(from + 1) * width]);
-        }
-        Ok(WeightTensor { data: Bytes::from_vec(data), ..tensor.clone() })
+        self.select_rows(tensor, &head_rows(self.config, tensor.shape[0], heads))
     }
+}
+
+/// Where each row of a matrix of heads stands in one whose heads have the dimensions that turn in pairs.
+pub fn head_rows(config: &Config, rows: usize, heads: usize) -> Vec<usize> {
+    let head = rows / heads;
+    // All layers that turn do so by as many dimensions; where they do not, the order changes no score.
+    let turned = config.ropes.first().map_or(head, |rope| rope.dims.min(head));
+    let half = turned / 2;
+    let from = |row: usize| {
+        let (base, i) = (row / head * head, row % head);
+        if i < turned { base + 2 * (i % half) + i / half } else { row }
+    };
+    (0..rows).map(from).collect()
 }
 
 /// A tensor times a number, as floats if that is not 1: small ones, whose products know no scale.

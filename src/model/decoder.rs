@@ -14,12 +14,13 @@
 use super::feed_forward::FeedForward;
 use super::mixer::{Mixer, MixerInput};
 use super::per_layer::{PerLayer, PerLayerInputs};
-use super::projection::{Deltas, Named, Projector};
+use super::projection::{Deltas, Named, ProjectionId, Projector};
 use crate::cache::storage::KvCache;
 use crate::config::{Block, Config};
 use crate::error::Result;
-use crate::kernels::{CheckedStep, KvLayout, Linear, Matrix, Norm, Ops, RopeTable, Rows};
+use crate::kernels::{CheckedStep, KvLayout, Linear, Matrix, Norm, Ops, Projection, RopeTable, Rows};
 use crate::step::Step;
+use crate::weights::names::Part;
 
 /// The weights of a decoder-only language model, and its blueprint.
 pub struct Decoder {
@@ -58,7 +59,7 @@ pub(super) struct LayerWeights {
 }
 
 impl LayerWeights {
-    fn projections(&self) -> Vec<&Linear> {
+    fn projections(&self) -> Vec<Named<'_>> {
         let mixer = self.mixer.iter().flat_map(Mixer::projections);
         let ffn = self.ffn.iter().flat_map(FeedForward::projections);
         mixer.chain(ffn).chain(self.per_layer.iter().flat_map(PerLayer::projections)).collect()
@@ -139,7 +140,31 @@ impl Decoder {
         let layers = self.layers.iter();
         let layers = layers.flat_map(|layer| layer.projections());
         let layers = layers.chain(self.per_layer.iter().flat_map(PerLayerInputs::projections));
+        let layers = layers.map(|(_, linear)| linear);
         std::iter::once(&self.embed).chain(layers).chain(&self.head).map(|linear| &linear.weight)
+    }
+
+    /// The projections that adapters can change, the head among them.
+    pub fn adaptable(&self) -> impl Iterator<Item = (ProjectionId, &Linear)> {
+        let layers = self.layers.iter().enumerate().flat_map(|(layer, weights)| {
+            let named = weights.projections().into_iter().filter(|(part, _)| takes_terms(*part));
+            named.map(move |(part, linear)| (ProjectionId { layer, part }, linear))
+        });
+        layers.chain(std::iter::once((ProjectionId::HEAD, self.head_linear())))
+    }
+
+    /// The embedding as a matrix `[vocab, hidden]`.
+    pub fn embedding_matrix(&self) -> &Matrix {
+        &self.embed.weight
+    }
+
+    fn head_linear(&self) -> &Linear {
+        self.head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// Whether the head is the embedding.
+    pub fn is_tied(&self) -> bool {
+        self.head.is_none() && !self.headless
     }
 
     /// Bytes of the weights that stay in the mapped file.
@@ -182,7 +207,7 @@ impl Decoder {
     ) -> Result<Rows> {
         let ops = &self.ops;
         let pass = self.pass(ops, step, cache, rows, deltas)?;
-        let mut x = self.embedded(ops, &step.tokens)?;
+        let mut x = self.embedded(ops, &step.tokens, deltas)?;
         let mut inputs = match &self.per_layer {
             Some(per_layer) => Some(per_layer.forward(ops, &step.tokens, &x)?),
             None => None,
@@ -226,8 +251,11 @@ impl Decoder {
     }
 
     /// The rows that layer 0 is given, `[tokens, hidden]`.
-    pub(crate) fn embedded(&self, ops: &Ops, tokens: &[u32]) -> Result<Rows> {
-        let x = ops.embed(&self.embed.weight, tokens, self.config.embed_scale)?;
+    pub(crate) fn embedded(&self, ops: &Ops, tokens: &[u32], deltas: Option<&dyn Deltas>) -> Result<Rows> {
+        let mut x = ops.embed(&self.embed.weight, tokens, self.config.embed_scale)?;
+        if let Some(deltas) = deltas {
+            x = deltas.embedded(ops, tokens, x, self.config.embed_scale.unwrap_or(1.0))?;
+        }
         match &self.embed_norm {
             Some(norm) => ops.norm(norm, &x),
             None => Ok(x),
@@ -271,12 +299,24 @@ impl Decoder {
 
     /// Hidden states `[rows, hidden]` -> logits `[rows, vocab]`.
     pub fn head(&self, hidden: &Rows) -> Result<Rows> {
+        self.head_with(hidden, None)
+    }
+
+    /// The same, with what adapters change; also given: which rows of the step these are.
+    pub fn head_with(&self, hidden: &Rows, deltas: Option<(&dyn Deltas, &[u32])>) -> Result<Rows> {
         let scaled = match self.config.logit_scale {
             1.0 => None,
             scale => Some(self.ops.scale_rows(hidden, &vec![scale; hidden.dims().0])?),
         };
-        let head = self.head.as_ref().unwrap_or(&self.embed);
-        let logits = self.ops.linear(head, scaled.as_ref().unwrap_or(hidden))?;
+        let (linear, hidden) = (self.head_linear(), scaled.as_ref().unwrap_or(hidden));
+        let logits = match deltas {
+            None => self.ops.linear(linear, hidden)?,
+            Some((deltas, rows)) => {
+                let terms = deltas.terms(ProjectionId::HEAD, Some(rows));
+                let logits = self.ops.linear(Projection { linear, terms: &terms }, hidden)?;
+                deltas.predicted(&self.ops, rows, hidden, logits)?
+            }
+        };
         match self.config.logit_cap {
             Some(cap) => self.ops.soft_cap(logits, cap),
             None => Ok(logits),
@@ -328,6 +368,12 @@ impl Decoder {
             None => Ok(x),
         }
     }
+}
+
+/// Whether the rows of a projection pass a [`Projector`], so that adapters can change it.
+fn takes_terms(part: Part) -> bool {
+    use Part::{LatentKeys, LatentValues, PerLayerGate, PerLayerModel, PerLayerProjection};
+    !matches!(part, LatentKeys | LatentValues | PerLayerGate | PerLayerModel | PerLayerProjection)
 }
 
 /// How outputs of a layer join the residual stream.

@@ -6,7 +6,7 @@ use super::build::TensorLoader;
 use super::causal_conv::causal_conv;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::{DeltaNetConfig, NormKind, Presence};
 use crate::error::Result;
 use crate::kernels::{CausalConv, ConvForm, GatedNorm, Linear, Norm, Scan, ScanRows, ScanRule};
@@ -98,8 +98,14 @@ impl DeltaNet {
         self.conv.state_len() + self.scan.state_len()
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        vec![&self.qkv, &self.z, &self.beta, &self.alpha, &self.out]
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        vec![
+            (Part::DeltaQkv, &self.qkv),
+            (Part::DeltaZ, &self.z),
+            (Part::DeltaBeta, &self.beta),
+            (Part::DeltaAlpha, &self.alpha),
+            (Part::SsmOut, &self.out),
+        ]
     }
 }
 

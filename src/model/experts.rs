@@ -6,10 +6,10 @@ mod stored;
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::feed_forward::{Dense, DenseParts};
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::{Activation, ExpertsConfig, GateFunction, Presence, Routing, SharedExpert};
 use crate::error::{Context, Result};
-use crate::kernels::{Expert, Linear, Ops, Rows, Vector};
+use crate::kernels::{Assignments, Expert, ExpertTerms, Linear, Rows, Term, Vector};
 use crate::weights::WeightTensor;
 use crate::weights::names::Part;
 
@@ -83,36 +83,74 @@ impl Experts {
     }
 
     /// The weighted sum of the experts' outputs, and the shared expert's, `[rows, hidden]`.
-    pub fn forward(&self, ops: &Ops, x: &Rows) -> Result<Branch<'_>> {
-        Ok(Branch { rows: self.mixed(ops, x, x)?, projection: None })
+    /// `rows`: which rows of the step `x` are, if not all.
+    pub fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
+        Ok(Branch { rows: self.mixed(project, x, x, rows)?, projection: None })
     }
 
     /// The same; `routed`: what the router reads.
-    pub fn mixed(&self, ops: &Ops, x: &Rows, routed: &Rows) -> Result<Rows> {
-        let logits = ops.linear(&self.router, routed)?;
+    pub fn mixed(
+        &self,
+        project: &Projector<'_>,
+        x: &Rows,
+        routed: &Rows,
+        rows: Option<&[u32]>,
+    ) -> Result<Rows> {
+        let ops = project.ops;
+        let logits = project.linear((Part::Router, &self.router), routed, rows)?;
         let mut assignments = ops.route(logits, &self.routing, self.correction.as_ref())?;
         if let Some(scales) = &self.scales {
             assignments.scale(scales.values());
         }
-        let experts = |x: &Rows| ops.experts(&self.experts, self.activation, x, &assignments);
-        let rows = match &self.latent {
-            Some(Latent { into, out }) => ops.linear(out, &experts(&ops.linear(into, x)?)?)?,
+        let terms = expert_terms(project, &assignments, rows);
+        let experts = |x: &Rows| ops.experts(&self.experts, self.activation, x, &assignments, &terms);
+        let sum = match &self.latent {
+            Some(Latent { into, out }) => {
+                let narrow = experts(&project.linear((Part::LatentIn, into), x, rows)?)?;
+                project.linear((Part::LatentOut, out), &narrow, rows)?
+            }
             None => experts(x)?,
         };
         match &self.shared {
-            Some(shared) => shared.add(ops, x, rows),
-            None => Ok(rows),
+            Some(shared) => shared.add(project, x, sum, rows),
+            None => Ok(sum),
         }
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        let experts = self.experts.iter();
-        let experts = experts.flat_map(|it| it.gate.iter().chain([&it.up, &it.down]));
-        let latent = self.latent.iter().flat_map(|latent| [&latent.into, &latent.out]);
-        let shared = self.shared.iter();
-        let shared = shared.flat_map(|it| it.dense.projections().into_iter().chain(&it.gate));
-        std::iter::once(&self.router).chain(experts).chain(latent).chain(shared).collect()
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        let experts = self.experts.iter().enumerate().flat_map(|(at, it)| {
+            let gate = it.gate.iter().map(move |gate| (Part::ExpertGate(at), gate));
+            gate.chain([(Part::ExpertUp(at), &it.up), (Part::ExpertDown(at), &it.down)])
+        });
+        let latent = self.latent.iter();
+        let latent = latent.flat_map(|it| [(Part::LatentIn, &it.into), (Part::LatentOut, &it.out)]);
+        let shared = self.shared.iter().flat_map(|it| {
+            let gate = it.gate.iter().map(|gate| (Part::SharedExpertGate, gate));
+            it.dense.projections().into_iter().chain(gate)
+        });
+        std::iter::once((Part::Router, &self.router)).chain(experts).chain(latent).chain(shared).collect()
     }
+}
+
+/// What adapters add to the experts' products. `rows`: which rows of the step were assigned, if not all.
+fn expert_terms<'a>(project: &Projector<'a>, a: &Assignments, rows: Option<&[u32]>) -> ExpertTerms<'a> {
+    let mut terms = ExpertTerms::default();
+    if project.deltas.is_none() {
+        return terms;
+    }
+    for (expert, pairs) in a.experts() {
+        let own = &a.rows()[pairs.clone()];
+        let of_step: Vec<u32> = own.iter().map(|&row| rows.map_or(row, |rows| rows[row as usize])).collect();
+        let of = |part| {
+            let terms = project.terms(part, Some(&of_step)).into_iter();
+            terms
+                .map(|term| Term { rows: term.rows.start + pairs.start..term.rows.end + pairs.start, ..term })
+        };
+        terms.gate.extend(of(Part::ExpertGate(*expert)));
+        terms.up.extend(of(Part::ExpertUp(*expert)));
+        terms.down.extend(of(Part::ExpertDown(*expert)));
+    }
+    terms
 }
 
 impl Latent {
@@ -144,21 +182,13 @@ impl Shared {
     }
 
     /// `to` and its output.
-    fn add(&self, ops: &Ops, x: &Rows, to: Rows) -> Result<Rows> {
-        // Adapters have no names for what stands here.
-        let project = Projector { ops, layer: 0, deltas: None };
-        let Branch { rows, projection } = self.dense.forward(&project, x, None)?;
-        match (&self.gate, projection) {
-            (None, Some((_, down))) => ops.linear_add(down, &rows, to),
-            (gate, projection) => {
-                let rows = projection.map_or(Ok(None), |(_, down)| ops.linear(down, &rows).map(Some))?;
-                let Some(rows) = rows else { return Ok(to) };
-                let rows = match gate {
-                    Some(gate) => ops.output_gate(rows, ops.linear(gate, x)?, GateFunction::Sigmoid)?,
-                    None => rows,
-                };
-                ops.add(&rows, 1.0, to)
-            }
-        }
+    fn add(&self, project: &Projector<'_>, x: &Rows, to: Rows, wanted: Option<&[u32]>) -> Result<Rows> {
+        let Branch { rows, projection } = self.dense.forward(project, x, wanted)?;
+        let Some(down) = projection else { return Ok(to) };
+        let Some(gate) = &self.gate else { return project.linear_add(down, &rows, to, wanted) };
+        let rows = project.linear(down, &rows, wanted)?;
+        let gate = project.linear((Part::SharedExpertGate, gate), x, wanted)?;
+        let rows = project.ops.output_gate(rows, gate, GateFunction::Sigmoid)?;
+        project.ops.add(&rows, 1.0, to)
     }
 }

@@ -6,7 +6,7 @@ use super::beside::Beside;
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::experts::Experts;
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::{Activation, DenseConfig, FeedForwardConfig, Presence, Xielu};
 use crate::error::Result;
 use crate::kernels::{Linear, Rows};
@@ -44,12 +44,12 @@ impl FeedForward {
     ) -> Result<Branch<'_>> {
         match self {
             FeedForward::Dense(dense) => dense.forward(project, x, rows),
-            FeedForward::Experts(experts) => experts.forward(project.ops, x),
+            FeedForward::Experts(experts) => experts.forward(project, x, rows),
             FeedForward::Beside(beside) => beside.forward(project, x, residual, rows),
         }
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
+    pub fn projections(&self) -> Vec<Named<'_>> {
         match self {
             FeedForward::Dense(dense) => dense.projections(),
             FeedForward::Experts(experts) => experts.projections(),
@@ -109,14 +109,17 @@ impl Dense {
     /// `[rows, intermediate]`, before the down projection.
     pub fn forward(&self, project: &Projector<'_>, x: &Rows, rows: Option<&[u32]>) -> Result<Branch<'_>> {
         let rows = match &self.gate {
-            Some(gate) => project.gated(gate, &self.up, x, self.activation, rows)?,
-            None => project.activated(&self.up, x, self.activation, rows)?,
+            Some(gate) => {
+                project.gated((self.parts.gate, gate), (self.parts.up, &self.up), x, self.activation, rows)?
+            }
+            None => project.activated((self.parts.up, &self.up), x, self.activation, rows)?,
         };
         Ok(Branch { rows, projection: Some((self.parts.down, &self.down)) })
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        self.gate.iter().chain([&self.up, &self.down]).collect()
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        let gate = self.gate.iter().map(|gate| (self.parts.gate, gate));
+        gate.chain([(self.parts.up, &self.up), (self.parts.down, &self.down)]).collect()
     }
 }
 

@@ -10,7 +10,7 @@
 use super::build::TensorLoader;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::LatentConfig;
 use crate::config::Presence;
 use crate::error::Result;
@@ -121,13 +121,18 @@ impl Latent {
         KvShape { kv_heads: 1, head_dim: self.config.rank + self.config.rope_dim }
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
+    pub fn projections(&self) -> Vec<Named<'_>> {
         let q = match &self.q {
-            Queries::Plain(q) => vec![q],
-            Queries::Narrow { a, b, .. } => vec![a, b],
+            Queries::Plain(q) => vec![(Part::Q, q)],
+            Queries::Narrow { a, b, .. } => vec![(Part::QueryA, a), (Part::QueryB, b)],
         };
-        let heads = self.keys.iter().chain(&self.values);
-        q.into_iter().chain([&self.kv, &self.o]).chain(heads).collect()
+        let keys = self.keys.iter().map(|head| (Part::LatentKeys, head));
+        let values = self.values.iter().map(|head| (Part::LatentValues, head));
+        q.into_iter()
+            .chain([(Part::LatentA, &self.kv), (Part::O, &self.o)])
+            .chain(keys)
+            .chain(values)
+            .collect()
     }
 }
 

@@ -7,7 +7,7 @@ use super::causal_conv::causal_conv;
 use super::decoder::Branch;
 use super::delta_net::decay_factors;
 use super::mixer::MixerInput;
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::{GateFunction, Mamba2Config, Mamba2Norm, NormKind};
 use crate::error::Result;
 use crate::kernels::{CausalConv, ConvForm, GatedNorm, Linear, Norm, Ops, Rows, Scan, ScanRows, ScanRule};
@@ -96,8 +96,13 @@ impl Mamba2 {
         self.conv.state_len() + self.scan.state_len()
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        vec![&self.z, &self.xbc, &self.dt, &self.out]
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        vec![
+            (Part::SsmZ, &self.z),
+            (Part::SsmXbc, &self.xbc),
+            (Part::SsmDt, &self.dt),
+            (Part::SsmOut, &self.out),
+        ]
     }
 }
 

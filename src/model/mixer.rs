@@ -9,12 +9,12 @@ use super::decoder::{Branch, Queries};
 use super::delta_net::DeltaNet;
 use super::latent::Latent;
 use super::mamba2::Mamba2;
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use super::short_conv::ShortConv;
 use crate::cache::storage::KvCache;
 use crate::config::MixerConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{KvShape, Linear, Rows};
+use crate::kernels::{KvShape, Rows};
 
 pub(super) enum Mixer {
     Attention(Box<Attention>),
@@ -135,7 +135,7 @@ impl Mixer {
         }
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
+    pub fn projections(&self) -> Vec<Named<'_>> {
         match self {
             Mixer::Attention(attention) => attention.projections(),
             Mixer::ShortConv(conv) => conv.projections(),

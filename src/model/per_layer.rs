@@ -5,6 +5,7 @@
 //! where rows are read when they are needed, and is neither packed nor quantized.
 
 use super::build::TensorLoader;
+use super::projection::Named;
 use crate::config::{Activation, PerLayerConfig, Presence};
 use crate::error::Result;
 use crate::kernels::{Linear, MappedMatrix, Norm, Ops, Rows};
@@ -55,8 +56,8 @@ impl PerLayerInputs {
         self.table.bytes()
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        vec![&self.projection]
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        vec![(Part::PerLayerModel, &self.projection)]
     }
 }
 
@@ -92,7 +93,7 @@ impl PerLayer {
         ops.norm_add(&self.norm, &ops.linear(&self.projection, &taken)?, x)
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        vec![&self.gate, &self.projection]
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        vec![(Part::PerLayerGate, &self.gate), (Part::PerLayerProjection, &self.projection)]
     }
 }

@@ -1,31 +1,50 @@
-//! Projections by name, and what may be added to their outputs: the seam for adapters.
+//! Projections by name, and what adapters add to their outputs. They may change embeddings and logits, too.
 //!
 //! Nothing in a mixer or a feed-forward knows of adapters. Each projection passes through a [`Projector`],
-//! which asks whether something is to be added to its rows, and hands it to the product: it enters before the
-//! epilogue (an activation, a gate, the residual sum), where the product of a changed weight would.
+//! which asks for the terms of its rows and hands them to the product: they enter before the epilogue (an
+//! activation, a gate, the residual sum), where the product of a changed weight would.
 
 use crate::config::Activation;
 use crate::error::Result;
-use crate::kernels::{Linear, Ops, Projection, Rows};
+use crate::kernels::{Linear, Ops, Projection, Rows, Term};
 use crate::weights::names::Part;
 
 /// Which projection of which layer: [`Part::Q`], [`Part::K`], [`Part::V`], [`Part::O`], [`Part::Gate`],
 /// [`Part::Up`], [`Part::Down`], [`Part::ConvIn`] or [`Part::ConvOut`], also where the checkpoint stores
 /// several in one matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProjectionId {
     pub layer: usize,
     pub part: Part,
 }
 
-/// What is added to the outputs of projections.
+impl ProjectionId {
+    /// The head, which belongs to no layer.
+    pub const HEAD: ProjectionId = ProjectionId { layer: usize::MAX, part: Part::Head };
+}
+
+/// What adapters change of a step.
 pub trait Deltas: Sync {
-    /// For the inputs `x` `[rows, in]` of a projection what is added to its outputs, `[rows, out]`; `None`:
-    /// nothing. `rows` are the numbers of these rows in the step, or `None` if they are all of it.
+    /// The terms of a projection for rows of the step, in ascending order: all of them, or, where `rows` are
+    /// given, those alone, counted anew from 0.
+    fn terms(&self, id: ProjectionId, rows: Option<&[u32]>) -> Vec<Term<'_>>;
+
+    /// The embeddings of all rows of the step, `[rows, hidden]`: `x` are those of the base, times `scale`.
     ///
     /// # Errors
     /// What the operations say.
-    fn delta(&self, ops: &Ops, id: ProjectionId, x: &Rows, rows: Option<&[u32]>) -> Result<Option<Rows>>;
+    fn embedded(&self, _ops: &Ops, _tokens: &[u32], x: Rows, _scale: f32) -> Result<Rows> {
+        Ok(x)
+    }
+
+    /// The logits of some rows of the step before they are capped, `[rows, vocab]`; given those of the base
+    /// with their terms, and the hidden states that the head reads.
+    ///
+    /// # Errors
+    /// What the operations say.
+    fn predicted(&self, _ops: &Ops, _rows: &[u32], _hidden: &Rows, logits: Rows) -> Result<Rows> {
+        Ok(logits)
+    }
 }
 
 /// The projections of one layer at work.
@@ -39,26 +58,24 @@ pub(super) struct Projector<'a> {
 /// A projection and its name.
 pub(super) type Named<'a> = (Part, &'a Linear);
 
-impl Projector<'_> {
-    fn delta(&self, part: Part, x: &Rows, rows: Option<&[u32]>) -> Result<Option<Rows>> {
-        let Some(deltas) = self.deltas else { return Ok(None) };
-        deltas.delta(self.ops, ProjectionId { layer: self.layer, part }, x, rows)
+impl<'a> Projector<'a> {
+    /// See [`Deltas::terms`].
+    pub fn terms(&self, part: Part, rows: Option<&[u32]>) -> Vec<Term<'a>> {
+        let id = ProjectionId { layer: self.layer, part };
+        self.deltas.map(|deltas| deltas.terms(id, rows)).unwrap_or_default()
     }
 
-    /// See [`Ops::linears`]; `rows` as in [`Deltas::delta`].
+    /// See [`Ops::linears`]; `rows` as in [`Deltas::terms`].
     pub fn linears<const N: usize>(
         &self,
         named: [Named<'_>; N],
         x: &Rows,
         rows: Option<&[u32]>,
     ) -> Result<[Rows; N]> {
-        let mut deltas = [const { None }; N];
-        for (delta, (part, _)) in deltas.iter_mut().zip(&named) {
-            *delta = self.delta(*part, x, rows)?;
-        }
-        let mut at = deltas.iter();
-        let with_delta = |(_, linear)| Projection { linear, row_bias: at.next().and_then(Option::as_ref) };
-        self.ops.linears(named.map(with_delta), x)
+        let terms = named.map(|(part, _)| self.terms(part, rows));
+        let mut at = terms.iter();
+        let with_terms = |(_, linear)| Projection { linear, terms: at.next().map_or(&[], Vec::as_slice) };
+        self.ops.linears(named.map(with_terms), x)
     }
 
     /// See [`Ops::linear`].
@@ -75,27 +92,31 @@ impl Projector<'_> {
         to: Rows,
         rows: Option<&[u32]>,
     ) -> Result<Rows> {
-        let delta = self.delta(part, x, rows)?;
-        self.ops.linear_add(Projection { linear, row_bias: delta.as_ref() }, x, to)
+        self.ops.linear_add(Projection { linear, terms: &self.terms(part, rows) }, x, to)
     }
 
     /// See [`Ops::gated`]; of a gate and what it lets through.
     pub fn gated(
         &self,
-        gate: &Linear,
-        up: &Linear,
+        (gate_part, gate): Named<'_>,
+        (up_part, up): Named<'_>,
         x: &Rows,
         act: Activation,
         rows: Option<&[u32]>,
     ) -> Result<Rows> {
-        let (g, u) = (self.delta(Part::Gate, x, rows)?, self.delta(Part::Up, x, rows)?);
-        let gate = Projection { linear: gate, row_bias: g.as_ref() };
-        self.ops.gated(gate, Projection { linear: up, row_bias: u.as_ref() }, x, act)
+        let (g, u) = (self.terms(gate_part, rows), self.terms(up_part, rows));
+        let gate = Projection { linear: gate, terms: &g };
+        self.ops.gated(gate, Projection { linear: up, terms: &u }, x, act)
     }
 
     /// See [`Ops::activated`].
-    pub fn activated(&self, up: &Linear, x: &Rows, act: Activation, rows: Option<&[u32]>) -> Result<Rows> {
-        let delta = self.delta(Part::Up, x, rows)?;
-        self.ops.activated(Projection { linear: up, row_bias: delta.as_ref() }, x, act)
+    pub fn activated(
+        &self,
+        (part, up): Named<'_>,
+        x: &Rows,
+        act: Activation,
+        rows: Option<&[u32]>,
+    ) -> Result<Rows> {
+        self.ops.activated(Projection { linear: up, terms: &self.terms(part, rows) }, x, act)
     }
 }

@@ -6,7 +6,7 @@ use super::build::TensorLoader;
 use super::causal_conv::causal_conv;
 use super::decoder::Branch;
 use super::mixer::MixerInput;
-use super::projection::Projector;
+use super::projection::{Named, Projector};
 use crate::config::ShortConvConfig;
 use crate::error::Result;
 use crate::kernels::{CausalConv, ConvForm, Linear};
@@ -57,7 +57,7 @@ impl ShortConv {
         self.conv.state_len()
     }
 
-    pub fn projections(&self) -> Vec<&Linear> {
-        vec![&self.in_proj, &self.out_proj]
+    pub fn projections(&self) -> Vec<Named<'_>> {
+        vec![(Part::ConvIn, &self.in_proj), (Part::ConvOut, &self.out_proj)]
     }
 }

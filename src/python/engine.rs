@@ -8,6 +8,7 @@ use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
+use super::adapter::PyAdapter;
 use super::convert::{invalid, json, string};
 use super::errors::to_python;
 use super::generation::PyGeneration;
@@ -64,7 +65,9 @@ impl AsPrompt for OwnedPrompt {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (model, *, kv_memory=None, queue=None, prefix_cache=true, speculation=true))]
+    #[pyo3(signature = (model, *, kv_memory=None, queue=None, prefix_cache=true, speculation=true,
+        adapter_memory=None, adapters_of=None))]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn new(
         py: Python<'_>,
         model: &Bound<'_, PyModel>,
@@ -72,9 +75,12 @@ impl PyEngine {
         queue: Option<usize>,
         prefix_cache: bool,
         speculation: bool,
+        adapter_memory: Option<u64>,
+        adapters_of: Option<&Bound<'_, PyEngine>>,
     ) -> PyResult<Self> {
         let model = model.get().0.clone();
-        let options = LmOptions { kv_memory, queue, prefix_cache, speculation };
+        let adapters = adapters_of.map(|engine| engine.get().lm.adapters().clone());
+        let options = LmOptions { kv_memory, queue, prefix_cache, speculation, adapter_memory, adapters };
         let lm = door::detached(py, || Lm::start(model, &options))?;
         Ok(PyEngine { lm })
     }
@@ -82,7 +88,7 @@ impl PyEngine {
     /// Submits a prompt; the answer is read from the Generation.
     #[pyo3(signature = (prompt, *, max_tokens=None, sampler=None, fields=None,
         stop=vec![], seed=None, logprobs=None, timeout=None, prediction=None, constraint=None,
-        shown_tokens=vec![], waker=None, key=0, every_token=false))]
+        shown_tokens=vec![], adapter=None, waker=None, key=0, every_token=false))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn generate(
         &self,
@@ -98,6 +104,7 @@ impl PyEngine {
         prediction: Option<String>,
         constraint: Option<(String, Bound<'_, PyAny>)>,
         shown_tokens: Vec<u32>,
+        adapter: Option<&Bound<'_, PyAdapter>>,
         waker: Option<&Bound<'_, PyWaker>>,
         key: u64,
         every_token: bool,
@@ -125,6 +132,7 @@ impl PyEngine {
             prediction,
             constraint,
             shown_tokens,
+            adapter: adapter.map(|adapter| adapter.get().0.clone()),
         };
         let notify = waker.map(|waker| {
             let queue = waker.get().0.clone();
@@ -148,28 +156,63 @@ impl PyEngine {
         door::detached(py, || self.lm.grammar(&constraint).map(drop))
     }
 
+    /// Takes an adapter in from a folder or file; a name is its from now on.
+    #[pyo3(signature = (path, *, name=None, scale=1.0))]
+    fn load_adapter(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        name: Option<String>,
+        scale: f32,
+    ) -> PyResult<PyAdapter> {
+        door::detached(py, || self.lm.load_adapter(&path, name.as_deref(), scale)).map(PyAdapter)
+    }
+
+    /// The adapters that have names.
+    fn adapters(&self) -> Vec<PyAdapter> {
+        self.lm.adapters().list().into_iter().map(PyAdapter).collect()
+    }
+
+    /// The adapter of a name.
+    fn adapter(&self, py: Python<'_>, name: &str) -> PyResult<PyAdapter> {
+        self.lm.adapters().get(name).map(PyAdapter).map_err(|error| to_python(py, &error))
+    }
+
+    /// Takes a name away; who holds the adapter may go on with it.
+    fn unload_adapter(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        self.lm.adapters().remove(name).map_err(|error| to_python(py, &error))
+    }
+
     /// The logits of every position: float32 `[len(ids), vocab]`.
-    fn logits<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    #[pyo3(signature = (ids, adapter=None))]
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        ids: Vec<u32>,
+        adapter: Option<&Bound<'_, PyAdapter>>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let rows = ids.len();
-        let generation = door::detached(py, || self.lm.logits(ids))?;
+        let adapter = adapter.map(|adapter| &adapter.get().0);
+        let generation = door::detached(py, || self.lm.logits(ids, adapter))?;
         let values = finished(py, generation)?.0;
         let vocab = self.lm.model().vocab_size();
         values.into_pyarray(py).reshape([rows, vocab])
     }
 
     /// One vector a text: float32 `[len(texts), dimensions]`.
-    #[pyo3(signature = (texts, pooling, prompt=None))]
+    #[pyo3(signature = (texts, pooling, prompt=None, adapter=None))]
     fn embed<'py>(
         &self,
         py: Python<'py>,
         texts: Vec<String>,
         pooling: &str,
         prompt: Option<String>,
+        adapter: Option<&Bound<'_, PyAdapter>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let pooling = read_pooling(py, pooling)?;
-        let model = self.lm.model();
+        let (model, adapter) = (self.lm.model(), adapter.map(|adapter| &adapter.get().0));
         let (width, submitted) = door::detached(py, || {
-            let one = |text: &String| self.lm.embed(text, pooling, prompt.as_deref());
+            let one = |text: &String| self.lm.embed(text, pooling, prompt.as_deref(), adapter);
             let submitted = texts.iter().map(one).collect::<Result<Vec<Generation>>>()?;
             Ok((model.embedding()?.width(pooling, model.config().hidden)?, submitted))
         })?;
@@ -185,32 +228,52 @@ impl PyEngine {
     }
 
     /// The ids of each candidate and their log probabilities after the prompt.
+    #[pyo3(signature = (prompt, candidates, adapter=None))]
     fn score(
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
         candidates: Vec<String>,
+        adapter: Option<&Bound<'_, PyAdapter>>,
     ) -> PyResult<Vec<(Vec<u32>, Vec<f32>)>> {
         let prompt = OwnedPrompt::read(prompt)?;
-        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.prompt(), &candidates))?;
+        let adapter = adapter.map(|adapter| &adapter.get().0);
+        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.prompt(), &candidates, adapter))?;
         let scores = finished(py, generation)?.1;
         Ok(ids.into_iter().zip(scores).collect())
     }
 
     /// Saves what was computed of a prompt; returns the number of its tokens.
-    fn save_prefix(&self, py: Python<'_>, path: PathBuf, prompt: &Bound<'_, PyAny>) -> PyResult<usize> {
+    #[pyo3(signature = (path, prompt, adapter=None))]
+    fn save_prefix(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        prompt: &Bound<'_, PyAny>,
+        adapter: Option<&Bound<'_, PyAdapter>>,
+    ) -> PyResult<usize> {
         let prompt = OwnedPrompt::read(prompt)?;
+        let adapter = adapter.map(|adapter| adapter.get().0.clone());
         // What takes long the first time, and what Ctrl-C ends.
         load::content_hash(py, self.lm.model(), None)?;
         let lm = self.lm.clone();
-        watched(py, None, move |progress| lm.save_prefix(&prompt.prompt(), &path, &|| progress.cancelled()))
+        watched(py, None, move |progress| {
+            lm.save_prefix(&prompt.prompt(), &path, adapter.as_ref(), &|| progress.cancelled())
+        })
     }
 
     /// Takes up what `save_prefix` wrote; returns the number of its tokens.
-    fn load_prefix(&self, py: Python<'_>, path: PathBuf) -> PyResult<usize> {
+    #[pyo3(signature = (path, adapter=None))]
+    fn load_prefix(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        adapter: Option<&Bound<'_, PyAdapter>>,
+    ) -> PyResult<usize> {
+        let adapter = adapter.map(|adapter| adapter.get().0.clone());
         load::content_hash(py, self.lm.model(), None)?;
         let lm = self.lm.clone();
-        watched(py, None, move |progress| lm.load_prefix(&path, &|| progress.cancelled()))
+        watched(py, None, move |progress| lm.load_prefix(&path, adapter.as_ref(), &|| progress.cancelled()))
     }
 
     /// What the engine has done so far.

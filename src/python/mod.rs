@@ -4,6 +4,7 @@
 //! through one door ([`door`]) that releases the GIL, looks for Ctrl-C every 20 ms, catches panics and turns
 //! errors into exceptions by one table ([`errors`]).
 
+mod adapter;
 mod convert;
 mod door;
 mod engine;
@@ -24,6 +25,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<model::PyModel>()?;
     module.add_class::<model::PyPrompt>()?;
     module.add_class::<engine::PyEngine>()?;
+    module.add_class::<adapter::PyAdapter>()?;
     module.add_class::<generation::PyGeneration>()?;
     module.add_class::<sampler::PySampler>()?;
     module.add_class::<waker::PyWaker>()?;

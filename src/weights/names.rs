@@ -10,7 +10,7 @@ use super::Weights;
 use crate::error::{Error, Result, quoted};
 
 /// A part of a decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     Embed,
     Head,

@@ -368,10 +368,12 @@ fn a_long_text_fits_because_windows_give_pages_back() {
 }
 
 #[test]
-fn requests_of_another_salt_share_nothing() {
+fn requests_of_another_adapter_share_nothing() {
     let (engine, control) = engine(60, |_| {});
     let spec = generate(prompt(3, 70), 6);
-    let of = |salt| Request { salt, ..request(&spec) };
+    let (slots, adapter) = (AdapterSlots::default(), Arc::new(BoundAdapter::default()));
+    let lease = |salt| (salt != 0).then(|| slots.lease(&adapter, salt));
+    let of = |salt| request(&spec).with(lease(salt));
     let cached = |salt| {
         let before = engine.stats().cached_tokens;
         assert_eq!(read(engine.submit(of(salt)).unwrap()).unwrap(), expected(&spec));

@@ -919,7 +919,7 @@ fn a_prefix_goes_to_another_engine() {
     ask(&first, 1);
     assert_eq!(saved(&first), pages);
     let import = |engine: &EngineHandle| {
-        engine.import(Prefix { tokens: prefix(), bytes: Bytes::from_vec(pages.clone()) })
+        engine.import(Prefix { tokens: prefix(), bytes: Bytes::from_vec(pages.clone()) }, None)
     };
     let (second, _) = engine(20, |_| {});
     // Twice is the same as once.

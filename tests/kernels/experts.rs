@@ -2,7 +2,7 @@
 
 use tallow::config::{Denominator, GateFunction, Routing};
 use tallow::error::ErrorKind;
-use tallow::kernels::{Activation, Expert, KvType, Linear, Ops, Rows};
+use tallow::kernels::{Activation, Expert, ExpertTerms, KvType, Linear, Ops, Rows};
 use tallow::weights::{WeightTensor, WeightType};
 
 use crate::support::*;
@@ -96,7 +96,7 @@ impl Case {
         let (x, logits) = [&self.x, &self.logits].map(|it| it.part(rows.start, rows.len()).on(ops)).into();
         let assignments = ops.route(logits, &self.routing, None).unwrap();
         let act = self.build.activation();
-        table(ops, ops.experts(&self.experts(ops), act, &x, &assignments).unwrap())
+        table(ops, ops.experts(&self.experts(ops), act, &x, &assignments, &ExpertTerms::default()).unwrap())
     }
 
     /// Row by row and expert by expert, with the operations that dense feed-forwards have.

@@ -3,7 +3,7 @@
 use tallow::config::{NormKind, Routing};
 use tallow::error::{ErrorKind, Result};
 use tallow::kernels::{
-    Activation, Attention, Expert, KvCache, KvLayout, KvShape, KvType, Linear, Norm, Ops, Rows,
+    Activation, Attention, Expert, ExpertTerms, KvCache, KvLayout, KvShape, KvType, Linear, Norm, Ops, Rows,
 };
 use tallow::step::Step;
 use tallow::weights::{WeightTensor, WeightType};
@@ -116,7 +116,8 @@ impl<'a> Bench<'a> {
         let experts = |down: &Linear, rows: usize, count: usize| {
             let assignments = ops.route(self.rows(rows, count), &Routing::plain(2), None)?;
             let expert = Expert { gate: Some(self.m.clone()), up: self.m.clone(), down: down.clone() };
-            ops.experts(&vec![expert; 2], Activation::Silu, x, &assignments).map(drop)
+            ops.experts(&vec![expert; 2], Activation::Silu, x, &assignments, &ExpertTerms::default())
+                .map(drop)
         };
         let down = linear(ops, &weights(WeightType::F32, 64, 8, &mut Random(4)), None);
         vec![

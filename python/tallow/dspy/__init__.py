@@ -8,6 +8,8 @@
 - ``prepare``: a request made ready to run. ``answer``: our answers to its responses and stream events.
 - ``plan``: what belongs to one call of the LM.
 - ``embed``: ``Embed``, a callable for ``dspy.Embedder``.
+- ``provider``: what DSPy trains by (``train_kwargs`` reads its settings, ``finetune`` makes rows, ``adapted``
+  says which adapter an LM answers with, ``early`` tells a missing LM in time).
 - ``judge``: ``Judge``, DSPy's decision client (``decisions`` reads its protocol).
 - ``probabilities``: requests whose answers are measured and not written; ``questions`` is what both ask by.
 """
@@ -23,7 +25,19 @@ except ImportError as error:
 
 from .embed import Embed
 from .engine import AsyncEngine, Engine
+from .finetune import JSONAdapter, finetune_rows
 from .judge import Judge
 from .lm import LM
+from .provider import Provider, TrainingJob
 
-__all__ = ["LM", "AsyncEngine", "Embed", "Engine", "Judge"]
+__all__ = [
+    "LM",
+    "AsyncEngine",
+    "Embed",
+    "Engine",
+    "JSONAdapter",
+    "Judge",
+    "Provider",
+    "TrainingJob",
+    "finetune_rows",
+]

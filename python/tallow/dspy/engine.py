@@ -1,9 +1,10 @@
 """DSPy's engine protocol over a ``tallow.Model``: one request in, one response or one stream of events out.
 
 ``Engine`` is for threads and ``AsyncEngine`` for tasks; both submit to the same native engine, where calls
-meet in one batch. They hold nothing but the Model and a timeout, so copies share them, pickles rebuild them,
-and a saved program records where the model came from. Whatever changes an answer travels in the request,
-never here, because DSPy's cache does not see an engine.
+meet in one batch. They hold nothing but the Model, one adapter of it and a timeout, so copies share them,
+pickles rebuild them, and a saved program records where both came from. Whatever else changes an answer
+travels in the request, never here, because DSPy's cache does not see an engine; the adapter is in the
+model's string.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from .. import arguments, results
 from .._async import AsyncGeneration
 from ..answers import Template
 from ..model import AsyncStream, Model, Stream
-from . import answer, convert, plan, probabilities
+from . import adapted, answer, convert, plan, probabilities
 from .prepare import prepare
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from ..adapter import Adapter
 
 #: What of OpenAI's parameters is honoured by every model.
 _PARAMS = frozenset(
@@ -37,10 +40,11 @@ class _Base:
     # This and the properties below are read by DSPy's adapters.
     supports_response_schema = True
 
-    def __init__(self, model: Model, *, timeout: float | None = None) -> None:
+    def __init__(self, model: Model, *, timeout: float | None = None, adapter: Any = None) -> None:
         if not isinstance(model, Model):
             arguments.wrong_type("model", model, "a tallow.Model")
         self.model = model
+        self.adapter: Adapter | None = adapted.chosen(model, adapter)
         self._template = Template.of(model)
         self.timeout = None if timeout is None else arguments.seconds("timeout", timeout)
 
@@ -69,32 +73,43 @@ class _Base:
         In the caller's own thread or task, where DSPy says which module is calling."""
         call = plan.current(request.model)
         prepared = call.once(
-            request, lambda: prepare(self.model, self._template, request, self.timeout, call.rollout_id)
+            request,
+            lambda: prepare(self.model, self._template, request, self.timeout, call.rollout_id, self.adapter),
         )
         facts = prepared.facts.with_notes(probabilities.unmeasured(request, stream=stream))
         return facts, prepared.reader(), call.take(submit(prepared.start))
 
     # As a value
 
+    def with_adapter(self, adapter: Adapter | None) -> Self:
+        """The same model with another adapter of it, or alone."""
+        return type(self)(self.model, timeout=self.timeout, adapter=adapter)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._rebuilt, (self.model, self.timeout)
+        return type(self)._rebuilt, (self.model, self.timeout, self._adapter_state())
 
     @classmethod
-    def _rebuilt(cls, model: Model, timeout: float | None) -> Self:
-        return cls(model, timeout=timeout)
+    def _rebuilt(cls, model: Model, timeout: float | None, adapter: dict[str, Any] | None = None) -> Self:
+        found = None if adapter is None else adapted.from_state(model, adapter)
+        return cls(model, timeout=timeout, adapter=found)
+
+    def _adapter_state(self) -> dict[str, Any] | None:
+        return None if self.adapter is None else adapted.state(self.adapter)
 
     def dump_state(self) -> dict[str, Any]:
-        return {"model": self.model.to_state(), "timeout": self.timeout}
+        state = {"model": self.model.to_state(), "timeout": self.timeout}
+        return state if self.adapter is None else {**state, "adapter": self._adapter_state()}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> Self:
-        return cls(Model.from_state(state["model"]), timeout=state.get("timeout"))
+        return cls._rebuilt(Model.from_state(state["model"]), state.get("timeout"), state.get("adapter"))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model!r})"
+        adapter = "" if self.adapter is None else f", adapter={self.adapter.name!r}"
+        return f"{type(self).__name__}({self.model!r}{adapter})"
 
 
 class Engine(_Base):
@@ -102,7 +117,7 @@ class Engine(_Base):
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         if probabilities.measures(request):
-            return probabilities.answer(self.model, request)
+            return probabilities.answer(self.model, request, self.adapter)
         with convert.as_lm15():
             facts, reader, generation = self._taken(request, lambda start: start)
             token_bytes = self.model._native.token_bytes
@@ -133,7 +148,7 @@ class AsyncEngine(_Base):
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         if probabilities.measures(request):
-            return await probabilities.aanswer(self.model, request)
+            return await probabilities.aanswer(self.model, request, self.adapter)
         with convert.as_lm15():
             facts, reader, generation = self._taken(request, _awaited(every_token=False))
             token_bytes = self.model._native.token_bytes

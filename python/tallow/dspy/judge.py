@@ -33,8 +33,9 @@ from .. import arguments, html
 from ..errors import ArgumentTypeError
 from ..model import LOAD_OPTIONS, Model
 from . import convert, decisions
+from .adapted import model_string
 from .decisions import Decision
-from .lm import _model, _model_string
+from .lm import _model
 from .questions import Measured, Turns, atogether, measure, together, without_thoughts
 
 #: What stands for every input when a prior is measured.
@@ -107,7 +108,7 @@ class Judge(dspy.BaseLM):
         given = {"temperature": temperature, "calibrate": calibrate, "cache": cache}
         self._set({**given, "template_arguments": template_arguments})
         self.language_model: Model = _model(model, load, progress)
-        name = _model_string(self.language_model, cached=cache, progress=progress)
+        name = model_string(self.language_model, None, cached=cache, progress=progress)
         super().__init__(name, cache=cache, callbacks=callbacks, num_retries=0)
         html.show_decisions(Noul, Choice, Score)
 
@@ -156,7 +157,7 @@ class Judge(dspy.BaseLM):
         if not isinstance(asked, Mapping) or not asked:
             arguments.wrong_type("questions", asked, "a dict of name -> question, with at least one")
         if self.cache:  # which a copy may have where the original had none
-            self.model = _model_string(self.language_model, cached=True)
+            self.model = model_string(self.language_model, None, cached=True)
         cases = self._cases(decisions.state(state), [decisions.decision(*item) for item in asked.items()])
         request = self._request(cases)
         return _Call(cases, request, dspy.cache.get(request) if self.cache else None)

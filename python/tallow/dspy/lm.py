@@ -11,17 +11,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import dspy  # type: ignore[import-untyped]
+from dspy.utils.exceptions import LMUnsupportedFeatureError  # type: ignore[import-untyped]
 
 from .. import arguments
 from ..errors import ArgumentTypeError, InvalidRequestError
 from ..model import LOAD_OPTIONS, Model
-from . import constraints
+from . import adapted, constraints, early, train_kwargs
 from .convert import METADATA_KEYS
 from .engine import AsyncEngine, Engine
 from .plan import Plan, planned, running
+from .provider import Provider
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
 
 
 class LM(dspy.LM):
@@ -39,6 +44,10 @@ class LM(dspy.LM):
     ``choices=["yes", "no"]``, ``regex=...``, ``json_schema=...`` and ``grammar=...``. What was done is in
     ``lm.history[-1]["response"].provider_data["format"]``.
 
+    ``adapter`` is a LoRA adapter to answer with: the name of one that the Model has loaded, the Adapter, or a
+    folder or file of one. ``lm.adapter`` is the one in use. ``dspy.BootstrapFinetune`` trains one in this
+    process, from the LM as it is; its ``train_kwargs`` may be given here, too.
+
     ``num_retries`` is 0 here: in one process nothing gets better by being repeated. ``progress`` is that of
     Model. ``engine`` and ``async_engine`` are DSPy's, for programs that it loads; leave them out.
     """
@@ -47,6 +56,7 @@ class LM(dspy.LM):
         self,
         model: str | Model,
         *,
+        adapter: Any = None,
         engine: Any = None,
         async_engine: Any = None,
         timeout: float | None = None,
@@ -58,14 +68,18 @@ class LM(dspy.LM):
         _check(kwargs)
         load = {name: kwargs.pop(name) for name in LOAD_OPTIONS if name in kwargs}
         if isinstance(engine, Engine):  # saved, and made again from its own state
-            async_engine = async_engine or AsyncEngine(engine.model, timeout=engine.timeout)
+            engine = engine if adapter is None else engine.with_adapter(adapter)
+            async_engine = AsyncEngine(engine.model, timeout=engine.timeout, adapter=engine.adapter)
         elif engine is not None or async_engine is not None:
             raise ArgumentTypeError("engine is made by tallow.LM itself; to use another engine, take dspy.LM")
         else:
             found = _model(model, load, progress)
-            engine, async_engine = Engine(found, timeout=timeout), AsyncEngine(found, timeout=timeout)
+            engine = Engine(found, timeout=timeout, adapter=adapter)
+            async_engine = AsyncEngine(found, timeout=timeout, adapter=engine.adapter)
+        early.say(LM)
+        cached = kwargs.get("cache", True)
         super().__init__(
-            model=_model_string(engine.model, cached=kwargs.get("cache", True), progress=progress),
+            model=adapted.model_string(engine.model, engine.adapter, cached=cached, progress=progress),
             engine=engine,
             async_engine=async_engine,
             num_retries=num_retries,
@@ -123,15 +137,47 @@ class LM(dspy.LM):
         """An LM without cache is not worth hashing its files for; where one call or a copy has a cache after
         all, its answers are kept under the exact name."""
         if kwargs.get("cache", self.cache):
-            self.model = _model_string(self.engine.model, cached=True)
+            self.model = adapted.model_string(self.engine.model, self.adapter, cached=True)
 
     def copy(self, **kwargs: Any) -> LM:
-        """The same model with other settings (``kwargs``) and a history of its own. What belongs to the model
-        is refused: make another LM for that."""
+        """The same model with other settings (``kwargs``) and a history of its own. ``adapter`` may be
+        another one of the model, and None is the model alone; in DSPy's own words, ``model`` is the string of
+        such an LM. What else belongs to the model is refused: make another LM for that."""
         _check_copy(self, kwargs)
+        adapter = self.adapter
+        if "adapter" in kwargs:
+            adapter = adapted.chosen(self.engine.model, kwargs.pop("adapter"))
+        if "model" in kwargs:
+            adapter = adapted.named(self.engine.model, kwargs.pop("model"))
         copied = super().copy(**_folded(kwargs, self.kwargs))
+        if adapter is not self.adapter:
+            copied._engine_spec = self._engine_spec.with_adapter(adapter)
+            copied._async_engine_spec = self._async_engine_spec.with_adapter(adapter)
+            copied.model = adapted.model_string(self.engine.model, adapter, cached=copied.cache)
         copied._name_for_cache({})
         return copied
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The LoRA adapter that it answers with; None is the model alone."""
+        return self.engine.adapter
+
+    # Training: DSPy calls these
+
+    def infer_provider(self) -> Provider:
+        """What DSPy trains by, unless a ``provider`` was given: this process."""
+        return Provider(self.engine.model)
+
+    def reinforce(self, train_kwargs: Any) -> NoReturn:
+        """Refused, whatever the ``train_kwargs``: there is no reinforcement learning (GRPO) here."""
+        raise LMUnsupportedFeatureError(
+            "tallow trains on answers (dspy.BootstrapFinetune, lm.finetune) and not by rewards: there is no "
+            "GRPO here. BootstrapFinetune with a metric learns the answers that the metric "
+            "accepts",
+            model=self.model,
+            provider="tallow",
+            features=["reinforce"],
+        )
 
     def stats(self) -> dict[str, Any]:
         """What the engine has done so far, as ``Model.stats``."""
@@ -140,11 +186,14 @@ class LM(dspy.LM):
     def save_prefix(self, path: Any, prompt: Any, **options: Any) -> int:
         """``Model.save_prefix``: keeps what was computed of ``prompt`` (messages, as DSPy's history shows
         them) at ``path`` for other processes; returns tokens. ``options`` are those of Model's."""
-        return self.engine.model.save_prefix(path, prompt, **options)
+        return self.engine.model.save_prefix(path, prompt, **self._routed(), **options)
 
     def load_prefix(self, path: Any) -> int:
         """``Model.load_prefix``: takes up what ``save_prefix`` wrote at ``path``; returns tokens."""
-        return self.engine.model.load_prefix(path)
+        return self.engine.model.load_prefix(path, **self._routed())
+
+    def _routed(self) -> dict[str, Any]:
+        return {} if self.adapter is None else {"adapter": self.adapter}
 
     def close(self) -> None:
         """Ends the native engine of the model and frees its cache; requests in work fail. The next call
@@ -154,6 +203,8 @@ class LM(dspy.LM):
 
     def __repr__(self) -> str:
         given = {name: value for name, value in self.kwargs.items() if value is not None}
+        if self.adapter is not None:
+            given = {"adapter": self.adapter.name, **given}
         return (
             f"<tallow.LM {self.model!r}"
             + "".join(f" {name}={value!r}" for name, value in given.items())
@@ -169,13 +220,6 @@ def _model(model: str | Model, load: dict[str, Any], progress: Any) -> Model:
             f"{name} belongs to loading, and this model is loaded; give it to tallow.Model"
         )
     return model
-
-
-def _model_string(model: Model, *, cached: Any, progress: Any = False) -> str:
-    """DSPy's cache knows a model by this string alone, so it names every byte. Where nothing is ``cached``,
-    the fingerprint does, and no file is read again."""
-    name = model._exact_name(progress) if cached else model.fingerprint
-    return f"tallow/{model.name}@{name}+f{constraints.VERSION}"
 
 
 #: What one call may be told, as DSPy names it; the LM takes the same as defaults.
@@ -214,6 +258,7 @@ def _check(kwargs: dict[str, Any]) -> None:
             "model_type", kwargs["model_type"], '"chat"; for plain prompts use tallow.Model.generate'
         )
     _refuse_hidden(kwargs)
+    _check_training(kwargs)
     known = {
         *inspect.signature(dspy.LM.__init__).parameters,
         *_CALL_ARGUMENTS,
@@ -224,6 +269,21 @@ def _check(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in known:
             arguments.unknown("LM()", name, sorted(known - {"self", "kwargs"}))
+
+
+def _check_training(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("launch_kwargs"):
+        raise InvalidRequestError(
+            "launch_kwargs are for a server that is launched, and this model runs in this process; leave "
+            "them out"
+        )
+    if kwargs.get("finetuning_model") is not None:
+        raise InvalidRequestError(
+            "finetuning_model names another model to train, and here an adapter is trained for the one that "
+            "answers; leave it out"
+        )
+    if kwargs.get("provider") is None:  # another provider has names of its own
+        train_kwargs.read(kwargs.get("train_kwargs") or {})
 
 
 def _refuse_hidden(kwargs: dict[str, Any]) -> None:
@@ -239,14 +299,14 @@ def _check_copy(lm: LM, kwargs: dict[str, Any]) -> None:
     """A copy is the same model with other settings; DSPy itself would take any name."""
     _refuse_hidden(kwargs)
     for name in kwargs:
-        if name in LOAD_OPTIONS or name in ("model", "model_type", "engine", "async_engine"):
+        if name in LOAD_OPTIONS or name in ("model_type", "engine", "async_engine"):
             raise InvalidRequestError(
                 f"{name} belongs to the model, which copies share; make another tallow.LM"
             )
         known = name in _CALL_ARGUMENTS or name in METADATA_KEYS or name in lm.kwargs or hasattr(lm, name)
         if not known and name not in (*_CLIENT_ARGUMENTS, "timeout"):  # those are refused by DSPy
             arguments.unknown(
-                "LM.copy()", name, sorted(_CALL_ARGUMENTS | {*METADATA_KEYS, "cache", "callbacks"})
+                "LM.copy()", name, sorted(_CALL_ARGUMENTS | {*METADATA_KEYS, "adapter", "cache", "callbacks"})
             )
 
 

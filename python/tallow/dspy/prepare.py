@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
@@ -21,6 +21,9 @@ from ..answers import Template
 from ..model import Model
 from . import answer, constraints, convert, plan
 from .formats import Format
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
 
 _OPTIONS = ("max_tokens", "stop", "logprobs", "prediction")
 Notes = tuple[lm15.Adaptation, ...]
@@ -38,7 +41,12 @@ class Prepared:
 
 
 def prepare(
-    model: Model, template: Template, request: lm15.Request, timeout: float | None, rollout_id: Any
+    model: Model,
+    template: Template,
+    request: lm15.Request,
+    timeout: float | None,
+    rollout_id: Any,
+    adapter: Adapter | None = None,
 ) -> Prepared:
     convert.refuse(request)
     given = convert.options(request.config)
@@ -56,7 +64,7 @@ def prepare(
     seeded = _seeds(given, turns, rollout_id)
     splits = template.splits(thinks, opened)
     shown = template.shown(splits, calls=bool(_offered(request)))
-    start = _starter(model, prompt, {**options, "timeout": timeout, **bound}, given, seeded, shown)
+    start = _starter(model, prompt, {**options, "timeout": timeout, **bound}, given, seeded, shown, adapter)
     told = constraints.told(chosen, bool(chosen.constraint)) | (
         {"tools": template.form.name} if request.tools else {}
     )
@@ -78,8 +86,11 @@ def _starter(
     fields: dict[str, Any],
     seeded: Callable[[int], int | None],
     shown: list[int],
+    adapter: Adapter | None,
 ) -> Callable[..., Any]:
     checked, native = arguments.generation(prompt, options, fields)
+    if adapter is not None:
+        native["adapter"] = adapter
     engine = model._shared.engine()
 
     def start(index: int, **waker: Any) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
@@ -23,6 +23,9 @@ from .. import arguments
 from ..model import Model
 from . import convert
 from .questions import Measured, Option, Question, asked, atogether, measure, together, without_thoughts
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
 
 #: A schema nested deeper than this asks for no single value.
 _DEEPEST = 8
@@ -138,27 +141,30 @@ def _resolved(ref: object, root: Mapping[str, Any]) -> object:
 # The answer
 
 
-def answer(model: Model, request: lm15.Request) -> lm15.Response:
+def answer(model: Model, request: lm15.Request, adapter: Adapter | None = None) -> lm15.Response:
     """Measures a request that ``measures``: its response, with a distribution for every property."""
     with convert.as_lm15():
-        found, tasks = _prepared(model, request)
+        found, tasks = _prepared(model, request, adapter)
         return _response(request, found, together(tasks))
 
 
-async def aanswer(model: Model, request: lm15.Request) -> lm15.Response:
+async def aanswer(model: Model, request: lm15.Request, adapter: Adapter | None = None) -> lm15.Response:
     """``answer``, to await."""
     with convert.as_lm15():
-        found, tasks = _prepared(model, request)
+        found, tasks = _prepared(model, request, adapter)
         return _response(request, found, await atogether(tasks))
 
 
-def _prepared(model: Model, request: lm15.Request) -> tuple[list[Question], list[Callable[[], Measured]]]:
+def _prepared(
+    model: Model, request: lm15.Request, adapter: Adapter | None
+) -> tuple[list[Question], list[Callable[[], Measured]]]:
     found = questions(request.config.response_format["schema"])
     assert not isinstance(found, str), "measures() has looked at it"
     turns = convert.messages(request)
     given = without_thoughts(_metadata(request).get("template_arguments"))
     return found, [
-        functools.partial(measure, model, asked(turns, one.text()), one.answers(), given) for one in found
+        functools.partial(measure, model, asked(turns, one.text()), one.answers(), given, adapter)
+        for one in found
     ]
 
 

@@ -23,10 +23,13 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _async, arguments, prompts, results, thinking
 from ..model import Model
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
 
 T = TypeVar("T")
 Turns = list[dict[str, Any]]
@@ -124,7 +127,11 @@ class Measured:
 
 
 def measure(
-    model: Model, turns: Turns, answers: Sequence[str], template_arguments: dict[str, Any] | None = None
+    model: Model,
+    turns: Turns,
+    answers: Sequence[str],
+    template_arguments: dict[str, Any] | None = None,
+    adapter: Adapter | None = None,
 ) -> Measured:
     """The exact likelihood of each answer after the prompt, which is computed once."""
     given, tags = dict(template_arguments or {}), thinking.detect(model.chat_template)
@@ -138,7 +145,8 @@ def measure(
         turns = [*turns, {"role": "assistant", "content": ""}]
         given["continue_final_message"] = True
     prompt = prompts.rendered(model._native, turns, template_arguments=given)
-    scores = model.score(prompt, answers)
+    routed = {} if adapter is None else {"adapter": adapter}
+    scores = model.score(prompt, answers, **routed)
     return Measured(
         tuple(score.logprob for score in scores),
         prompt_tokens=len(prompt),

@@ -156,7 +156,7 @@ fn differences(
         isa,
         "test",
         input,
-        &[&[Product { w: &w, scale: 1.0, bias: None, row_bias: None, epilogue: Epilogue::Store, out: &out }]],
+        &[&[Product { w: &w, scale: 1.0, bias: None, terms: None, epilogue: Epilogue::Store, out: &out }]],
     )
     .unwrap();
     let mut wrong = Vec::new();

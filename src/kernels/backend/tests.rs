@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::config::{NormKind, Routing};
-use crate::kernels::{KvShape, KvType, Linear, Ops};
+use crate::kernels::{ExpertTerms, KvShape, KvType, Linear, Ops};
 use crate::step::Step;
 use crate::weights::{Bytes, WeightType};
 
@@ -18,7 +18,7 @@ struct Counting {
 
 /// Methods that count and delegate.
 macro_rules! counted {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty;)*) => {$(
+    ($(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $result:ty;)*) => {$(
         fn $name(&self, $($arg: $ty),*) -> $result {
             self.calls.fetch_add(1, Ordering::Relaxed);
             self.inner.0.$name($($arg),*)
@@ -45,7 +45,13 @@ impl Backend for Counting {
         fn linear_add(linear: Projection<'_>, x: &Rows, to: Rows) -> Result<Rows>;
         fn gated(gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
         fn activated(up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows>;
-        fn experts(experts: &[Expert], act: Activation, x: &Rows, a: &Assignments) -> Result<Rows>;
+        fn experts(
+            experts: &[Expert],
+            act: Activation,
+            x: &Rows,
+            a: &Assignments,
+            terms: &ExpertTerms<'_>,
+        ) -> Result<Rows>;
         fn norm(norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows>;
         fn scale_rows(x: &Rows, factors: &[f32]) -> Result<Rows>;
         fn rope_table(inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque>;
@@ -120,7 +126,7 @@ fn layer(ops: &Ops) -> Result<Vec<f32>> {
     let routing = Routing { scale: 64.0, ..Routing::plain(2) };
     let assignments = ops.route(ops.select_rows(&x, &[1, 0])?, &routing, None)?;
     let experts = vec![Expert { gate: Some(w.clone()), up: w.clone(), down: w.clone() }; DIM];
-    let x = ops.experts(&experts, Activation::Silu, &x, &assignments)?;
+    let x = ops.experts(&experts, Activation::Silu, &x, &assignments, &ExpertTerms::default())?;
     let x = ops.add(&x, 0.5, ops.select_rows(&x, &[1, 0])?)?;
     let by = ops.select_rows(&x, &[0, 0])?;
     let x = ops.mul(x, &by, 0)?;

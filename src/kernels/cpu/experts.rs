@@ -2,13 +2,15 @@
 //! all experts are shared among the threads at once. Only the weights of experts that some row passes are
 //! read.
 
+use super::low_rank::Inner;
 use super::{CpuBackend, packed, product};
 use crate::error::Result;
 use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::elementwise;
-use crate::kernels::epilogue::Epilogue;
-use crate::kernels::experts::{Assignments, Expert};
+use crate::kernels::epilogue::{Epilogue, Product};
+use crate::kernels::experts::{Assignments, Expert, ExpertTerms};
 use crate::kernels::gemm::{self, Group, Input};
+use crate::kernels::low_rank::RowTerm;
 use crate::kernels::pack::Packed;
 use crate::kernels::rows::Block;
 use crate::kernels::{Activation, Linear};
@@ -21,6 +23,7 @@ impl CpuBackend {
         act: Activation,
         x: &Block,
         a: &Assignments,
+        terms: &ExpertTerms<'_>,
     ) -> Result<Block> {
         let mut y = self.recycler.block(x.rows, x.dim);
         if x.rows == 0 {
@@ -40,30 +43,38 @@ impl CpuBackend {
         let input = self.input(x, &both, first.min(outlier(|expert| &expert.up)))?;
         let x = self.gather(input, a.rows());
         let input = Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes: x.bytes.get() };
+        let reduced = self.inner(vec![&terms.gate, &terms.up], &x)?;
+        let [gate_terms, up_terms] = terms_of(reduced.as_ref());
         let mut inner = self.recycler.block(x.rows, ups.first().map_or(0, |w| w.n));
         let out = DisjointSlices::new(inner.floats_mut());
         let gated = chosen.iter().zip(&ups).enumerate().map(|(at, ((expert, _), up))| {
             let mut list = Vec::with_capacity(2);
             if let Some((gate, w)) = expert.gate.as_ref().zip(gates.get(at)) {
-                list.push(product(gate.into(), w, Epilogue::Store, &out)?);
+                let terms = gate_terms.as_deref();
+                list.push(Product { terms, ..product(gate, w, Epilogue::Store, &out) });
             }
             let last = if list.is_empty() { Epilogue::Activate(act) } else { Epilogue::Gate(act) };
-            list.push(product((&expert.up).into(), up, last, &out)?);
-            Ok(list)
+            list.push(Product { terms: up_terms.as_deref(), ..product(&expert.up, up, last, &out) });
+            list
         });
-        let gated = gated.collect::<Result<Vec<_>>>()?;
+        let gated: Vec<_> = gated.collect();
         let groups = chosen.iter().zip(&gated).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
         gemm::grouped(&self.pool, self.isa, "experts gated", input, &groups.collect::<Vec<_>>())?;
         drop(gated);
 
+        let reduced = self.inner(vec![&terms.down], &inner)?;
+        let [down_terms] = terms_of(reduced.as_ref());
+        let terms = down_terms.as_deref();
         let input = self.input(&inner, &downs, outlier(|expert| &expert.down))?;
         let mut outputs = self.recycler.block(x.rows, y.dim);
         let out = DisjointSlices::new(outputs.floats_mut());
         let lists: Vec<_> = chosen
             .iter()
             .zip(&downs)
-            .map(|((expert, _), down)| Ok([product((&expert.down).into(), down, Epilogue::Store, &out)?]))
-            .collect::<Result<_>>()?;
+            .map(|((expert, _), down)| {
+                [Product { terms, ..product(&expert.down, down, Epilogue::Store, &out) }]
+            })
+            .collect();
         let groups = chosen.iter().zip(&lists).map(|((_, pairs), list)| Group { rows: pairs.clone(), list });
         gemm::grouped(&self.pool, self.isa, "experts down", input, &groups.collect::<Vec<_>>())?;
         drop(lists);
@@ -95,6 +106,12 @@ impl CpuBackend {
         }
         block
     }
+}
+
+/// The terms of as many projections.
+fn terms_of<'a, const N: usize>(reduced: Option<&'a Inner<'_>>) -> [Option<Vec<Option<RowTerm<'a>>>>; N] {
+    let mut terms = reduced.map(Inner::terms).unwrap_or_default().into_iter();
+    std::array::from_fn(|_| terms.next().flatten())
 }
 
 fn weights<'a>(linears: impl Iterator<Item = &'a Linear>) -> Result<Vec<&'a Packed>> {

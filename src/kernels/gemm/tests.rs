@@ -22,7 +22,7 @@ fn matrix(n: usize) -> Packed {
 }
 
 fn product<'a>(w: &'a Packed, epilogue: Epilogue, out: &'a DisjointSlices<'a, f32>) -> Product<'a> {
-    Product { w, scale: 1.0, bias: None, row_bias: None, epilogue, out }
+    Product { w, scale: 1.0, bias: None, terms: None, epilogue, out }
 }
 
 #[test]
