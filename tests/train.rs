@@ -375,6 +375,7 @@ fn rows_that_cannot_be_trained_are_refused() {
     for (examples, words) in [
         (vec![], "there are no rows"),
         (of(&[1, 2], &[]), "row 0 has no tokens to train on"),
+        (of(&[1, 10], &[1..2]), "the vocabulary has no token 10"),
         (of(&[1, 2], &[0..1]), "0..1 is no range"),
         (of(&[1, 2], &[1..3]), "1..3 is no range"),
         (of(&[1, 2, 3], &[2..3, 1..2]), "1..2 is no range"),

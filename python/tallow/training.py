@@ -18,7 +18,7 @@ from . import _core, _log, arguments, progress as bars, rows as rows_
 from .errors import Cancelled, InvalidRequestError, Timeout
 
 if TYPE_CHECKING:
-    from .adapters import Adapter
+    from .adapter import Adapter
     from .model import Model
 
 PRECISIONS = ("bfloat16", "float32")

@@ -136,6 +136,10 @@ impl<'a> Store<'a> {
         self.folder.join(format!("{PREFIX}{done}"))
     }
 
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The newest checkpoint there is.
     pub fn newest(&self) -> Option<PathBuf> {
         checkpoints(&self.folder).into_iter().next().map(|(_, path)| path)

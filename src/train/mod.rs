@@ -8,6 +8,7 @@
 //! The same seed, rows and options give the same bits, with any number of threads and also where a run was
 //! interrupted and resumed.
 
+pub mod adapter;
 pub mod batches;
 pub mod checkpoint;
 pub mod control;
@@ -44,8 +45,10 @@ pub struct Job {
     pub options: TrainOptions,
     /// Names what the model computes with, for checkpoints.
     pub model: String,
-    /// Parameters of the model.
+    /// Parameters of the model beside those of its projections.
     pub parameters: usize,
+    /// Ids are below this.
+    pub vocabulary: usize,
     /// A number that no other living model has: runs of one model take turns.
     pub key: usize,
     /// Writes an adapter into a folder.
@@ -66,7 +69,7 @@ impl Training {
         busy: Box<dyn Fn() -> bool + Send + Sync>,
     ) -> Result<Training> {
         job.options.check()?;
-        check_examples(&job.examples)?;
+        check_examples(&job.examples, job.vocabulary)?;
         let control = Arc::new(Control::new(busy));
         let place = control::Place::take(job.key);
         let its_own = control.clone();
@@ -114,7 +117,7 @@ impl Training {
     }
 }
 
-fn check_examples(examples: &[Example]) -> Result<()> {
+fn check_examples(examples: &[Example], vocabulary: usize) -> Result<()> {
     if examples.is_empty() {
         return Err(Error::invalid("there are no rows to train on; give at least one"));
     }
@@ -129,6 +132,9 @@ fn check_examples(examples: &[Example]) -> Result<()> {
             }
             from = range.end;
         }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(Error::invalid(format!("row {at}: the vocabulary has no token {id}")));
+        }
         if targets.is_empty() {
             return Err(Error::invalid(format!("row {at} has no tokens to train on")));
         }
@@ -139,9 +145,12 @@ fn check_examples(examples: &[Example]) -> Result<()> {
 fn go(job: &Job, control: &Control, make: Box<MakeCompute>) -> Result<Trained> {
     let Job { examples, options, .. } = job;
     let mut compute = make()?;
-    let modules = options.modules(&compute.trainable())?;
+    let trainable = compute.trainable();
+    let modules = options.modules(&trainable)?;
     let params = init::params(&modules, options.rank, options.scale(), options.seed);
-    let rate = options.learning_rate.unwrap_or_else(|| options::learning_rate(job.parameters));
+    let parameters = trainable.iter().map(|(_, inputs, outputs)| inputs * outputs).sum::<usize>();
+    let rate =
+        options.learning_rate.unwrap_or_else(|| options::learning_rate(job.parameters + parameters));
     let identity = checkpoint::identity(options, rate, &job.model, examples);
     let mut state = State::new(params, options.weight_decay);
     if let Some(folder) = &options.resume {

@@ -1,5 +1,6 @@
 //! One run: steps, looks at the rows that are held out, checkpoints, and when it ends.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::batches::{Split, free_tokens, groups};
@@ -86,6 +87,8 @@ pub struct Trained {
     pub eval_loss: Option<f64>,
     /// What is worth knowing of how it went.
     pub notes: Vec<String>,
+    /// The folder that holds the adapter, if one was asked for.
+    pub output: Option<PathBuf>,
 }
 
 /// A run that is ready to begin.
@@ -298,7 +301,8 @@ impl<'a> Run<'a> {
             notes.push(format!("{} rows are too few to hold some out", self.examples.len()));
         }
         let params = state.best.map_or(state.params, |best| best.params);
-        Trained { params, steps: state.done, best_step, eval_loss, notes }
+        let output = self.store.map(|store| store.folder().to_path_buf());
+        Trained { params, steps: state.done, best_step, eval_loss, notes, output }
     }
 }
 
