@@ -184,6 +184,9 @@ impl Lm {
         self.check_writes()?;
         let model = &self.model;
         let decoder = model.decoder().clone();
+        Trainer::check(&decoder)?;
+        let trainable = Trainer::trainable(&decoder);
+        let of_projections = trainable.iter().map(|(_, inputs, outputs)| inputs * outputs).sum::<usize>();
         let step = StepOptions {
             threads: options.threads.unwrap_or_else(|| decoder.ops().threads()),
             precision: options.precision,
@@ -194,7 +197,8 @@ impl Lm {
             examples,
             options,
             model: model.fingerprint().to_string(),
-            parameters: model.vocab_size().saturating_mul(model.config().hidden),
+            parameters: of_projections + model.vocab_size().saturating_mul(model.config().hidden),
+            trainable,
             vocabulary: model.vocab_size(),
             key: Arc::as_ptr(&decoder) as usize,
             write_adapter: Box::new(move |folder, params| train::adapter::write(folder, params, &base)),

@@ -93,10 +93,6 @@ impl Pull {
 }
 
 impl Compute for Pull {
-    fn trainable(&self) -> Vec<(ProjectionId, usize, usize)> {
-        vec![(ProjectionId { layer: 0, part: Part::Q }, SIZE, SIZE)]
-    }
-
     fn forward_backward(
         &mut self,
         params: &LoraParams,

@@ -197,7 +197,8 @@ mod tests {
     use super::*;
 
     fn noise(len: usize, seed: usize) -> Vec<f32> {
-        let bits = |at: usize| ((at + 1) as u64 * (2 * seed as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let bits =
+            |at: usize| ((at + 1) as u64 * (2 * seed as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         (0..len).map(|at| bits(at) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
@@ -218,13 +219,16 @@ mod tests {
                     });
                     assert!(one == three, "threads change bits");
                     for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                        let term = |t: usize| {
-                            f64::from(a[i * a_steps.0 + t * a_steps.1]) * f64::from(b[t * n + j])
-                        };
+                        let term =
+                            |t: usize| f64::from(a[i * a_steps.0 + t * a_steps.1]) * f64::from(b[t * n + j]);
                         let sum: f64 = (0..k).map(term).sum();
                         let wanted = 0.5 * sum + if add { f64::from(start[i * n + j]) } else { 0.0 };
                         let off = (f64::from(one[i * n + j]) - wanted).abs();
-                        assert!(off < 1e-6 * (k as f64), "{}: [{m}, {n}, {k}] at {i}, {j}: {off}", isa.name());
+                        assert!(
+                            off < 1e-6 * (k as f64),
+                            "{}: [{m}, {n}, {k}] at {i}, {j}: {off}",
+                            isa.name()
+                        );
                     }
                 }
             }

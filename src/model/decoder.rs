@@ -153,12 +153,30 @@ impl Decoder {
         layers.chain(std::iter::once((ProjectionId::HEAD, self.head_linear())))
     }
 
+    /// What in this model no gradient passes yet, if something is.
+    pub(crate) fn untrainable(&self) -> Option<&'static str> {
+        if !self.config.causal {
+            return Some("attention in both directions");
+        }
+        if self.per_layer.is_some() {
+            return Some("embeddings of each layer");
+        }
+        if self.headless {
+            return Some("a model without a head");
+        }
+        let of_layer = |layer: &LayerWeights| {
+            let mixer = layer.mixer.as_ref().and_then(Mixer::untrainable);
+            mixer.or_else(|| layer.ffn.as_ref().and_then(FeedForward::untrainable))
+        };
+        self.layers.iter().find_map(of_layer)
+    }
+
     /// The embedding as a matrix `[vocab, hidden]`.
     pub fn embedding_matrix(&self) -> &Matrix {
         &self.embed.weight
     }
 
-    fn head_linear(&self) -> &Linear {
+    pub(crate) fn head_linear(&self) -> &Linear {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
@@ -252,7 +270,7 @@ impl Decoder {
 
     /// The rows that layer 0 is given, `[tokens, hidden]`.
     pub(crate) fn embedded(&self, ops: &Ops, tokens: &[u32], deltas: Option<&dyn Deltas>) -> Result<Rows> {
-        let mut x = ops.embed(&self.embed.weight, tokens, self.config.embed_scale)?;
+        let mut x = ops.embed(&self.embed.weight, tokens, self.config.embed_scale)?; // [rows, hidden]
         if let Some(deltas) = deltas {
             x = deltas.embedded(ops, tokens, x, self.config.embed_scale.unwrap_or(1.0))?;
         }
@@ -272,8 +290,7 @@ impl Decoder {
     ) -> Result<Rows> {
         let all = Queries { step: &pass.step, rows: None, tables: pass.tables.clone() };
         let some = pass.some.as_ref();
-        let some =
-            some.map(|(step, tables)| Queries { step, rows: Some(pass.rows), tables: tables.clone() });
+        let some = some.map(|(step, tables)| Queries { step, rows: Some(pass.rows), tables: tables.clone() });
         let (rows, queries) = match &some {
             Some(some) if index == pass.last => (&all, some),
             Some(some) if index > pass.last => (some, some),
@@ -291,9 +308,8 @@ impl Decoder {
 
     /// The rotations of each of the config's ropes.
     fn tables(&self, ops: &Ops, step: &Step) -> Result<Vec<RopeTable>> {
-        let table = |(frequencies, scale): &(Vec<f32>, f32)| {
-            ops.rope_table(frequencies, *scale, &step.positions)
-        };
+        let table =
+            |(frequencies, scale): &(Vec<f32>, f32)| ops.rope_table(frequencies, *scale, &step.positions);
         self.frequencies.iter().map(table).collect()
     }
 
@@ -304,21 +320,31 @@ impl Decoder {
 
     /// The same, with what adapters change; also given: which rows of the step these are.
     pub fn head_with(&self, hidden: &Rows, deltas: Option<(&dyn Deltas, &[u32])>) -> Result<Rows> {
+        self.head_over(&self.ops, hidden, deltas)
+    }
+
+    /// The same, over any `Ops` that read this decoder's matrices.
+    pub(crate) fn head_over(
+        &self,
+        ops: &Ops,
+        hidden: &Rows,
+        deltas: Option<(&dyn Deltas, &[u32])>,
+    ) -> Result<Rows> {
         let scaled = match self.config.logit_scale {
             1.0 => None,
-            scale => Some(self.ops.scale_rows(hidden, &vec![scale; hidden.dims().0])?),
+            scale => Some(ops.scale_rows(hidden, &vec![scale; hidden.dims().0])?),
         };
         let (linear, hidden) = (self.head_linear(), scaled.as_ref().unwrap_or(hidden));
         let logits = match deltas {
-            None => self.ops.linear(linear, hidden)?,
+            None => ops.linear(linear, hidden)?,
             Some((deltas, rows)) => {
                 let terms = deltas.terms(ProjectionId::HEAD, Some(rows));
-                let logits = self.ops.linear(Projection { linear, terms: &terms }, hidden)?;
-                deltas.predicted(&self.ops, rows, hidden, logits)?
+                let logits = ops.linear(Projection { linear, terms: &terms }, hidden)?;
+                deltas.predicted(ops, rows, hidden, logits)?
             }
         };
         match self.config.logit_cap {
-            Some(cap) => self.ops.soft_cap(logits, cap),
+            Some(cap) => ops.soft_cap(logits, cap),
             None => Ok(logits),
         }
     }

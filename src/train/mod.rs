@@ -15,6 +15,7 @@ pub mod control;
 pub mod init;
 pub mod optimizer;
 pub mod options;
+mod layout;
 pub mod params;
 pub mod run;
 pub mod schedule;
@@ -32,6 +33,7 @@ pub use self::run::{Compute, Trained};
 pub use self::schedule::Decay;
 pub use self::step::{Example, Precision, StepLoss, StepOptions, Trainer};
 use crate::error::{Error, Result, panic_text};
+use crate::model::ProjectionId;
 
 /// A run on its thread, as its caller sees it. Dropping it changes nothing: the run goes on.
 pub struct Training {
@@ -45,7 +47,9 @@ pub struct Job {
     pub options: TrainOptions,
     /// Names what the model computes with, for checkpoints.
     pub model: String,
-    /// Parameters of the model beside those of its projections.
+    /// The projections that can be trained: which, inputs, outputs.
+    pub trainable: Vec<(ProjectionId, usize, usize)>,
+    /// Parameters of the model.
     pub parameters: usize,
     /// Ids are below this.
     pub vocabulary: usize,
@@ -69,6 +73,7 @@ impl Training {
         busy: Box<dyn Fn() -> bool + Send + Sync>,
     ) -> Result<Training> {
         job.options.check()?;
+        job.options.modules(&job.trainable)?;
         check_examples(&job.examples, job.vocabulary)?;
         let control = Arc::new(Control::new(busy));
         let place = control::Place::take(job.key);
@@ -145,12 +150,9 @@ fn check_examples(examples: &[Example], vocabulary: usize) -> Result<()> {
 fn go(job: &Job, control: &Control, make: Box<MakeCompute>) -> Result<Trained> {
     let Job { examples, options, .. } = job;
     let mut compute = make()?;
-    let trainable = compute.trainable();
-    let modules = options.modules(&trainable)?;
+    let modules = options.modules(&job.trainable)?;
     let params = init::params(&modules, options.rank, options.scale(), options.seed);
-    let parameters = trainable.iter().map(|(_, inputs, outputs)| inputs * outputs).sum::<usize>();
-    let rate =
-        options.learning_rate.unwrap_or_else(|| options::learning_rate(job.parameters + parameters));
+    let rate = options.learning_rate.unwrap_or_else(|| options::learning_rate(job.parameters));
     let identity = checkpoint::identity(options, rate, &job.model, examples);
     let mut state = State::new(params, options.weight_decay);
     if let Some(folder) = &options.resume {

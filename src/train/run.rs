@@ -12,7 +12,6 @@ use super::params::{Gradients, LoraParams};
 use super::schedule::Schedule;
 use super::step::{Example, StepLoss, Trainer};
 use crate::error::{Error, Result};
-use crate::model::ProjectionId;
 
 /// Rows that are computed together at most: what a batch has beyond is another micro-step.
 const MICRO_ROWS: usize = 2048;
@@ -23,8 +22,6 @@ const MOST_STALE: usize = 3;
 
 /// What computes losses and gradients: a [`Trainer`], or a function in tests.
 pub trait Compute {
-    fn trainable(&self) -> Vec<(ProjectionId, usize, usize)>;
-
     /// See [`Trainer::forward_backward`].
     ///
     /// # Errors
@@ -51,10 +48,6 @@ pub trait Compute {
 }
 
 impl Compute for Trainer {
-    fn trainable(&self) -> Vec<(ProjectionId, usize, usize)> {
-        Trainer::trainable(self)
-    }
-
     fn forward_backward(
         &mut self,
         params: &LoraParams,

@@ -119,14 +119,7 @@ impl<'a> Task<'a> {
     fn new(isa: Isa, x: &Inputs<'a>, index: usize) -> Task<'a> {
         let span = &x.spans[index / x.a.heads];
         let keys = span.key_count();
-        Task {
-            isa,
-            span,
-            a: x.a,
-            head: index % x.a.heads,
-            keys,
-            width: keys.next_multiple_of(LANES),
-        }
+        Task { isa, span, a: x.a, head: index % x.a.heads, keys, width: keys.next_multiple_of(LANES) }
     }
 
     fn blocks(&self) -> impl Iterator<Item = Block> {
@@ -255,13 +248,7 @@ impl<'a> Task<'a> {
 }
 
 /// Writes `out` `[rows, heads * head_dim]` and the sums' logarithms `lse` `[rows, heads]`.
-pub(super) fn forward(
-    pool: &Pool,
-    isa: Isa,
-    x: Inputs<'_>,
-    out: &mut [f32],
-    lse: &mut [f32],
-) -> Result<()> {
+pub(super) fn forward(pool: &Pool, isa: Isa, x: Inputs<'_>, out: &mut [f32], lse: &mut [f32]) -> Result<()> {
     let (out, lse) = (DisjointSlices::new(out), DisjointSlices::new(lse));
     let heads = x.a.heads;
     pool.run("attention", x.spans.len() * heads, &|index| {

@@ -19,10 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device};
 
 pub use self::attention::SpanRows;
+pub use self::backward::FactorGradients;
 pub use self::loss::RowTargets;
 use super::backend::Backend;
 use super::cpu::{CpuBackend, packed};
-use super::experts::{Assignments, Expert};
+use super::disjoint::DisjointSlices;
+use super::experts::{Assignments, Expert, ExpertTerms};
 use super::isa::Isa;
 use super::matmul::{self, Matmul};
 use super::opaque::Opaque;
@@ -35,7 +37,7 @@ use crate::config::GateFunction;
 use crate::error::{Error, Result};
 use crate::weights::{WeightTensor, WeightType};
 
-/// Rows of zeros and multiples of this many columns are what factors are padded to.
+/// Ranks are padded to whole vectors.
 const RANKS: usize = 16;
 
 /// How exactly is computed.
@@ -69,7 +71,8 @@ impl Factors {
         for (row, padded) in b.chunks_exact(rank).zip(b_padded.chunks_exact_mut(width)) {
             padded[..rank].copy_from_slice(row);
         }
-        let (a_transposed, b_transposed) = (turned(a, rank, width), turned(b, b.len() / rank, b.len() / rank));
+        let (a_transposed, b_transposed) =
+            (turned(a, rank, width), turned(b, b.len() / rank, b.len() / rank));
         Factors { width, rank, scale, a: a.to_vec(), a_transposed, b: b_padded, b_transposed }
     }
 }
@@ -121,8 +124,7 @@ fn place(matrix: &Matrix) -> Result<Place> {
 
 /// One operation that was computed.
 enum Operation {
-    /// Projections of the same rows: of each the matrix, what came out, and the rows times A.
-    Linears { x: Node, outputs: Vec<(Projected, usize)> },
+    Linear { x: Node, projected: Projected },
     Gated { gate: Node, up: Node, act: Activation },
     Activated { x: Node, act: Activation },
     Norm { x: Node, norm: Norm, to: Option<usize> },
@@ -166,18 +168,19 @@ impl Tape {
             };
             entry.value.iter().for_each(&mut count);
             match &entry.operation {
-                Operation::Linears { x, outputs } => {
-                    if outputs.iter().any(|(projected, _)| projected.z.is_some()) {
-                        count(&x.value);
-                    }
-                    own += outputs.iter().flat_map(|(it, _)| &it.z).map(|z| z.len() * 4).sum::<usize>();
+                Operation::Linear { x, projected } => {
+                    count(&x.value);
+                    own += projected.z.as_ref().map_or(0, Vec::len) * size_of::<f32>();
                 }
-                Operation::Gated { gate, up, .. } => [gate, up].map(|it| count(&it.value)).into(),
+                Operation::Gated { gate, up, .. } => {
+                    count(&gate.value);
+                    count(&up.value);
+                }
                 Operation::Activated { x, .. } | Operation::Norm { x, .. } => count(&x.value),
                 Operation::Heads { x, norm, .. } => norm.iter().for_each(|_| count(&x.value)),
                 Operation::Attention { q, k, v, lse, .. } => {
-                    [q, k, v].map(|it| count(&it.value));
-                    own += lse.len() * 4;
+                    [q, k, v].iter().for_each(|it| count(&it.value));
+                    own += lse.len() * size_of::<f32>();
                 }
                 Operation::Add { .. } | Operation::ScaleRows { .. } | Operation::SelectRows { .. } => {}
             }
@@ -272,12 +275,13 @@ impl Recorder {
         (state.spans, state.some, state.kv) = (all.into(), some.into(), None);
     }
 
-    /// Begins a tape with these rows as its first node, or nothing that is recorded.
-    pub fn begin(&self, recording: bool, x: &Value) -> Rows {
+    /// Begins a tape with these rows as its first node, or nothing that is recorded. `wanted`: whether their
+    /// gradient is.
+    pub fn begin(&self, recording: bool, wanted: bool, x: &Value) -> Rows {
         let mut state = self.0.state();
         (state.recording, state.tape) = (recording, Tape::default());
-        let id = recording.then(|| state.next());
-        node(Node { id, value: x.clone() })
+        let first = state.next();
+        node(Node { id: (recording && wanted).then_some(first), value: x.clone() })
     }
 
     /// What was recorded since.
@@ -339,16 +343,26 @@ impl TapeBackend {
         self.factors().get(&place).cloned()
     }
 
-    /// A node for what came out of an operation; recorded if `wanted`. `keep`: the gradient needs the value.
-    fn record(&self, wanted: bool, out: Rows, keep: bool, operation: impl FnOnce() -> Operation) -> Rows {
-        let value = Value(Arc::new(out));
+    /// Puts an operation on the tape, if a gradient reaches what comes out of it: the number of that.
+    fn push(
+        &self,
+        wanted: bool,
+        value: Option<&Value>,
+        operation: impl FnOnce() -> Operation,
+    ) -> Option<usize> {
         let mut state = self.state();
-        let id = (wanted && state.recording).then(|| state.next());
-        if let Some(out) = id {
-            let value = keep.then(|| value.clone());
-            state.tape.entries.push(Entry { operation: operation(), out, value });
+        if !wanted || !state.recording {
+            return None;
         }
-        node(Node { id, value })
+        let out = state.next();
+        state.tape.entries.push(Entry { operation: operation(), out, value: value.cloned() });
+        Some(out)
+    }
+
+    /// A node for what came out of an operation.
+    fn record(&self, wanted: bool, out: Rows, operation: impl FnOnce() -> Operation) -> Rows {
+        let value = Value(Arc::new(out));
+        node(Node { id: self.push(wanted, None, operation), value })
     }
 
     /// The value of rows, to be changed: a copy where somebody else has it.
@@ -413,6 +427,9 @@ impl TapeBackend {
 
     /// What a product leaves on the tape, after its factors have been added to `y`.
     fn projected(&self, projection: &Projection<'_>, x: &Rows, y: &mut Rows) -> Result<Projected> {
+        if !projection.terms.is_empty() {
+            return Err(misuse("adapters are served while others are trained"));
+        }
         let place = place(&projection.linear.weight)?;
         let factors = self.factors_of(place);
         let z = factors.map(|factors| self.add_factors(projection, &factors, x, y)).transpose()?;
@@ -423,30 +440,21 @@ impl TapeBackend {
     fn projections(&self, linears: &[Projection<'_>], x: &Rows) -> Result<Vec<Rows>> {
         let x = of(x)?;
         let outputs = self.cpu.linears(linears, &x.value.0)?;
-        let (mut made, mut recorded) = (Vec::new(), Vec::new());
-        for (projection, mut y) in linears.iter().zip(outputs) {
+        let with_factors = |(projection, mut y): (&Projection<'_>, Rows)| {
             let projected = self.projected(projection, &x.value.0, &mut y)?;
-            let wanted = x.id.is_some() || projected.z.is_some();
-            let mut state = self.state();
-            let id = (wanted && state.recording).then(|| state.next());
-            drop(state);
-            recorded.extend(id.map(|id| (projected, id)));
-            made.push(node(Node { id, value: Value(Arc::new(y)) }));
-        }
-        if let Some((_, out)) = recorded.last() {
-            let out = *out;
-            let operation = Operation::Linears { x: self.kept(x, &recorded), outputs: recorded };
-            self.state().tape.entries.push(Entry { operation, out, value: None });
-        }
-        Ok(made)
+            let id = self.push_product(x, projected);
+            Ok(node(Node { id, value: Value(Arc::new(y)) }))
+        };
+        linears.iter().zip(outputs).map(with_factors).collect()
     }
 
-    /// The rows that projections read: their numbers are needed for the gradients of factors alone.
-    fn kept(&self, x: &Node, outputs: &[(Projected, usize)]) -> Node {
-        match outputs.iter().any(|(projected, _)| projected.z.is_some()) {
-            true => x.clone(),
-            false => Node { id: x.id, value: self.nothing() },
-        }
+    /// Puts a product on the tape. The rows that it reads are kept for the gradients of factors alone.
+    fn push_product(&self, x: &Node, projected: Projected) -> Option<usize> {
+        let factored = projected.z.is_some();
+        self.push(x.id.is_some() || factored, None, || {
+            let value = if factored { x.value.clone() } else { self.nothing() };
+            Operation::Linear { x: Node { id: x.id, value }, projected }
+        })
     }
 
     /// A value that nobody reads.
@@ -512,19 +520,10 @@ impl Backend for TapeBackend {
         let (x, to_id) = (of(x)?, of(&to)?.id);
         let mut y = self.cpu.linear_add(linear, &x.value.0, self.take(to)?)?;
         let projected = self.projected(&linear, &x.value.0, &mut y)?;
-        let wanted = x.id.is_some() || projected.z.is_some();
-        // The product and the sum are two operations: the first has no value of its own.
-        let product = self.record(wanted, self.recycled(), false, || {
-            let outputs = vec![(projected, 0)];
-            Operation::Linears { x: self.kept(x, &outputs), outputs }
-        });
-        let product = of(&product)?.id;
-        self.number_product(product);
-        Ok(self.record(wanted || to_id.is_some(), y, false, || Operation::Add {
-            x: product,
-            scale: 1.0,
-            to: to_id,
-        }))
+        // The product and the sum are two operations; the first has no value of its own.
+        let product = self.push_product(x, projected);
+        let operation = || Operation::Add { x: product, scale: 1.0, to: to_id };
+        Ok(self.record(product.is_some() || to_id.is_some(), y, operation))
     }
 
     fn gated(&self, gate: Projection<'_>, up: Projection<'_>, x: &Rows, act: Activation) -> Result<Rows> {
@@ -540,7 +539,7 @@ impl Backend for TapeBackend {
             let part = rows.start * dim..rows.end * dim;
             derivatives::gate(self.cpu.isa, act, &g[part.clone()], &u[part], out);
         })?;
-        Ok(self.record(gate.id.is_some() || up.id.is_some(), out.into(), false, || Operation::Gated {
+        Ok(self.record(gate.id.is_some() || up.id.is_some(), out.into(), || Operation::Gated {
             gate: gate.clone(),
             up: up.clone(),
             act,
@@ -559,10 +558,17 @@ impl Backend for TapeBackend {
             derivatives::activate(self.cpu.isa, act, out);
         })?;
         let operation = || Operation::Activated { x: inner.clone(), act };
-        Ok(self.record(inner.id.is_some(), out, false, operation))
+        Ok(self.record(inner.id.is_some(), out, operation))
     }
 
-    fn experts(&self, _: &[Expert], _: Activation, _: &Rows, _: &Assignments) -> Result<Rows> {
+    fn experts(
+        &self,
+        _: &[Expert],
+        _: Activation,
+        _: &Rows,
+        _: &Assignments,
+        _: &ExpertTerms<'_>,
+    ) -> Result<Rows> {
         refused("experts")
     }
 
@@ -572,7 +578,7 @@ impl Backend for TapeBackend {
         let to = to.map(|to| self.take(to)).transpose()?;
         let out = self.cpu.norm(norm, &x.value.0, to)?;
         let operation = || Operation::Norm { x: x.clone(), norm: norm.clone(), to: to_id };
-        Ok(self.record(x.id.is_some() || to_id.is_some(), out, false, operation))
+        Ok(self.record(x.id.is_some() || to_id.is_some(), out, operation))
     }
 
     fn mul(&self, _: Rows, _: &Rows, _: usize) -> Result<Rows> {
@@ -595,14 +601,14 @@ impl Backend for TapeBackend {
         let (x, to_id) = (of(x)?, of(&to)?.id);
         let out = self.cpu.add(&x.value.0, scale, self.take(to)?)?;
         let operation = || Operation::Add { x: x.id, scale, to: to_id };
-        Ok(self.record(x.id.is_some() || to_id.is_some(), out, false, operation))
+        Ok(self.record(x.id.is_some() || to_id.is_some(), out, operation))
     }
 
     fn scale_rows(&self, x: &Rows, factors: &[f32]) -> Result<Rows> {
         let x = of(x)?;
         let out = self.cpu.scale_rows(&x.value.0, factors)?;
         let id = x.id.unwrap_or(0);
-        Ok(self.record(x.id.is_some(), out, false, || Operation::ScaleRows { x: id, factors: factors.to_vec() }))
+        Ok(self.record(x.id.is_some(), out, || Operation::ScaleRows { x: id, factors: factors.to_vec() }))
     }
 
     fn rope_table(&self, inv_freq: &[f32], scale: f32, positions: &[u32]) -> Result<Opaque> {
@@ -621,7 +627,7 @@ impl Backend for TapeBackend {
             before.value = self.nothing();
         }
         let out = self.cpu.heads(self.take(x)?, head_dim, norm, table)?;
-        Ok(self.record(before.id.is_some(), out, false, || Operation::Heads {
+        Ok(self.record(before.id.is_some(), out, || Operation::Heads {
             x: before.clone(),
             head_dim,
             norm: norm.cloned(),
@@ -642,7 +648,7 @@ impl Backend for TapeBackend {
         let out = self.cpu.select_rows(&x.value.0, rows)?;
         let (id, of) = (x.id.unwrap_or(0), x.value.dims().0);
         let operation = || Operation::SelectRows { x: id, of, rows: rows.to_vec() };
-        Ok(self.record(x.id.is_some(), out, false, operation))
+        Ok(self.record(x.id.is_some(), out, operation))
     }
 
     fn kv_format(&self) -> KvFormat {
@@ -693,17 +699,12 @@ impl Backend for TapeBackend {
         };
         attention::forward(&self.cpu.pool, self.cpu.isa, x, out.floats_mut(), &mut lse)?;
         let wanted = [q, &k, &v].iter().any(|it| it.id.is_some());
+        let value = Value(Arc::new(out.into()));
         let operation = || Operation::Attention { q: q.clone(), k, v, spans, a, lse };
-        Ok(self.record(wanted, out.into(), true, operation))
+        Ok(node(Node { id: self.push(wanted, Some(&value), operation), value }))
     }
 
-    fn causal_conv(
-        &self,
-        _: &Rows,
-        _: &CausalConv,
-        _: &LayerState,
-        _: &CheckedStep<'_>,
-    ) -> Result<Rows> {
+    fn causal_conv(&self, _: &Rows, _: &CausalConv, _: &LayerState, _: &CheckedStep<'_>) -> Result<Rows> {
         refused("convolutions")
     }
 
