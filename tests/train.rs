@@ -153,14 +153,10 @@ fn job(examples: Vec<Example>, options: TrainOptions) -> Job {
     // Of no other test.
     static KEY: AtomicUsize = AtomicUsize::new(1);
     let key = KEY.fetch_add(1, Ordering::Relaxed);
-    Job {
-        examples,
-        options,
-        model: "pull".into(),
-        parameters: 1,
-        key,
-        write_adapter: Box::new(write_adapter),
-    }
+    let trainable = vec![(ProjectionId { layer: 0, part: Part::Q }, SIZE, SIZE)];
+    let model = "pull".to_string();
+    let write_adapter = Box::new(write_adapter);
+    Job { examples, options, model, trainable, parameters: 1, vocabulary: 10, key, write_adapter }
 }
 
 fn start(pull: &Pull, job: Job) -> Result<Training> {

@@ -117,7 +117,6 @@ impl Layout {
     }
 }
 
-
 fn check(index: usize, example: &Example) -> Result<()> {
     let mut end = 1;
     for range in &example.targets {
