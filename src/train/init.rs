@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(bits, PINNED, "{bits:#x?}");
     }
 
-    const PINNED: [u32; 2] = [0, 0];
+    const PINNED: [u32; 2] = [0xbd49_905b, 0xbd32_17eb];
 
     #[test]
     fn an_order_has_each_number_once() {
