@@ -1,8 +1,8 @@
 """Rows of a training set as token ids, and which of them are trained: the answer, and what ends it.
 
-A conversation is written twice by the model's own chat template: with its last answer, and without it but with
-what begins an answer. The first must begin with the second, in ids; the rest is trained. So what is trained is
-what ``generate`` would have to write after the prompt that it would make of the same messages.
+A conversation is written twice by the model's own chat template: with its last answer, and without it but
+with what begins an answer. The first must begin with the second, in ids; the rest is trained. So what is
+trained is what ``generate`` would have to write after the prompt that it would make of the same messages.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def prepared(
         raise InvalidRequestError(f"rows is empty; give at least one row, {_FORMS}")
     if not examples:
         raise InvalidRequestError(
-            f"rows: all {count} are longer than the context of {model.context_length} tokens, so none is left "
-            "to train on; load the model with a larger context_length, or shorten them"
+            f"rows: all {count} are longer than the context of {model.context_length} tokens, so none is "
+            "left to train on; load the model with a larger context_length, or shorten them"
         )
     told = [f"{note} ({times} of {count} rows)" for note, times in notes.items()]
     if skipped:
@@ -73,8 +73,8 @@ def prepared(
 def _too_long(model: _core.Model, name: str, needed: int) -> None:
     limit = model.context_length
     error = ContextLengthError(
-        f"{name} has {needed} tokens and the context of this model holds {limit}; shorten it, leave such rows "
-        'out with too_long="skip", or load the model with a larger context_length if it was made for one'
+        f"{name} has {needed} tokens and the context of this model holds {limit}; shorten it, leave such "
+        'rows out with too_long="skip", or load the model with a larger context_length if it was made for one'
     )
     error.prompt_tokens, error.limit = needed, limit  # type: ignore[attr-defined]
     raise error
@@ -90,9 +90,10 @@ def _each(rows: object) -> Iterator[tuple[str, object]]:
         return
     if isinstance(rows, Mapping):
         arguments.wrong_type("rows", rows, "a list of rows: put the dict into a list")
-    if isinstance(rows, (bytes, bytearray)) or not isinstance(rows, Iterable):
-        if not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__") or isinstance(rows, (bytes, bytearray)):
-            arguments.wrong_type("rows", rows, "a list of dicts, a data set, or the path of a .jsonl file")
+    # A data set may be known by its items alone.
+    has_items = isinstance(rows, Iterable) or hasattr(rows, "__getitem__")
+    if isinstance(rows, (bytes, bytearray)) or not has_items:
+        arguments.wrong_type("rows", rows, "a list of dicts, a data set, or the path of a .jsonl file")
     for at, row in enumerate(rows):  # type: ignore[arg-type]
         yield f"rows[{at}]", row
 
@@ -100,7 +101,9 @@ def _each(rows: object) -> Iterator[tuple[str, object]]:
 def _lines(path: str | bytes) -> Iterator[tuple[str, object]]:
     path = arguments.path_text("rows", path if isinstance(path, str) else os.fsdecode(path))
     if not path.endswith(".jsonl"):
-        arguments.wrong_value("rows", path, "a list of dicts, or the path of a .jsonl file (a JSON object a line)")
+        arguments.wrong_value(
+            "rows", path, "a list of dicts, or the path of a .jsonl file (a JSON object a line)"
+        )
     shown = os.path.basename(path)
     try:
         with open(path, encoding="utf-8") as lines:
@@ -129,22 +132,23 @@ def _example(model: _core.Model, name: str, row: object) -> tuple[list[int], int
     if not isinstance(row, Mapping):
         more = " (of a DataFrame: frame.to_dict('records'))" if isinstance(row, str) else ""
         raise ArgumentTypeError(
-            f"{name} is {arguments.shown(row)} of type {type(row).__name__}; it must be a dict, {_FORMS}{more}"
+            f"{name} is {arguments.shown(row)} of type {type(row).__name__}; it must be a dict, "
+            f"{_FORMS}{more}"
         )
     given = {key: value for key, value in row.items() if value is not None}
     known = _CONVERSATION if "messages" in given else _PAIR
     for key in given:
         if key not in known:
             raise InvalidRequestError(
-                f"{name} has {key!r}, which is not used; a row is {_FORMS}, with tools and template_arguments "
-                "beside it: take out what is not for training"
+                f"{name} has {key!r}, which is not used; a row is {_FORMS}, with tools and "
+                "template_arguments beside it: take out what is not for training"
             )
     if "messages" in given:
         turns = _turns(model, f'{name}["messages"]', given["messages"])
         if turns[-1].get("role") != "assistant":
             raise InvalidRequestError(
-                f'{name}["messages"] ends with a message of role {turns[-1].get("role")!r}; its last message must '
-                "be the answer, of role 'assistant'"
+                f'{name}["messages"] ends with a message of role {turns[-1].get("role")!r}; its last '
+                "message must be the answer, of role 'assistant'"
             )
         return _conversation(model, f'{name}["messages"]', turns, given)
     for key in ("prompt", "completion"):
@@ -169,13 +173,15 @@ def _pair(model: _core.Model, name: str, row: Mapping[str, Any]) -> tuple[list[i
             given = [completion] if isinstance(completion, Mapping) else completion
             answer = _turns(model, f'{name}["completion"]', given)
         if [turn.get("role") for turn in answer] != ["assistant"]:
-            raise InvalidRequestError(f'{name}["completion"] must be a text, or one message of role "assistant"')
+            raise InvalidRequestError(
+                f'{name}["completion"] must be a text, or one message of role "assistant"'
+            )
         return _conversation(model, f'{name}["completion"]', turns + answer, row)
     if not isinstance(completion, str):
         arguments.wrong_type(f'{name}["completion"]', completion, "a str, as the prompt is one")
     for key in ("tools", "template_arguments", "chat_template_kwargs"):
         if key in row:
-            raise InvalidRequestError(f'{name}[{key!r}] is for messages; this prompt is plain text')
+            raise InvalidRequestError(f"{name}[{key!r}] is for messages; this prompt is plain text")
     text = arguments.text(f'{name}["completion"]', completion).rstrip()
     if not text:
         _no_answer(f'{name}["completion"]')
@@ -194,7 +200,9 @@ def _no_answer(name: str) -> None:
 
 def _end_token(model: _core.Model, name: str) -> int:
     if not model.eos_ids:
-        raise InvalidRequestError(f"{name}: this model has no token that ends an answer, so none can be trained")
+        raise InvalidRequestError(
+            f"{name}: this model has no token that ends an answer, so none can be trained"
+        )
     return model.eos_ids[0]
 
 
@@ -209,7 +217,9 @@ def _conversation(
 
     def written(messages: list[dict[str, Any]], **more: Any) -> _core.Prompt:
         try:
-            return prompts.rendered(model, messages, tools=tools, template_arguments={**own, **more}, name=name)
+            return prompts.rendered(
+                model, messages, tools=tools, template_arguments={**own, **more}, name=name
+            )
         except Error as error:
             if name in str(error):
                 raise
@@ -225,9 +235,10 @@ def _conversation(
         if not whole.text.startswith(history):
             at = _common(whole.text, history)
             raise TemplateError(
-                f"{name}: the chat template writes the conversation otherwise once its answer is there (after "
-                f"{arguments.shown(history[max(0, at - 30) : at])}), so what is before the answer would not be the "
-                'prompt that generate makes; give {"prompt": ..., "completion": ...} as texts instead'
+                f"{name}: the chat template writes the conversation otherwise once its answer is there "
+                f"(after {arguments.shown(history[max(0, at - 30) : at])}), so what is before the answer would "
+                'not be the prompt that generate makes; give {"prompt": ..., "completion": ...} as texts '
+                "instead"
             )
         notes.append(
             f"the chat template ends a prompt with {arguments.shown(asked.text[len(history) :])}, which the "
@@ -250,7 +261,7 @@ def _ended(
 
 def _common(a: Any, b: Any) -> int:
     """How many items two sequences begin with alike."""
-    return next((at for at, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _stripped(name: str, turn: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _core, _log, arguments, progress as bars, rows as rows_
+from . import _core, _log, arguments
+from . import progress as bars
+from . import rows as rows_
+from .adapter import Adapter
 from .errors import Cancelled, InvalidRequestError, Timeout
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
     from .model import Model
 
 PRECISIONS = ("bfloat16", "float32")
@@ -69,7 +71,12 @@ class Training:
     """
 
     def __init__(
-        self, native: _core.Training, model: Model, prepared: rows_.Prepared, name: str | None, show: bool | Progress
+        self,
+        native: _core.Training,
+        model: Model,
+        prepared: rows_.Prepared,
+        name: str | None,
+        show: bool | Progress,
     ) -> None:
         self.skipped = prepared.skipped
         self.notes = prepared.notes
@@ -96,7 +103,8 @@ class Training:
 
     def result(self, timeout: float | None = None) -> Adapter:
         """The adapter, which serves at once. Waits for the end of the run, or raises Timeout after
-        ``timeout`` seconds, and the run goes on. A run that failed raises what ended it; Ctrl-C cancels it."""
+        ``timeout`` seconds, and the run goes on. A run that failed raises what ended it; Ctrl-C cancels
+        it."""
         deadline = None if timeout is None else time.monotonic() + arguments.seconds("timeout", timeout)
         with _bar(self) as tell:
             told = 0
@@ -152,7 +160,7 @@ class Training:
         self._error = event.get("error")
         if self._error is None:
             try:
-                self._adapter = self._model._take_adapter(event["adapter"])
+                self._adapter = Adapter(self._model, event["adapter"])
             except BaseException as error:
                 self._error = error
         self._end = event
@@ -165,7 +173,8 @@ class Training:
             self._more(time.monotonic())
 
     @property
-    def _state(self) -> str:
+    def state(self) -> str:
+        """ "beginning", "running", "finished", "cancelled" or "failed"."""
         if self._end is None:
             return "running" if self.history else "beginning"
         if self._error is None:
@@ -184,10 +193,10 @@ class Training:
             facts.append(f"{last.rows_per_second:.1f} rows/s")
             if self._end is None:
                 facts.append(f"{last.eta:.0f} s left")
-        if self._error is not None and self._state == "failed":
+        if self._error is not None and self.state == "failed":
             facts.append(str(self._error))
         notes = "".join(f"; {note}" for note in self.notes)
-        return f"<tallow.Training {self._state}: {', '.join(facts)}{notes}>"
+        return f"<tallow.Training {self.state}: {', '.join(facts)}{notes}>"
 
     def _repr_html_(self) -> str:
         from . import html  # nothing that `import tallow` should wait for
@@ -213,7 +222,7 @@ class _bar:
             self._show(step)
         elif self._show and bars.somebody_watches():
             if self._bar is None and time.monotonic() - self._began >= bars.PATIENCE:
-                self._bar = bars.bar("training", step.steps, unit="step")
+                self._bar = bars.bar_of("training", step.steps, unit="step")
             if self._bar is not None:
                 self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
                 self._bar.update(step.step - self._bar.n)
@@ -285,9 +294,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     }
     may_be_none = ("learning_rate", "output", "train_memory", "max_steps", "resume", "threads")
     return {
-        name: check()
-        for name, check in checks.items()
-        if not (given[name] is None and name in may_be_none)
+        name: check() for name, check in checks.items() if not (given[name] is None and name in may_be_none)
     }
 
 
