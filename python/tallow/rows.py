@@ -236,9 +236,9 @@ def _conversation(
             at = _common(whole.text, history)
             raise TemplateError(
                 f"{name}: the chat template writes the conversation otherwise once its answer is there "
-                f"(after {arguments.shown(history[max(0, at - 30) : at])}), so what is before the answer would "
-                'not be the prompt that generate makes; give {"prompt": ..., "completion": ...} as texts '
-                "instead"
+                f"(after {arguments.shown(history[max(0, at - 30) : at])}), so what is before the answer "
+                'would not be the prompt that generate makes; give {"prompt": ..., "completion": ...} as '
+                "texts instead"
             )
         notes.append(
             f"the chat template ends a prompt with {arguments.shown(asked.text[len(history) :])}, which the "
