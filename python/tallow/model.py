@@ -639,7 +639,13 @@ class Model:
     # Adapters
 
     def load_adapter(
-        self, source: str | os.PathLike[str], *, name: str | None = None, scale: float = 1.0
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        scale: float = 1.0,
+        revision: str | None = None,
+        progress: bool | Report = True,
     ) -> Adapter:
         """Takes in an adapter (LoRA and its kin), which requests then name by ``adapter=``. The weights stay
         as they are, whatever their quantization: any number of adapters, and none, are computed together.
@@ -650,6 +656,7 @@ class Model:
         - ``name``: what to call it; the name is its from now on, also if another adapter had it: requests in
           work end with what they began with. None is the name of the folder or file.
         - ``scale``: what everything that it adds is multiplied by.
+        - ``revision``: branch, tag or commit, for the hub; ``progress`` as in Model.
 
         UnsupportedModelError names what is in its files and not run here, ModelFileError what does not fit
         this model; nothing is left out in silence. OutOfMemoryError: ``adapter_memory`` is too small.
@@ -657,7 +664,14 @@ class Model:
         path = arguments.path_text("source", source)
         called = None if name is None else arguments.text("name", name)
         factor = arguments.number("scale", scale)
-        return Adapter(self, self._shared.engine().load_adapter(path, name=called, scale=factor))
+        if revision is not None:
+            arguments.text("revision", revision)
+        if not isinstance(progress, bool) and not callable(progress):
+            arguments.wrong_type("progress", progress, "True, False or a callable (what, total, done)")
+        native = self._shared.engine().load_adapter(
+            path, name=called, scale=factor, revision=revision, progress=reporter(progress)
+        )
+        return Adapter(self, native)
 
     def adapters(self) -> list[Adapter]:
         """The adapters that are loaded, by name. Models that share an engine share them."""

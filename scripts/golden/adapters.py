@@ -12,7 +12,9 @@ and a line of `tests/golden/adapters/manifest.json`:
     base       a folder of tests/golden/families
     adapter    what to load, beside the manifest: a folder or a file
     reference  the file with tokens and logits, beside the manifest; null where the adapter is refused
-    refused    null, or {"kind": "model_file" | "unsupported", "words": [..]}: the error's kind, and what it says
+    refused    null, or {"kind": "model_file" | "unsupported", "words": [..]}: the error's kind, and what it says; with
+               "at": "bind", where only the model shows that something is wrong
+    same_as    null, or the row whose adapter this is, written in another format: they have the same hash
     bite       how far the adapter moves the logits: a reader that ignores it cannot pass
     what       what it tests
 
@@ -32,25 +34,90 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ROOT / "tests/golden/families"
 TOKENS = 13
+# Tokens whose rows some adapters replace; every prompt has them.
+REPLACED = [9, 5]
 # Files that peft writes and nobody reads.
 UNREAD = ("README.md",)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 
 
-def row(name, base, what, **config):
-    """One adapter that is made and run by peft; `config`: of `LoraConfig`."""
-    return dict(name=name, base=base, what=what, config=config)
+def row(name, base, what, *, dtype=None, refused=None, **config):
+    """One adapter that is made and run by peft; `config`: of `LoraConfig`; `dtype`: that it is stored in."""
+    return dict(name=name, base=base, what=what, dtype=dtype, refused=refused, config=config)
 
+
+QV = ["q_proj", "v_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+NORMS = dict(kind="unsupported", words=["layernorm", "norms are not adapted"])
 
 ROWS = [
     row("lora", "llama-mha", "all seven projections", r=4, lora_alpha=8, target_modules=ALL),
-]
+    row("rslora", "llama-mha", "alpha / sqrt(r)", r=4, lora_alpha=3, target_modules=QV, use_rslora=True),
+    row("half", "llama-mha", "stored as bfloat16", dtype=torch.bfloat16, r=4, lora_alpha=8, target_modules=QV),
+    row("patterns", "llama-mha", "ranks and alphas by regular expressions; the first that matches counts",
+        r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"],
+        rank_pattern={r"layers\.\d+\.self_attn\.v_proj": 3, "model.layers.1.self_attn.v_proj": 6, "q_proj": 2},
+        alpha_pattern={"k_proj": 1, "layers.0": 99, "proj": 98, "self_attn.q_proj": 5}),
+    row("one-layer", "llama-mha", "layers_to_transform, targets as a regular expression", r=4, lora_alpha=8,
+        target_modules=r".*layers\.1\..*\.(q|v)_proj"),
+    row("dora", "llama-mha", "magnitudes", r=4, lora_alpha=8, target_modules=["q_proj", "o_proj", "down_proj"],
+        use_dora=True),
+    row("dora-bias", "qwen2-tied", "magnitudes beside biases", r=4, lora_alpha=8, target_modules=QV, use_dora=True),
+    row("lora-bias", "qwen2-tied", "a bias beside B", r=4, lora_alpha=8, target_modules=["q_proj", "o_proj"],
+        lora_bias=True),
+    row("bias-lora-only", "qwen2-tied", "biases of the targets, replaced", r=4, lora_alpha=8, target_modules=QV,
+        bias="lora_only"),
+    row("bias-all", "qwen2-tied", "all biases replaced", r=4, lora_alpha=8, target_modules=["q_proj"], bias="all"),
+    row("bias-all-norms", "phi-parallel", "all biases, of norms too", refused=NORMS, r=2, target_modules=["q_proj"],
+        bias="all"),
+    row("embedding", "llama-mha", "the embedding", r=4, lora_alpha=8, target_modules=["embed_tokens", "q_proj"]),
+    row("embedding-tied", "llama-gqa-tied", "the embedding alone, where the head is tied to it", r=4, lora_alpha=8,
+        target_modules=["embed_tokens", "q_proj"]),
+    row("both-tied", "llama-gqa-tied", "the embedding and the head that is tied to it", r=4, lora_alpha=8,
+        target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True),
+    row("head", "llama-mha", "the head", r=4, lora_alpha=8, target_modules=["lm_head", "q_proj"]),
+    row("head-tied", "llama-gqa-tied", "the head alone, where it is tied to the embedding", r=4, lora_alpha=8,
+        target_modules=["lm_head", "q_proj"]),
+    row("saved-head", "llama-mha", "another head", r=4, lora_alpha=8, target_modules=QV, modules_to_save=["lm_head"]),
+    row("saved-embedding", "llama-mha", "another embedding", r=4, lora_alpha=8, target_modules=QV,
+        modules_to_save=["embed_tokens"]),
+    row("saved-head-tied", "llama-gqa-tied", "another head, where it is tied", r=4, lora_alpha=8, target_modules=QV,
+        modules_to_save=["lm_head"]),
+    row("saved-both-tied", "llama-gqa-tied", "another embedding and the head that is tied to it", r=4, lora_alpha=8,
+        target_modules=QV, modules_to_save=["lm_head"], ensure_weight_tying=True),
+    row("saved-projection", "llama-mha", "a projection stored whole", r=4, lora_alpha=8, target_modules=["q_proj"],
+        modules_to_save=["layers.1.self_attn.v_proj"]),
+    row("tokens", "llama-mha", "rows of the embedding", r=4, lora_alpha=8, target_modules=QV,
+        trainable_token_indices=REPLACED),
+    row("tokens-tied", "llama-gqa-tied", "rows of the embedding and of the head that is tied to it", r=4,
+        lora_alpha=8, target_modules=QV, trainable_token_indices=REPLACED),
+    row("tokens-both", "llama-mha", "rows of the embedding, others of the head", r=4, lora_alpha=8,
+        target_modules=QV, trainable_token_indices={"embed_tokens": REPLACED, "lm_head": [7]}),
+    row("qwen2", "qwen2-tied", "projections with biases", r=4, lora_alpha=8, target_modules="all-linear"),
+    row("qwen3", "qwen3-tied", "norms of heads behind the projections", r=4, lora_alpha=8, target_modules=ALL),
+    row("gemma3", "gemma3-classic", "windows, four norms", r=1, lora_alpha=4, target_modules=ALL),
+    row("phi3", "phi3-partial", "fused projections", r=4, lora_alpha=8, target_modules="all-linear"),
+    row("phi3-dora", "phi3-partial", "magnitudes of fused projections", r=2, lora_alpha=4,
+        target_modules=["qkv_proj", "gate_up_proj"], use_dora=True),
+    row("phi", "phi-parallel", "dense, fc1, fc2, and a head with a bias", r=4, lora_alpha=8,
+        target_modules=["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "lm_head"]),
+    row("lfm2", "lfm2-classic", "short convolutions", r=2, lora_alpha=4, target_modules="all-linear"),
+    row("qwen3_5", "qwen3_5-dense", "delta nets", r=1, lora_alpha=2, target_modules="all-linear"),
+    row("experts", "qwen3moe-normed", "experts in one parameter", r=2, lora_alpha=4, target_modules=["q_proj"],
+        target_parameters=EXPERTS),
+    row("experts-down", "qwen3moe-normed", "one parameter of two", r=2, lora_alpha=4, target_modules=[],
+        target_parameters=EXPERTS[1:]),
+    row("experts-all", "qwen3moe-normed", "experts and router, by all-linear", r=2, lora_alpha=4,
+        target_modules="all-linear"),
+    row("experts-turned", "gptoss-bf16", "experts whose parameters are stored the other way round, with biases", r=2,
+        lora_alpha=4, target_modules=["q_proj"], target_parameters=EXPERTS),
+]  # fmt: skip
 
 
 def seeded(name):
@@ -91,21 +158,35 @@ def make(row, out):
     model = peft.get_peft_model(base_model(row["base"]), peft.LoraConfig(task_type="CAUSAL_LM", **row["config"]))
     fill(model)
     model.save_pretrained(folder)
-    for name in UNREAD:
-        (folder / name).unlink(missing_ok=True)
-    respell(folder, row["base"])
+    tidy(folder, row)
+    line = dict(name=row["name"], base=row["base"], adapter=row["name"], reference=None, refused=row["refused"],
+                same_as=None, bite=None, what=row["what"])  # fmt: skip
+    if row["refused"]:
+        return line
     plain = base_model(row["base"])
     tokens = torch.randint(3, plain.config.vocab_size, (TOKENS,))
+    tokens[2:4] = torch.tensor(REPLACED)
     before = logits(plain, tokens)
     back = peft.PeftModel.from_pretrained(plain, folder).eval()
     right = logits(back, tokens)
-    assert torch.equal(right, logits(model.eval(), tokens)), f"{row['name']}: read back it differs"
+    if not row["dtype"]:
+        assert torch.equal(right, logits(model.eval(), tokens)), f"{row['name']}: read back it differs"
     save_file(dict(tokens=tokens, logits=right), folder / "reference.safetensors")
     bite = (right - before).abs().max().item()
     assert bite > 0.05, f"{row['name']}: the logits move by {bite} only"
-    return dict(name=row["name"], base=row["base"], adapter=row["name"],
-                reference=f"{row['name']}/reference.safetensors", refused=None, bite=round(bite, 4),
-                what=row["what"])  # fmt: skip
+    return line | dict(reference=f"{row['name']}/reference.safetensors", bite=round(bite, 4))
+
+
+def tidy(folder, row):
+    """Without what nobody reads, and in the row's type."""
+    for name in UNREAD:
+        (folder / name).unlink(missing_ok=True)
+    respell(folder, row["base"])
+    tensors = folder / "adapter_model.safetensors"
+    if row["dtype"]:
+        save_file({name: tensor.to(row["dtype"]) for name, tensor in load_file(tensors).items()}, tensors)
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def respell(folder, base):
@@ -132,7 +213,7 @@ def main():
     lines = [make(row, args.out) for row in ROWS]
     (args.out / "manifest.json").write_text(json.dumps(lines, indent=1) + "\n")
     for line in lines:
-        print(f"{line['name']:24} on {line['base']:16} moves the logits by {line['bite']:.2f}")
+        print(f"{line['name']:24} on {line['base']:16} moves the logits by {line['bite']}")
 
 
 if __name__ == "__main__":

@@ -554,9 +554,46 @@ pub fn supported() -> (Vec<Supported>, Vec<&'static str>) {
     (families().map(of).collect(), WRAPPERS.iter().map(|wrapper| wrapper.model_type).collect())
 }
 
+/// The names that families have for parts, beside the usual ones.
+pub fn spellings() -> impl Iterator<Item = Spellings> {
+    families().map(|family| family.names)
+}
+
+/// How llama.cpp's converter leaves the rows of B in an adapter of an architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AdapterRows {
+    Plain,
+    /// Those of q and k alternate between the halves of each head.
+    Interleaved,
+    /// It computes with the weights of some parts, or moves their rows by more than that.
+    Changed,
+}
+
+/// Of a `general.architecture`.
+///
+/// # Errors
+/// `UnsupportedModel` for one that is not run.
+pub(crate) fn adapter_rows(architecture: &str) -> Result<AdapterRows> {
+    let all = families().flat_map(|family| family.gguf.iter().map(move |gguf| (family, gguf)));
+    let mut found = all.filter(|(_, gguf)| gguf.architecture == architecture).peekable();
+    if found.peek().is_none() {
+        Family::of_architecture(architecture, false)?;
+    }
+    Ok(found.fold(AdapterRows::Plain, |rows, (family, gguf)| match rows {
+        _ if gguf.tiled_heads || !family.weight_scales.is_empty() => AdapterRows::Changed,
+        AdapterRows::Plain if gguf.interleaved_qk => AdapterRows::Interleaved,
+        rows => rows,
+    }))
+}
+
 impl Family {
     pub fn name(&self) -> &'static str {
         self.model_types[0]
+    }
+
+    /// Whether its safetensors hold gate and up of experts in one matrix, whose outputs alternate.
+    pub fn experts_alternate(&self) -> bool {
+        self.has_mxfp4()
     }
 
     /// Whether its safetensors may hold experts as MXFP4.

@@ -13,11 +13,11 @@ pub(super) fn missing(field: &str) -> Error {
 
 /// Typed access to a JSON object; `null` is absent, a wrong type (an infinite number or NaN among them) is an
 /// error that names the field.
-pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
+pub(crate) struct Fields<'a>(pub(crate) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
     /// Whether the key is there at all, `null` included.
-    pub(super) fn states(&self, key: &str) -> bool {
+    pub(crate) fn states(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }
 
@@ -30,31 +30,31 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn usize(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn usize(&self, key: &str) -> Result<Option<usize>> {
         self.get(key, "a whole number", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
     }
 
-    pub(super) fn f64(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn f64(&self, key: &str) -> Result<Option<f64>> {
         self.get(key, "a finite number", Value::as_f64)
     }
 
-    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.get(key, "true or false", Value::as_bool)
     }
 
-    pub(super) fn str(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn str(&self, key: &str) -> Result<Option<&'a str>> {
         self.get(key, "a string", Value::as_str)
     }
 
-    pub(super) fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
+    pub(crate) fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
         self.get(key, "an object", Value::as_object)
     }
 
-    pub(super) fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>> {
+    pub(crate) fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>> {
         self.get(key, "a list", Value::as_array)
     }
 
-    pub(super) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
+    pub(crate) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
         self.get(key, "a list of finite numbers", |v| {
             v.as_array()?.iter().map(|x| x.as_f64().map(|x| x as f32)).collect()
         })

@@ -17,7 +17,8 @@ pub mod quantization;
 pub mod recurrent;
 pub mod rope;
 
-pub use self::family::{Supported, supported};
+pub(crate) use self::family::{AdapterRows, adapter_rows};
+pub use self::family::{Supported, spellings, supported};
 pub(crate) use self::layer::MAX_TAPS;
 use self::layer::{positive, within};
 use crate::error::Result;
@@ -79,6 +80,8 @@ pub struct Config {
     pub interleaved_qk: bool,
     /// Checkpoints of transformers have them so, and adapters of its modules with them.
     pub interleaved_in_transformers: bool,
+    /// There the outputs of an expert's gate and up alternate in one matrix (gpt-oss).
+    pub experts_alternate_in_transformers: bool,
     /// Spellings of this family's own tensors in checkpoints of transformers, instead of the usual ones.
     pub names: Spellings,
 }

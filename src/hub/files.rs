@@ -158,6 +158,10 @@ pub fn kind<'a>(names: &[&'a str], what: &str, how: &str) -> Result<Kind<'a>> {
     }
 }
 
+/// The files of an adapter, as peft and as mlx-lm write them.
+pub const ADAPTERS: [[&str; 2]; 2] =
+    [["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json", "adapters.safetensors"]];
+
 /// Whether a file of this name belongs to an adapter (LoRA and its kin, as peft writes them): it changes a
 /// model and is none.
 fn is_adapter(name: &str) -> bool {

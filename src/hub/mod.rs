@@ -32,6 +32,7 @@ pub(crate) use progress::Bar;
 pub use progress::{NoProgress, Progress};
 pub use source::Source;
 
+use self::repo::Wanted;
 use crate::error::{Error, Result};
 
 /// How to look for a model.
@@ -83,7 +84,22 @@ pub fn locate_in(env: &Env, source: impl AsRef<OsStr>, options: &HubOptions) -> 
     }
     match parsed {
         Source::Path(path) => locate_path(&path),
-        Source::Hub { repo, file } => repo::locate(&repo, file.as_deref(), options, env),
+        Source::Hub { repo, file } => repo::locate(&repo, Wanted::Model(file.as_deref()), options, env),
+    }
+}
+
+/// Finds the folder or file of an adapter, and fetches what is missing: a path, "org/name", or a GGUF file of
+/// a repository, "org/name/file.gguf".
+///
+/// # Errors
+/// As [`locate`]; `UnsupportedModel` for a repository without an adapter that can be read.
+pub fn locate_adapter(source: impl AsRef<OsStr>, options: &HubOptions) -> Result<PathBuf> {
+    match Source::parse(source.as_ref(), &Env::Process)? {
+        Source::Path(path) => Ok(path),
+        Source::Hub { repo, file } => {
+            let wanted = file.as_deref().map_or(Wanted::Adapter, |file| Wanted::Model(Some(file)));
+            Ok(repo::locate(&repo, wanted, options, &Env::Process)?.path)
+        }
     }
 }
 

@@ -11,14 +11,22 @@ use super::cache::{Found, RepoCache, is_revision};
 use super::disk::io_error;
 use super::download::{fetch, is_sha256};
 use super::env::Env;
-use super::files::{self, CONFIG, INDEX, Kind, MODULES, OPTIONAL, TOKENIZER, WEIGHTS};
+use super::files::{self, ADAPTERS, CONFIG, INDEX, Kind, MODULES, OPTIONAL, TOKENIZER, WEIGHTS};
 use super::progress::Progress;
 use super::remote::{Listing, Refusal, Remote, Why};
 use super::{HubOptions, Located};
 use crate::config::{json, quantization};
 use crate::error::{Context, Error, Result};
 
-pub(super) fn locate(repo: &str, file: Option<&str>, options: &HubOptions, env: &Env) -> Result<Located> {
+/// What is wanted of a repository.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Wanted<'a> {
+    /// The model that it holds, or this file of it.
+    Model(Option<&'a str>),
+    Adapter,
+}
+
+pub(super) fn locate(repo: &str, wanted: Wanted<'_>, options: &HubOptions, env: &Env) -> Result<Located> {
     let revision = options.revision.as_deref().unwrap_or("main");
     if !is_revision(revision) {
         return Err(Error::invalid(format!(
@@ -26,7 +34,12 @@ pub(super) fn locate(repo: &str, file: Option<&str>, options: &HubOptions, env: 
         )));
     }
     let hub = env.hub_cache()?;
-    let wish = Wish { repo, file, revision, cache: RepoCache::new(&hub, repo), hub: &hub };
+    let file = match wanted {
+        Wanted::Model(file) => file,
+        Wanted::Adapter => None,
+    };
+    let adapter = wanted == Wanted::Adapter;
+    let wish = Wish { repo, file, adapter, revision, cache: RepoCache::new(&hub, repo), hub: &hub };
     let commit = wish.cache.commit(revision);
     let found = commit.as_deref().map(|commit| wish.find(commit)).transpose()?;
     match (commit, found, wish.offline(options, env)) {
@@ -49,6 +62,7 @@ pub(super) fn locate(repo: &str, file: Option<&str>, options: &HubOptions, env: 
 struct Wish<'a> {
     repo: &'a str,
     file: Option<&'a str>,
+    adapter: bool,
     revision: &'a str,
     cache: RepoCache,
     hub: &'a Path,
@@ -57,8 +71,17 @@ struct Wish<'a> {
 impl Wish<'_> {
     fn find(&self, commit: &str) -> Result<Found> {
         match self.file {
+            _ if self.adapter => Ok(self.find_adapter(commit)),
             Some(file) => Ok(self.cache.find_gguf(commit, file)),
             None => self.cache.find_model(commit),
+        }
+    }
+
+    fn find_adapter(&self, commit: &str) -> Found {
+        let is_here = |name: &&str| self.cache.file(commit, name).is_some();
+        match ADAPTERS.iter().any(|files| files.iter().all(|name| is_here(name))) {
+            true => Found::Complete(self.cache.snapshot(commit)),
+            false => Found::Missing(ADAPTERS[0].iter().map(|name| name.to_string()).collect()),
         }
     }
 
@@ -116,6 +139,9 @@ impl Wish<'_> {
             return self.download_gguf(remote, revision, file);
         }
         let listing = remote.list(revision)?;
+        if self.adapter {
+            return self.download_adapter(remote, &listing);
+        }
         let names: Vec<&str> = listing.files.iter().map(String::as_str).collect();
         match files::kind(&names, self.repo, &format!("{}/FILE.gguf", self.repo))? {
             Kind::Safetensors { sharded } => self.download_safetensors(remote, &listing, sharded),
@@ -127,6 +153,28 @@ impl Wish<'_> {
                 Ok(done)
             }
         }
+    }
+
+    fn download_adapter(&self, remote: &Remote, listing: &Listing) -> Result<(PathBuf, String), Refusal> {
+        let has = |name: &&str| listing.files.iter().any(|file| file == name);
+        let Some(files) = ADAPTERS.iter().find(|files| files.iter().all(has)) else {
+            let pickled = listing.files.iter().any(|file| file == "adapter_model.bin");
+            let hint = if pickled {
+                "; its adapter_model.bin is a pickle, which runs code when it is read"
+            } else {
+                ""
+            };
+            return Err(Error::unsupported(format!(
+                "{}: the repository holds no adapter: {}{hint}",
+                self.repo,
+                ADAPTERS.map(|files| files.join(" and ")).join(", or ")
+            ))
+            .into());
+        };
+        for name in files {
+            self.ensure(remote, &listing.commit, name)?;
+        }
+        Ok((self.cache.snapshot(&listing.commit), listing.commit.clone()))
     }
 
     fn download_gguf(

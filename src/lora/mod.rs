@@ -5,12 +5,20 @@
 //! through the same packed matrices in one step.
 
 mod bind;
+mod check;
+mod gguf;
+mod mlx;
+mod open;
+mod peft;
+mod place;
 mod registry;
 mod step;
 
 use std::path::PathBuf;
 
 pub use self::bind::BoundAdapter;
+pub use self::check::{MAX_RANK, hash};
+pub use self::open::open;
 pub use self::registry::{Adapter, AdapterRegistry, hex};
 pub use self::step::{AdapterLease, AdapterSlots, StepAdapters};
 use crate::weights::names::Part;
@@ -67,9 +75,6 @@ pub struct Module {
     /// The rows of B alternate between the halves of each head, as llama.cpp's converter orders those of q
     /// and k in some architectures.
     pub interleaved: bool,
-    /// `B A` is the change of the matrix `[in, out]`, as experts stored so have it (gpt-oss); of gate and up in
-    /// one such matrix the outputs alternate.
-    pub transposed: bool,
     /// None, one, or one for each expert.
     pub pairs: Vec<Pair>,
     /// DoRA's magnitudes `[out]`: output row i of `W + scale B A` is scaled to this length.
@@ -92,7 +97,6 @@ impl Module {
             layer,
             part,
             interleaved: false,
-            transposed: false,
             pairs: vec![],
             magnitude: None,
             lora_bias: None,
@@ -123,8 +127,4 @@ pub struct Table {
     pub rows: usize,
     pub columns: usize,
     pub values: Vec<f32>,
-}
-
-pub fn open(path: &std::path::Path) -> crate::error::Result<AdapterFile> {
-    Err(crate::error::Error::internal(path.display().to_string()))
 }

@@ -1,5 +1,6 @@
 //! `_core.Engine`: a running engine over a model.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use super::{door, load};
 use crate::constrain::Constraint;
 use crate::engine::{Event, Generation, Notify, Poll, Pooling};
 use crate::error::{Error, Result};
+use crate::hub::{self, HubOptions};
 use crate::lm::{AsPrompt, GenerateOptions, Lm, LmOptions};
 use crate::model::Prompt;
 use crate::sample::SamplerFields;
@@ -157,16 +159,23 @@ impl PyEngine {
         door::detached(py, || self.lm.grammar(&constraint).map(drop))
     }
 
-    /// Takes an adapter in from a folder or file; a name is its from now on.
-    #[pyo3(signature = (path, *, name=None, scale=1.0))]
+    /// Takes an adapter in from a folder, a file or the hub; a name is its from now on.
+    #[pyo3(signature = (source, *, revision=None, name=None, scale=1.0, progress=None))]
     fn load_adapter(
         &self,
         py: Python<'_>,
-        path: PathBuf,
+        source: OsString,
+        revision: Option<String>,
         name: Option<String>,
         scale: f32,
+        progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<PyAdapter> {
-        door::detached(py, || self.lm.load_adapter(&path, name.as_deref(), scale)).map(PyAdapter)
+        let lm = self.lm.clone();
+        let load = move |progress| {
+            let options = HubOptions { revision, offline: None, progress };
+            lm.load_adapter(&hub::locate_adapter(&source, &options)?, name.as_deref(), scale)
+        };
+        watched(py, progress, load).map(PyAdapter)
     }
 
     /// The adapters that have names.

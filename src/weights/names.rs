@@ -304,6 +304,21 @@ impl Part {
         }
     }
 
+    /// This row of the table, of the expert that `name` says, if it is this spelling.
+    fn spelled(self, spelling: &str, name: &str) -> Option<Part> {
+        let spelling = spelling.strip_suffix(".weight").unwrap_or(spelling);
+        let Some((before, after)) = spelling.split_once("{}") else {
+            return (spelling == name).then_some(self);
+        };
+        let expert = number(name.strip_prefix(before)?.strip_suffix(after)?)?;
+        Some(match self {
+            Part::ExpertGate(_) => Part::ExpertGate(expert),
+            Part::ExpertUp(_) => Part::ExpertUp(expert),
+            Part::ExpertDown(_) => Part::ExpertDown(expert),
+            other => other.of_head(expert),
+        })
+    }
+
     /// What stands behind its name in transformers: `.weight` or `.bias`, unless it is stored as a parameter
     /// of its own.
     fn ending(self, kind: &str) -> String {
@@ -327,6 +342,28 @@ impl Part {
             _ => format!(".{kind}"),
         }
     }
+}
+
+/// The part that a name means behind `layers.N.` (of GGUF: `blk.N.`), or outside of the layers: the first of
+/// the table, then of families' `own` spellings, that is `wanted`.
+pub fn part_of(
+    name: &str,
+    gguf: bool,
+    own: impl Iterator<Item = &'static [(Part, &'static [&'static str])]>,
+    wanted: impl Fn(Part) -> bool,
+) -> Option<Part> {
+    let usual = TABLE.iter().map(|(part, transformers, gguf_names)| match gguf {
+        true => (*part, *gguf_names),
+        false => (*part, *transformers),
+    });
+    let own = own.filter(|_| !gguf).flatten().copied();
+    let mut rows = usual.chain(own).filter(|(part, _)| wanted(*part));
+    rows.find_map(|(part, names)| names.iter().find_map(|spelling| part.spelled(spelling, name)))
+}
+
+/// A number without sign and leading zeros, as names of tensors have them: each has one spelling.
+pub fn number(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|number: &usize| number.to_string() == text)
 }
 
 /// Where the decoder stands in a checkpoint of transformers, and its head: alone, headless, or inside a model
@@ -510,6 +547,24 @@ const AROUND: &[(&str, &str)] = &[
 
 /// A draft head (multi-token prediction), which no answer needs.
 const DRAFT_HEAD: &str = "mtp.";
+
+/// What a module beside the language model is for, if this is the name of one or of something in one.
+pub fn beside(name: &str) -> Option<&'static str> {
+    let within = |start: &str| {
+        name.match_indices(start.trim_end_matches('.')).any(|(at, found)| {
+            let ends =
+                name.get(at + found.len()..).is_none_or(|rest| rest.is_empty() || rest.starts_with('.'));
+            ends && (at == 0 || name.get(..at).is_some_and(|before| before.ends_with('.')))
+        })
+    };
+    let around = AROUND.iter().find(|(start, _)| within(start)).map(|(_, what)| *what);
+    around.or_else(|| within(DRAFT_HEAD).then_some("a draft head"))
+}
+
+/// Where in a checkpoint of transformers the decoder may stand: what comes before `layers.N.`.
+pub fn prefixes() -> impl Iterator<Item = &'static str> {
+    PLACES.iter().map(|(prefix, _)| *prefix)
+}
 
 /// Sees to it that nothing in a file was meant for another model, once a decoder has taken its tensors.
 /// `wrapper`: the checkpoint is that of a model of pictures or sound, whose other parts are left alone.
