@@ -377,3 +377,115 @@ fn rows_that_cannot_be_trained_are_refused() {
         assert!(error.message().contains(words), "{words}: {error}");
     }
 }
+
+/// The model, rows and factors of `tests/golden/train/steps.safetensors`.
+mod steps {
+    use std::sync::Arc;
+
+    use tallow::config;
+    use tallow::kernels::{KvType, Ops};
+    use tallow::model::{Decoder, ProjectionId};
+    use tallow::train::optimizer::{AdamW, clip};
+    use tallow::train::schedule::Schedule;
+    use tallow::train::{Decay, Example, Gradients, LoraModule, LoraParams, Precision, StepOptions, Trainer};
+    use tallow::weights::{Weights, names::Part, safetensors};
+
+    const PARTS: [(&str, Part); 7] = [
+        ("q", Part::Q),
+        ("k", Part::K),
+        ("v", Part::V),
+        ("o", Part::O),
+        ("gate", Part::Gate),
+        ("up", Part::Up),
+        ("down", Part::Down),
+    ];
+    const SCALE: f32 = 2.0;
+
+    fn decoder() -> Arc<Decoder> {
+        let folder = std::path::Path::new("tests/golden/families/llama-gqa-tied");
+        let config =
+            config::hf::parse(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+        let (weights, context) = (safetensors::open(folder).unwrap(), config.context);
+        let ops = Ops::cpu(1, KvType::F32).unwrap();
+        Arc::new(Decoder::build(config, &weights, ops, context, None, &mut || Ok(())).unwrap())
+    }
+
+    fn floats(golden: &Weights, name: &str) -> Vec<f32> {
+        golden.get(name).unwrap().to_f32()
+    }
+
+    /// Integers and their shape.
+    fn integers(golden: &Weights, name: &str) -> (Vec<usize>, Vec<usize>) {
+        let (shape, bytes) = golden.bytes(name).unwrap();
+        let number = |word: &[u8]| i64::from_le_bytes(word.try_into().unwrap()) as usize;
+        (bytes.chunks_exact(8).map(number).collect(), shape.to_vec())
+    }
+
+    fn params(golden: &Weights) -> LoraParams {
+        let of_layer =
+            |layer| PARTS.map(|(name, part)| (ProjectionId { layer, part }, format!("{layer}.{name}")));
+        let module = |(id, name): (ProjectionId, String)| {
+            let shape = |what: &str| golden.shape(&format!("{name}.{what}")).unwrap().to_vec();
+            let (a, b) = (shape("a0"), shape("b"));
+            LoraModule {
+                id,
+                inputs: a[1],
+                outputs: b[0],
+                rank: a[0],
+                scale: SCALE,
+                a: floats(golden, &format!("{name}.a0")),
+                b: vec![0.0; b[0] * b[1]],
+            }
+        };
+        LoraParams { modules: (0..2).flat_map(of_layer).map(module).collect() }
+    }
+
+    /// Of each step its rows.
+    fn batches(golden: &Weights) -> Vec<Vec<Example>> {
+        let ((ids, shape), (begins, _)) = (integers(golden, "ids"), integers(golden, "targets"));
+        let tokens = shape[2];
+        let row = |(ids, begin): (&[usize], &usize)| Example {
+            ids: ids.iter().map(|id| *id as u32).collect(),
+            targets: vec![*begin..tokens],
+        };
+        let rows: Vec<Example> = ids.chunks(tokens).zip(&begins).map(row).collect();
+        rows.chunks(shape[1]).map(<[Example]>::to_vec).collect()
+    }
+
+    /// How far `found` is from `wanted`, as a share of its length.
+    fn distance(found: &[f32], wanted: &[f32]) -> f64 {
+        let length = |values: &mut dyn Iterator<Item = f64>| values.map(|it| it * it).sum::<f64>().sqrt();
+        let off = length(&mut found.iter().zip(wanted).map(|(a, b)| f64::from(a - b)));
+        off / length(&mut wanted.iter().map(|it| f64::from(*it)))
+    }
+
+    #[test]
+    fn twenty_steps_are_pefts() {
+        let golden = safetensors::open(std::path::Path::new("tests/golden/train/steps.safetensors")).unwrap();
+        let options = StepOptions { threads: 1, precision: Precision::Float32, train_memory: None };
+        let mut trainer = Trainer::new(decoder(), &options).unwrap();
+        let mut params = params(&golden);
+        let (mut adam, mut gradients) = (AdamW::new(&params, 0.0), Gradients::zeros(&params));
+        let batches = batches(&golden);
+        let schedule = Schedule::new(Decay::Linear, 0.0, batches.len());
+        for (step, (rows, wanted)) in batches.iter().zip(floats(&golden, "losses")).enumerate() {
+            let tokens: usize = rows.iter().flat_map(|row| &row.targets).map(ExactSizeIterator::len).sum();
+            gradients.clear();
+            let weight = 1.0 / tokens as f32;
+            let loss = trainer.forward_backward(&params, rows, weight, &mut gradients, &|| false).unwrap();
+            let (found, wanted) = (loss.sum / tokens as f64, f64::from(wanted));
+            let most = if step < 5 { 1e-4 } else { 1e-3 };
+            assert!((found - wanted).abs() < most, "step {step}: loss {found}, peft {wanted}");
+            clip(&mut gradients, 1.0);
+            adam.step(&mut params, &gradients, 1e-2 * schedule.factor(step));
+        }
+        for module in &params.modules {
+            let name = PARTS.iter().find(|(_, part)| *part == module.id.part).unwrap().0;
+            let name = format!("{}.{name}", module.id.layer);
+            for (what, found) in [("a", &module.a), ("b", &module.b)] {
+                let off = distance(found, &floats(&golden, &format!("{name}.{what}")));
+                assert!(off < 1e-3, "{name}.{what} is {off} off peft's");
+            }
+        }
+    }
+}

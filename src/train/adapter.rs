@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::options::name;
 use super::params::{LoraModule, LoraParams};
 use crate::error::{Error, Result};
-use crate::lora::{AdapterFile, AdapterFormat, Module, Pair};
+use crate::lora::{self, AdapterFile, AdapterFormat, Module, Pair};
 
 /// The adapter of these factors. `source` is what it is called after; `base`: the model that it was trained on.
 pub fn file(params: &LoraParams, source: PathBuf, base: &str) -> AdapterFile {
@@ -13,7 +13,7 @@ pub fn file(params: &LoraParams, source: PathBuf, base: &str) -> AdapterFile {
     AdapterFile {
         source,
         format: AdapterFormat::Trained,
-        hash: hash(&modules),
+        hash: lora::hash(&modules),
         base: Some(base.to_string()),
         modules,
         notes: vec![],
@@ -41,13 +41,4 @@ fn module(trained: &LoraModule) -> Module {
 pub fn write(folder: &Path, params: &LoraParams, base: &str) -> Result<()> {
     let _ = (params, base);
     Err(Error::unsupported(format!("{}: adapters are not written yet", folder.display())))
-}
-
-fn hash(modules: &[Module]) -> [u8; 32] {
-    use sha2::{Digest, Sha256};
-    let mut hash = Sha256::new();
-    for module in modules {
-        hash.update(format!("{:?}", module));
-    }
-    hash.finalize().into()
 }

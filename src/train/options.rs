@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::schedule::Decay;
 use super::step::Precision;
 use crate::error::{Error, Result, nearest};
+use crate::lora::MAX_RANK;
 use crate::model::ProjectionId;
 use crate::weights::names::Part;
 
@@ -139,7 +140,7 @@ impl TrainOptions {
         let wanted = |(id, ..): &&(ProjectionId, usize, usize)| parts.is_empty() || parts.contains(&id.part);
         let modules: Vec<_> = trainable.iter().filter(wanted).copied().collect();
         for (id, inputs, outputs) in &modules {
-            let most = *inputs.min(outputs);
+            let most = MAX_RANK.min(*inputs).min(*outputs);
             if self.rank > most {
                 return Err(Error::invalid(format!(
                     "rank is {}, and {} of layer {} is a matrix of {outputs} x {inputs}; it must be at most {most}",
