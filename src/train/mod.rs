@@ -74,6 +74,7 @@ impl Training {
     ) -> Result<Training> {
         job.options.check()?;
         job.options.modules(&job.trainable)?;
+        job.options.resume.as_deref().map(checkpoint::run_folder).transpose()?;
         check_examples(&job.examples, job.vocabulary)?;
         let control = Arc::new(Control::new(busy));
         let place = control::Place::take(job.key);
