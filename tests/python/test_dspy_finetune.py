@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 import tallow
@@ -27,7 +28,8 @@ cloudpickle = needed("cloudpickle")
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus  # noqa: E402
 
 import tallow.dspy  # noqa: E402
-from tallow.dspy import adapted, early, train_kwargs  # noqa: E402
+from scripted import call, request  # noqa: E402
+from tallow.dspy import early, train_kwargs  # noqa: E402
 from test_never_fails import widen  # noqa: E402
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
@@ -57,28 +59,41 @@ def always(example: Any, prediction: Any, trace: Any = None) -> bool:
     return True
 
 
-# An adapter and a training that tests steer
+# Adapters of random numbers, and a training that tests steer
 
 
-@dataclass(frozen=True)
-class FakeAdapter:
-    name: str
-    fingerprint: str
-    path: str | None = None
-    scale: float = 1.0
+def write_adapter(folder: Path, model: tallow.Model, seed: int) -> Path:
+    """A folder as peft writes it, for the query projections."""
+    draw, config = np.random.default_rng(seed), model.config
+    inputs, outputs = config["hidden_size"], config["num_heads"] * config["head_dim"]
+    header, body = {}, b""
+    for layer in range(config["num_layers"]):
+        for half, shape in (("A", (2, inputs)), ("B", (outputs, 2))):
+            numbers = draw.normal(scale=0.5, size=shape).astype("<f4").tobytes()
+            place = {"dtype": "F32", "shape": shape, "data_offsets": [len(body), len(body) + len(numbers)]}
+            header[f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{half}.weight"] = place
+            body += numbers
+    written = json.dumps(header).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = len(written).to_bytes(8, "little") + written + body
+    (folder / "adapter_model.safetensors").write_bytes(whole)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 @dataclass
-class FakeTraining:
-    """Ends when it is told to: by ``finish``, by ``cancel``, or at once."""
+class Steered:
+    """A training that ends when it is told to: at once, by ``ended.set()`` or by ``cancel``."""
 
     world: World
+    model: tallow.Model
     rows: list[Any]
     options: dict[str, Any]
     ended: threading.Event = field(default_factory=threading.Event)
     cancelled: bool = False
 
-    def result(self, timeout: float | None = None) -> FakeAdapter:
+    def result(self, timeout: float | None = None) -> tallow.Adapter:
         self.world.running += 1
         self.world.most = max(self.world.most, self.world.running)
         try:
@@ -89,7 +104,10 @@ class FakeTraining:
             raise tallow.Cancelled("the training was cancelled")
         if self.world.failure is not None:
             raise self.world.failure
-        return self.world.new(f"tuned-{len(self.world.loaded)}", self.options["output"])
+        self.world.made += 1
+        return self.model.load_adapter(
+            write_adapter(Path(self.options["output"]), self.model, self.world.made)
+        )
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -98,57 +116,44 @@ class FakeTraining:
 
 @dataclass
 class World:
-    """What the model's methods do. ``at_once``: trainings end as soon as they begin."""
+    """Trainings end as soon as they begin, unless ``at_once`` is False, and then fail if ``failure`` is
+    set."""
 
-    loaded: list[FakeAdapter] = field(default_factory=list)
-    trainings: list[FakeTraining] = field(default_factory=list)
+    trainings: list[Steered] = field(default_factory=list)
     at_once: bool = True
     failure: BaseException | None = None
+    made: int = 0
     running: int = 0
     most: int = 0
 
-    def new(self, name: str, folder: str | None, hash: str | None = None, scale: float = 1.0) -> FakeAdapter:
-        if folder is not None and hash is None:
-            hash = f"{len(self.loaded) + 1:016x}"
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / "hash").write_text(hash)
-        made = FakeAdapter(name, hash or "f" * 16, folder, scale)
-        self.loaded.append(made)
-        return made
-
-    def train(self, model: Any, rows: list[Any], **options: Any) -> FakeTraining:
-        training = FakeTraining(self, rows, options)
+    def train(self, model: tallow.Model, rows: list[Any], **options: Any) -> Steered:
+        training = Steered(self, model, rows, options)
         self.trainings.append(training)
         if self.at_once:
             training.ended.set()
         return training
-
-    def load(self, model: Any, source: Any, *, name: str | None = None, scale: float = 1.0) -> FakeAdapter:
-        hash = (Path(source) / "hash").read_text()
-        return self.new(name or Path(source).name, str(source), hash, scale)
 
 
 @pytest.fixture
 def world(monkeypatch, tmp_path):
     made = World()
     monkeypatch.setenv("DSPY_FINETUNEDIR", str(tmp_path / "finetune"))
-    for name, fake in (
-        ("train", lambda self, rows, **options: made.train(self, rows, **options)),
-        ("load_adapter", lambda self, source, **options: made.load(self, source, **options)),
-        ("adapters", lambda self: list(made.loaded)),
-        ("unload_adapter", lambda self, adapter: made.loaded.remove(adapter)),
-    ):
-        monkeypatch.setattr(tallow.Model, name, fake, raising=False)
-    starter = tallow.dspy.prepare._starter
-    monkeypatch.setattr(tallow.dspy.prepare, "_starter", lambda *given: starter(*given[:-1], None))
+    train = lambda self, rows, **options: made.train(self, rows, **options)
+    monkeypatch.setattr(tallow.Model, "train", train, raising=False)
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model(tmp_path_factory):
+    """Of its own for each test, and with it its adapters."""
     folder = copy_family("llama-gqa-tied", tmp_path_factory.mktemp("models") / "finetune")
     widen(folder)
     return tallow.Model(folder)
+
+
+@pytest.fixture
+def one(model, tmp_path):
+    return model.load_adapter(write_adapter(tmp_path / "one", model, 101), name="one")
 
 
 @pytest.fixture
@@ -158,6 +163,10 @@ def lm(model):
 
 @pytest.fixture
 def student(lm):
+    return ready(lm)
+
+
+def ready(lm: tallow.LM) -> Any:
     program = dspy.Predict(Sort)
     program.set_lm(lm)
     return program
@@ -185,7 +194,7 @@ def test_nothing_but_set_lm(world, lm, student):
     assert len(training.rows) == len(EXAMPLES) and training.options["epochs"] == 2
     assert training.rows[0]["messages"][-1]["content"].endswith("[[ ## completed ## ]]\n")
     tuned = student.lm
-    assert isinstance(tuned, tallow.LM) and tuned.adapter is world.loaded[0]
+    assert isinstance(tuned, tallow.LM) and [tuned.adapter] == lm.engine.model.adapters()
     assert tuned.engine.model is lm.engine.model and lm.adapter is None
     assert tuned.kwargs["max_tokens"] == 60
     assert student(message="Hello").team in ("kitchen", "rooms")
@@ -261,12 +270,6 @@ def test_before_the_teacher(world, lm, make, part):
     assert not lm.history and not world.trainings
 
 
-def ready(lm):
-    program = dspy.Predict(Sort)
-    program.set_lm(lm)
-    return program
-
-
 def test_programs_of_others_are_left_alone(lm):
     early.say(tallow.LM)
     program = dspy.Predict(Sort)
@@ -285,11 +288,11 @@ def test_the_life_of_a_job(world, lm):
     until(lambda: first.status() == TrainingStatus.running)
     assert second.status() == TrainingStatus.pending and second.training is None
     first.training.ended.set()
-    assert first.result(20).adapter is world.loaded[0]
+    one = first.result(20).adapter
     assert first.status() == TrainingStatus.succeeded and first.exception() is None
     until(lambda: second.training is not None)
     second.training.ended.set()
-    assert second.result(20).adapter is world.loaded[1]
+    assert second.result(20).adapter not in (one, None)
     for job in (first, second):
         job.thread.join(20)
         assert not job.thread.is_alive() and not job.cancel()
@@ -474,17 +477,18 @@ def test_a_provider_of_the_users_own_wins(model):
 # Which adapter
 
 
-def test_copies(world, model, lm):
-    one, two = world.new("one", None, "1" * 16), world.new("two", None, "2" * 16, scale=0.5)
+def test_copies(model, lm, one):
+    half = model.load_adapter(one.path, name="half", scale=0.5)
     tuned = lm.copy(adapter="one")
-    assert tuned.adapter is one and lm.adapter is None and f"+lora:{one.fingerprint}+f" in tuned.model
-    assert lm.copy(model=tuned.model).adapter is one
-    assert tuned.copy(temperature=0.5).adapter is one
-    half = tuned.copy(adapter=two)
-    assert half.adapter is two and "*0.5+f" in half.model and lm.copy(model=half.model).adapter is two
+    assert tuned.adapter == one and lm.adapter is None and f"+lora:{one.fingerprint}+f" in tuned.model
+    assert lm.copy(model=tuned.model).adapter == one
+    assert tuned.copy(temperature=0.5).adapter is tuned.adapter
+    other = tuned.copy(adapter=half)
+    assert other.adapter == half != one and lm.copy(model=other.model).adapter == half
     assert tuned.copy(adapter=None).model == lm.model == tuned.copy(model=lm.model).model
     cached = tallow.LM(model, adapter="one")
-    assert cached.copy(model=tuned.model).adapter is one, "the model's other name"
+    assert cached.model != tuned.model, "the exact name of the model"
+    assert cached.copy(model=tuned.model).adapter == lm.copy(model=cached.model).adapter == one
     assert "adapter='one'" in repr(tuned)
 
 
@@ -498,52 +502,79 @@ def test_copies(world, model, lm):
         "tallow/{name}@{exact}+lora:00ff+f3",
     ],
 )
-def test_copies_of_another_model_are_refused(world, lm, string):
+def test_copies_of_another_model_are_refused(lm, string):
     if isinstance(string, str):
-        model = lm.engine.model
-        string = string.format(name=model.name, exact=model.fingerprint)
-    with pytest.raises(tallow.InvalidRequestError, match=r"tallow\.LM|load_adapter"):
+        string = string.format(name=lm.engine.model.name, exact=lm.engine.model.fingerprint)
+    with pytest.raises(tallow.InvalidRequestError, match=r"tallow\.LM|lm\.copy"):
         lm.copy(model=string)
 
 
-def test_an_unknown_adapter_is_an_error(world, model):
-    world.new("one", None)
-    for given in ("two", FakeAdapter("else", "3" * 16)):
-        with pytest.raises(tallow.InvalidRequestError, match=r"one|load_adapter"):
+def test_an_unknown_adapter_is_an_error(model, one, tmp_path):
+    folder = copy_family("qwen3-tied", tmp_path / "other")
+    widen(folder)
+    stranger = tallow.Model(folder)
+    theirs = stranger.load_adapter(write_adapter(tmp_path / "theirs", stranger, 1))
+    for given, part in (("two", "'one'"), (theirs, "load it there")):
+        with pytest.raises(tallow.InvalidRequestError, match=part):
             tallow.LM(model, adapter=given)
+    with pytest.raises(tallow.ModelFileError, match="no such"):
+        tallow.LM(model, adapter=tmp_path / "none")
     with pytest.raises(tallow.ArgumentTypeError):
         tallow.LM(model, adapter=3)
 
 
-def test_a_folder_is_loaded(world, model, tmp_path):
-    world.new("gone", str(tmp_path / "support"))
-    world.loaded.clear()
-    assert tallow.LM(model, adapter=tmp_path / "support").adapter.name == "support"
+def test_a_folder_is_loaded(model, tmp_path):
+    folder = write_adapter(tmp_path / "support", model, 1)
+    assert tallow.LM(model, adapter=folder).adapter.name == "support"
+    assert tallow.LM(model, adapter=str(folder)).adapter in model.adapters()
 
 
-def test_the_cache_knows_adapters(world, model):
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_it_answers_with_its_adapter(model, lm, one, is_async):
+    tuned = lm.copy(adapter=one)
+    asked = [{"role": "user", "content": "hello"}]
+    for said, own in ((lm, None), (tuned, one)):
+        (answer,) = call(said, is_async, "hello", max_tokens=9)
+        assert answer == model.generate(asked, max_tokens=9, adapter=own).text
+    assert lm.history[-1]["outputs"] != tuned.history[-1]["outputs"]
+
+
+def test_probabilities_are_those_of_the_adapter(lm, one):
+    shape = {"type": "json_schema", "schema": {"type": "object", "properties": {"good": {"type": "boolean"}}}}
+    plain, tuned = (
+        said.engine.complete(request(said, response_format=shape, probabilities="required"))
+        for said in (lm, lm.copy(adapter=one))
+    )
+    assert plain.message.parts[0].probabilities != tuned.message.parts[0].probabilities
+
+
+def test_the_cache_knows_adapters(model, one):
     """Equal prompts to the model, to an adapter and to the same at another scale are asked three times."""
-    world.new("one", None, "1" * 16), world.new("half", None, "1" * 16, scale=0.5)
-    lms = [
-        tallow.LM(model, max_tokens=3),
-        *(tallow.LM(model, max_tokens=3, adapter=one) for one in ("one", "half")),
-    ]
+    model.load_adapter(one.path, name="half", scale=0.5)
+    lms = [tallow.LM(model, max_tokens=3, adapter=adapter) for adapter in (None, "one", "half")]
     before = model.stats()["requests"]
     for lm in [*lms, *lms]:
         lm("the cache knows adapters")
     assert model.stats()["requests"] - before == 3
-    assert len({lm.model for lm in lms}) == 3
+
+
+def test_other_weights_under_the_same_name(model, lm, one, tmp_path):
+    """The LM stays with what it began with, and its name in the cache as well."""
+    tuned = lm.copy(adapter="one")
+    before = tuned("hello", max_tokens=9)
+    other = model.load_adapter(write_adapter(tmp_path / "other", model, 102), name="one")
+    assert tuned("hello", max_tokens=9) == before and tuned.adapter == one
+    assert lm.copy(adapter="one").adapter == other != one
 
 
 # Values and saved programs
 
 
-def test_a_tuned_lm_as_a_value(world, lm, tmp_path):
-    world.new("one", str(tmp_path / "one"))
+def test_a_tuned_lm_as_a_value(lm, one):
     tuned = lm.copy(adapter="one")
     for other in (copy.deepcopy(tuned), cloudpickle.loads(cloudpickle.dumps(tuned))):
-        assert other.model == tuned.model and other.adapter == tuned.adapter
-        assert other._async_engine_spec.adapter == tuned.adapter
+        assert other.model == tuned.model and other.adapter == one
+        assert other._async_engine_spec.adapter == one
 
 
 @pytest.fixture
@@ -559,40 +590,39 @@ def loaded(path):
     return program
 
 
-def test_a_saved_program_finds_its_adapter(world, student, saved):
+def test_a_saved_program_finds_its_adapter(student, saved):
     tuned = student.lm
-    assert loaded(saved).lm.adapter is tuned.adapter, "it is loaded"
-    world.loaded.clear()  # as in another process
     again = loaded(saved).lm
-    assert (again.adapter, again.model) == (tuned.adapter, tuned.model) and len(world.loaded) == 1
-    assert again._async_engine_spec.adapter is again.adapter
+    assert (again.adapter, again.model) == (tuned.adapter, tuned.model)
+    assert again._async_engine_spec.adapter == again.adapter
+    assert again("hello", max_tokens=9) == tuned("hello", max_tokens=9)
+    assert len(tuned.engine.model.adapters()) == 1, "it is the one that is loaded"
 
 
-def test_its_name_is_taken_here(world, student, saved):
-    world.loaded.clear()
-    other = world.new(student.lm.adapter.name, None, "9" * 16)
+def test_its_name_is_taken_here(model, student, saved, tmp_path):
+    mine = student.lm.adapter
+    other = model.load_adapter(write_adapter(tmp_path / "other", model, 9), name=mine.name)
     again = loaded(saved).lm.adapter
-    assert again.fingerprint == student.lm.adapter.fingerprint and again.name != other.name
-    assert other in world.loaded
+    assert again == mine and other in model.adapters(), "nobody has lost a name"
 
 
 @pytest.mark.parametrize("what", ["changed", "gone"])
-def test_an_adapter_that_is_not_what_it_was(world, student, saved, what):
+def test_an_adapter_that_is_not_what_it_was(model, student, saved, what):
     folder = Path(student.lm.adapter.path)
-    (folder / "hash").unlink() if what == "gone" else (folder / "hash").write_text("ab" * 8)
+    model.unload_adapter(student.lm.adapter)
     if what == "gone":
-        folder.rmdir()
-    world.loaded.clear()
+        folder.rename(folder.with_suffix(".moved"))
+    else:
+        write_adapter(folder, model, 55)
     with pytest.raises(tallow.ModelFileError, match="program was saved with"):
         loaded(saved)
-    assert not world.loaded
+    assert not model.adapters()
 
 
-def test_an_adapter_in_memory_is_not_saved(world, lm, tmp_path):
-    world.new("one", None)
-    program = ready(lm.copy(adapter="one"))
+def test_an_adapter_in_memory_is_not_saved(lm, one, tmp_path, monkeypatch):
+    monkeypatch.setattr(tallow.Adapter, "path", None)
     with pytest.raises(tallow.InvalidRequestError, match=r"adapter\.save"):
-        program.save(tmp_path / "program.json")
+        ready(lm.copy(adapter="one")).save(tmp_path / "program.json")
 
 
 # Rows
@@ -666,10 +696,3 @@ def test_bootstrap_finetune_with_json(world, student):
         assert student(message="Hello").team in ("kitchen", "rooms")
     answer = world.trainings[0].rows[0]["messages"][-1]["content"]
     assert set(json.loads(answer)) == {"team"}
-
-
-def test_the_string_is_read_as_it_is_written(world, model):
-    for scale in (1.0, 0.5, 1e-7, 16.0):
-        adapter = world.new(f"at {scale}", None, "ab" * 8, scale)
-        string = adapted.model_string(model, adapter, cached=False)
-        assert adapted.named(model, string) is adapter

@@ -1,86 +1,72 @@
 """Which adapter an LM answers with: how it is named in DSPy's model string, saved, and found again.
 
-An adapter is known by its content: the string has its hash, and its scale where that is not 1, never its
-name or its folder. So DSPy's cache cannot mix two of them, and a program that was saved notices when the
-files have changed.
+An adapter is known by its content: the string has its fingerprint, never its name or its folder. So DSPy's
+cache cannot mix two of them, and a program that was saved notices when the files have changed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import arguments
+from ..adapter import Adapter
 from ..errors import InvalidRequestError, ModelFileError
 from ..model import Model
 from . import constraints
 
-if TYPE_CHECKING:
-    from ..adapter import Adapter
-
-_STRING = re.compile(
-    r"tallow/(?P<name>.+)@(?P<model>[0-9a-z]+)(?:\+lora:(?P<hash>[0-9a-f]+)(?:\*(?P<scale>[^+]+))?)?\+f\d+"
-)
+_STRING = re.compile(r"tallow/(?P<name>.+)@(?P<model>[0-9a-f]+)(?:\+lora:(?P<adapter>[0-9a-f]+))?\+f\d+")
 
 
 def model_string(model: Model, adapter: Adapter | None, *, cached: Any, progress: Any = False) -> str:
     """DSPy's cache knows a model by this string alone, so it names every byte. Where nothing is ``cached``,
     the fingerprint does, and no file is read again."""
     name = model._exact_name(progress) if cached else model.fingerprint
-    return f"tallow/{model.name}@{name}{_suffix(adapter)}+f{constraints.VERSION}"
-
-
-def _suffix(adapter: Adapter | None) -> str:
-    if adapter is None:
-        return ""
-    return f"+lora:{adapter.fingerprint}" + ("" if adapter.scale == 1 else f"*{adapter.scale!r}")
+    lora = "" if adapter is None else f"+lora:{adapter.fingerprint}"
+    return f"tallow/{model.name}@{name}{lora}+f{constraints.VERSION}"
 
 
 def named(model: Model, string: object) -> Adapter | None:
     """The adapter of this model that a model string names; None for the model alone."""
     read = _STRING.fullmatch(string) if isinstance(string, str) else None
-    own = (model.fingerprint, model._shared.exact)
-    if read is None or read["name"] != model.name or read["model"] not in own:
+    if read is None or read["name"] != model.name or read["model"] not in (model.fingerprint, _exact(model)):
         raise InvalidRequestError(
-            f"model is {string!r}, and copies share the model: beside its own string they take that of one "
-            "of its adapters; make another tallow.LM for another model"
+            f"model is {string!r}, which belongs to another model, and copies share theirs; beside its own "
+            "string they take that of one of its adapters. Make another tallow.LM for another model"
         )
-    if read["hash"] is None:
+    wanted = read["adapter"]
+    if wanted is None:
         return None
     for adapter in model.adapters():
-        if _suffix(adapter) == _suffix_read(read):
+        if adapter.fingerprint == wanted:
             return adapter
     raise InvalidRequestError(
-        f"{string!r} names an adapter that {model.name} has not loaded; load it with load_adapter(folder)"
+        f"{string!r} names an adapter that {model.name} has not loaded; give the LM its folder: "
+        "lm.copy(adapter=folder)"
     )
 
 
-def _suffix_read(read: re.Match[str]) -> str:
-    return f"+lora:{read['hash']}" + (f"*{read['scale']}" if read["scale"] else "")
+def _exact(model: Model) -> str | None:
+    return model._shared.exact
 
 
 def chosen(model: Model, given: Any) -> Adapter | None:
-    """What ``adapter=`` means: a name that is loaded, an Adapter of the model, or what ``load_adapter``
-    loads. Whatever is unknown is an error, never the model alone."""
+    """What ``adapter=`` means: an Adapter of the model, the name of one that is loaded, or what
+    ``load_adapter`` loads. Whatever is unknown is an error, never the model alone."""
     if given is None:
         return None
+    if isinstance(given, Adapter):
+        given._for(model)  # an error where it is another's
+        return given
     if not isinstance(given, (str, os.PathLike)):
-        if not hasattr(given, "fingerprint"):
-            arguments.wrong_type("adapter", given, "an Adapter, the name of one, or a folder or file of one")
-        for adapter in model.adapters():
-            if _suffix(adapter) == _suffix(given):
-                return adapter
-        raise InvalidRequestError(
-            f"adapter {given.name!r} is none of {model.name}; load its folder there, with load_adapter"
-        )
-    known = model.adapters()
-    for adapter in known:
-        if adapter.name == given:
-            return adapter
-    if not os.path.exists(given) and not ("/" in os.fspath(given) or os.sep in os.fspath(given)):
-        names = ", ".join(repr(adapter.name) for adapter in known) or "none"
-        arguments.wrong_value("adapter", given, f"loaded (there are {names}), or a folder or file")
+        arguments.wrong_type("adapter", given, "an Adapter, the name of one, or a folder or file of one")
+    known = {adapter.name: adapter for adapter in model.adapters()}
+    if given in known:
+        return known[str(given)]
+    if not os.path.exists(given) and "/" not in os.fspath(given):
+        there = f"loaded are {', '.join(map(repr, known))}" if known else "none is loaded"
+        arguments.wrong_value("adapter", given, f"the name of one ({there}), or a folder or file of one")
     return model.load_adapter(given)
 
 
@@ -95,34 +81,25 @@ def state(adapter: Adapter) -> dict[str, Any]:
             'first, with adapter.save("folder")'
         )
     return {
-        "folder": os.path.abspath(adapter.path),
-        "hash": adapter.fingerprint,
-        "name": adapter.name,
+        "path": os.path.abspath(adapter.path),
+        "fingerprint": adapter.fingerprint,
         "scale": adapter.scale,
     }
 
 
 def from_state(model: Model, state: dict[str, Any]) -> Adapter:
-    """The adapter that ``state`` describes: the one that is loaded, else from its folder. ModelFileError if
-    that is not there any more, or holds another one."""
-    folder, wanted = state["folder"], state["hash"]
-    for adapter in model.adapters():
-        if (adapter.fingerprint, adapter.scale) == (wanted, state["scale"]):
-            return adapter
-    again = 'save it there, or give the program its LM: program.set_lm(tallow.LM(model, adapter="folder"))'
-    if not os.path.exists(folder):
-        raise ModelFileError(f"{folder}: the adapter that the program was saved with is not there; {again}")
-    adapter = model.load_adapter(folder, name=_free(model, state["name"], wanted), scale=state["scale"])
-    if adapter.fingerprint != wanted:
-        model.unload_adapter(adapter)
+    """The adapter that ``state`` describes. ModelFileError if it is not there any more, or is another one."""
+    path = state["path"]
+    again = 'put it back, or give the program its LM: program.set_lm(tallow.LM(model, adapter="folder"))'
+    if not os.path.exists(path):
+        raise ModelFileError(f"{path}: the adapter that the program was saved with is not there; {again}")
+    before = model.adapters()
+    adapter = model.load_adapter(path, scale=state["scale"])  # without a name, so nobody loses theirs
+    if adapter.fingerprint != state["fingerprint"]:
+        if adapter not in before:
+            model.unload_adapter(adapter)
         raise ModelFileError(
-            f"{folder}: this is not the adapter that the program was saved with (its hash is "
-            f"{adapter.fingerprint}, and was {wanted}); {again}"
+            f"{path}: this is not the adapter that the program was saved with (its fingerprint is "
+            f"{adapter.fingerprint}, and was {state['fingerprint']}); {again}"
         )
     return adapter
-
-
-def _free(model: Model, name: str, wanted: str) -> str:
-    """The saved name, unless another adapter has it here: loading under that name would take its place."""
-    taken = {adapter.name for adapter in model.adapters()}
-    return name if name not in taken else f"{name}-{wanted[:8]}"

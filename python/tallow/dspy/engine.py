@@ -16,6 +16,7 @@ from dspy import lm15  # type: ignore[import-untyped]
 
 from .. import arguments, results
 from .._async import AsyncGeneration
+from ..adapter import Adapter
 from ..answers import Template
 from ..model import AsyncStream, Model, Stream
 from . import adapted, answer, convert, plan, probabilities
@@ -24,7 +25,6 @@ from .prepare import prepare
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ..adapter import Adapter
 
 #: What of OpenAI's parameters is honoured by every model.
 _PARAMS = frozenset(

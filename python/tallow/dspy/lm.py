@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import dspy  # type: ignore[import-untyped]
 from dspy.utils.exceptions import LMUnsupportedFeatureError  # type: ignore[import-untyped]
 
 from .. import arguments
+from ..adapter import Adapter
 from ..errors import ArgumentTypeError, InvalidRequestError
 from ..model import LOAD_OPTIONS, Model
 from . import adapted, constraints, early, train_kwargs
@@ -24,9 +25,6 @@ from .convert import METADATA_KEYS
 from .engine import AsyncEngine, Engine
 from .plan import Plan, planned, running
 from .provider import Provider
-
-if TYPE_CHECKING:
-    from ..adapter import Adapter
 
 
 class LM(dspy.LM):
@@ -186,14 +184,11 @@ class LM(dspy.LM):
     def save_prefix(self, path: Any, prompt: Any, **options: Any) -> int:
         """``Model.save_prefix``: keeps what was computed of ``prompt`` (messages, as DSPy's history shows
         them) at ``path`` for other processes; returns tokens. ``options`` are those of Model's."""
-        return self.engine.model.save_prefix(path, prompt, **self._routed(), **options)
+        return self.engine.model.save_prefix(path, prompt, adapter=self.adapter, **options)
 
     def load_prefix(self, path: Any) -> int:
         """``Model.load_prefix``: takes up what ``save_prefix`` wrote at ``path``; returns tokens."""
-        return self.engine.model.load_prefix(path, **self._routed())
-
-    def _routed(self) -> dict[str, Any]:
-        return {} if self.adapter is None else {"adapter": self.adapter}
+        return self.engine.model.load_prefix(path, adapter=self.adapter)
 
     def close(self) -> None:
         """Ends the native engine of the model and frees its cache; requests in work fail. The next call

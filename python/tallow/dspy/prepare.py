@@ -12,18 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
 from .. import _core, answers, arguments, prompts, thinking, tools
+from ..adapter import Adapter
 from ..answers import Template
 from ..model import Model
 from . import answer, constraints, convert, plan
 from .formats import Format
-
-if TYPE_CHECKING:
-    from ..adapter import Adapter
 
 _OPTIONS = ("max_tokens", "stop", "logprobs", "prediction")
 Notes = tuple[lm15.Adaptation, ...]
@@ -90,7 +88,7 @@ def _starter(
 ) -> Callable[..., Any]:
     checked, native = arguments.generation(prompt, options, fields)
     if adapter is not None:
-        native["adapter"] = adapter
+        native["adapter"] = adapter._for(model)
     engine = model._shared.engine()
 
     def start(index: int, **waker: Any) -> Any:

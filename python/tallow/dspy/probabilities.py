@@ -15,17 +15,15 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dspy import lm15  # type: ignore[import-untyped]
 
 from .. import arguments
+from ..adapter import Adapter
 from ..model import Model
 from . import convert
 from .questions import Measured, Option, Question, asked, atogether, measure, together, without_thoughts
-
-if TYPE_CHECKING:
-    from ..adapter import Adapter
 
 #: A schema nested deeper than this asks for no single value.
 _DEEPEST = 8

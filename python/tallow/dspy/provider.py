@@ -27,6 +27,7 @@ from dspy.clients.utils_finetune import (  # type: ignore[import-untyped]
 )
 
 from .. import _log, arguments
+from ..adapter import Adapter
 from ..errors import Cancelled, Error, InvalidRequestError
 from ..model import Model
 from . import adapted, train_kwargs
@@ -92,7 +93,7 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         else:
             super().set_result(result)
 
-    def follow(self, training: Training) -> Any:
+    def follow(self, training: Training) -> Adapter:
         """Waits for the training; its adapter."""
         self.training = training
         if self.cancelled():  # before there was a training to tell

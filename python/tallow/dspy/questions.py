@@ -23,13 +23,11 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .. import _async, arguments, prompts, results, thinking
+from ..adapter import Adapter
 from ..model import Model
-
-if TYPE_CHECKING:
-    from ..adapter import Adapter
 
 T = TypeVar("T")
 Turns = list[dict[str, Any]]
@@ -145,8 +143,7 @@ def measure(
         turns = [*turns, {"role": "assistant", "content": ""}]
         given["continue_final_message"] = True
     prompt = prompts.rendered(model._native, turns, template_arguments=given)
-    routed = {} if adapter is None else {"adapter": adapter}
-    scores = model.score(prompt, answers, **routed)
+    scores = model.score(prompt, answers, adapter=adapter)
     return Measured(
         tuple(score.logprob for score in scores),
         prompt_tokens=len(prompt),
