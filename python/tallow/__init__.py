@@ -32,6 +32,7 @@ from .errors import (
 )
 from .model import AsyncStream, Model, Stream
 from .results import Chunk, Completion, Score, Scores, Timings, TokenLogprob, Usage
+from .training import Training, TrainingStep
 
 if TYPE_CHECKING:
     from .dspy import LM as LM
@@ -66,6 +67,8 @@ __all__ = [
     "Timeout",
     "Timings",
     "TokenLogprob",
+    "Training",
+    "TrainingStep",
     "UnsupportedModelError",
     "Usage",
     "__version__",
