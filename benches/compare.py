@@ -52,7 +52,6 @@ HERE = Path(__file__).parent
 MODELS = HERE.parent / "target" / "test-models"
 US, THEM = "tallow", "llama.cpp"
 COMMON, OWN, ANSWER, FIRST = 400, 80, 48, 16
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 TIMEOUT = 600.0  # of one question that was expected to be quick
 
 NAMES = ("river", "garden", "teacher", "window", "bridge", "winter", "market", "letter", "harbour", "violin")
@@ -480,14 +479,15 @@ def section(result: dict[str, Any], reports: list[str]) -> str:
     )
 
 
-def put(path: Path, text: str) -> None:
+def put(path: Path, text: str, mark: str = "compare") -> None:
     """Between the marks; a file without them gets them at its end."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    if BEGIN not in old or END not in old:
-        old += f"\n{BEGIN}\n{END}\n"
-    before, rest = old.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    if begin not in old or end not in old:
+        old += f"\n{begin}\n{end}\n"
+    before, rest = old.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def write(folder: Path, result: dict[str, Any], text: str) -> None:

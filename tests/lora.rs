@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tallow::cache::storage::KvCache;
 use tallow::config::{self, Config};
 use tallow::error::{Error, Result};
-use tallow::kernels::{KvType, Ops};
+use tallow::kernels::{Isa, KvType, Ops};
 use tallow::lora::{self, AdapterLease, AdapterSlots, BoundAdapter};
 use tallow::model::Decoder;
 use tallow::model::projection::Deltas;
@@ -59,9 +59,10 @@ fn base_folder(name: &str) -> PathBuf {
     if own.join("config.json").exists() { own } else { root().join("../families").join(name) }
 }
 
-fn ops() -> [Ops; 2] {
-    let candle = Ops::candle(candle_core::Device::Cpu, candle_core::DType::F32);
-    [Ops::cpu(2, KvType::F32).unwrap(), candle]
+/// Every tier of this machine's instructions, and candle's operations.
+fn ops() -> Vec<Ops> {
+    let tiers = Isa::available().into_iter().map(|isa| Ops::cpu_with(2, KvType::F32, isa).unwrap());
+    tiers.chain([Ops::candle(candle_core::Device::Cpu, candle_core::DType::F32)]).collect()
 }
 
 fn open(folder: &Path, gguf: bool) -> (Config, Weights) {

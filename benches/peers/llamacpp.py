@@ -5,12 +5,16 @@ computed in sequence 0, copied to the others, and every further step has a row f
 of its cache (one buffer for all sequences, or one each) are both tried with as many requests, and the
 faster stays. `plain` leaves the weights as the file has them instead of repacking them for AMX and the like:
 slower, but there are models of which a step with several sequences ends the process otherwise.
+
+An adapter belongs to a context, not to a sequence: requests for several are groups, one after another, each
+with what its prompts have in common computed anew.
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,13 @@ class Context:
     def clear(self) -> None:
         lib.llama_memory_clear(self.memory, False)
 
+    def adapt(self, adapter: int | None) -> None:
+        """Takes one adapter, or none."""
+        count = adapter is not None
+        adapters = (ctypes.c_void_p * 1)(adapter)
+        if lib.llama_set_adapters_lora(self.handle, adapters, count, (ctypes.c_float * 1)(1.0)):
+            raise RuntimeError("the adapter was not set")
+
     def run(self, rows: list[tuple[int, int, int, bool]]) -> list[int]:
         """Computes rows of (token, position, sequence, wanted); the likeliest token after each wanted one."""
         found = []
@@ -78,7 +89,7 @@ class Context:
 class Peer:
     batches = keeps = True
 
-    def __init__(self, path: str, threads: int, plain: bool = False) -> None:
+    def __init__(self, path: str, threads: int, plain: bool = False, adapters: Sequence[str] = ()) -> None:
         lib.llama_log_set(silent, None)
         lib.llama_backend_init()
         self.threads = threads
@@ -87,18 +98,26 @@ class Peer:
         self.model = lib.llama_model_load_from_file(path.encode(), options)
         if not self.model:
             raise OSError("llama.cpp did not load the file")
+        # All before the first context, which makes room for them.
+        self.adapters = [lib.llama_adapter_lora_init(self.model, file.encode()) for file in adapters]
+        if not all(self.adapters):
+            raise OSError("llama.cpp did not load an adapter")
         self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
         self.one: Context | None = None
         self.many: dict[int, Context] = {}
         self.deep: dict[int, Context] = {}
         self.version = f"llama-cpp-python {lib.__version__} ({build()})"
 
-    def single(self, ids: list[int], text: str, new: int) -> dict[str, Any]:
+    def chosen(self, adapter: int | None) -> int | None:
+        return None if adapter is None else self.adapters[adapter]
+
+    def single(self, ids: list[int], text: str, new: int, adapter: int | None = None) -> dict[str, Any]:
         if not self.one or self.one.length < len(ids) + new:
             if self.one:
                 self.one.free()
             self.one = Context(self, len(ids) + new, 1, unified=False)
         self.one.clear()
+        self.one.adapt(self.chosen(adapter))
         return go_on(self.one, ids, 0, new)
 
     def depth(self, ids: list[int], text: str, new: int) -> dict[str, Any]:
@@ -126,20 +145,29 @@ class Peer:
         for _, slower in found[1:]:
             slower.free()
 
-    def burst(self, prompts: list[list[int]], texts: list[str], new: int) -> None:
-        context, same = self.many[len(prompts)], common(prompts) if len(prompts) > 1 else 0
-        context.clear()
-        if same:
-            context.run([(id, at, 0, False) for at, id in enumerate(prompts[0][:same])])
-        for other in range(1, len(prompts)):
-            lib.llama_memory_seq_cp(context.memory, 0, other, -1, -1)
-        rows = []
-        for sequence, ids in enumerate(prompts):
-            last = len(ids) - 1
-            rows += [(ids[at], at, sequence, at == last) for at in range(same, len(ids))]
-        tokens = context.run(rows)
-        for step in range(new - 1):
-            tokens = context.run([(id, len(prompts[s]) + step, s, True) for s, id in enumerate(tokens)])
+    def burst(
+        self, prompts: list[list[int]], texts: list[str], new: int, adapters: list[int | None] | None = None
+    ) -> None:
+        context, each = self.many[len(prompts)], adapters or [None] * len(prompts)
+        for adapter in dict.fromkeys(each):
+            context.adapt(self.chosen(adapter))
+            together(context, [ids for ids, one in zip(prompts, each, strict=True) if one == adapter], new)
+
+
+def together(context: Context, prompts: list[list[int]], new: int) -> None:
+    same = common(prompts) if len(prompts) > 1 else 0
+    context.clear()
+    if same:
+        context.run([(id, at, 0, False) for at, id in enumerate(prompts[0][:same])])
+    for other in range(1, len(prompts)):
+        lib.llama_memory_seq_cp(context.memory, 0, other, -1, -1)
+    rows = []
+    for sequence, ids in enumerate(prompts):
+        last = len(ids) - 1
+        rows += [(ids[at], at, sequence, at == last) for at in range(same, len(ids))]
+    tokens = context.run(rows)
+    for step in range(new - 1):
+        tokens = context.run([(id, len(prompts[s]) + step, s, True) for s, id in enumerate(tokens)])
 
 
 def go_on(context: Context, ids: list[int], computed: int, new: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import tallow
@@ -17,13 +18,16 @@ import tallow
 class Peer:
     batches = keeps = True
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, adapters: Sequence[str] = ()) -> None:
         options: dict[str, Any] = {"progress": False, "threads": threads}
         drafts = bool(os.environ.get("TALLOW_BENCH_DRAFTS"))
         self.plain = tallow.Model(path, **options, prefix_cache=False, speculation=False)
         self.shared = tallow.Model(path, **options, speculation=drafts)
         # An engine that only `depth` fills, so that the bursts find nothing of it.
         self.deep = tallow.Model(path, **options, speculation=False, queue=64)
+        for model in (self.plain, self.shared) if adapters else ():
+            for number, folder in enumerate(adapters):
+                model.load_adapter(folder, name=f"adapter-{number}")
         self.endless = dict.fromkeys(self.plain.eos_ids, -100.0)
         self.version = f"tallow {tallow.__version__} ({tallow.features().get('isa', '?')})"
 
@@ -31,20 +35,25 @@ class Peer:
         engines = (self.plain, self.shared, self.deep)
         return (self.plain.weight_bytes + sum(it.stats()["touched_kv_bytes"] for it in engines)) / 2**20
 
-    def ask(self, model: tallow.Model, ids: list[int], new: int) -> tallow.Completion:
-        answer = model.generate(ids, max_tokens=new, temperature=0, logit_bias=self.endless)
+    def ask(
+        self, model: tallow.Model, ids: list[int], new: int, adapter: int | None = None
+    ) -> tallow.Completion:
+        named = {} if adapter is None else {"adapter": f"adapter-{adapter}"}
+        answer = model.generate(ids, max_tokens=new, temperature=0, logit_bias=self.endless, **named)
         if len(answer.tokens) != new:
             raise RuntimeError(f"{len(answer.tokens)} tokens instead of {new}")
         return answer
 
-    def timed(self, model: tallow.Model, ids: list[int], new: int) -> dict[str, Any]:
+    def timed(
+        self, model: tallow.Model, ids: list[int], new: int, adapter: int | None = None
+    ) -> dict[str, Any]:
         began = time.perf_counter()
-        answer = self.ask(model, ids, new)
+        answer = self.ask(model, ids, new, adapter)
         seconds, rest = time.perf_counter() - began, answer.timings.decode
         return {"first": seconds - rest, "rest": rest, "tokens": list(answer.tokens)}
 
-    def single(self, ids: list[int], text: str, new: int) -> dict[str, Any]:
-        return self.timed(self.plain, ids, new)
+    def single(self, ids: list[int], text: str, new: int, adapter: int | None = None) -> dict[str, Any]:
+        return self.timed(self.plain, ids, new, adapter)
 
     def depth(self, ids: list[int], text: str, new: int) -> dict[str, Any]:
         return self.timed(self.deep, ids, new)
@@ -52,10 +61,13 @@ class Peer:
     def prepare(self, count: int) -> None:
         self.ask(self.shared, [count], 1)  # the engine's thread stands
 
-    def burst(self, prompts: list[list[int]], texts: list[str], new: int) -> None:
+    def burst(
+        self, prompts: list[list[int]], texts: list[str], new: int, adapters: list[int | None] | None = None
+    ) -> None:
         done: list[int] = []
-        one = lambda ids: done.append(len(self.ask(self.shared, ids, new).tokens))
-        threads = [threading.Thread(target=one, args=(ids,)) for ids in prompts]
+        one = lambda ids, adapter: done.append(len(self.ask(self.shared, ids, new, adapter).tokens))
+        each = zip(prompts, adapters or [None] * len(prompts), strict=True)
+        threads = [threading.Thread(target=one, args=pair) for pair in each]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -11,6 +11,8 @@ An adapter is a module with a class `Peer`:
   until the first token is known (`first`), those of the `new - 1` after it (`rest`), and, where it can,
   the `tokens`. `prompt` is given where the engine read another number of tokens than `ids` has.
 - `burst(prompts, texts, new)`: all requests at once, returns when the last is done.
+- Where it serves adapters, `Peer(path, threads, adapters)` takes their files, `single` the number of one, and
+  `burst` a list with a number, or None, for each request.
 - `held()`, where it can say: MiB of weights, keys, values and states in memory.
 - `depth(ids, text, new)`: as `single`; what is left from the call before may be used again.
 

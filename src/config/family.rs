@@ -591,8 +591,8 @@ impl Family {
         self.model_types[0]
     }
 
-    /// Whether its safetensors hold experts `[in, out]`.
-    pub fn experts_sideways(&self) -> bool {
+    /// Whether its safetensors hold gate and up of experts in one matrix, whose outputs alternate.
+    pub fn experts_alternate(&self) -> bool {
         self.has_mxfp4()
     }
 

@@ -85,7 +85,7 @@ impl Reader<'_> {
             causal,
             interleaved_qk: a.interleaved_qk,
             interleaved_in_transformers: family.rope.interleaved,
-            experts_sideways_in_transformers: family.experts_sideways(),
+            experts_alternate_in_transformers: family.experts_alternate(),
             names: &[],
         }
         .validate()

@@ -150,7 +150,7 @@ impl Reader<'_> {
             causal: self.causal()?,
             interleaved_qk: family.rope.interleaved,
             interleaved_in_transformers: family.rope.interleaved,
-            experts_sideways_in_transformers: family.experts_sideways(),
+            experts_alternate_in_transformers: family.experts_alternate(),
             names: family.names,
         }
         .validate()

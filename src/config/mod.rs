@@ -80,8 +80,8 @@ pub struct Config {
     pub interleaved_qk: bool,
     /// Checkpoints of transformers have them so, and adapters of its modules with them.
     pub interleaved_in_transformers: bool,
-    /// There experts are stored `[in, out]`, with gate and up in alternating columns (gpt-oss).
-    pub experts_sideways_in_transformers: bool,
+    /// There the outputs of an expert's gate and up alternate in one matrix (gpt-oss).
+    pub experts_alternate_in_transformers: bool,
     /// Spellings of this family's own tensors in checkpoints of transformers, instead of the usual ones.
     pub names: Spellings,
 }

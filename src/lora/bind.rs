@@ -1,6 +1,7 @@
 //! An adapter held against a decoder: every module finds its projection, every shape is compared, and what is
 //! in one matrix in the file is cut where the decoder has two.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -109,10 +110,49 @@ struct Changes<'a> {
 
 /// The pair of a piece: A whole, of B its rows.
 struct Cut<'a> {
-    a: &'a [f32],
+    a: Cow<'a, [f32]>,
     b: Vec<f32>,
     rank: usize,
     scale: f32,
+}
+
+/// Heads of linear attention as llama.cpp's converter orders them: place p has a head of key group `p % groups`,
+/// where transformers has those of a group side by side.
+struct TiledHeads {
+    groups: usize,
+    heads: usize,
+    /// Rows of all keys.
+    keys: usize,
+    value_dim: usize,
+}
+
+impl TiledHeads {
+    /// Where transformers has the numbers that stand here, `width` a head.
+    fn places(&self, width: usize) -> Vec<usize> {
+        let of_group = self.heads / self.groups.max(1);
+        let head = |place: usize| place % self.groups * of_group + place / self.groups;
+        (0..self.heads).flat_map(|place| head(place) * width..(head(place) + 1) * width).collect()
+    }
+
+    /// The file's row of each row of a projection; `None`: all are where they were.
+    fn rows(&self, part: Part, rows: usize) -> Option<Vec<usize>> {
+        let behind = |first: usize, places: Vec<usize>| {
+            (0..first).chain(places.into_iter().map(move |row| first + row))
+        };
+        match part {
+            Part::DeltaQkv => Some(behind(2 * self.keys, self.places(self.value_dim)).collect()),
+            Part::DeltaZ => Some(self.places(self.value_dim)),
+            Part::DeltaBeta | Part::DeltaAlpha => Some(self.places(1)),
+            _ => None,
+        }
+        .filter(|order: &Vec<usize>| order.len() == rows)
+    }
+
+    /// A with the columns of the output projection, which are those of the values.
+    fn columns(&self, a: &[f32]) -> Vec<f32> {
+        let places = self.places(self.value_dim);
+        a.chunks_exact(places.len().max(1)).flat_map(|row| select(row, &places)).collect()
+    }
 }
 
 struct Binder<'a> {
@@ -177,8 +217,13 @@ impl<'a> Binder<'a> {
         for piece in pieces {
             let rows = |vector: &Option<Vec<f32>>| vector.as_ref().map(|vector| select(vector, &piece.rows));
             let pair = module.pairs.first();
+            let columns = self.tiled_heads(layer).filter(|_| piece.id.part == Part::SsmOut);
+            let mut pair_of_piece = pair.map(|pair| cut(pair, &piece.rows));
+            if let (Some(heads), Some(cut)) = (columns, &mut pair_of_piece) {
+                cut.a = heads.columns(&cut.a).into();
+            }
             let changes = Changes {
-                pair: pair.map(|pair| cut(pair, &piece.rows)),
+                pair: pair_of_piece,
                 magnitude: rows(&module.magnitude),
                 lora_bias: rows(&module.lora_bias),
                 bias: rows(&module.bias),
@@ -208,7 +253,7 @@ impl<'a> Binder<'a> {
                 }
             }
             let identity = (0..k * k).map(|at| f32::from(u8::from(at % (k + 1) == 0))).collect::<Vec<_>>();
-            let pair = Some(Cut { a: &identity, b, rank: k, scale: 1.0 });
+            let pair = Some(Cut { a: identity.into(), b, rank: k, scale: 1.0 });
             let bias = module.bias.as_ref().map(|bias| select(bias, &piece.rows));
             self.put(piece.id, Changes { pair, magnitude: None, lora_bias: None, bias })?;
         }
@@ -259,17 +304,6 @@ impl<'a> Binder<'a> {
     /// Some checkpoints order rows in a way that is not undone here.
     fn check_order(&self, layer: usize, module: &Module) -> Result<()> {
         let mixer = self.config.layers[layer].mixer.as_ref();
-        let delta = [Part::DeltaQkv, Part::DeltaZ, Part::DeltaBeta, Part::DeltaAlpha, Part::SsmOut];
-        let tiled = match mixer {
-            Some(MixerConfig::DeltaNet(config)) => config.tiled && delta.contains(&module.part),
-            _ => false,
-        };
-        if tiled && self.file.format != AdapterFormat::Gguf {
-            return Err(Error::unsupported(
-                "the model was loaded from a GGUF file, which orders the heads of linear attention in another way \
-                 than the adapter; load it from its safetensors",
-            ));
-        }
         let latent = [Part::Q, Part::QueryB, Part::LatentA];
         match mixer {
             Some(MixerConfig::Latent(config)) if config.interleaved && latent.contains(&module.part) => {
@@ -283,6 +317,10 @@ impl<'a> Binder<'a> {
 
     /// The file's row of each row of a projection.
     fn order(&self, layer: usize, part: Part, module: &Module, rows: usize) -> Vec<usize> {
+        if let Some(order) = self.tiled_heads(layer) {
+            let moved = order.rows(part, rows);
+            return moved.unwrap_or_else(|| (0..rows).collect());
+        }
         let attention = self.config.layers[layer].mixer.as_ref().and_then(MixerConfig::attention);
         let heads = attention.and_then(|attention| match part {
             Part::Q => Some(attention.heads),
@@ -297,6 +335,24 @@ impl<'a> Binder<'a> {
         match heads.filter(|_| pairs) {
             Some(heads) => head_rows(self.config, rows, heads),
             None => (0..rows).collect(),
+        }
+    }
+
+    /// How a model from GGUF has the heads of a layer's linear attention, if that is another order than that of
+    /// the adapter.
+    fn tiled_heads(&self, layer: usize) -> Option<TiledHeads> {
+        match self.config.layers[layer].mixer.as_ref() {
+            Some(MixerConfig::DeltaNet(config))
+                if config.tiled && self.file.format != AdapterFormat::Gguf =>
+            {
+                Some(TiledHeads {
+                    groups: config.key_heads,
+                    heads: config.value_heads,
+                    keys: config.key_heads * config.key_dim,
+                    value_dim: config.value_dim,
+                })
+            }
+            _ => None,
         }
     }
 
@@ -324,15 +380,13 @@ impl<'a> Binder<'a> {
         if module.magnitude.is_some() || module.lora_bias.is_some() || module.bias.is_some() {
             return Err(Error::unsupported("of experts, only plain LoRA is supported"));
         }
-        // Parameters of experts stored `[in, out]`, in which the outputs of gate and up alternate (gpt-oss).
-        let sideways =
-            self.config.experts_sideways_in_transformers && self.file.format == AdapterFormat::Peft;
+        // The outputs of gate and up alternate (gpt-oss).
+        let alternate =
+            self.config.experts_alternate_in_transformers && self.file.format == AdapterFormat::Peft;
         for (expert, pair) in module.pairs.iter().enumerate() {
-            let turned = sideways.then(|| turned(pair));
-            let pair = turned.as_ref().unwrap_or(pair);
             let half = pair.outputs / 2;
             let every_other = |first| (first..pair.outputs).step_by(2).collect::<Vec<_>>();
-            let parts = match (module.part, sideways) {
+            let parts = match (module.part, alternate) {
                 (Part::GateUpExperts, true) => {
                     vec![(Part::ExpertGate(expert), every_other(0)), (Part::ExpertUp(expert), every_other(1))]
                 }
@@ -604,19 +658,7 @@ fn outputs(module: &Module) -> Option<usize> {
 
 fn cut<'a>(pair: &'a Pair, rows: &[usize]) -> Cut<'a> {
     let b = rows.iter().flat_map(|row| &pair.b[row * pair.rank..(row + 1) * pair.rank]).copied().collect();
-    Cut { a: &pair.a, b, rank: pair.rank, scale: pair.scale }
-}
-
-/// The pair of the matrix on its side: `(B A)^T = A^T B^T`.
-fn turned(pair: &Pair) -> Pair {
-    Pair {
-        rank: pair.rank,
-        inputs: pair.outputs,
-        outputs: pair.inputs,
-        scale: pair.scale,
-        a: transposed(&pair.b, pair.rank),
-        b: transposed(&pair.a, pair.inputs),
-    }
+    Cut { a: Cow::Borrowed(&pair.a), b, rank: pair.rank, scale: pair.scale }
 }
 
 /// A matrix of `columns` on its side.
