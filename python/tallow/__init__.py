@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from .dspy import LM as LM
     from .dspy import Embed as Embed
     from .dspy import Judge as Judge
+    from .dspy import Provider as Provider
 
 #: Loaded when first used, for they need DSPy.
-_LAZY = ("LM", "Embed", "Judge")
+_LAZY = ("LM", "Embed", "Judge", "Provider")
 
 # Without those: a star import must work where DSPy is not installed.
 __all__ = [
