@@ -336,7 +336,7 @@ def test_what_does_not_fit_is_named(model, folder, tmp_path):
         model.load_adapter(foreign)
     with pytest.raises(tallow.ModelFileError, match=r"nowhere: no such file"):
         model.load_adapter(tmp_path / "nowhere")
-    with pytest.raises(tallow.Error, match=r"adapter_config\.json"):
+    with pytest.raises(tallow.Error, match=r"there is no adapter_model\.safetensors"):
         model.load_adapter(model.to_state()["source"])
     assert model.adapters() == []
 
