@@ -2,10 +2,10 @@
 
     python benches/labels.py [--model smollm2] [--seeds 3] [--epochs 3] [--peft]
 
-240 rows of ``Ticket: ... / Queue: K`` and one digit, whose meaning no model can know. They are trained with the
-defaults (rank 8, alpha 16, 8 rows a step), once a seed, and tried on 40 tickets in other wordings and on 20
-with other words of the themes: greedy, the digit must be right. ``exact`` is the same adapter served by the
-same model in float32. ``--peft`` writes the rows and the tickets as JSON for another trainer.
+240 rows of ``Ticket: ... / Queue: K`` and one digit, whose meaning no model can know. They are trained with
+the defaults (rank 8, alpha 16, 8 rows a step), once a seed, and tried on 40 tickets in other wordings and on
+20 with other words of the themes: greedy, the digit must be right. ``exact`` is the same adapter served by
+the same model in float32. ``--peft`` writes the rows and the tickets as JSON for another trainer.
 """
 
 from __future__ import annotations
