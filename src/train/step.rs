@@ -86,12 +86,7 @@ impl Trainer {
     /// # Errors
     /// `UnsupportedModel` naming what in this model cannot be trained through yet.
     pub fn new(decoder: Arc<Decoder>, options: &StepOptions) -> Result<Self> {
-        if let Some(what) = decoder.untrainable() {
-            return Err(Error::unsupported(format!("training through {what} is not built yet")));
-        }
-        if !matches!(decoder.ops().kv_format(), KvFormat::Native(_)) {
-            return Err(Error::unsupported("training is built for the CPU alone; load with device=\"cpu\""));
-        }
+        Self::check(&decoder)?;
         let exactness = match options.precision {
             Precision::Fast => Exactness::Served(match std::env::var("TAPE_FORMAT").as_deref() {
                 Ok("bf16") => WeightType::BF16,
@@ -108,9 +103,21 @@ impl Trainer {
         Ok(Trainer { decoder, recorder, ops, cache, budget })
     }
 
+    /// # Errors
+    /// As [`new`](Trainer::new), before any work.
+    pub fn check(decoder: &Decoder) -> Result<()> {
+        if let Some(what) = decoder.untrainable() {
+            return Err(Error::unsupported(format!("training through {what} is not built yet")));
+        }
+        if !matches!(decoder.ops().kv_format(), KvFormat::Native(_)) {
+            return Err(Error::unsupported("training is built for the CPU alone; load with device=\"cpu\""));
+        }
+        Ok(())
+    }
+
     /// The projections that can have factors: which, inputs, outputs.
-    pub fn trainable(&self) -> Vec<(ProjectionId, usize, usize)> {
-        let all = self.decoder.adaptable().filter(|(id, _)| *id != ProjectionId::HEAD);
+    pub fn trainable(decoder: &Decoder) -> Vec<(ProjectionId, usize, usize)> {
+        let all = decoder.adaptable().filter(|(id, _)| *id != ProjectionId::HEAD);
         all.map(|(id, linear)| (id, linear.weight.k(), linear.weight.n())).collect()
     }
 
