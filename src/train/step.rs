@@ -88,11 +88,7 @@ impl Trainer {
     pub fn new(decoder: Arc<Decoder>, options: &StepOptions) -> Result<Self> {
         Self::check(&decoder)?;
         let exactness = match options.precision {
-            Precision::Fast => Exactness::Served(match std::env::var("TAPE_FORMAT").as_deref() {
-                Ok("bf16") => WeightType::BF16,
-                Ok("f32") => WeightType::F32,
-                _ => WeightType::Q8_0,
-            }),
+            Precision::Fast => Exactness::Served(WeightType::Q8_0),
             Precision::Float32 => Exactness::Exact,
         };
         let linears: Vec<&Linear> = decoder.adaptable().map(|(_, linear)| linear).collect();
