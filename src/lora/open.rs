@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{AdapterFile, peft};
+use super::{AdapterFile, gguf, mlx, peft};
+use crate::config::json;
 use crate::error::{Error, Result};
+use crate::weights::{Format, detect};
 
 /// Reads an adapter: a folder of peft or mlx-lm, the safetensors file in one, or a GGUF file.
 ///
@@ -16,13 +18,25 @@ pub fn open(path: &Path) -> Result<AdapterFile> {
     if path.is_dir() {
         return in_folder(path);
     }
-    peft::open(&path.with_file_name(peft::CONFIG), path, path)
+    match detect(path)? {
+        Format::Gguf => gguf::open(path),
+        Format::Safetensors => of_tensors(path, path),
+    }
+}
+
+/// Of the tensors of a folder: its configuration tells peft and mlx-lm apart.
+fn of_tensors(tensors: &Path, source: &Path) -> Result<AdapterFile> {
+    let config = tensors.with_file_name(peft::CONFIG);
+    match json::read_object(&config)? {
+        Some(root) if mlx::is_config(&root) => mlx::open(&config, tensors, source),
+        _ => peft::open(&config, tensors, source),
+    }
 }
 
 fn in_folder(folder: &Path) -> Result<AdapterFile> {
     let file = |name: &str| -> Option<PathBuf> { Some(folder.join(name)).filter(|path| path.is_file()) };
-    let tensors = file(peft::TENSORS).ok_or_else(|| nothing(folder))?;
-    peft::open(&folder.join(peft::CONFIG), &tensors, folder)
+    let tensors = file(peft::TENSORS).or_else(|| file(mlx::TENSORS)).ok_or_else(|| nothing(folder))?;
+    of_tensors(&tensors, folder)
 }
 
 fn nothing(folder: &Path) -> Error {

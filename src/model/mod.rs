@@ -33,6 +33,7 @@ pub use self::decoder::Decoder;
 pub use self::embedding::Embedding;
 use self::fingerprint::Identity;
 pub use self::load::LoadOptions;
+pub use self::projection::ProjectionId;
 use crate::config::Config;
 use crate::config::generation::Generation;
 use crate::device::Placement;

@@ -7,6 +7,7 @@ train for real.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import re
@@ -623,6 +624,25 @@ def test_an_adapter_in_memory_is_not_saved(lm, one, tmp_path, monkeypatch):
     monkeypatch.setattr(tallow.Adapter, "path", None)
     with pytest.raises(tallow.InvalidRequestError, match=r"adapter\.save"):
         ready(lm.copy(adapter="one")).save(tmp_path / "program.json")
+
+
+def test_many_threads_and_tasks(lm, one):
+    """Base and tuned at once: each answers as it does alone."""
+    programs = [ready(lm), ready(lm.copy(adapter=one))]
+    alone = [[program(message=f"Message {at}").team for at in range(8)] for program in programs]
+
+    async def together():
+        calls = [dspy.asyncify(program)(message=f"Message {at}") for program in programs for at in range(8)]
+        return [found.team for found in await asyncio.gather(*calls)]
+
+    assert asyncio.run(together()) == alone[0] + alone[1]
+    pairs = [
+        (program, dspy.Example(message=f"Message {at}").with_inputs("message"))
+        for program in programs
+        for at in range(8)
+    ]
+    found = dspy.Parallel(num_threads=8, disable_progress_bar=True)(pairs)
+    assert [one.team for one in found] == alone[0] + alone[1]
 
 
 # Rows

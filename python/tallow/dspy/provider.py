@@ -42,7 +42,7 @@ _LOOK = 0.1
 class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
     """A training that DSPy has started: a future of the tuned LM.
 
-    ``training`` is the ``tallow.Training`` behind it, once its turn has come: iterate that for progress.
+    ``training`` is the ``Training`` behind it, once its turn has come: iterate that for progress.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,8 +73,9 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         return cancelled
 
     def result(self, timeout: float | None = None) -> Any:
-        """The tuned LM, or what failed is raised. Ctrl-C while waiting ends this training, and with it those
-        of the same model that this thread has started and that wait for their turn."""
+        """The tuned LM, or what failed is raised; after ``timeout`` seconds TimeoutError. Ctrl-C while
+        waiting ends this training, and those of the same model that this thread has started and that wait
+        for their turn."""
         try:
             return super().result(timeout)
         except KeyboardInterrupt:
@@ -84,8 +85,8 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
             raise
 
     def set_result(self, result: Any) -> None:
-        """DSPy sets what failed as a result, and sets it again if that fails; here it is an exception, and a
-        job that was cancelled stays so."""
+        """DSPy sets what failed as the ``result``, and sets it again if that fails; here it is an exception,
+        and a job that was cancelled stays so."""
         if self.cancelled():
             return
         if isinstance(result, BaseException):
@@ -93,7 +94,7 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         else:
             super().set_result(result)
 
-    def follow(self, training: Training) -> Adapter:
+    def _follow(self, training: Training) -> Adapter:
         """Waits for the training; its adapter."""
         self.training = training
         if self.cancelled():  # before there was a training to tell
@@ -106,8 +107,8 @@ _jobs: weakref.WeakSet[TrainingJob] = weakref.WeakSet()
 
 
 class Provider(theirs.Provider):  # type: ignore[misc]
-    """Trains adapters for a Model in this process. ``tallow.LM`` makes its own, so nobody has to; ``model``
-    is the one of the LM."""
+    """Trains adapters for ``model`` in this process, for DSPy. ``tallow.LM`` makes its own, so nobody has
+    to."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -118,14 +119,14 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         self.TrainingJob = TrainingJob
 
     def launch(self, lm: Any, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Starts the engine, if it does not run."""
+        """Starts the engine of ``lm``, if it does not run. There are no ``launch_kwargs``."""
         if launch_kwargs:
             raise InvalidRequestError("launch_kwargs are for a server, and there is none; leave them out")
         self.model._shared.engine()
 
     def kill(self, lm: Any, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Nothing: DSPy kills an LM before it trains it and after it has tuned it, and its copies answer by
-        the same engine. ``lm.close()`` ends that."""
+        """Nothing, whatever the ``launch_kwargs``: DSPy kills an ``lm`` before it trains it and after it has
+        tuned it, and its copies answer by the same engine. ``lm.close()`` ends that."""
 
     def finetune(
         self,
@@ -135,7 +136,9 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         train_data_format: TrainDataFormat | str | None,
         train_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Trains, and returns the model string of the LM that answers with the new adapter."""
+        """Trains what the string ``model`` names on ``train_data`` (rows, in the ``train_data_format``), with
+        the settings in ``train_kwargs``; returns the string of the LM that answers with the new adapter.
+        ``job`` is told of it."""
         job.of = self.model
         try:
             with _turn(self.model, job):
@@ -163,7 +166,7 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         options = {**read.options}
         if options.get("output") is None:
             options["output"] = _new_folder(self.model)
-        adapter = job.follow(self.model.train(rows, **options))
+        adapter = job._follow(self.model.train(rows, **options))
         _log.info("adapter %r is in %s", adapter.name, options["output"])
         return adapted.model_string(self.model, adapter, cached=self.model._shared.exact)
 
