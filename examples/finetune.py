@@ -1,9 +1,7 @@
-"""Fine-tuning in this process: SmolLM2-135M learns to sort the mails of a shop, and is asked before and after.
+"""Fine-tuning in this process: SmolLM2-135M learns to sort the mails of a shop; asked before and after.
 
-DSPy's BootstrapFinetune lets teachers answer, keeps the answers that the metric accepts, and has the LM learn
-them. The teachers are the same small model with a few labelled mails in the prompt: one alone is often wrong,
-but three of them, with other mails each, are right about most. What is asked at the end are wordings that
-nobody has seen in training. It takes a few minutes on two cores.
+What is asked are wordings that it has not seen in training. The labels are learned as DSPy's program would
+ask for them; with `dspy.BootstrapFinetune` it would be a teacher's answers. A few minutes on two cores.
 """
 
 import random
@@ -12,6 +10,7 @@ from typing import Literal
 import dspy
 
 import tallow
+import tallow.dspy
 
 #: Of each kind, what the mails that are learned say, and what those that are asked say.
 WORDINGS = {
@@ -94,7 +93,7 @@ WORDINGS = {
 THINGS = ["kettle", "lamp", "radio", "drill", "phone", "toaster", "mixer", "camera", "fan", "printer"]
 DAYS = ["Monday", "Tuesday", "Thursday", "Friday", "Saturday"]
 OPENINGS = ["Hello,", "Dear team,", "Hi,", "Good morning,", "To whom it may concern:"]
-ENDINGS = ["Thank you.", "Please answer soon.", "Kind regards, Ana", "Best, Tom", "I am waiting for your reply."]
+ENDINGS = ["Thank you.", "Please answer soon.", "Kind regards, Ana", "Best, Tom", "I wait for your reply."]
 
 
 class Sort(dspy.Signature):
@@ -115,3 +114,25 @@ def mails(count: int, seed: int, asked: bool) -> list[dspy.Example]:
         found.append(dspy.Example(mail=mail, desk=desk).with_inputs("mail"))
     pick.shuffle(found)
     return found
+
+
+def right(example: dspy.Example, answer: dspy.Prediction, trace: object = None) -> bool:
+    return example.desk == answer.desk
+
+
+dspy.disable_logging()  # what is printed below says it all
+lm = tallow.LM("smollm2", temperature=0.0, max_tokens=30, cache=False)
+program = dspy.Predict(Sort)
+program.set_lm(lm)
+asked = mails(60, seed=2, asked=True)
+evaluate = dspy.Evaluate(devset=asked, metric=right, num_threads=8, display_progress=False)
+print(f"before: {evaluate(program).score:.0f} % of {len(asked)} mails go to the right desk")
+
+rows = tallow.dspy.finetune_rows(program, mails(200, seed=1, asked=False))
+job = lm.finetune(rows, "chat", {"num_train_epochs": 2})
+program.set_lm(job.result())
+for step in job.training.history[:: max(1, len(job.training.history) // 10)]:
+    print(f"   step {step.step:3} of {step.steps}: loss {step.loss:.3f}")
+print(f"after:  {evaluate(program).score:.0f} %, with {program.lm.adapter}")
+program.save("sort-mails.json")
+print(f"kept in sort-mails.json, which finds the adapter in {program.lm.adapter.path}")

@@ -14,6 +14,7 @@
 //! | [`kernels`], [`cache`], [`device`], [`model`] | what a device computes, where keys and values lie, the decoder |
 //! | [`lora`] | adapters: their files, and what they add to a decoder's projections |
 //! | [`sample`], [`constrain`] | logits -> token; the form that an answer must have |
+//! | [`train`] | training of adapters, through the weights as they are packed |
 //! | [`engine`], [`lm`] | requests -> batches; prompts -> requests |
 //! | `python` | the extension module, with the feature `python` |
 
@@ -40,6 +41,7 @@ pub mod engine;
 pub mod lm;
 mod preparer;
 pub mod sample;
+pub mod train;
 
 #[cfg(feature = "python")]
 mod python;

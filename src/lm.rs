@@ -26,6 +26,7 @@ use crate::preparer::Preparer;
 use crate::sample::{Sampler, SamplerFields};
 use crate::step::PAGE;
 use crate::text::stream::TextStream;
+use crate::train::{self, Compute, Example, Job, StepOptions, TrainOptions, Trained, Trainer, Training};
 use crate::weights::bytes::Bytes;
 
 /// Stop strings a request.
@@ -173,6 +174,54 @@ impl Lm {
     /// What reading and binding it says: nothing is left out in silence.
     pub fn load_adapter(&self, path: &Path, name: Option<&str>, scale: f32) -> Result<Adapter> {
         self.adapters.add(crate::lora::open(path)?, name, scale)
+    }
+
+    /// Starts to train an adapter, on a thread of its own; requests go first.
+    ///
+    /// # Errors
+    /// `InvalidRequest` naming an option or a row.
+    pub fn train(&self, examples: Vec<Example>, options: TrainOptions) -> Result<Training> {
+        self.check_writes()?;
+        let model = &self.model;
+        let decoder = model.decoder().clone();
+        Trainer::check(&decoder)?;
+        let trainable = Trainer::trainable(&decoder);
+        let of_projections = trainable.iter().map(|(_, inputs, outputs)| inputs * outputs).sum::<usize>();
+        let step = StepOptions {
+            threads: options.threads.unwrap_or_else(|| decoder.ops().threads()),
+            precision: options.precision,
+            train_memory: options.train_memory,
+        };
+        let base = model.name().to_string();
+        let job = Job {
+            examples,
+            options,
+            model: model.fingerprint().to_string(),
+            parameters: of_projections + model.vocab_size().saturating_mul(model.config().hidden),
+            trainable,
+            vocabulary: model.vocab_size(),
+            key: Arc::as_ptr(&decoder) as usize,
+            write_adapter: Box::new(move |folder, params| train::adapter::write(folder, params, &base)),
+        };
+        let make = move || Ok(Box::new(Trainer::new(decoder, &step)?) as Box<dyn Compute>);
+        let lm = self.clone();
+        let busy = move || {
+            let stats = lm.stats();
+            stats.running + stats.waiting > 0
+        };
+        Training::start(job, Box::new(make), Box::new(busy))
+    }
+
+    /// Takes in what a run has trained. See [`AdapterRegistry::add`].
+    ///
+    /// # Errors
+    /// `ModelFile` if its folder has changed since; as [`AdapterRegistry::add`].
+    pub fn take_trained(&self, trained: &Trained, name: Option<&str>) -> Result<Adapter> {
+        let file = match &trained.output {
+            Some(folder) => crate::lora::open(folder)?,
+            None => train::adapter::file(&trained.params, "trained".into(), self.model.name()),
+        };
+        self.adapters.add(file, name, 1.0)
     }
 
     fn lease(&self, adapter: Option<&Adapter>) -> Result<Option<AdapterLease>> {

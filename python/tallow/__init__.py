@@ -32,14 +32,16 @@ from .errors import (
 )
 from .model import AsyncStream, Model, Stream
 from .results import Chunk, Completion, Score, Scores, Timings, TokenLogprob, Usage
+from .training import Training, TrainingStep
 
 if TYPE_CHECKING:
     from .dspy import LM as LM
     from .dspy import Embed as Embed
     from .dspy import Judge as Judge
+    from .dspy import Provider as Provider
 
 #: Loaded when first used, for they need DSPy.
-_LAZY = ("LM", "Embed", "Judge")
+_LAZY = ("LM", "Embed", "Judge", "Provider")
 
 # Without those: a star import must work where DSPy is not installed.
 __all__ = [
@@ -66,6 +68,8 @@ __all__ = [
     "Timeout",
     "Timings",
     "TokenLogprob",
+    "Training",
+    "TrainingStep",
     "UnsupportedModelError",
     "Usage",
     "__version__",

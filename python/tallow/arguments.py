@@ -34,14 +34,14 @@ _MAX_DEPTH = 64
 
 
 def wrong_type(name: str, value: object, wanted: str) -> NoReturn:
-    raise ArgumentTypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; it must be {wanted}")
+    raise ArgumentTypeError(f"{name} is {shown(value)} of type {type(value).__name__}; it must be {wanted}")
 
 
 def wrong_value(name: str, value: object, wanted: str) -> NoReturn:
-    raise InvalidRequestError(f"{name} is {_shown(value)}; it must be {wanted}")
+    raise InvalidRequestError(f"{name} is {shown(value)}; it must be {wanted}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

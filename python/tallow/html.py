@@ -1,5 +1,5 @@
-"""What a notebook shows: a model as a table, an answer with its tokens coloured, probabilities as bars, and
-an answer while it is written.
+"""What a notebook shows: a model as a table, an answer with its tokens coloured, probabilities as bars, an
+answer while it is written, and the loss of a training.
 
 Plain HTML with inline styles and no JavaScript, for what a notebook stores is shown by many programs. Nothing
 sets a colour for text, and all fills are translucent or of a middle lightness, so that it reads on white as
@@ -24,8 +24,10 @@ from .progress import in_notebook
 if TYPE_CHECKING:
     from .model import Model
     from .results import Completion, Score, TokenLogprob
+    from .training import Training
 
 _MOST_TOKENS = 2000  # that are coloured; a notebook keeps what it shows
+_MOST_COLUMNS = 80  # of the curve of a training
 _INTERVAL = 0.1  # seconds between two updates of what a cell shows
 _FAINT = "opacity:.65;font-size:85%"
 _CELL = "text-align:left;padding:.15em .8em .15em 0;border:0;background:none;vertical-align:middle"
@@ -241,6 +243,45 @@ _LEGEND = "probability " + " ".join(
     _tag("span", f"background:rgba({_ORANGE},{_strength(p):.2f});padding:0 .4em", f"{p:.0%}")
     for p in (1.0, 0.5, 0.0)
 )
+
+
+# Trainings
+
+
+def training(training: Training) -> str:
+    """How far a run is, and its loss over the steps as columns."""
+    steps = training.history
+    rows = {"state": training.state}
+    if steps:
+        last = steps[-1]
+        looked = [step.eval_loss for step in steps if step.eval_loss is not None]
+        rows["step"] = f"{last.step:,} of {last.steps:,} (epoch {last.epoch:.2f})"
+        rows["loss"] = f"{last.loss:.4f}" + (f", on held-out rows {looked[-1]:.4f}" if looked else "")
+        rows["speed"] = f"{last.rows_per_second:.1f} rows/s, {last.tokens_per_second:,.0f} tokens/s"
+        if not training.done():
+            rows["left"] = f"{last.eta:.0f} s"
+    if training.notes:
+        rows["notes"] = "; ".join(training.notes)
+    facts = [(_tag("span", _FAINT, escape(key)), escape(value)) for key, value in rows.items()]
+    curve = _columns([step.loss for step in steps]) if len(steps) > 1 else ""
+    return f"<div><b>training</b>{_table(facts)}{curve}</div>"
+
+
+def _columns(values: Sequence[float]) -> str:
+    """A column for each value, or for the mean of neighbours where there are many."""
+    width = math.ceil(len(values) / _MOST_COLUMNS)
+    groups = [values[at : at + width] for at in range(0, len(values), width)]
+    means = [math.fsum(group) / len(group) for group in groups]
+    top = max((mean for mean in means if math.isfinite(mean)), default=0.0) or 1.0
+    columns = "".join(_column(mean, top, at * width + 1) for at, mean in enumerate(means))
+    line = "border-bottom:1px solid rgba(128,128,128,.5)"
+    return _tag("div", f"display:flex;align-items:flex-end;height:5em;max-width:40em;{line}", columns)
+
+
+def _column(value: float, top: float, step: int) -> str:
+    height = 100 * min(max(value / top, 0.0), 1.0) if math.isfinite(value) else 0.0
+    style = f"flex:1;height:{height:.1f}%;background:rgb({_BLUE});margin-right:1px"
+    return _tag("div", style, "", f"step {step}: loss {value:.4f}")
 
 
 # While it is written

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import _core, _log, arguments, prompts, results, wheels
+from . import _core, _log, arguments, prompts, results, training, wheels
 from ._engines import EngineOptions, Shared, shared
 from .adapter import Adapter, chosen
 from .progress import Report, reporter
@@ -514,6 +514,76 @@ class Model:
         before = None if prompt is None else arguments.text("prompt", prompt)
         return self._shared.engine().embed(checked, checked_pooling, before, chosen(self, adapter))
 
+    # Training
+
+    def train(
+        self,
+        rows: Any,
+        *,
+        rank: int = 8,
+        alpha: float = 16,
+        targets: str | Sequence[str] = "all",
+        epochs: int = 3,
+        learning_rate: float | None = None,
+        batch: int = 8,
+        eval: float = 0.1,
+        seed: int = 0,
+        output: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        precision: str = "bfloat16",
+        train_memory: int | str | None = None,
+        max_steps: int | None = None,
+        warmup: float = 0.1,
+        schedule: str = "linear",
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        too_long: str = "error",
+        resume: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        progress: bool | training.Progress = True,
+    ) -> training.Training:
+        """Trains an adapter (LoRA) on ``rows``, beside the requests that the model goes on answering::
+
+            job = model.train(rows, output="support")
+            for step in job:
+                print(step.step, step.loss)
+            model.generate("...", adapter=job.result())
+
+        ``rows``: dicts, an iterable of them (a data set), or the path of a .jsonl file. A row is
+        ``{"messages": [...]}``, whose last message is the answer, or ``{"prompt": ..., "completion": ...}``,
+        both texts, or messages and the answer to them; ``tools`` and ``template_arguments`` (for the chat
+        template) may stand beside the messages. The answer and what ends it is trained, never the prompt, and
+        earlier answers of a conversation are part of the prompt. All rows are checked before any work. None
+        is ever cut: one that is longer than the context is an error, or left out and counted
+        (``too_long="skip"``).
+
+        - ``rank``, ``alpha``: of the two matrices of each projection, whose product enters times
+          ``alpha / rank``; ``targets``: names of projections (["q_proj", "v_proj"]), or all seven.
+        - ``epochs``: passes over the rows; ``batch``: rows a step; ``max_steps``: fewer steps than that.
+        - ``learning_rate``: the highest; None is 1e-3 for models below 0.5 billion parameters, 5e-4 below 2
+          billion, 2e-4 above. It rises over the share ``warmup`` of the steps, then falls to 0 (``schedule``
+          "linear") or stays ("constant"). The optimizer is AdamW, with gradients of at most
+          ``max_grad_norm`` and with ``weight_decay``.
+        - ``eval``: from 50 rows on this share is held out and looked at three times an epoch; the adapter is
+          the best of these, and the run ends after three looks without a gain.
+        - ``seed``: of the first matrices and of the order of rows. The same seed, rows and options give the
+          same adapter, bit by bit, on any number of ``threads`` (of its own; None: as the model).
+        - ``output``: a folder for the adapter, as peft has it, and for a checkpoint at each look. ``resume``:
+          such a folder; the run goes on from its checkpoint, with the same rows and options, to the bits that
+          it would have had. ``name``: what ``adapter=`` may call the adapter.
+        - ``precision``: "float32" computes all in float32, for comparisons; it is slower.
+          ``train_memory``: bytes, or a text such as "1GiB", that may be kept of a step; what finds no room
+          is computed again. None: a quarter of what is free.
+        - ``progress``: True shows a bar while ``result()`` waits, if somebody watches; a callable gets each
+          ``TrainingStep``.
+
+        Runs of one model take turns. A run ends with the interpreter, with ``close``, and with
+        ``Training.cancel``; requests go before it.
+        """
+        options = dict(locals())
+        del options["self"], options["rows"]
+        return training.start(self, rows, **options)
+
     def stats(self) -> dict[str, Any]:
         """What the engine of this model has done since it started, as plain numbers.
 
@@ -614,8 +684,9 @@ class Model:
         self._shared.engine().unload_adapter(name)
 
     def close(self) -> None:
-        """Ends the engine of this model and frees its cache; requests in work fail with ``Cancelled``. The
-        next call starts another."""
+        """Ends the engine of this model and frees its cache; requests and trainings in work fail with
+        ``Cancelled``. The next call starts another."""
+        training.end(self._shared)
         self._shared.close()
 
     # As a value: two Models are equal if they share their weights, for then they give the same answers

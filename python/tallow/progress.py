@@ -16,13 +16,13 @@ from . import _log
 
 Report = Callable[[str, "int | None", int], object]
 
-_PATIENCE = 1.0  # seconds before a bar appears
+PATIENCE = 1.0  # seconds before a bar appears
 TICK = 0.05  # seconds between two looks at what is waited for
 
 
 def reporter(progress: bool | Report) -> Report | None:
     """What to hand to the native side for the argument ``progress``."""
-    shown = progress if callable(progress) else Bars() if progress and _somebody_watches() else None
+    shown = progress if callable(progress) else Bars() if progress and somebody_watches() else None
     return Logged(shown) if _log.wants_info() else shown
 
 
@@ -37,7 +37,7 @@ def item(report: Report | None, what: str, total: int | None) -> Iterator[Callab
         tell(what, total, -1)
 
 
-def _somebody_watches() -> bool:
+def somebody_watches() -> bool:
     if in_notebook():
         return True
     try:
@@ -74,7 +74,7 @@ class Logged:
 class Bars:
     """One bar for each item that takes long enough."""
 
-    def __init__(self, patience: float = _PATIENCE) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
         self._patience = patience
         self._began: dict[str, float] = {}
         self._bars: dict[str, Any] = {}
@@ -90,21 +90,24 @@ class Bars:
         began = self._began.setdefault(what, time.monotonic())
         bar = self._bars.get(what)
         if bar is None and time.monotonic() - began >= self._patience:
-            bar = self._bars[what] = _bar(what, total)
+            bar = self._bars[what] = bar_of(what, total)
         if bar is not None:
             bar.update(done - bar.n)
 
 
-def _bar(what: str, total: int | None) -> Any:
+def bar_of(what: str, total: int | None, unit: str = "B") -> Any:
+    """A bar of tqdm. Bytes are shortened, other units are counted."""
     # Slow to import, so only when a bar is really shown.
     import importlib.util
 
     from tqdm.std import tqdm  # type: ignore[import-untyped]
 
-    more = {}
+    more: dict[str, Any] = {}
     if in_notebook():
         if importlib.util.find_spec("ipywidgets"):
             from tqdm.notebook import tqdm  # type: ignore[import-untyped]
         else:  # tqdm.auto would warn; and what goes to stderr stands on red
             more = {"file": sys.stdout}
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, **more)
+    if unit == "B":
+        more |= {"unit_scale": True, "unit_divisor": 1024}
+    return tqdm(desc=what, total=total, unit=unit, leave=False, **more)

@@ -34,17 +34,17 @@ use crate::weights::WeightTensor;
 const TASK_FLOATS: usize = 8192;
 
 pub(super) struct CpuBackend {
-    pool: Pool,
-    isa: Isa,
+    pub(super) pool: Pool,
+    pub(super) isa: Isa,
     kv: KvType,
     arena: Arena,
-    recycler: Arc<Recycler>,
+    pub(super) recycler: Arc<Recycler>,
 }
 
 /// What a [`RopeTable`] is here: cosines and sines, each `[rows, half]`.
-struct Angles {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+pub(super) struct Angles {
+    pub(super) cos: Vec<f32>,
+    pub(super) sin: Vec<f32>,
 }
 
 impl CpuBackend {
@@ -59,7 +59,7 @@ impl CpuBackend {
     }
 
     /// Runs `f` on parts of `out`, whole rows of `dim`: the rows, and their elements.
-    fn each_rows(
+    pub(super) fn each_rows(
         &self,
         name: &'static str,
         dim: usize,
@@ -456,7 +456,7 @@ impl Backend for CpuBackend {
     }
 }
 
-fn packed(m: &Matrix) -> Result<&Packed> {
+pub(super) fn packed(m: &Matrix) -> Result<&Packed> {
     m.stored.data.get(m.name())
 }
 

@@ -76,12 +76,12 @@ impl LowRank {
     }
 
     /// A, `[rank, k]`.
-    pub(super) fn a(&self) -> &[f32] {
+    pub(crate) fn a(&self) -> &[f32] {
         &self.a
     }
 
     /// B, `[n, rank]`.
-    pub(super) fn b(&self) -> Vec<f32> {
+    pub(crate) fn b(&self) -> Vec<f32> {
         let of_row = |row: usize| {
             let panel = &self.b[row / LANES * LANES * self.rank..];
             (0..self.rank).map(move |at| panel[at * LANES + row % LANES])
@@ -89,11 +89,11 @@ impl LowRank {
         (0..self.n).flat_map(of_row).collect()
     }
 
-    pub(super) fn gain(&self) -> Option<&[f32]> {
+    pub(crate) fn gain(&self) -> Option<&[f32]> {
         self.gain.as_deref()
     }
 
-    pub(super) fn shift(&self) -> Option<&[f32]> {
+    pub(crate) fn shift(&self) -> Option<&[f32]> {
         self.shift.as_deref()
     }
 }

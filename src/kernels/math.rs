@@ -62,7 +62,7 @@ pub(super) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
 
 /// `erf(x)` to an absolute error of 5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 #[inline(always)]
-unsafe fn erf<S: Simd>(x: S::F) -> S::F {
+pub(super) unsafe fn erf<S: Simd>(x: S::F) -> S::F {
     // SAFETY: the caller has the tier's instructions; nothing but registers is touched.
     unsafe {
         let (size, one) = (S::abs(x), S::splat(1.0));

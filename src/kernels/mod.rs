@@ -17,7 +17,8 @@
 //! [`low_rank`] (what adapters add), [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and
 //! [`gemm`] (products),
 //! [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`],
-//! [`causal_conv`], [`scan`], [`backend`], [`cpu`], [`candle`], [`check`].
+//! [`causal_conv`], [`scan`], [`matmul`], [`backend`], [`cpu`], [`candle`], [`check`], [`tape`] (what
+//! computes and remembers, for gradients).
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -38,6 +39,7 @@ mod isa;
 mod layouts;
 mod low_rank;
 mod math;
+mod matmul;
 mod norm;
 mod opaque;
 mod pack;
@@ -49,6 +51,7 @@ mod rows;
 mod scan;
 mod simd;
 mod skinny;
+mod tape;
 mod tile;
 mod types;
 mod unpack;
@@ -67,6 +70,7 @@ pub use self::experts::{Assignments, Expert, ExpertTerms};
 pub use self::isa::Isa;
 pub use self::low_rank::{LowRank, Term};
 pub use self::rows::Rows;
+pub use self::tape::{Exactness, FactorGradients, Factors, Recorder, RowTargets, SpanRows, Tape, Value};
 pub use self::types::{
     Attention, CausalConv, ConvForm, GatedNorm, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable,
     Scan, ScanRows, ScanRule, Vector,

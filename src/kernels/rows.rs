@@ -40,6 +40,13 @@ impl Rows {
         }
     }
 
+    pub(super) fn block_mut(&mut self) -> Result<&mut Block> {
+        match &mut self.0 {
+            Data::Host(block) => Ok(block),
+            Data::Device { .. } => Err(foreign()),
+        }
+    }
+
     pub(super) fn into_block(self) -> Result<Block> {
         match self.0 {
             Data::Host(block) => Ok(block),

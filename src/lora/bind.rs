@@ -19,8 +19,8 @@ use crate::weights::names::Part;
 #[derive(Default)]
 pub struct BoundAdapter {
     /// By layer; those of a layer ascend by part.
-    layers: Vec<Vec<(Part, LowRank)>>,
-    head: Option<LowRank>,
+    pub(super) layers: Vec<Vec<(Part, LowRank)>>,
+    pub(super) head: Option<LowRank>,
     pub(super) embedding: Option<EmbeddingChange>,
     pub(super) head_change: Option<HeadChange>,
     rank: usize,

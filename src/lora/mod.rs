@@ -7,6 +7,7 @@
 mod bind;
 mod check;
 mod gguf;
+mod merge;
 mod mlx;
 mod open;
 mod peft;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 pub use self::bind::BoundAdapter;
 pub use self::check::{MAX_RANK, hash};
+pub use self::merge::{MergeOptions, MergeReport, MergedTensor, save_merged};
 pub use self::open::open;
 pub use self::registry::{Adapter, AdapterRegistry, hex};
 pub use self::step::{AdapterLease, AdapterSlots, StepAdapters};

@@ -257,6 +257,17 @@ impl AdapterRegistry {
     /// `InvalidRequest` for an adapter of another engine; what reading its file says, if it was dropped from
     /// memory and its file is not what it was; `OutOfMemory` naming `adapter_memory`.
     pub fn lease(&self, adapter: &Adapter) -> Result<AdapterLease> {
+        let bound = self.bound(adapter)?;
+        let lease = self.0.slots.lease(&bound, adapter.salt());
+        self.make_room(&lock(&self.0.state), adapter)?;
+        Ok(lease)
+    }
+
+    /// What an adapter changes, brought back from its file if it was dropped.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::lease`].
+    pub(crate) fn bound(&self, adapter: &Adapter) -> Result<Arc<BoundAdapter>> {
         if !std::ptr::eq(adapter.0.owner.as_ptr(), Arc::as_ptr(&self.0)) {
             return Err(Error::invalid(format!(
                 "the adapter {} belongs to another model; load it with this one",
@@ -264,16 +275,11 @@ impl AdapterRegistry {
             )));
         }
         adapter.0.last_used.store(self.tick(), Ordering::Relaxed);
-        let bound = {
-            let mut place = lock(&adapter.0.bound);
-            match &*place {
-                Some(bound) => bound.clone(),
-                None => place.insert(Arc::new(self.reload(adapter)?)).clone(),
-            }
-        };
-        let lease = self.0.slots.lease(&bound, adapter.salt());
-        self.make_room(&lock(&self.0.state), adapter)?;
-        Ok(lease)
+        let mut place = lock(&adapter.0.bound);
+        Ok(match &*place {
+            Some(bound) => bound.clone(),
+            None => place.insert(Arc::new(self.reload(adapter)?)).clone(),
+        })
     }
 
     fn reload(&self, adapter: &Adapter) -> Result<BoundAdapter> {

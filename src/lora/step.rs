@@ -143,7 +143,7 @@ impl Deltas for StepAdapters {
 
 impl EmbeddingChange {
     /// `x`: the token's embedding of the base, times `scale`.
-    fn apply(&self, token: u32, x: &mut [f32], scale: f32) {
+    pub(super) fn apply(&self, token: u32, x: &mut [f32], scale: f32) {
         let table = self.table.as_ref();
         let whole = table.and_then(|table| table.values.chunks_exact(table.columns).nth(token as usize));
         if let Some(own) = self.rows.get(&token).map(Vec::as_slice).or(whole) {

@@ -209,6 +209,17 @@ impl Attention {
         self.config.window
     }
 
+    /// What no gradient passes yet, if something is.
+    pub fn untrainable(&self) -> Option<&'static str> {
+        let Attention { keys, sinks, gate, .. } = self;
+        match (keys, sinks, gate) {
+            (None, ..) => Some("keys and values of another layer"),
+            (_, Some(_), _) => Some("attention sinks"),
+            (_, _, Some(_)) => Some("a gate of attention"),
+            _ => None,
+        }
+    }
+
     pub fn projections(&self) -> Vec<Named<'_>> {
         let keys = self.keys.iter().map(|keys| (Part::K, &keys.k));
         let values = self.keys.iter().filter_map(|keys| Some((Part::V, keys.v.as_ref()?)));

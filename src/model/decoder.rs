@@ -89,6 +89,21 @@ struct LayerRows<'a> {
     inputs: Option<&'a Rows>,
 }
 
+/// One forward pass over a step: what its layers share.
+pub(crate) struct Pass<'a> {
+    ops: &'a Ops,
+    cache: &'a KvCache,
+    deltas: Option<&'a dyn Deltas>,
+    step: CheckedStep<'a>,
+    tables: Vec<RopeTable>,
+    /// Those whose output is wanted in the end.
+    rows: &'a [u32],
+    /// The same as a step of their own, with its rotations, if they are not all.
+    some: Option<(CheckedStep<'static>, Vec<RopeTable>)>,
+    /// The last layer that keeps something: from there on only these rows are computed.
+    last: usize,
+}
+
 /// What a mixer or a feed-forward adds to the residual stream: `rows`, once they have passed `projection`.
 /// The two are apart because a product can add its result where it belongs.
 pub(super) struct Branch<'a> {
@@ -138,12 +153,30 @@ impl Decoder {
         layers.chain(std::iter::once((ProjectionId::HEAD, self.head_linear())))
     }
 
+    /// What in this model no gradient passes yet, if something is.
+    pub(crate) fn untrainable(&self) -> Option<&'static str> {
+        if !self.config.causal {
+            return Some("attention in both directions");
+        }
+        if self.per_layer.is_some() {
+            return Some("embeddings of each layer");
+        }
+        if self.headless {
+            return Some("a model without a head");
+        }
+        let of_layer = |layer: &LayerWeights| {
+            let mixer = layer.mixer.as_ref().and_then(Mixer::untrainable);
+            mixer.or_else(|| layer.ffn.as_ref().and_then(FeedForward::untrainable))
+        };
+        self.layers.iter().find_map(of_layer)
+    }
+
     /// The embedding as a matrix `[vocab, hidden]`.
     pub fn embedding_matrix(&self) -> &Matrix {
         &self.embed.weight
     }
 
-    fn head_linear(&self) -> &Linear {
+    pub(crate) fn head_linear(&self) -> &Linear {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
@@ -191,51 +224,92 @@ impl Decoder {
         deltas: Option<&dyn Deltas>,
     ) -> Result<Rows> {
         let ops = &self.ops;
-        let mut x = ops.embed(&self.embed.weight, &step.tokens, self.config.embed_scale)?; // [rows, hidden]
-        if let Some(deltas) = deltas {
-            x = deltas.embedded(ops, &step.tokens, x, self.config.embed_scale.unwrap_or(1.0))?;
-        }
-        if let Some(norm) = &self.embed_norm {
-            x = ops.norm(norm, &x)?;
-        }
+        let pass = self.pass(ops, step, cache, rows, deltas)?;
+        let mut x = self.embedded(ops, &step.tokens, deltas)?;
         let mut inputs = match &self.per_layer {
             Some(per_layer) => Some(per_layer.forward(ops, &step.tokens, &x)?),
             None => None,
         };
-        let step = &ops.checked_step(step, cache)?;
-        let all = Queries { step, rows: None, tables: self.tables(step)? };
+        for layer in 0..self.layers.len() {
+            if let (true, Some(_), Some(of_all)) = (layer == pass.last, &pass.some, &inputs) {
+                inputs = Some(ops.select_rows(of_all, rows)?);
+            }
+            x = self.layer(&pass, layer, x, inputs.as_ref())?;
+        }
+        self.last_norm(ops, &x)
+    }
+
+    /// What the layers of one forward pass share, over any `Ops` that read this decoder's matrices: a pass
+    /// goes layer by layer where somebody keeps what is between them.
+    pub(crate) fn pass<'a>(
+        &self,
+        ops: &'a Ops,
+        step: &'a Step,
+        cache: &'a KvCache,
+        rows: &'a [u32],
+        deltas: Option<&'a dyn Deltas>,
+    ) -> Result<Pass<'a>> {
+        let step = ops.checked_step(step, cache)?;
+        let tables = self.tables(ops, &step)?;
         // Of the last layer that keeps something, the other rows are wanted for their keys and values alone,
         // and behind it for nothing.
         let some = match rows.len() < step.rows() {
             true => Some(step.only(rows)),
             false => None,
         };
-        let some = match &some {
-            Some(step) => Some(Queries { step, rows: Some(rows), tables: self.tables(step)? }),
+        let some = match some {
+            Some(step) => {
+                let tables = self.tables(ops, &step)?;
+                Some((step, tables))
+            }
             None => None,
         };
         let last = self.layers.iter().rposition(LayerWeights::keeps).unwrap_or(0);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let (rows, queries) = match &some {
-                Some(some) if index == last => (&all, some),
-                Some(some) if index > last => (some, some),
-                _ => (&all, &all),
-            };
-            if let (true, Some(rows), Some(of_all)) = (index == last, queries.rows, &inputs) {
-                inputs = Some(ops.select_rows(of_all, rows)?);
-            }
-            let project = Projector { ops, layer: index, deltas };
-            let rows = LayerRows { all: rows, queries, inputs: inputs.as_ref() };
-            x = self.block(layer, x, &project, rows, cache)?;
+        Ok(Pass { ops, cache, deltas, step, tables, rows, some, last })
+    }
+
+    /// The rows that layer 0 is given, `[tokens, hidden]`.
+    pub(crate) fn embedded(&self, ops: &Ops, tokens: &[u32], deltas: Option<&dyn Deltas>) -> Result<Rows> {
+        let mut x = ops.embed(&self.embed.weight, tokens, self.config.embed_scale)?; // [rows, hidden]
+        if let Some(deltas) = deltas {
+            x = deltas.embedded(ops, tokens, x, self.config.embed_scale.unwrap_or(1.0))?;
         }
-        ops.norm(&self.final_norm, &x)
+        match &self.embed_norm {
+            Some(norm) => ops.norm(norm, &x),
+            None => Ok(x),
+        }
+    }
+
+    /// One layer of a pass. `inputs`: what its rows have of per-layer embeddings.
+    pub(crate) fn layer(
+        &self,
+        pass: &Pass<'_>,
+        index: usize,
+        x: Rows,
+        inputs: Option<&Rows>,
+    ) -> Result<Rows> {
+        let all = Queries { step: &pass.step, rows: None, tables: pass.tables.clone() };
+        let some = pass.some.as_ref();
+        let some = some.map(|(step, tables)| Queries { step, rows: Some(pass.rows), tables: tables.clone() });
+        let (rows, queries) = match &some {
+            Some(some) if index == pass.last => (&all, some),
+            Some(some) if index > pass.last => (some, some),
+            _ => (&all, &all),
+        };
+        let project = Projector { ops: pass.ops, layer: index, deltas: pass.deltas };
+        let rows = LayerRows { all: rows, queries, inputs };
+        self.block(&self.layers[index], x, &project, rows, pass.cache)
+    }
+
+    /// The norm behind the last layer.
+    pub(crate) fn last_norm(&self, ops: &Ops, x: &Rows) -> Result<Rows> {
+        ops.norm(&self.final_norm, x)
     }
 
     /// The rotations of each of the config's ropes.
-    fn tables(&self, step: &Step) -> Result<Vec<RopeTable>> {
-        let table = |(frequencies, scale): &(Vec<f32>, f32)| {
-            self.ops.rope_table(frequencies, *scale, &step.positions)
-        };
+    fn tables(&self, ops: &Ops, step: &Step) -> Result<Vec<RopeTable>> {
+        let table =
+            |(frequencies, scale): &(Vec<f32>, f32)| ops.rope_table(frequencies, *scale, &step.positions);
         self.frequencies.iter().map(table).collect()
     }
 
@@ -246,21 +320,31 @@ impl Decoder {
 
     /// The same, with what adapters change; also given: which rows of the step these are.
     pub fn head_with(&self, hidden: &Rows, deltas: Option<(&dyn Deltas, &[u32])>) -> Result<Rows> {
+        self.head_over(&self.ops, hidden, deltas)
+    }
+
+    /// The same, over any `Ops` that read this decoder's matrices.
+    pub(crate) fn head_over(
+        &self,
+        ops: &Ops,
+        hidden: &Rows,
+        deltas: Option<(&dyn Deltas, &[u32])>,
+    ) -> Result<Rows> {
         let scaled = match self.config.logit_scale {
             1.0 => None,
-            scale => Some(self.ops.scale_rows(hidden, &vec![scale; hidden.dims().0])?),
+            scale => Some(ops.scale_rows(hidden, &vec![scale; hidden.dims().0])?),
         };
         let (linear, hidden) = (self.head_linear(), scaled.as_ref().unwrap_or(hidden));
         let logits = match deltas {
-            None => self.ops.linear(linear, hidden)?,
+            None => ops.linear(linear, hidden)?,
             Some((deltas, rows)) => {
                 let terms = deltas.terms(ProjectionId::HEAD, Some(rows));
-                let logits = self.ops.linear(Projection { linear, terms: &terms }, hidden)?;
-                deltas.predicted(&self.ops, rows, hidden, logits)?
+                let logits = ops.linear(Projection { linear, terms: &terms }, hidden)?;
+                deltas.predicted(ops, rows, hidden, logits)?
             }
         };
         match self.config.logit_cap {
-            Some(cap) => self.ops.soft_cap(logits, cap),
+            Some(cap) => ops.soft_cap(logits, cap),
             None => Ok(logits),
         }
     }
@@ -274,7 +358,7 @@ impl Decoder {
         LayerRows { all, queries, inputs }: LayerRows<'_>,
         cache: &KvCache,
     ) -> Result<Rows> {
-        let ops = &self.ops;
+        let ops = project.ops;
         let normed = layer.before_mixer.as_ref().map(|norm| ops.norm(norm, &x)).transpose()?;
         let input = normed.as_ref().unwrap_or(&x);
         let wanted = queries.rows.filter(|_| all.rows.is_none());

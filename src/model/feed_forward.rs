@@ -49,6 +49,17 @@ impl FeedForward {
         }
     }
 
+    /// What no gradient passes yet, if something is.
+    pub fn untrainable(&self) -> Option<&'static str> {
+        match self {
+            FeedForward::Dense(dense) if dense.activation == Activation::ClampedSwiglu => {
+                Some("clamped gates")
+            }
+            FeedForward::Dense(_) => None,
+            FeedForward::Experts(_) | FeedForward::Beside(_) => Some("experts"),
+        }
+    }
+
     pub fn projections(&self) -> Vec<Named<'_>> {
         match self {
             FeedForward::Dense(dense) => dense.projections(),

@@ -115,7 +115,9 @@ impl Identity {
         Ok(sum.finalize().into())
     }
 
-    fn check_files(&self) -> Result<()> {
+    /// # Errors
+    /// `ModelFile` if a file has changed or gone since it was loaded.
+    pub fn check_files(&self) -> Result<()> {
         for (path, loaded) in &self.files {
             if !loaded.is_still(&Stamp::of(path)?) {
                 return Err(Error::model_file(format!("{} has changed since it was loaded", path.display())));

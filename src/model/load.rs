@@ -238,6 +238,7 @@ impl Request {
         }
         Ok(Model {
             name: located.name.clone(),
+            path: located.path.clone(),
             revision: located.revision.clone(),
             identity,
             context_length,

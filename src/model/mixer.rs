@@ -135,6 +135,16 @@ impl Mixer {
         }
     }
 
+    /// What no gradient passes yet, if something is.
+    pub fn untrainable(&self) -> Option<&'static str> {
+        match self {
+            Mixer::Attention(attention) => attention.untrainable(),
+            Mixer::Latent(_) => Some("latent attention"),
+            Mixer::ShortConv(_) => Some("short convolutions"),
+            Mixer::DeltaNet(_) | Mixer::Mamba2(_) | Mixer::AttentionAndMamba2(..) => Some("recurrent layers"),
+        }
+    }
+
     pub fn projections(&self) -> Vec<Named<'_>> {
         match self {
             Mixer::Attention(attention) => attention.projections(),

@@ -24,6 +24,7 @@ pub mod projection;
 mod short_conv;
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
@@ -32,6 +33,7 @@ pub use self::decoder::Decoder;
 pub use self::embedding::Embedding;
 use self::fingerprint::Identity;
 pub use self::load::LoadOptions;
+pub use self::projection::ProjectionId;
 use crate::config::Config;
 use crate::config::generation::Generation;
 use crate::device::Placement;
@@ -43,6 +45,7 @@ use crate::text::tokenizer::Tokenizer;
 /// A model in memory. Immutable; shared by all who loaded the same files with the same options.
 pub struct Model {
     name: String,
+    path: PathBuf,
     revision: Option<String>,
     identity: Identity,
     context_length: usize,
@@ -103,6 +106,19 @@ impl Model {
     /// How the model was asked for: "org/name", a file's name, or what the caller calls it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The folder or file that it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// That the files of the weights are still those that were loaded.
+    ///
+    /// # Errors
+    /// `ModelFile` naming one that is not.
+    pub fn check_files(&self) -> Result<()> {
+        self.identity.check_files()
     }
 
     /// The commit of the hub, or what the caller says.

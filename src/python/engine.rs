@@ -16,6 +16,7 @@ use super::generation::PyGeneration;
 use super::load::watched;
 use super::model::{PyModel, PyPrompt};
 use super::sampler::{Callables, PySampler, read_fields};
+use super::train::PyTraining;
 use super::waker::PyWaker;
 use super::{door, load};
 use crate::constrain::Constraint;
@@ -32,14 +33,14 @@ pub struct PyEngine {
 }
 
 /// A prompt, read from Python.
-enum OwnedPrompt {
+pub(super) enum OwnedPrompt {
     Text(String),
     Ids(Vec<u32>),
     Chat(Py<PyPrompt>),
 }
 
 impl OwnedPrompt {
-    fn read(prompt: &Bound<'_, PyAny>) -> PyResult<Self> {
+    pub(super) fn read(prompt: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(prompt) = prompt.cast::<PyPrompt>() {
             return Ok(OwnedPrompt::Chat(prompt.clone().unbind()));
         }
@@ -190,6 +191,16 @@ impl PyEngine {
     /// Takes a name away; who holds the adapter may go on with it.
     fn unload_adapter(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         self.lm.adapters().remove(name).map_err(|error| to_python(py, &error))
+    }
+
+    /// Starts to train an adapter on rows as (ids, ranges of trained ids).
+    fn train(
+        &self,
+        py: Python<'_>,
+        examples: Vec<(Vec<u32>, Vec<(usize, usize)>)>,
+        options: &Bound<'_, PyDict>,
+    ) -> PyResult<PyTraining> {
+        PyTraining::start(py, &self.lm, examples, options)
     }
 
     /// The logits of every position: float32 `[len(ids), vocab]`.

@@ -13,6 +13,7 @@ mod generation;
 mod load;
 mod model;
 mod sampler;
+mod train;
 mod waker;
 
 use pyo3::prelude::*;
@@ -28,6 +29,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<adapter::PyAdapter>()?;
     module.add_class::<generation::PyGeneration>()?;
     module.add_class::<sampler::PySampler>()?;
+    module.add_class::<train::PyTraining>()?;
     module.add_class::<waker::PyWaker>()?;
     module.add_function(wrap_pyfunction!(features, module)?)?;
     module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;

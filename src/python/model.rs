@@ -7,9 +7,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt};
 use serde_json::json;
 
+use super::engine::OwnedPrompt;
 use super::errors::to_python;
 use super::{convert, door, load, sampler};
 use crate::config::LayerConfig;
+use crate::lm::AsPrompt;
 use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
 use crate::sample::SamplerFields;
 use crate::text::chat::{check_messages, plain};
@@ -248,6 +250,27 @@ impl PyModel {
         let chat = Chat { messages: &messages, tools: tools.as_ref(), arguments: &arguments };
         let prompt = door::detached(py, || self.0.render(&chat))?;
         Ok(PyPrompt { model: self.0.clone(), prompt })
+    }
+
+    /// The ids of a prompt.
+    fn prompt_ids(&self, py: Python<'_>, prompt: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        let prompt = OwnedPrompt::read(prompt)?;
+        door::detached(py, || self.0.prompt_ids(&prompt.prompt()))
+    }
+
+    /// The ids of a text where it continues a prompt.
+    fn continuation_ids(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        text: String,
+    ) -> PyResult<Vec<u32>> {
+        let prompt = OwnedPrompt::read(prompt)?;
+        door::detached(py, || {
+            let prompt = prompt.prompt();
+            let ids = self.0.prompt_ids(&prompt)?;
+            Ok(self.0.continuation_ids(&prompt, &ids, &[text])?.concat())
+        })
     }
 
     /// The variables that the chat template reads; None without one.

@@ -25,11 +25,11 @@ pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// What an absent key means.
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=65_536;
 const MAX_DIMS: u32 = 4;
 /// The id of f64, which is no [`WeightType`]: it becomes f32.
-const F64: u32 = 28;
+pub(super) const F64: u32 = 28;
 /// The fewest bytes of a tensor's entry: an empty name, no dimensions, type and offset.
 const LEAST_TENSOR: usize = 8 + 4 + 4 + 8;
 
@@ -74,6 +74,18 @@ impl Gguf {
             _ => Ok(Gguf { metadata, weights }),
         }
     }
+}
+
+/// The metadata of a file as it is encoded: each key with the bytes of key and value.
+///
+/// # Errors
+/// As [`Gguf::open`].
+pub fn encoded_pairs(bytes: &[u8]) -> Result<Vec<(&str, &[u8])>> {
+    let mut reader = Reader::new(bytes);
+    check_version(&mut reader)?;
+    reader.u64("the number of tensors")?;
+    let count = reader.u64("the number of metadata keys")?;
+    metadata::encoded(&mut reader, count, bytes)
 }
 
 /// One file, read and checked.

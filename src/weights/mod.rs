@@ -17,6 +17,7 @@ pub mod names;
 mod packed;
 pub mod quantize;
 pub mod safetensors;
+pub mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub use self::bytes::Bytes;
 pub use self::dtype::WeightType;
 pub use self::gguf::{Gguf, Metadata};
 use self::packed::Beside;
+use self::write::StoredType;
 use crate::error::{Context, Error, Result, quoted};
 
 /// One tensor, as it is stored.
@@ -280,6 +282,25 @@ impl Weights {
                 path.display()
             ))),
         }
+    }
+
+    /// How a tensor is stored, its shape, and its bytes as they are; also of one whose type is not read, if its
+    /// size is known.
+    ///
+    /// # Errors
+    /// `ModelFile` when there is none of that name; `UnsupportedModel` naming a type whose size is not known.
+    pub fn as_stored(&self, name: &str) -> Result<(StoredType, &[usize], Bytes)> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (path, bytes) = self.files.get(entry.file).ok_or_else(|| self.missing(name))?;
+        let dtype = match &entry.stored {
+            Stored::Read(dtype) => StoredType::Weights(*dtype),
+            Stored::F64 => StoredType::Other("F64".into()),
+            Stored::Other(stored) if entry.range.is_empty() && !entry.shape.contains(&0) => {
+                return Err(self.unsupported(name, stored).context(path.display()));
+            }
+            Stored::Other(stored) => StoredType::Other(stored.clone()),
+        };
+        Ok((dtype, &entry.shape, bytes.slice(entry.range.clone()).context(path.display())?))
     }
 
     fn missing(&self, name: &str) -> Error {

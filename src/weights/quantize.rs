@@ -60,6 +60,11 @@ pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result
     })
 }
 
+/// What a matrix with rows of `k` becomes where `to` is asked for; `None`: it stays as it is.
+pub fn made(to: WeightType, k: usize) -> Option<WeightType> {
+    Some(fitting(to, k)).filter(|to| k > 0 && k.is_multiple_of(to.block_len()))
+}
+
 /// `to`, or what stands in for it in rows of `k` weights.
 fn fitting(to: WeightType, k: usize) -> WeightType {
     if k.is_multiple_of(to.block_len()) {

@@ -10,6 +10,7 @@ pub fn golden(name: &str) -> PathBuf {
 
 /// A real model's file in the folder `TALLOW_TEST_MODELS`, which `make test` fills. Without the folder the
 /// test is skipped by hand and fails in CI.
+#[allow(dead_code)]
 pub fn real_model(file: &str) -> Option<PathBuf> {
     let Some(folder) = std::env::var_os("TALLOW_TEST_MODELS") else {
         assert!(std::env::var_os("CI").is_none(), "TALLOW_TEST_MODELS must be set in CI");

@@ -126,7 +126,7 @@ _PYTHONS = ("with_traceback", "add_note")
 def public() -> dict[str, Any]:
     """What ``tallow`` offers, and the members of its classes."""
     found: dict[str, Any] = {}
-    for name in (*tallow.__all__, "LM", "Embed", "Judge"):
+    for name in (*tallow.__all__, "LM", "Embed", "Judge", "Provider"):
         found[name] = thing = getattr(tallow, name)
         members = vars(thing) if isinstance(thing, type) else {}
         own = [key for key in members if key == "__call__" or (key[0] != "_" and key not in _PYTHONS)]

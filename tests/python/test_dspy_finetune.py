@@ -7,6 +7,7 @@ train for real.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import re
@@ -91,15 +92,11 @@ class Steered:
     rows: list[Any]
     options: dict[str, Any]
     ended: threading.Event = field(default_factory=threading.Event)
+    history: list[Any] = field(default_factory=list)
     cancelled: bool = False
 
     def result(self, timeout: float | None = None) -> tallow.Adapter:
-        self.world.running += 1
-        self.world.most = max(self.world.most, self.world.running)
-        try:
-            assert self.ended.wait(30), "nobody ended the training"
-        finally:
-            self.world.running -= 1
+        assert self.ended.wait(30), "nobody ended the training"
         if self.cancelled:
             raise tallow.Cancelled("the training was cancelled")
         if self.world.failure is not None:
@@ -123,8 +120,6 @@ class World:
     at_once: bool = True
     failure: BaseException | None = None
     made: int = 0
-    running: int = 0
-    most: int = 0
 
     def train(self, model: tallow.Model, rows: list[Any], **options: Any) -> Steered:
         training = Steered(self, model, rows, options)
@@ -208,7 +203,6 @@ def test_predictors_together_or_one_by_one(world, lm, multitask):
         program, trainset=EXAMPLES
     )
     assert [len(training.rows) for training in world.trainings] == ([12] if multitask else [6, 6])
-    assert world.most == 1, "trainings of one model run one after another"
     assert len({predictor.lm.model for predictor in program.predictors()}) == (1 if multitask else 2)
 
 
@@ -285,12 +279,13 @@ def test_programs_of_others_are_left_alone(lm):
 def test_the_life_of_a_job(world, lm):
     world.at_once = False
     first, second = started(lm), started(lm)
-    until(lambda: first.status() == TrainingStatus.running)
-    assert second.status() == TrainingStatus.pending and second.training is None
+    until(lambda: first.training and second.training)
+    assert second.status() == TrainingStatus.pending, "it may wait for its turn"
+    first.training.history.append("a step")
+    assert first.status() == TrainingStatus.running
     first.training.ended.set()
     one = first.result(20).adapter
     assert first.status() == TrainingStatus.succeeded and first.exception() is None
-    until(lambda: second.training is not None)
     second.training.ended.set()
     assert second.result(20).adapter not in (one, None)
     for job in (first, second):
@@ -300,23 +295,33 @@ def test_the_life_of_a_job(world, lm):
 
 def test_cancel(world, lm):
     world.at_once = False
-    running, waiting = started(lm), started(lm)
-    until(lambda: running.training is not None)
-    assert waiting.cancel() and running.cancel()
-    for job in (running, waiting):
-        with pytest.raises(CancelledError):
-            job.result(20)
-        job.thread.join(20)
-        assert job.status() == TrainingStatus.cancelled
-    assert len(world.trainings) == 1 and running.training.cancelled, "one never began, the other has ended"
-    world.at_once = True
-    assert started(lm).result(20).adapter, "the next one has its turn"
+    job = started(lm)
+    until(lambda: job.training is not None)
+    assert job.cancel()
+    with pytest.raises(CancelledError):
+        job.result(20)
+    job.thread.join(20)
+    assert job.status() == TrainingStatus.cancelled and job.training.cancelled and not job.thread.is_alive()
+
+
+def test_cancelled_before_it_has_read_its_rows(world, lm, monkeypatch):
+    world.at_once = False
+    reading, go_on = threading.Event(), threading.Event()
+    rows = tallow.dspy.provider._rows
+    monkeypatch.setattr(
+        tallow.dspy.provider, "_rows", lambda *given: (reading.set(), go_on.wait(20), rows(*given))[2]
+    )
+    job = started(lm)
+    assert reading.wait(20) and job.cancel()
+    go_on.set()
+    job.thread.join(20)
+    assert not job.thread.is_alive() and all(training.cancelled for training in world.trainings)
 
 
 def test_ctrl_c_ends_what_waits_too(world, lm, monkeypatch):
     world.at_once = False
     running, waiting = started(lm), started(lm)
-    until(lambda: running.training is not None)
+    until(lambda: running.training and waiting.training)
 
     def interrupted(self, timeout=None):
         raise KeyboardInterrupt
@@ -623,6 +628,25 @@ def test_an_adapter_in_memory_is_not_saved(lm, one, tmp_path, monkeypatch):
     monkeypatch.setattr(tallow.Adapter, "path", None)
     with pytest.raises(tallow.InvalidRequestError, match=r"adapter\.save"):
         ready(lm.copy(adapter="one")).save(tmp_path / "program.json")
+
+
+def test_many_threads_and_tasks(lm, one):
+    """Base and tuned at once: each answers as it does alone."""
+    programs = [ready(lm), ready(lm.copy(adapter=one))]
+    alone = [[program(message=f"Message {at}").team for at in range(8)] for program in programs]
+
+    async def together():
+        calls = [dspy.asyncify(program)(message=f"Message {at}") for program in programs for at in range(8)]
+        return [found.team for found in await asyncio.gather(*calls)]
+
+    assert asyncio.run(together()) == alone[0] + alone[1]
+    pairs = [
+        (program, dspy.Example(message=f"Message {at}").with_inputs("message"))
+        for program in programs
+        for at in range(8)
+    ]
+    found = dspy.Parallel(num_threads=8, disable_progress_bar=True)(pairs)
+    assert [one.team for one in found] == alone[0] + alone[1]
 
 
 # Rows

@@ -29,4 +29,4 @@ def test_quickstart_has_help():
 
 
 def test_there_is_something_to_test():
-    assert len(EXAMPLES) >= 7
+    assert len(EXAMPLES) >= 10

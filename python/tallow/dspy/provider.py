@@ -14,9 +14,8 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dspy.clients import provider as theirs  # type: ignore[import-untyped]
@@ -27,22 +26,20 @@ from dspy.clients.utils_finetune import (  # type: ignore[import-untyped]
 )
 
 from .. import _log, arguments
+from .. import rows as rows_
 from ..adapter import Adapter
-from ..errors import Cancelled, Error, InvalidRequestError
+from ..errors import Error, InvalidRequestError
 from ..model import Model
 from . import adapted, train_kwargs
 
 if TYPE_CHECKING:
     from ..training import Training
 
-#: Seconds between two looks at whether a job that waits for its turn was cancelled.
-_LOOK = 0.1
-
 
 class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
     """A training that DSPy has started: a future of the tuned LM.
 
-    ``training`` is the ``tallow.Training`` behind it, once its turn has come: iterate that for progress.
+    ``training`` is the ``Training`` behind it, once its rows are read: iterate that for progress.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,12 +51,13 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         _jobs.add(self)
 
     def status(self) -> TrainingStatus:
-        """As DSPy names it; "pending" is waiting for another training of the same model."""
+        """As DSPy names it; "running" has made a step, and "pending" may wait for another training of the
+        same model."""
         if self.cancelled():
             return TrainingStatus.cancelled
         if self.done():
             return TrainingStatus.failed if self.exception() else TrainingStatus.succeeded
-        if self.training is not None:
+        if self.training is not None and self.training.history:
             return TrainingStatus.running
         started = self.thread is not None and self.thread.ident is not None
         return TrainingStatus.pending if started else TrainingStatus.not_started
@@ -73,8 +71,9 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         return cancelled
 
     def result(self, timeout: float | None = None) -> Any:
-        """The tuned LM, or what failed is raised. Ctrl-C while waiting ends this training, and with it those
-        of the same model that this thread has started and that wait for their turn."""
+        """The tuned LM, or what failed is raised; after ``timeout`` seconds TimeoutError. Ctrl-C while
+        waiting ends this training, and those of the same model that this thread has started and that wait
+        for their turn."""
         try:
             return super().result(timeout)
         except KeyboardInterrupt:
@@ -84,8 +83,8 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
             raise
 
     def set_result(self, result: Any) -> None:
-        """DSPy sets what failed as a result, and sets it again if that fails; here it is an exception, and a
-        job that was cancelled stays so."""
+        """DSPy sets what failed as the ``result``, and sets it again if that fails; here it is an exception,
+        and a job that was cancelled stays so."""
         if self.cancelled():
             return
         if isinstance(result, BaseException):
@@ -93,7 +92,7 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         else:
             super().set_result(result)
 
-    def follow(self, training: Training) -> Adapter:
+    def _follow(self, training: Training) -> Adapter:
         """Waits for the training; its adapter."""
         self.training = training
         if self.cancelled():  # before there was a training to tell
@@ -106,8 +105,8 @@ _jobs: weakref.WeakSet[TrainingJob] = weakref.WeakSet()
 
 
 class Provider(theirs.Provider):  # type: ignore[misc]
-    """Trains adapters for a Model in this process. ``tallow.LM`` makes its own, so nobody has to; ``model``
-    is the one of the LM."""
+    """Trains adapters for ``model`` in this process, for DSPy. ``tallow.LM`` makes its own, so nobody has
+    to."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -118,14 +117,14 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         self.TrainingJob = TrainingJob
 
     def launch(self, lm: Any, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Starts the engine, if it does not run."""
+        """Starts the engine of ``lm``, if it does not run. There are no ``launch_kwargs``."""
         if launch_kwargs:
             raise InvalidRequestError("launch_kwargs are for a server, and there is none; leave them out")
         self.model._shared.engine()
 
     def kill(self, lm: Any, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Nothing: DSPy kills an LM before it trains it and after it has tuned it, and its copies answer by
-        the same engine. ``lm.close()`` ends that."""
+        """Nothing, whatever the ``launch_kwargs``: DSPy kills an ``lm`` before it trains it and after it has
+        tuned it, and its copies answer by the same engine. ``lm.close()`` ends that."""
 
     def finetune(
         self,
@@ -135,11 +134,12 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         train_data_format: TrainDataFormat | str | None,
         train_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Trains, and returns the model string of the LM that answers with the new adapter."""
+        """Trains what the string ``model`` names on ``train_data`` (rows, in the ``train_data_format``), with
+        the settings in ``train_kwargs``; returns the string of the LM that answers with the new adapter.
+        ``job`` is told of it."""
         job.of = self.model
         try:
-            with _turn(self.model, job):
-                return self._trained(job, model, train_data, train_data_format, train_kwargs or {})
+            return self._trained(job, model, train_data, train_data_format, train_kwargs or {})
         except Exception:
             raise
         except BaseException as error:  # DSPy's thread would die of it, and whoever waits would wait for ever
@@ -163,34 +163,9 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         options = {**read.options}
         if options.get("output") is None:
             options["output"] = _new_folder(self.model)
-        adapter = job.follow(self.model.train(rows, **options))
+        adapter = job._follow(self.model.train(rows, **options))
         _log.info("adapter %r is in %s", adapter.name, options["output"])
         return adapted.model_string(self.model, adapter, cached=self.model._shared.exact)
-
-
-# One after another
-
-_turns: weakref.WeakKeyDictionary[Model, threading.Lock] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-@contextmanager
-def _turn(model: Model, job: TrainingJob) -> Iterator[None]:
-    """One training of a model at a time, for DSPy starts them all at once: together they would take longer,
-    and each its memory."""
-    with _lock:
-        turn = _turns.setdefault(model, threading.Lock())
-    while not turn.acquire(timeout=_LOOK):
-        if job.cancelled():
-            break
-    else:
-        try:
-            if not job.cancelled():
-                yield
-                return
-        finally:
-            turn.release()
-    raise Cancelled("the training was cancelled before its turn came")
 
 
 # Rows
@@ -223,17 +198,12 @@ def _check_lengths(model: Model, rows: list[dict[str, Any]], read: train_kwargs.
     """Other trainers cut a row at the length; here that length must change nothing."""
     if read.longest is None or read.longest >= model.context_length:
         return
-    for at, row in enumerate(rows):
-        if "messages" in row:
-            text = model.render(row["messages"], add_generation_prompt=False)
-        else:
-            text = row["prompt"] + row["completion"]
-        length = len(model.tokenize(text, special=True))
-        if length > read.longest:
-            raise InvalidRequestError(
-                f"row {at} has {length} tokens, and max_seq_length is {read.longest}; rows are never cut: "
-                "leave max_seq_length out, or the row"
-            )
+    longest = max(len(ids) for ids, _ in rows_.prepared(model._native, rows, too_long="skip").examples)
+    if longest > read.longest:
+        raise InvalidRequestError(
+            f"a row has {longest} tokens, and max_seq_length is {read.longest}; rows are never cut: leave "
+            "max_seq_length out, or the row"
+        )
 
 
 def _new_folder(model: Model) -> str:

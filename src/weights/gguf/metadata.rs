@@ -304,6 +304,23 @@ pub(super) fn read(reader: &mut Reader, count: u64) -> Result<Metadata> {
     Ok(metadata)
 }
 
+/// Each of `count` pairs as it stands in `bytes`, which the reader reads.
+pub(super) fn encoded<'a>(
+    reader: &mut Reader<'a>,
+    count: u64,
+    bytes: &'a [u8],
+) -> Result<Vec<(&'a str, &'a [u8])>> {
+    let mut pairs = Vec::new();
+    for _ in 0..count {
+        let start = reader.position();
+        let key = reader.name("a metadata key")?;
+        let kind = reader.u32("a metadata type")?;
+        read_value(reader, kind)?;
+        pairs.push((key, bytes.get(start..reader.position()).unwrap_or_default()));
+    }
+    Ok(pairs)
+}
+
 fn unknown_type(reader: &Reader, kind: u32) -> Error {
     reader.error(format!("{kind} is not a metadata value type (they are 0 to 12)"))
 }
