@@ -192,7 +192,7 @@ impl Lm {
             precision: options.precision,
             train_memory: options.train_memory,
         };
-        let base = model.name().to_string();
+        let (base, family) = (model.name().to_string(), model.config().family.clone());
         let job = Job {
             examples,
             options,
@@ -201,7 +201,9 @@ impl Lm {
             trainable,
             vocabulary: model.vocab_size(),
             key: Arc::as_ptr(&decoder) as usize,
-            write_adapter: Box::new(move |folder, params| train::adapter::write(folder, params, &base)),
+            write_adapter: Box::new(move |folder, params| {
+                train::adapter::write(folder, params, &base, &family)
+            }),
         };
         let make = move || Ok(Box::new(Trainer::new(decoder, &step)?) as Box<dyn Compute>);
         let lm = self.clone();
