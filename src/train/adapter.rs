@@ -34,12 +34,11 @@ fn module(trained: &LoraModule) -> Module {
     module
 }
 
-/// Writes the adapter into a folder, as peft has it. `family`: of the base, whose modules have the names of
-/// transformers there.
+/// Writes the adapter into a folder, as peft has it. `family` says how its modules are called.
 ///
 /// # Errors
-/// As [`lora::write_peft`].
-pub fn write(folder: &Path, params: &LoraParams, base: &str, family: &str) -> Result<()> {
+/// `ModelFile` if it cannot be written.
+pub fn write(folder: &Path, params: &LoraParams, family: &str, base: &str) -> Result<()> {
     let modules: Vec<Module> = params.modules.iter().map(module).collect();
     lora::write_peft(folder, &WriteAdapter { family, base: Some(base), modules: &modules })
 }

@@ -720,3 +720,87 @@ def test_bootstrap_finetune_with_json(world, student):
         assert student(message="Hello").team in ("kitchen", "rooms")
     answer = world.trainings[0].rows[0]["messages"][-1]["content"]
     assert set(json.loads(answer)) == {"team"}
+
+
+# Trainings that are real, of a model so small that they take a second
+
+QUICK = {"num_train_epochs": 8, "learning_rate": 0.02, "rank": 4}
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("DSPY_FINETUNEDIR", str(tmp_path / "finetune"))
+    return tmp_path / "finetune"
+
+
+@pytest.fixture
+def task(lm):
+    """A teacher that can only answer what the model itself answers seldom, messages, and the metric that
+    accepts that."""
+    examples = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(24)]
+    own = [ready(lm)(message=example.message).team for example in examples]
+    seldom = min(("kitchen", "rooms"), key=own.count)
+
+    answer = f"[[ ## team ## ]]\n{seldom}\n\n[[ ## completed ## ]]"
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
+        return prediction.team == seldom
+
+    return ready(lm.copy(choices=[answer])), examples, metric
+
+
+def share(program: Any, examples: Any, metric: Any) -> float:
+    return dspy.Evaluate(devset=examples, metric=metric, num_threads=8, display_progress=False)(program).score
+
+
+def test_it_learns_what_the_metric_accepts(kept, lm, student, task):
+    teacher, examples, metric = task
+    before = share(student, examples, metric)
+    optimizer = dspy.BootstrapFinetune(metric=metric, num_threads=8, train_kwargs=QUICK)
+    optimizer.compile(student, trainset=examples, teacher=teacher)
+    assert before < 60 and share(student, examples, metric) > 90
+    assert share(ready(lm), examples, metric) == before, "the model is as it was"
+    student.save(kept / "program.json")
+    again = loaded(kept / "program.json")
+    assert again.lm.adapter == student.lm.adapter and share(again, examples, metric) > 90
+    assert Path(student.lm.adapter.path).parent == kept
+
+
+def test_better_together_learns(kept, student, task):
+    teacher, examples, metric = task
+    optimizer = dspy.BetterTogether(
+        metric=metric,
+        p=dspy.BootstrapFewShot(metric=metric, max_labeled_demos=0, max_bootstrapped_demos=1),
+        w=dspy.BootstrapFinetune(metric=metric, num_threads=8, train_kwargs=QUICK),
+    )
+    before = share(student, examples, metric)
+    best = optimizer.compile(
+        student,
+        trainset=examples,
+        valset=examples,
+        strategy="w -> p",
+        num_threads=8,
+        # DSPy hands a teacher= on as a list, which BootstrapFewShot does not take.
+        optimizer_compile_args={"w": {"teacher": teacher}},
+    )
+    assert not best.flag_compilation_error_occurred
+    assert best.candidate_programs[0]["score"] > 90 > 60 > before
+    assert share(best, examples, metric) > 90
+
+
+def test_a_real_training_is_cancelled(kept, lm):
+    job = started(lm, [ROW] * 50, epochs=10_000)
+    until(lambda: job.status() == TrainingStatus.running)
+    began = time.monotonic()
+    assert job.cancel()
+    job.thread.join(20)
+    assert not job.thread.is_alive() and time.monotonic() - began < 10
+    assert lm("hello", max_tokens=2) and not lm.engine.model.adapters()
+
+
+def test_what_training_refuses_is_told(kept, lm):
+    with pytest.raises(tallow.InvalidRequestError, match="rank"):
+        started(lm, rank=10_000).result(60)
+    empty = {"messages": [ROW["messages"][0], {"role": "assistant", "content": ""}]}
+    with pytest.raises(tallow.InvalidRequestError, match=r"rows\[0\]"):
+        started(lm, [empty]).result(60)
