@@ -740,7 +740,7 @@ def kept(monkeypatch, tmp_path):
 def task(lm):
     """A teacher that can only answer what the model itself answers seldom, messages, and the metric that
     accepts that."""
-    examples = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(24)]
+    examples = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(16)]
     own = [ready(lm)(message=example.message).team for example in examples]
     seldom = min(("kitchen", "rooms"), key=own.count)
 
