@@ -11,6 +11,9 @@ import asyncio
 import copy
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -720,3 +723,129 @@ def test_bootstrap_finetune_with_json(world, student):
         assert student(message="Hello").team in ("kitchen", "rooms")
     answer = world.trainings[0].rows[0]["messages"][-1]["content"]
     assert set(json.loads(answer)) == {"team"}
+
+
+# Trainings that are real, of a model so small that they take a second
+
+QUICK = {"num_train_epochs": 8, "learning_rate": 0.02, "rank": 4}
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("DSPY_FINETUNEDIR", str(tmp_path / "finetune"))
+    return tmp_path / "finetune"
+
+
+@pytest.fixture
+def task(lm):
+    """A teacher that can only answer what the model itself answers seldom, messages, and the metric that
+    accepts that."""
+    examples = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(16)]
+    own = [ready(lm)(message=example.message).team for example in examples]
+    seldom = min(("kitchen", "rooms"), key=own.count)
+
+    answer = f"[[ ## team ## ]]\n{seldom}\n\n[[ ## completed ## ]]"
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
+        return prediction.team == seldom
+
+    return ready(lm.copy(choices=[answer])), examples, metric
+
+
+def share(program: Any, examples: Any, metric: Any) -> float:
+    return dspy.Evaluate(devset=examples, metric=metric, num_threads=8, display_progress=False)(program).score
+
+
+def test_it_learns_what_the_metric_accepts(kept, lm, student, task):
+    teacher, examples, metric = task
+    before = share(student, examples, metric)
+    optimizer = dspy.BootstrapFinetune(metric=metric, num_threads=8, train_kwargs=QUICK)
+    optimizer.compile(student, trainset=examples, teacher=teacher)
+    assert before < 60 and share(student, examples, metric) > 90
+    assert share(ready(lm), examples, metric) == before, "the model is as it was"
+    student.save(kept / "program.json")
+    again = loaded(kept / "program.json")
+    assert again.lm.adapter == student.lm.adapter and share(again, examples, metric) > 90
+    assert Path(student.lm.adapter.path).parent == kept
+
+
+def test_better_together_learns(kept, student, task):
+    teacher, examples, metric = task
+    optimizer = dspy.BetterTogether(
+        metric=metric,
+        p=dspy.BootstrapFewShot(metric=metric, max_labeled_demos=0, max_bootstrapped_demos=1),
+        w=dspy.BootstrapFinetune(metric=metric, num_threads=8, train_kwargs=QUICK),
+    )
+    before = share(student, examples, metric)
+    best = optimizer.compile(
+        student,
+        trainset=examples,
+        valset=examples,
+        strategy="w -> p",
+        num_threads=8,
+        # DSPy hands a teacher= on as a list, which BootstrapFewShot does not take.
+        optimizer_compile_args={"w": {"teacher": teacher}},
+    )
+    assert not best.flag_compilation_error_occurred
+    assert best.candidate_programs[0]["score"] > 90 > 60 > before
+    assert share(best, examples, metric) > 90
+
+
+def test_a_real_training_is_cancelled(kept, lm):
+    job = started(lm, [ROW] * 50, epochs=10_000)
+    until(lambda: job.status() == TrainingStatus.running)
+    began = time.monotonic()
+    assert job.cancel()
+    job.thread.join(20)
+    assert not job.thread.is_alive() and time.monotonic() - began < 10
+    assert lm("hello", max_tokens=2) and not lm.engine.model.adapters()
+
+
+def test_what_training_refuses_is_told(kept, lm):
+    with pytest.raises(tallow.InvalidRequestError, match="rank"):
+        started(lm, rank=10_000).result(60)
+    empty = {"messages": [ROW["messages"][0], {"role": "assistant", "content": ""}]}
+    with pytest.raises(tallow.InvalidRequestError, match=r"rows\[0\]"):
+        started(lm, [empty]).result(60)
+
+
+STOPPED = """
+import sys, threading, time
+import dspy, tallow
+from typing import Literal
+
+class Sort(dspy.Signature):
+    message: str = dspy.InputField()
+    team: Literal["kitchen", "rooms"] = dspy.OutputField()
+
+lm = tallow.LM(sys.argv[1], max_tokens=60, cache=False, train_kwargs={"epochs": 100_000})
+program = dspy.Predict(Sort)
+program.set_lm(lm)
+
+def tell():
+    from tallow.dspy.provider import _jobs
+    while not any(job.status() == "running" for job in list(_jobs)):
+        time.sleep(0.01)
+    print("running", flush=True)
+
+threading.Thread(target=tell, daemon=True).start()
+trainset = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(8)]
+try:
+    dspy.BootstrapFinetune(metric=lambda *_: True).compile(program, trainset=trainset)
+except KeyboardInterrupt:
+    assert lm("hello", max_tokens=2)
+    print("stopped", flush=True)
+"""
+
+
+def test_ctrl_c_stops_the_optimizer_and_the_training(model, kept):
+    command = [sys.executable, "-c", STOPPED, model.to_state()["source"]]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while (line := child.stdout.readline()) != "running\n":
+            assert line or child.poll() is None, child.stderr.read()
+        child.send_signal(signal.SIGINT)
+        said, errors = child.communicate(timeout=30)
+        assert (said, child.returncode) == ("stopped\n", 0), errors
+    finally:
+        child.kill()
