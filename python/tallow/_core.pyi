@@ -15,6 +15,7 @@ __all__ = [
     "MAX_STOP_CHARS",
     "MAX_TOP_LOGPROBS",
     "SAMPLER_FIELDS",
+    "Adapter",
     "Cancelled",
     "ConstraintError",
     "ContextLengthError",
