@@ -18,8 +18,8 @@ use crate::engine::{
     Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
-use crate::hub::NoProgress;
-use crate::lora::{Adapter, AdapterLease, AdapterRegistry, hex};
+use crate::hub::{NoProgress, Progress};
+use crate::lora::{Adapter, AdapterLease, AdapterRegistry, MergeOptions, MergeReport, hex, save_merged};
 use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::preparer::Preparer;
@@ -222,6 +222,22 @@ impl Lm {
             None => train::adapter::file(&trained.params, "trained".into(), self.model.name()),
         };
         self.adapters.add(file, name, 1.0)
+    }
+
+    /// Writes the model with an adapter merged into it; see [`save_merged`].
+    ///
+    /// # Errors
+    /// What that says; `ModelFile` if the model's files have changed since it was loaded.
+    pub fn save_merged(
+        &self,
+        adapter: &Adapter,
+        path: &Path,
+        options: &MergeOptions,
+        progress: &dyn Progress,
+    ) -> Result<MergeReport> {
+        self.model.check_files()?;
+        let bound = self.adapters.bound(adapter)?;
+        save_merged(self.model.decoder(), self.model.path(), &bound, path, options, progress)
     }
 
     fn lease(&self, adapter: Option<&Adapter>) -> Result<Option<AdapterLease>> {
