@@ -22,7 +22,7 @@ use tallow::lora;
 use damage::damage;
 use random::Random;
 
-const ROUNDS: u64 = 3000;
+const ROUNDS: u64 = 1000;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapters")

@@ -58,7 +58,7 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 RESIZED = dict(at="bind", kind="unsupported", words=["resized", "70"])
 DEEPER = dict(at="bind", kind="unsupported", words=["layers.2.self_attn.q_proj", "no such module"])
 WIDER = dict(at="bind", kind="model_file", words=["made for another model"])
-NORMS = dict(kind="unsupported", words=["layernorm", "norms are not adapted"])
+NORMS = dict(kind="unsupported", words=["layernorm", "those are not adapted"])
 
 ROWS = [
     row("lora", "llama-mha", "all seven projections", r=4, lora_alpha=8, target_modules=ALL),

@@ -93,7 +93,8 @@ fn collect(weights: &Weights) -> Result<BTreeMap<String, Found>> {
     for key in weights.names() {
         let name = place::unwrapped(key);
         let role = ROLES.iter().find_map(|(end, role)| Some((name.strip_suffix(end)?, *role)));
-        let (module, role) = role.ok_or_else(|| stray(key))?;
+        let known = role.filter(|(module, _)| !module.contains(".lora_"));
+        let (module, role) = known.ok_or_else(|| stray(key))?;
         if let Some(other) = modules.entry(module.to_owned()).or_default().insert(role, key.to_owned()) {
             return Err(Error::model_file(format!(
                 "the tensors {} and {} are the same thing",

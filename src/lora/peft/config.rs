@@ -10,7 +10,7 @@ use crate::config::json::{self, shown};
 use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 
 /// The most memory that all patterns of a key take, in bytes. Some files name each module of a large model.
-const PATTERN_LIMIT: usize = 32 << 20;
+const PATTERN_LIMIT: usize = 8 << 20;
 
 /// What the configuration says of an adapter.
 pub(super) struct PeftConfig {
