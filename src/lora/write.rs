@@ -1,7 +1,7 @@
 //! Writes what was trained as a folder of peft, which peft, vLLM and llama.cpp's converter read.
 //!
-//! All numbers that they need are in the tensors and in `r` and `lora_alpha`, for not all of them look at more
-//! than these: where a module's rank is another, its B takes the difference of the scales.
+//! All numbers that they need are in the tensors and in `r` and `lora_alpha`, for not all of them look at
+//! more than these: where a module's rank is another, its B takes the difference of the scales.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -32,8 +32,8 @@ pub struct WriteAdapter<'a> {
 /// there.
 ///
 /// # Errors
-/// `UnsupportedModel` naming a module that is more than one pair of factors; `ModelFile` if the files cannot be
-/// written.
+/// `UnsupportedModel` naming a module that is more than one pair of factors; `ModelFile` if the files cannot
+/// be written.
 pub fn write_peft(folder: &Path, adapter: &WriteAdapter) -> Result<()> {
     let names = module_names(adapter.family).ok_or_else(|| {
         Error::internal(format!("there is no family {}, whose adapter is to be written", adapter.family))
