@@ -19,6 +19,7 @@ from typing import Any
 
 # Before DSPy is imported: nothing here reads the user's own cache or leaves anything there, adapters either.
 os.environ["DSPY_CACHEDIR"] = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tallow-finetune-{os.getpid()}")
+os.environ["DSPY_FINETUNEDIR"] = os.environ["DSPY_CACHEDIR"]
 os.environ["TQDM_DISABLE"] = "1"
 
 import dspy

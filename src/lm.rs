@@ -18,8 +18,10 @@ use crate::engine::{
     Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
-use crate::hub::NoProgress;
-use crate::lora::{self, Adapter, AdapterLease, AdapterRegistry, WriteAdapter, hex};
+use crate::hub::{NoProgress, Progress};
+use crate::lora::{
+    self, Adapter, AdapterLease, AdapterRegistry, MergeOptions, MergeReport, WriteAdapter, hex, save_merged,
+};
 use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::preparer::Preparer;
@@ -238,6 +240,22 @@ impl Lm {
         }
         let (family, base) = (&self.model.config().family, Some(self.model.name()));
         lora::write_peft(folder, &WriteAdapter { family, base, modules: &modules })
+    }
+
+    /// Writes the model with an adapter merged into it; see [`save_merged`].
+    ///
+    /// # Errors
+    /// What that says; `ModelFile` if the model's files have changed since it was loaded.
+    pub fn save_merged(
+        &self,
+        adapter: &Adapter,
+        path: &Path,
+        options: &MergeOptions,
+        progress: &dyn Progress,
+    ) -> Result<MergeReport> {
+        self.model.check_files()?;
+        let bound = self.adapters.bound(adapter)?;
+        save_merged(self.model.decoder(), self.model.path(), &bound, path, options, progress)
     }
 
     fn lease(&self, adapter: Option<&Adapter>) -> Result<Option<AdapterLease>> {

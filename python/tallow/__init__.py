@@ -30,6 +30,7 @@ from .errors import (
     Timeout,
     UnsupportedModelError,
 )
+from .merged import Merged, MergedTensor
 from .model import AsyncStream, Model, Stream
 from .results import Chunk, Completion, Score, Scores, Timings, TokenLogprob, Usage
 from .training import Training, TrainingStep
@@ -57,6 +58,8 @@ __all__ = [
     "Error",
     "HubError",
     "InvalidRequestError",
+    "Merged",
+    "MergedTensor",
     "Model",
     "ModelFileError",
     "OutOfMemoryError",

@@ -225,6 +225,16 @@ class Engine:
         scale: float = 1.0,
         progress: Callable[[str, int | None, int], object] | None = None,
     ) -> Adapter: ...
+    def save_merged(
+        self,
+        path: str | PathLike[str],
+        adapter: Adapter,
+        *,
+        dtype: str | None = None,
+        format: str | None = None,
+        force: bool = False,
+        progress: Callable[[str, int | None, int], object] | None = None,
+    ) -> dict[str, Any]: ...
     def adapters(self) -> list[Adapter]: ...
     def adapter(self, name: str) -> Adapter: ...
     def unload_adapter(self, name: str) -> None: ...

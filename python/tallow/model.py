@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import _core, _log, arguments, prompts, results, training, wheels
 from ._engines import EngineOptions, Shared, shared
 from .adapter import Adapter, chosen
+from .merged import Merged, merged
 from .progress import Report, reporter
 from .results import Chunk, Completion, Scores
 
@@ -683,6 +684,49 @@ class Model:
         holds it any more. Requests in work end with it."""
         name = adapter.name if isinstance(adapter, Adapter) else arguments.text("adapter", adapter)
         self._shared.engine().unload_adapter(name)
+
+    def save_merged(
+        self,
+        path: str | os.PathLike[str],
+        adapter: Adapter | str,
+        *,
+        dtype: str | None = None,
+        format: str | None = None,
+        force: bool = False,
+        progress: bool | Report = True,
+    ) -> Merged:
+        """Writes this model with ``adapter`` merged into its weights: a model of its own, for programs that
+        cannot use the adapter as it is. ``path`` is a new folder, or, where this model is a GGUF file, a new
+        ``.gguf`` file; nothing is overwritten.
+
+        - ``dtype``: "float32", "float16" or "bfloat16", of all matrices; in GGUF also a quantized type
+          ("q8_0"), of those that change. None: what changes is float16 where this model is quantized, else
+          as it is, and all else stays as it is, byte by byte.
+        - ``format``: "safetensors" or "gguf"; None is this model's own, which is the only one yet.
+        - ``force``: write less than 8 bits, where rounding takes most of what an adapter changes.
+        - ``progress`` as in Model.
+
+        The answer says of each tensor how far it moved, and how much of that rounding took (``lost``). Out
+        of a quantized model comes what its weights are as they are used, plus the change. A head that was
+        the embedding and no longer is becomes a tensor of its own.
+
+        UnsupportedModelError names what cannot be merged, though it can be used as it is.
+        """
+        where = arguments.path_text("path", path)
+        if adapter is None:
+            arguments.wrong_type("adapter", adapter, "an Adapter, or the name of one")
+        native = chosen(self, adapter)
+        assert native is not None
+        for name, value in (("dtype", dtype), ("format", format)):
+            if value is not None:
+                arguments.text(name, value)
+        arguments.boolean("force", force)
+        if not isinstance(progress, bool) and not callable(progress):
+            arguments.wrong_type("progress", progress, "True, False or a callable (what, total, done)")
+        report = self._shared.engine().save_merged(
+            where, native, dtype=dtype, format=format, force=force, progress=reporter(progress)
+        )
+        return merged(report)
 
     def close(self) -> None:
         """Ends the engine of this model and frees its cache; requests and trainings in work fail with

@@ -23,8 +23,8 @@ use crate::config::{Config, json};
 use crate::error::{Context, Error, Result};
 use crate::hub::{Bar, Progress};
 use crate::kernels::LowRank;
+use crate::model::Decoder;
 use crate::model::projection::ProjectionId;
-use crate::model::{Decoder, Model};
 use crate::small_file::staged;
 use crate::weights::gguf::encoded_pairs;
 use crate::weights::names::Part;
@@ -75,7 +75,7 @@ pub struct MergedTensor {
     pub lost: f64,
 }
 
-/// Writes the model with the adapter merged into it to `path`: a folder, or, where the base is GGUF, a file.
+/// Writes the model of `source`, which `decoder` was loaded from, with the adapter merged into it to `path`: a folder, or, where the base is GGUF, a file.
 /// Nothing is overwritten, and what is there appears whole.
 ///
 /// # Errors
@@ -83,16 +83,15 @@ pub struct MergedTensor {
 /// base that is not merged into, or changes that it has no place for; `ModelFile` if the base's files have
 /// changed, or these cannot be written; `Cancelled` when the progress says so.
 pub fn save_merged(
-    model: &Model,
+    decoder: &Decoder,
+    source: &Path,
     adapter: &BoundAdapter,
     path: &Path,
     options: &MergeOptions,
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
-    let source = model.path();
     let format = detect(source)?;
-    check(model, path, format, options)?;
-    model.check_files()?;
+    check(decoder, path, format, options)?;
     let weights = Weights::open(source)?;
     if let Some(packed) = weights.packed() {
         return Err(Error::unsupported(format!(
@@ -101,14 +100,14 @@ pub fn save_merged(
             source.display()
         )));
     }
-    let plan = Plan::new(model.decoder(), &weights, adapter, format, options)?;
+    let plan = Plan::new(decoder, &weights, adapter, format, options)?;
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| unwritten(parent, error))?;
     }
     let staged = Staged(staged(path));
     let bar = Bar::start(progress, "merging", Some(plan.bytes()));
     let sums = RefCell::new(HashMap::new());
-    let threads = model.decoder().ops().threads();
+    let threads = decoder.ops().threads();
     let mut fill = |planned: &Planned, out: &mut dyn Write| {
         let target = &plan.targets[&planned.name];
         let mut put = |bytes: &[u8]| {
@@ -141,7 +140,7 @@ pub fn save_merged(
 }
 
 /// What can be said before anything is read.
-fn check(model: &Model, path: &Path, format: Format, options: &MergeOptions) -> Result<()> {
+fn check(decoder: &Decoder, path: &Path, format: Format, options: &MergeOptions) -> Result<()> {
     if options.format.is_some_and(|wanted| wanted != format) {
         return Err(Error::unsupported(match format {
             Format::Gguf => {
@@ -181,7 +180,7 @@ fn check(model: &Model, path: &Path, format: Format, options: &MergeOptions) -> 
     if let Some(dtype) = options.dtype.filter(|dtype| dtype.is_quantized()) {
         check_quantized(dtype, format, options.force)?;
     }
-    match model.decoder().quantized() {
+    match decoder.quantized() {
         0 => Ok(()),
         _ => Err(Error::invalid(
             "the model was loaded with quantize=, and its files hold other weights; load it without to merge",
@@ -389,10 +388,10 @@ impl<'a> Plan<'a> {
             WeightType::BF16 => "bfloat16",
             _ => "float32",
         });
-        for key in ["dtype", "torch_dtype"] {
-            if let (Some(value), Some(name)) = (config.get_mut(key), name) {
-                *value = name.into();
-            }
+        // The older name, and that of transformers 5; who reads the one alone finds it in the other's place.
+        let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+        if let Some(name) = name {
+            config.insert(key.into(), name.into());
         }
         if let Some(tied) = config.get_mut("tie_word_embeddings").filter(|_| self.untied) {
             *tied = false.into();

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use crate::lora::{Adapter, hex};
+use crate::error::{Error, Result};
+use crate::lora::{Adapter, MergeOptions, MergeReport, hex};
+use crate::weights::{Format, WeightType};
 
 /// An adapter that an engine has loaded.
 #[pyclass(frozen, name = "Adapter", module = "tallow._core")]
@@ -73,4 +76,33 @@ impl PyAdapter {
     fn loaded(&self) -> bool {
         self.0.is_loaded()
     }
+}
+
+/// How a merged model is written, as Python says it.
+pub fn merge_options(dtype: Option<&str>, format: Option<&str>, force: bool) -> Result<MergeOptions> {
+    let dtype = dtype.map(|name| match name {
+        "float32" => Ok(WeightType::F32),
+        "float16" => Ok(WeightType::F16),
+        "bfloat16" => Ok(WeightType::BF16),
+        other => {
+            WeightType::parse(other).map_err(|error| error.context("dtype (or float16, bfloat16, float32)"))
+        }
+    });
+    let format = format.map(|name| match name {
+        "safetensors" => Ok(Format::Safetensors),
+        "gguf" => Ok(Format::Gguf),
+        other => Err(Error::invalid(format!("format is {other:?}; it must be \"safetensors\" or \"gguf\""))),
+    });
+    Ok(MergeOptions { dtype: dtype.transpose()?, format: format.transpose()?, force })
+}
+
+/// What was written, as a dict.
+pub fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("path", report.path)?;
+    dict.set_item("size", report.bytes)?;
+    let rows = report.tensors.into_iter().map(|it| (it.name, it.dtype, it.delta, it.lost));
+    dict.set_item("tensors", rows.collect::<Vec<_>>())?;
+    dict.set_item("notes", report.notes)?;
+    Ok(dict)
 }

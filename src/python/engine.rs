@@ -9,7 +9,7 @@ use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::adapter::PyAdapter;
+use super::adapter::{PyAdapter, merge_options, merge_report};
 use super::convert::{invalid, json, string};
 use super::errors::to_python;
 use super::generation::PyGeneration;
@@ -182,6 +182,26 @@ impl PyEngine {
     fn save_adapter(&self, py: Python<'_>, adapter: &Bound<'_, PyAdapter>, folder: PathBuf) -> PyResult<()> {
         let adapter = adapter.get().0.clone();
         door::detached(py, || self.lm.save_adapter(&adapter, &folder))
+    }
+
+    /// Writes the model with an adapter merged into it.
+    #[pyo3(signature = (path, adapter, *, dtype=None, format=None, force=false, progress=None))]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
+    fn save_merged<'py>(
+        &self,
+        py: Python<'py>,
+        path: PathBuf,
+        adapter: &Bound<'_, PyAdapter>,
+        dtype: Option<&str>,
+        format: Option<&str>,
+        force: bool,
+        progress: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let options = merge_options(dtype, format, force).map_err(|error| to_python(py, &error))?;
+        let (lm, adapter) = (self.lm.clone(), adapter.get().0.clone());
+        let report =
+            watched(py, progress, move |progress| lm.save_merged(&adapter, &path, &options, &*progress))?;
+        merge_report(py, report)
     }
 
     /// The adapters that have names.
