@@ -258,7 +258,8 @@ fn pairs(
     Ok(vec![check::pair(name, a, b, scale)?])
 }
 
-/// A has the experts one after another, `[experts · rank, in]`; B has them innermost, `[out, rank · experts]`.
+/// A has the experts one after another, `[experts * rank, in]`; B has them innermost,
+/// `[out, rank * experts]`.
 fn experts(name: &str, rank: usize, scale: f32, a: &Table, b: &Table) -> Result<Vec<Pair>> {
     if a.rows != b.columns || !a.rows.is_multiple_of(rank) || rank > MAX_RANK {
         return Err(Error::model_file(format!(

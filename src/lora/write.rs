@@ -1,8 +1,9 @@
 //! Writes what was trained as a folder of peft, which peft, vLLM and llama.cpp's converter read.
 //!
-//! All numbers that they need are in the tensors and in `r` and `lora_alpha`, for not all of them look at more
-//! than these: where a module's rank is another, its B takes the difference of the scales.
+//! All numbers that they need are in the tensors and in `r` and `lora_alpha`, for not all of them look at
+//! more than these: where a module's rank is another, its B takes the difference of the scales.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
@@ -32,8 +33,8 @@ pub struct WriteAdapter<'a> {
 /// there.
 ///
 /// # Errors
-/// `UnsupportedModel` naming a module that is more than one pair of factors; `ModelFile` if the files cannot be
-/// written.
+/// `UnsupportedModel` naming a module that is more than one pair of factors; `ModelFile` if the files cannot
+/// be written.
 pub fn write_peft(folder: &Path, adapter: &WriteAdapter) -> Result<()> {
     let names = module_names(adapter.family).ok_or_else(|| {
         Error::internal(format!("there is no family {}, whose adapter is to be written", adapter.family))
@@ -75,16 +76,17 @@ fn named(modules: &[Module], names: ModuleNames) -> Result<BTreeMap<String, Pair
             continue;
         };
         let path = path(module.layer, *part, names)?;
-        if !named.contains_key(&path) {
+        if let Entry::Vacant(place) = named.entry(path) {
             let pieces = parts.iter().map(|part| left.get(&(module.layer, format!("{part:?}"))).copied());
             let pieces: Option<Vec<&Pair>> = pieces.map(|piece| piece?.pairs.first()).collect();
             let pieces = pieces.ok_or_else(|| {
                 Error::unsupported(format!(
-                    "{path} is one matrix in this family, and only some of its parts ({parts:?}) were trained; train \
-                     all of them, or none"
+                    "{} is one matrix in this family, and only some of its parts ({parts:?}) were trained; train \
+                     all of them, or none",
+                    place.key()
                 ))
             })?;
-            named.insert(path, joined(&pieces));
+            place.insert(joined(&pieces));
         }
     }
     match named.is_empty() {

@@ -361,8 +361,8 @@ pub fn part_of(
     rows.find_map(|(part, names)| names.iter().find_map(|spelling| part.spelled(spelling, name)))
 }
 
-/// What transformers calls the module of a part behind `layers.N.`, or outside of the layers: a family's `own`
-/// name, else the usual one.
+/// What transformers calls the module of a part behind `layers.N.`, or outside of the layers: a family's
+/// `own` name, else the usual one.
 pub fn module_name(part: Part, own: &[(Part, &[&str])]) -> Option<String> {
     let (row, expert) = part.row();
     let usual = TABLE.iter().find(|(other, ..)| *other == row).and_then(|(_, names, _)| names.first());
