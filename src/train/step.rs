@@ -38,8 +38,8 @@ pub struct StepOptions {
     /// Of the trainer's own pool.
     pub threads: usize,
     pub precision: Precision,
-    /// Bytes that may be kept of a step for its backward pass; what finds no room is computed again, a layer at
-    /// a time. `None`: a quarter of what is free, and no more than 512 MiB.
+    /// Bytes that may be kept of a step for its backward pass; what finds no room is computed again, a layer
+    /// at a time. `None`: a quarter of what is free, and no more than 512 MiB.
     pub train_memory: Option<usize>,
 }
 

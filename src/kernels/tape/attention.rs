@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   S = scale q k^T, capped, masked;  P = exp(S - lse);  o = P v
-//!   dv = P^T do;  dP = do v^T;  dS = P (dP - rowsum(do o)) scale, times the cap's slope;  dq = dS k;  dk = dS^T q
+//!   dv = P^T do;  dP = do v^T;  dS = P (dP - rowsum(do o)) scale, times the cap's slope
+//!   dq = dS k;  dk = dS^T q
 //! ```
 //!
 //! Each task has room of its own for what it says of its keys; a last pass adds that up for every row in the

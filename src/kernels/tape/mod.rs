@@ -9,6 +9,7 @@
 mod attention;
 mod backward;
 mod derivatives;
+mod factors;
 mod loss;
 mod transposed;
 
@@ -20,6 +21,7 @@ use candle_core::{DType, Device};
 
 pub use self::attention::SpanRows;
 pub use self::backward::FactorGradients;
+pub use self::factors::Factors;
 pub use self::loss::RowTargets;
 use super::backend::Backend;
 use super::cpu::{CpuBackend, packed};
@@ -37,9 +39,6 @@ use crate::config::GateFunction;
 use crate::error::{Error, Result};
 use crate::weights::{WeightTensor, WeightType};
 
-/// Ranks are padded to whole vectors.
-const RANKS: usize = 16;
-
 /// How exactly is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exactness {
@@ -49,44 +48,6 @@ pub enum Exactness {
     Served(WeightType),
     /// Activations of 15 bits where weights are quantized, f32 where they are floats; backward in f32.
     Exact,
-}
-
-/// The low-rank factors of one projection: `y += scale * (x A^T) B^T`.
-pub struct Factors {
-    /// In whole vectors; those beyond the factors' own are zeros.
-    width: usize,
-    rank: usize,
-    scale: f32,
-    /// `[rank, in]` and its transpose `[in, width]`.
-    a: Vec<f32>,
-    a_transposed: Vec<f32>,
-    /// `[out, width]` and its transpose `[rank, out]`.
-    b: Vec<f32>,
-    b_transposed: Vec<f32>,
-}
-
-impl Factors {
-    /// `a` `[rank, inputs]`, `b` `[outputs, rank]`.
-    pub fn new(rank: usize, scale: f32, a: &[f32], b: &[f32]) -> Factors {
-        let width = rank.next_multiple_of(RANKS);
-        let mut b_padded = vec![0.0; b.len() / rank.max(1) * width];
-        for (row, padded) in b.chunks_exact(rank).zip(b_padded.chunks_exact_mut(width)) {
-            padded[..rank].copy_from_slice(row);
-        }
-        let (a_transposed, b_transposed) =
-            (turned(a, rank, width), turned(b, b.len() / rank, b.len() / rank));
-        Factors { width, rank, scale, a: a.to_vec(), a_transposed, b: b_padded, b_transposed }
-    }
-}
-
-/// The transpose of a matrix of `rows` rows, in rows of `width`.
-fn turned(x: &[f32], rows: usize, width: usize) -> Vec<f32> {
-    let columns = x.len() / rows.max(1);
-    let mut out = vec![0.0; columns * width];
-    for (row, x) in x.chunks_exact(columns).enumerate() {
-        x.iter().enumerate().for_each(|(column, value)| out[column * width + row] = *value);
-    }
-    out
 }
 
 /// Rows in the host's memory, shared.
@@ -241,20 +202,12 @@ impl Recorder {
     /// As [`Ops::cpu`]; `OutOfMemory` when there is no room for the transposes; `Internal` when the matrices
     /// are another backend's.
     pub fn new(threads: usize, exactness: Exactness, linears: &[&Linear]) -> Result<Recorder> {
-        Self::with_isa(threads, exactness, linears, Isa::from_env()?)
-    }
-
-    /// As [`Recorder::new`], with the tier of instructions named.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn with_isa(threads: usize, exactness: Exactness, linears: &[&Linear], isa: Isa) -> Result<Recorder> {
         // Keys and values of 32 bits are what tells the CPU's backend to take activations exactly.
         let (kv, format) = match exactness {
             Exactness::Served(format) => (KvType::BF16, format),
             Exactness::Exact => (KvType::F32, WeightType::F32),
         };
-        let cpu = CpuBackend::new(threads, kv, isa)?;
+        let cpu = CpuBackend::new(threads, kv, Isa::from_env()?)?;
         let mut transposes = HashMap::new();
         for linear in linears {
             let weight = transposed::transposed(&cpu, &linear.weight, format)?;

@@ -1,5 +1,5 @@
-//! Frozen weights for the backward pass: `dx = dy W` is the product of `dy` with the packed transpose of W, so
-//! that the kernels of forward products compute it.
+//! Frozen weights for the backward pass: `dx = dy W` is the product of `dy` with the packed transpose of W,
+//! so that the kernels of forward products compute it.
 
 use half::{bf16, f16};
 
@@ -14,8 +14,8 @@ use crate::weights::{Bytes, WeightTensor, WeightType};
 /// Rows of W that are turned together: a block of the transpose.
 const BLOCK: usize = 32;
 
-/// The transpose `[k, n]` of a matrix `[n, k]`, stored as `format` (F32, BF16 or Q8_0); as BF16 where its rows
-/// are not whole blocks.
+/// The transpose `[k, n]` of a matrix `[n, k]`, stored as `format` (F32, BF16 or Q8_0); as BF16 where its
+/// rows are not whole blocks.
 pub(super) fn transposed(cpu: &CpuBackend, matrix: &Matrix, format: WeightType) -> Result<Matrix> {
     let (n, k, from) = (matrix.n, matrix.k, packed(matrix)?);
     let format = if n.is_multiple_of(format.block_len()) { format } else { WeightType::BF16 };
