@@ -16,7 +16,7 @@ use super::generation::PyGeneration;
 use super::load::watched;
 use super::model::{PyModel, PyPrompt};
 use super::sampler::{Callables, PySampler, read_fields};
-use super::train::PyTraining;
+use super::train::{Examples, PyTraining};
 use super::waker::PyWaker;
 use super::{door, load};
 use crate::constrain::Constraint;
@@ -220,12 +220,7 @@ impl PyEngine {
     }
 
     /// Starts to train an adapter on rows as (ids, ranges of trained ids).
-    fn train(
-        &self,
-        py: Python<'_>,
-        examples: Vec<(Vec<u32>, Vec<(usize, usize)>)>,
-        options: &Bound<'_, PyDict>,
-    ) -> PyResult<PyTraining> {
+    fn train(&self, py: Python<'_>, examples: Examples, options: &Bound<'_, PyDict>) -> PyResult<PyTraining> {
         PyTraining::start(py, &self.lm, examples, options)
     }
 
