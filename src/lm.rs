@@ -194,7 +194,7 @@ impl Lm {
             precision: options.precision,
             train_memory: options.train_memory,
         };
-        let (family, base) = (model.config().family.clone(), model.name().to_string());
+        let (for_config, base) = (decoder.clone(), model.name().to_string());
         let job = Job {
             examples,
             options,
@@ -204,7 +204,7 @@ impl Lm {
             vocabulary: model.vocab_size(),
             key: Arc::as_ptr(&decoder) as usize,
             write_adapter: Box::new(move |folder, params| {
-                train::adapter::write(folder, params, &family, &base)
+                train::adapter::write(folder, params, for_config.config(), &base)
             }),
         };
         let make = move || Ok(Box::new(Trainer::new(decoder, &step)?) as Box<dyn Compute>);
@@ -223,7 +223,12 @@ impl Lm {
     pub fn take_trained(&self, trained: &Trained, name: Option<&str>) -> Result<Adapter> {
         let file = match &trained.output {
             Some(folder) => lora::open(folder)?,
-            None => train::adapter::file(&trained.params, "trained".into(), self.model.name()),
+            None => train::adapter::file(
+                &trained.params,
+                self.model.config(),
+                "trained".into(),
+                self.model.name(),
+            ),
         };
         self.adapters.add(file, name, 1.0)
     }

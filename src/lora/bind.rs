@@ -329,8 +329,9 @@ impl<'a> Binder<'a> {
         });
         let pairs = match self.file.format {
             AdapterFormat::Gguf => module.interleaved,
-            AdapterFormat::Peft | AdapterFormat::Mlx => self.config.interleaved_in_transformers,
-            AdapterFormat::Trained => false,
+            AdapterFormat::Peft | AdapterFormat::Mlx | AdapterFormat::Trained => {
+                self.config.interleaved_in_transformers
+            }
         };
         match heads.filter(|_| pairs) {
             Some(heads) => head_rows(self.config, rows, heads),

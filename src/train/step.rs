@@ -26,9 +26,11 @@ pub struct Example {
 /// How exactly a step is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the model is served, forward; backward as fast as is exact enough.
+    /// Forward as the model is served; backward through weights in bfloat16.
     #[default]
-    Fast,
+    BFloat16,
+    /// Forward as the model is served; backward through weights and gradients in blocks of 8 bits.
+    Int8,
     /// All in f32; activations that meet quantized weights have 15 bits.
     Float32,
 }
@@ -91,7 +93,8 @@ impl Trainer {
     pub fn new(decoder: Arc<Decoder>, options: &StepOptions) -> Result<Self> {
         Self::check(&decoder)?;
         let exactness = match options.precision {
-            Precision::Fast => Exactness::Served(WeightType::Q8_0),
+            Precision::BFloat16 => Exactness::Served(WeightType::BF16),
+            Precision::Int8 => Exactness::Served(WeightType::Q8_0),
             Precision::Float32 => Exactness::Exact,
         };
         let linears: Vec<&Linear> = decoder.adaptable().map(|(_, linear)| linear).collect();
