@@ -633,6 +633,7 @@ fn copy(from: &Path, to: &Path, weights: bool) -> Result<()> {
         let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         let kept = ["json", "jinja", "txt", "model", "tiktoken"].contains(&ending)
             && !text.ends_with("index.json")
+            && !text.starts_with("adapter_")
             || text.starts_with("LICENSE")
             || weights && ending == "safetensors";
         if kept {
