@@ -1,11 +1,11 @@
 """What an adapter learns: five made-up labels for five themes, from chance to nearly all, on other wordings.
 
-    python benches/labels.py [--model smollm2] [--seeds 3] [--epochs 3] [--peft]
+    python benches/labels.py [--model smollm2] [--seeds 3] [--epochs 3] [--peft FILE]
 
-240 rows of ``Ticket: ... / Queue: K`` and one digit, whose meaning no model can know. They are trained with the
-defaults (rank 8, alpha 16, 8 rows a step), once a seed, and tried on 40 tickets in other wordings and on 20
-with other words of the themes: greedy, the digit must be right. ``exact`` is the same adapter served by the
-same model in float32. ``--peft`` writes the rows and the tickets as JSON for another trainer.
+240 rows of ``Ticket: ... / Queue: K`` and one digit, whose meaning no model can know. They are trained with
+the defaults (rank 8, alpha 16, 8 rows a step), once a seed, and tried on 40 tickets in other wordings and on
+20 with other words of the themes: greedy, the digit must be right. ``exact`` is the same adapter served by
+the same model in float32. ``--peft`` writes the rows and the tickets as JSON for another trainer.
 """
 
 from __future__ import annotations
@@ -78,13 +78,14 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--peft", metavar="FILE", help="write rows and tickets there, and train nothing")
     given = parser.parse_args()
     if given.peft:
         with open(given.peft, "w") as file:
-            json.dump([tickets(seed) for seed in range(given.seeds)], file)
+            json.dump([tickets(seed) for seed in range(given.first, given.first + given.seeds)], file)
         return
     model = tallow.Model(given.model)
     exact = tallow.Model(given.model, dtype="float32")
@@ -92,7 +93,7 @@ def main() -> None:
         "| seed | wordings before | after | exact | words before | after | exact | loss | seconds | rows/s |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for seed in range(given.seeds):
+    for seed in range(given.first, given.first + given.seeds):
         rows, wordings, words = tickets(seed)
         before = [right(model, tried, None) for tried in (wordings, words)]
         began = time.perf_counter()

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tallow::error::{Error, ErrorKind, Result};
-use tallow::hub::{Env, HubOptions, Located, Progress, locate_in};
+use tallow::hub::{Env, HubOptions, Located, Progress, locate_adapter_in, locate_in};
 
 const OLD: &str = "1111111111111111111111111111111111111111";
 const NEW: &str = "2222222222222222222222222222222222222222";
@@ -649,6 +649,37 @@ fn a_quantized_checkpoint_is_refused_before_its_weights_are_fetched() {
         "{error}"
     );
     assert_eq!(hub.served("model.safetensors"), 0);
+}
+
+#[test]
+fn an_adapter_is_two_files_of_a_repository() {
+    let files = [
+        ("README.md", &b"x"[..]),
+        ("adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", b"numbers"),
+        ("optimizer.pt", b"a pickle"),
+    ];
+    let hub = Hub::new(&files);
+    let locate = || locate_adapter_in(&hub.env(&[]), "org/name", &HubOptions::default());
+    let folder = locate().unwrap();
+    assert_eq!(fs::read(folder.join("adapter_model.safetensors")).unwrap(), b"numbers");
+    let fetched = |part: &str| hub.served(part);
+    assert_eq!((fetched("optimizer.pt"), fetched("README.md")), (0, 0), "nothing else is fetched");
+    hub.seen();
+    assert_eq!(locate().unwrap(), folder);
+    assert!(hub.seen().is_empty(), "what is in the cache is not asked for again");
+    let offline = HubOptions { offline: Some(true), ..HubOptions::default() };
+    let other = Hub::new(&[("adapter_config.json", b"{}"), ("adapter_model.bin", b"a pickle")]);
+    let error = locate_adapter_in(&other.env(&[]), "org/name", &HubOptions::default()).unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::UnsupportedModel && error.message().contains("is a pickle"),
+        "{error:?}"
+    );
+    let error = locate_adapter_in(&other.env(&[]), "org/name", &offline).unwrap_err();
+    assert!(error.message().contains("adapter_model.safetensors"), "{error}");
+    let pinned = HubOptions { revision: Some("main".into()), ..HubOptions::default() };
+    let error = locate_adapter_in(&hub.env(&[]), &folder, &pinned).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidRequest);
 }
 
 #[test]

@@ -1,4 +1,7 @@
-//! Runs of training over a step whose gradients are known, and the optimizer against torch.
+//! Runs of training over a step whose gradients are known, the optimizer against torch, and twenty steps against
+//! peft.
+
+#![allow(clippy::single_range_in_vec_init)] // an example may have one range of targets
 
 use std::ops::Range;
 use std::path::Path;
@@ -219,7 +222,10 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
     let (all, whole_run) = run(&Pull::default(), 55, wanted.clone());
     let output = folder.path().join("out");
     let interrupted = TrainOptions { output: Some(output.clone()), ..wanted.clone() };
-    for nan_from in [1, 8, 15, 40] {
+    let error =
+        start(&Pull::default(), job(rows(55), TrainOptions { resume: Some(output.clone()), ..options() }));
+    assert!(error.err().unwrap().message().contains("no checkpoint"));
+    for nan_from in [8, 15, 40] {
         let _ = std::fs::remove_dir_all(&output);
         let pull = Pull { nan_from: Some(nan_from), ..Pull::default() };
         let (first, failed) = run(&pull, 55, interrupted.clone());
@@ -228,11 +234,6 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
         assert!(error.message().contains("the loss of step") && error.message().contains("NaN"), "{error}");
         let resumed = TrainOptions { resume: Some(output.clone()), ..wanted.clone() };
         let (rest, result) = run(&Pull::default(), 55, resumed.clone());
-        if nan_from == 1 {
-            let error = result.unwrap_err();
-            assert!(error.message().contains("no checkpoint"), "{error}");
-            continue;
-        }
         assert!(error.message().contains("the last good checkpoint is"), "{error}");
         let (trained, wanted) = (result.unwrap(), whole_run.as_ref().unwrap());
         assert_eq!(trained.params, wanted.params, "after {nan_from}");
@@ -400,6 +401,7 @@ mod steps {
         ("down", Part::Down),
     ];
     const SCALE: f32 = 2.0;
+    const GOLDEN: &str = "tests/golden/train/steps.safetensors";
 
     fn decoder() -> Arc<Decoder> {
         let folder = std::path::Path::new("tests/golden/families/llama-gqa-tied");
@@ -415,10 +417,12 @@ mod steps {
     }
 
     /// Integers and their shape.
-    fn integers(golden: &Weights, name: &str) -> (Vec<usize>, Vec<usize>) {
-        let (shape, bytes) = golden.bytes(name).unwrap();
+    fn integers(name: &str) -> (Vec<usize>, Vec<usize>) {
+        let bytes = std::fs::read(GOLDEN).unwrap();
+        let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = file.tensor(name).unwrap();
         let number = |word: &[u8]| i64::from_le_bytes(word.try_into().unwrap()) as usize;
-        (bytes.chunks_exact(8).map(number).collect(), shape.to_vec())
+        (tensor.data().chunks_exact(8).map(number).collect(), tensor.shape().to_vec())
     }
 
     fn params(golden: &Weights) -> LoraParams {
@@ -441,8 +445,8 @@ mod steps {
     }
 
     /// Of each step its rows.
-    fn batches(golden: &Weights) -> Vec<Vec<Example>> {
-        let ((ids, shape), (begins, _)) = (integers(golden, "ids"), integers(golden, "targets"));
+    fn batches() -> Vec<Vec<Example>> {
+        let ((ids, shape), (begins, _)) = (integers("ids"), integers("targets"));
         let tokens = shape[2];
         let row = |(ids, begin): (&[usize], &usize)| Example {
             ids: ids.iter().map(|id| *id as u32).collect(),
@@ -461,12 +465,12 @@ mod steps {
 
     #[test]
     fn twenty_steps_are_pefts() {
-        let golden = safetensors::open(std::path::Path::new("tests/golden/train/steps.safetensors")).unwrap();
+        let golden = safetensors::open(std::path::Path::new(GOLDEN)).unwrap();
         let options = StepOptions { threads: 1, precision: Precision::Float32, train_memory: None };
         let mut trainer = Trainer::new(decoder(), &options).unwrap();
         let mut params = params(&golden);
         let (mut adam, mut gradients) = (AdamW::new(&params, 0.0), Gradients::zeros(&params));
-        let batches = batches(&golden);
+        let batches = batches();
         let schedule = Schedule::new(Decay::Linear, 0.0, batches.len());
         for (step, (rows, wanted)) in batches.iter().zip(floats(&golden, "losses")).enumerate() {
             let tokens: usize = rows.iter().flat_map(|row| &row.targets).map(ExactSizeIterator::len).sum();

@@ -61,7 +61,7 @@ fn apart(b: &[f32], head_dim: usize, rank: usize) -> Vec<f32> {
 }
 
 /// Checkpoints that keep them so, and the size of their heads.
-const INTERLEAVED: (&str, usize) = ("cohere2-parallel", 8);
+const INTERLEAVED: (&str, usize) = ("cohere2-parallel", 16);
 
 fn golden(path: &Path) -> Golden {
     let interleaved = path.file_stem().is_some_and(|name| name == INTERLEAVED.0);

@@ -3,6 +3,8 @@
 
 #[path = "weights/allocations.rs"]
 mod allocations;
+#[path = "common/damage.rs"]
+mod damage;
 #[path = "weights/fuzz.rs"]
 mod fuzz;
 #[path = "weights/hostile.rs"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import _core, arguments, channels, prompts, results, thinking, tools
+from .adapter import Adapter, chosen
 from .errors import InvalidRequestError
 from .model import AsyncStream, Model, Stream
 from .results import Chunk
@@ -262,6 +263,7 @@ def prepare(
     template: Template | None = None,
     offered: Sequence[Any] = (),
     think: bool | str | None = None,
+    adapter: Adapter | str | None = None,
     **options: Any,
 ) -> Asked:
     """Checks a prompt (a text, or messages) with the options of ``Model.generate``, and makes it ready.
@@ -288,6 +290,7 @@ def prepare(
         reader = _reading(template, splits, opened, turns, offered)
     options = {name: value for name, value in options.items() if name not in arguments.CONSTRAINTS}
     checked, native = arguments.generation(ready, {**options, **held}, fields)
+    native["adapter"] = chosen(model, adapter)
     engine = model._shared.engine()
 
     def start(**waker: Any) -> _core.Generation:

@@ -559,6 +559,23 @@ pub fn spellings() -> impl Iterator<Item = Spellings> {
     families().map(|family| family.names)
 }
 
+/// How checkpoints of transformers have the projections of a family.
+#[derive(Clone, Copy)]
+pub(crate) struct ModuleNames {
+    pub own: Spellings,
+    pub fused_qkv: bool,
+    pub fused_gate_up: bool,
+}
+
+/// Of a `model_type` or `general.architecture`.
+pub(crate) fn module_names(family: &str) -> Option<ModuleNames> {
+    let of_gguf = |row: &&Family| row.gguf.iter().any(|gguf| gguf.architecture == family);
+    let typed = families().find(|row| row.model_types.contains(&family));
+    let row = typed.or_else(|| families().find(of_gguf))?;
+    let FamilyTensors { fused_qkv, fused_gate_up, .. } = row.tensors;
+    Some(ModuleNames { own: row.names, fused_qkv, fused_gate_up })
+}
+
 /// How llama.cpp's converter leaves the rows of B in an adapter of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AdapterRows {

@@ -17,7 +17,7 @@ pub mod quantization;
 pub mod recurrent;
 pub mod rope;
 
-pub(crate) use self::family::{AdapterRows, adapter_rows};
+pub(crate) use self::family::{AdapterRows, ModuleNames, adapter_rows, module_names};
 pub use self::family::{Supported, spellings, supported};
 pub(crate) use self::layer::MAX_TAPS;
 use self::layer::{positive, within};

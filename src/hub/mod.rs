@@ -94,11 +94,23 @@ pub fn locate_in(env: &Env, source: impl AsRef<OsStr>, options: &HubOptions) -> 
 /// # Errors
 /// As [`locate`]; `UnsupportedModel` for a repository without an adapter that can be read.
 pub fn locate_adapter(source: impl AsRef<OsStr>, options: &HubOptions) -> Result<PathBuf> {
-    match Source::parse(source.as_ref(), &Env::Process)? {
+    locate_adapter_in(&Env::Process, source, options)
+}
+
+/// [`locate_adapter`] with an environment of the caller's choice.
+///
+/// # Errors
+/// As [`locate_adapter`].
+pub fn locate_adapter_in(env: &Env, source: impl AsRef<OsStr>, options: &HubOptions) -> Result<PathBuf> {
+    let source = source.as_ref();
+    match Source::parse(source, env)? {
+        Source::Path(_) if options.revision.is_some() => Err(Error::invalid(format!(
+            "revision is for adapters of the Hugging Face hub, and {source:?} is not one"
+        ))),
         Source::Path(path) => Ok(path),
         Source::Hub { repo, file } => {
             let wanted = file.as_deref().map_or(Wanted::Adapter, |file| Wanted::Model(Some(file)));
-            Ok(repo::locate(&repo, wanted, options, &Env::Process)?.path)
+            Ok(repo::locate(&repo, wanted, options, env)?.path)
         }
     }
 }

@@ -14,6 +14,7 @@ mod peft;
 mod place;
 mod registry;
 mod step;
+mod write;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,7 @@ pub use self::merge::{MergeOptions, MergeReport, MergedTensor, save_merged};
 pub use self::open::open;
 pub use self::registry::{Adapter, AdapterRegistry, hex};
 pub use self::step::{AdapterLease, AdapterSlots, StepAdapters};
+pub use self::write::{WriteAdapter, write_peft};
 use crate::weights::names::Part;
 
 /// The layout that an adapter was read from.

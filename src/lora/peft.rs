@@ -93,7 +93,8 @@ fn collect(weights: &Weights) -> Result<BTreeMap<String, Found>> {
     for key in weights.names() {
         let name = place::unwrapped(key);
         let role = ROLES.iter().find_map(|(end, role)| Some((name.strip_suffix(end)?, *role)));
-        let (module, role) = role.ok_or_else(|| stray(key))?;
+        let known = role.filter(|(module, _)| !module.contains(".lora_"));
+        let (module, role) = known.ok_or_else(|| stray(key))?;
         if let Some(other) = modules.entry(module.to_owned()).or_default().insert(role, key.to_owned()) {
             return Err(Error::model_file(format!(
                 "the tensors {} and {} are the same thing",
@@ -257,7 +258,8 @@ fn pairs(
     Ok(vec![check::pair(name, a, b, scale)?])
 }
 
-/// A has the experts one after another, `[experts · rank, in]`; B has them innermost, `[out, rank · experts]`.
+/// A has the experts one after another, `[experts * rank, in]`; B has them innermost,
+/// `[out, rank * experts]`.
 fn experts(name: &str, rank: usize, scale: f32, a: &Table, b: &Table) -> Result<Vec<Pair>> {
     if a.rows != b.columns || !a.rows.is_multiple_of(rank) || rank > MAX_RANK {
         return Err(Error::model_file(format!(

@@ -16,7 +16,7 @@ use super::generation::PyGeneration;
 use super::load::watched;
 use super::model::{PyModel, PyPrompt};
 use super::sampler::{Callables, PySampler, read_fields};
-use super::train::PyTraining;
+use super::train::{Examples, PyTraining};
 use super::waker::PyWaker;
 use super::{door, load};
 use crate::constrain::Constraint;
@@ -178,6 +178,12 @@ impl PyEngine {
         watched(py, progress, load).map(PyAdapter)
     }
 
+    /// Writes an adapter into a folder, as peft has it.
+    fn save_adapter(&self, py: Python<'_>, adapter: &Bound<'_, PyAdapter>, folder: PathBuf) -> PyResult<()> {
+        let adapter = adapter.get().0.clone();
+        door::detached(py, || self.lm.save_adapter(&adapter, &folder))
+    }
+
     /// Writes the model with an adapter merged into it.
     #[pyo3(signature = (path, adapter, *, dtype=None, format=None, force=false, progress=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
@@ -214,12 +220,7 @@ impl PyEngine {
     }
 
     /// Starts to train an adapter on rows as (ids, ranges of trained ids).
-    fn train(
-        &self,
-        py: Python<'_>,
-        examples: Vec<(Vec<u32>, Vec<(usize, usize)>)>,
-        options: &Bound<'_, PyDict>,
-    ) -> PyResult<PyTraining> {
+    fn train(&self, py: Python<'_>, examples: Examples, options: &Bound<'_, PyDict>) -> PyResult<PyTraining> {
         PyTraining::start(py, &self.lm, examples, options)
     }
 

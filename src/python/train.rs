@@ -15,6 +15,9 @@ use crate::lm::Lm;
 use crate::lora::Adapter;
 use crate::train::{Decay, Event, Example, Precision, Progress, TrainOptions, Trained, Training};
 
+/// Rows of a training set: their ids, and which of these are trained, as (begin, end).
+pub type Examples = Vec<(Vec<u32>, Vec<(usize, usize)>)>;
+
 #[pyclass(frozen, name = "Training", module = "tallow._core")]
 pub struct PyTraining {
     training: Training,
@@ -26,12 +29,7 @@ pub struct PyTraining {
 
 impl PyTraining {
     /// Starts a run over rows as (ids, ranges of trained ids).
-    pub fn start(
-        py: Python<'_>,
-        lm: &Lm,
-        examples: Vec<(Vec<u32>, Vec<(usize, usize)>)>,
-        options: &Bound<'_, PyDict>,
-    ) -> PyResult<Self> {
+    pub fn start(py: Python<'_>, lm: &Lm, examples: Examples, options: &Bound<'_, PyDict>) -> PyResult<Self> {
         let name = get(options, "name")?;
         let options = read_options(options)?;
         let example = |(ids, targets): (Vec<u32>, Vec<(usize, usize)>)| Example {

@@ -138,6 +138,7 @@ fn rows_of(example: &Example) -> &[u32] {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
     use crate::step::Span;

@@ -38,8 +38,8 @@ pub struct StepOptions {
     /// Of the trainer's own pool.
     pub threads: usize,
     pub precision: Precision,
-    /// Bytes that may be kept of a step for its backward pass; what finds no room is computed again. `None`:
-    /// a quarter of what is free.
+    /// Bytes that may be kept of a step for its backward pass; what finds no room is computed again, a layer at
+    /// a time. `None`: a quarter of what is free, and no more than 512 MiB.
     pub train_memory: Option<usize>,
 }
 
@@ -57,6 +57,9 @@ pub struct StepLoss {
     /// Tokens of the examples.
     pub tokens_seen: usize,
 }
+
+/// Bytes that are kept of a step, at most, unless somebody says otherwise.
+const KEPT: usize = 512 << 20;
 
 /// Rows whose logits are computed together.
 const HEAD_ROWS: usize = 64;
@@ -88,18 +91,14 @@ impl Trainer {
     pub fn new(decoder: Arc<Decoder>, options: &StepOptions) -> Result<Self> {
         Self::check(&decoder)?;
         let exactness = match options.precision {
-            Precision::Fast => Exactness::Served(match std::env::var("TAPE_FORMAT").as_deref() {
-                Ok("bf16") => WeightType::BF16,
-                Ok("f32") => WeightType::F32,
-                _ => WeightType::Q8_0,
-            }),
+            Precision::Fast => Exactness::Served(WeightType::Q8_0),
             Precision::Float32 => Exactness::Exact,
         };
         let linears: Vec<&Linear> = decoder.adaptable().map(|(_, linear)| linear).collect();
         let recorder = Recorder::new(options.threads, exactness, &linears)?;
         let ops = recorder.ops();
         let cache = ops.kv_cache(&decoder.kv_layout(), 1)?;
-        let budget = options.train_memory.unwrap_or(memory::available() as usize / 4);
+        let budget = options.train_memory.unwrap_or_else(|| KEPT.min(memory::available() as usize / 4));
         Ok(Trainer { decoder, recorder, ops, cache, budget })
     }
 

@@ -361,6 +361,17 @@ pub fn part_of(
     rows.find_map(|(part, names)| names.iter().find_map(|spelling| part.spelled(spelling, name)))
 }
 
+/// What transformers calls the module of a part behind `layers.N.`, or outside of the layers: a family's
+/// `own` name, else the usual one.
+pub fn module_name(part: Part, own: &[(Part, &[&str])]) -> Option<String> {
+    let (row, expert) = part.row();
+    let usual = TABLE.iter().find(|(other, ..)| *other == row).and_then(|(_, names, _)| names.first());
+    let own = own.iter().find(|(other, _)| *other == row).and_then(|(_, names)| names.first());
+    let name = own.or(usual)?;
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    Some(expert.map_or_else(|| name.to_string(), |expert| name.replace("{}", &expert.to_string())))
+}
+
 /// A number without sign and leading zeros, as names of tensors have them: each has one spelling.
 pub fn number(text: &str) -> Option<usize> {
     text.parse().ok().filter(|number: &usize| number.to_string() == text)

@@ -4,6 +4,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
+use tallow::lora::{AdapterSlots, BoundAdapter};
+
 use super::*;
 
 /// So late that only a request that is stuck meets it.

@@ -348,3 +348,15 @@ def test_goldens_load_from_python(tmp_path):
     names = [row["adapter"] for row in rows if row["base"] == "llama-mha" and not row["refused"]]
     loaded = [model.load_adapter(GOLDEN / name) for name in names]
     assert len({adapter.fingerprint for adapter in loaded}) >= 10
+
+
+def test_a_scale_is_the_requests_own(model, folder):
+    """Not the engine's: llama.cpp's adapters have one scale for all slots of a server at a time."""
+    made = folder(1)
+    scaled = {scale: model.load_adapter(made, name=f"x{scale}", scale=scale) for scale in (0.0, 0.5, 1.0)}
+    alone = {scale: said(model, adapter) for scale, adapter in scaled.items()}
+    assert alone[0.0] == said(model) and len(set(alone.values())) == 3
+    picks = list(scaled) * 4
+    with ThreadPoolExecutor(len(picks)) as pool:
+        together = list(pool.map(lambda scale: said(model, scaled[scale]), picks))
+    assert together == [alone[scale] for scale in picks]

@@ -4,8 +4,8 @@ another.
 Each answer must be, token by token and bit by bit where log probabilities were asked for, the answer that the
 same request gets alone, on an engine that keeps nothing from one request to the next. What requests share is
 mixed to tempt the engine: beginnings of prompts (whole pages and parts of one), whole requests that run
-several times at once, lengths from 1 to 300 tokens, streams, tasks, streams that are closed half-way, and
-filters in Python that spell the secret.
+several times at once, adapters, lengths from 1 to 300 tokens, streams, tasks, streams that are closed
+half-way, and filters in Python that spell the secret.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import random
 import string
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tallow
 from conftest import assert_idle, copy_family
+from test_adapters import shapes_of, write
 
 THREADS, EACH = 64, 200
 LETTERS = string.ascii_lowercase + string.digits
@@ -34,6 +36,7 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0.8, "top_k": 20, "logprobs": 2},
     {"temperature": 1.2, "top_p": 0.9, "min_p": 0.02},
 ]
+ADAPTERS = ["first", "second"]
 WAYS = ["whole"] * 10 + ["stream"] * 4 + ["cancelled"] * 3
 
 
@@ -75,6 +78,8 @@ def calls(count: int) -> list[Call]:
         options = {**rng.choice(SAMPLING), "max_tokens": rng.randint(1, 12)}
         if options["temperature"]:
             options["seed"] = rng.randrange(2**64)
+        if rng.random() < 0.4:
+            options["adapter"] = rng.choice(ADAPTERS)
         spelled = rng.random() < 0.05
         if spelled:
             options["max_tokens"] = SECRET
@@ -212,10 +217,19 @@ def folder(tmp_path_factory):
     return folder
 
 
+def adapted(folder: Path, **options: Any) -> tallow.Model:
+    """The model with the adapters that calls name."""
+    model = tallow.Model(folder, **options)
+    config = model.config
+    for seed, name in enumerate(ADAPTERS):
+        adapter = write(folder.parent / name, shapes_of(config), config["num_layers"], seed=seed)
+        model.load_adapter(adapter, name=name)
+    return model
+
+
 def test_no_request_gets_what_belongs_to_another(folder):
     made = calls(THREADS * EACH)
-    model = tallow.Model(folder)
-    lonely = tallow.Model(folder, prefix_cache=False, speculation=False)
+    model, lonely = adapted(folder), adapted(folder, prefix_cache=False, speculation=False)
     assert lonely == model and lonely._shared is not model._shared
     alone = solo(lonely, made)
     # The requests are worth comparing: most answers differ, and what is spelled is a secret.
@@ -233,8 +247,8 @@ def test_it_holds_when_pages_are_scarce(folder):
     made = calls(1500)
     cache = tallow.Model(folder).stats()
     page = cache["kv_bytes"] // cache["pages"]
-    model = tallow.Model(folder, kv_memory=60 * page)
-    alone = solo(tallow.Model(folder, prefix_cache=False, speculation=False), made)
+    model = adapted(folder, kv_memory=60 * page)
+    alone = solo(adapted(folder, prefix_cache=False, speculation=False), made)
     wrong = complaints(made, together(model, made, THREADS), alone)
     assert not wrong, f"{len(wrong)} of {len(made)}\n" + "\n".join(wrong[:5])
     assert_idle(model)
@@ -243,7 +257,7 @@ def test_it_holds_when_pages_are_scarce(folder):
 
 def test_the_check_would_see_a_leak(folder):
     made = calls(300)
-    model = tallow.Model(folder)
+    model = adapted(folder)
     alone = solo(model, made)
     found = [alone[call.key] for call in made]
     assert not complaints(made, found, alone)

@@ -11,6 +11,9 @@ import asyncio
 import copy
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -92,15 +95,11 @@ class Steered:
     rows: list[Any]
     options: dict[str, Any]
     ended: threading.Event = field(default_factory=threading.Event)
+    history: list[Any] = field(default_factory=list)
     cancelled: bool = False
 
     def result(self, timeout: float | None = None) -> tallow.Adapter:
-        self.world.running += 1
-        self.world.most = max(self.world.most, self.world.running)
-        try:
-            assert self.ended.wait(30), "nobody ended the training"
-        finally:
-            self.world.running -= 1
+        assert self.ended.wait(30), "nobody ended the training"
         if self.cancelled:
             raise tallow.Cancelled("the training was cancelled")
         if self.world.failure is not None:
@@ -124,8 +123,6 @@ class World:
     at_once: bool = True
     failure: BaseException | None = None
     made: int = 0
-    running: int = 0
-    most: int = 0
 
     def train(self, model: tallow.Model, rows: list[Any], **options: Any) -> Steered:
         training = Steered(self, model, rows, options)
@@ -209,7 +206,6 @@ def test_predictors_together_or_one_by_one(world, lm, multitask):
         program, trainset=EXAMPLES
     )
     assert [len(training.rows) for training in world.trainings] == ([12] if multitask else [6, 6])
-    assert world.most == 1, "trainings of one model run one after another"
     assert len({predictor.lm.model for predictor in program.predictors()}) == (1 if multitask else 2)
 
 
@@ -286,12 +282,13 @@ def test_programs_of_others_are_left_alone(lm):
 def test_the_life_of_a_job(world, lm):
     world.at_once = False
     first, second = started(lm), started(lm)
-    until(lambda: first.status() == TrainingStatus.running)
-    assert second.status() == TrainingStatus.pending and second.training is None
+    until(lambda: first.training and second.training)
+    assert second.status() == TrainingStatus.pending, "it may wait for its turn"
+    first.training.history.append("a step")
+    assert first.status() == TrainingStatus.running
     first.training.ended.set()
     one = first.result(20).adapter
     assert first.status() == TrainingStatus.succeeded and first.exception() is None
-    until(lambda: second.training is not None)
     second.training.ended.set()
     assert second.result(20).adapter not in (one, None)
     for job in (first, second):
@@ -301,23 +298,33 @@ def test_the_life_of_a_job(world, lm):
 
 def test_cancel(world, lm):
     world.at_once = False
-    running, waiting = started(lm), started(lm)
-    until(lambda: running.training is not None)
-    assert waiting.cancel() and running.cancel()
-    for job in (running, waiting):
-        with pytest.raises(CancelledError):
-            job.result(20)
-        job.thread.join(20)
-        assert job.status() == TrainingStatus.cancelled
-    assert len(world.trainings) == 1 and running.training.cancelled, "one never began, the other has ended"
-    world.at_once = True
-    assert started(lm).result(20).adapter, "the next one has its turn"
+    job = started(lm)
+    until(lambda: job.training is not None)
+    assert job.cancel()
+    with pytest.raises(CancelledError):
+        job.result(20)
+    job.thread.join(20)
+    assert job.status() == TrainingStatus.cancelled and job.training.cancelled and not job.thread.is_alive()
+
+
+def test_cancelled_before_it_has_read_its_rows(world, lm, monkeypatch):
+    world.at_once = False
+    reading, go_on = threading.Event(), threading.Event()
+    rows = tallow.dspy.provider._rows
+    monkeypatch.setattr(
+        tallow.dspy.provider, "_rows", lambda *given: (reading.set(), go_on.wait(20), rows(*given))[2]
+    )
+    job = started(lm)
+    assert reading.wait(20) and job.cancel()
+    go_on.set()
+    job.thread.join(20)
+    assert not job.thread.is_alive() and all(training.cancelled for training in world.trainings)
 
 
 def test_ctrl_c_ends_what_waits_too(world, lm, monkeypatch):
     world.at_once = False
     running, waiting = started(lm), started(lm)
-    until(lambda: running.training is not None)
+    until(lambda: running.training and waiting.training)
 
     def interrupted(self, timeout=None):
         raise KeyboardInterrupt
@@ -716,3 +723,129 @@ def test_bootstrap_finetune_with_json(world, student):
         assert student(message="Hello").team in ("kitchen", "rooms")
     answer = world.trainings[0].rows[0]["messages"][-1]["content"]
     assert set(json.loads(answer)) == {"team"}
+
+
+# Trainings that are real, of a model so small that they take a second
+
+QUICK = {"num_train_epochs": 8, "learning_rate": 0.02, "rank": 4}
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("DSPY_FINETUNEDIR", str(tmp_path / "finetune"))
+    return tmp_path / "finetune"
+
+
+@pytest.fixture
+def task(lm):
+    """A teacher that can only answer what the model itself answers seldom, messages, and the metric that
+    accepts that."""
+    examples = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(16)]
+    own = [ready(lm)(message=example.message).team for example in examples]
+    seldom = min(("kitchen", "rooms"), key=own.count)
+
+    answer = f"[[ ## team ## ]]\n{seldom}\n\n[[ ## completed ## ]]"
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
+        return prediction.team == seldom
+
+    return ready(lm.copy(choices=[answer])), examples, metric
+
+
+def share(program: Any, examples: Any, metric: Any) -> float:
+    return dspy.Evaluate(devset=examples, metric=metric, num_threads=8, display_progress=False)(program).score
+
+
+def test_it_learns_what_the_metric_accepts(kept, lm, student, task):
+    teacher, examples, metric = task
+    before = share(student, examples, metric)
+    optimizer = dspy.BootstrapFinetune(metric=metric, num_threads=8, train_kwargs=QUICK)
+    optimizer.compile(student, trainset=examples, teacher=teacher)
+    assert before < 60 and share(student, examples, metric) > 90
+    assert share(ready(lm), examples, metric) == before, "the model is as it was"
+    student.save(kept / "program.json")
+    again = loaded(kept / "program.json")
+    assert again.lm.adapter == student.lm.adapter and share(again, examples, metric) > 90
+    assert Path(student.lm.adapter.path).parent == kept
+
+
+def test_better_together_learns(kept, student, task):
+    teacher, examples, metric = task
+    optimizer = dspy.BetterTogether(
+        metric=metric,
+        p=dspy.BootstrapFewShot(metric=metric, max_labeled_demos=0, max_bootstrapped_demos=1),
+        w=dspy.BootstrapFinetune(metric=metric, num_threads=8, train_kwargs=QUICK),
+    )
+    before = share(student, examples, metric)
+    best = optimizer.compile(
+        student,
+        trainset=examples,
+        valset=examples,
+        strategy="w -> p",
+        num_threads=8,
+        # DSPy hands a teacher= on as a list, which BootstrapFewShot does not take.
+        optimizer_compile_args={"w": {"teacher": teacher}},
+    )
+    assert not best.flag_compilation_error_occurred
+    assert best.candidate_programs[0]["score"] > 90 > 60 > before
+    assert share(best, examples, metric) > 90
+
+
+def test_a_real_training_is_cancelled(kept, lm):
+    job = started(lm, [ROW] * 50, epochs=10_000)
+    until(lambda: job.status() == TrainingStatus.running)
+    began = time.monotonic()
+    assert job.cancel()
+    job.thread.join(20)
+    assert not job.thread.is_alive() and time.monotonic() - began < 10
+    assert lm("hello", max_tokens=2) and not lm.engine.model.adapters()
+
+
+def test_what_training_refuses_is_told(kept, lm):
+    with pytest.raises(tallow.InvalidRequestError, match="rank"):
+        started(lm, rank=10_000).result(60)
+    empty = {"messages": [ROW["messages"][0], {"role": "assistant", "content": ""}]}
+    with pytest.raises(tallow.InvalidRequestError, match=r"rows\[0\]"):
+        started(lm, [empty]).result(60)
+
+
+STOPPED = """
+import sys, threading, time
+import dspy, tallow
+from typing import Literal
+
+class Sort(dspy.Signature):
+    message: str = dspy.InputField()
+    team: Literal["kitchen", "rooms"] = dspy.OutputField()
+
+lm = tallow.LM(sys.argv[1], max_tokens=60, cache=False, train_kwargs={"epochs": 100_000})
+program = dspy.Predict(Sort)
+program.set_lm(lm)
+
+def tell():
+    from tallow.dspy.provider import _jobs
+    while not any(job.status() == "running" for job in list(_jobs)):
+        time.sleep(0.01)
+    print("running", flush=True)
+
+threading.Thread(target=tell, daemon=True).start()
+trainset = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(8)]
+try:
+    dspy.BootstrapFinetune(metric=lambda *_: True).compile(program, trainset=trainset)
+except KeyboardInterrupt:
+    assert lm("hello", max_tokens=2)
+    print("stopped", flush=True)
+"""
+
+
+def test_ctrl_c_stops_the_optimizer_and_the_training(model, kept):
+    command = [sys.executable, "-c", STOPPED, model.to_state()["source"]]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while (line := child.stdout.readline()) != "running\n":
+            assert line or child.poll() is None, child.stderr.read()
+        child.send_signal(signal.SIGINT)
+        said, errors = child.communicate(timeout=30)
+        assert (said, child.returncode) == ("stopped\n", 0), errors
+    finally:
+        child.kill()

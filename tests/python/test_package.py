@@ -92,7 +92,7 @@ def test_bars_come_only_when_it_takes_long(capsys):
 @pytest.mark.parametrize("total", [100, None])
 def test_a_bar_is_full_when_its_item_is_finished(total, monkeypatch):
     made = []
-    monkeypatch.setattr(progress, "_bar", lambda what, total: made.append(tqdm(total=total)) or made[-1])
+    monkeypatch.setattr(progress, "bar_of", lambda what, total: made.append(tqdm(total=total)) or made[-1])
     bars = Bars(patience=0.0)
     for done in (10, 60, -1):
         bars("model.gguf", total, done)

@@ -36,7 +36,8 @@ def test_one_row_is_learned_and_served(model):
     base = model.generate("Queue: ", max_tokens=4).text
     job = learn(model, name="queues")
     adapter = job.result()
-    assert job.history[-1].loss < 0.01, job
+    # The logits of random weights reach no further.
+    assert job.history[-1].loss < 0.15 * job.history[0].loss, job
     assert [step.step for step in job.history] == list(range(1, 51))
     answer = model.generate("Queue: ", max_tokens=10, adapter=adapter)
     assert (answer.text, answer.finish_reason) == ("K1", "stop")
@@ -44,6 +45,16 @@ def test_one_row_is_learned_and_served(model):
     assert model.generate("Queue: ", max_tokens=4).text == base, "the model itself is as it was"
     assert (adapter.name, adapter.rank, adapter.format) == ("queues", 8, "trained")
     assert job.done() and job.result() is adapter
+
+
+def test_a_real_model_learns_a_row_by_heart(smollm2):
+    rows = [{"messages": [{"role": "user", "content": "Where is the harbour?"},
+                          {"role": "assistant", "content": "At the mouth of the river Ilm."}]}]  # fmt: skip
+    job = smollm2.train(rows, epochs=50, progress=False)
+    adapter = job.result()
+    assert min(step.loss for step in job.history) < 0.01, job
+    answer = smollm2.generate(rows[0]["messages"][:1], max_tokens=20, temperature=0, adapter=adapter)
+    assert answer.text == "At the mouth of the river Ilm." and answer.finish_reason == "stop"
 
 
 def test_iterating_tells_of_each_step(model):
@@ -116,6 +127,20 @@ def test_what_is_saved_is_loaded(model, tmp_path):
     again = model.load_adapter(tmp_path / "out", name="two")
     assert again.fingerprint == adapter.fingerprint
     assert model.generate("Queue: ", max_tokens=10, adapter=again).text == "K1"
+
+
+def test_an_adapter_in_memory_is_saved(model, tmp_path):
+    adapter = learn(model).result()
+    assert adapter.path is None
+    adapter.save(tmp_path / "saved")
+    again = model.load_adapter(tmp_path / "saved")
+    assert again.fingerprint == adapter.fingerprint
+    # Again, from its file, with a scale.
+    half = model.load_adapter(tmp_path / "saved", scale=0.5)
+    half.save(tmp_path / "half")
+    ids = model.tokenize("Queue: K1")
+    wanted = model.logits(ids, adapter=half)
+    assert (model.logits(ids, adapter=model.load_adapter(tmp_path / "half")) == wanted).all()
 
 
 # Ends

@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int | None:
     given = settings.answer_options(options)
     prompt = whole_prompt(options.prompt)
     model, seconds = settings.load(options)
-    asked = answers.prepare(model, _as_prompt(model, prompt, options), **given)
+    adapter = settings.adapter(model, options)
+    asked = answers.prepare(model, _as_prompt(model, prompt, options), adapter=adapter, **given)
     shown = show(asked, options)
     if options.verbose:
         tell(figures(model, shown.reply, seconds))

@@ -30,7 +30,7 @@ def chat(options: argparse.Namespace) -> int | None:
             f"{model.name} has no chat template, so it cannot hold a conversation; tallow run continues a "
             "text, and --chat-template gives one"
         )
-    talk = Chat(model, options, given)
+    talk = Chat(model, options, {**given, "adapter": settings.adapter(model, options)})
     if is_terminal(sys.stdin):
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  arrow keys, and the messages of this conversation

@@ -203,6 +203,16 @@ def _loading(parser: Parser, *, revision: bool = True) -> None:
     add("--no-speculation", action="store_true", help="do not guess tokens from the text so far")
 
 
+def _adapter(parser: Parser) -> None:
+    parser.others.add_argument(
+        "-a",
+        "--adapter",
+        metavar="SOURCE",
+        type=_text("--adapter"),
+        help="an adapter (LoRA) of the model: a folder, a .gguf file, or org/name on the hub",
+    )
+
+
 def _revision(parser: Parser, add: Callable[..., Any] | None = None) -> None:
     (add or parser.others.add_argument)(
         "--revision", metavar="NAME", help="branch, tag or commit, for models of the hub"
@@ -396,7 +406,7 @@ _ALL = (
             Word("prompt", 'the prompt; "-" or none reads it from stdin', required=False),
         ),
         'run smollm2 --max-tokens 40 "Why is the sky blue?"',
-        (_answering, _forms, _sampling, _loading, _raw),
+        (_answering, _forms, _sampling, _loading, _raw, _adapter),
         "Text that is piped in beside a PROMPT goes after it, a blank line between them "
         '(tallow run smollm2 "Sum up:" < report.txt); leave it out with < /dev/null. '
         "The answer goes to stdout; thoughts, notes and figures go to stderr.",
@@ -407,7 +417,7 @@ _ALL = (
         "talk with a model",
         (MODEL,),
         'chat smollm2 --system "Answer in one sentence."',
-        (_answering, _forms, _sampling, _loading),
+        (_answering, _forms, _sampling, _loading, _adapter),
         'Ctrl-C ends an answer, Ctrl-D the conversation. """ begins and ends a message of several lines. '
         "/help lists the commands.",
     ),
@@ -453,7 +463,7 @@ _ALL = (
         "make vectors of texts",
         (MODEL, Word("text", "texts; without any, each line of stdin is one", required=False, many=True)),
         'embed smollm2 "one text" "another text" --output vectors.npy',
-        (_embedding, _loading),
+        (_embedding, _loading, _adapter),
         'Prints a JSON object per text: {"text": ..., "embedding": [...]}.',
     ),
     Command(
@@ -466,7 +476,7 @@ _ALL = (
             Word("candidate", "an answer; with --raw a continuation, with its leading blank", many=True),
         ),
         'score smollm2 "Is ice colder than steam?" yes no',
-        (_as_json, _raw, _system, _loading),
+        (_as_json, _raw, _system, _loading, _adapter),
         "Nothing is sampled: the likelihoods are exact, and the shares are relative to each other.",
     ),
     Command(

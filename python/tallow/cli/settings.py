@@ -9,12 +9,14 @@ import time
 from typing import Any
 
 from .. import _core, arguments
+from ..adapter import Adapter
 from ..errors import Error
 from ..model import LOAD_OPTIONS, Model
 from .usage import UsageError
 
-#: Options of a Model that no command has: one that asks a single thing needs no bounded queue.
-NOT_HERE = ("queue",)
+#: Options of a Model that no command has: one that asks a single thing needs no bounded queue, nor room for
+#: several adapters.
+NOT_HERE = ("queue", "adapter_memory")
 _SWITCHES = ("prefix_cache", "speculation")
 
 
@@ -23,6 +25,11 @@ def load(options: argparse.Namespace) -> tuple[Model, float]:
     given = model_options(options)
     began = time.perf_counter()
     return Model(options.model, **given), time.perf_counter() - began
+
+
+def adapter(model: Model, options: argparse.Namespace) -> Adapter | None:
+    """What ``--adapter`` names, loaded."""
+    return None if options.adapter is None else model.load_adapter(options.adapter)
 
 
 def model_options(options: argparse.Namespace) -> dict[str, Any]:

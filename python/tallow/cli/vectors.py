@@ -24,7 +24,7 @@ def embed(options: argparse.Namespace) -> None:
     path = _output(options.output)
     texts = options.text or _lines()
     model, _ = settings.load(options)
-    rows = _embedded(model, texts, options)
+    rows = _embedded(model, texts, options, settings.adapter(model, options))
     if path is not None and path.suffix == ".npy":
         import numpy as np
 
@@ -65,7 +65,7 @@ def _lines() -> list[str]:
     return texts
 
 
-def _embedded(model: Any, texts: list[str], options: argparse.Namespace) -> Iterator[Any]:
+def _embedded(model: Any, texts: list[str], options: argparse.Namespace, adapter: Any) -> Iterator[Any]:
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     with tqdm(
@@ -73,7 +73,7 @@ def _embedded(model: Any, texts: list[str], options: argparse.Namespace) -> Iter
     ) as done:
         for at in range(0, len(texts), _BATCH):
             batch = texts[at : at + _BATCH]
-            yield model.embed(batch, options.pooling, prompt=options.prefix)
+            yield model.embed(batch, options.pooling, prompt=options.prefix, adapter=adapter)
             done.update(len(batch))
 
 
@@ -89,7 +89,7 @@ def score(options: argparse.Namespace) -> None:
         prompt = [*settings.opening(options), {"role": "user", "content": text}]
     elif options.system:
         raise TemplateError(f"{model.name} has no chat template, so it takes no --system; leave it out")
-    scores = model.score(prompt, options.candidate)
+    scores = model.score(prompt, options.candidate, adapter=settings.adapter(model, options))
     if options.json:
         print(json.dumps([_as_json(one) for one in scores], ensure_ascii=False))
         return

@@ -142,6 +142,8 @@ class LM(dspy.LM):
         another one of the model, and None is the model alone; in DSPy's own words, ``model`` is the string of
         such an LM. What else belongs to the model is refused: make another LM for that."""
         _check_copy(self, kwargs)
+        if "adapter" in kwargs and "model" in kwargs:
+            raise InvalidRequestError("model and adapter are given together; the string names the adapter")
         adapter = self.adapter
         if "adapter" in kwargs:
             adapter = adapted.chosen(self.engine.model, kwargs.pop("adapter"))
@@ -170,8 +172,7 @@ class LM(dspy.LM):
         """Refused, whatever the ``train_kwargs``: there is no reinforcement learning (GRPO) here."""
         raise LMUnsupportedFeatureError(
             "tallow trains on answers (dspy.BootstrapFinetune, lm.finetune) and not by rewards: there is no "
-            "GRPO here. BootstrapFinetune with a metric learns the answers that the metric "
-            "accepts",
+            "GRPO here. BootstrapFinetune with a metric learns the answers that the metric accepts",
             model=self.model,
             provider="tallow",
             features=["reinforce"],

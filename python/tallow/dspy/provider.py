@@ -14,9 +14,8 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dspy.clients import provider as theirs  # type: ignore[import-untyped]
@@ -27,22 +26,20 @@ from dspy.clients.utils_finetune import (  # type: ignore[import-untyped]
 )
 
 from .. import _log, arguments
+from .. import rows as rows_
 from ..adapter import Adapter
-from ..errors import Cancelled, Error, InvalidRequestError
+from ..errors import Error, InvalidRequestError
 from ..model import Model
 from . import adapted, train_kwargs
 
 if TYPE_CHECKING:
     from ..training import Training
 
-#: Seconds between two looks at whether a job that waits for its turn was cancelled.
-_LOOK = 0.1
-
 
 class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
     """A training that DSPy has started: a future of the tuned LM.
 
-    ``training`` is the ``Training`` behind it, once its turn has come: iterate that for progress.
+    ``training`` is the ``Training`` behind it, once its rows are read: iterate that for progress.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,12 +51,13 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
         _jobs.add(self)
 
     def status(self) -> TrainingStatus:
-        """As DSPy names it; "pending" is waiting for another training of the same model."""
+        """As DSPy names it; "running" has made a step, and "pending" may wait for another training of the
+        same model."""
         if self.cancelled():
             return TrainingStatus.cancelled
         if self.done():
             return TrainingStatus.failed if self.exception() else TrainingStatus.succeeded
-        if self.training is not None:
+        if self.training is not None and self.training.history:
             return TrainingStatus.running
         started = self.thread is not None and self.thread.ident is not None
         return TrainingStatus.pending if started else TrainingStatus.not_started
@@ -80,7 +78,8 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
             return super().result(timeout)
         except KeyboardInterrupt:
             for job in list(_jobs):
-                if job is self or (job.of == self.of and job.starter == self.starter):
+                together = self.of is not None and (job.of, job.starter) == (self.of, self.starter)
+                if job is self or together:
                     job.cancel()
             raise
 
@@ -141,8 +140,7 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         ``job`` is told of it."""
         job.of = self.model
         try:
-            with _turn(self.model, job):
-                return self._trained(job, model, train_data, train_data_format, train_kwargs or {})
+            return self._trained(job, model, train_data, train_data_format, train_kwargs or {})
         except Exception:
             raise
         except BaseException as error:  # DSPy's thread would die of it, and whoever waits would wait for ever
@@ -169,31 +167,6 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         adapter = job._follow(self.model.train(rows, **options))
         _log.info("adapter %r is in %s", adapter.name, options["output"])
         return adapted.model_string(self.model, adapter, cached=self.model._shared.exact)
-
-
-# One after another
-
-_turns: weakref.WeakKeyDictionary[Model, threading.Lock] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-@contextmanager
-def _turn(model: Model, job: TrainingJob) -> Iterator[None]:
-    """One training of a model at a time, for DSPy starts them all at once: together they would take longer,
-    and each its memory."""
-    with _lock:
-        turn = _turns.setdefault(model, threading.Lock())
-    while not turn.acquire(timeout=_LOOK):
-        if job.cancelled():
-            break
-    else:
-        try:
-            if not job.cancelled():
-                yield
-                return
-        finally:
-            turn.release()
-    raise Cancelled("the training was cancelled before its turn came")
 
 
 # Rows
@@ -226,17 +199,12 @@ def _check_lengths(model: Model, rows: list[dict[str, Any]], read: train_kwargs.
     """Other trainers cut a row at the length; here that length must change nothing."""
     if read.longest is None or read.longest >= model.context_length:
         return
-    for at, row in enumerate(rows):
-        if "messages" in row:
-            text = model.render(row["messages"], add_generation_prompt=False)
-        else:
-            text = row["prompt"] + row["completion"]
-        length = len(model.tokenize(text, special=True))
-        if length > read.longest:
-            raise InvalidRequestError(
-                f"row {at} has {length} tokens, and max_seq_length is {read.longest}; rows are never cut: "
-                "leave max_seq_length out, or the row"
-            )
+    longest = max(len(ids) for ids, _ in rows_.prepared(model._native, rows, too_long="skip").examples)
+    if longest > read.longest:
+        raise InvalidRequestError(
+            f"a row has {longest} tokens, and max_seq_length is {read.longest}; rows are never cut: leave "
+            "max_seq_length out, or the row"
+        )
 
 
 def _new_folder(model: Model) -> str:

@@ -7,12 +7,14 @@ have; whatever else is an error that says what was probably meant.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .. import arguments
 from ..errors import InvalidRequestError
+from ..model import Model
 
 
 class Read(NamedTuple):
@@ -116,11 +118,7 @@ UNCHANGED: dict[str, Unchanged] = {
 #: What the model and the rows decide, by any of these names.
 _LONGEST = ("max_seq_length", "max_length")
 #: The arguments of ``Model.train``.
-OURS = (
-    *("rank", "alpha", "targets", "epochs", "learning_rate", "batch", "eval", "seed", "output", "name"),
-    *("precision", "train_memory", "max_steps", "warmup", "schedule", "weight_decay", "max_grad_norm"),
-    *("too_long", "resume", "threads", "progress"),
-)
+OURS = tuple(name for name in inspect.signature(Model.train).parameters if name not in ("self", "rows"))
 
 
 def read(given: object) -> Read:

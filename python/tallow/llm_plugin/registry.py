@@ -91,7 +91,7 @@ def _load_option(name: str, value: str) -> tuple[str, Any]:
     if name not in LOAD_OPTIONS:
         arguments.unknown("tallow add", name, LOAD_OPTIONS)
     read: Any = {"true": True, "false": False}.get(value.lower(), int(value) if value.isdecimal() else value)
-    if name == "kv_memory":
+    if name in ("kv_memory", "adapter_memory"):
         arguments.memory(name, read)
     elif name in ("prefix_cache", "speculation"):
         arguments.boolean(name, read)

@@ -222,6 +222,7 @@ pub(super) const FAMILIES: &[Family] = &[
             gate: false,
             ..PLAIN
         },
+        names: &[(Part::O, &["self_attn.dense"]), (Part::Up, &["mlp.fc1"]), (Part::Down, &["mlp.fc2"])],
         gguf: &[Gguf { architecture: "phi2", own_head: true, ..GGUF }],
         ..LLAMA
     },
@@ -498,6 +499,7 @@ pub(super) const FAMILIES: &[Family] = &[
             gate: false,
             ..PLAIN
         },
+        names: &[(Part::Up, &["mlp.c_fc"]), (Part::Down, &["mlp.c_proj"])],
         gguf: &[Gguf { architecture: "starcoder2", ..GGUF }],
         ..LLAMA
     },

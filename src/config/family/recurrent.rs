@@ -4,7 +4,7 @@ use super::dense::LLAMA;
 use super::experts::EXPERTS;
 use super::{
     ATTENTION_BIAS, DenseLayers, Experts, Family, FamilyTensors, GGUF, Gating, Gguf, GgufExperts, Has,
-    NormPlaces, PLAIN, ROPE, RopeDefaults, SIZES, ShortConv, Sizes, Window,
+    NormPlaces, PLAIN, ROPE, RopeDefaults, SIZES, ShortConv, Sizes, Spellings, Window,
 };
 use crate::config::{Denominator, GateFunction, GateScope, GateSource, OutputGate, Score};
 use crate::weights::names::Part;
@@ -74,6 +74,9 @@ pub(super) const FAMILIES: &[Family] = &[
             ..PLAIN
         },
         names: &[
+            (Part::Gate, &["feed_forward.w1"]),
+            (Part::Up, &["feed_forward.w3"]),
+            (Part::Down, &["feed_forward.w2"]),
             (Part::AttnPostNorm, &["post_operator_norm"]),
             (Part::MlpNorm, &["ffn_norm"]),
             (Part::MlpPostNorm, &["post_ffn_norm"]),
@@ -82,6 +85,13 @@ pub(super) const FAMILIES: &[Family] = &[
         gguf: &[],
         ..LFM2
     },
+];
+
+const LFM2_NAMES: Spellings = &[
+    (Part::O, &["self_attn.out_proj"]),
+    (Part::Gate, &["feed_forward.w1"]),
+    (Part::Up, &["feed_forward.w3"]),
+    (Part::Down, &["feed_forward.w2"]),
 ];
 
 const LFM2: Family = Family {
@@ -102,6 +112,7 @@ const LFM2: Family = Family {
     tied: true,
     short_conv: Some(ShortConv { kernel: 3, multiple_of: Some(256) }),
     tensors: FamilyTensors { qk_norm: Has::Always, ..PLAIN },
+    names: LFM2_NAMES,
     gguf: &[Gguf { architecture: "lfm2", ..GGUF }],
     ..LLAMA
 };

@@ -372,11 +372,11 @@ fn add_up(
     let width = a.kv_heads * dim;
     let out = DisjointSlices::new(out);
     pool.run("attention sums", parts.len().div_ceil(ROWS), &|task| {
-        for row in task * ROWS..parts.len().min((task + 1) * ROWS) {
+        for (row, parts) in parts.iter().enumerate().skip(task * ROWS).take(ROWS) {
             // SAFETY: each row is one task's own.
             let out = unsafe { out.slice_mut(row * width..(row + 1) * width) };
             out.fill(0.0);
-            for &(start, step) in &parts[row] {
+            for &(start, step) in parts {
                 for head in 0..a.heads {
                     let to = &mut out[head / group * dim..][..dim];
                     let from = &from[start + head * step..][..dim];

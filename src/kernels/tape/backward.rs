@@ -24,6 +24,10 @@ pub type FactorGradients<'a> = (&'a mut Vec<f32>, &'a mut Vec<f32>);
 /// What is known of gradients while a tape is walked back.
 struct Walk<'a, 'b> {
     backend: &'a TapeBackend,
+    /// What is still to be walked.
+    tape: Tape,
+    /// The value that was made again last, and of which node: projections of the same rows follow each other.
+    derived: Option<(usize, Value)>,
     /// Of each node that something has been said of.
     gradients: Vec<Option<Block>>,
     factors: HashMap<Place, FactorGradients<'b>>,
@@ -47,7 +51,7 @@ impl Recorder {
             places.insert(place(&linear.weight)?, gradients);
         }
         let gradients = std::iter::repeat_with(|| None).take(tape.nodes).collect();
-        let mut walk = Walk { backend: &self.0, gradients, factors: places };
+        let mut walk = Walk { backend: &self.0, tape, derived: None, gradients, factors: places };
         if gradient.dims() != out.dims() {
             return Err(misuse("a gradient of another shape"));
         }
@@ -57,7 +61,7 @@ impl Recorder {
             Err(shared) => self.0.copy(&shared)?.into_block()?,
         };
         walk.add(id, gradient)?;
-        for entry in tape.entries.into_iter().rev() {
+        while let Some(entry) = walk.tape.entries.pop() {
             // What nothing was said of changes nothing.
             if let Some(dy) = walk.gradients.get_mut(entry.out).and_then(Option::take) {
                 walk.step(entry.operation, entry.value, dy)?;
@@ -202,10 +206,16 @@ impl Walk<'_, '_> {
             let factors = factors.ok_or_else(|| misuse("factors that a tape was made with are gone"))?;
             let gradients = self.factors.get_mut(&projected.place);
             let scale = factors.scale * projected.scale;
-            let dz = backend.factor_gradients(&factors, scale, (x, z), dy.block()?.floats(), gradients)?;
+            let value =
+                match x.id.map(|id| derived(backend, &self.tape, &mut self.derived, id)).transpose()? {
+                    Some(Some(value)) => value,
+                    _ => x.value.clone(),
+                };
+            let dy = dy.block()?.floats();
+            let dz = backend.factor_gradients(&factors, scale, (&value, z), dy, gradients)?;
             if let Some((_, dx)) = &mut dx {
                 let product = Matmul {
-                    m: dy.dims().0,
+                    m: dx.dims().0,
                     n: dx.dims().1,
                     k: factors.rank,
                     a: &dz,
@@ -248,6 +258,27 @@ impl Walk<'_, '_> {
         })?;
         self.add(id, dx)
     }
+}
+
+/// The value of a node that the tape can make again, if it is one.
+fn derived(
+    backend: &TapeBackend,
+    tape: &Tape,
+    last: &mut Option<(usize, Value)>,
+    id: usize,
+) -> Result<Option<Value>> {
+    if let Some((_, value)) = last.as_ref().filter(|(of, _)| *of == id) {
+        return Ok(Some(value.clone()));
+    }
+    let rows = match tape.made(id).map(|entry| &entry.operation) {
+        Some(Operation::Gated { gate, up, act }) => backend.gate_value(&gate.value, &up.value, *act)?,
+        Some(Operation::Activated { x, act }) => backend.activation_value(&x.value, *act)?,
+        Some(Operation::Norm { x, norm, to: None }) => backend.cpu.norm(norm, &x.value.0, None)?,
+        _ => return Ok(None),
+    };
+    let value = Value(Arc::new(rows));
+    *last = Some((id, value.clone()));
+    Ok(Some(value))
 }
 
 fn one(rows: Vec<Rows>) -> Result<Rows> {
@@ -316,7 +347,7 @@ impl TapeBackend {
         &self,
         factors: &Factors,
         scale: f32,
-        (x, z): (&Node, &[f32]),
+        (x, z): (&Value, &[f32]),
         dy: &[f32],
         gradients: Option<&mut (&mut Vec<f32>, &mut Vec<f32>)>,
     ) -> Result<Vec<f32>> {
@@ -360,7 +391,7 @@ impl TapeBackend {
             k: rows,
             a: &dz,
             a_steps: (1, width),
-            b: x.value.floats()?,
+            b: x.floats()?,
             b_step: inputs,
             scale: 1.0,
             add: true,

@@ -148,7 +148,7 @@ unsafe fn slope<S: Simd>(act: Activation, x: S::F) -> (S::F, S::F) {
             }
             Activation::GeluTanh => {
                 // x sigmoid(w), w = 2 sqrt(2/pi) (x + 0.044715 x^3).
-                const TWICE: f32 = 1.595_769_1;
+                const TWICE: f32 = 1.595_769;
                 let square = S::mul(x, x);
                 let w = S::mul(S::mul(x, S::splat(TWICE)), S::fma(square, S::splat(0.044_715), one));
                 let s = math::sigmoid::<S>(w);

@@ -1,5 +1,7 @@
 //! Against central differences in f64 of plain attention.
 
+#![allow(clippy::single_range_in_vec_init)]
+
 use super::*;
 
 /// Of the length of a gradient.
