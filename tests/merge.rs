@@ -96,19 +96,19 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 }
 
 fn merge(golden: &Value, base: &Path, to: &Path, options: &MergeOptions) -> Result<MergeReport> {
-    merge_watched(golden, base, to, options, &NoProgress)
+    merge_watched(golden, base, to, (options, 1.0), &NoProgress)
 }
 
 fn merge_watched(
     golden: &Value,
     base: &Path,
     to: &Path,
-    options: &MergeOptions,
+    (options, scale): (&MergeOptions, f32),
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
     let decoder = build(base);
     let file = lora::open(&root().join(golden["adapter"].as_str().unwrap()))?;
-    let bound = BoundAdapter::bind(&file, &decoder, 1.0)?;
+    let bound = BoundAdapter::bind(&file, &decoder, scale)?;
     save_merged(&decoder, base, &bound, to, options, progress)
 }
 
@@ -214,7 +214,8 @@ fn coarser_types_lose_more() {
         let folder = tempfile::tempdir().unwrap();
         let options = MergeOptions { dtype: Some(dtype), format: None, force: true };
         let to = target(&folder, true);
-        let report = merge(&golden, &base(&golden, true), &to, &options).unwrap();
+        let base = base(&golden, true);
+        let report = merge_watched(&golden, &base, &to, (&options, 0.1), &NoProgress).unwrap();
         assert!(build(&to).config().vocab > 0);
         let noted = report.notes.iter().any(|note| note.contains("rounding takes"));
         let (delta, lost) = (report.tensors[0].delta, report.tensors[0].lost);
@@ -261,7 +262,7 @@ fn nothing_is_overwritten_or_left_behind() {
         }
         let watcher: &dyn Progress = if words == "cancelled" { &Impatient } else { &NoProgress };
         let to = folder.path().join(name);
-        let error = merge_watched(&golden, &base(&golden, gguf), &to, &options, watcher).unwrap_err();
+        let error = merge_watched(&golden, &base(&golden, gguf), &to, (&options, 1.0), watcher).unwrap_err();
         assert!(error.message().contains(words), "{name}: {error}");
         assert_eq!(error.kind() == ErrorKind::Cancelled, words == "cancelled");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "{name}");

@@ -75,7 +75,8 @@ pub struct MergedTensor {
     pub lost: f64,
 }
 
-/// Writes the model of `source`, which `decoder` was loaded from, with the adapter merged into it to `path`: a folder, or, where the base is GGUF, a file.
+/// Writes the model of `source`, which `decoder` was loaded from, with the adapter merged into it to `path`: a
+/// folder, or, where the base is GGUF, a file.
 /// Nothing is overwritten, and what is there appears whole.
 ///
 /// # Errors
@@ -633,6 +634,7 @@ fn copy(from: &Path, to: &Path, weights: bool) -> Result<()> {
         let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         let kept = ["json", "jinja", "txt", "model", "tiktoken"].contains(&ending)
             && !text.ends_with("index.json")
+            && !text.starts_with("adapter_")
             || text.starts_with("LICENSE")
             || weights && ending == "safetensors";
         if kept {

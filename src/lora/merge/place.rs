@@ -53,7 +53,9 @@ impl<'a> Places<'a> {
         let place = self.find(id, n).ok_or_else(|| elsewhere(id))?;
         let tensor = self.weights.get(&place.tensor)?;
         // Some rows show whether the place is right, whatever the loader may do one day.
-        let some: Vec<usize> = (0..n).step_by(n.div_ceil(16)).collect();
+        // An output of a matrix on its side is a column, and costs the whole of it.
+        let count = if place.turned.is_some() { 2 } else { 16 };
+        let some: Vec<usize> = (0..n).step_by(n.div_ceil(count).max(1)).collect();
         let ids: Vec<u32> = some.iter().map(|row| *row as u32).collect();
         let own = self.ops.into_vec(self.ops.embed(&linear.weight, &ids, None)?)?;
         for (output, own) in some.into_iter().zip(own.chunks_exact(k)) {
