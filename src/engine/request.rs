@@ -30,7 +30,8 @@ pub struct Request {
     pub task: Task,
     /// When the request ends with a `Timeout` error, if it has not ended before.
     pub deadline: Option<Instant>,
-    /// The adapter that its rows pass, if any. Requests share prefixes and answers only with those of the same.
+    /// The adapter that its rows pass, if any. Requests share prefixes and answers only with those of the
+    /// same.
     pub adapter: Option<AdapterLease>,
 }
 

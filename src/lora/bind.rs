@@ -44,8 +44,9 @@ pub(super) struct EmbeddingChange {
 pub(super) struct HeadChange {
     /// Instead of the head.
     pub table: Option<Linear>,
-    /// Rows of the head by token.
+    /// Rows of the head by token, and the head's bias.
     pub rows: Vec<(u32, Vec<f32>)>,
+    pub bias: Option<Vector>,
 }
 
 impl BoundAdapter {
@@ -116,8 +117,8 @@ struct Cut<'a> {
     scale: f32,
 }
 
-/// Heads of linear attention as llama.cpp's converter orders them: place p has a head of key group `p % groups`,
-/// where transformers has those of a group side by side.
+/// Heads of linear attention as llama.cpp's converter orders them: place p has a head of key group
+/// `p % groups`, where transformers has those of a group side by side.
 struct TiledHeads {
     groups: usize,
     heads: usize,
@@ -236,8 +237,9 @@ impl<'a> Binder<'a> {
         Ok(())
     }
 
-    /// A projection whose whole matrix is another one (modules_to_save): what the two differ by has full rank, so
-    /// that A is the identity. It costs as much as the projection, or twice that; few adapters have it.
+    /// A projection whose whole matrix is another one (modules_to_save): what the two differ by has full
+    /// rank, so that A is the identity. It costs as much as the projection, or twice that; few adapters have
+    /// it.
     fn replaced(&mut self, layer: usize, module: &Module, table: &Table) -> Result<()> {
         for piece in self.pieces(layer, module, table.rows)? {
             self.check_shape(piece.id, [piece.rows.len(), table.columns])?;
@@ -339,8 +341,8 @@ impl<'a> Binder<'a> {
         }
     }
 
-    /// How a model from GGUF has the heads of a layer's linear attention, if that is another order than that of
-    /// the adapter.
+    /// How a model from GGUF has the heads of a layer's linear attention, if that is another order than that
+    /// of the adapter.
     fn tiled_heads(&self, layer: usize) -> Option<TiledHeads> {
         match self.config.layers[layer].mixer.as_ref() {
             Some(MixerConfig::DeltaNet(config))
@@ -520,7 +522,9 @@ impl<'a> Binder<'a> {
                 change.rows.insert(*token, row.to_vec());
             }
             if self.decoder.is_tied() {
+                let bias = self.projections.get(&ProjectionId::HEAD).and_then(|head| head.bias.clone());
                 let head = self.bound.head_change.get_or_insert_default();
+                head.bias = bias;
                 let rows = tokens.iter().zip(rows.values.chunks_exact(hidden));
                 head.rows.extend(rows.map(|(token, row)| (*token, row.to_vec())));
             }
@@ -560,7 +564,9 @@ impl<'a> Binder<'a> {
             check_tokens(tokens, shape[0])?;
             let rows = tokens.iter().zip(rows.values.chunks_exact(shape[1]));
             let rows = rows.map(|(token, row)| (*token, row.to_vec()));
-            self.bound.head_change.get_or_insert_default().rows.extend(rows);
+            let change = self.bound.head_change.get_or_insert_default();
+            change.rows.extend(rows);
+            change.bias = head.bias.clone();
         }
         if let Some(table) = &module.weight {
             self.check_table(table, shape)?;

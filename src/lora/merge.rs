@@ -75,9 +75,8 @@ pub struct MergedTensor {
     pub lost: f64,
 }
 
-/// Writes the model of `source`, which `decoder` was loaded from, with the adapter merged into it to `path`: a
-/// folder, or, where the base is GGUF, a file.
-/// Nothing is overwritten, and what is there appears whole.
+/// Writes the model of `source`, which `decoder` was loaded from, with the adapter merged into it to `path`:
+/// a folder, or, where the base is GGUF, a file. Nothing is overwritten, and what is there appears whole.
 ///
 /// # Errors
 /// `InvalidRequest` for a path that is taken and for types that are not written so; `UnsupportedModel` for a

@@ -172,7 +172,8 @@ impl HeadChange {
         let hidden = ops.into_vec(hidden)?;
         for (logits, hidden) in logits.chunks_exact_mut(vocab).zip(hidden.chunks_exact(dim)) {
             for (token, row) in &self.rows {
-                logits[*token as usize] = row.iter().zip(hidden).map(|(w, x)| w * x).sum();
+                let bias = self.bias.as_ref().map_or(0.0, |bias| bias.values()[*token as usize]);
+                logits[*token as usize] = row.iter().zip(hidden).map(|(w, x)| w * x).sum::<f32>() + bias;
             }
         }
         Ok(())

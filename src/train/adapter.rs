@@ -11,7 +11,8 @@ use crate::model::ProjectionId;
 use crate::model::build::head_rows;
 use crate::weights::names::Part;
 
-/// The adapter of these factors. `source` is what it is called after; `base`: the model that it was trained on.
+/// The adapter of these factors. `source` is what it is called after; `base`: the model that it was trained
+/// on.
 pub fn file(params: &LoraParams, config: &Config, source: PathBuf, base: &str) -> AdapterFile {
     let modules: Vec<Module> = params.modules.iter().map(|trained| module(trained, config)).collect();
     AdapterFile {

@@ -1,7 +1,7 @@
 //! What training begins with: A uniform, B zero, so that the adapter changes nothing yet.
 //!
-//! Each number is drawn by its own name (the seed, the module, its index) and by nothing else, so a seed means
-//! the same adapter on every machine, with any targets beside it.
+//! Each number is drawn by its own name (the seed, the module, its index) and by nothing else, so a seed
+//! means the same adapter on every machine, with any targets beside it.
 
 use sha2::{Digest, Sha256};
 

@@ -163,7 +163,8 @@ pub fn learning_rate(parameters: usize) -> f64 {
     }
 }
 
-/// Projections by the names that checkpoints give them. The first name of a part is the one that messages use.
+/// Projections by the names that checkpoints give them. The first name of a part is the one that messages
+/// use.
 const TARGETS: &[(&str, &[Part])] = &[
     ("q_proj", &[Part::Q]),
     ("k_proj", &[Part::K]),

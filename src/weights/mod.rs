@@ -284,8 +284,8 @@ impl Weights {
         }
     }
 
-    /// How a tensor is stored, its shape, and its bytes as they are; also of one whose type is not read, if its
-    /// size is known.
+    /// How a tensor is stored, its shape, and its bytes as they are; also of one whose type is not read, if
+    /// its size is known.
     ///
     /// # Errors
     /// `ModelFile` when there is none of that name; `UnsupportedModel` naming a type whose size is not known.
