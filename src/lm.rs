@@ -20,7 +20,8 @@ use crate::engine::{
 use crate::error::{Error, Result};
 use crate::hub::{NoProgress, Progress};
 use crate::lora::{
-    self, Adapter, AdapterLease, AdapterRegistry, MergeOptions, MergeReport, WriteAdapter, hex, save_merged,
+    self, Adapter, AdapterLease, AdapterRegistry, BoundAdapter, MergeOptions, MergeReport, WriteAdapter, hex,
+    save_merged,
 };
 use crate::memory;
 use crate::model::{Model, Prompt};
@@ -259,7 +260,8 @@ impl Lm {
         progress: &dyn Progress,
     ) -> Result<MergeReport> {
         self.model.check_files()?;
-        let bound = self.adapters.bound(adapter)?;
+        self.adapters.bound(adapter)?; // it is this engine's, and its file is as it was
+        let bound = BoundAdapter::bind_exactly(&adapter.read()?, self.model.decoder(), adapter.scale())?;
         save_merged(self.model.decoder(), self.model.path(), &bound, path, options, progress)
     }
 

@@ -403,7 +403,7 @@ fn a_low_rank_delta_is_the_merged_weight() {
                 }
             }
             let id = ProjectionId { layer, part: *part };
-            deltas.push((id, LowRank::new([n, k], a, &b, None, None).unwrap()));
+            deltas.push((id, LowRank::new([n, k], a, &b, None, None, true).unwrap()));
         }
         assert!(deltas.len() >= 2 * PARTS.len(), "{} projections", deltas.len());
         let merged = tempfile::tempdir().unwrap();

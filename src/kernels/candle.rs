@@ -137,7 +137,7 @@ impl CandleBackend {
                 LowRankPart::BeforeBias => {
                     if rank > 0 {
                         let x = x.narrow(0, rows.start, rows.len())?.to_dtype(y.dtype())?.contiguous()?;
-                        let z = x.matmul(&tensor(low_rank.a(), (rank, k))?.t()?)?;
+                        let z = x.matmul(&tensor(&low_rank.a(), (rank, k))?.t()?)?;
                         let sums = z.matmul(&tensor(&low_rank.b(), (n, rank))?.t()?)?;
                         own = (own + sums.affine(scale.into(), 0.0)?)?;
                     }

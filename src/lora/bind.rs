@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{AdapterFile, AdapterFormat, Module, Pair, Table};
 use crate::config::{Config, MixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{Linear, LowRank, Matrix, Ops, Vector};
+use crate::kernels::{KvFormat, KvType, Linear, LowRank, Matrix, Ops, Vector};
 use crate::model::Decoder;
 use crate::model::build::head_rows;
 use crate::model::projection::ProjectionId;
@@ -80,13 +80,30 @@ impl BoundAdapter {
         &self.notes
     }
 
-    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`.
+    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`. Where the decoder keeps keys
+    /// and values in bfloat16, factors are kept so as well.
     ///
     /// # Errors
     /// `UnsupportedModel` naming the module for what has no counterpart here; `ModelFile` for shapes of
     /// another base.
     pub fn bind(file: &AdapterFile, decoder: &Decoder, scale: f32) -> Result<BoundAdapter> {
-        let mut binder = Binder::new(file, decoder, scale);
+        let exact = matches!(
+            decoder.ops().kv_format(),
+            KvFormat::Native(KvType::F32) | KvFormat::Tensors(candle_core::DType::F32)
+        );
+        Self::bind_as(file, decoder, scale, exact)
+    }
+
+    /// As [`bind`](Self::bind), with factors in f32.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_exactly(file: &AdapterFile, decoder: &Decoder, scale: f32) -> Result<BoundAdapter> {
+        Self::bind_as(file, decoder, scale, true)
+    }
+
+    fn bind_as(file: &AdapterFile, decoder: &Decoder, scale: f32, exact: bool) -> Result<BoundAdapter> {
+        let mut binder = Binder::new(file, decoder, scale, exact);
         for module in &file.modules {
             binder.bind(module).map_err(|error| binder.about(error, module))?;
         }
@@ -163,15 +180,17 @@ struct Binder<'a> {
     ops: &'a Ops,
     projections: BTreeMap<ProjectionId, &'a Linear>,
     scale: f32,
+    exact: bool,
     bound: BoundAdapter,
 }
 
 impl<'a> Binder<'a> {
-    fn new(file: &'a AdapterFile, decoder: &'a Decoder, scale: f32) -> Self {
+    fn new(file: &'a AdapterFile, decoder: &'a Decoder, scale: f32, exact: bool) -> Self {
         let layers = decoder.config().layers.iter().map(|_| Vec::new()).collect();
         let bound = BoundAdapter { layers, ..BoundAdapter::default() };
         let projections = decoder.adaptable().collect();
-        Binder { file, decoder, config: decoder.config(), ops: decoder.ops(), projections, scale, bound }
+        let (config, ops) = (decoder.config(), decoder.ops());
+        Binder { file, decoder, config, ops, projections, scale, exact, bound }
     }
 
     /// Where an error is, and what the adapter says it was made for.
@@ -471,7 +490,7 @@ impl<'a> Binder<'a> {
         if linear.scale != 1.0 && self.scaled_by_file(linear) {
             b.iter_mut().for_each(|weight| *weight /= linear.scale);
         }
-        LowRank::new([n, k], a, &b, gain, shift)
+        LowRank::new([n, k], a, &b, gain, shift, self.exact)
     }
 
     /// Whether a projection's factor belongs to its stored weights (GGUF's `.scale`), not to the model.

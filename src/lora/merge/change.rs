@@ -1,5 +1,6 @@
 //! What becomes of the rows of a stored tensor, and what rounding takes of that.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -37,18 +38,19 @@ pub(super) enum Change<'a> {
 /// `gain * (W + B A)`
 pub(super) struct Factors<'a> {
     low_rank: &'a LowRank,
+    a: Cow<'a, [f32]>,
     b: Vec<f32>,
 }
 
 impl<'a> Factors<'a> {
     pub fn of(low_rank: &'a LowRank) -> Self {
-        Factors { low_rank, b: low_rank.b() }
+        Factors { low_rank, a: low_rank.a(), b: low_rank.b() }
     }
 
     fn weights(&self, output: usize) -> impl Iterator<Item = (f32, &[f32])> {
         let (rank, k) = (self.low_rank.rank(), self.low_rank.dims().1);
         let b = &self.b[output * rank..(output + 1) * rank];
-        b.iter().copied().zip(self.low_rank.a().chunks_exact(k))
+        b.iter().copied().zip(self.a.chunks_exact(k))
     }
 
     fn gain(&self, output: usize) -> f32 {
