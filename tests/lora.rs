@@ -1,5 +1,5 @@
-//! Adapters against peft: each row of `tests/golden/adapters/manifest.json` gives peft's logits, or is refused
-//! with words; alone, in chunks, and beside rows of the base and of another adapter, bit by bit.
+//! Adapters against peft: each row of `tests/golden/adapters/manifest.json` gives peft's logits, or is
+//! refused with words; alone, in chunks, and beside rows of the base and of another adapter, bit by bit.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

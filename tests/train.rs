@@ -1,5 +1,5 @@
-//! Runs of training over a step whose gradients are known, the optimizer against torch, and twenty steps against
-//! peft.
+//! Runs of training over a step whose gradients are known, the optimizer against torch, and twenty steps
+//! against peft.
 
 #![allow(clippy::single_range_in_vec_init)] // an example may have one range of targets
 

@@ -56,7 +56,7 @@ def row(name, base, what, *, dtype=None, refused=None, resized=None, **config):
 QV = ["q_proj", "v_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 RESIZED = dict(at="bind", kind="unsupported", words=["resized", "70"])
-DEEPER = dict(at="bind", kind="unsupported", words=["layers.2.self_attn.q_proj", "no such module"])
+DEEPER = dict(at="bind", kind="model_file", words=["layers.2.self_attn.q_proj", "there is no layer 2"])
 WIDER = dict(at="bind", kind="model_file", words=["made for another model"])
 NORMS = dict(kind="unsupported", words=["layernorm", "those are not adapted"])
 

@@ -1,10 +1,13 @@
 //! An adapter held against a decoder: every module finds its projection, every shape is compared, and what is
 //! in one matrix in the file is cut where the decoder has two.
 
+mod tiled;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use self::tiled::TiledHeads;
 use super::{AdapterFile, AdapterFormat, Module, Pair, Table};
 use crate::config::{Config, MixerConfig};
 use crate::error::{Error, Result};
@@ -80,8 +83,8 @@ impl BoundAdapter {
         &self.notes
     }
 
-    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`. Where the decoder keeps keys
-    /// and values in bfloat16, factors are kept so as well.
+    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`. Where the decoder keeps
+    /// keys and values in bfloat16, factors are kept so as well.
     ///
     /// # Errors
     /// `UnsupportedModel` naming the module for what has no counterpart here; `ModelFile` for shapes of
@@ -132,45 +135,6 @@ struct Cut<'a> {
     b: Vec<f32>,
     rank: usize,
     scale: f32,
-}
-
-/// Heads of linear attention as llama.cpp's converter orders them: place p has a head of key group
-/// `p % groups`, where transformers has those of a group side by side.
-struct TiledHeads {
-    groups: usize,
-    heads: usize,
-    /// Rows of all keys.
-    keys: usize,
-    value_dim: usize,
-}
-
-impl TiledHeads {
-    /// Where transformers has the numbers that stand here, `width` a head.
-    fn places(&self, width: usize) -> Vec<usize> {
-        let of_group = self.heads / self.groups.max(1);
-        let head = |place: usize| place % self.groups * of_group + place / self.groups;
-        (0..self.heads).flat_map(|place| head(place) * width..(head(place) + 1) * width).collect()
-    }
-
-    /// The file's row of each row of a projection; `None`: all are where they were.
-    fn rows(&self, part: Part, rows: usize) -> Option<Vec<usize>> {
-        let behind = |first: usize, places: Vec<usize>| {
-            (0..first).chain(places.into_iter().map(move |row| first + row))
-        };
-        match part {
-            Part::DeltaQkv => Some(behind(2 * self.keys, self.places(self.value_dim)).collect()),
-            Part::DeltaZ => Some(self.places(self.value_dim)),
-            Part::DeltaBeta | Part::DeltaAlpha => Some(self.places(1)),
-            _ => None,
-        }
-        .filter(|order: &Vec<usize>| order.len() == rows)
-    }
-
-    /// A with the columns of the output projection, which are those of the values.
-    fn columns(&self, a: &[f32]) -> Vec<f32> {
-        let places = self.places(self.value_dim);
-        a.chunks_exact(places.len().max(1)).flat_map(|row| select(row, &places)).collect()
-    }
 }
 
 struct Binder<'a> {

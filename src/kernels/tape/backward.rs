@@ -112,7 +112,7 @@ impl Walk<'_, '_> {
                 })?;
                 self.add_if(x.id, dx.into())
             }
-            Operation::Norm { x, norm, to } => {
+            Operation::Norm { x, norm, to, .. } => {
                 let group = norm.weight.len();
                 self.norm(&x, &norm, group, &dy)?;
                 self.add_if(to, dy.into())
@@ -273,7 +273,7 @@ fn derived(
     let rows = match tape.made(id).map(|entry| &entry.operation) {
         Some(Operation::Gated { gate, up, act }) => backend.gate_value(&gate.value, &up.value, *act)?,
         Some(Operation::Activated { x, act }) => backend.activation_value(&x.value, *act)?,
-        Some(Operation::Norm { x, norm, to: None }) => backend.cpu.norm(norm, &x.value.0, None)?,
+        Some(Operation::Norm { x, norm, added: false, .. }) => backend.cpu.norm(norm, &x.value.0, None)?,
         _ => return Ok(None),
     };
     let value = Value(Arc::new(rows));

@@ -87,15 +87,54 @@ fn place(matrix: &Matrix) -> Result<Place> {
 
 /// One operation that was computed.
 enum Operation {
-    Linear { x: Node, projected: Projected },
-    Gated { gate: Node, up: Node, act: Activation },
-    Activated { x: Node, act: Activation },
-    Norm { x: Node, norm: Norm, to: Option<usize> },
-    Heads { x: Node, head_dim: usize, norm: Option<Norm>, table: Option<RopeTable> },
-    Add { x: Option<usize>, scale: f32, to: Option<usize> },
-    ScaleRows { x: usize, factors: Vec<f32> },
-    SelectRows { x: usize, of: usize, rows: Vec<u32> },
-    Attention { q: Node, k: Node, v: Node, spans: Arc<[SpanRows]>, a: Attention<'static>, lse: Vec<f32> },
+    Linear {
+        x: Node,
+        projected: Projected,
+    },
+    Gated {
+        gate: Node,
+        up: Node,
+        act: Activation,
+    },
+    Activated {
+        x: Node,
+        act: Activation,
+    },
+    /// `added`: to what `to` is, or to rows that want no gradient.
+    Norm {
+        x: Node,
+        norm: Norm,
+        added: bool,
+        to: Option<usize>,
+    },
+    Heads {
+        x: Node,
+        head_dim: usize,
+        norm: Option<Norm>,
+        table: Option<RopeTable>,
+    },
+    Add {
+        x: Option<usize>,
+        scale: f32,
+        to: Option<usize>,
+    },
+    ScaleRows {
+        x: usize,
+        factors: Vec<f32>,
+    },
+    SelectRows {
+        x: usize,
+        of: usize,
+        rows: Vec<u32>,
+    },
+    Attention {
+        q: Node,
+        k: Node,
+        v: Node,
+        spans: Arc<[SpanRows]>,
+        a: Attention<'static>,
+        lse: Vec<f32>,
+    },
 }
 
 /// A product: which matrix, the factor of its weights, and what A made of the rows if it has factors.
@@ -131,7 +170,7 @@ impl Tape {
     fn is_derived(&self, id: usize) -> bool {
         use Operation::{Activated, Gated, Norm};
         let made = self.made(id).map(|entry| &entry.operation);
-        matches!(made, Some(Gated { .. } | Activated { .. } | Norm { to: None, .. }))
+        matches!(made, Some(Gated { .. } | Activated { .. } | Norm { added: false, .. }))
     }
 
     /// Bytes that it keeps.
@@ -552,10 +591,10 @@ impl Backend for TapeBackend {
 
     fn norm(&self, norm: &Norm, x: &Rows, to: Option<Rows>) -> Result<Rows> {
         let x = of(x)?;
-        let to_id = to.as_ref().map(of).transpose()?.and_then(|to| to.id);
+        let (added, to_id) = (to.is_some(), to.as_ref().map(of).transpose()?.and_then(|to| to.id));
         let to = to.map(|to| self.take(to)).transpose()?;
         let out = self.cpu.norm(norm, &x.value.0, to)?;
-        let operation = || Operation::Norm { x: x.clone(), norm: norm.clone(), to: to_id };
+        let operation = || Operation::Norm { x: x.clone(), norm: norm.clone(), added, to: to_id };
         Ok(self.record(x.id.is_some() || to_id.is_some(), out, operation))
     }
 
