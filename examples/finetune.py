@@ -1,10 +1,12 @@
 """Fine-tuning in this process: SmolLM2-135M learns to sort the mails of a shop; asked before and after.
 
 What is asked are wordings that it has not seen in training. The labels are learned as DSPy's program would
-ask for them; with `dspy.BootstrapFinetune` it would be a teacher's answers. A few minutes on two cores.
+ask for them; with `dspy.BootstrapFinetune` it would be a teacher's answers. A few minutes on two cores;
+`python finetune.py 20` learns from 20 mails alone, to see that it runs.
 """
 
 import random
+import sys
 from typing import Literal
 
 import dspy
@@ -129,7 +131,8 @@ def main() -> None:
     evaluate = dspy.Evaluate(devset=asked, metric=right, num_threads=8, display_progress=False)
     print(f"before: {evaluate(program).score:.0f} % of {len(asked)} mails go to the right desk")
 
-    rows = tallow.dspy.finetune_rows(program, mails(200, seed=1, asked=False))
+    count = int(sys.argv[1]) if sys.argv[1:] else 200
+    rows = tallow.dspy.finetune_rows(program, mails(count, seed=1, asked=False))
     job = lm.finetune(rows, "chat", {"num_train_epochs": 2})
     program.set_lm(job.result())
     for step in job.training.history[:: max(1, len(job.training.history) // 10)]:

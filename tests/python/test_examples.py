@@ -6,14 +6,15 @@ import pytest
 
 from conftest import ROOT, python
 
+#: Arguments of those that would take minutes.
+ARGUMENTS = {"finetune": ["8"]}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_example(file, smollm2, tmp_path):
-    code = (
-        f"import runpy, sys; sys.argv = [{str(file)!r}]; runpy.run_path({str(file)!r}, run_name='__main__')"
-    )
+    argv = [str(file), *ARGUMENTS.get(file.stem, [])]
+    code = f"import runpy, sys; sys.argv = {argv!r}; runpy.run_path({str(file)!r}, run_name='__main__')"
     done = python(code, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
