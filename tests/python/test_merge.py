@@ -37,7 +37,8 @@ def test_the_merged_model_answers_as_the_base_does_with_the_adapter(model, suppo
     assert np.abs(served - base).max() > 0.5
     assert np.abs(merged.logits(IDS) - served).max() < off
     assert merged.tokenize("the tea") == model.tokenize("the tea")
-    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == dtype
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == dtype
     assert report.path == str(tmp_path / "merged") and report.size > 1000
     assert len(report.tensors) == 7 * model.config["num_layers"]
     names = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
