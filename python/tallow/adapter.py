@@ -16,6 +16,8 @@ class Adapter:
     """An adapter of a Model, made by ``Model.load_adapter`` or by training. It holds no conversation, and any
     number of threads may use it at once: ``model.generate(ask, adapter=adapter)``.
 
+    ``native`` is what an engine gave for it; nobody makes one by hand.
+
     Two adapters are equal if they change the same model in the same way. What is pickled is where it came
     from, never its numbers.
     """

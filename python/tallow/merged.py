@@ -13,6 +13,7 @@ from ._log import size
 class MergedTensor:
     """A tensor that an adapter was merged into."""
 
+    #: As the file calls it.
     name: str
     #: How it is stored now.
     dtype: str

@@ -681,8 +681,8 @@ class Model:
         return [Adapter(self, native) for native in self._shared.engine().adapters()]
 
     def unload_adapter(self, adapter: Adapter | str) -> None:
-        """Takes away the name of an adapter, given as itself or by name; its memory is free as soon as nobody
-        holds it any more. Requests in work end with it."""
+        """Takes away the name of ``adapter``, which is one itself or its name; its memory is free as soon as
+        nobody holds it any more. Requests in work end with it."""
         name = adapter.name if isinstance(adapter, Adapter) else arguments.text("adapter", adapter)
         self._shared.engine().unload_adapter(name)
 

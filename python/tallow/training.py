@@ -68,6 +68,9 @@ class Training:
     - ``history``: the steps so far.
     - ``skipped``: rows that were left out because they are longer than the context.
     - ``notes``: what is worth knowing of the rows, and at the end of how it went.
+
+    ``native``, ``model``, ``prepared``, ``name`` and ``show`` are what ``Model.train`` makes it of; nobody
+    makes one by hand.
     """
 
     def __init__(
