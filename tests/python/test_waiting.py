@@ -396,7 +396,8 @@ import tallow
 
 def draw():
     model = tallow.Model(sys.argv[1], progress=False)
-    return model.generate("x", temperature=1.0, max_tokens=24, logit_bias={2: -100}).tokens
+    on = {id: -100 for id in model.eos_ids}  # short answers are alike by chance
+    return model.generate("x", temperature=1.0, max_tokens=24, logit_bias=on).tokens
 
 def in_child(work):
     "What work returns in a fork."
