@@ -245,7 +245,16 @@ impl Lm {
             pair.scale *= adapter.scale();
         }
         let (family, base) = (&self.model.config().family, Some(self.model.name()));
-        lora::write_peft(folder, &WriteAdapter { family, base, modules: &modules })
+        lora::write_peft(folder, &WriteAdapter { family, base, modules: &modules })?;
+        // What was trained in memory has a file from now on, if it is the same adapter there: a scale becomes
+        // part of the numbers, and families with fused projections have several pairs in one.
+        if adapter.path().is_none() && adapter.scale() == 1.0 {
+            let (written, own) = (lora::open(folder)?.hash, lora::hash(&modules));
+            if let (true, Ok(folder)) = (written == own, std::path::absolute(folder)) {
+                adapter.saved_at(&folder);
+            }
+        }
+        Ok(())
     }
 
     /// Writes the model with an adapter merged into it; see [`save_merged`].

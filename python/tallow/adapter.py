@@ -131,7 +131,7 @@ class Adapter:
         if self.path is None:
             raise InvalidRequestError(
                 f"adapter {self.name!r} is in memory alone, and its numbers are not pickled; save it first, "
-                'with adapter.save("folder")'
+                'with adapter.save("folder"), and use model.load_adapter("folder")'
             )
         return _load, (self._model, os.path.abspath(self.path), self.name, self.scale, self.fingerprint)
 

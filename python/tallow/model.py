@@ -574,9 +574,9 @@ class Model:
           it would have had. ``name``: what ``adapter=`` may call the adapter.
         - ``precision``: "bfloat16" computes forward as the model serves, and backward through weights in
           bfloat16; "int8" backward through blocks of 8 bits, in less memory; "float32" does all in float32,
-          which is slower, for comparisons. ``train_memory``: bytes, or a text
-          such as "1GiB", that may be kept of a step; what finds no room is computed again. None: a quarter of
-          what is free.
+          which is slower, for comparisons. ``train_memory``: bytes, or a text such as "1GiB", that may be
+          kept of a step; what finds no room is computed again. None: a quarter of what is free, and no more
+          than 512 MiB.
         - ``progress``: True shows a bar while ``result()`` waits, if somebody watches; a callable gets each
           ``TrainingStep``.
 
@@ -658,7 +658,8 @@ class Model:
 
         - ``name``: what to call it; the name is its from now on, also if another adapter had it: requests in
           work end with what they began with. None is the name of the folder or file.
-        - ``scale``: what everything that it adds is multiplied by.
+        - ``scale``: what everything that it adds is multiplied by; an adapter with numbers in place of the
+          base's (biases, whole matrices, rows) has none.
         - ``revision``: branch, tag or commit, for the hub; ``progress`` as in Model.
 
         UnsupportedModelError names what is in its files and not run here, ModelFileError what does not fit

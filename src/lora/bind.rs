@@ -106,11 +106,15 @@ impl BoundAdapter {
     }
 
     fn bind_as(file: &AdapterFile, decoder: &Decoder, scale: f32, exact: bool) -> Result<BoundAdapter> {
+        if !scale.is_finite() {
+            return Err(Error::invalid(format!("scale is {scale}; it must be a finite number")));
+        }
         let mut binder = Binder::new(file, decoder, scale, exact);
         for module in &file.modules {
             binder.bind(module).map_err(|error| binder.about(error, module))?;
         }
-        binder.finish()
+        binder.bound.targets.sort();
+        Ok(binder.bound)
     }
 }
 
@@ -169,6 +173,7 @@ impl<'a> Binder<'a> {
             self.bound.targets.push(last);
         }
         self.bound.rank = module.pairs.iter().map(|pair| pair.rank).fold(self.bound.rank, usize::max);
+        self.check_whole(module)?;
         match (module.layer, module.part) {
             (None, Part::Embed) => self.embedding(module),
             (None, Part::Head) => self.head(module),
@@ -186,7 +191,25 @@ impl<'a> Binder<'a> {
         }
     }
 
+    /// What stands in place of the base's own numbers cannot be taken in part.
+    fn check_whole(&self, module: &Module) -> Result<()> {
+        let whole = module.bias.is_some() || module.weight.is_some() && module.pairs.is_empty();
+        match (whole || module.rows.is_some()) && self.scale != 1.0 {
+            false => Ok(()),
+            true => Err(Error::invalid(format!(
+                "scale is {}, and this module has numbers in place of the base's (a bias, a matrix or rows), which \
+                 have no scale; load it with scale 1",
+                self.scale
+            ))),
+        }
+    }
+
     fn layer(&mut self, layer: usize, module: &Module) -> Result<()> {
+        if module.weight.is_some() && !module.pairs.is_empty() {
+            return Err(Error::unsupported(
+                "a whole matrix beside A and B is supported of embedding and head alone",
+            ));
+        }
         if let (Some(table), None) = (&module.weight, module.pairs.first()) {
             return self.replaced(layer, module, table);
         }
@@ -451,15 +474,11 @@ impl<'a> Binder<'a> {
         }
         let shift = (lora_bias.is_some() || bias.is_some()).then_some(shift);
         // The product's factor is for all that is in the sum, and the delta is none of the weights'.
-        if linear.scale != 1.0 && self.scaled_by_file(linear) {
+        // (Where the model has such factors of its own, the delta has them too.)
+        if linear.scale != 1.0 && self.config.weight_scales.is_empty() {
             b.iter_mut().for_each(|weight| *weight /= linear.scale);
         }
         LowRank::new([n, k], a, &b, gain, shift, self.exact)
-    }
-
-    /// Whether a projection's factor belongs to its stored weights (GGUF's `.scale`), not to the model.
-    fn scaled_by_file(&self, _linear: &Linear) -> bool {
-        self.config.weight_scales.is_empty()
     }
 
     /// DoRA (Liu et al. 2024): what each output is multiplied by, `magnitude / |W + scale B A|`.
@@ -529,7 +548,7 @@ impl<'a> Binder<'a> {
             }
             let factor = pair.scale * self.scale;
             let b = pair.b.iter().map(|weight| weight * factor).collect();
-            let a = Table { rows: vocab, columns: pair.rank, values: transposed(&pair.a, vocab) };
+            let a = Table { rows: pair.rank, columns: vocab, values: pair.a.clone() }.transposed();
             change.low_rank = Some((a, Table { rows: hidden, columns: pair.rank, values: b }));
         }
         self.bound.bytes +=
@@ -569,6 +588,9 @@ impl<'a> Binder<'a> {
         }
         if module.pairs.is_empty() && module.bias.is_none() {
             return Ok(());
+        }
+        if let Some(bias) = module.bias.as_ref().filter(|bias| bias.len() != shape[0]) {
+            return Err(other_shape(&format!("a bias of {}", bias.len()), &shape[0].to_string()));
         }
         let all: Vec<usize> = (0..shape[0]).collect();
         let changes = Changes {
@@ -622,14 +644,6 @@ impl<'a> Binder<'a> {
         }
         Ok(())
     }
-
-    fn finish(mut self) -> Result<BoundAdapter> {
-        self.bound.targets.sort();
-        if let Some(scale) = Some(self.scale).filter(|scale| !scale.is_finite()) {
-            return Err(Error::invalid(format!("scale is {scale}; it must be a finite number")));
-        }
-        Ok(self.bound)
-    }
 }
 
 /// How far apart two forms of one matrix may be, relative to its size: 4 bits take some 10 %.
@@ -649,12 +663,6 @@ fn outputs(module: &Module) -> Option<usize> {
 fn cut<'a>(pair: &'a Pair, rows: &[usize]) -> Cut<'a> {
     let b = rows.iter().flat_map(|row| &pair.b[row * pair.rank..(row + 1) * pair.rank]).copied().collect();
     Cut { a: Cow::Borrowed(&pair.a), b, rank: pair.rank, scale: pair.scale }
-}
-
-/// A matrix of `columns` on its side.
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len().checked_div(columns).unwrap_or(0);
-    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
 fn select(vector: &[f32], rows: &[usize]) -> Vec<f32> {

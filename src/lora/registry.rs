@@ -41,6 +41,13 @@ struct Inner {
     last_used: AtomicU64,
 }
 
+impl Inner {
+    /// One that is locked is being read from its file: it counts, and nobody waits for it here.
+    fn is_loaded(&self) -> bool {
+        self.bound.try_lock().map_or(true, |bound| bound.is_some())
+    }
+}
+
 impl Adapter {
     pub fn name(&self) -> &str {
         &self.0.name
@@ -100,9 +107,9 @@ impl Adapter {
         self.0.bytes
     }
 
-    /// Whether it is in memory now.
+    /// Whether it is in memory now, or on its way there.
     pub fn is_loaded(&self) -> bool {
-        lock(&self.0.bound).is_some()
+        self.0.is_loaded()
     }
 
     /// The numbers, where no file has them.
@@ -198,14 +205,15 @@ impl AdapterRegistry {
     /// `InvalidRequest` for a name or a scale; what [`BoundAdapter::bind`] says; `OutOfMemory` naming
     /// `adapter_memory`.
     pub fn add(&self, file: AdapterFile, name: Option<&str>, scale: f32) -> Result<Adapter> {
-        if !scale.is_finite() {
-            return Err(Error::invalid(format!("scale is {scale}; it must be a finite number")));
-        }
         name.map_or(Ok(()), check_name)?;
         let hash = scaled_hash(&file.hash, scale);
         let mut state = lock(&self.0.state);
         let name = name.map_or_else(|| state.free_name(&file, &hash), str::to_string);
         if let Some(twin) = state.named.get(&name).filter(|twin| twin.0.hash == hash) {
+            // The same numbers, perhaps in another folder: that is where they are now.
+            if file.format != AdapterFormat::Trained {
+                twin.saved_at(&file.source);
+            }
             return Ok(twin.clone());
         }
         drop(state);
@@ -276,10 +284,15 @@ impl AdapterRegistry {
     /// `InvalidRequest` for an adapter of another engine; what reading its file says, if it was dropped from
     /// memory and its file is not what it was; `OutOfMemory` naming `adapter_memory`.
     pub fn lease(&self, adapter: &Adapter) -> Result<AdapterLease> {
+        let was_loaded = adapter.is_loaded();
         let bound = self.bound(adapter)?;
-        let lease = self.0.slots.lease(&bound, adapter.salt());
-        self.make_room(&lock(&self.0.state), adapter)?;
-        Ok(lease)
+        // Only what came back takes room that was not taken before; if there is none, it goes again.
+        if !was_loaded && let Err(error) = self.make_room(&lock(&self.0.state), adapter) {
+            drop(bound);
+            lock(&adapter.0.bound).take_if(|bound| Arc::strong_count(bound) == 1);
+            return Err(error);
+        }
+        Ok(self.0.slots.lease(&bound, adapter.salt()))
     }
 
     /// What an adapter changes, brought back from its file if it was dropped.
@@ -308,18 +321,19 @@ impl AdapterRegistry {
 
     /// Drops adapters that nobody uses, the least recently used first, until all fit.
     fn make_room(&self, state: &State, wanted: &Adapter) -> Result<()> {
-        let mut loaded: Vec<_> =
-            state.all.iter().filter_map(Weak::upgrade).filter(|it| lock(&it.bound).is_some()).collect();
+        let all = state.all.iter().filter_map(Weak::upgrade);
+        let mut loaded: Vec<_> = all.filter(|it| it.is_loaded()).collect();
         let mut sum: u64 = loaded.iter().map(|it| it.bytes as u64).sum();
         loaded.sort_by_key(|it| it.last_used.load(Ordering::Relaxed));
         for it in loaded {
             if sum <= self.0.limit {
                 return Ok(());
             }
-            let idle = lock(&it.bound).as_ref().is_some_and(|bound| Arc::strong_count(bound) == 1);
-            let comes_back = lock(&it.path).is_some();
+            let comes_back = it.file.is_some() || lock(&it.path).is_some();
+            let Ok(mut bound) = it.bound.try_lock() else { continue };
+            let idle = bound.as_ref().is_some_and(|bound| Arc::strong_count(bound) == 1);
             if idle && comes_back && !Arc::ptr_eq(&it, &wanted.0) {
-                *lock(&it.bound) = None;
+                *bound = None;
                 sum -= it.bytes as u64;
             }
         }

@@ -205,18 +205,18 @@ impl PyEngine {
     }
 
     /// The adapters that have names.
-    fn adapters(&self) -> Vec<PyAdapter> {
-        self.lm.adapters().list().into_iter().map(PyAdapter).collect()
+    fn adapters(&self, py: Python<'_>) -> PyResult<Vec<PyAdapter>> {
+        door::detached(py, || Ok(self.lm.adapters().list().into_iter().map(PyAdapter).collect()))
     }
 
     /// The adapter of a name.
     fn adapter(&self, py: Python<'_>, name: &str) -> PyResult<PyAdapter> {
-        self.lm.adapters().get(name).map(PyAdapter).map_err(|error| to_python(py, &error))
+        door::detached(py, || self.lm.adapters().get(name)).map(PyAdapter)
     }
 
     /// Takes a name away; who holds the adapter may go on with it.
     fn unload_adapter(&self, py: Python<'_>, name: &str) -> PyResult<()> {
-        self.lm.adapters().remove(name).map_err(|error| to_python(py, &error))
+        door::detached(py, || self.lm.adapters().remove(name))
     }
 
     /// Starts to train an adapter on rows as (ids, ranges of trained ids).

@@ -164,6 +164,14 @@ def test_names(model, folder):
     assert said(model, first) != said(model)
 
 
+def test_what_stands_in_place_of_the_base_has_no_scale(tmp_path):
+    model = tallow.Model(copy_family("llama-mha", tmp_path / "llama"))
+    for name in ("saved-head", "saved-projection", "tokens"):
+        with pytest.raises(tallow.InvalidRequestError, match="in place of the base's"):
+            model.load_adapter(GOLDEN / name, scale=0.5)
+        assert model.load_adapter(GOLDEN / name).scale == 1
+
+
 def test_equal_numbers_are_one_adapter_wherever_they_lie(model, folder, tmp_path):
     first = model.load_adapter(folder(1), name="first")
     moved = tmp_path / "moved"
@@ -257,6 +265,17 @@ def test_idle_ones_leave_memory_and_come_back(model, folder, tmp_path):
         said(small, adapters[0])
     with pytest.raises(tallow.OutOfMemoryError, match="adapter_memory"):
         tallow.Model(model.to_state()["source"], adapter_memory=size - 1).load_adapter(folder(1))
+    # While others are in use there is no room, at the second try as at the first; then there is.
+    # (A stream with a filter waits for its reader.)
+    held = {"max_tokens": 60, "filters": [lambda logits, tokens: None]}
+    with (
+        small.stream(PROMPT, adapter=adapters[1], **held),
+        small.stream(PROMPT, adapter=adapters[2], **held),
+    ):
+        for _ in range(2):
+            with pytest.raises(tallow.OutOfMemoryError, match="adapter_memory"):
+                small.generate(PROMPT, max_tokens=1, adapter=adapters[3])
+    assert said(small, adapters[3]) == answers[3]
 
 
 def test_many_threads_load_swap_and_ask(model, folder):

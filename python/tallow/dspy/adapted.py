@@ -78,7 +78,7 @@ def state(adapter: Adapter) -> dict[str, Any]:
     if adapter.path is None:
         raise InvalidRequestError(
             f"adapter {adapter.name!r} is in memory alone, so a saved program would not find it; keep it "
-            'first, with adapter.save("folder")'
+            'first, with adapter.save("folder"), and use model.load_adapter("folder")'
         )
     return {
         "path": os.path.abspath(adapter.path),
