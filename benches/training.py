@@ -208,7 +208,9 @@ def everything(args: argparse.Namespace, works: dict[str, Work]) -> tuple[dict[s
                     answer = run(python, worker, job | told | rows, args.timeout)
                     found[kind].add(way, measure(answer, work))
                     versions[way.split(",")[0]] = answer["version"]
-                except (RuntimeError, subprocess.TimeoutExpired) as error:
+                except subprocess.TimeoutExpired:
+                    found[kind].notes[way] = f"no end within {args.timeout:g} s"
+                except RuntimeError as error:
                     found[kind].notes[way] = str(error).replace(str(args.model.resolve()), args.model.name)
     progress("")
     return found, versions

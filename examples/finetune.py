@@ -120,19 +120,24 @@ def right(example: dspy.Example, answer: dspy.Prediction, trace: object = None) 
     return example.desk == answer.desk
 
 
-dspy.disable_logging()  # what is printed below says it all
-lm = tallow.LM("smollm2", temperature=0.0, max_tokens=30, cache=False)
-program = dspy.Predict(Sort)
-program.set_lm(lm)
-asked = mails(60, seed=2, asked=True)
-evaluate = dspy.Evaluate(devset=asked, metric=right, num_threads=8, display_progress=False)
-print(f"before: {evaluate(program).score:.0f} % of {len(asked)} mails go to the right desk")
+def main() -> None:
+    dspy.disable_logging()  # what is printed below says it all
+    lm = tallow.LM("smollm2", temperature=0.0, max_tokens=30, cache=False)
+    program = dspy.Predict(Sort)
+    program.set_lm(lm)
+    asked = mails(60, seed=2, asked=True)
+    evaluate = dspy.Evaluate(devset=asked, metric=right, num_threads=8, display_progress=False)
+    print(f"before: {evaluate(program).score:.0f} % of {len(asked)} mails go to the right desk")
 
-rows = tallow.dspy.finetune_rows(program, mails(200, seed=1, asked=False))
-job = lm.finetune(rows, "chat", {"num_train_epochs": 2})
-program.set_lm(job.result())
-for step in job.training.history[:: max(1, len(job.training.history) // 10)]:
-    print(f"   step {step.step:3} of {step.steps}: loss {step.loss:.3f}")
-print(f"after:  {evaluate(program).score:.0f} %, with {program.lm.adapter}")
-program.save("sort-mails.json")
-print(f"kept in sort-mails.json, which finds the adapter in {program.lm.adapter.path}")
+    rows = tallow.dspy.finetune_rows(program, mails(200, seed=1, asked=False))
+    job = lm.finetune(rows, "chat", {"num_train_epochs": 2})
+    program.set_lm(job.result())
+    for step in job.training.history[:: max(1, len(job.training.history) // 10)]:
+        print(f"   step {step.step:3} of {step.steps}: loss {step.loss:.3f}")
+    print(f"after:  {evaluate(program).score:.0f} %, with {program.lm.adapter}")
+    program.save("sort-mails.json")
+    print(f"kept in sort-mails.json, which finds the adapter in {program.lm.adapter.path}")
+
+
+if __name__ == "__main__":
+    main()

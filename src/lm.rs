@@ -19,7 +19,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::hub::NoProgress;
-use crate::lora::{Adapter, AdapterLease, AdapterRegistry, hex};
+use crate::lora::{self, Adapter, AdapterLease, AdapterRegistry, WriteAdapter, hex};
 use crate::memory;
 use crate::model::{Model, Prompt};
 use crate::preparer::Preparer;
@@ -173,7 +173,7 @@ impl Lm {
     /// # Errors
     /// What reading and binding it says: nothing is left out in silence.
     pub fn load_adapter(&self, path: &Path, name: Option<&str>, scale: f32) -> Result<Adapter> {
-        self.adapters.add(crate::lora::open(path)?, name, scale)
+        self.adapters.add(lora::open(path)?, name, scale)
     }
 
     /// Starts to train an adapter, on a thread of its own; requests go first.
@@ -192,7 +192,7 @@ impl Lm {
             precision: options.precision,
             train_memory: options.train_memory,
         };
-        let base = model.name().to_string();
+        let (family, base) = (model.config().family.clone(), model.name().to_string());
         let job = Job {
             examples,
             options,
@@ -201,7 +201,9 @@ impl Lm {
             trainable,
             vocabulary: model.vocab_size(),
             key: Arc::as_ptr(&decoder) as usize,
-            write_adapter: Box::new(move |folder, params| train::adapter::write(folder, params, &base)),
+            write_adapter: Box::new(move |folder, params| {
+                train::adapter::write(folder, params, &family, &base)
+            }),
         };
         let make = move || Ok(Box::new(Trainer::new(decoder, &step)?) as Box<dyn Compute>);
         let lm = self.clone();
@@ -218,10 +220,24 @@ impl Lm {
     /// `ModelFile` if its folder has changed since; as [`AdapterRegistry::add`].
     pub fn take_trained(&self, trained: &Trained, name: Option<&str>) -> Result<Adapter> {
         let file = match &trained.output {
-            Some(folder) => crate::lora::open(folder)?,
+            Some(folder) => lora::open(folder)?,
             None => train::adapter::file(&trained.params, "trained".into(), self.model.name()),
         };
         self.adapters.add(file, name, 1.0)
+    }
+
+    /// Writes an adapter into a folder, as peft has it, its scale included.
+    ///
+    /// # Errors
+    /// `UnsupportedModel` for what is more than factors of projections; `ModelFile` if the folder cannot be
+    /// written, or its own file has changed.
+    pub fn save_adapter(&self, adapter: &Adapter, folder: &Path) -> Result<()> {
+        let mut modules = adapter.read()?.modules;
+        for pair in modules.iter_mut().flat_map(|module| &mut module.pairs) {
+            pair.scale *= adapter.scale();
+        }
+        let (family, base) = (&self.model.config().family, Some(self.model.name()));
+        lora::write_peft(folder, &WriteAdapter { family, base, modules: &modules })
     }
 
     fn lease(&self, adapter: Option<&Adapter>) -> Result<Option<AdapterLease>> {

@@ -56,11 +56,12 @@ class Context:
     def clear(self) -> None:
         lib.llama_memory_clear(self.memory, False)
 
-    def adapt(self, adapter: int | None) -> None:
+    def adapt(self, adapter: Any) -> None:
         """Takes one adapter, or none."""
-        count = adapter is not None
-        adapters = (ctypes.c_void_p * 1)(adapter)
-        if lib.llama_set_adapters_lora(self.handle, adapters, count, (ctypes.c_float * 1)(1.0)):
+        given = [adapter] if adapter else []
+        adapters = (lib.llama_adapter_lora_p_ctypes * 1)(*given)
+        scales = (ctypes.c_float * 1)(1.0)
+        if lib.llama_set_adapters_lora(self.handle, adapters, len(given), scales):
             raise RuntimeError("the adapter was not set")
 
     def run(self, rows: list[tuple[int, int, int, bool]]) -> list[int]:
@@ -108,7 +109,7 @@ class Peer:
         self.deep: dict[int, Context] = {}
         self.version = f"llama-cpp-python {lib.__version__} ({build()})"
 
-    def chosen(self, adapter: int | None) -> int | None:
+    def chosen(self, adapter: int | None) -> Any:
         return None if adapter is None else self.adapters[adapter]
 
     def single(self, ids: list[int], text: str, new: int, adapter: int | None = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_STOP_CHARS",
     "MAX_TOP_LOGPROBS",
     "SAMPLER_FIELDS",
+    "Adapter",
     "Cancelled",
     "ConstraintError",
     "ContextLengthError",
@@ -244,6 +245,7 @@ class Engine:
         adapter: Adapter | None = None,
     ) -> int: ...
     def load_prefix(self, path: str | PathLike[str], adapter: Adapter | None = None) -> int: ...
+    def save_adapter(self, adapter: Adapter, folder: str) -> None: ...
     def train(
         self, examples: Sequence[tuple[list[int], list[tuple[int, int]]]], options: dict[str, Any]
     ) -> Training: ...

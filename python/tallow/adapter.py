@@ -88,6 +88,14 @@ class Adapter:
         comes back when it is asked for."""
         return self._native.loaded
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes it into ``folder`` as the peft library has it, with its ``scale`` as part of its numbers:
+        ``load_adapter``, peft, vLLM and llama.cpp's converter read it. What is more than factors of
+        projections (whole matrices, DoRA's magnitudes) is refused by name; such an adapter stays where its
+        files are."""
+        native = self._for(self._model)
+        self._model._shared.engine().save_adapter(native, arguments.path_text("folder", folder))
+
     def _for(self, model: Model) -> _core.Adapter:
         """The native adapter for a request of ``model``. A forked child has none of its parent's, and loads
         it anew."""

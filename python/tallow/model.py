@@ -571,9 +571,10 @@ class Model:
         - ``output``: a folder for the adapter, as peft has it, and for a checkpoint at each look. ``resume``:
           such a folder; the run goes on from its checkpoint, with the same rows and options, to the bits that
           it would have had. ``name``: what ``adapter=`` may call the adapter.
-        - ``precision``: "float32" computes all in float32, for comparisons; it is slower.
-          ``train_memory``: bytes, or a text such as "1GiB", that may be kept of a step; what finds no room
-          is computed again. None: a quarter of what is free.
+        - ``precision``: "bfloat16" computes forward as the model serves, and rounds backward as well;
+          "float32" does all in float32, which is slower, for comparisons. ``train_memory``: bytes, or a text
+          such as "1GiB", that may be kept of a step; what finds no room is computed again. None: a quarter of
+          what is free.
         - ``progress``: True shows a bar while ``result()`` waits, if somebody watches; a callable gets each
           ``TrainingStep``.
 

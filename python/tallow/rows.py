@@ -94,7 +94,8 @@ def _each(rows: object) -> Iterator[tuple[str, object]]:
     has_items = isinstance(rows, Iterable) or hasattr(rows, "__getitem__")
     if isinstance(rows, (bytes, bytearray)) or not has_items:
         arguments.wrong_type("rows", rows, "a list of dicts, a data set, or the path of a .jsonl file")
-    for at, row in enumerate(rows):  # type: ignore[arg-type]
+    items: Iterable[object] = rows  # type: ignore[assignment]
+    for at, row in enumerate(items):
         yield f"rows[{at}]", row
 
 

@@ -47,13 +47,17 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 
 
-def row(name, base, what, *, dtype=None, refused=None, **config):
-    """One adapter that is made and run by peft; `config`: of `LoraConfig`; `dtype`: that it is stored in."""
-    return dict(name=name, base=base, what=what, dtype=dtype, refused=refused, config=config)
+def row(name, base, what, *, dtype=None, refused=None, resized=None, **config):
+    """One adapter that is made and run by peft; `config`: of `LoraConfig`; `dtype`: that it is stored in; `resized`:
+    to how many tokens the base was brought before."""
+    return dict(name=name, base=base, what=what, dtype=dtype, refused=refused, resized=resized, config=config)
 
 
 QV = ["q_proj", "v_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+RESIZED = dict(at="bind", kind="unsupported", words=["resized", "70"])
+DEEPER = dict(at="bind", kind="unsupported", words=["layers.2.self_attn.q_proj", "no such module"])
+WIDER = dict(at="bind", kind="model_file", words=["made for another model"])
 NORMS = dict(kind="unsupported", words=["layernorm", "norms are not adapted"])
 
 ROWS = [
@@ -77,6 +81,8 @@ ROWS = [
     row("bias-all", "qwen2-tied", "all biases replaced", r=4, lora_alpha=8, target_modules=["q_proj"], bias="all"),
     row("bias-all-norms", "phi-parallel", "all biases, of norms too", refused=NORMS, r=2, target_modules=["q_proj"],
         bias="all"),
+    row("resized", "llama-mha", "more tokens than the base has", refused=RESIZED, resized=70, r=2,
+        target_modules=["q_proj"]),
     row("embedding", "llama-mha", "the embedding", r=4, lora_alpha=8, target_modules=["embed_tokens", "q_proj"]),
     row("embedding-tied", "llama-gqa-tied", "the embedding alone, where the head is tied to it", r=4, lora_alpha=8,
         target_modules=["embed_tokens", "q_proj"]),
@@ -140,6 +146,11 @@ MLX_ROWS = [
     other("mlx-dora", "dora", "mlx-lm: magnitudes", same="dora"),
     other("mlx-experts", "experts", "mlx-lm: experts of three kinds", same="gguf-experts"),
 ]
+REFUSED_ROWS = [
+    other("deeper", "one-layer", "an adapter of a model with another layer; peft takes it, and leaves it out",
+          refused=DEEPER),
+    other("wider", "qwen3", "an adapter of another model", base="gemma3-classic", refused=WIDER),
+]  # fmt: skip
 # As files of older versions of transformers have the experts of `experts`: modules of their own.
 SINGLE_ROWS = [other("experts-single", "experts", "each expert a module")]
 
@@ -179,11 +190,13 @@ def make(row, out):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     seeded(row["name"])
-    model = peft.get_peft_model(
-        base_model(row["base"]), peft.LoraConfig(task_type="CAUSAL_LM", **row["config"])
-    )
+    model = base_model(row["base"])
+    if row["resized"]:
+        model.resize_token_embeddings(row["resized"])
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **row["config"]))
     fill(model)
-    model.save_pretrained(folder)
+    # What peft does by itself where it can see the base's configuration.
+    model.save_pretrained(folder, save_embedding_layers=True if row["resized"] else "auto")
     tidy(folder, row)
     line = dict(name=row["name"], base=row["base"], adapter=row["name"], reference=None, refused=row["refused"],
                 same_as=None, bite=None, what=row["what"])  # fmt: skip
@@ -342,6 +355,19 @@ def write_single(row, base, out):
     return ""
 
 
+def write_refused(row, base, out):
+    """In peft's layout; of `deeper` the layer that it has becomes one that the base has not."""
+    source, folder = out / row["of"], out / row["name"]
+    tensors = load_file(source / "adapter_model.safetensors")
+    config = json.loads((source / "adapter_config.json").read_text())
+    if row["name"] == "deeper":
+        tensors = {name.replace("layers.1.", "layers.2."): tensor for name, tensor in tensors.items()}
+        config["target_modules"] = QV
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return ""
+
+
 def again(row, write, lines, out):
     """The adapter of another row as `write` writes it, and its line of the manifest."""
     line = next(line for line in lines if line["name"] == row["of"])
@@ -352,7 +378,10 @@ def again(row, write, lines, out):
     for path in folder.iterdir():
         path.chmod(0o644)
     adapter = f"{row['name']}/{file}".rstrip("/")
-    return line | dict(name=row["name"], adapter=adapter, same_as=row.get("same"), what=row["what"])
+    line = line | dict(name=row["name"], adapter=adapter, same_as=row.get("same"), what=row["what"])
+    if row.get("refused"):
+        line |= dict(base=row.get("base", line["base"]), reference=None, refused=row["refused"], bite=None)
+    return line
 
 
 def main():
@@ -370,7 +399,13 @@ def main():
     known = json.loads(manifest.read_text()) if args.only else []
     kept = {line["name"]: line for line in known if line["name"] not in args.only}
     lines = [kept.get(row["name"]) or make(row, args.out) for row in ROWS]
-    for rows, write in ((GGUF_ROWS, write_gguf), (MLX_ROWS, write_mlx), (SINGLE_ROWS, write_single)):
+    written = (
+        (GGUF_ROWS, write_gguf),
+        (MLX_ROWS, write_mlx),
+        (SINGLE_ROWS, write_single),
+        (REFUSED_ROWS, write_refused),
+    )
+    for rows, write in written:
         lines += [kept.get(row["name"]) or again(row, write, lines, args.out) for row in rows]
     manifest.write_text(json.dumps(lines, indent=1) + "\n")
     for line in lines:

@@ -47,7 +47,7 @@ def texts(seed):
     # The fifth parts from the first inside the answer.
     rows.append(rows[0][:16] + ids(3))
     trained = [[14, 15, 16, 17], [11, 12, 13], [10, 12], [9, 10], [14, 15, 16, 17, 18]]
-    return list(zip(rows, trained))
+    return list(zip(rows, trained, strict=True))
 
 
 def fused_sizes(config, leaf):
@@ -64,7 +64,7 @@ def hook(linear, sizes, pairs):
     def add(_, inputs, output):
         pieces = output.split(sizes, -1)
         deltas = [ALPHA / RANK * inputs[0] @ a.T @ b.T for a, b in pairs]
-        return torch.cat([piece + delta for piece, delta in zip(pieces, deltas)], -1)
+        return torch.cat([piece + delta for piece, delta in zip(pieces, deltas, strict=True)], -1)
 
     linear.register_forward_hook(add)
 
@@ -73,7 +73,11 @@ def factors(model, seed):
     """The model with factors on every projection of its layers, and these by name."""
     draw = torch.Generator().manual_seed(seed)
     normal = lambda *shape: (0.3 * torch.randn(shape, generator=draw)).requires_grad_()
-    linears = [(name, it) for name, it in model.named_modules() if isinstance(it, torch.nn.Linear) and ".layers." in name]
+    linears = [
+        (name, it)
+        for name, it in model.named_modules()
+        if isinstance(it, torch.nn.Linear) and ".layers." in name
+    ]
     model.requires_grad_(False)
     found, plain = {}, []
     for name, linear in linears:
@@ -83,10 +87,12 @@ def factors(model, seed):
             continue
         sizes = fused_sizes(model.config, leaf)
         pairs = [(normal(RANK, linear.in_features), normal(size, RANK)) for size in sizes]
-        found |= {f"{layer}.{part}": pair for part, pair in zip(FUSED[leaf], pairs)}
+        found |= {f"{layer}.{part}": pair for part, pair in zip(FUSED[leaf], pairs, strict=True)}
         hook(linear, sizes, pairs)
     if plain:
-        model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=plain))
+        model = get_peft_model(
+            model, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=plain)
+        )
         for name, module in model.named_modules():
             if not hasattr(module, "lora_A") or "default" not in module.lora_A:
                 continue
@@ -115,7 +121,11 @@ def golden(name):
             logits[places - 1], torch.tensor(ids)[places], reduction="none"
         )
         total = total + losses.sum()
-        tensors |= {f"ids.{index}": torch.tensor(ids), f"targets.{index}": places, f"losses.{index}": losses.detach()}
+        tensors |= {
+            f"ids.{index}": torch.tensor(ids),
+            f"targets.{index}": places,
+            f"losses.{index}": losses.detach(),
+        }
     total.backward()
     for key, (a, b) in sorted(pairs.items()):
         tensors |= {f"{key}.a": a.detach(), f"{key}.b": b.detach(), f"{key}.da": a.grad, f"{key}.db": b.grad}

@@ -33,7 +33,10 @@ def factors(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Parameter, torch
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and "default" in module.lora_A:
             layer, leaf = name.split(".layers.")[1].split(".")[0], name.rsplit(".", 1)[1]
-            found[f"{layer}.{PARTS[leaf]}"] = (module.lora_A["default"].weight, module.lora_B["default"].weight)
+            found[f"{layer}.{PARTS[leaf]}"] = (
+                module.lora_A["default"].weight,
+                module.lora_B["default"].weight,
+            )
     return found
 
 

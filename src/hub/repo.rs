@@ -79,7 +79,7 @@ impl Wish<'_> {
 
     fn find_adapter(&self, commit: &str) -> Found {
         let is_here = |name: &&str| self.cache.file(commit, name).is_some();
-        match ADAPTERS.iter().any(|files| files.iter().all(|name| is_here(name))) {
+        match ADAPTERS.iter().any(|files| files.iter().all(is_here)) {
             true => Found::Complete(self.cache.snapshot(commit)),
             false => Found::Missing(ADAPTERS[0].iter().map(|name| name.to_string()).collect()),
         }

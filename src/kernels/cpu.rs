@@ -118,7 +118,6 @@ impl CpuBackend {
         let mut block = self.recycler.block(x.rows, projection.linear.weight.n);
         let out = DisjointSlices::new(block.floats_mut());
         self.lists(name, x, &[projection], &|_| (0, epilogue, &out))?;
-        drop(out);
         Ok(block)
     }
 }
@@ -234,7 +233,6 @@ impl Backend for CpuBackend {
         let (x, mut to) = (x.block()?, to.into_block()?);
         let out = DisjointSlices::new(to.floats_mut());
         self.lists("linear add", x, &[projection], &|_| (0, Epilogue::Add, &out))?;
-        drop(out);
         Ok(to.into())
     }
 
@@ -244,7 +242,6 @@ impl Backend for CpuBackend {
         let out = DisjointSlices::new(block.floats_mut());
         let epilogues = [Epilogue::Store, Epilogue::Gate(act)];
         self.lists("gated", x, &[gate, up], &|at| (0, epilogues[at], &out))?;
-        drop(out);
         Ok(block.into())
     }
 

@@ -13,10 +13,9 @@
 //!
 //! From the bottom up, and no module uses one that is named later: [`opaque`], [`simd`] and [`isa`] (tiers of
 //! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`] and [`pack`]
-//! (weights in memory), [`quantize`] and [`rows`] (activations), [`types`] (what the graph holds),
-//! [`low_rank`] (what adapters add), [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and
-//! [`gemm`] (products),
-//! [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`],
+//! (weights in memory), [`quantize`] and [`rows`] (activations), [`low_rank`] (what adapters add), [`types`]
+//! (what the graph holds), [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`]
+//! (products), [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`],
 //! [`causal_conv`], [`scan`], [`matmul`], [`backend`], [`cpu`], [`candle`], [`check`], [`tape`] (what
 //! computes and remembers, for gradients).
 

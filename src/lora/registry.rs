@@ -110,6 +110,25 @@ impl Adapter {
         self.0.file.as_ref()
     }
 
+    /// Its numbers: those in memory, or what its file has.
+    ///
+    /// # Errors
+    /// `ModelFile` if its file is not what it was; what reading it says.
+    pub fn read(&self) -> Result<AdapterFile> {
+        if let Some(file) = self.file() {
+            return Ok(file.clone());
+        }
+        let path = self.path().ok_or_else(|| Error::internal("an adapter without a file was dropped"))?;
+        let file = super::open(&path)?;
+        if scaled_hash(&file.hash, self.0.scale) != self.0.hash {
+            return Err(Error::model_file(format!(
+                "{}: the adapter's file has changed since it was loaded; load it anew",
+                path.display()
+            )));
+        }
+        Ok(file)
+    }
+
     fn salt(&self) -> u64 {
         let first = self.0.hash.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         first.max(1) // 0 is the base
@@ -283,14 +302,7 @@ impl AdapterRegistry {
     }
 
     fn reload(&self, adapter: &Adapter) -> Result<BoundAdapter> {
-        let path = adapter.path().ok_or_else(|| Error::internal("an adapter without a file was dropped"))?;
-        let file = super::open(&path)?;
-        if scaled_hash(&file.hash, adapter.0.scale) != adapter.0.hash {
-            return Err(Error::model_file(format!(
-                "{}: the adapter's file has changed since it was loaded, and it is no longer in memory; load it anew",
-                path.display()
-            )));
-        }
+        let file = adapter.read()?;
         BoundAdapter::bind(&file, &self.0.decoder, adapter.0.scale)
     }
 

@@ -178,6 +178,12 @@ impl PyEngine {
         watched(py, progress, load).map(PyAdapter)
     }
 
+    /// Writes an adapter into a folder, as peft has it.
+    fn save_adapter(&self, py: Python<'_>, adapter: &Bound<'_, PyAdapter>, folder: PathBuf) -> PyResult<()> {
+        let adapter = adapter.get().0.clone();
+        door::detached(py, || self.lm.save_adapter(&adapter, &folder))
+    }
+
     /// The adapters that have names.
     fn adapters(&self) -> Vec<PyAdapter> {
         self.lm.adapters().list().into_iter().map(PyAdapter).collect()

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::options::name;
 use super::params::{LoraModule, LoraParams};
-use crate::error::{Error, Result};
-use crate::lora::{self, AdapterFile, AdapterFormat, Module, Pair};
+use crate::error::Result;
+use crate::lora::{self, AdapterFile, AdapterFormat, Module, Pair, WriteAdapter};
 
 /// The adapter of these factors. `source` is what it is called after; `base`: the model that it was trained on.
 pub fn file(params: &LoraParams, source: PathBuf, base: &str) -> AdapterFile {
@@ -34,11 +34,11 @@ fn module(trained: &LoraModule) -> Module {
     module
 }
 
-/// Writes the adapter into a folder, as peft has it.
+/// Writes the adapter into a folder, as peft has it. `family` says how its modules are called.
 ///
 /// # Errors
 /// `ModelFile` if it cannot be written.
-pub fn write(folder: &Path, params: &LoraParams, base: &str) -> Result<()> {
-    let _ = (params, base);
-    Err(Error::unsupported(format!("{}: adapters are not written yet", folder.display())))
+pub fn write(folder: &Path, params: &LoraParams, family: &str, base: &str) -> Result<()> {
+    let modules: Vec<Module> = params.modules.iter().map(module).collect();
+    lora::write_peft(folder, &WriteAdapter { family, base: Some(base), modules: &modules })
 }

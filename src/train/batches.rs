@@ -115,6 +115,8 @@ fn answer(example: &Example) -> impl Iterator<Item = u32> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init)] // an example may have one range of targets
+
     use super::*;
 
     /// "prompt|answer": each character is a token.

@@ -157,8 +157,8 @@ impl TrainOptions {
 /// The highest learning rate for a model of that many parameters.
 pub fn learning_rate(parameters: usize) -> f64 {
     match parameters {
-        ..500_000_000 => 1e-3,
-        ..2_000_000_000 => 5e-4,
+        0..500_000_000 => 1e-3,
+        500_000_000..2_000_000_000 => 5e-4,
         _ => 2e-4,
     }
 }
@@ -256,7 +256,8 @@ mod tests {
             change(&mut options);
             options.check().and_then(|()| options.modules(&trainable()).map(drop))
         };
-        let rows: &[(&dyn Fn(&mut TrainOptions), &str)] = &[
+        type Row<'a> = (&'a dyn Fn(&mut TrainOptions), &'a str);
+        let rows: &[Row] = &[
             (
                 &|o| o.rank = 17,
                 "rank is 17, and q_proj of layer 0 is a matrix of 16 x 16; it must be at most 16",

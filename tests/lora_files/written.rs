@@ -6,6 +6,7 @@ use tallow::lora::{self, Module, Pair, WriteAdapter, write_peft};
 use tallow::weights::names::Part;
 
 use crate::golden;
+use crate::refusals::Files;
 
 fn pair(rank: usize, inputs: usize, outputs: usize, scale: f32, seed: usize) -> Pair {
     let values =
@@ -48,6 +49,24 @@ fn what_is_written_is_read_again() {
         assert_eq!(again.base.as_deref(), Some("tiny/base"));
         let names = |modules: &[Module]| modules.iter().map(|module| module.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&again.modules), names(&modules), "{name}");
+    }
+}
+
+/// What peft wrote is written again as peft wrote it: the same tensors under the same keys, and in the
+/// configuration no key of other meaning.
+#[test]
+fn the_files_are_those_of_peft() {
+    for (name, family) in [("lora", "llama"), ("qwen3", "qwen3"), ("lfm2", "lfm2"), ("phi3", "phi3")] {
+        let adapter = lora::open(&golden().join(name)).unwrap();
+        let folder = write(family, &adapter.modules).unwrap();
+        let written = Files::open(folder.path(), "adapter_model.safetensors");
+        let peft = Files::golden(name, "adapter_model.safetensors");
+        assert_eq!(written.tensors, peft.tensors, "{name}");
+        for (key, value) in &written.config {
+            if key != "base_model_name_or_path" && key != "target_modules" {
+                assert_eq!(Some(value), peft.config.get(key), "{name}: {key}");
+            }
+        }
     }
 }
 

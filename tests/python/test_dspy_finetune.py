@@ -11,6 +11,9 @@ import asyncio
 import copy
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -737,7 +740,7 @@ def kept(monkeypatch, tmp_path):
 def task(lm):
     """A teacher that can only answer what the model itself answers seldom, messages, and the metric that
     accepts that."""
-    examples = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(24)]
+    examples = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(16)]
     own = [ready(lm)(message=example.message).team for example in examples]
     seldom = min(("kitchen", "rooms"), key=own.count)
 
@@ -804,3 +807,45 @@ def test_what_training_refuses_is_told(kept, lm):
     empty = {"messages": [ROW["messages"][0], {"role": "assistant", "content": ""}]}
     with pytest.raises(tallow.InvalidRequestError, match=r"rows\[0\]"):
         started(lm, [empty]).result(60)
+
+
+STOPPED = """
+import sys, threading, time
+import dspy, tallow
+from typing import Literal
+
+class Sort(dspy.Signature):
+    message: str = dspy.InputField()
+    team: Literal["kitchen", "rooms"] = dspy.OutputField()
+
+lm = tallow.LM(sys.argv[1], max_tokens=60, cache=False, train_kwargs={"epochs": 100_000})
+program = dspy.Predict(Sort)
+program.set_lm(lm)
+
+def tell():
+    from tallow.dspy.provider import _jobs
+    while not any(job.status() == "running" for job in list(_jobs)):
+        time.sleep(0.01)
+    print("running", flush=True)
+
+threading.Thread(target=tell, daemon=True).start()
+trainset = [dspy.Example(message=f"Message {at}").with_inputs("message") for at in range(8)]
+try:
+    dspy.BootstrapFinetune(metric=lambda *_: True).compile(program, trainset=trainset)
+except KeyboardInterrupt:
+    assert lm("hello", max_tokens=2)
+    print("stopped", flush=True)
+"""
+
+
+def test_ctrl_c_stops_the_optimizer_and_the_training(model, kept):
+    command = [sys.executable, "-c", STOPPED, model.to_state()["source"]]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while (line := child.stdout.readline()) != "running\n":
+            assert line or child.poll() is None, child.stderr.read()
+        child.send_signal(signal.SIGINT)
+        said, errors = child.communicate(timeout=30)
+        assert (said, child.returncode) == ("stopped\n", 0), errors
+    finally:
+        child.kill()

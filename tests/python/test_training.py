@@ -129,6 +129,20 @@ def test_what_is_saved_is_loaded(model, tmp_path):
     assert model.generate("Queue: ", max_tokens=10, adapter=again).text == "K1"
 
 
+def test_an_adapter_in_memory_is_saved(model, tmp_path):
+    adapter = learn(model).result()
+    assert adapter.path is None
+    adapter.save(tmp_path / "saved")
+    again = model.load_adapter(tmp_path / "saved")
+    assert again.fingerprint == adapter.fingerprint
+    # Again, from its file, with a scale.
+    half = model.load_adapter(tmp_path / "saved", scale=0.5)
+    half.save(tmp_path / "half")
+    ids = model.tokenize("Queue: K1")
+    wanted = model.logits(ids, adapter=half)
+    assert (model.logits(ids, adapter=model.load_adapter(tmp_path / "half")) == wanted).all()
+
+
 # Ends
 
 

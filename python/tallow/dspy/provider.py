@@ -78,7 +78,8 @@ class TrainingJob(theirs.TrainingJob):  # type: ignore[misc]
             return super().result(timeout)
         except KeyboardInterrupt:
             for job in list(_jobs):
-                if job is self or (job.of == self.of and job.starter == self.starter):
+                together = self.of is not None and (job.of, job.starter) == (self.of, self.starter)
+                if job is self or together:
                     job.cancel()
             raise
 

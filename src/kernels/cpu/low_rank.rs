@@ -43,7 +43,6 @@ impl CpuBackend {
         } else {
             self.pool.run("low rank", jobs.len(), &|index| run(&jobs[index]))?;
         }
-        drop(out);
         Ok(Some(Inner { terms, rows: x.rows, z }))
     }
 }

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use regex::{Regex, RegexBuilder};
+use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 use serde_json::{Map, Value};
 
 use crate::config::fields::Fields;
 use crate::config::json::{self, shown};
 use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 
-/// The most memory that a pattern of a file takes, in bytes.
-const PATTERN_LIMIT: usize = 1 << 20;
-/// The most patterns of one kind that are compiled.
-const MAX_PATTERNS: usize = 1024;
+/// The most memory that all patterns of a key take, in bytes. Some files name each module of a large model.
+const PATTERN_LIMIT: usize = 32 << 20;
 
 /// What the configuration says of an adapter.
 pub(super) struct PeftConfig {
@@ -20,8 +18,8 @@ pub(super) struct PeftConfig {
     rank: usize,
     alpha: f64,
     rslora: bool,
-    ranks: Vec<(Regex, usize)>,
-    alphas: Vec<(Regex, f64)>,
+    ranks: Patterns<usize>,
+    alphas: Patterns<f64>,
     pub dora: bool,
     pub lora_bias: bool,
     targets: Targets,
@@ -33,6 +31,19 @@ pub(super) struct PeftConfig {
     pub saved: Vec<String>,
     /// Modules of which some rows are stored, and which.
     pub tokens: Vec<(String, Vec<u32>)>,
+}
+
+/// Values by regular expressions of paths, in the order of the file.
+struct Patterns<T> {
+    set: RegexSet,
+    values: Vec<T>,
+}
+
+impl<T: Copy> Patterns<T> {
+    /// The value of the first that matches.
+    fn of(&self, path: &str) -> Option<T> {
+        self.set.matches(path).iter().next().and_then(|at| self.values.get(at)).copied()
+    }
 }
 
 /// Which modules peft gives an A and a B when it loads the file.
@@ -155,8 +166,8 @@ impl PeftConfig {
     /// # Errors
     /// `ModelFile` if the rank is 0.
     pub fn scale(&self, path: &str) -> Result<(usize, f32)> {
-        let rank = first(&self.ranks, path).unwrap_or(self.rank);
-        let alpha = first(&self.alphas, path).unwrap_or(self.alpha);
+        let rank = self.ranks.of(path).unwrap_or(self.rank);
+        let alpha = self.alphas.of(path).unwrap_or(self.alpha);
         if rank == 0 {
             return Err(Error::model_file(format!("the rank of {} is 0 in {}", quoted(path), super::CONFIG)));
         }
@@ -166,7 +177,7 @@ impl PeftConfig {
 
     /// Whether scales depend on more than one alpha and the rank.
     pub fn is_lost_in_gguf(&self) -> bool {
-        self.rslora || !self.alphas.is_empty()
+        self.rslora || !self.alphas.values.is_empty()
     }
 
     /// Whether this parameter is named as one that is adapted.
@@ -187,10 +198,6 @@ impl PeftConfig {
 /// Whether a path is this name, or ends in it behind a dot.
 pub(super) fn ends_with(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
-}
-
-fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
 }
 
 fn check_kind(fields: &Fields) -> Result<()> {
@@ -291,30 +298,21 @@ fn targets(value: Option<&Value>) -> Result<Targets> {
     }
 }
 
-/// Values by patterns, in the order of the file.
-fn patterns<T>(fields: &Fields, key: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(Regex, T)>> {
-    let Some(object) = fields.object(key)? else { return Ok(vec![]) };
-    if object.len() > MAX_PATTERNS {
-        let count = object.len();
-        return Err(Error::model_file(format!(
-            "{key} has {count} patterns; at most {MAX_PATTERNS} are read"
-        )));
-    }
-    let each = |(pattern, value): (&String, &Value)| {
-        let value = read(value).ok_or_else(|| {
+fn patterns<T>(fields: &Fields, key: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Patterns<T>> {
+    let (mut texts, mut values) = (Vec::new(), Vec::new());
+    for (pattern, value) in fields.object(key)?.into_iter().flatten() {
+        values.push(read(value).ok_or_else(|| {
             let (name, value) = (quoted(pattern), shown(value));
             Error::model_file(format!("{key}: the value of {name} must be a number, not {value}"))
-        })?;
-        let regex = compiled(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|error| {
-            Error::unsupported(format!(
-                "{key}: {} is a regular expression that is not read ({})",
-                quoted(pattern),
-                shortened(error, PARAGRAPH)
-            ))
-        })?;
-        Ok((regex, value))
-    };
-    object.iter().map(each).collect()
+        })?);
+        texts.push(format!(r"^(?:.*\.)?(?:{pattern})$"));
+    }
+    let set = RegexSetBuilder::new(texts).size_limit(PATTERN_LIMIT).dfa_size_limit(PATTERN_LIMIT).build();
+    let set = set.map_err(|error| {
+        let error = shortened(error, PARAGRAPH);
+        Error::unsupported(format!("{key} has regular expressions that are not read: {error}"))
+    })?;
+    Ok(Patterns { set, values })
 }
 
 fn compiled(pattern: &str) -> Result<Regex, regex::Error> {
