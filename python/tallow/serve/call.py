@@ -48,10 +48,13 @@ class Outcome:
     #: Seconds a token, after the first.
     per_token: float | None = None
 
-    def count(self, usage: results.Usage, timings: results.Timings, reason: str) -> None:
+    def count(
+        self, usage: results.Usage, timings: results.Timings, reason: str, *, with_prompt: bool
+    ) -> None:
         """Adds one answer of the request."""
-        self.prompt_tokens = max(self.prompt_tokens, usage.prompt_tokens)
-        self.cached_tokens = max(self.cached_tokens, usage.cached_tokens)
+        if with_prompt:
+            self.prompt_tokens += usage.prompt_tokens
+            self.cached_tokens += usage.cached_tokens
         self.completion_tokens += usage.completion_tokens
         self.queue = timings.queue
         first = timings.queue + timings.prefill

@@ -39,10 +39,8 @@ async def chat(call: Call) -> Response:
     given = await call.read(ChatRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)
-    size = sum(len(str(message)) for message in given.messages) if len(given.messages) < 1000 else 10**9
-    asked = await generation.prepared(
-        call, served, n, given.messages, size, lambda: _options(given, served, call.server.settings.timeout)
-    )
+    options = _options(given, served, call.server.settings.timeout)
+    asked = await generation.prepared(call, served, n, given.messages, _size(given), options)
     shape = _Shape(given, asked)
     if given.stream:
         call.outcome.stream = True
@@ -52,6 +50,14 @@ async def chat(call: Call) -> Response:
 
 
 # Reading
+
+
+def _size(given: ChatRequest) -> int:
+    """About how much there is to prepare; a grammar of tools or of a schema costs more than text."""
+    forms = len(given.tools or ()) + (given.response_format is not None)
+    return 4096 * (len(given.messages) + forms) + sum(
+        len(text) for message in given.messages if isinstance(text := message.get("content"), str)
+    )
 
 
 def _options(given: ChatRequest, served: Any, timeout: float) -> dict[str, Any]:
@@ -160,7 +166,7 @@ class _Shape:
             **self._head,
             "object": "chat.completion",
             "choices": [self._choice(index, answer) for index, answer in enumerate(found)],
-            "usage": generation.usage([[(one.usage, one.thought_tokens) for one in found]]),
+            "usage": generation.usage([found]),
             **({"notes": self._notes} if self._notes else {}),
         }
 
@@ -196,21 +202,16 @@ class _Shape:
             event["usage"] = None
         return event
 
-    def usage(self, found: list[answers.AsyncReply]) -> dict[str, Any]:
-        usages = [(one.usage, one.thought_tokens) for one in found if one.usage is not None]
-        return {
-            **self._head,
-            "object": "chat.completion.chunk",
-            "choices": [],
-            "usage": generation.usage([usages]),
-        }
+    def usage(self, found: Sequence[Sequence[answers.AsyncReply]]) -> dict[str, Any]:
+        cost = generation.usage(found)
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": cost}
 
 
 async def _stream(shape: _Shape, asked: Asked, given: ChatRequest, out: Writer) -> None:
     begun: set[int] = set()
 
     async def take(
-        index: int, reply: answers.AsyncReply, chunk: results.Chunk, events: list[answers.Event]
+        _: int, index: int, reply: answers.AsyncReply, chunk: results.Chunk, events: list[answers.Event]
     ) -> None:
         if index not in begun:
             begun.add(index)
@@ -221,10 +222,10 @@ async def _stream(shape: _Shape, asked: Asked, given: ChatRequest, out: Writer) 
         for at, delta in enumerate(deltas):
             out.put(shape.chunk(index, delta, chunk.logprobs if at == 0 else None))
         if chunk.finish_reason is not None:
-            out.put(shape.chunk(index, {}, reason=generation.ended(asked.call, reply)))
+            out.put(shape.chunk(index, {}, reason=asked.ended(reply)))
         await out.flush()
 
-    replies = await generation.pieces(asked, take)
+    replies = await generation.pieces([asked], take)
     if given.stream_options and given.stream_options.include_usage:
         out.put(shape.usage(replies))
     out.put_done()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .. import _core, answers, arguments, results
@@ -50,12 +50,22 @@ class Asked:
     served: Served
     asked: answers.Asked
     n: int = 1
-    _running: list[answers.AsyncReply] = field(default_factory=list)
+    #: Whether the log was told of the prompt, which counts once.
+    _is_counted: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done to the messages for the sake of the chat template."""
         return self.asked.notes
+
+    def ended(self, reply: answers.AsyncReply) -> str:
+        """Why an answer that was read to its end did end, as it is called on the wire; the log is told what
+        it cost."""
+        assert reply.finish_reason is not None and reply.usage is not None and reply.timings is not None
+        reason = REASONS[reply.finish_reason]
+        self.call.outcome.count(reply.usage, reply.timings, reason, with_prompt=not self._is_counted)
+        self._is_counted = True
+        return reason
 
 
 # Reading
@@ -183,13 +193,13 @@ def _response_format(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 async def prepared(
-    call: Call, served: Served, n: int, prompt: Any, size: int, given: Callable[[], dict[str, Any]]
+    call: Call, served: Served, n: int, prompt: Any, size: int, options: Mapping[str, Any]
 ) -> Asked:
-    """Checks a prompt with what ``given()`` says. ``size``: about how many characters there are."""
+    """Checks a prompt with its options. ``size``: about how many characters there are."""
 
     def prepare() -> answers.Asked:
         return answers.prepare(
-            served.model, prompt, template=served.template, adapter=served.adapter, **given()
+            served.model, prompt, template=served.template, adapter=served.adapter, **options
         )
 
     return Asked(call, served, await call.beside(size, prepare), n)
@@ -205,7 +215,7 @@ async def complete(asked: Sequence[Asked]) -> list[list[Answer]]:
             for one in asked:
                 running.append([one.asked.astream(index, every_token=False) for index in range(one.n)])
             return [
-                [await _whole(one.call, reply) for reply in replies]
+                [await _whole(one, reply) for reply in replies]
                 for one, replies in zip(asked, running, strict=True)
             ]
     finally:
@@ -214,7 +224,7 @@ async def complete(asked: Sequence[Asked]) -> list[list[Answer]]:
                 await reply.aclose()
 
 
-async def _whole(call: Call, reply: answers.AsyncReply) -> Answer:
+async def _whole(asked: Asked, reply: answers.AsyncReply) -> Answer:
     text, thought, calls = [], [], []
     logprobs: list[results.TokenLogprob] = []
     tokens: list[int] = []
@@ -228,7 +238,7 @@ async def _whole(call: Call, reply: answers.AsyncReply) -> Answer:
                 calls.append(event)
             else:
                 thought.append(event.text)
-    reason = ended(call, reply)
+    reason = asked.ended(reply)
     assert reply.usage is not None
     return Answer(
         "".join(text),
@@ -242,39 +252,38 @@ async def _whole(call: Call, reply: answers.AsyncReply) -> Answer:
     )
 
 
-def ended(call: Call, reply: answers.AsyncReply) -> str:
-    """Why a reply that was read to its end did end; the log is told what it cost."""
-    assert reply.finish_reason is not None and reply.usage is not None and reply.timings is not None
-    reason = REASONS[reply.finish_reason]
-    call.outcome.count(reply.usage, reply.timings, reason)
-    return reason
+#: Takes a piece of an answer: which request and which answer of it, the reply, the piece, what it holds.
+Take = Callable[[int, int, answers.AsyncReply, results.Chunk, list[answers.Event]], Awaitable[None]]
 
 
-#: Takes a piece of answer number ``index``.
-Take = Callable[[int, answers.AsyncReply, results.Chunk, list[answers.Event]], Any]
+async def pieces(asked: Sequence[Asked], take: Take) -> list[list[answers.AsyncReply]]:
+    """Gives every piece of every answer to ``take`` as it comes. The replies then know how they ended."""
+    running: list[list[answers.AsyncReply]] = []
 
-
-async def pieces(asked: Asked, take: Take) -> list[answers.AsyncReply]:
-    """Gives every piece of every answer to ``take`` as it comes, and awaits what that returns. The replies
-    then know how they ended."""
-    replies = [asked.asked.astream(index) for index in range(asked.n)]
-
-    async def read(index: int, reply: answers.AsyncReply) -> None:
+    async def read(at: int, index: int, reply: answers.AsyncReply) -> None:
         async for chunk, events in reply.pieces():
-            await take(index, reply, chunk, events)
+            await take(at, index, reply, chunk, events)
 
     try:
-        if len(replies) == 1:
-            await read(0, replies[0])
+        for one in asked:
+            running.append([one.asked.astream(index) for index in range(one.n)])
+        work = [
+            read(at, index, reply)
+            for at, replies in enumerate(running)
+            for index, reply in enumerate(replies)
+        ]
+        if len(work) == 1:
+            await work[0]
         else:
-            await _together([read(index, reply) for index, reply in enumerate(replies)])
+            await _together(work)
     finally:
-        for reply in replies:
-            await reply.aclose()
-    return replies
+        for replies in running:
+            for reply in replies:
+                await reply.aclose()
+    return running
 
 
-async def _together(work: list[Any]) -> None:
+async def _together(work: list[Coroutine[Any, Any, None]]) -> None:
     """All at once; the first error ends the others."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
@@ -287,13 +296,14 @@ async def _together(work: list[Any]) -> None:
 # Telling
 
 
-def usage(found: Sequence[Sequence[tuple[results.Usage, int | None]]]) -> dict[str, Any]:
+def usage(found: Sequence[Sequence[Answer | answers.AsyncReply]]) -> dict[str, Any]:
     """What some requests cost, each with its answers: a prompt counts once, whatever the number of answers to
     it."""
-    prompt = sum(answers_[0][0].prompt_tokens for answers_ in found)
-    cached = sum(answers_[0][0].cached_tokens for answers_ in found)
-    completion = sum(one.completion_tokens for answers_ in found for one, _ in answers_)
-    thoughts = sum(count or 0 for answers_ in found for _, count in answers_)
+    costs = [[one.usage for one in replies if one.usage is not None] for replies in found]
+    prompt = sum(replies[0].prompt_tokens for replies in costs if replies)
+    cached = sum(replies[0].cached_tokens for replies in costs if replies)
+    completion = sum(one.completion_tokens for replies in costs for one in replies)
+    thoughts = sum(one.thought_tokens or 0 for replies in found for one in replies)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import chat, errors, models
+from . import chat, completions, errors, models, tokens
 from .call import Call
 from .server import Server
 
@@ -31,6 +31,9 @@ ROUTES: list[Endpoint] = [
     Endpoint("GET", "/models", models.models),
     Endpoint("GET", "/models/{name:path}", models.model),
     Endpoint("POST", "/chat/completions", chat.chat, chat.ChatRequest),
+    Endpoint("POST", "/completions", completions.completions, completions.CompletionRequest),
+    Endpoint("POST", "/tokenize", tokens.tokenize, tokens.TokenizeRequest),
+    Endpoint("POST", "/detokenize", tokens.detokenize, tokens.DetokenizeRequest),
     Endpoint("POST", "/load_lora_adapter", models.load_adapter, models.LoadAdapter),
     Endpoint("POST", "/unload_lora_adapter", models.unload_adapter, models.UnloadAdapter),
 ]
