@@ -1,7 +1,8 @@
 """Lines for the ``logging`` module, from the logger "tallow".
 
 INFO tells of downloads, loads and other work that takes time, and once what of a format no grammar
-enforces; WARNING tells, once for each reason, that nothing of a format is enforced. Prompts and answers are
+enforces; WARNING tells, once for each reason, that nothing of a format is enforced, and that a training
+begins anew where one might think that it goes on. Prompts and answers are
 never logged.
 """
 
@@ -29,6 +30,11 @@ def wants_info() -> bool:
 def info(text: str, *values: object) -> None:
     if (logger := _logger()) is not None:
         logger.info(text, *values)
+
+
+def warning(text: str, *values: object) -> None:
+    if (logger := _logger()) is not None:
+        logger.warning(text, *values)
 
 
 def once(level: str, text: str, *values: object) -> None:
