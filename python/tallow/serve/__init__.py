@@ -10,6 +10,7 @@ passes, ``errors`` how failures are told. Starlette is loaded when ``app`` is ca
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,8 @@ def app(
     - ``timeout``: seconds that an answer may take; requests may ask for less.
     - ``allow_unknown``: leave out fields that are not known instead of refusing them.
     - ``load_adapters``: let clients load adapters, which reads paths of this machine.
-    - ``dspy``: enforce the formats that DSPy's adapters ask for in their prompts, also for requests that do not
-      say ``"format": "auto"``.
+    - ``dspy``: enforce the formats that DSPy's adapters ask for in their prompts, also for requests that do
+      not say ``"format": "auto"``.
     - ``ping``: seconds of silence after which a stream says that it lives.
     - ``log``: the line that the logger "tallow" gets of each request: "text", "json", or None.
     - ``load``: options of ``Model``, for sources. ``queue`` is 1024 unless told otherwise: who would wait
@@ -70,7 +71,7 @@ def app(
     arguments.boolean("allow_unknown", allow_unknown)
     arguments.boolean("load_adapters", load_adapters)
     if arguments.boolean("dspy", dspy):
-        from .. import dspy as _  # an error now if DSPy is not there, and later no wait for it
+        importlib.import_module("tallow.dspy")  # an error now if DSPy is not there, and no wait for it later
     return build(
         models,
         adapters=arguments.json_object("adapters", adapters or {}),
@@ -96,12 +97,12 @@ def _names(name: str, given: Sequence[str]) -> list[str]:
 def dspy_provider(
     url: str | None = None, *, name: str = "tallow", format: str = "auto", reasoning: bool = False
 ) -> Any:
-    """Tells DSPy of a server, so that ``dspy.LM("tallow/smollm2")`` asks it, with JSON schemas and for measured
-    probabilities. Returns what DSPy has registered; LMs made from now on know it.
+    """Tells DSPy of a server, so that ``dspy.LM("tallow/smollm2")`` asks it, with JSON schemas and for
+    measured probabilities. Returns what DSPy has registered; LMs made from now on know it.
 
-    - ``url``: where the server is. None: ``TALLOW_BASE_URL``, or else this machine's port 8000, which ``import
-      tallow`` has registered already. An LM's own ``api_base`` counts more. Its key is ``api_key``, or
-      ``TALLOW_API_KEY``.
+    - ``url``: where the server is. None: ``TALLOW_BASE_URL``, or else this machine's port 8000, which is what
+      ``import tallow`` has registered already. An LM's own ``api_base`` counts more. Its key is the LM's
+      ``api_key``, or ``TALLOW_API_KEY``.
     - ``name``: what the LM's string begins with; another one for each further server.
     - ``format``: "auto" has the server enforce the formats of DSPy's adapters; "none" lets the model write as
       it likes.

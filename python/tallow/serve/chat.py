@@ -157,9 +157,7 @@ async def _format(
     own = generation.constraint(given)
     some = own == {"json_schema": generation.any_object()}
     # On another thread: it may import DSPy, and compiles a grammar.
-    constraint, told = await asyncio.to_thread(
-        formats.found, served, given.messages, own, any_object=some
-    )
+    constraint, told = await asyncio.to_thread(formats.found, served, given.messages, own, any_object=some)
     options.update(dict.fromkeys(own) if constraint else {}, **constraint)
     return told
 

@@ -2,8 +2,8 @@
 
 DSPy does not know what an unknown server can do, and then asks for less: no JSON schemas, no measured
 probabilities. A provider that is registered says it. ``import tallow`` registers one for the server on this
-machine, or at ``TALLOW_BASE_URL``; ``dspy_provider`` registers others. An LM keeps what was registered when it
-was made.
+machine, or at ``TALLOW_BASE_URL``; ``dspy_provider`` registers others. An LM keeps what was registered when
+it was made.
 """
 
 from __future__ import annotations
