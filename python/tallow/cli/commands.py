@@ -455,6 +455,11 @@ def _serving(parser: Parser) -> None:
     add("--allow-unknown", action="store_true", help="leave out fields that are not known, unrefused")
     add("--load-adapters", action="store_true", help="let clients load adapters from paths of this machine")
     add(
+        "--dspy",
+        action="store_true",
+        help="enforce the formats that DSPy's adapters ask for in their prompts, whatever the client",
+    )
+    add(
         "--adapter-memory",
         metavar="SIZE",
         type=lambda text: _one_line(arguments.memory, "--adapter-memory", text),

@@ -38,6 +38,8 @@ class Settings:
     allow_unknown: bool = False
     #: Whether clients may load and unload adapters, which reads paths of this machine.
     load_adapters: bool = False
+    #: Whether the formats of DSPy's adapters are enforced where a request does not say.
+    dspy: bool = False
     #: Seconds of silence after which a stream says that it lives.
     ping: float = 15.0
 
