@@ -61,7 +61,7 @@ def app(
     try:
         from .application import build
     except ImportError as error:
-        if (error.name or "").partition(".")[0] in ("starlette", "msgspec"):
+        if (error.name or "").partition(".")[0] in ("starlette", "msgspec", "prometheus_client"):
             raise ImportError(f'tallow.serve needs {error.name}: pip install "tallow[serve]"') from error
         raise
     arguments.boolean("allow_unknown", allow_unknown)

@@ -16,6 +16,7 @@ from ..answers import Template
 from ..errors import InvalidRequestError
 from ..model import LOAD_OPTIONS, Model
 from .errors import Refused, invalid
+from .metrics import Metrics
 
 if TYPE_CHECKING:
     from .call import Call, Outcome
@@ -75,8 +76,9 @@ class Server:
         self.draining = False
         #: Those that can be ended from here.
         self.in_work: set[Call] = set()
-        #: Told of each request at its end: the log, metrics.
-        self.observers: list[Callable[[Outcome], None]] = []
+        self.metrics = Metrics(self)
+        #: Told of each request at its end: metrics, the log.
+        self.observers: list[Callable[[Outcome], None]] = [self.metrics.observe]
         self.started = time.time()
         self._sources = _sources(models)
         self._adapters = dict(adapters)
