@@ -33,6 +33,7 @@ def app(
     max_n: int = 16,
     allow_unknown: bool = False,
     load_adapters: bool = False,
+    open_metrics: bool = False,
     ping: float = 15.0,
     log: str | None = "text",
     **load: Any,
@@ -53,6 +54,7 @@ def app(
     - ``timeout``: seconds that an answer may take; requests may ask for less.
     - ``allow_unknown``: leave out fields that are not known instead of refusing them.
     - ``load_adapters``: let clients load adapters, which reads paths of this machine.
+    - ``open_metrics``: whether /metrics is answered without a key, too.
     - ``ping``: seconds of silence after which a stream says that it lives.
     - ``log``: the line that the logger "tallow" gets of each request: "text", "json", or None.
     - ``load``: options of ``Model``, for sources. ``queue`` is 1024 unless told otherwise: who would wait
@@ -66,6 +68,7 @@ def app(
         raise
     arguments.boolean("allow_unknown", allow_unknown)
     arguments.boolean("load_adapters", load_adapters)
+    arguments.boolean("open_metrics", open_metrics)
     return build(
         models,
         adapters=arguments.json_object("adapters", adapters or {}),
@@ -79,6 +82,7 @@ def app(
         max_n=arguments.integer("max_n", max_n, 1, arguments.MAX_CANDIDATES),
         allow_unknown=allow_unknown,
         load_adapters=load_adapters,
+        open_metrics=open_metrics,
         ping=arguments.seconds("ping", ping),
     )
 

@@ -68,7 +68,7 @@ class Metrics:
         )
         self._errors = Counter(
             "tallow_errors",
-            "Requests that failed, by the status they were answered with (200: while the answer was streamed)",
+            "Requests that failed, by the status of their answer (200: it was being streamed)",
             ("status",),
             registry=None,
         )

@@ -39,6 +39,8 @@ class Settings:
     allow_unknown: bool = False
     #: Whether clients may load and unload adapters, which reads paths of this machine.
     load_adapters: bool = False
+    #: Whether /metrics is answered without a key, too.
+    open_metrics: bool = False
     #: Seconds of silence after which a stream says that it lives.
     ping: float = 15.0
 
@@ -248,5 +250,5 @@ def _base(bases: Mapping[str, Served], base: str, name: str) -> Served:
 #: The arguments of ``app`` that are no option of a Model.
 APP_OPTIONS: Sequence[str] = (
     *("adapters", "api_keys", "cors", "hosts", "max_body", "timeout", "max_n", "allow_unknown"),
-    *("load_adapters", "ping", "log"),
+    *("load_adapters", "open_metrics", "ping", "log"),
 )
