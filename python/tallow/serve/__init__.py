@@ -35,6 +35,7 @@ def app(
     allow_unknown: bool = False,
     load_adapters: bool = False,
     dspy: bool = False,
+    open_metrics: bool = False,
     ping: float = 15.0,
     log: str | None = "text",
     **load: Any,
@@ -57,6 +58,7 @@ def app(
     - ``load_adapters``: let clients load adapters, which reads paths of this machine.
     - ``dspy``: enforce the formats that DSPy's adapters ask for in their prompts, also for requests that do
       not say ``"format": "auto"``.
+    - ``open_metrics``: whether /metrics is answered without a key, too.
     - ``ping``: seconds of silence after which a stream says that it lives.
     - ``log``: the line that the logger "tallow" gets of each request: "text", "json", or None.
     - ``load``: options of ``Model``, for sources. ``queue`` is 1024 unless told otherwise: who would wait
@@ -65,13 +67,14 @@ def app(
     try:
         from .application import build
     except ImportError as error:
-        if (error.name or "").partition(".")[0] in ("starlette", "msgspec"):
+        if (error.name or "").partition(".")[0] in ("starlette", "msgspec", "prometheus_client"):
             raise ImportError(f'tallow.serve needs {error.name}: pip install "tallow[serve]"') from error
         raise
     arguments.boolean("allow_unknown", allow_unknown)
     arguments.boolean("load_adapters", load_adapters)
     if arguments.boolean("dspy", dspy):
         importlib.import_module("tallow.dspy")  # an error now if DSPy is not there, and no wait for it later
+    arguments.boolean("open_metrics", open_metrics)
     return build(
         models,
         adapters=arguments.json_object("adapters", adapters or {}),
@@ -86,6 +89,7 @@ def app(
         allow_unknown=allow_unknown,
         load_adapters=load_adapters,
         dspy=dspy,
+        open_metrics=open_metrics,
         ping=arguments.seconds("ping", ping),
     )
 
