@@ -51,3 +51,9 @@ def size(count: int) -> str:
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{count} bytes" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
+
+
+def error(text: str, *values: object, error: BaseException) -> None:
+    """What nobody expected, with its traceback."""
+    if (logger := _logger()) is not None:
+        logger.error(text, *values, exc_info=error)

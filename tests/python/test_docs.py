@@ -26,6 +26,7 @@ import pytest
 from sphinx.pycode import ModuleAnalyzer
 
 import tallow
+import tallow.serve
 from conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -144,7 +145,7 @@ def public() -> dict[str, Any]:
         members = vars(thing) if isinstance(thing, type) else {}
         own = [key for key in members if key == "__call__" or (key[0] != "_" and key not in _PYTHONS)]
         found.update({f"{name}.{key}": getattr(thing, key) for key in own})
-    return found
+    return {**found, "serve.app": tallow.serve.app}
 
 
 PUBLIC = public()
