@@ -123,9 +123,8 @@ def _wrong(message: str) -> Refused:
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
-    #: Of OpenAI's: events padded to one length. Only "false" is done.
+    #: Events that are padded, so that their lengths tell nothing. Not done.
     include_obfuscation: bool | None = None
-    continuous_usage_stats: bool | None = None
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
