@@ -117,6 +117,19 @@ def test_a_page_does_what_it_says(page, smollm2, tmp_path):
         assert block.shown is None or said == block.shown, block.code
 
 
+def test_tests_that_a_page_names_are_there():
+    """A page may say which test holds what it promises: `file::name`, in tests/ or in tests/python."""
+    named = [
+        found
+        for page in DOCS.glob("*.md")
+        for found in re.findall(r"`([\w/]+\.(?:py|rs))::(\w+)`", page.read_text(encoding="utf-8"))
+    ]
+    assert len(named) >= 15
+    for file, name in named:
+        path = ROOT / (file if "/" in file else f"tests/python/{file}")
+        assert re.search(rf"^(def|fn) {name}\(", path.read_text(encoding="utf-8"), re.MULTILINE), (file, name)
+
+
 # The reference
 
 CONF = runpy.run_path(str(DOCS / "conf.py"))

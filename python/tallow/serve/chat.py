@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,11 @@ from starlette.responses import Response
 
 from .. import answers, arguments, results
 from ..tools import Call as ToolCall
-from . import generation
+from . import formats, generation
 from .call import Call
 from .errors import invalid
 from .generation import Answer, Asked
+from .server import Served
 from .sse import EventStream, Writer
 from .wire import Generating
 
@@ -33,6 +35,7 @@ class ChatRequest(Generating, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | str | None = None
+    format: str | None = None
 
 
 async def chat(call: Call) -> Response:
@@ -40,8 +43,9 @@ async def chat(call: Call) -> Response:
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)
     options = _options(given, served, call.server.settings.timeout)
+    form = await _format(call, served, given, options)
     asked = await generation.prepared(call, served, n, given.messages, _size(given), options)
-    shape = _Shape(given, asked)
+    shape = _Shape(given, asked, form)
     if given.stream:
         call.outcome.stream = True
         return EventStream(call, lambda out: _stream(shape, asked, given, out))
@@ -144,20 +148,36 @@ def _think(effort: str | None, template: answers.Template) -> bool | str | None:
     return {"minimal": "low", "xhigh": "high"}.get(effort, effort)
 
 
+async def _format(
+    call: Call, served: Served, given: ChatRequest, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Puts the format that the messages ask for into the options, if it is to be read; what is told of it."""
+    if not formats.wanted(call, given.format):
+        return None
+    own = generation.constraint(given)
+    some = own == {"json_schema": generation.any_object()}
+    # On another thread: it may import DSPy, and compiles a grammar.
+    constraint, told = await asyncio.to_thread(formats.found, served, given.messages, own, any_object=some)
+    options.update(dict.fromkeys(own) if constraint else {}, **constraint)
+    return told
+
+
 # Answering
 
 
 class _Shape:
     """The objects of one response."""
 
-    def __init__(self, given: ChatRequest, asked: Asked) -> None:
+    def __init__(self, given: ChatRequest, asked: Asked, form: dict[str, Any] | None) -> None:
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": given.model or asked.served.name,
             "system_fingerprint": generation.fingerprint(asked.served),
         }
-        self._notes = list(asked.notes)
+        self._told: dict[str, Any] = {"format": form} if form is not None else {}
+        if asked.notes:
+            self._told["notes"] = list(asked.notes)
         self._logprobs = bool(given.logprobs)
         self._with_usage = bool(given.stream_options and given.stream_options.include_usage)
 
@@ -167,7 +187,7 @@ class _Shape:
             "object": "chat.completion",
             "choices": [self._choice(index, answer) for index, answer in enumerate(found)],
             "usage": generation.usage([found]),
-            **({"notes": self._notes} if self._notes else {}),
+            **self._told,
         }
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
@@ -200,6 +220,9 @@ class _Shape:
         event = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
         if self._with_usage:
             event["usage"] = None
+        # What was done to the request is told once, with the first piece.
+        event.update(self._told)
+        self._told = {}
         return event
 
     def usage(self, found: Sequence[Sequence[answers.AsyncReply]]) -> dict[str, Any]:

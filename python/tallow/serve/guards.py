@@ -62,6 +62,9 @@ class Guard:
                 await body.drop()
             await refused.response()(scope, receive, answer.send)
         finally:
+            # Starlette's own refusals (no such route, another method) are no exceptions here.
+            if outcome.status >= 400 and outcome.outcome == "ok":
+                outcome.outcome = "error"
             outcome.seconds = time.monotonic() - outcome.began
             self._server.observe(outcome)
 
@@ -75,7 +78,7 @@ class Guard:
                 "unknown_host",
             )
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in _OPEN:
+        if path in _OPEN or (path == "/metrics" and self._server.settings.open_metrics):
             return
         if self._keys and not self._has_key(headers.get(b"authorization", b"")):
             raise errors.Refused(

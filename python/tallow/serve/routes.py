@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import chat, completions, errors, models, tokens
+from . import chat, completions, errors, metrics, models, tokens
 from .call import Call
 from .server import Server
 
@@ -28,6 +28,7 @@ class Endpoint(NamedTuple):
 ROUTES: list[Endpoint] = [
     Endpoint("GET", "/health", models.health),
     Endpoint("GET", "/ready", models.ready),
+    Endpoint("GET", "/metrics", metrics.metrics),
     Endpoint("GET", "/models", models.models),
     Endpoint("GET", "/models/{name:path}", models.model),
     Endpoint("POST", "/chat/completions", chat.chat, chat.ChatRequest),
