@@ -11,7 +11,7 @@ import pytest
 
 import tallow
 from command import in_pieces
-from conftest import assert_idle, needed
+from conftest import assert_idle, needed, python
 from tallow.serve import app
 from test_adapters import shapes_of, write
 
@@ -543,6 +543,24 @@ def test_a_server_that_ends_begins_nothing_new(wide):
         refused = found.post(TEXT, json={"prompt": "a"})
         assert error(refused, 503)["code"] == "shutting_down" and refused.headers["retry-after"]
         assert error(found.get("/ready"), 503) and found.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [
+        ("starlette", "import tallow.serve; tallow.serve.app('smollm2')"),
+        ("msgspec", "import tallow.serve; tallow.serve.app('smollm2')"),
+        ("uvicorn", "import tallow.cli; sys.exit(tallow.cli.main(['serve', 'smollm2']))"),
+    ],
+)
+def test_what_is_not_installed_is_said(missing, code):
+    done = python(f"import sys; sys.modules[{missing!r}] = None; {code}")
+    assert done.returncode == 1 and 'pip install "tallow[serve]"' in done.stderr.splitlines()[-1]
+
+
+def test_starlette_is_loaded_by_an_app_alone():
+    done = python("import sys, tallow.serve, tallow.cli; print({'starlette', 'msgspec'} & set(sys.modules))")
+    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize(
