@@ -41,12 +41,19 @@ pub mod engine;
 pub mod lm;
 mod preparer;
 pub mod sample;
+#[cfg(feature = "stream")]
+pub mod stream;
 pub mod train;
 
 #[cfg(feature = "python")]
 mod python;
 
+pub use constrain::Constraint;
+pub use engine::{Chunk, Completion, Event, Finish, FinishReason, Generation, Stats, Timings, Usage};
 pub use error::{Error, ErrorKind, Result};
-pub use lm::Lm;
-pub use model::Model;
-pub use sample::Sampler;
+pub use lm::{GenerateOptions, Lm, LmOptions};
+pub use lora::Adapter;
+pub use model::{Chat, LoadOptions, Model, Prompt};
+pub use sample::{Sampler, SamplerFields};
+#[cfg(feature = "stream")]
+pub use stream::ChunkStream;

@@ -14,7 +14,7 @@ use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary}
 use crate::engine::guide::Guide;
 use crate::engine::request::not_causal;
 use crate::engine::{
-    DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner, Notify,
+    Completion, DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner, Notify,
     Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
@@ -77,12 +77,23 @@ impl Default for LmOptions {
     }
 }
 
-/// How a prompt is continued.
-#[derive(Clone, Debug)]
+/// How a prompt is continued. All of it has a default:
+///
+/// ```
+/// use tallow::{Constraint, GenerateOptions};
+///
+/// let options = GenerateOptions {
+///     max_tokens: Some(60),
+///     constraint: Some(Constraint::choices(["yes", "no"])),
+///     ..GenerateOptions::default()
+/// };
+/// ```
+#[derive(Clone, Debug, Default)]
 pub struct GenerateOptions {
     /// `None`: until the model ends its answer or the context is full.
     pub max_tokens: Option<usize>,
-    pub sampler: Sampler,
+    /// `None`: as [`Lm::sampler`] without fields, which is what the model's makers advise.
+    pub sampler: Option<Sampler>,
     /// Texts that end the answer; not part of it.
     pub stop: Vec<String>,
     /// `None`: a fresh one each time.
@@ -112,9 +123,18 @@ pub struct Lm {
     adapters: AdapterRegistry,
 }
 
-/// A prompt that somebody owns, so that another thread can make a request of it.
+/// A prompt that somebody owns, so that another thread can make a request of it: a `String`, a [`Chat`], ids.
 pub trait AsPrompt: Send + 'static {
     fn prompt(&self) -> Prompt<'_>;
+}
+
+impl<T: Send + 'static> AsPrompt for T
+where
+    for<'a> &'a T: Into<Prompt<'a>>,
+{
+    fn prompt(&self) -> Prompt<'_> {
+        self.into()
+    }
 }
 
 impl Lm {
@@ -295,15 +315,50 @@ impl Lm {
         Sampler::new(fields.or(&own))
     }
 
-    /// Continues a prompt. Nothing is ever cut: a prompt that does not fit is an error with both numbers.
-    pub fn generate(
+    /// Continues a prompt and waits for the whole answer. Nothing is ever cut: a prompt that does not fit is
+    /// an error with both numbers.
+    ///
+    /// ```no_run
+    /// use tallow::{Chat, GenerateOptions, LoadOptions, Lm, LmOptions, Model};
+    ///
+    /// let lm = Lm::start(Model::load("smollm2", &LoadOptions::default())?, &LmOptions::default())?;
+    /// let chat = Chat::new().user("Why is the sky blue?");
+    /// let answer = lm.complete(&chat, &GenerateOptions { max_tokens: Some(60), ..Default::default() })?;
+    /// println!("{} ({} tokens)", answer.text, answer.usage.completion_tokens);
+    /// # Ok::<(), tallow::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What is wrong with the prompt or an option, by name; what the request failed with.
+    pub fn complete<'p>(
         &self,
-        prompt: &Prompt,
+        prompt: impl Into<Prompt<'p>>,
         options: &GenerateOptions,
-        notify: Option<Notify>,
+    ) -> Result<Completion> {
+        self.generate(prompt, options)?.completion()
+    }
+
+    /// Continues a prompt; the answer is read as it comes, as chunks of text:
+    ///
+    /// ```no_run
+    /// # fn example(lm: tallow::Lm) -> tallow::Result<()> {
+    /// for chunk in lm.generate("The capital of Peru is", &Default::default())? {
+    ///     print!("{}", chunk?.text);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    /// or event by event: [`Generation::wait`].
+    ///
+    /// # Errors
+    /// What is wrong with the prompt or an option, by name.
+    pub fn generate<'p>(
+        &self,
+        prompt: impl Into<Prompt<'p>>,
+        options: &GenerateOptions,
     ) -> Result<Generation> {
-        let request = self.request(prompt, options, Instant::now())?;
-        self.engine.submit_with(request, notify)
+        let request = self.request(&prompt.into(), options, Instant::now())?;
+        self.engine.submit(request)
     }
 
     /// As [`generate`](Self::generate), and returns at once: the request is made on a thread of this engine,
@@ -335,7 +390,11 @@ impl Lm {
     fn request(&self, prompt: &Prompt, options: &GenerateOptions, asked: Instant) -> Result<Request> {
         self.check_writes()?;
         check_stops(&options.stop)?;
-        options.sampler.check_vocab(self.model.vocab_size())?;
+        let sampler = match &options.sampler {
+            Some(sampler) => sampler.clone(),
+            None => self.sampler(SamplerFields::default())?,
+        };
+        sampler.check_vocab(self.model.vocab_size())?;
         let ids = self.model.prompt_ids(prompt)?;
         let limit = self.engine.bounds().context_length;
         if ids.len() + 1 > limit {
@@ -348,7 +407,7 @@ impl Lm {
             None => None,
         };
         let task = Task::Generate(Box::new(Generate {
-            sampler: options.sampler.clone(),
+            sampler,
             seed: options.seed.map_or_else(fresh_seed, Ok)?,
             max_tokens,
             stop_ids: self.model.eos_ids().clone(),
@@ -392,15 +451,15 @@ impl Lm {
     /// # Errors
     /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for
     /// the prompt; `ModelFile` if the file cannot be written; `Cancelled`.
-    pub fn save_prefix(
+    pub fn save_prefix<'p>(
         &self,
-        prompt: &Prompt,
+        prompt: impl Into<Prompt<'p>>,
         path: &Path,
         adapter: Option<&Adapter>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<usize> {
         self.check_prefix_cache()?;
-        let mut ids = self.model.prompt_ids(prompt)?;
+        let mut ids = self.model.prompt_ids(&prompt.into())?;
         if ids.len() > self.engine.bounds().context_length {
             return Err(self.too_long(ids.len()));
         }
@@ -542,7 +601,7 @@ impl Lm {
         embedding.width(pooling, self.model.config().hidden)?;
         let prompt = prompt.unwrap_or(embedding.prompt());
         let ids = match embedding.messages(prompt, text) {
-            Some(messages) => self.model.message_ids(&messages)?,
+            Some(messages) => self.model.message_ids(messages)?,
             None => self.model.text_ids(&format!("{prompt}{text}"))?,
         };
         if let Some(longest) = embedding.longest().filter(|longest| ids.len() > *longest) {
@@ -557,15 +616,16 @@ impl Lm {
 
     /// The log probability of every token of every candidate after the prompt, which is computed once; with
     /// the ids of the candidates.
-    pub fn score(
+    pub fn score<'p>(
         &self,
-        prompt: &Prompt,
+        prompt: impl Into<Prompt<'p>>,
         candidates: &[String],
         adapter: Option<&Adapter>,
     ) -> Result<(Vec<Vec<u32>>, Generation)> {
         self.check_writes()?;
-        let ids = self.model.prompt_ids(prompt)?;
-        let candidates = self.model.continuation_ids(prompt, &ids, candidates)?;
+        let prompt = prompt.into();
+        let ids = self.model.prompt_ids(&prompt)?;
+        let candidates = self.model.continuation_ids(&prompt, &ids, candidates)?;
         let request = Request::score(ids, candidates.clone()).with(self.lease(adapter)?);
         Ok((candidates, self.engine.submit(request)?))
     }
