@@ -4,6 +4,7 @@
 //! computes (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may
 //! call it.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,8 +15,8 @@ use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary}
 use crate::engine::guide::Guide;
 use crate::engine::request::not_causal;
 use crate::engine::{
-    Completion, DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner, Notify,
-    Poll, Request, Stats, StepLimits, Task,
+    Completion, DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner,
+    Notify, Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
 use crate::hub::{NoProgress, Progress};
@@ -24,7 +25,7 @@ use crate::lora::{
     save_merged,
 };
 use crate::memory;
-use crate::model::{Model, Prompt};
+use crate::model::{LoadOptions, Model, Prompt};
 use crate::preparer::Preparer;
 use crate::sample::{Sampler, SamplerFields};
 use crate::step::PAGE;
@@ -138,6 +139,14 @@ where
 }
 
 impl Lm {
+    /// A model with an engine, both as they come; [`Model::load`] and [`Lm::start`] take options.
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn load(source: impl AsRef<OsStr>) -> Result<Lm> {
+        Lm::start(Model::load(source, &LoadOptions::default())?, &LmOptions::default())
+    }
+
     /// Starts an engine with a cache of its own.
     ///
     /// # Errors
@@ -319,9 +328,9 @@ impl Lm {
     /// an error with both numbers.
     ///
     /// ```no_run
-    /// use tallow::{Chat, GenerateOptions, LoadOptions, Lm, LmOptions, Model};
+    /// use tallow::{Chat, GenerateOptions, Lm};
     ///
-    /// let lm = Lm::start(Model::load("smollm2", &LoadOptions::default())?, &LmOptions::default())?;
+    /// let lm = Lm::load("HuggingFaceTB/SmolLM2-135M-Instruct")?;
     /// let chat = Chat::new().user("Why is the sky blue?");
     /// let answer = lm.complete(&chat, &GenerateOptions { max_tokens: Some(60), ..Default::default() })?;
     /// println!("{} ({} tokens)", answer.text, answer.usage.completion_tokens);
