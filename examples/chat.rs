@@ -4,8 +4,11 @@ use std::io::{self, Write};
 
 use tallow::{Chat, GenerateOptions, Lm};
 
+/// Unless another file, folder or name is given.
+const MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let lm = Lm::load(std::env::args().nth(1).unwrap_or_else(|| "HuggingFaceTB/SmolLM2-135M-Instruct".into()))?;
+    let lm = Lm::load(std::env::args().nth(1).as_deref().unwrap_or(MODEL))?;
     let options = GenerateOptions { max_tokens: Some(200), ..GenerateOptions::default() };
     let mut chat = Chat::new().system("You are a helpful assistant who is brief.");
     loop {

@@ -5,6 +5,9 @@
 use futures_lite::{StreamExt, future};
 use tallow::{Chat, GenerateOptions, Lm, Result};
 
+/// Unless another file, folder or name is given.
+const MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+
 async fn ask(lm: &Lm, name: &str, question: &str) -> Result<()> {
     let options = GenerateOptions { max_tokens: Some(40), ..GenerateOptions::default() };
     let mut chunks = lm.stream(Chat::new().user(question), options)?;
@@ -19,7 +22,7 @@ async fn ask(lm: &Lm, name: &str, question: &str) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let lm = Lm::load(std::env::args().nth(1).unwrap_or_else(|| "HuggingFaceTB/SmolLM2-135M-Instruct".into()))?;
+    let lm = Lm::load(std::env::args().nth(1).as_deref().unwrap_or(MODEL))?;
     let both =
         future::try_zip(ask(&lm, "sky", "Why is the sky blue?"), ask(&lm, "sea", "Why is the sea salty?"));
     future::block_on(both)?;

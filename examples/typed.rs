@@ -4,6 +4,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tallow::{Chat, Constraint, GenerateOptions, Lm};
 
+/// Unless another file, folder or name is given.
+const MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+
 #[derive(Debug, Deserialize)]
 struct Person {
     name: String,
@@ -12,7 +15,7 @@ struct Person {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let lm = Lm::load(std::env::args().nth(1).unwrap_or_else(|| "HuggingFaceTB/SmolLM2-135M-Instruct".into()))?;
+    let lm = Lm::load(std::env::args().nth(1).as_deref().unwrap_or(MODEL))?;
     let held_to = |constraint| GenerateOptions {
         max_tokens: Some(80),
         constraint: Some(constraint),
