@@ -1,7 +1,8 @@
 """Lines for the ``logging`` module, from the logger "tallow".
 
 INFO tells of downloads, loads and other work that takes time, and once what of a format no grammar
-enforces; WARNING tells, once for each reason, that nothing of a format is enforced. Prompts and answers are
+enforces; WARNING tells, once for each reason, that nothing of a format is enforced, and that a training
+begins anew where one might think that it goes on. Prompts and answers are
 never logged.
 """
 
@@ -31,6 +32,11 @@ def info(text: str, *values: object) -> None:
         logger.info(text, *values)
 
 
+def warning(text: str, *values: object) -> None:
+    if (logger := _logger()) is not None:
+        logger.warning(text, *values)
+
+
 def once(level: str, text: str, *values: object) -> None:
     """The same text with the same values is one line a process, for a program asks thousands of times."""
     key = (text, *map(str, values))
@@ -45,3 +51,9 @@ def size(count: int) -> str:
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{count} bytes" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
+
+
+def error(text: str, *values: object, error: BaseException) -> None:
+    """What nobody expected, with its traceback."""
+    if (logger := _logger()) is not None:
+        logger.error(text, *values, exc_info=error)

@@ -11,18 +11,22 @@ does as its template says; ``think`` decides both ways.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _core, arguments, channels, prompts, results, thinking, tools
 from .adapter import Adapter, chosen
 from .errors import InvalidRequestError
-from .model import AsyncStream, Model, Stream
+from .model import AsyncStream, Model, Stream, derived_seed
 from .results import Chunk
 from .schemas import lark
 from .tools import Call
 from .tools.grammar import token
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 #: How much thought may be asked for, where a template asks for an effort.
 EFFORTS = ("low", "medium", "high")
@@ -239,6 +243,7 @@ class Asked:
     model: Model
     prompt: prompts.Prompt
     reader: Callable[[], Reader]
+    #: Submits answer number ``index``.
     _start: Callable[..., _core.Generation]
 
     @property
@@ -247,12 +252,14 @@ class Asked:
         return prompts.notes(self.prompt)
 
     def stream(self) -> Reply:
-        return Reply(Stream(self._start(), self.model._shared, self.notes), self.reader())
+        return Reply(Stream(self._start(0), self.model._shared, self.notes), self.reader())
 
-    def astream(self) -> AsyncReply:
+    def astream(self, index: int = 0, *, every_token: bool = True) -> AsyncReply:
+        """Answer number ``index``, which has a seed of its own. ``every_token``: the loop wakes for each
+        step; else when there is a good deal of the answer, or all of it."""
         from ._async import AsyncGeneration
 
-        generation = AsyncGeneration(self._start, every_token=True)
+        generation = AsyncGeneration(functools.partial(self._start, index), every_token=every_token)
         return AsyncReply(AsyncStream(generation, self.model._shared, self.notes), self.reader())
 
 
@@ -262,41 +269,72 @@ def prepare(
     *,
     template: Template | None = None,
     offered: Sequence[Any] = (),
+    choice: str = "auto",
+    parallel: bool = True,
+    allowed: Sequence[str] = (),
     think: bool | str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
     adapter: Adapter | str | None = None,
+    name: str = "prompt",
     **options: Any,
 ) -> Asked:
-    """Checks a prompt (a text, or messages) with the options of ``Model.generate``, and makes it ready.
+    """Checks a prompt (a text, token ids, or messages) with the options of ``Model.generate``, and makes it
+    ready.
 
-    ``offered``: tools that the answer may call. ``think``: True, False, one of ``EFFORTS`` where the template
-    asks for an effort, None as the template likes. A text is continued as it is: neither is for one.
+    ``offered``: tools that the answer may call; ``choice``, ``parallel`` and ``allowed`` are those of
+    ``bound``. ``think``: True, False, one of ``EFFORTS`` where the template asks for an effort, None as the
+    template likes. A text is continued as it is: none of these is for one. ``name``: what errors call the
+    prompt.
     """
     fields = {name: options.pop(name) for name in list(options) if name in arguments.SAMPLER_FIELDS}
     constraint = arguments.constraint(options)
     held = {constraint[0]: constraint[1]} if constraint else {}
-    if isinstance(prompt, str):
-        ready, shown = prompts.ready(model._native, prompt), []
+    checked = arguments.prompt(prompt, name, model.chat_template)
+    if not _is_conversation(checked):
+        ready, shown = prompts.ready(model._native, checked), []
         reader: Callable[[], Reader] = Reader
     else:
-        template = template or Template.of(model)
+        template, turns = template or Template.of(model), checked
         offered = tools.functions(offered)
-        thinks, switch = _thinks(template.tags, think, bool(held))
-        turns = arguments.messages("prompt", prompt, model.chat_template)
-        ready = prompts.rendered(model._native, turns, tools=offered or None, template_arguments=switch)
+        own = dict(template_arguments or {})
+        thinks, switch = _thinks(template.tags, think, bool(held), own)
+        ready = prompts.rendered(
+            model._native,
+            turns,
+            tools=offered or None,
+            template_arguments={**switch, **own},
+            continue_final_message=continue_final_message,
+            name=name,
+        )
         opened = template.tags is not None and template.tags.opened_by(ready.text)
-        held = bound(template, held, offered, thought=True if opened else thinks, opened=opened)
+        held = bound(
+            template,
+            held,
+            offered,
+            choice=choice,
+            parallel=parallel,
+            allowed=allowed,
+            thought=True if opened else thinks,
+            opened=opened,
+        )
         splits = template.splits(thinks, opened)
         shown = template.shown(splits, calls=bool(offered))
         reader = _reading(template, splits, opened, turns, offered)
     options = {name: value for name, value in options.items() if name not in arguments.CONSTRAINTS}
-    checked, native = arguments.generation(ready, {**options, **held}, fields)
+    _, native = arguments.generation(ready, {**options, **held}, fields)
     native["adapter"] = chosen(model, adapter)
+    seed = native.pop("seed", None)
     engine = model._shared.engine()
 
-    def start(**waker: Any) -> _core.Generation:
-        return engine.generate(checked, **native, shown_tokens=shown, **waker)
+    def start(index: int, **waker: Any) -> _core.Generation:
+        return engine.generate(ready, **native, seed=derived_seed(seed, index), shown_tokens=shown, **waker)
 
     return Asked(model, ready, reader, start)
+
+
+def _is_conversation(prompt: arguments.Prompt) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(prompt, list) and isinstance(prompt[0], dict)
 
 
 def _reading(
@@ -315,9 +353,16 @@ def _reading(
 
 
 def _thinks(
-    tags: thinking.Tags | None, think: bool | str | None, bounded: bool
+    tags: thinking.Tags | None, think: bool | str | None, bounded: bool, own: Mapping[str, Any] | None = None
 ) -> tuple[bool | None, dict[str, Any]]:
-    """Whether the model is to think (None: as it likes), and the template's switch for that."""
+    """Whether the model is to think (None: as it likes), and the template's switch for that. ``own``: what
+    the caller tells the template, who may turn the switch himself."""
+    if tags is not None and tags.switch and own and tags.switch in own:
+        if think is not None:
+            raise InvalidRequestError(
+                f"think and the template's {tags.switch!r} are both given; leave one out"
+            )
+        return own[tags.switch] not in (False, "none"), {}
     if tags is None:
         if think is None or think is False:
             return False, {}
@@ -384,12 +429,21 @@ class AsyncReply(_Told):
         self._chunks = chunks
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        async for chunk in self._chunks:
-            for event in self._read(chunk):
+        async for _, events in self.pieces():
+            for event in events:
                 yield event
+
+    async def pieces(self) -> AsyncIterator[tuple[Chunk, list[Event]]]:
+        """Each piece as it came, and what it holds, which may be nothing yet."""
+        async for chunk in self._chunks:
+            yield chunk, list(self._read(chunk))
 
     async def __aenter__(self) -> AsyncReply:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the request, if it still runs."""
         await self._chunks.aclose()

@@ -276,6 +276,16 @@ def test_programs_of_others_are_left_alone(lm):
     assert dspy.teleprompt.bootstrap_finetune.all_predictors_have_lms(program) is True
 
 
+def test_a_tuned_lm_is_trained_anew_and_that_is_said(world, lm, one, caplog):
+    """What it had learned is not in the rows, so it would be lost in silence."""
+    started(lm).result(20)
+    assert not caplog.records
+    started(lm.copy(adapter=one)).result(20)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "not at adapter 'one'" in record.message
+    assert "give all rows" in record.message
+
+
 # Jobs
 
 

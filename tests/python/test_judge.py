@@ -26,6 +26,7 @@ from dspy.experimental import Choice, Noul, ReAnchor, Score  # noqa: E402
 
 from tallow.dspy import probabilities  # noqa: E402
 from tallow.dspy.decisions import conversation, decision, state  # noqa: E402
+from test_adapters import shapes_of, write  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +298,36 @@ def test_it_is_a_value(roomy, tmp_path):
     assert "temperature=1.5" in repr(judge) and judge.model in repr(judge)
 
 
+def test_an_adapter_is_measured_with(roomy, tmp_path):
+    """Its probabilities, its entries in the cache, and itself again in copies and saved programs."""
+    shapes, layers = shapes_of(roomy.config), roomy.config["num_layers"]
+    one, two = (roomy.load_adapter(write(tmp_path / str(at), shapes, layers, seed=at)) for at in (1, 2))
+    plain = tallow.Judge(roomy, cache=False)
+    tuned = tallow.Judge(roomy, adapter=one, cache=False)
+    base, own = (judge(state=STATE, questions=QUESTIONS) for judge in (plain, tuned))
+    assert base != own and tuned.model != plain.model and tuned.adapter == one
+    assert "adapter='1'" in repr(tuned)
+    turns, answers = [{"role": "user", "content": "Good?"}], ["yes", "no"]
+    measured = probabilities.measure(roomy, turns, answers, adapter=one).logprobs
+    assert measured == tuple(score.logprob for score in roomy.score(turns, answers, adapter=one))
+    stored = dspy.BaseLM.load_state(json.loads(json.dumps(tuned.dump_state())), allow_custom_lm_class=True)
+    for other in (
+        *(tuned.copy(), copy.deepcopy(tuned), cloudpickle.loads(cloudpickle.dumps(tuned)), stored),
+        *(plain.copy(adapter=one), tallow.Judge(roomy, adapter=two, cache=False).copy(adapter="1")),
+    ):
+        assert (other.adapter, other.model) == (one, tuned.model)
+        assert other(state=STATE, questions=QUESTIONS) == own
+    back = tuned.copy(adapter=None)
+    assert back.model == plain.model and back(state=STATE, questions=QUESTIONS) == base
+    cached = [tallow.Judge(roomy, adapter=adapter) for adapter in (None, one, two)]
+    first, again = ([judge(state=STATE, questions=QUESTIONS) for judge in cached] for _ in range(2))
+    assert first == again and first[:2] == [base, own] and first[2] not in first[:2]
+    assert [judge.history[-1]["cache_hit"] for judge in cached] == [True] * 3
+    for judge in (tuned, plain.copy(adapter=two)):
+        with pytest.raises(tallow.InvalidRequestError, match="'1'"):
+            judge.copy(adapter="three")
+
+
 def test_reanchor(smollm2):
     """The thresholds of a small model are off; what it ranks well, ReAnchor puts right."""
     program = dspy.Predict(
@@ -344,6 +375,7 @@ MAKING = [
     ({"cache": "yes"}, "cache"),
     ({"temprature": 1}, "'temperature'?"),
     ({"quantize": "q8_0"}, "quantize"),
+    ({"adapter": 3}, "adapter"),
 ]
 
 

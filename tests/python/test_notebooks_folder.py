@@ -33,7 +33,7 @@ def test_it_is_committed_as_it_was_run(path):
 
 def test_each_is_linked_from_the_first():
     first = nbformat.read(PATHS[0], as_version=4).cells[-1].source
-    assert len(PATHS) == 6 and all(path.name in first for path in PATHS[1:])
+    assert len(PATHS) == 7 and all(path.name in first for path in PATHS[1:])
 
 
 def cell(*outputs: dict, tags: tuple[str, ...] = ()):

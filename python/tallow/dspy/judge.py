@@ -30,10 +30,10 @@ from dspy.experimental import Choice, Noul, Score  # type: ignore[import-untyped
 from dspy.utils.callback import with_callbacks  # type: ignore[import-untyped]
 
 from .. import arguments, html
+from ..adapter import Adapter
 from ..errors import ArgumentTypeError
 from ..model import LOAD_OPTIONS, Model
-from . import convert, decisions
-from .adapted import model_string
+from . import adapted, convert, decisions
 from .decisions import Decision
 from .lm import _model
 from .questions import Measured, Turns, atogether, measure, together, without_thoughts
@@ -79,6 +79,7 @@ class Judge(dspy.BaseLM):
     - ``temperature``: divides the log likelihoods (temperature scaling): above 1 makes the probabilities less
       sure, below 1 surer. Nothing is sampled, so it changes no winner.
     - ``template_arguments``: for the chat template, as for ``tallow.LM``. Thinking is switched off.
+    - ``adapter``: a LoRA adapter to measure with, as for ``tallow.LM``; ``judge.adapter`` is the one in use.
     - ``cache``, ``callbacks``: DSPy's own. ``progress``: that of Model, with the ``load`` options.
 
     Every output needs a finite answer; a ``str`` output, as that of ``ChainOfThought``, is refused by DSPy.
@@ -97,6 +98,7 @@ class Judge(dspy.BaseLM):
         temperature: float = 1.0,
         calibrate: bool = False,
         template_arguments: dict[str, Any] | None = None,
+        adapter: Any = None,
         cache: bool = True,
         callbacks: list[Any] | None = None,
         progress: Any = True,
@@ -104,11 +106,13 @@ class Judge(dspy.BaseLM):
     ) -> None:
         for name in load:
             if name not in LOAD_OPTIONS:
-                arguments.unknown("Judge()", name, [*_SETTINGS, "callbacks", "progress", *LOAD_OPTIONS])
+                known = [*_SETTINGS, "adapter", "callbacks", "progress", *LOAD_OPTIONS]
+                arguments.unknown("Judge()", name, known)
         given = {"temperature": temperature, "calibrate": calibrate, "cache": cache}
         self._set({**given, "template_arguments": template_arguments})
         self.language_model: Model = _model(model, load, progress)
-        name = model_string(self.language_model, None, cached=cache, progress=progress)
+        self.adapter: Adapter | None = adapted.chosen(self.language_model, adapter)
+        name = adapted.model_string(self.language_model, self.adapter, cached=cache, progress=progress)
         super().__init__(name, cache=cache, callbacks=callbacks, num_retries=0)
         html.show_decisions(Noul, Choice, Score)
 
@@ -157,7 +161,7 @@ class Judge(dspy.BaseLM):
         if not isinstance(asked, Mapping) or not asked:
             arguments.wrong_type("questions", asked, "a dict of name -> question, with at least one")
         if self.cache:  # which a copy may have where the original had none
-            self.model = model_string(self.language_model, None, cached=True)
+            self.model = adapted.model_string(self.language_model, self.adapter, cached=True)
         cases = self._cases(decisions.state(state), [decisions.decision(*item) for item in asked.items()])
         request = self._request(cases)
         return _Call(cases, request, dspy.cache.get(request) if self.cache else None)
@@ -192,7 +196,12 @@ class Judge(dspy.BaseLM):
         wanted += [(case.blank, case) for case in call.cases if case.blank is not None]
         return [
             functools.partial(
-                measure, self.language_model, turns, case.question.answers(), self.template_arguments
+                measure,
+                self.language_model,
+                turns,
+                case.question.answers(),
+                self.template_arguments,
+                self.adapter,
             )
             for turns, case in wanted
         ]
@@ -245,17 +254,21 @@ class Judge(dspy.BaseLM):
     # As a value
 
     def copy(self, **given: Any) -> Judge:
-        """The same model with other settings (``given``) and a history of its own. A ``rollout_id`` asks
-        for another sample; a measurement has only one, so it is ignored, and with it the temperature that
-        DSPy's modules sample rollouts at."""
+        """The same model with other settings (``given``; ``adapter=None`` is the model alone) and a history
+        of its own. A ``rollout_id`` asks for another sample; a measurement has only one, so it is ignored,
+        and with it the temperature that DSPy's modules sample rollouts at."""
         if "rollout_id" in given:
             given = {name: given[name] for name in given if name not in ("rollout_id", "temperature")}
         callbacks = given.pop("callbacks", self.callbacks)
+        adapter = adapted.chosen(self.language_model, given.pop("adapter", self.adapter))
         for name in given:
             if name not in _SETTINGS:
-                arguments.unknown("Judge.copy()", name, [*_SETTINGS, "callbacks"])
+                arguments.unknown("Judge.copy()", name, [*_SETTINGS, "adapter", "callbacks"])
         new = super().copy()
         new._set(given)
+        if adapter != self.adapter:
+            new.adapter = adapter
+            new.model = adapted.model_string(self.language_model, adapter, cached=new.cache)
         new.callbacks = list(callbacks or [])
         return new
 
@@ -266,6 +279,7 @@ class Judge(dspy.BaseLM):
             "_dspy_lm_class": state["_dspy_lm_class"],
             "model": self.language_model.to_state(),
             **{name: getattr(self, name) for name in _SETTINGS},
+            **({} if self.adapter is None else {"adapter": adapted.state(self.adapter)}),
         }
 
     @classmethod
@@ -273,7 +287,8 @@ class Judge(dspy.BaseLM):
         """The judge that ``state``, made by ``dump_state``, describes. DSPy's safeguard
         ``allow_custom_lm_class`` changes nothing here."""
         given = {name: value for name, value in state.items() if name != "_dspy_lm_class"}
-        return cls(Model.from_state(given.pop("model")), **given)
+        model, adapter = Model.from_state(given.pop("model")), given.pop("adapter", None)
+        return cls(model, adapter=None if adapter is None else adapted.from_state(model, adapter), **given)
 
     def stats(self) -> dict[str, Any]:
         """What the engine has done so far; see ``Model.stats``."""
@@ -285,6 +300,7 @@ class Judge(dspy.BaseLM):
 
     def __repr__(self) -> str:
         own = "".join(f" {name}={getattr(self, name)!r}" for name in ("temperature", "calibrate"))
+        own += "" if self.adapter is None else f" adapter={self.adapter.name!r}"
         return f"<tallow.Judge {self.model!r}{own}>"
 
 

@@ -160,7 +160,12 @@ class Provider(theirs.Provider):  # type: ignore[misc]
         _check_device(self.model, read.device)
         _check_lengths(self.model, rows, read)
         if before is not None:
-            _log.info("%s is trained anew from the model, not from adapter %r", model, before.name)
+            _log.warning(
+                "a training begins at the model and not at adapter %r, with which %s answers: what only that "
+                "one has learned is lost; give all rows that are to be learned",
+                before.name,
+                self.model.name,
+            )
         options = {**read.options}
         if options.get("output") is None:
             options["output"] = _new_folder(self.model)
