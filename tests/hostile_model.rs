@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tallow::config::Pooling;
 use tallow::engine::{Event, Generation, Poll};
 use tallow::error::{Error, ErrorKind};
