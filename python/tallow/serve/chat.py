@@ -39,8 +39,8 @@ async def chat(call: Call) -> Response:
     given = await call.read(ChatRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)
-    options = _options(given, served, call.server.settings.timeout)
-    asked = await generation.prepared(call, served, n, given.messages, _size(given), options)
+    checked = options(given, served, call.server.settings.timeout)
+    asked = await generation.prepared(call, served, n, given.messages, size(given), checked)
     shape = _Shape(given, asked)
     if given.stream:
         call.outcome.stream = True
@@ -52,7 +52,7 @@ async def chat(call: Call) -> Response:
 # Reading
 
 
-def _size(given: ChatRequest) -> int:
+def size(given: ChatRequest) -> int:
     """About how much there is to prepare; a grammar of tools or of a schema costs more than text."""
     forms = len(given.tools or ()) + (given.response_format is not None)
     return 4096 * (len(given.messages) + forms) + sum(
@@ -60,16 +60,17 @@ def _size(given: ChatRequest) -> int:
     )
 
 
-def _options(given: ChatRequest, served: Any, timeout: float) -> dict[str, Any]:
-    options = generation.options(given, timeout)
-    options["max_tokens"] = _max_tokens(given)
-    options["logprobs"] = _logprobs(given)
+def options(given: ChatRequest, served: Any, timeout: float) -> dict[str, Any]:
+    """The arguments of ``answers.prepare`` for a chat."""
+    found = generation.options(given, timeout)
+    found["max_tokens"] = _max_tokens(given)
+    found["logprobs"] = _logprobs(given)
     choice, allowed = _tool_choice(given)
     own = dict(given.chat_template_kwargs or {})
     if given.add_generation_prompt is not None:
         own["add_generation_prompt"] = given.add_generation_prompt
     return {
-        **options,
+        **found,
         "name": "messages",
         "offered": given.tools or () if choice != "none" else (),
         "choice": choice,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import chat, completions, errors, models, tokens
+from . import chat, completions, embeddings, errors, models, rerank, responses, tokens
 from .call import Call
 from .server import Server
 
@@ -32,6 +32,10 @@ ROUTES: list[Endpoint] = [
     Endpoint("GET", "/models/{name:path}", models.model),
     Endpoint("POST", "/chat/completions", chat.chat, chat.ChatRequest),
     Endpoint("POST", "/completions", completions.completions, completions.CompletionRequest),
+    Endpoint("POST", "/responses", responses.responses, responses.ResponsesRequest),
+    Endpoint("POST", "/embeddings", embeddings.embeddings, embeddings.EmbeddingRequest),
+    Endpoint("POST", "/rerank", rerank.rerank, rerank.RerankRequest),
+    Endpoint("POST", "/score", rerank.score, rerank.ScoreRequest),
     Endpoint("POST", "/tokenize", tokens.tokenize, tokens.TokenizeRequest),
     Endpoint("POST", "/detokenize", tokens.detokenize, tokens.DetokenizeRequest),
     Endpoint("POST", "/load_lora_adapter", models.load_adapter, models.LoadAdapter),
