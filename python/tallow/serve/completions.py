@@ -151,7 +151,7 @@ class _Shape:
             "model": given.model or served.name,
             "system_fingerprint": generation.fingerprint(served),
         }
-        self._given = given
+        self._given, self._served = given, served
         self._measured = measured
         self._echoed = [_text(prompt, served) if given.echo else "" for prompt in prompts]
         self._with_usage = bool(given.stream_options and given.stream_options.include_usage)
@@ -211,7 +211,7 @@ class _Shape:
         offsets = []
         for entry in found:
             offsets.append(offset)
-            offset += len(entry.token)
+            offset += self._length(entry)
         tops = [self._top(entry) for entry in found] or [{} for _ in measured]
         for top, more in zip(
             tops, measured, strict=False
@@ -223,6 +223,13 @@ class _Shape:
             "top_logprobs": tops,
             "text_offset": offsets,
         }
+
+    def _length(self, entry: results.TokenLogprob) -> int:
+        """Characters of the text that begin with this token: none where it is a control token, which is not
+        shown, and one for the first token of those that make one."""
+        if entry.bytes.isascii() and not self._served.model.detokenize([entry.id]):
+            return 0
+        return sum(byte & 0xC0 != 0x80 for byte in entry.bytes)
 
     def _top(self, entry: results.TokenLogprob) -> dict[str, float]:
         """The likeliest at a place, and the one that was taken."""
