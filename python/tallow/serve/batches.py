@@ -40,7 +40,7 @@ async def run(call: Call, work: Iterable[Callable[[], _Found]]) -> list[_Found]:
         limit = call.server.settings.timeout
         try:
             await asyncio.wait_for(each(), limit)
-        except asyncio.TimeoutError:  # noqa: UP041 - another class until Python 3.11
+        except asyncio.TimeoutError:
             raise errors.Timeout(f"the time-out of {limit:g} s was reached") from None
     return found
 

@@ -36,6 +36,7 @@ class ChatRequest(Generating, kw_only=True):
 
 
 async def chat(call: Call) -> Response:
+    """Answers messages."""
     given = await call.read(ChatRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)

@@ -11,7 +11,6 @@ import msgspec
 from starlette.responses import Response
 
 from .. import arguments
-from ..model import POOLINGS
 from . import batches
 from .call import Call
 from .errors import invalid
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 MAX_TEXTS = 2048
 _ONE = {"type": "string", "minLength": 1}
 #: What is documented of a field that is looked at here, to say more than that it is wrong.
-TEXTS = msgspec.Meta(
-    extra_json_schema={"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}
-)
+TEXTS = msgspec.Meta(extra_json_schema={"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]})
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
@@ -45,15 +42,14 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 
 async def embeddings(call: Call) -> Response:
+    """Makes a vector of each text."""
     given = await call.read(EmbeddingRequest)
     form = arguments.choice("encoding_format", given.encoding_format or "float", ("float", "base64"))
     served = await call.served(given.model)
     inputs = texts("input", given.input, MAX_TEXTS)
     vectors = await embedded(call, served, inputs, given.prompt, given.pooling or "auto")
     _check_dimensions(given.dimensions, vectors.shape[1])
-    count = await call.beside(
-        sum(map(len, inputs)), lambda: tokens(served, inputs, given.prompt)
-    )
+    count = await call.beside(sum(map(len, inputs)), lambda: tokens(served, inputs, given.prompt))
     call.outcome.prompt_tokens = count
     shown = {
         "object": "list",

@@ -18,7 +18,7 @@ from .call import Outcome
 from .server import Server
 
 #: Answered without a key: who asks whether the process lives has none.
-_OPEN = ("/health", "/ready")
+OPEN = ("/health", "/ready")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -70,7 +70,7 @@ class Guard:
                 "unknown_host",
             )
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in _OPEN:
+        if path in OPEN:
             return
         if self._keys and not self._has_key(headers.get(b"authorization", b"")):
             raise errors.Refused(

@@ -164,7 +164,7 @@ def response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def effort(given: Mapping[str, Any] | None) -> str | None:
-    """``reasoning``: how much to think. Thoughts are told as they are, so a summary of any kind is no less."""
+    """``reasoning``: how much to think. Thoughts are told whole, so a summary of any kind is no less."""
     known = ("effort", "summary", "generate_summary")
     for name in given or {}:
         if name not in known:

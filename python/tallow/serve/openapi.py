@@ -11,6 +11,7 @@ import msgspec
 
 from .. import _core
 from . import shapes, wire
+from .guards import OPEN
 
 if TYPE_CHECKING:
     from .routes import Endpoint
@@ -96,7 +97,7 @@ def _operation(one: Endpoint, ref_of: dict[Any, Any]) -> dict[str, Any]:
     if one.shape is not None:
         content = {"application/json": {"schema": ref_of[one.shape]}}
         found["requestBody"] = {"required": True, "content": content}
-    if one.is_open:
+    if one.path in OPEN:
         found["security"] = []
     return found
 

@@ -65,6 +65,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True):
 
 
 async def rerank(call: Call) -> Response:
+    """Sorts documents by how well they answer a query."""
     given = await call.read(RerankRequest)
     served = await call.served(given.model)
     documents = [_text(at, one) for at, one in enumerate(given.documents)]
@@ -91,6 +92,7 @@ async def rerank(call: Call) -> Response:
 
 
 async def score(call: Call) -> Response:
+    """Tells how alike texts are, or how likely each of some texts is after a prompt."""
     given = await call.read(ScoreRequest)
     served = await call.served(given.model)
     if given.candidates is not None:
@@ -131,9 +133,7 @@ async def _pairs(call: Call, served: Served, given: ScoreRequest) -> tuple[list[
             raise invalid(f"{name} is missing; give a text, or a list of texts", name, "missing")
     left, right = (texts(name, getattr(given, name), MAX_DOCUMENTS) for name in ("text_1", "text_2"))
     if len(left) not in (1, len(right)):
-        raise invalid(
-            f"text_1 has {len(left)} texts and text_2 {len(right)}; give one, or as many", "text_1"
-        )
+        raise invalid(f"text_1 has {len(left)} texts and text_2 {len(right)}; give one, or as many", "text_1")
     found, count = await _compared(call, served, given, left, right)
     return [{"score": one} for one in found], count
 

@@ -81,6 +81,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
 
 async def responses(call: Call) -> Response:
+    """Answers items, as far as nothing is kept between requests."""
     given = await call.read(ResponsesRequest)
     served = await call.served(given.model)
     same = _as_chat(given)
