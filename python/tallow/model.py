@@ -572,11 +572,10 @@ class Model:
         - ``output``: a folder for the adapter, as peft has it, and for a checkpoint at each look. ``resume``:
           such a folder; the run goes on from its checkpoint, with the same rows and options, to the bits that
           it would have had. ``name``: what ``adapter=`` may call the adapter.
-        - ``precision``: "bfloat16" computes forward as the model serves, and backward through weights in
-          bfloat16; "int8" backward through blocks of 8 bits, in less memory; "float32" does all in float32,
-          which is slower, for comparisons. ``train_memory``: bytes, or a text such as "1GiB", that may be
-          kept of a step; what finds no room is computed again. None: a quarter of what is free, and no more
-          than 512 MiB.
+        - ``precision``: "bfloat16" computes forward as the model serves, and keeps in bfloat16 what the
+          backward pass needs; "float32" does all in float32, which is slower, for comparisons.
+          ``train_memory``: bytes, or a text such as "1GiB", that may be kept of a step; what finds no room is
+          computed again. None: a quarter of what is free, and no more than 384 MiB.
         - ``progress``: True shows a bar while ``result()`` waits, if somebody watches; a callable gets each
           ``TrainingStep``.
 

@@ -23,7 +23,7 @@ from .errors import Cancelled, InvalidRequestError, Timeout
 if TYPE_CHECKING:
     from .model import Model
 
-PRECISIONS = ("bfloat16", "int8", "float32")
+PRECISIONS = ("bfloat16", "float32")
 SCHEDULES = ("linear", "constant")
 TOO_LONG = ("error", "skip")
 

@@ -318,7 +318,7 @@ unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *cons
 }
 
 /// A type of plain float weights.
-trait Float {
+pub(super) trait Float {
     const BYTES: usize;
     /// # Safety
     /// As [`Simd`].
@@ -327,7 +327,7 @@ trait Float {
 
 macro_rules! float {
     ($name:ident, $bytes:literal, $from:ident => $load:expr) => {
-        struct $name;
+        pub(super) struct $name;
         impl Float for $name {
             const BYTES: usize = $bytes;
             #[inline(always)]

@@ -116,76 +116,129 @@ tiered! {
 #[inline(always)]
 unsafe fn tiles_body<S: Simd>(product: Matmul<'_>, c: Place) {
     // As many sums as there are registers for.
-    let wide = const { S::TILE.1 > 1 };
-    let vectors = if wide { 2 } else { 1 };
-    let mut j = 0;
-    while j < product.n {
-        let left = product.n - j;
-        let full = left >= vectors * LANES;
-        let mut i = 0;
-        while i < product.m {
-            let rows = product.m - i;
-            // SAFETY: the caller's promise; the tile lies in the product.
-            i += unsafe {
-                match (wide && full, rows) {
-                    (true, 8..) => tile::<S, 8, 2>(&product, c, i, j),
-                    (true, 4..) => tile::<S, 4, 2>(&product, c, i, j),
-                    (true, _) => tile::<S, 1, 2>(&product, c, i, j),
-                    (false, 6..) => tile::<S, 6, 1>(&product, c, i, j),
-                    (false, 4..) => tile::<S, 4, 1>(&product, c, i, j),
-                    (false, 2..) => tile::<S, 2, 1>(&product, c, i, j),
-                    (false, _) => tile::<S, 1, 1>(&product, c, i, j),
-                }
-            };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match const { S::TILE.1 > 1 } {
+            true => all_tiles::<S, 2>(product, c),
+            false => all_tiles::<S, 1>(product, c),
         }
-        j += if full { vectors * LANES } else { LANES };
     }
 }
 
-/// `M` rows and `N` vectors of columns; returns `M`.
+/// Numbers of b that lie in the first cache beside some rows of a.
+const CACHED: usize = 8192;
+
+/// The product in tiles of `N` vectors.
+///
+/// # Safety
+/// The tier's instructions, and as [`tiles`].
+#[inline(always)]
+unsafe fn all_tiles<S: Simd, const N: usize>(product: Matmul<'_>, c: Place) {
+    let width = N * LANES;
+    let full = product.n / width * width;
+    // What is small stays in cache while the other passes: all of b, or else a few columns of it.
+    let pass = if product.n * product.k <= CACHED { full } else { width };
+    for from in (0..full).step_by(pass.max(1)) {
+        let mut i = 0;
+        while i < product.m {
+            let mut rows = 0;
+            for j in (from..from + pass).step_by(width) {
+                // SAFETY: the caller's promise; the tile lies in the product.
+                rows = unsafe { some_rows::<S, N, false>(&product, c, i, j) };
+            }
+            i += rows;
+        }
+    }
+    for j in (full..product.n).step_by(LANES) {
+        let mut i = 0;
+        while i < product.m {
+            // SAFETY: as above.
+            i += unsafe {
+                match product.n - j >= LANES {
+                    true => some_rows::<S, 1, false>(&product, c, i, j),
+                    false => some_rows::<S, 1, true>(&product, c, i, j),
+                }
+            };
+        }
+    }
+}
+
+/// As many rows as there are registers for, or are left: how many.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn some_rows<S: Simd, const N: usize, const PARTIAL: bool>(
+    product: &Matmul<'_>,
+    c: Place,
+    i: usize,
+    j: usize,
+) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (N, product.m - i) {
+            (2, 8..) => tile::<S, 8, N, PARTIAL>(product, c, i, j),
+            (1, 6..) => tile::<S, 6, N, PARTIAL>(product, c, i, j),
+            (_, 4..) => tile::<S, 4, N, PARTIAL>(product, c, i, j),
+            (_, 2..) => tile::<S, 2, N, PARTIAL>(product, c, i, j),
+            _ => tile::<S, 1, N, PARTIAL>(product, c, i, j),
+        }
+    }
+}
+
+/// `M` rows and `N` vectors of columns, of which the last may be `PARTIAL`; returns `M`.
 ///
 /// # Safety
 /// The tier's instructions, and as [`tiles`]; the rows are there, and columns of one vector at least.
 #[inline(always)]
-unsafe fn tile<S: Simd, const M: usize, const N: usize>(
+unsafe fn tile<S: Simd, const M: usize, const N: usize, const PARTIAL: bool>(
     product: &Matmul<'_>,
     c: Place,
     i: usize,
     j: usize,
 ) -> usize {
     let Matmul { n, k, a, a_steps, b, b_step, scale, add, .. } = *product;
-    let some = (n - j).min(N * LANES);
-    let partial = some < N * LANES;
-    // SAFETY: the caller's promise.
+    let some = if PARTIAL { n - j } else { N * LANES };
+    // SAFETY: the caller's promise. Pointers are read where the product has numbers alone.
     unsafe {
-        let (a, b) = (a.as_ptr().add(i * a_steps.0), b.as_ptr().wrapping_add(j));
+        // A pointer for each row and one place for all: what else would be computed anew for each term.
+        let mut rows = [a.as_ptr(); M];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = row.wrapping_add((i + r) * a_steps.0);
+        }
+        let (mut at, mut b) = (0, b.as_ptr().wrapping_add(j));
         let mut sums = [[S::zero(); N]; M];
         let mut tail = [0.0; LANES];
-        for at in 0..k {
-            let row = b.wrapping_add(at * b_step);
+        for _ in 0..k {
             let mut vectors = [S::zero(); N];
-            if partial {
-                std::ptr::copy_nonoverlapping(row, tail.as_mut_ptr(), some);
+            if PARTIAL {
+                std::ptr::copy_nonoverlapping(b, tail.as_mut_ptr(), some);
                 vectors[0] = S::load(tail.as_ptr());
             } else {
                 for (v, vector) in vectors.iter_mut().enumerate() {
-                    *vector = S::load(row.add(v * LANES));
+                    *vector = S::load(b.add(v * LANES));
                 }
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let factor = S::splat(*a.add(r * a_steps.0 + at * a_steps.1));
+            for (row, sums) in rows.iter().zip(&mut sums) {
+                let factor = S::splat(*row.add(at));
                 for (sum, vector) in sums.iter_mut().zip(vectors) {
                     *sum = S::fma(factor, vector, *sum);
                 }
             }
+            at += a_steps.1;
+            b = b.wrapping_add(b_step);
         }
+        let factor = S::splat(scale);
         for (r, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
                 let out = c.first.add((i + r) * c.step + j + v * LANES);
-                let out = std::slice::from_raw_parts_mut(out, (some - v * LANES).min(LANES));
-                let value = S::mul(*sum, S::splat(scale));
-                let value = if add { S::add(S::load_some(out), value) } else { value };
-                S::store_some(out, value);
+                let value = S::mul(*sum, factor);
+                if PARTIAL {
+                    let out = std::slice::from_raw_parts_mut(out, some);
+                    S::store_some(out, if add { S::add(S::load_some(out), value) } else { value });
+                } else {
+                    S::store(out, if add { S::add(S::load(out), value) } else { value });
+                }
             }
         }
     }

@@ -163,11 +163,8 @@ fn read_options(options: &Bound<'_, PyDict>) -> PyResult<TrainOptions> {
 fn precision(name: Option<String>) -> Result<Precision> {
     match name.as_deref() {
         None | Some("bfloat16") => Ok(Precision::BFloat16),
-        Some("int8") => Ok(Precision::Int8),
         Some("float32") => Ok(Precision::Float32),
-        Some(other) => {
-            Err(Error::invalid(format!("precision is {other:?}; it is bfloat16, int8 or float32")))
-        }
+        Some(other) => Err(Error::invalid(format!("precision is {other:?}; it is bfloat16 or float32"))),
     }
 }
 

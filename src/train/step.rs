@@ -7,12 +7,11 @@ use super::layout::Layout;
 use super::params::{Gradients, LoraModule, LoraParams};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exactness, FactorGradients, Factors, KvCache, KvFormat, Linear, Ops, Recorder, Rows, Tape, Value,
+    Exactness, FactorGradients, Factors, KvCache, KvFormat, Linear, Ops, Recorder, Tape, Value,
 };
 use crate::memory;
 use crate::model::decoder::Pass;
 use crate::model::{Decoder, ProjectionId};
-use crate::weights::WeightType;
 
 /// A text of which some tokens are trained.
 #[derive(Clone, Debug)]
@@ -26,11 +25,9 @@ pub struct Example {
 /// How exactly a step is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// Forward as the model is served; backward through weights in bfloat16.
+    /// Forward as the model is served; what the backward pass needs is kept in bfloat16.
     #[default]
     BFloat16,
-    /// Forward as the model is served; backward through weights and gradients in blocks of 8 bits.
-    Int8,
     /// All in f32; activations that meet quantized weights have 15 bits.
     Float32,
 }
@@ -41,7 +38,7 @@ pub struct StepOptions {
     pub threads: usize,
     pub precision: Precision,
     /// Bytes that may be kept of a step for its backward pass; what finds no room is computed again, a layer
-    /// at a time. `None`: a quarter of what is free, and no more than 512 MiB.
+    /// at a time. `None`: a quarter of what is free, and no more than 384 MiB.
     pub train_memory: Option<usize>,
 }
 
@@ -61,7 +58,7 @@ pub struct StepLoss {
 }
 
 /// Bytes that are kept of a step, at most, unless somebody says otherwise.
-const KEPT: usize = 512 << 20;
+const KEPT: usize = 384 << 20;
 
 /// Rows whose logits are computed together.
 const HEAD_ROWS: usize = 64;
@@ -78,7 +75,7 @@ pub struct Trainer {
 /// What of a layer is there for the backward pass: its input, or all that it computed.
 enum Kept {
     Input(Value),
-    Tape(Tape, Rows),
+    Tape(Tape),
 }
 
 /// What a step is computed for.
@@ -93,8 +90,7 @@ impl Trainer {
     pub fn new(decoder: Arc<Decoder>, options: &StepOptions) -> Result<Self> {
         Self::check(&decoder)?;
         let exactness = match options.precision {
-            Precision::BFloat16 => Exactness::Served(WeightType::BF16),
-            Precision::Int8 => Exactness::Served(WeightType::Q8_0),
+            Precision::BFloat16 => Exactness::Served,
             Precision::Float32 => Exactness::Exact,
         };
         let linears: Vec<&Linear> = decoder.adaptable().map(|(_, linear)| linear).collect();
@@ -188,14 +184,14 @@ impl Trainer {
         let weight = wanted.as_ref().map(|wanted| wanted.weight);
         let last = self.recorder.begin(weight.is_some(), true, &hidden);
         let normed = self.decoder.last_norm(&self.ops, &last)?;
-        let tape = self.recorder.end();
+        let tape = self.recorder.end(&normed)?;
         let (losses, gradient) = self.head(&self.recorder.value(&normed)?, &layout, weight, cancelled)?;
         for (of_example, places) in loss.losses.iter_mut().zip(&layout.places) {
             of_example.extend(places.iter().map(|&(row, at)| losses[row][at]));
         }
         loss.sum = loss.losses.iter().flatten().map(|&loss| f64::from(loss)).sum();
         let (Some(Wanted { grads, .. }), Some(gradient)) = (wanted, gradient) else { return Ok(loss) };
-        if let Some(gradient) = self.recorder.backward(tape, &normed, gradient, Vec::new())? {
+        if let Some(gradient) = self.recorder.backward(tape, gradient, Vec::new())? {
             self.backward(&pass, params, (kept, first), gradient, grads, cancelled)?;
         }
         Ok(loss)
@@ -237,13 +233,13 @@ impl Trainer {
             let recording = layer >= first && fits;
             let input = self.recorder.begin(recording, layer > first, &x);
             let y = self.decoder.layer(pass, layer, input, None)?;
-            let tape = self.recorder.end();
+            let tape = self.recorder.end(&y)?;
             let next = self.recorder.value(&y)?;
             if layer >= first {
                 let bytes = if recording { tape.bytes() } else { 0 };
                 fits = recording && bytes <= room;
                 room -= if fits { bytes } else { 0 };
-                kept.push(if fits { Kept::Tape(tape, y) } else { Kept::Input(x) });
+                kept.push(if fits { Kept::Tape(tape) } else { Kept::Input(x) });
             }
             x = next;
         }
@@ -292,12 +288,11 @@ impl Trainer {
     ) -> Result<()> {
         for (layer, kept) in (first..).zip(kept).collect::<Vec<_>>().into_iter().rev() {
             stop_if(cancelled)?;
-            let (tape, y) = match kept {
-                Kept::Tape(tape, y) => (tape, y),
+            let tape = match kept {
+                Kept::Tape(tape) => tape,
                 Kept::Input(x) => {
                     let input = self.recorder.begin(true, layer > first, &x);
-                    let y = self.decoder.layer(pass, layer, input, None)?;
-                    (self.recorder.end(), y)
+                    self.recorder.end(&self.decoder.layer(pass, layer, input, None)?)?
                 }
             };
             let mut factors: Vec<(&Linear, FactorGradients<'_>)> = Vec::new();
@@ -305,7 +300,7 @@ impl Trainer {
                 let linear = (module.id.layer == layer).then(|| self.linear(module.id)).flatten();
                 factors.extend(linear.map(|linear| (linear, (a, b))));
             }
-            match self.recorder.backward(tape, &y, gradient, factors)? {
+            match self.recorder.backward(tape, gradient, factors)? {
                 Some(next) => gradient = next,
                 None => break,
             }

@@ -454,6 +454,12 @@ def _serving(parser: Parser) -> None:
     )
     add("--allow-unknown", action="store_true", help="leave out fields that are not known, unrefused")
     add("--load-adapters", action="store_true", help="let clients load adapters from paths of this machine")
+    add("--open-metrics", action="store_true", help="answer /metrics without a key, too")
+    add(
+        "--dspy",
+        action="store_true",
+        help="enforce the formats that DSPy's adapters ask for in their prompts, whatever the client",
+    )
     add(
         "--adapter-memory",
         metavar="SIZE",

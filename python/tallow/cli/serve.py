@@ -47,6 +47,8 @@ def serve(options: argparse.Namespace) -> None:
             timeout=options.timeout,
             allow_unknown=options.allow_unknown,
             load_adapters=options.load_adapters,
+            dspy=options.dspy,
+            open_metrics=options.open_metrics,
             log=None if options.log == "off" else options.log,
         )
         server = made.state.tallow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,11 @@ from starlette.responses import Response
 
 from .. import answers, arguments, results
 from ..tools import Call as ToolCall
-from . import generation
+from . import formats, generation
 from .call import Call
 from .errors import invalid
 from .generation import Answer, Asked
+from .server import Served
 from .sse import EventStream, Writer
 from .wire import Generating
 
@@ -33,6 +35,7 @@ class ChatRequest(Generating, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | str | None = None
+    format: str | None = None
 
 
 async def chat(call: Call) -> Response:
@@ -40,9 +43,8 @@ async def chat(call: Call) -> Response:
     given = await call.read(ChatRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)
-    checked = options(given, served, call.server.settings.timeout)
-    asked = await generation.prepared(call, served, n, given.messages, size(given), checked)
-    shape = _Shape(given, asked)
+    asked, form = await prepared(call, served, given, n)
+    shape = _Shape(given, asked, form)
     if given.stream:
         call.outcome.stream = True
         return EventStream(call, lambda out: _stream(shape, asked, given, out))
@@ -50,10 +52,19 @@ async def chat(call: Call) -> Response:
     return call.json(shape.whole(found))
 
 
+async def prepared(
+    call: Call, served: Served, given: ChatRequest, n: int
+) -> tuple[Asked, dict[str, Any] | None]:
+    """The request, checked; and what was read of a DSPy adapter's format, where that is to be read."""
+    options = _options(given, served, call.server.settings.timeout)
+    form = await _format(call, served, given, options)
+    return await generation.prepared(call, served, n, given.messages, _size(given), options), form
+
+
 # Reading
 
 
-def size(given: ChatRequest) -> int:
+def _size(given: ChatRequest) -> int:
     """About how much there is to prepare; a grammar of tools or of a schema costs more than text."""
     forms = len(given.tools or ()) + (given.response_format is not None)
     return 4096 * (len(given.messages) + forms) + sum(
@@ -61,17 +72,16 @@ def size(given: ChatRequest) -> int:
     )
 
 
-def options(given: ChatRequest, served: Any, timeout: float) -> dict[str, Any]:
-    """The arguments of ``answers.prepare`` for a chat."""
-    found = generation.options(given, timeout)
-    found["max_tokens"] = _max_tokens(given)
-    found["logprobs"] = _logprobs(given)
+def _options(given: ChatRequest, served: Any, timeout: float) -> dict[str, Any]:
+    options = generation.options(given, timeout)
+    options["max_tokens"] = _max_tokens(given)
+    options["logprobs"] = _logprobs(given)
     choice, allowed = _tool_choice(given)
     own = dict(given.chat_template_kwargs or {})
     if given.add_generation_prompt is not None:
         own["add_generation_prompt"] = given.add_generation_prompt
     return {
-        **found,
+        **options,
         "name": "messages",
         "offered": given.tools or () if choice != "none" else (),
         "choice": choice,
@@ -146,20 +156,36 @@ def _think(effort: str | None, template: answers.Template) -> bool | str | None:
     return {"minimal": "low", "xhigh": "high"}.get(effort, effort)
 
 
+async def _format(
+    call: Call, served: Served, given: ChatRequest, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Puts the format that the messages ask for into the options, if it is to be read; what is told of it."""
+    if not formats.wanted(call, given.format):
+        return None
+    own = generation.constraint(given)
+    some = own == {"json_schema": generation.any_object()}
+    # On another thread: it may import DSPy, and compiles a grammar.
+    constraint, told = await asyncio.to_thread(formats.found, served, given.messages, own, any_object=some)
+    options.update(dict.fromkeys(own) if constraint else {}, **constraint)
+    return told
+
+
 # Answering
 
 
 class _Shape:
     """The objects of one response."""
 
-    def __init__(self, given: ChatRequest, asked: Asked) -> None:
+    def __init__(self, given: ChatRequest, asked: Asked, form: dict[str, Any] | None) -> None:
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": given.model or asked.served.name,
             "system_fingerprint": generation.fingerprint(asked.served),
         }
-        self._notes = list(asked.notes)
+        self._told: dict[str, Any] = {"format": form} if form is not None else {}
+        if asked.notes:
+            self._told["notes"] = list(asked.notes)
         self._logprobs = bool(given.logprobs)
         self._with_usage = bool(given.stream_options and given.stream_options.include_usage)
 
@@ -169,7 +195,7 @@ class _Shape:
             "object": "chat.completion",
             "choices": [self._choice(index, answer) for index, answer in enumerate(found)],
             "usage": generation.usage([found]),
-            **({"notes": self._notes} if self._notes else {}),
+            **self._told,
         }
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
@@ -202,6 +228,9 @@ class _Shape:
         event = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
         if self._with_usage:
             event["usage"] = None
+        # What was done to the request is told once, with the first piece.
+        event.update(self._told)
+        self._told = {}
         return event
 
     def usage(self, found: Sequence[Sequence[answers.AsyncReply]]) -> dict[str, Any]:

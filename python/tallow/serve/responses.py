@@ -26,7 +26,7 @@ from .sse import EventStream, Writer
 _SAME = (
     *("seed", "stop", "timeout", "temperature", "top_k", "top_p", "min_p", "typical_p", "logit_bias"),
     *("repetition_penalty", "frequency_penalty", "presence_penalty", "regex", "grammar", "choices"),
-    *("model", "stream", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"),
+    *("model", "stream", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "format"),
 )
 
 
@@ -78,6 +78,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     grammar: str | None = None
     choices: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    format: str | None = None
 
 
 async def responses(call: Call) -> Response:
@@ -85,9 +86,8 @@ async def responses(call: Call) -> Response:
     given = await call.read(ResponsesRequest)
     served = await call.served(given.model)
     same = _as_chat(given)
-    options = chat.options(same, served, call.server.settings.timeout)
-    asked = await generation.prepared(call, served, 1, same.messages, chat.size(same), options)
-    shape = _Shape(given, asked)
+    asked, form = await chat.prepared(call, served, same, 1)
+    shape = _Shape(given, asked, form)
     made = _Items(bool(same.logprobs))
     if given.stream:
         call.outcome.stream = True
@@ -122,7 +122,7 @@ def _as_chat(given: ResponsesRequest) -> chat.ChatRequest:
 class _Shape:
     """The objects of one response."""
 
-    def __init__(self, given: ResponsesRequest, asked: Asked) -> None:
+    def __init__(self, given: ResponsesRequest, asked: Asked, form: dict[str, Any] | None) -> None:
         self._number = 0
         self._head = {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -144,6 +144,7 @@ class _Shape:
             "truncation": "disabled",
             "system_fingerprint": generation.fingerprint(asked.served),
             **({"notes": list(asked.notes)} if asked.notes else {}),
+            **({"format": form} if form is not None else {}),
         }
 
     def whole(

@@ -10,7 +10,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import chat, completions, embeddings, errors, models, openapi, rerank, responses, shapes, tokens
+from . import (
+    chat,
+    completions,
+    embeddings,
+    errors,
+    metrics,
+    models,
+    openapi,
+    rerank,
+    responses,
+    shapes,
+    tokens,
+)
 from .call import Call
 from .server import Server
 
@@ -22,9 +34,9 @@ class Endpoint(NamedTuple):
     path: str
     handler: Handler
     #: What its body must be.
-    shape: type[msgspec.Struct] | None = None
+    shape: type[msgspec.Struct] | None
     #: What it answers: an object of this form, or text of this media type.
-    answer: type[msgspec.Struct] | str = "text/plain"
+    answer: type[msgspec.Struct] | str
 
 
 async def openapi_document(call: Call) -> Response:
@@ -35,6 +47,7 @@ async def openapi_document(call: Call) -> Response:
 ROUTES: list[Endpoint] = [
     Endpoint("GET", "/health", models.health, None, shapes.Health),
     Endpoint("GET", "/ready", models.ready, None, shapes.Ready),
+    Endpoint("GET", "/metrics", metrics.metrics, None, "text/plain"),
     Endpoint("GET", "/openapi.json", openapi_document, None, shapes.OpenApi),
     Endpoint("GET", "/models", models.models, None, shapes.ModelList),
     Endpoint("GET", "/models/{name:path}", models.model, None, shapes.ServedModel),

@@ -90,6 +90,15 @@ class ChatChoice(Shape):
     finish_reason: FinishReason
 
 
+class AdapterFormat(Shape):
+    """What was read of a DSPy adapter's format."""
+
+    name: str
+    constrained: bool
+    why: str | None
+    notes: list[str] | UnsetType = UNSET
+
+
 class ChatCompletion(Shape):
     id: str
     object: Literal["chat.completion"]
@@ -98,6 +107,7 @@ class ChatCompletion(Shape):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    format: AdapterFormat | UnsetType = UNSET
     notes: list[str] | UnsetType = UNSET
 
 
@@ -215,6 +225,7 @@ class ResponseObject(Shape):
     top_p: float | None
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
+    format: AdapterFormat | UnsetType = UNSET
     notes: list[str] | UnsetType = UNSET
 
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::backend::Backend;
-use super::super::cpu::Angles;
+use super::super::cpu::{Angles, packed};
 use super::super::elementwise;
 use super::super::matmul::{self, Matmul};
 use super::super::rope;
@@ -13,7 +13,8 @@ use super::super::rows::{Block, Rows};
 use super::super::types::{Linear, Norm, RopeTable};
 use super::attention::{self, InputGradients, Inputs, Outputs};
 use super::derivatives::{self, NormRows};
-use super::{Factors, Node, Operation, Place, Projected, Recorder, Tape, TapeBackend, Value, of, place};
+use super::through;
+use super::{Factors, Node, Operation, Place, Projected, Recorder, Tape, TapeBackend, Value, place};
 use crate::config::NormKind;
 use crate::error::Result;
 use crate::kernels::misuse;
@@ -34,15 +35,14 @@ struct Walk<'a, 'b> {
 }
 
 impl Recorder {
-    /// The gradient of the first node of a tape by that of `out`, `None` if none reaches it; gradients of
+    /// The gradient of the first node of a tape by that of its last, `None` if none reaches it; gradients of
     /// factors are added to `factors`, of the projections that are named there.
     ///
     /// # Errors
     /// `Internal` when the tape is another recorder's, or factors of its projections are missing.
     pub fn backward(
         &self,
-        tape: Tape,
-        out: &Rows,
+        mut tape: Tape,
         gradient: Value,
         factors: Vec<(&Linear, FactorGradients<'_>)>,
     ) -> Result<Option<Value>> {
@@ -50,12 +50,15 @@ impl Recorder {
         for (linear, gradients) in factors {
             places.insert(place(&linear.weight)?, gradients);
         }
-        let gradients = std::iter::repeat_with(|| None).take(tape.nodes).collect();
-        let mut walk = Walk { backend: &self.0, tape, derived: None, gradients, factors: places };
-        if gradient.dims() != out.dims() {
+        if gradient.dims() != tape.dims {
             return Err(misuse("a gradient of another shape"));
         }
-        let Some(id) = of(out)?.id else { return Ok(None) };
+        let Some(id) = tape.last else { return Ok(None) };
+        if !self.0.exact() {
+            self.0.restore(&mut tape)?;
+        }
+        let gradients = std::iter::repeat_with(|| None).take(tape.nodes).collect();
+        let mut walk = Walk { backend: &self.0, tape, derived: None, gradients, factors: places };
         let gradient = match Arc::try_unwrap(gradient.0) {
             Ok(rows) => rows.into_block()?,
             Err(shared) => self.0.copy(&shared)?.into_block()?,
@@ -73,8 +76,15 @@ impl Recorder {
 }
 
 impl TapeBackend {
-    pub(super) fn transpose(&self, place: Place) -> Result<&Linear> {
-        self.transposes.get(&place).ok_or_else(|| misuse("a matrix without a transpose"))
+    /// `dx = dy W` of a projection, or what it adds to `before`.
+    pub(super) fn through(&self, place: Place, dy: &Block, before: Option<Block>) -> Result<Block> {
+        let linear = self.linears.get(&place).ok_or_else(|| misuse("a matrix that no gradient passes"))?;
+        let w = packed(&linear.weight)?;
+        let add = before.is_some();
+        let mut dx = before.unwrap_or_else(|| self.cpu.recycler.block(dy.rows, w.k));
+        let (pool, isa, to) = (&self.cpu.pool, self.cpu.isa, (dx.floats_mut(), add));
+        through::through(pool, isa, (w, linear.scale), dy.floats(), to)?;
+        Ok(dx)
     }
 }
 
@@ -186,19 +196,11 @@ impl Walk<'_, '_> {
     /// `dx = dy W`, and the same of the factors: `dz = s dy B`, `dB = s dy^T z`, `dA = dz^T x`, `dx += dz A`.
     fn linear(&mut self, x: &Node, projected: &Projected, dy: Block) -> Result<()> {
         let backend = self.backend;
-        let dy: Rows = dy.into();
         let mut dx = match x.id {
             None => None,
             Some(id) => {
-                let transpose = backend.transpose(projected.place)?;
                 let before = self.gradients.get_mut(id).and_then(Option::take);
-                Some((
-                    id,
-                    match before {
-                        Some(sum) => backend.cpu.linear_add(transpose.into(), &dy, sum.into())?,
-                        None => one(backend.cpu.linears(&[transpose.into()], &dy)?)?,
-                    },
-                ))
+                Some((id, backend.through(projected.place, &dy, before)?))
             }
         };
         if let Some(z) = &projected.z {
@@ -211,26 +213,25 @@ impl Walk<'_, '_> {
                     Some(Some(value)) => value,
                     _ => x.value.clone(),
                 };
-            let dy = dy.block()?.floats();
-            let dz = backend.factor_gradients(&factors, scale, (&value, z), dy, gradients)?;
+            let dz = backend.factor_gradients(&factors, scale, (&value, z), dy.floats(), gradients)?;
             if let Some((_, dx)) = &mut dx {
                 let product = Matmul {
-                    m: dx.dims().0,
-                    n: dx.dims().1,
+                    m: dx.rows,
+                    n: dx.dim,
                     k: factors.rank,
                     a: &dz,
                     a_steps: (factors.width, 1),
                     b: &factors.a,
-                    b_step: dx.dims().1,
+                    b_step: dx.dim,
                     scale: 1.0,
                     add: true,
                 };
                 let (pool, isa) = (&backend.cpu.pool, backend.cpu.isa);
-                matmul::parallel(pool, isa, "factor a backward", product, dx.block_mut()?.floats_mut())?;
+                matmul::parallel(pool, isa, "factor a backward", product, dx.floats_mut())?;
             }
         }
         match dx {
-            Some((id, dx)) => self.add(id, dx.into_block()?),
+            Some((id, dx)) => self.add(id, dx),
             None => Ok(()),
         }
     }
@@ -279,10 +280,6 @@ fn derived(
     let value = Value(Arc::new(rows));
     *last = Some((id, value.clone()));
     Ok(Some(value))
-}
-
-fn one(rows: Vec<Rows>) -> Result<Rows> {
-    rows.into_iter().next().ok_or_else(|| misuse("a product without a result"))
 }
 
 impl TapeBackend {

@@ -59,11 +59,10 @@ impl Recorder {
     /// The gradient of the rows that a projection read, `[rows, in]`, by that of what came out.
     ///
     /// # Errors
-    /// `Internal` when the recorder has no transpose of it.
+    /// `Internal` when the recorder was made without it.
     pub fn through(&self, linear: &Linear, gradient: Vec<f32>) -> Result<Vec<f32>> {
         let cpu = &self.0.cpu;
-        let transpose = self.0.transpose(place(&linear.weight)?)?;
-        let x = cpu.linears(&[transpose.into()], &cpu.rows(gradient, linear.weight.n)?)?.pop();
-        cpu.floats(x.ok_or_else(|| misuse("a product without a result"))?)
+        let dy = cpu.rows(gradient, linear.weight.n)?.into_block()?;
+        Ok(self.0.through(place(&linear.weight)?, &dy, None)?.into_vec())
     }
 }

@@ -10,9 +10,10 @@ mod attention;
 mod backward;
 mod derivatives;
 mod factors;
+mod half;
 mod loss;
 mod record;
-mod transposed;
+mod through;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -40,16 +41,14 @@ use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, Ops, R
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::GateFunction;
 use crate::error::{Error, Result};
-use crate::weights::{WeightTensor, WeightType};
+use crate::weights::WeightTensor;
 
 /// How exactly is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exactness {
-    /// Forward as served; backward through transposes of this type. On SmolLM2-135M (Q4_1) gradients through
-    /// Q8_0, with `dy` in bytes, are 2.9 % of their length away from those through BF16 (cosine 0.9996), in a
-    /// third of the memory of f32.
-    Served(WeightType),
-    /// Activations of 15 bits where weights are quantized, f32 where they are floats; backward in f32.
+    /// Forward as served; what is kept for the backward pass is kept in bfloat16.
+    Served,
+    /// Activations of 15 bits where weights are quantized, f32 where they are floats; kept in f32.
     Exact,
 }
 
@@ -65,12 +64,6 @@ impl Value {
     /// `(rows, dim)`
     pub fn dims(&self) -> (usize, usize) {
         self.0.dims()
-    }
-
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        let (rows, dim) = self.dims();
-        rows * dim * size_of::<f32>()
     }
 }
 
@@ -140,6 +133,35 @@ enum Operation {
     },
 }
 
+impl Operation {
+    /// The values that its gradient reads.
+    fn values(&self) -> [Option<&Value>; 3] {
+        match self {
+            Operation::Linear { x, .. }
+            | Operation::Activated { x, .. }
+            | Operation::Norm { x, .. }
+            | Operation::Heads { x, .. } => [Some(&x.value), None, None],
+            Operation::Gated { gate, up, .. } => [Some(&gate.value), Some(&up.value), None],
+            Operation::Attention { q, k, v, .. } => [q, k, v].map(|it| Some(&it.value)),
+            Operation::Add { .. } | Operation::ScaleRows { .. } | Operation::SelectRows { .. } => [None; 3],
+        }
+    }
+
+    fn values_mut(&mut self) -> [Option<&mut Value>; 3] {
+        match self {
+            Operation::Linear { x, .. }
+            | Operation::Activated { x, .. }
+            | Operation::Norm { x, .. }
+            | Operation::Heads { x, .. } => [Some(&mut x.value), None, None],
+            Operation::Gated { gate, up, .. } => [Some(&mut gate.value), Some(&mut up.value), None],
+            Operation::Attention { q, k, v, .. } => [q, k, v].map(|it| Some(&mut it.value)),
+            Operation::Add { .. } | Operation::ScaleRows { .. } | Operation::SelectRows { .. } => {
+                [None, None, None]
+            }
+        }
+    }
+}
+
 /// What changes while a step is computed.
 #[derive(Default)]
 struct State {
@@ -161,7 +183,7 @@ impl State {
 
 struct TapeBackend {
     cpu: CpuBackend,
-    transposes: HashMap<Place, Linear>,
+    linears: HashMap<Place, Linear>,
     factors: Mutex<HashMap<Place, Arc<Factors>>>,
     state: Mutex<State>,
 }
@@ -171,26 +193,21 @@ struct TapeBackend {
 pub struct Recorder(Arc<TapeBackend>);
 
 impl Recorder {
-    /// With a pool of its own, and the transposes of these matrices.
+    /// With a pool of its own; gradients pass these projections.
     ///
     /// # Errors
-    /// As [`Ops::cpu`]; `OutOfMemory` when there is no room for the transposes; `Internal` when the matrices
-    /// are another backend's.
+    /// As [`Ops::cpu`]; `Internal` when the matrices are another backend's.
     pub fn new(threads: usize, exactness: Exactness, linears: &[&Linear]) -> Result<Recorder> {
         // Keys and values of 32 bits are what tells the CPU's backend to take activations exactly.
-        let (kv, format) = match exactness {
-            Exactness::Served(format) => (KvType::BF16, format),
-            Exactness::Exact => (KvType::F32, WeightType::F32),
+        let kv = match exactness {
+            Exactness::Served => KvType::BF16,
+            Exactness::Exact => KvType::F32,
         };
         let cpu = CpuBackend::new(threads, kv, Isa::from_env()?)?;
-        let mut transposes = HashMap::new();
-        for linear in linears {
-            let weight = transposed::transposed(&cpu, &linear.weight, format)?;
-            let turned = Linear { weight, scale: linear.scale, bias: None, outlier: linear.outlier };
-            transposes.insert(place(&linear.weight)?, turned);
-        }
+        let linears = linears.iter().map(|&linear| Ok((place(&linear.weight)?, linear.clone())));
+        let linears = linears.collect::<Result<_>>()?;
         let (factors, state) = Default::default();
-        Ok(Recorder(Arc::new(TapeBackend { cpu, transposes, factors, state })))
+        Ok(Recorder(Arc::new(TapeBackend { cpu, linears, factors, state })))
     }
 
     /// Operations that record.
@@ -227,11 +244,20 @@ impl Recorder {
         node(Node { id: (recording && wanted).then_some(first), value: x.clone() })
     }
 
-    /// What was recorded since.
-    pub fn end(&self) -> Tape {
+    /// What was recorded since, of which these rows came out.
+    ///
+    /// # Errors
+    /// `Internal` when others made the rows; `OutOfMemory`.
+    pub fn end(&self, out: &Rows) -> Result<Tape> {
         let mut state = self.0.state();
         state.recording = false;
-        std::mem::take(&mut state.tape)
+        let mut tape = std::mem::take(&mut state.tape);
+        drop(state);
+        (tape.last, tape.dims) = (of(out)?.id, out.dims());
+        if !self.0.exact() {
+            self.0.halve(&mut tape)?;
+        }
+        Ok(tape)
     }
 
     /// The value of rows that these operations made.
@@ -274,6 +300,10 @@ fn refused<T>(what: &str) -> Result<T> {
 }
 
 impl TapeBackend {
+    fn exact(&self) -> bool {
+        matches!(self.cpu.kv_format(), KvFormat::Native(KvType::F32))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -25,6 +25,9 @@ pub(super) struct Entry {
 pub struct Tape {
     pub(super) entries: Vec<Entry>,
     pub(super) nodes: usize,
+    /// What came out in the end: its number, and its shape.
+    pub(super) last: Option<usize>,
+    pub(super) dims: (usize, usize),
 }
 
 impl Tape {
@@ -41,33 +44,31 @@ impl Tape {
         matches!(made, Some(Gated { .. } | Activated { .. } | Norm { added: false, .. }))
     }
 
+    /// Values that the gradients of operations read; one may stand in several places.
+    fn values(&self) -> impl Iterator<Item = &Value> {
+        self.entries.iter().flat_map(|entry| {
+            let read = entry.operation.values();
+            entry.value.iter().chain(read.into_iter().flatten())
+        })
+    }
+
+    /// The same, to be replaced.
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Value> {
+        self.entries.iter_mut().flat_map(|entry| {
+            let read = entry.operation.values_mut();
+            entry.value.iter_mut().chain(read.into_iter().flatten())
+        })
+    }
+
     /// Bytes that it keeps.
     pub fn bytes(&self) -> usize {
-        let mut seen: HashMap<usize, usize> = HashMap::new();
-        let mut own = 0;
-        for entry in &self.entries {
-            let mut count = |value: &Value| {
-                seen.insert(Arc::as_ptr(&value.0).addr(), value.bytes());
-            };
-            entry.value.iter().for_each(&mut count);
-            match &entry.operation {
-                Operation::Linear { x, projected } => {
-                    count(&x.value);
-                    own += projected.z.as_ref().map_or(0, Vec::len) * size_of::<f32>();
-                }
-                Operation::Gated { gate, up, .. } => {
-                    count(&gate.value);
-                    count(&up.value);
-                }
-                Operation::Activated { x, .. } | Operation::Norm { x, .. } => count(&x.value),
-                Operation::Heads { x, norm, .. } => norm.iter().for_each(|_| count(&x.value)),
-                Operation::Attention { q, k, v, lse, .. } => {
-                    [q, k, v].iter().for_each(|it| count(&it.value));
-                    own += lse.len() * size_of::<f32>();
-                }
-                Operation::Add { .. } | Operation::ScaleRows { .. } | Operation::SelectRows { .. } => {}
-            }
-        }
-        own + seen.values().sum::<usize>()
+        let values: HashMap<usize, usize> =
+            self.values().map(|value| (Arc::as_ptr(&value.0).addr(), value.bytes())).collect();
+        let own = self.entries.iter().map(|entry| match &entry.operation {
+            Operation::Linear { projected, .. } => projected.z.as_ref().map_or(0, Vec::len),
+            Operation::Attention { lse, .. } => lse.len(),
+            _ => 0,
+        });
+        own.sum::<usize>() * size_of::<f32>() + values.into_values().sum::<usize>()
     }
 }
