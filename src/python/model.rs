@@ -253,7 +253,7 @@ impl PyModel {
         let tools = tools.filter(|tools| !tools.is_none());
         let tools = tools.map(|tools| convert::json(tools, "tools")).transpose()?;
         let arguments = convert::object(arguments, "template_arguments")?;
-        let chat = Chat { messages: &messages, tools: tools.as_ref(), arguments: &arguments };
+        let chat = Chat { messages, tools, arguments };
         let prompt = door::detached(py, || self.0.render(&chat))?;
         Ok(PyPrompt { model: self.0.clone(), prompt })
     }
@@ -337,6 +337,6 @@ impl PyPrompt {
 
     /// Tokens of the prompt.
     fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
-        door::detached(py, || self.model.prompt_ids(&Prompt::Chat(&self.prompt)).map(|ids| ids.len()))
+        door::detached(py, || self.model.prompt_ids(&Prompt::Rendered(&self.prompt)).map(|ids| ids.len()))
     }
 }

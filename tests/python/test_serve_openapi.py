@@ -3,7 +3,6 @@ answered as it declares, and none is a defect."""
 
 from __future__ import annotations
 
-import json
 import logging
 
 import pytest

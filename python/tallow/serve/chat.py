@@ -20,6 +20,9 @@ from .server import Served
 from .sse import EventStream, Writer
 from .wire import Generating
 
+#: How much to think, in OpenAI's words.
+EFFORTS = ("none", "minimal", *answers.EFFORTS, "xhigh")
+
 
 class ChatRequest(Generating, kw_only=True):
     """The body of ``/chat/completions``."""
@@ -147,7 +150,7 @@ def _think(effort: str | None, template: answers.Template) -> bool | str | None:
     """OpenAI's word for how much to think, as the model can take it."""
     if effort is None:
         return None
-    arguments.choice("reasoning_effort", effort, ("none", "minimal", *answers.EFFORTS, "xhigh"))
+    arguments.choice("reasoning_effort", effort, EFFORTS)
     if effort == "none":
         return False
     tags = template.tags

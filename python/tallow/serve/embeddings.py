@@ -75,6 +75,9 @@ def texts(name: str, given: Any, most: int) -> list[str]:
             name,
         )
     found = arguments.texts(name, given)
+    for at, text in enumerate(found):
+        if not text:
+            raise invalid(f"{name}[{at}] is empty; a text has at least one character", name)
     if len(found) > most:
         raise invalid(f"{name} has {len(found)} texts; at most {most} are allowed", name)
     return found

@@ -6,7 +6,7 @@ the assistant's, so what an answer was made of is put together again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import arguments
@@ -152,26 +152,35 @@ def tools(given: list[Any] | None) -> list[Any] | None:
 
 def response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """``text``: the form of the answer."""
+    known = ("format", "verbosity")
     for name in given or {}:
-        if name not in ("format", "verbosity"):
-            arguments.unknown("text", name, ("format", "verbosity"))
+        if name not in known:
+            raise invalid(f"text has {arguments.shown(name)}; there are {', '.join(known)}", "text")
     if (given or {}).get("verbosity") not in (None, "medium"):
         raise invalid("text.verbosity is not supported: say in the instructions how long to answer", "text")
     form = (given or {}).get("format")
-    if form is not None and not isinstance(form, Mapping):
-        raise invalid("text.format must be an object", "text")
-    return dict(form) if form is not None else None
+    if form is None:
+        return None
+    kinds = ("text", "json_object", "json_schema")
+    kind = form.get("type") if isinstance(form, Mapping) else form
+    if not isinstance(form, Mapping) or kind not in kinds:
+        raise invalid(f"text.format has the type {arguments.shown(kind)}; it must be one of {kinds}", "text")
+    if kind == "json_schema" and not isinstance(form.get("schema"), Mapping):
+        raise invalid('text.format has no schema; give {"type": "json_schema", "schema": ...}', "text")
+    return dict(form)
 
 
-def effort(given: Mapping[str, Any] | None) -> str | None:
+def effort(given: Mapping[str, Any] | None, words: Sequence[str]) -> str | None:
     """``reasoning``: how much to think. Thoughts are told whole, so a summary of any kind is no less."""
     known = ("effort", "summary", "generate_summary")
     for name in given or {}:
         if name not in known:
-            arguments.unknown("reasoning", name, known)
+            raise invalid(f"reasoning has {arguments.shown(name)}; there are {', '.join(known)}", "reasoning")
     found = (given or {}).get("effort")
-    if found is not None and not isinstance(found, str):
-        raise invalid("reasoning.effort must be a text", "reasoning")
+    if found is not None and found not in words:
+        raise invalid(
+            f"reasoning.effort is {arguments.shown(found)}; it must be one of {', '.join(words)}", "reasoning"
+        )
     return found
 
 

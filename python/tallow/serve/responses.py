@@ -109,7 +109,7 @@ def _as_chat(given: ResponsesRequest) -> chat.ChatRequest:
         max_completion_tokens=given.max_output_tokens,
         response_format=items.response_format(given.text),
         tools=items.tools(given.tools),
-        reasoning_effort=items.effort(given.reasoning),
+        reasoning_effort=items.effort(given.reasoning, chat.EFFORTS),
         logprobs=with_logprobs or None,
         top_logprobs=given.top_logprobs,
         **{name: getattr(given, name) for name in _SAME},

@@ -133,9 +133,14 @@ def _wrong(message: str) -> Refused:
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
-    #: Of OpenAI's: events padded to one length. Only "false" is done.
+    #: Events padded to one length (OpenAI), and usage in each of them (vLLM): neither is done.
     include_obfuscation: bool | None = None
     continuous_usage_stats: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("include_obfuscation", "continuous_usage_stats"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not supported; leave it out, or give false")
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
