@@ -10,7 +10,7 @@ MODELS := target/test-models
 SOURCES := python tests/python examples scripts benches docs notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
+.PHONY: help dspy-rs bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,7 +33,7 @@ models: develop ## Fetch the two small models that the tests use (once, into the
 test: test-rust test-python ## All tests, in Rust and in Python
 
 test-rust: models
-	TALLOW_TEST_MODELS=$(abspath $(MODELS)) cargo test --profile $(PROFILE) --quiet
+	TALLOW_TEST_MODELS=$(abspath $(MODELS)) cargo test --profile $(PROFILE) --quiet --features stream
 
 test-python: models
 	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python -m pytest
@@ -57,7 +57,7 @@ format: $(VENV)/.ready ## Formatting, checked (fix it with `cargo fmt` and `ruff
 	$(BIN)/ruff format --check $(SOURCES)
 
 lint: $(VENV)/.ready ## Clippy without warnings, with and without Python; ruff
-	cargo clippy --profile $(PROFILE) --quiet --all-targets -- -D warnings
+	cargo clippy --profile $(PROFILE) --quiet --all-targets --features stream -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --features python -- -D warnings
 	cargo clippy --profile $(PROFILE) --quiet --no-default-features -- -D warnings
 	$(BIN)/ruff check $(SOURCES)
@@ -111,6 +111,9 @@ wheels: $(WHEEL_TOOLS)/.ready ## Build this machine's wheels and the sdist into 
 
 test-wheels: ## Install the wheels in dist/ into fresh environments of every Python found, and use them (ARGS='--python python3.12' chooses)
 	$(PYTHON) scripts/test_wheel.py $(ARGS)
+
+dspy-rs: ## Run a dspy-rs program on a model in its own process (ARGS=MODEL chooses; the first time it compiles 490 packages)
+	CARGO_TARGET_DIR=$(abspath target/dspy-rs) cargo run --quiet --manifest-path examples/dspy-rs/Cargo.toml -- $(ARGS)
 
 clean: ## Remove what was built
 	rm -rf target $(VENV)

@@ -4,6 +4,7 @@
 //! computes (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may
 //! call it.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,8 +15,8 @@ use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary}
 use crate::engine::guide::Guide;
 use crate::engine::request::not_causal;
 use crate::engine::{
-    DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner, Notify,
-    Poll, Request, Stats, StepLimits, Task,
+    Completion, DecoderRunner, Embed, EngineHandle, EngineOptions, Event, Generate, Generation, ModelRunner,
+    Notify, Poll, Request, Stats, StepLimits, Task,
 };
 use crate::error::{Error, Result};
 use crate::hub::{NoProgress, Progress};
@@ -24,7 +25,7 @@ use crate::lora::{
     save_merged,
 };
 use crate::memory;
-use crate::model::{Model, Prompt};
+use crate::model::{LoadOptions, Model, Prompt};
 use crate::preparer::Preparer;
 use crate::sample::{Sampler, SamplerFields};
 use crate::step::PAGE;
@@ -77,12 +78,23 @@ impl Default for LmOptions {
     }
 }
 
-/// How a prompt is continued.
-#[derive(Clone, Debug)]
+/// How a prompt is continued. All of it has a default:
+///
+/// ```
+/// use tallow::{Constraint, GenerateOptions};
+///
+/// let options = GenerateOptions {
+///     max_tokens: Some(60),
+///     constraint: Some(Constraint::choices(["yes", "no"])),
+///     ..GenerateOptions::default()
+/// };
+/// ```
+#[derive(Clone, Debug, Default)]
 pub struct GenerateOptions {
     /// `None`: until the model ends its answer or the context is full.
     pub max_tokens: Option<usize>,
-    pub sampler: Sampler,
+    /// `None`: as [`Lm::sampler`] without fields, which is what the model's makers advise.
+    pub sampler: Option<Sampler>,
     /// Texts that end the answer; not part of it.
     pub stop: Vec<String>,
     /// `None`: a fresh one each time.
@@ -112,12 +124,29 @@ pub struct Lm {
     adapters: AdapterRegistry,
 }
 
-/// A prompt that somebody owns, so that another thread can make a request of it.
+/// A prompt that somebody owns, so that another thread can make a request of it: a `String`, a [`Chat`], ids.
 pub trait AsPrompt: Send + 'static {
     fn prompt(&self) -> Prompt<'_>;
 }
 
+impl<T: Send + 'static> AsPrompt for T
+where
+    for<'a> &'a T: Into<Prompt<'a>>,
+{
+    fn prompt(&self) -> Prompt<'_> {
+        self.into()
+    }
+}
+
 impl Lm {
+    /// A model with an engine, both as they come; [`Model::load`] and [`Lm::start`] take options.
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn load(source: impl AsRef<OsStr>) -> Result<Lm> {
+        Lm::start(Model::load(source, &LoadOptions::default())?, &LmOptions::default())
+    }
+
     /// Starts an engine with a cache of its own.
     ///
     /// # Errors
@@ -295,15 +324,50 @@ impl Lm {
         Sampler::new(fields.or(&own))
     }
 
-    /// Continues a prompt. Nothing is ever cut: a prompt that does not fit is an error with both numbers.
-    pub fn generate(
+    /// Continues a prompt and waits for the whole answer. Nothing is ever cut: a prompt that does not fit is
+    /// an error with both numbers.
+    ///
+    /// ```no_run
+    /// use tallow::{Chat, GenerateOptions, Lm};
+    ///
+    /// let lm = Lm::load("HuggingFaceTB/SmolLM2-135M-Instruct")?;
+    /// let chat = Chat::new().user("Why is the sky blue?");
+    /// let answer = lm.complete(&chat, &GenerateOptions { max_tokens: Some(60), ..Default::default() })?;
+    /// println!("{} ({} tokens)", answer.text, answer.usage.completion_tokens);
+    /// # Ok::<(), tallow::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What is wrong with the prompt or an option, by name; what the request failed with.
+    pub fn complete<'p>(
         &self,
-        prompt: &Prompt,
+        prompt: impl Into<Prompt<'p>>,
         options: &GenerateOptions,
-        notify: Option<Notify>,
+    ) -> Result<Completion> {
+        self.generate(prompt, options)?.completion()
+    }
+
+    /// Continues a prompt; the answer is read as it comes, as chunks of text:
+    ///
+    /// ```no_run
+    /// # fn example(lm: tallow::Lm) -> tallow::Result<()> {
+    /// for chunk in lm.generate("The capital of Peru is", &Default::default())? {
+    ///     print!("{}", chunk?.text);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    /// or event by event: [`Generation::wait`].
+    ///
+    /// # Errors
+    /// What is wrong with the prompt or an option, by name.
+    pub fn generate<'p>(
+        &self,
+        prompt: impl Into<Prompt<'p>>,
+        options: &GenerateOptions,
     ) -> Result<Generation> {
-        let request = self.request(prompt, options, Instant::now())?;
-        self.engine.submit_with(request, notify)
+        let request = self.request(&prompt.into(), options, Instant::now())?;
+        self.engine.submit(request)
     }
 
     /// As [`generate`](Self::generate), and returns at once: the request is made on a thread of this engine,
@@ -335,7 +399,11 @@ impl Lm {
     fn request(&self, prompt: &Prompt, options: &GenerateOptions, asked: Instant) -> Result<Request> {
         self.check_writes()?;
         check_stops(&options.stop)?;
-        options.sampler.check_vocab(self.model.vocab_size())?;
+        let sampler = match &options.sampler {
+            Some(sampler) => sampler.clone(),
+            None => self.sampler(SamplerFields::default())?,
+        };
+        sampler.check_vocab(self.model.vocab_size())?;
         let ids = self.model.prompt_ids(prompt)?;
         let limit = self.engine.bounds().context_length;
         if ids.len() + 1 > limit {
@@ -348,7 +416,7 @@ impl Lm {
             None => None,
         };
         let task = Task::Generate(Box::new(Generate {
-            sampler: options.sampler.clone(),
+            sampler,
             seed: options.seed.map_or_else(fresh_seed, Ok)?,
             max_tokens,
             stop_ids: self.model.eos_ids().clone(),
@@ -392,15 +460,15 @@ impl Lm {
     /// # Errors
     /// `InvalidRequest` for a prompt shorter than a page, or without a prefix cache; as [`Lm::generate`] for
     /// the prompt; `ModelFile` if the file cannot be written; `Cancelled`.
-    pub fn save_prefix(
+    pub fn save_prefix<'p>(
         &self,
-        prompt: &Prompt,
+        prompt: impl Into<Prompt<'p>>,
         path: &Path,
         adapter: Option<&Adapter>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<usize> {
         self.check_prefix_cache()?;
-        let mut ids = self.model.prompt_ids(prompt)?;
+        let mut ids = self.model.prompt_ids(&prompt.into())?;
         if ids.len() > self.engine.bounds().context_length {
             return Err(self.too_long(ids.len()));
         }
@@ -540,11 +608,7 @@ impl Lm {
     ) -> Result<Generation> {
         let embedding = self.model.embedding()?;
         embedding.width(pooling, self.model.config().hidden)?;
-        let prompt = prompt.unwrap_or(embedding.prompt());
-        let ids = match embedding.messages(prompt, text) {
-            Some(messages) => self.model.message_ids(&messages)?,
-            None => self.model.text_ids(&format!("{prompt}{text}"))?,
-        };
+        let ids = self.model.embedding_ids(text, prompt)?;
         if let Some(longest) = embedding.longest().filter(|longest| ids.len() > *longest) {
             let why =
                 "max_seq_length in sentence_bert_config.json (or model_max_length in tokenizer_config.json)";
@@ -557,15 +621,16 @@ impl Lm {
 
     /// The log probability of every token of every candidate after the prompt, which is computed once; with
     /// the ids of the candidates.
-    pub fn score(
+    pub fn score<'p>(
         &self,
-        prompt: &Prompt,
+        prompt: impl Into<Prompt<'p>>,
         candidates: &[String],
         adapter: Option<&Adapter>,
     ) -> Result<(Vec<Vec<u32>>, Generation)> {
         self.check_writes()?;
-        let ids = self.model.prompt_ids(prompt)?;
-        let candidates = self.model.continuation_ids(prompt, &ids, candidates)?;
+        let prompt = prompt.into();
+        let ids = self.model.prompt_ids(&prompt)?;
+        let candidates = self.model.continuation_ids(&prompt, &ids, candidates)?;
         let request = Request::score(ids, candidates.clone()).with(self.lease(adapter)?);
         Ok((candidates, self.engine.submit(request)?))
     }

@@ -169,22 +169,14 @@ fn golden(family: &str) -> PathBuf {
 fn answers(model: Arc<Model>) -> Result<(), String> {
     let options = LmOptions { kv_memory: Some(4 << 20), ..LmOptions::default() };
     let lm = Lm::start(model, &options).map_err(|error| format!("no engine: {error:?}"))?;
-    let sampler = lm.sampler(SamplerFields::default()).map_err(|e| format!("the defaults: {e:?}"))?;
+    lm.sampler(SamplerFields::default()).map_err(|e| format!("the defaults: {e:?}"))?;
     let options = GenerateOptions {
         max_tokens: Some(3),
-        sampler,
-        stop: vec![],
         seed: Some(1),
         logprobs: Some(2),
-        timeout: None,
-        prediction: None,
-        constraint: None,
-        shown_tokens: vec![],
-        adapter: None,
+        ..GenerateOptions::default()
     };
-    let arguments = Map::new();
-    let messages = [json!({"role": "user", "content": "ab <|im_end|>"})];
-    let chat = Chat { messages: &messages, tools: None, arguments: &arguments };
+    let chat = Chat::new().user("ab <|im_end|>");
     let rendered = match lm.model().template().map(|_| lm.model().render(&chat)).transpose() {
         Ok(rendered) => rendered,
         Err(error) => {
@@ -193,8 +185,8 @@ fn answers(model: Arc<Model>) -> Result<(), String> {
         }
     };
     let mut prompts = vec![Prompt::Text("ab c"), Prompt::Ids(&[1, 2, 3])];
-    prompts.extend(rendered.as_ref().map(Prompt::Chat));
-    let started: Vec<_> = prompts.iter().map(|prompt| lm.generate(prompt, &options, None)).collect();
+    prompts.extend(rendered.as_ref().map(Prompt::Rendered));
+    let started: Vec<_> = prompts.iter().map(|prompt| lm.generate(*prompt, &options)).collect();
     for (index, (prompt, generation)) in prompts.iter().zip(started).enumerate() {
         if let Err(error) = generation.and_then(end) {
             proper(error, prompt).map_err(|problem| format!("prompt {index}: {problem}"))?;
@@ -229,7 +221,7 @@ fn proper(error: Error, prompt: &Prompt) -> Result<(), String> {
     short(&error)?;
     match error.kind() {
         ModelFile | UnsupportedModel | Template | ContextLength | OutOfMemory => Ok(()),
-        InvalidRequest if matches!(prompt, Prompt::Chat(_)) => Ok(()),
+        InvalidRequest if matches!(prompt, Prompt::Rendered(_)) => Ok(()),
         _ => Err(format!("at the request: {error:?}")),
     }
 }

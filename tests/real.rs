@@ -10,7 +10,7 @@ use serde_json::Value;
 use tallow::Model;
 use tallow::engine::{DecoderRunner, Event, ModelRunner};
 use tallow::lm::{GenerateOptions, Lm, LmOptions};
-use tallow::model::{LoadOptions, Prompt};
+use tallow::model::LoadOptions;
 use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
 use tallow::step::{StateTable, Step, pages_for};
 
@@ -101,17 +101,10 @@ fn answers(index: usize) {
     let prompts = golden["prompts"].as_array().unwrap();
     let options = GenerateOptions {
         max_tokens: Some(64),
-        sampler: Sampler::greedy(),
-        stop: vec![],
-        seed: None,
-        logprobs: None,
-        timeout: None,
-        prediction: None,
-        constraint: None,
-        shown_tokens: vec![],
-        adapter: None,
+        sampler: Some(Sampler::greedy()),
+        ..GenerateOptions::default()
     };
-    let submit = |p: &Value| lm.generate(&Prompt::Ids(&ids(&p["tokens"])), &options, None).unwrap();
+    let submit = |p: &Value| lm.generate(&ids(&p["tokens"]), &options).unwrap();
     let running: Vec<_> = prompts.iter().map(submit).collect();
     for (prompt, mut generation) in prompts.iter().zip(running) {
         let mut tokens = Vec::new();

@@ -42,6 +42,8 @@ class Timings:
     prefill: float
     #: From there to the end.
     decode: float
+    #: From the call until the first token was there.
+    first_token: float = 0.0
 
     @property
     def total(self) -> float:

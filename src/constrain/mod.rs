@@ -80,6 +80,44 @@ pub enum Constraint {
 }
 
 impl Constraint {
+    /// JSON that this schema describes.
+    ///
+    /// ```
+    /// # use serde_json::json;
+    /// let schema = json!({"type": "object", "properties": {"nights": {"type": "integer", "minimum": 1}}});
+    /// let constraint = tallow::Constraint::json_schema(schema);
+    /// ```
+    pub fn json_schema(schema: impl Into<Value>) -> Self {
+        Constraint::JsonSchema(schema.into())
+    }
+
+    /// The whole answer matches this regular expression.
+    ///
+    /// ```
+    /// let constraint = tallow::Constraint::regex(r"\d{4}-\d\d-\d\d");
+    /// ```
+    pub fn regex(expression: impl Into<String>) -> Self {
+        Constraint::Regex(expression.into())
+    }
+
+    /// A grammar in llguidance's dialect of Lark.
+    ///
+    /// ```
+    /// let constraint = tallow::Constraint::lark(r#"start: "the answer is " /[0-9]{1,3}/"#);
+    /// ```
+    pub fn lark(grammar: impl Into<String>) -> Self {
+        Constraint::Lark(grammar.into())
+    }
+
+    /// One of these texts.
+    ///
+    /// ```
+    /// let constraint = tallow::Constraint::choices(["yes", "no"]);
+    /// ```
+    pub fn choices<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Self {
+        Constraint::Choices(texts.into_iter().map(Into::into).collect())
+    }
+
     /// Texts that it spells out, the longest first: what may end a free text in it.
     fn literals(&self) -> Vec<Vec<u8>> {
         match self {

@@ -158,7 +158,8 @@ impl EngineHandle {
             return Stats::default();
         }
         let mut stats = shared.stats().clone();
-        stats.waiting = shared.waiting.load(Ordering::Relaxed);
+        // The engine's thread counts those that it has put back.
+        stats.waiting += shared.waiting.load(Ordering::Relaxed);
         stats
     }
 

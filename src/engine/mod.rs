@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`handle`] | what callers hold: [`EngineHandle`] to submit to, [`Generation`] to read from |
+//! | [`answer`] | a text as chunks, or whole, for those who want no events |
 //! | [`request`] | what is asked and answered, and what is wrong with a request before any work |
 //! | [`model_runner`] | the seam to the tensors: [`ModelRunner`] computes a step |
 //! | [`schedule`] | who gets how many rows of a step: pure integers |
@@ -43,6 +44,7 @@
 //! # }
 //! ```
 
+pub mod answer;
 mod decoder_runner;
 pub mod guide;
 pub mod handle;
@@ -64,6 +66,7 @@ mod score;
 mod sequence;
 mod step_loop;
 
+pub use answer::{Chunk, Chunks, Completion};
 pub use channel::Notify;
 pub use decoder_runner::DecoderRunner;
 pub use handle::{Canceller, EngineHandle, Generation, Poll, Reservation};
@@ -73,4 +76,4 @@ pub use request::{
     Bounds, Embed, Event, Finish, FinishReason, Generate, Pooling, Request, Task, Timings, TokenEvent, Usage,
 };
 pub use schedule::StepLimits;
-pub use stats::Stats;
+pub use stats::{Histogram, Stats};

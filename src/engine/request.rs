@@ -166,6 +166,15 @@ pub struct Timings {
     pub prefill: Duration,
     /// From there to the end.
     pub decode: Duration,
+    /// From submission until the first token was there; to the end for a task that gives none.
+    pub first_token: Duration,
+}
+
+impl Timings {
+    /// From submission to the end.
+    pub fn total(&self) -> Duration {
+        self.queue + self.prefill + self.decode
+    }
 }
 
 /// What requests are checked against.

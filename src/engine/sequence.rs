@@ -80,6 +80,7 @@ enum Work {
 struct Clock {
     begun: Option<Instant>,
     prefilled: Option<Instant>,
+    first_token: Option<Instant>,
 }
 
 impl Sequence {
@@ -391,6 +392,9 @@ impl Sequence {
     fn follow(&mut self, next: Next) {
         if let Work::Decode(decode) = &self.work {
             self.usage.completion_tokens = decode.count;
+            if decode.count > 0 {
+                self.clock.first_token.get_or_insert_with(Instant::now);
+            }
         }
         match next {
             Next::Parked => {}
@@ -482,6 +486,7 @@ impl Clock {
             queue: begun.saturating_duration_since(submitted),
             prefill: prefilled.saturating_duration_since(begun),
             decode: now.saturating_duration_since(prefilled),
+            first_token: self.first_token.unwrap_or(now).saturating_duration_since(submitted),
         }
     }
 }

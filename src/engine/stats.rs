@@ -1,4 +1,6 @@
-//! What an engine has done so far, in numbers that a person reads.
+//! What an engine has done so far, in numbers that a person reads, or a server that counts.
+//!
+//! Counters only grow. What stands now is a gauge: `running`, `waiting` and the pages.
 
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ pub struct Stats {
     pub cancelled: u64,
     /// Requests in work now.
     pub running: usize,
-    /// Requests in the queue now.
+    /// Requests in the queue now: those that were not begun, and those that were preempted.
     pub waiting: usize,
     /// Prompt tokens of the requests that were begun.
     pub prompt_tokens: u64,
@@ -37,6 +39,10 @@ pub struct Stats {
     pub largest_batch: usize,
     /// Sequences over all steps; divided by `steps` it is the mean batch.
     pub batched: u64,
+    /// Steps by how many sequences they had.
+    pub sequences_per_step: Histogram<7>,
+    /// Steps by how many rows they had.
+    pub rows_per_step: Histogram<13>,
     /// Requests that were answered by one in work that asked for the same.
     pub shared: u64,
     /// Times that a request was preempted for want of pages.
@@ -55,8 +61,30 @@ pub struct Stats {
     pub busy: Duration,
     /// Of that: what grammars took, in answers that have ended.
     pub grammars: Duration,
-    /// Tokens that grammars decided, and that were never sampled.
+    /// Tokens that grammars decided, and that were never sampled, in answers that have ended.
     pub forced: u64,
+}
+
+/// How often a number was up to 1, 2, 4, 8 and so on; the last range holds all that is larger as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Histogram<const N: usize>([u64; N]);
+
+impl<const N: usize> Default for Histogram<N> {
+    fn default() -> Self {
+        Histogram([0; N])
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    pub(super) fn count(&mut self, number: usize) {
+        let range = number.max(1).next_power_of_two().trailing_zeros() as usize;
+        self.0[range.min(N - 1)] += 1;
+    }
+
+    /// The upper end of each range, and how often a number fell into it.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().enumerate().map(|(power, count)| (1 << power, *count))
+    }
 }
 
 impl Stats {
@@ -66,6 +94,11 @@ impl Stats {
             ErrorKind::Cancelled => self.cancelled += callers,
             _ => self.failed += callers,
         }
+    }
+
+    /// Pages that requests in work hold.
+    pub fn leased_pages(&self) -> usize {
+        self.pages - self.free_pages - self.cached_pages
     }
 
     /// Requests that have ended, in whatever way.
@@ -82,5 +115,19 @@ impl Stats {
     pub fn tokens_per_second(&self) -> f64 {
         let busy = self.busy.as_secs_f64();
         if busy > 0.0 { self.completion_tokens as f64 / busy } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_falls_into_the_range_that_ends_at_it_or_above() {
+        let mut histogram = Histogram::<4>::default();
+        for number in [1, 2, 3, 4, 5, 8, 9, 1000] {
+            histogram.count(number);
+        }
+        assert_eq!(histogram.counts().collect::<Vec<_>>(), [(1, 1), (2, 1), (4, 2), (8, 4)]);
     }
 }

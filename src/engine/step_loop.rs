@@ -265,8 +265,9 @@ impl Engine {
             queue.remove(&id)
         });
         if let Some(sequence) = ended {
-            if sequence.is_new() {
-                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            match sequence.is_new() {
+                true => drop(self.shared.waiting.fetch_sub(1, Ordering::Relaxed)),
+                false => self.stats.waiting -= 1,
             }
             self.retire(sequence);
         }
@@ -297,6 +298,8 @@ impl Engine {
                 self.stats.cached_tokens += sequence.usage.cached_tokens as u64;
                 // What a grammar forces at the beginning is there before anything is computed.
                 self.stats.completion_tokens += sequence.usage.completion_tokens as u64;
+            } else {
+                self.stats.waiting -= 1;
             }
             // Those in work stay in the order of arrival.
             let place = self.running.partition_point(|it| it.id < sequence.id);
@@ -331,6 +334,7 @@ impl Engine {
     /// What was preempted waits for pages, or for its caller before.
     fn shelve(&mut self, sequence: Sequence) {
         self.stats.preempted += 1;
+        self.stats.waiting += 1;
         self.touched.push(sequence.id);
         let queue = if sequence.is_parked() { &mut self.shelved } else { &mut self.waiting };
         queue.insert(sequence.id, sequence);
@@ -349,6 +353,8 @@ impl Engine {
         self.stats.computed_tokens += step.rows() as u64;
         self.stats.batched += scheduled.len() as u64;
         self.stats.largest_batch = self.stats.largest_batch.max(scheduled.len());
+        self.stats.sequences_per_step.count(scheduled.len());
+        self.stats.rows_per_step.count(step.rows());
         let output = {
             let counts = [("rows", step.rows() as u64), ("sequences", scheduled.len() as u64)];
             let _span = trace::span_with("forward", &counts);
@@ -648,6 +654,7 @@ impl Engine {
             }
         }
         self.shared.waiting.store(0, Ordering::Relaxed);
+        self.stats.waiting = 0;
         let queues = [&mut self.waiting, &mut self.shelved].map(std::mem::take);
         let queued = queues.into_iter().flat_map(BTreeMap::into_values);
         for mut sequence in self.running.drain(..).chain(queued) {

@@ -21,19 +21,21 @@ mod mamba2;
 mod mixer;
 mod per_layer;
 pub mod projection;
+mod prompt;
 mod short_conv;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use self::decoder::Decoder;
 pub use self::embedding::Embedding;
 use self::fingerprint::Identity;
 pub use self::load::LoadOptions;
 pub use self::projection::ProjectionId;
+pub use self::prompt::{Chat, ChatPrompt, Prompt};
 use crate::config::Config;
 use crate::config::generation::Generation;
 use crate::device::Placement;
@@ -60,46 +62,6 @@ pub struct Model {
     generation: Generation,
     eos_ids: Arc<[u32]>,
     embedding: Result<Embedding>,
-}
-
-/// What a model continues.
-pub enum Prompt<'a> {
-    /// Plain text. Control tokens written in it are text.
-    Text(&'a str),
-    /// A conversation that this model has rendered.
-    Chat(&'a ChatPrompt),
-    /// Token ids, taken as they are.
-    Ids(&'a [u32]),
-}
-
-/// A conversation as OpenAI's API writes it, and what the template is given with it.
-#[derive(Clone, Copy)]
-pub struct Chat<'a> {
-    pub messages: &'a [Value],
-    pub tools: Option<&'a Value>,
-    /// Variables for the template (`enable_thinking`, `date_string`, …), and what else transformers takes
-    /// beside the messages: `documents`; `add_generation_prompt`, which ends the prompt where the answer
-    /// begins (so it is unless told otherwise); `continue_final_message`, which ends it with the last
-    /// message's own text instead (true, or the field of the message that is to be continued).
-    pub arguments: &'a Map<String, Value>,
-}
-
-/// A conversation as the chat template wrote it. Its ids are made once, when they are first needed.
-#[derive(Debug)]
-pub struct ChatPrompt {
-    rendered: Rendered,
-    ids: OnceLock<Vec<u32>>,
-}
-
-impl ChatPrompt {
-    pub fn text(&self) -> &str {
-        &self.rendered.text
-    }
-
-    /// What the template could not take as it was, and what was done instead.
-    pub fn notes(&self) -> &[String] {
-        &self.rendered.notes
-    }
 }
 
 impl Model {
@@ -201,6 +163,20 @@ impl Model {
         self.embedding.as_ref().map_err(Clone::clone)
     }
 
+    /// The ids of a text that is to become a vector, with what is put before and around it. `prompt`: instead
+    /// of the model's own.
+    ///
+    /// # Errors
+    /// As [`Model::embedding`].
+    pub fn embedding_ids(&self, text: &str, prompt: Option<&str>) -> Result<Vec<u32>> {
+        let embedding = self.embedding()?;
+        let prompt = prompt.unwrap_or(embedding.prompt());
+        match embedding.messages(prompt, text) {
+            Some(messages) => self.message_ids(messages),
+            None => self.text_ids(&format!("{prompt}{text}")),
+        }
+    }
+
     /// Rows of the logits.
     pub fn vocab_size(&self) -> usize {
         self.config().vocab
@@ -232,8 +208,8 @@ impl Model {
             Some(_) => return Err(Error::invalid("add_generation_prompt must be true or false")),
         };
         let rendered = template.render(&RenderRequest {
-            messages: chat.messages,
-            tools: chat.tools,
+            messages: &chat.messages,
+            tools: chat.tools.as_ref(),
             documents: documents.as_ref(),
             add_generation_prompt,
             continue_final_message: continues.as_deref(),
@@ -249,7 +225,8 @@ impl Model {
         let ids = match prompt {
             Prompt::Ids(ids) => return Ok(ids.to_vec()),
             Prompt::Text(text) => self.tokenizer.encode(text, false)?,
-            Prompt::Chat(chat) => match chat.ids.get() {
+            Prompt::Chat(chat) => return self.prompt_ids(&Prompt::Rendered(&self.render(chat)?)),
+            Prompt::Rendered(chat) => match chat.ids.get() {
                 Some(ids) => return Ok(ids.clone()),
                 None => {
                     let Rendered { text, literals, .. } = &chat.rendered;
@@ -268,9 +245,8 @@ impl Model {
     }
 
     /// The ids of a complete conversation, as the chat template alone writes it.
-    pub fn message_ids(&self, messages: &[Value]) -> Result<Vec<u32>> {
-        let arguments = Map::from_iter([("add_generation_prompt".to_owned(), Value::Bool(false))]);
-        let chat = Chat { messages, tools: None, arguments: &arguments };
+    pub fn message_ids(&self, messages: Vec<Value>) -> Result<Vec<u32>> {
+        let chat = Chat::from(messages).argument("add_generation_prompt", false);
         let prompt = self.render(&chat)?;
         self.tokenizer.encode_with_literals(&prompt.rendered.text, &prompt.rendered.literals)
     }
@@ -288,7 +264,11 @@ impl Model {
                 return texts.iter().map(|text| self.tokenizer.encode_continuation(text)).collect();
             }
             Prompt::Text(before) => (before, &[]),
-            Prompt::Chat(chat) => (&chat.rendered.text, &chat.rendered.literals),
+            Prompt::Chat(chat) => {
+                let rendered = self.render(chat)?;
+                return self.continuation_ids(&Prompt::Rendered(&rendered), prompt_ids, texts);
+            }
+            Prompt::Rendered(chat) => (&chat.rendered.text, &chat.rendered.literals),
         };
         // What is appended is the user's text: control tokens in it stay text.
         let special = !matches!(prompt, Prompt::Text(_));

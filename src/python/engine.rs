@@ -1,5 +1,6 @@
 //! `_core.Engine`: a running engine over a model.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,12 +56,12 @@ impl OwnedPrompt {
     }
 }
 
-impl AsPrompt for OwnedPrompt {
-    fn prompt(&self) -> Prompt<'_> {
-        match self {
+impl<'a> From<&'a OwnedPrompt> for Prompt<'a> {
+    fn from(prompt: &'a OwnedPrompt) -> Self {
+        match prompt {
             OwnedPrompt::Text(text) => Prompt::Text(text),
             OwnedPrompt::Ids(ids) => Prompt::Ids(ids),
-            OwnedPrompt::Chat(prompt) => Prompt::Chat(&prompt.get().prompt),
+            OwnedPrompt::Chat(prompt) => Prompt::Rendered(&prompt.get().prompt),
         }
     }
 }
@@ -127,7 +128,7 @@ impl PyEngine {
         let constraint = constraint.map(|(kind, value)| read_constraint(&kind, &value)).transpose()?;
         let options = GenerateOptions {
             max_tokens,
-            sampler,
+            sampler: Some(sampler),
             stop,
             seed,
             logprobs,
@@ -148,7 +149,7 @@ impl PyEngine {
         let generation = door::detached(py, || match notify {
             // Whoever waits in an event loop must not wait in here.
             Some(notify) => self.lm.generate_later(prompt, options, notify),
-            None => self.lm.generate(&prompt.prompt(), &options, None),
+            None => self.lm.generate(prompt.prompt(), &options),
         })?;
         Ok(PyGeneration::new(generation, filters))
     }
@@ -279,7 +280,7 @@ impl PyEngine {
     ) -> PyResult<Vec<(Vec<u32>, Vec<f32>)>> {
         let prompt = OwnedPrompt::read(prompt)?;
         let adapter = adapter.map(|adapter| &adapter.get().0);
-        let (ids, generation) = door::detached(py, || self.lm.score(&prompt.prompt(), &candidates, adapter))?;
+        let (ids, generation) = door::detached(py, || self.lm.score(prompt.prompt(), &candidates, adapter))?;
         let scores = finished(py, generation)?.1;
         Ok(ids.into_iter().zip(scores).collect())
     }
@@ -299,7 +300,7 @@ impl PyEngine {
         load::content_hash(py, self.lm.model(), None)?;
         let lm = self.lm.clone();
         watched(py, None, move |progress| {
-            lm.save_prefix(&prompt.prompt(), &path, adapter.as_ref(), &|| progress.cancelled())
+            lm.save_prefix(prompt.prompt(), &path, adapter.as_ref(), &|| progress.cancelled())
         })
     }
 
@@ -334,9 +335,11 @@ impl PyEngine {
             ("computed_tokens", s.computed_tokens),
             ("steps", s.steps),
             ("largest_batch", s.largest_batch as u64),
+            ("batched", s.batched),
             ("pages", s.pages as u64),
             ("free_pages", s.free_pages as u64),
             ("cached_pages", s.cached_pages as u64),
+            ("leased_pages", s.leased_pages() as u64),
             ("shared", s.shared),
             ("preempted", s.preempted),
             ("drafted", s.drafted),
@@ -346,6 +349,10 @@ impl PyEngine {
         for (name, count) in counts {
             dict.set_item(name, count)?;
         }
+        let by_size: BTreeMap<_, _> = s.sequences_per_step.counts().collect();
+        dict.set_item("sequences_per_step", by_size)?;
+        let by_size: BTreeMap<_, _> = s.rows_per_step.counts().collect();
+        dict.set_item("rows_per_step", by_size)?;
         dict.set_item("busy_seconds", s.busy.as_secs_f64())?;
         dict.set_item("grammar_seconds", s.grammars.as_secs_f64())?;
         dict.set_item("mean_batch", s.mean_batch())?;

@@ -11,9 +11,8 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::door;
 use super::errors::to_python;
 use super::sampler::Callables;
-use crate::engine::{Canceller, Event, Finish, Generation, Poll, TokenEvent};
+use crate::engine::{Canceller, Chunk, Finish, Generation, Poll};
 use crate::error::{Error, Result};
-use crate::sample::TokenLogprob;
 
 /// One request. Dropping it, or `cancel()`, ends it at the next step.
 #[pyclass(frozen, name = "Generation", module = "tallow._core")]
@@ -84,54 +83,20 @@ impl Drop for Lent<'_> {
     }
 }
 
-/// Tokens that became text together; the last one also says how it ended.
-#[derive(Default)]
-struct Part {
-    text: String,
-    tokens: Vec<u32>,
-    logprobs: Vec<(u32, TokenLogprob)>,
-    finish: Option<Finish>,
-}
-
-impl Part {
-    fn token(&mut self, event: TokenEvent) {
-        self.text.push_str(&event.text);
-        self.tokens.push(event.id);
-        self.logprobs.extend(event.logprob.map(|logprob| (event.id, logprob)));
+/// A chunk as Python reads it.
+fn dict<'py>(py: Python<'py>, chunk: Chunk) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let logprobs = chunk.tokens.iter().zip(chunk.logprobs).map(|(id, l)| (*id, l.logprob, l.top));
+    dict.set_item("logprobs", PyList::new(py, logprobs.collect::<Vec<_>>())?)?;
+    dict.set_item("text", chunk.text)?;
+    dict.set_item("tokens", chunk.tokens)?;
+    if let Some(Finish { reason, usage, timings, .. }) = chunk.finish {
+        dict.set_item("finish_reason", reason.name())?;
+        dict.set_item("usage", (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens))?;
+        let timings = [timings.queue, timings.prefill, timings.decode, timings.first_token];
+        dict.set_item("timings", timings.map(|time| time.as_secs_f64()))?;
     }
-
-    /// Takes an event in; true when there is something to show.
-    fn event(&mut self, event: Event) -> Result<bool> {
-        match event {
-            Event::Token(token) => self.token(token),
-            Event::Run(tokens) => tokens.into_iter().for_each(|token| self.token(token)),
-            Event::Done(finish) => {
-                self.text.push_str(&finish.text);
-                self.finish = Some(finish);
-            }
-            Event::Error(error) => return Err(error),
-            Event::Rows(_) | Event::Scores(_) | Event::Pages(_) => {
-                return Err(Error::internal("a generation got another task's answer"));
-            }
-        }
-        Ok(!self.text.is_empty() || self.finish.is_some())
-    }
-
-    fn dict<'py>(self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = PyDict::new(py);
-        dict.set_item("text", self.text)?;
-        dict.set_item("tokens", self.tokens)?;
-        let logprobs: Vec<_> = self.logprobs.into_iter().map(|(id, l)| (id, l.logprob, l.top)).collect();
-        dict.set_item("logprobs", PyList::new(py, logprobs)?)?;
-        if let Some(finish) = self.finish {
-            let (usage, timings) = (finish.usage, finish.timings);
-            dict.set_item("finish_reason", finish.reason.name())?;
-            dict.set_item("usage", (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens))?;
-            let seconds = [timings.queue, timings.prefill, timings.decode].map(|t| t.as_secs_f64());
-            dict.set_item("timings", (seconds[0], seconds[1], seconds[2]))?;
-        }
-        Ok(dict)
-    }
+    Ok(dict)
 }
 
 impl PyGeneration {
@@ -141,9 +106,10 @@ impl PyGeneration {
         PyGeneration { reader, canceller, filters, process: std::process::id() }
     }
 
-    /// Collects events into a part until `full` says so or nothing comes within `timeout`.
-    /// `Ok(None)`: nothing yet, what there is stays in `part`. `Ok(Some(false))`: it ended before.
-    fn advance(&self, part: &mut Part, timeout: Duration, whole: bool) -> Result<Option<bool>> {
+    /// Collects events into a chunk until there is something to show, or all if it is to be `whole`, or nothing
+    /// comes within `timeout`.
+    /// `Ok(None)`: nothing yet, what there is stays in `chunk`. `Ok(Some(false))`: it ended before.
+    fn advance(&self, chunk: &mut Chunk, timeout: Duration, whole: bool) -> Result<Option<bool>> {
         if self.process != std::process::id() {
             return Err(Error::invalid(
                 "this generation belongs to the process that was forked; ask again in this one",
@@ -159,8 +125,8 @@ impl PyGeneration {
         loop {
             match generation.next(left()) {
                 Poll::Event(event) => {
-                    let shown = part.event(event)?;
-                    if part.finish.is_some() || (shown && !whole) {
+                    let shown = chunk.absorb(event)?;
+                    if chunk.finish.is_some() || (shown && !whole) {
                         return Ok(Some(true));
                     }
                     if left().is_zero() {
@@ -178,29 +144,29 @@ impl PyGeneration {
 impl PyGeneration {
     /// Waits for the end; everything as one dict.
     fn collect<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let mut part = Part::default();
-        let there = door::wait(py, |tick| self.advance(&mut part, tick, true))?;
+        let mut chunk = Chunk::default();
+        let there = door::wait(py, |tick| self.advance(&mut chunk, tick, true))?;
         if !there {
             return Err(to_python(py, &Error::invalid("this generation was already read to its end")));
         }
-        part.dict(py)
+        dict(py, chunk)
     }
 
     /// Waits for the next chunk; None after the last.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let mut part = Part::default();
-        let there = door::wait(py, |tick| self.advance(&mut part, tick, false))?;
-        there.then(|| part.dict(py)).transpose()
+        let mut chunk = Chunk::default();
+        let there = door::wait(py, |tick| self.advance(&mut chunk, tick, false))?;
+        there.then(|| dict(py, chunk)).transpose()
     }
 
     /// The next chunk if it is there, Ellipsis if not yet, None after the last.
     fn poll<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let mut part = Part::default();
-        match door::detached(py, || self.advance(&mut part, Duration::ZERO, false))? {
-            Some(true) => Ok(part.dict(py)?.into_any()),
+        let mut chunk = Chunk::default();
+        match door::detached(py, || self.advance(&mut chunk, Duration::ZERO, false))? {
+            Some(true) => Ok(dict(py, chunk)?.into_any()),
             Some(false) => Ok(py.None().into_bound(py)),
             // Tokens whose text is still held back are shown now rather than kept here.
-            None if !part.tokens.is_empty() => Ok(part.dict(py)?.into_any()),
+            None if !chunk.tokens.is_empty() => Ok(dict(py, chunk)?.into_any()),
             None => Ok(PyEllipsis::get(py).to_owned().into_any()),
         }
     }

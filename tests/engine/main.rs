@@ -3,6 +3,7 @@
 //! Each answer is compared with one that is computed from the tokens alone, with no engine, no pages and no
 //! batch. So "equal to its solo run" is the weakest thing that these tests say.
 
+mod counters;
 mod crowds;
 mod fake;
 mod guided;

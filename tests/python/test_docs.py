@@ -43,7 +43,7 @@ PAGES = sorted(
 )
 _FENCE = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```([^\n]*)\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
 #: Languages that run, and those that are only shown.
-RUN, SHOWN = ("python", "sh"), ("text", "json")
+RUN, SHOWN = ("python", "sh"), ("text", "json", "rust", "toml")
 
 #: Runs the blocks of a page, [[language, code], ...] on stdin, and prints what each of them printed.
 RUNNER = """

@@ -11,7 +11,7 @@ import pytest
 
 import tallow
 from command import in_pieces
-from conftest import assert_idle, needed
+from conftest import assert_idle, needed, python
 from tallow.serve import app
 from test_adapters import shapes_of, write
 
@@ -329,6 +329,8 @@ REFUSED = [
     (CHAT, {"messages": ASK, "temperature": -1}, 400, "temperature"),
     (CHAT, {"messages": ASK, "top_logprobs": 3}, 400, "logprobs: true"),
     (CHAT, {"messages": ASK, "seed": -1}, 400, "seed"),
+    (CHAT, {"messages": ASK, "stream_options": {"include_obfuscation": True}}, 400, "not supported"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "image_url"),
     (CHAT, {"messages": ASK, "tools": [{}]}, 400, "tools[0]"),
     (CHAT, {"messages": ASK, "tools": [OTHER], "tool_choice": {"type": "function", "name": "x"}}, 400, "'x'"),
     (CHAT, {"messages": ASK, "json_schema": {"type": "nothing"}}, 400, "nothing"),
@@ -362,6 +364,25 @@ REFUSED = [
 def test_what_is_refused(wide_client, path, body, status, says):
     found = error(wide_client.post(path, json=body), status)
     assert says in found["message"] or says == found["code"]
+
+
+@pytest.mark.parametrize("depth", [50, 200, 400])
+def test_what_is_deep_is_refused_or_taken(wide_client, depth):
+    schema, listed = {"type": "string"}, 1
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+        listed = [listed]
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    for more in (
+        {"json_schema": schema},
+        {"tools": [tool]},
+        {"chat_template_kwargs": {"x": listed}},
+        {"messages": [{"role": "user", "content": listed}]},
+        {"prediction": listed},
+    ):
+        error(wide_client.post(CHAT, json={"messages": ASK, **more}), 400)
+    flat = wide_client.post(CHAT, json={"messages": ASK, "max_tokens": 1, "metadata": {"x": listed}})
+    assert flat.status_code == 200
 
 
 def test_a_defect_has_no_traceback(wide, wide_client, monkeypatch, caplog):
@@ -522,6 +543,24 @@ def test_a_server_that_ends_begins_nothing_new(wide):
         refused = found.post(TEXT, json={"prompt": "a"})
         assert error(refused, 503)["code"] == "shutting_down" and refused.headers["retry-after"]
         assert error(found.get("/ready"), 503) and found.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [
+        ("starlette", "import tallow.serve; tallow.serve.app('smollm2')"),
+        ("msgspec", "import tallow.serve; tallow.serve.app('smollm2')"),
+        ("uvicorn", "import tallow.cli; sys.exit(tallow.cli.main(['serve', 'smollm2']))"),
+    ],
+)
+def test_what_is_not_installed_is_said(missing, code):
+    done = python(f"import sys; sys.modules[{missing!r}] = None; {code}")
+    assert done.returncode == 1 and 'pip install "tallow[serve]"' in done.stderr.splitlines()[-1]
+
+
+def test_starlette_is_loaded_by_an_app_alone():
+    done = python("import sys, tallow.serve, tallow.cli; print({'starlette', 'msgspec'} & set(sys.modules))")
+    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize(

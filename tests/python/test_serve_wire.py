@@ -63,6 +63,7 @@ WRONG = [
     ({"max_tokens": 1.5}, "max_tokens: ", "max_tokens"),
     ({"stream": "yes"}, "stream: expected bool, got str", "stream"),
     ({"stream_options": {"usage": True}}, "unknown field usage", "stream_options"),
+    ({"stream_options": {"continuous_usage_stats": True}}, "is not supported", "stream_options"),
     ({"store": True}, "nothing is kept here", "store"),
     ({"modalities": ["audio"]}, "answers are text", "modalities"),
     ({"functions": [{}]}, "as tools", "functions"),

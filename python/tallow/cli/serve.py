@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from ..errors import InvalidRequestError
+from ..errors import Error, InvalidRequestError
 from ..model import Model
 from . import settings
 from .output import tell
@@ -26,7 +26,7 @@ def serve(options: argparse.Namespace) -> None:
     try:
         from ..serve import runner
     except ImportError as error:
-        raise ImportError(f'tallow serve needs {error.name}: pip install "tallow[serve]"') from error
+        raise Error(f'serve needs more than is installed ({error}): pip install "tallow[serve]"') from error
     if options.log != "off":
         _log_to_stderr()
     given = settings.model_options(options) | {

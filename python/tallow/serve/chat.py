@@ -20,6 +20,9 @@ from .server import Served
 from .sse import EventStream, Writer
 from .wire import Generating
 
+#: How much to think, in OpenAI's words.
+EFFORTS = ("none", "minimal", *answers.EFFORTS, "xhigh")
+
 
 class ChatRequest(Generating, kw_only=True):
     """The body of ``/chat/completions``."""
@@ -39,18 +42,26 @@ class ChatRequest(Generating, kw_only=True):
 
 
 async def chat(call: Call) -> Response:
+    """Answers messages."""
     given = await call.read(ChatRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)
-    options = _options(given, served, call.server.settings.timeout)
-    form = await _format(call, served, given, options)
-    asked = await generation.prepared(call, served, n, given.messages, _size(given), options)
+    asked, form = await prepared(call, served, given, n)
     shape = _Shape(given, asked, form)
     if given.stream:
         call.outcome.stream = True
         return EventStream(call, lambda out: _stream(shape, asked, given, out))
     (found,) = await generation.complete([asked])
     return call.json(shape.whole(found))
+
+
+async def prepared(
+    call: Call, served: Served, given: ChatRequest, n: int
+) -> tuple[Asked, dict[str, Any] | None]:
+    """The request, checked; and what was read of a DSPy adapter's format, where that is to be read."""
+    options = _options(given, served, call.server.settings.timeout)
+    form = await _format(call, served, given, options)
+    return await generation.prepared(call, served, n, given.messages, _size(given), options), form
 
 
 # Reading
@@ -139,7 +150,7 @@ def _think(effort: str | None, template: answers.Template) -> bool | str | None:
     """OpenAI's word for how much to think, as the model can take it."""
     if effort is None:
         return None
-    arguments.choice("reasoning_effort", effort, ("none", "minimal", *answers.EFFORTS, "xhigh"))
+    arguments.choice("reasoning_effort", effort, EFFORTS)
     if effort == "none":
         return False
     tags = template.tags

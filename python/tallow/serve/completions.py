@@ -40,6 +40,7 @@ class CompletionRequest(Generating, kw_only=True):
 
 
 async def completions(call: Call) -> Response:
+    """Continues texts or token ids."""
     given = await call.read(CompletionRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)

@@ -80,6 +80,8 @@ def options(given: Generating, timeout: float) -> dict[str, Any]:
         fields["top_k"] = given.top_k if given.top_k > 0 else arguments.MAX_COUNT
         if given.top_k < -1:
             raise invalid(f"top_k is {given.top_k}; it must be at least 1 (0 or -1: off)", "top_k")
+    if given.stream_options and given.stream_options.include_obfuscation:
+        raise invalid("stream_options.include_obfuscation is not supported; leave it out", "stream_options")
     if given.logit_bias:
         fields["logit_bias"] = {_id(key): bias for key, bias in given.logit_bias.items()}
     seconds = timeout if given.timeout is None else min(arguments.seconds("timeout", given.timeout), timeout)

@@ -18,7 +18,7 @@ from .call import Outcome
 from .server import Server
 
 #: Answered without a key: who asks whether the process lives has none.
-_OPEN = ("/health", "/ready")
+OPEN = ("/health", "/ready")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 #: Of a body that is too large, how much is read before the answer: this many times what is allowed, and for
 #: this many seconds.
@@ -78,7 +78,7 @@ class Guard:
                 "unknown_host",
             )
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in _OPEN or (path == "/metrics" and self._server.settings.open_metrics):
+        if path in OPEN or (path == "/metrics" and self._server.settings.open_metrics):
             return
         if self._keys and not self._has_key(headers.get(b"authorization", b"")):
             raise errors.Refused(
