@@ -38,7 +38,7 @@ THREADS = 8
 ARMS = ("labels", "bootstrap", "together")
 
 
-class Short(dspy.Adapter):
+class Short(dspy.ChatAdapter):
     """The mail and one word; demos are turns before it."""
 
     def format(self, signature: Any, demos: list[dict[str, Any]], inputs: dict[str, Any]) -> list[Any]:
