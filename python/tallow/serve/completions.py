@@ -91,6 +91,8 @@ def _check(given: CompletionRequest, n: int) -> None:
         )
     if given.logprob_token_ids is None:
         return
+    if not given.logprob_token_ids:
+        raise invalid("logprob_token_ids is empty; give at least one token id", "logprob_token_ids")
     if n > 1 or given.stream:
         raise invalid("logprob_token_ids is for one answer a prompt, not streamed", "logprob_token_ids")
     changes = ("logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty")
