@@ -296,4 +296,4 @@ def logprobs(found: Sequence[results.TokenLogprob]) -> dict[str, Any]:
 
 
 def _named(entry: results.TokenLogprob) -> dict[str, Any]:
-    return {"token": entry.token, "logprob": max(entry.logprob, -9999.0), "bytes": list(entry.bytes)}
+    return {"token": entry.token, "logprob": generation.finite(entry.logprob), "bytes": list(entry.bytes)}
