@@ -32,6 +32,7 @@ __all__ = ["PROXY", "build", "deployment", "proxy"]
 PROXY = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tallow.serve.ray:proxy"}
 #: Sequences that a replica computes together, where nobody says.
 BATCH = 32
+_MOST = 10_000
 _SESSION = "x-session-id"
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
@@ -60,8 +61,8 @@ def deployment(
 
     from . import app
 
-    threads = arguments.integer("threads", threads or len(os.sched_getaffinity(0)), 1)
-    batch = arguments.integer("batch", batch, 1)
+    threads = arguments.integer("threads", threads or len(os.sched_getaffinity(0)), 1, _MOST)
+    batch = arguments.integer("batch", batch, 1, _MOST)
     least, most = _range(replicas)
 
     def made() -> Any:
@@ -126,11 +127,11 @@ def build(args: Mapping[str, Any]) -> Any:
 
 def _range(replicas: Any) -> tuple[int, int]:
     if isinstance(replicas, (tuple, list)) and len(replicas) == 2:
-        least, most = (arguments.integer("replicas", one, 1) for one in replicas)
+        least, most = (arguments.integer("replicas", one, 1, _MOST) for one in replicas)
         if least > most:
             raise InvalidRequestError(f"replicas is ({least}, {most}); give the least first")
         return least, most
-    number = arguments.integer("replicas", replicas, 1)
+    number = arguments.integer("replicas", replicas, 1, _MOST)
     return number, number
 
 
