@@ -1,4 +1,4 @@
-"""A hundred rows answered on Ray Data, and two judged by a DSPy program: in each an actor whose model computes a
+"""A hundred rows answered on Ray Data, and two judged by a DSPy program, in actors whose model computes a
 batch together. Run it where Ray is (`make ray`): target/ray/bin/python examples/ray_batches.py"""
 
 import dspy
@@ -9,7 +9,7 @@ import tallow.ray
 
 THREADS = 1
 
-ray.init(num_cpus=3, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
+ray.init("local", num_cpus=3, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
 numbers = ray.data.from_items([{"id": n, "prompt": f"{n}, {n + 1}, {n + 2},"} for n in range(100)])
 
 # Ray counts CPUs and fences nobody in, so `threads` and `num_cpus` are the same number. On a machine of one's

@@ -1,5 +1,5 @@
-"""Two replicas of a server behind Ray Serve, where prompts that begin with the same instructions reach the same
-replica. Run it where Ray is: `make ray` makes an environment, `target/ray/bin/python examples/ray_serve.py`."""
+"""Two replicas of a server behind Ray Serve, where prompts that begin with the same instructions reach the
+same replica. Run it where Ray is (`make ray`): target/ray/bin/python examples/ray_serve.py"""
 
 import json
 import os
@@ -10,8 +10,8 @@ from tallow.serve import ray as on_ray
 # Before Ray starts: its proxies make a session of a request's instructions, and its router goes by that.
 os.environ.update(on_ray.PROXY)
 
-import ray  # noqa: E402
-from ray import serve  # noqa: E402
+import ray
+from ray import serve
 
 PORT = 8790
 
@@ -25,7 +25,7 @@ def asked(instructions: str, question: str) -> dict:
         return json.load(answer)
 
 
-ray.init(num_cpus=3, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
+ray.init("local", num_cpus=3, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": PORT})
 serve.run(on_ray.deployment("smollm2", threads=1, replicas=2, log=None))
 

@@ -1,4 +1,4 @@
-"""The HTTP server of xllamacpp on a file: python xllamacpp_server.py FILE PORT THREADS CLIENTS. Ends by a signal."""
+"""xllamacpp's HTTP server on a file, until a signal: python xllamacpp_server.py FILE PORT THREADS CLIENTS"""
 
 import signal
 import sys

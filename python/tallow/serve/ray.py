@@ -1,5 +1,5 @@
-"""``tallow.serve`` on Ray Serve (``pip install "tallow[ray]"``): the same app, as replicas that grow with their
-queue, and a way for prompts that begin alike to reach the same replica.
+"""``tallow.serve`` on Ray Serve (``pip install "tallow[ray]"``): the same app, as replicas that grow with
+their queue, and a way for prompts that begin alike to reach the same replica.
 
     serve run tallow.serve.ray:build model=smollm2 threads=4 replicas=1-8
 
@@ -48,12 +48,12 @@ def deployment(
 ) -> Any:
     """An application for ``serve.run``.
 
-    - ``models`` and ``options``: those of ``tallow.serve.app``, which every replica makes for itself. A Model is
-      loaded again there, from its source.
+    - ``models`` and ``options``: those of ``tallow.serve.app``, which every replica makes for itself. A Model
+      is loaded again there, from its source.
     - ``threads`` of a replica, and as many CPUs of Ray's: it counts them, and fences nobody in. None: all of
       this machine, for one replica a node with all its threads shares its weights, cache and batch.
-    - ``replicas``: their number, or the least and the most; then there are as many as it takes for each to have
-      about ``batch`` requests, those in the queue included.
+    - ``replicas``: their number, or the least and the most; then there are as many as it takes for each to
+      have about ``batch`` requests, those in the queue included.
     - ``batch``: requests that a replica computes together; what is more waits in Ray's queue.
     """
     from ray import serve
