@@ -1,8 +1,8 @@
 """Runs real clients, pinned, against ``tallow serve`` on this machine: ``make clients``.
 
-``python scripts/clients.py [NAME ...]``: each is a script in ``tests/clients`` (``with_NAME``), which docs show
-as they stand. Those of this environment run in it; the others get one for each group that can be installed
-together, in ``target/clients``, made once for its pins.
+``python scripts/clients.py [NAME ...]``: each is a script in ``tests/clients`` (``with_NAME``), which docs
+show as they stand. Those of this environment run in it; the others get one for each group that can be
+installed together, in ``target/clients``, made once for its pins.
 """
 
 from __future__ import annotations

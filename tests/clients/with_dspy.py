@@ -3,6 +3,7 @@
 from typing import Literal
 
 import dspy
+
 import tallow  # noqa: F401  (tells DSPy of "tallow/": at TALLOW_BASE_URL, or this machine's port 8000)
 
 

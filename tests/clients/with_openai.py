@@ -1,4 +1,4 @@
-"""openai: whole, streamed, as a class, with a tool."""
+"""openai: whole, streamed, as a class, with a tool; responses; embeddings."""
 
 import os
 from typing import Literal
@@ -44,6 +44,11 @@ called = client.chat.completions.create(
 ).choices[0]
 assert called.finish_reason == "tool_calls", called
 Review.model_validate_json(called.message.tool_calls[0].function.arguments)
+
+answer = client.responses.parse(model="smollm2", input="Judge: a lovely film.", text_format=Review)
+assert isinstance(answer.output_parsed, Review)
+vectors = client.embeddings.create(model="smollm2", input=["a film", "a parcel"])  # in base64, by itself
+assert len(vectors.data) == 2 and len(vectors.data[0].embedding) == 576
 
 with openai.OpenAI(base_url=URL, api_key="none", max_retries=0) as once:
     try:

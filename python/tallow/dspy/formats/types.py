@@ -159,7 +159,7 @@ _KNOWN: dict[str, Any] = {
 
 
 def _known(node: ast.expr) -> Any:
-    """The type that an expression names, such as ``list[str]``; None for one with a name of somebody's own."""
+    """The type that an expression names, such as ``list[str]``; None where a name is somebody's own."""
     if isinstance(node, ast.Name):
         return _KNOWN.get(node.id)
     if not isinstance(node, ast.Subscript):
