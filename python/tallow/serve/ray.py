@@ -55,6 +55,7 @@ def deployment(
     - ``replicas``: their number, or the least and the most; then there are as many as it takes for each to
       have about ``batch`` requests, those in the queue included.
     - ``batch``: requests that a replica computes together; what is more waits in Ray's queue.
+    - ``name``: of the deployment, as Ray lists it.
     """
     from ray import serve
     from ray.serve.config import RequestRouterConfig
