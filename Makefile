@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PROFILE := fast
 MODELS := target/test-models
 # What ruff looks at.
-SOURCES := python tests/python examples scripts benches docs notebooks
+SOURCES := python tests/python tests/clients examples scripts benches docs notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help dspy-rs bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
+.PHONY: help dspy-rs bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy clients notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test-python: models
 
 test-newest-dspy: models ## The tests of the DSPy side on DSPy's newest release, if that is not the pinned one
 	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python scripts/newest_dspy.py
+
+clients: models ## Real clients (OpenAI, DSPy, LiteLLM, LangChain, ...) against `tallow serve` (ARGS="openai dspy" chooses)
+	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(BIN)/python scripts/clients.py $(ARGS)
 
 test-notebooks: models ## Run the notebooks, and compare what they show with what is committed
 	$(BIN)/python scripts/notebooks.py $(ARGS)

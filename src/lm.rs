@@ -608,11 +608,7 @@ impl Lm {
     ) -> Result<Generation> {
         let embedding = self.model.embedding()?;
         embedding.width(pooling, self.model.config().hidden)?;
-        let prompt = prompt.unwrap_or(embedding.prompt());
-        let ids = match embedding.messages(prompt, text) {
-            Some(messages) => self.model.message_ids(messages)?,
-            None => self.model.text_ids(&format!("{prompt}{text}"))?,
-        };
+        let ids = self.model.embedding_ids(text, prompt)?;
         if let Some(longest) = embedding.longest().filter(|longest| ids.len() > *longest) {
             let why =
                 "max_seq_length in sentence_bert_config.json (or model_max_length in tokenizer_config.json)";

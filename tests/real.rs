@@ -10,7 +10,7 @@ use serde_json::Value;
 use tallow::Model;
 use tallow::engine::{DecoderRunner, Event, ModelRunner};
 use tallow::lm::{GenerateOptions, Lm, LmOptions};
-use tallow::model::{LoadOptions, Prompt};
+use tallow::model::LoadOptions;
 use tallow::sample::{Sampler, log_softmax_at, sampler::argmax};
 use tallow::step::{StateTable, Step, pages_for};
 

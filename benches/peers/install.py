@@ -60,7 +60,7 @@ def install(name: str) -> bool:
     python = str(folder / "bin" / "python")
     quiet = ["--quiet", "--disable-pip-version-check"]
     wanted = ["-r", str(HERE / f"requirements-{name}.txt")]
-    environment = build_environment() if name == "llama.cpp" else dict(os.environ)
+    environment = build_environment() if name.startswith("llama.cpp") else dict(os.environ)
     run = subprocess.run([python, "-m", "pip", "install", *quiet, *wanted], env=environment)
     if run.returncode == 0:
         (folder / ".ready").touch()

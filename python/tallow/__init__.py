@@ -33,6 +33,7 @@ from .errors import (
 from .merged import Merged, MergedTensor
 from .model import AsyncStream, Model, Stream
 from .results import Chunk, Completion, Score, Scores, Timings, TokenLogprob, Usage
+from .serve.for_dspy import when_imported as _when_dspy_is_imported
 from .training import Training, TrainingStep
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ __all__ = [
     "features",
     "show_versions",
 ]
+
+
+_when_dspy_is_imported()
 
 
 def show_versions(as_json: bool = False) -> None:

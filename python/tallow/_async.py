@@ -19,7 +19,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import EllipsisType
 from typing import Any
 
@@ -84,22 +84,30 @@ class _Waiter:
     def look(self) -> None:
         self._held = self._future() if self._loop.is_running() else None
 
-    def wake(self) -> None:
-        future = self._future()
-        if future is not None:
-            try:
-                self._loop.call_soon_threadsafe(_resolve, future)
-            except RuntimeError:  # the loop was closed under its task; nobody is left to tell
-                self._held = None
-
     def future(self) -> asyncio.Future[None]:
         assert self._held is not None
         return self._held
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _wake(waiters: Iterable[_Waiter]) -> None:
+    """Tells each loop once, however many of its tasks wait: a step has news for all streams of a server, and
+    each wake-up of a loop costs more than all that is done in it."""
+    loops: dict[asyncio.AbstractEventLoop, list[_Waiter]] = {}
+    for waiter in waiters:
+        loops.setdefault(waiter._loop, []).append(waiter)
+    for loop, waiting in loops.items():
+        futures = [future for waiter in waiting if (future := waiter._future()) is not None]
+        try:
+            loop.call_soon_threadsafe(_resolve, futures)
+        except RuntimeError:  # the loop was closed under its tasks; nobody is left to tell
+            for waiter in waiting:
+                waiter._held = None
+
+
+def _resolve(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 class _Waiters:
@@ -117,14 +125,15 @@ class _Waiters:
     def leave(self, waiter: _Waiter) -> None:
         self._waiters.discard(waiter)
 
-    # Of a copy, made at once: other threads join and leave.
+    def all(self) -> tuple[_Waiter, ...]:
+        """A copy, made at once: other threads join and leave."""
+        return tuple(self._waiters)
 
     def wake(self) -> None:
-        for waiter in tuple(self._waiters):
-            waiter.wake()
+        _wake(self.all())
 
     def look(self) -> None:
-        for waiter in tuple(self._waiters):
+        for waiter in self.all():
             waiter.look()
 
 
@@ -169,11 +178,7 @@ class _Dispatcher:
     def _run(self) -> None:
         idle, looked = 0, time.monotonic()
         while not self._stopped:
-            for key in self.waker.wait(_WAIT):
-                waiters = self._waiting.get(key)
-                if waiters is not None:
-                    waiters.wake()
-            waiters = None  # or this frame would hold the last one's task
+            self._tell(self.waker.wait(_WAIT))
             if time.monotonic() - looked > _LOOK:
                 self._look()
                 looked = time.monotonic()
@@ -182,6 +187,12 @@ class _Dispatcher:
                 if idle > _LINGER:
                     self._thread = None  # under the lock: who comes next starts another
                     return
+
+    def _tell(self, keys: list[int]) -> None:
+        # In a frame of its own, or that of the thread would hold the last one's task.
+        found = [waiters for key in keys if (waiters := self._waiting.get(key)) is not None]
+        if found:
+            _wake([waiter for waiters in found for waiter in waiters.all()])
 
     def _look(self) -> None:
         for waiters in tuple(self._waiting.values()):

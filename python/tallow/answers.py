@@ -58,6 +58,12 @@ class Template:
         return sorted({id for name, id in self.markers.items() if any(name in text for text in texts)})
 
     @property
+    def quiet(self) -> dict[str, Any]:
+        """The template's arguments for an answer without a thought, where it has a switch for that."""
+        tags = self.tags
+        return {tags.switch: tags.off} if tags is not None and tags.switch else {}
+
+    @property
     def can_think(self) -> bool:
         """Whether asking for a thought makes a difference, or there is one anyway."""
         return self.tags is not None and (self.tags.switch is not None or self.tags.opened)

@@ -42,6 +42,8 @@ pub struct Embedding {
     normalize: bool,
     /// The files that say so.
     files: Vec<PathBuf>,
+    /// Whether the model's files say any of this, or it is what is done where none does.
+    is_described: bool,
 }
 
 /// What follows the pooling.
@@ -86,6 +88,7 @@ impl Embedding {
             truncate: None,
             normalize: true,
             files: Vec::new(),
+            is_described: false,
         }
     }
 
@@ -104,7 +107,9 @@ impl Embedding {
     /// `UnsupportedModel` for a reranker, and for an EmbeddingGemma that was converted without these tensors.
     pub fn from_gguf(metadata: &Metadata, weights: &Weights, config: &Config) -> Result<Self> {
         let key = format!("{}.pooling_type", config.family);
-        let pooling = match metadata.u64(&key)? {
+        let stated = metadata.u64(&key)?;
+        let is_described = stated.is_some_and(|kind| kind > 0);
+        let pooling = match stated {
             None | Some(0 | 1) => Pooling::Mean,
             Some(2) => Pooling::First,
             Some(3) => Pooling::Last,
@@ -115,7 +120,7 @@ impl Embedding {
             }
             Some(other) => return Err(Error::unsupported(format!("{key} {other} is not known"))),
         };
-        let mut embedding = Embedding { pooling: [pooling].into(), ..Embedding::plain() };
+        let mut embedding = Embedding { pooling: [pooling].into(), is_described, ..Embedding::plain() };
         for name in ["dense_2.weight", "dense_3.weight"] {
             if weights.contains(name) {
                 embedding.stages.push(Stage::Dense(Dense::linear(weights.get(name)?)?));
@@ -161,6 +166,11 @@ impl Embedding {
     /// The files that it was read from.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// Whether the model's files say how a text becomes a vector: it was made for that.
+    pub fn is_described(&self) -> bool {
+        self.is_described
     }
 
     /// Whether the pooled vector, divided by its length, is the result.

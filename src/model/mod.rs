@@ -163,6 +163,20 @@ impl Model {
         self.embedding.as_ref().map_err(Clone::clone)
     }
 
+    /// The ids of a text that is to become a vector, with what is put before and around it. `prompt`: instead
+    /// of the model's own.
+    ///
+    /// # Errors
+    /// As [`Model::embedding`].
+    pub fn embedding_ids(&self, text: &str, prompt: Option<&str>) -> Result<Vec<u32>> {
+        let embedding = self.embedding()?;
+        let prompt = prompt.unwrap_or(embedding.prompt());
+        match embedding.messages(prompt, text) {
+            Some(messages) => self.message_ids(messages),
+            None => self.text_ids(&format!("{prompt}{text}")),
+        }
+    }
+
     /// Rows of the logits.
     pub fn vocab_size(&self) -> usize {
         self.config().vocab

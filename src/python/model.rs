@@ -12,7 +12,7 @@ use super::errors::to_python;
 use super::{convert, door, load, sampler};
 use crate::config::LayerConfig;
 use crate::lm::AsPrompt;
-use crate::model::{Chat, ChatPrompt, LoadOptions, Model, Prompt};
+use crate::model::{Chat, ChatPrompt, Embedding, LoadOptions, Model, Prompt};
 use crate::sample::SamplerFields;
 use crate::text::chat::{check_messages, plain};
 
@@ -205,6 +205,12 @@ impl PyModel {
         Ok(embedding.pooling().iter().map(|pooling| pooling.name()).collect::<Vec<_>>().join("+"))
     }
 
+    /// Whether it was made for vectors: its files say how a text becomes one, or it cannot write.
+    #[getter]
+    fn is_embedder(&self) -> bool {
+        !self.0.config().causal || self.0.embedding().is_ok_and(Embedding::is_described)
+    }
+
     /// What the model's makers advise for sampling; empty: greedy.
     #[getter]
     fn generation<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -256,6 +262,12 @@ impl PyModel {
     fn prompt_ids(&self, py: Python<'_>, prompt: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         let prompt = OwnedPrompt::read(prompt)?;
         door::detached(py, || self.0.prompt_ids(&prompt.prompt()))
+    }
+
+    /// The ids of a text that is to become a vector.
+    #[pyo3(signature = (text, prompt=None))]
+    fn embedding_ids(&self, py: Python<'_>, text: &str, prompt: Option<&str>) -> PyResult<Vec<u32>> {
+        door::detached(py, || self.0.embedding_ids(text, prompt))
     }
 
     /// The ids of a text where it continues a prompt.

@@ -35,6 +35,8 @@ def needed(package: str) -> Any:
 os.environ.setdefault(
     "DSPY_CACHEDIR", os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tallow-dspy-{os.getpid()}")
 )
+# Nor ask the network for prices, which DSPy does before it asks a server.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ROOT / "tests" / "golden" / "families"

@@ -26,6 +26,7 @@ import pytest
 from sphinx.pycode import ModuleAnalyzer
 
 import tallow
+import tallow.serve
 from conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -116,6 +117,19 @@ def test_a_page_does_what_it_says(page, smollm2, tmp_path):
         assert block.shown is None or said == block.shown, block.code
 
 
+def test_tests_that_a_page_names_are_there():
+    """A page may say which test holds what it promises: `file::name`, in tests/ or in tests/python."""
+    named = [
+        found
+        for page in DOCS.glob("*.md")
+        for found in re.findall(r"`([\w/]+\.(?:py|rs))::(\w+)`", page.read_text(encoding="utf-8"))
+    ]
+    assert len(named) >= 15
+    for file, name in named:
+        path = ROOT / (file if "/" in file else f"tests/python/{file}")
+        assert re.search(rf"^(def|fn) {name}\(", path.read_text(encoding="utf-8"), re.MULTILINE), (file, name)
+
+
 # The reference
 
 CONF = runpy.run_path(str(DOCS / "conf.py"))
@@ -131,7 +145,7 @@ def public() -> dict[str, Any]:
         members = vars(thing) if isinstance(thing, type) else {}
         own = [key for key in members if key == "__call__" or (key[0] != "_" and key not in _PYTHONS)]
         found.update({f"{name}.{key}": getattr(thing, key) for key in own})
-    return found
+    return {**found, "serve.app": tallow.serve.app}
 
 
 PUBLIC = public()

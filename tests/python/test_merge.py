@@ -119,3 +119,28 @@ def test_whoever_watches_sees_it_and_may_end_it(model, support, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         model.save_merged(tmp_path / "other", support, progress=ends)
+
+
+def test_four_bits_keep_an_adapter_that_is_served_and_lose_one_that_is_merged(tmp_path):
+    """The same small change of the same base of 4 bits: beside it, and added before all was rounded again."""
+    folder = copy_family("llama-mha", tmp_path / "base")
+    shapes, layers = shapes_of(tallow.Model(folder).config), 2
+    (folder / "model.safetensors").unlink()
+    shutil.copy(FAMILIES / "llama-mha" / "model.gguf", folder / "model.gguf")
+    source = tallow.Model(folder / "model.gguf", dtype="float32")
+    small = write(tmp_path / "adapter", shapes, layers, seed=1, size=0.005)
+
+    def merged(model, scale, dtype):
+        adapter = model.load_adapter(small, name=f"x{scale}", scale=scale)
+        path = folder / f"{dtype}-{scale}.gguf"
+        model.save_merged(path, adapter, dtype=dtype, force=True)
+        return tallow.Model(path, dtype="float32")
+
+    base = merged(source, 0.0, "q4_0")
+    without = base.logits(IDS)
+    wanted = merged(base, 1.0, "float32").logits(IDS) - without
+    served = base.logits(IDS, adapter=base.load_adapter(small)) - without
+    rounded = merged(base, 1.0, "q4_0").logits(IDS) - without
+    size = np.linalg.norm(wanted)
+    assert np.linalg.norm(served - wanted) < 0.01 * size
+    assert np.linalg.norm(rounded - wanted) > 0.7 * size

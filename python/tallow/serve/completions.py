@@ -40,6 +40,7 @@ class CompletionRequest(Generating, kw_only=True):
 
 
 async def completions(call: Call) -> Response:
+    """Continues texts or token ids."""
     given = await call.read(CompletionRequest)
     served = await call.served(given.model)
     n = generation.count(given, call.server.settings.max_n)
@@ -90,6 +91,8 @@ def _check(given: CompletionRequest, n: int) -> None:
         )
     if given.logprob_token_ids is None:
         return
+    if not given.logprob_token_ids:
+        raise invalid("logprob_token_ids is empty; give at least one token id", "logprob_token_ids")
     if n > 1 or given.stream:
         raise invalid("logprob_token_ids is for one answer a prompt, not streamed", "logprob_token_ids")
     changes = ("logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty")
@@ -128,7 +131,7 @@ class _Measure:
         row = logits.astype(np.float64)
         top = row.max()
         total = top + np.log(np.exp(row - top).sum())
-        self.found.append({id: min(float(row[id] - total), 0.0) for id in self._ids or ()})
+        self.found.append({id: min(generation.finite(float(row[id] - total)), 0.0) for id in self._ids or ()})
 
 
 # Answering
@@ -151,7 +154,7 @@ class _Shape:
             "model": given.model or served.name,
             "system_fingerprint": generation.fingerprint(served),
         }
-        self._given = given
+        self._given, self._served = given, served
         self._measured = measured
         self._echoed = [_text(prompt, served) if given.echo else "" for prompt in prompts]
         self._with_usage = bool(given.stream_options and given.stream_options.include_usage)
@@ -211,7 +214,7 @@ class _Shape:
         offsets = []
         for entry in found:
             offsets.append(offset)
-            offset += len(entry.token)
+            offset += self._length(entry)
         tops = [self._top(entry) for entry in found] or [{} for _ in measured]
         for top, more in zip(
             tops, measured, strict=False
@@ -219,15 +222,22 @@ class _Shape:
             top.update({f"token_id:{id}": logprob for id, logprob in more.items()})
         return {
             "tokens": [self._shown(entry) for entry in found] or [f"token_id:{id}" for id in tokens],
-            "token_logprobs": [entry.logprob for entry in found],
+            "token_logprobs": [generation.finite(entry.logprob) for entry in found],
             "top_logprobs": tops,
             "text_offset": offsets,
         }
 
+    def _length(self, entry: results.TokenLogprob) -> int:
+        """Characters of the text that begin with this token: none where it is a control token, which is not
+        shown, and one for the first token of those that make one."""
+        if entry.bytes.isascii() and not self._served.model.detokenize([entry.id]):
+            return 0
+        return sum(byte & 0xC0 != 0x80 for byte in entry.bytes)
+
     def _top(self, entry: results.TokenLogprob) -> dict[str, float]:
         """The likeliest at a place, and the one that was taken."""
         every: Iterable[results.TokenLogprob] = (*entry.top, entry)
-        return {self._shown(one): one.logprob for one in every}
+        return {self._shown(one): generation.finite(one.logprob) for one in every}
 
     def _shown(self, entry: results.TokenLogprob) -> str:
         return f"token_id:{entry.id}" if self._given.return_tokens_as_token_ids else entry.token

@@ -107,6 +107,8 @@ def of(
         if isinstance(error, kind):
             headers = {"retry-after": str(retry_after)} if status == 503 else {}
             return Refused(status, message, type_, code, _param(message, fields), headers)
+    if isinstance(error, RecursionError):  # what goes by the depth of a request is nowhere deep by itself
+        return invalid("something in the request has too many levels; make it flatter", code="too_deep")
     return _defect(error)
 
 

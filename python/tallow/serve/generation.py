@@ -313,5 +313,10 @@ def usage(found: Sequence[Sequence[Answer | answers.AsyncReply]]) -> dict[str, A
     }
 
 
+def finite(logprob: float) -> float:
+    """JSON has no infinity; what cannot be is that unlikely."""
+    return max(logprob, -9999.0)
+
+
 def fingerprint(served: Served) -> str:
     return f"{served.fingerprint}-{_core.__version__}"

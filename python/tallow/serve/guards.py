@@ -18,8 +18,11 @@ from .call import Outcome
 from .server import Server
 
 #: Answered without a key: who asks whether the process lives has none.
-_OPEN = ("/health", "/ready")
+OPEN = ("/health", "/ready")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+#: Of a body that is too large, how much is read before the answer: this many times what is allowed, and for
+#: this many seconds.
+_DROPPED, _PATIENCE = 8, 5.0
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -41,10 +44,10 @@ class Guard:
         outcome = Outcome(name, scope["method"], "")
         scope = _collapsed(scope)
         scope["tallow.outcome"] = outcome
-        answer = _Answer(send, outcome)
+        answer, body = _Answer(send, outcome), _Body(receive, self._server.settings.max_body)
         try:
             self._check(scope, headers)
-            await self._app(scope, _limited(receive, self._server.settings.max_body), answer.send)
+            await self._app(scope, body.receive, answer.send)
         except asyncio.CancelledError:
             outcome.outcome = "cancelled"
             raise
@@ -55,8 +58,13 @@ class Guard:
             outcome.outcome = "cancelled" if refused.status == 499 else "error"
             if answer.started:
                 raise
+            if scope["method"] == "POST":
+                await body.drop()
             await refused.response()(scope, receive, answer.send)
         finally:
+            # Starlette's own refusals (no such route, another method) are no exceptions here.
+            if outcome.status >= 400 and outcome.outcome == "ok":
+                outcome.outcome = "error"
             outcome.seconds = time.monotonic() - outcome.began
             self._server.observe(outcome)
 
@@ -69,8 +77,8 @@ class Guard:
                 "permission_error",
                 "unknown_host",
             )
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in _OPEN:
+        path = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/v1")
+        if path in OPEN or (path == "/metrics" and self._server.settings.open_metrics):
             return
         if self._keys and not self._has_key(headers.get(b"authorization", b"")):
             raise errors.Refused(
@@ -126,24 +134,38 @@ def _collapsed(scope: Scope) -> Scope:
     return {**scope, "path": path, "raw_path": path.encode()}
 
 
-def _limited(receive: Receive, most: int) -> Receive:
-    """Counts the body while it is read: what its header says is the client's word."""
-    count = 0
+class _Body:
+    """Counts a request's body while it is read: what its header says is the client's word."""
 
-    async def counted() -> Message:
-        nonlocal count
-        message = await receive()
-        count += len(message.get("body", b""))
-        if count > most:
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most = receive, most
+        self._count = 0
+        self._is_read = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._count += len(message.get("body", b""))
+        self._is_read = not message.get("more_body", False)
+        if self._count > self._most:
             raise errors.Refused(
                 413,
-                f"the body has more than {most} bytes",
+                f"the body has more than {self._most} bytes",
                 code="request_too_large",
                 headers={"connection": "close"},
             )
         return message
 
-    return counted
+    async def drop(self) -> None:
+        """Reads what is left of it, within limits: a client that is still sending when the connection is
+        closed gets no answer to see."""
+        most, until = _DROPPED * self._most, time.monotonic() + _PATIENCE
+        while not self._is_read and self._count < most and time.monotonic() < until:
+            try:
+                message = await asyncio.wait_for(self._receive(), _PATIENCE)
+            except asyncio.TimeoutError:
+                return
+            self._count += len(message.get("body", b""))
+            self._is_read = not message.get("more_body", False)
 
 
 def _known_host(host: str, address: Any, server: Server) -> bool:

@@ -30,11 +30,13 @@ async def ready(call: Call) -> Response:
 
 
 async def models(call: Call) -> Response:
+    """What is served: models, then adapters."""
     await call.server.loaded()
     return call.json({"object": "list", "data": [_shown(one) for one in call.server.served()]})
 
 
 async def model(call: Call) -> Response:
+    """One of the models that are served."""
     return call.json(_shown(await call.served(call.path["name"])))
 
 
@@ -68,6 +70,7 @@ class UnloadAdapter(msgspec.Struct, kw_only=True):
 
 
 async def load_adapter(call: Call) -> Response:
+    """Serves one more adapter from a path of the server's machine."""
     _allowed(call)
     given = await call.read(LoadAdapter)
     await call.server.loaded()
@@ -79,6 +82,7 @@ async def load_adapter(call: Call) -> Response:
 
 
 async def unload_adapter(call: Call) -> Response:
+    """Serves an adapter no longer."""
     _allowed(call)
     given = await call.read(UnloadAdapter)
     await call.server.loaded()

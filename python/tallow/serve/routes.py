@@ -10,7 +10,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import chat, completions, errors, models, tokens
+from . import (
+    chat,
+    completions,
+    embeddings,
+    errors,
+    metrics,
+    models,
+    openapi,
+    rerank,
+    responses,
+    shapes,
+    tokens,
+)
 from .call import Call
 from .server import Server
 
@@ -22,20 +34,37 @@ class Endpoint(NamedTuple):
     path: str
     handler: Handler
     #: What its body must be.
-    shape: type[msgspec.Struct] | None = None
+    shape: type[msgspec.Struct] | None
+    #: What it answers: an object of this form, or text of this media type.
+    answer: type[msgspec.Struct] | str
+
+
+async def openapi_document(call: Call) -> Response:
+    """This document."""
+    return call.json(openapi.document(ROUTES, with_keys=bool(call.server.settings.api_keys)))
 
 
 ROUTES: list[Endpoint] = [
-    Endpoint("GET", "/health", models.health),
-    Endpoint("GET", "/ready", models.ready),
-    Endpoint("GET", "/models", models.models),
-    Endpoint("GET", "/models/{name:path}", models.model),
-    Endpoint("POST", "/chat/completions", chat.chat, chat.ChatRequest),
-    Endpoint("POST", "/completions", completions.completions, completions.CompletionRequest),
-    Endpoint("POST", "/tokenize", tokens.tokenize, tokens.TokenizeRequest),
-    Endpoint("POST", "/detokenize", tokens.detokenize, tokens.DetokenizeRequest),
-    Endpoint("POST", "/load_lora_adapter", models.load_adapter, models.LoadAdapter),
-    Endpoint("POST", "/unload_lora_adapter", models.unload_adapter, models.UnloadAdapter),
+    Endpoint("GET", "/health", models.health, None, shapes.Health),
+    Endpoint("GET", "/ready", models.ready, None, shapes.Ready),
+    Endpoint("GET", "/metrics", metrics.metrics, None, "text/plain"),
+    Endpoint("GET", "/openapi.json", openapi_document, None, shapes.OpenApi),
+    Endpoint("GET", "/models", models.models, None, shapes.ModelList),
+    Endpoint("GET", "/models/{name:path}", models.model, None, shapes.ServedModel),
+    Endpoint("POST", "/chat/completions", chat.chat, chat.ChatRequest, shapes.ChatCompletion),
+    Endpoint(
+        "POST", "/completions", completions.completions, completions.CompletionRequest, shapes.Completion
+    ),
+    Endpoint("POST", "/responses", responses.responses, responses.ResponsesRequest, shapes.ResponseObject),
+    Endpoint("POST", "/embeddings", embeddings.embeddings, embeddings.EmbeddingRequest, shapes.EmbeddingList),
+    Endpoint("POST", "/rerank", rerank.rerank, rerank.RerankRequest, shapes.RerankList),
+    Endpoint("POST", "/score", rerank.score, rerank.ScoreRequest, shapes.ScoreList),
+    Endpoint("POST", "/tokenize", tokens.tokenize, tokens.TokenizeRequest, shapes.TokenList),
+    Endpoint("POST", "/detokenize", tokens.detokenize, tokens.DetokenizeRequest, shapes.Detokenized),
+    Endpoint("POST", "/load_lora_adapter", models.load_adapter, models.LoadAdapter, shapes.AdapterStatus),
+    Endpoint(
+        "POST", "/unload_lora_adapter", models.unload_adapter, models.UnloadAdapter, shapes.AdapterStatus
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ from ..answers import Template
 from ..errors import InvalidRequestError
 from ..model import LOAD_OPTIONS, Model
 from .errors import Refused, invalid
+from .metrics import Metrics
 
 if TYPE_CHECKING:
     from .call import Call, Outcome
@@ -38,6 +39,10 @@ class Settings:
     allow_unknown: bool = False
     #: Whether clients may load and unload adapters, which reads paths of this machine.
     load_adapters: bool = False
+    #: Whether the formats of DSPy's adapters are enforced where a request does not say.
+    dspy: bool = False
+    #: Whether /metrics is answered without a key, too.
+    open_metrics: bool = False
     #: Seconds of silence after which a stream says that it lives.
     ping: float = 15.0
 
@@ -75,8 +80,9 @@ class Server:
         self.draining = False
         #: Those that can be ended from here.
         self.in_work: set[Call] = set()
-        #: Told of each request at its end: the log, metrics.
-        self.observers: list[Callable[[Outcome], None]] = []
+        self.metrics = Metrics(self)
+        #: Told of each request at its end: metrics, the log.
+        self.observers: list[Callable[[Outcome], None]] = [self.metrics.observe]
         self.started = time.time()
         self._sources = _sources(models)
         self._adapters = dict(adapters)
@@ -246,5 +252,5 @@ def _base(bases: Mapping[str, Served], base: str, name: str) -> Served:
 #: The arguments of ``app`` that are no option of a Model.
 APP_OPTIONS: Sequence[str] = (
     *("adapters", "api_keys", "cors", "hosts", "max_body", "timeout", "max_n", "allow_unknown"),
-    *("load_adapters", "ping", "log"),
+    *("load_adapters", "open_metrics", "ping", "log"),
 )

@@ -32,7 +32,9 @@ class Writer:
         self._send = send
         self._held = bytearray()
         self.started = False
+        #: When something was sent last, and since when the reader takes nothing, if he does not.
         self.last = asyncio.get_running_loop().time()
+        self.stuck: float | None = None
 
     def put(self, value: Any, event: str | None = None) -> None:
         """One event; ``event`` is its name, where it has one."""
@@ -53,8 +55,9 @@ class Writer:
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        self.last = asyncio.get_running_loop().time()
+        self.last = self.stuck = asyncio.get_running_loop().time()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        self.stuck = None
 
 
 class EventStream(Response):
@@ -74,7 +77,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         out = Writer(send)
-        pings = _Pings(out, self._call.server.settings.ping)
+        watch = _Watch(out, self._call)
         try:
             async with self._call.attended():
                 await self._produce(out)
@@ -84,10 +87,12 @@ class EventStream(Response):
                 raise
             refused = errors.of(error)
             self._call.outcome.outcome = "cancelled" if refused.status == 499 else "error"
+            if out.stuck is not None:  # nor would he read this
+                return
             self._failed(out, refused)
             await out.flush()
         finally:
-            pings.stop()
+            watch.stop()
         await out.send(b"", last=True)
 
 
@@ -95,21 +100,27 @@ def _failed(out: Writer, refused: errors.Refused) -> None:
     out.put(refused.body())
 
 
-class _Pings:
-    """Says that a stream lives when it has been silent for some time."""
+class _Watch:
+    """Looks at a stream now and then: says that it lives when it has been silent for some time, and ends it
+    when its reader takes nothing for as long as an answer may take."""
 
-    def __init__(self, out: Writer, every: float) -> None:
-        self._out, self._every = out, every
+    def __init__(self, out: Writer, call: Call) -> None:
+        self._out, self._call = out, call
+        self._every, self._patience = call.server.settings.ping, call.server.settings.timeout
         self._loop = asyncio.get_running_loop()
-        self._handle = self._loop.call_later(every, self._look)
-        self._sending: asyncio.Task[None] | None = None
+        self._handle = self._loop.call_later(self._every, self._look)
+        self._ping: asyncio.Task[None] | None = None
 
     def _look(self) -> None:
-        silent = self._loop.time() - self._out.last
-        if silent >= self._every and (self._sending is None or self._sending.done()):
-            self._sending = asyncio.ensure_future(self._out.send(_PING))
-            silent = 0.0
-        self._handle = self._loop.call_later(max(self._every - silent, 0.001), self._look)
+        now, out = self._loop.time(), self._out
+        if out.stuck is not None:
+            if now - out.stuck >= self._patience:
+                self._call.end(errors.Refused(408, "the client does not read", "timeout_error", "timeout"))
+                return
+        elif now - out.last >= self._every:
+            self._ping = asyncio.ensure_future(out.send(_PING))
+        since = out.last if out.stuck is None else now
+        self._handle = self._loop.call_later(max(since + self._every - now, 0.001), self._look)
 
     def stop(self) -> None:
         self._handle.cancel()

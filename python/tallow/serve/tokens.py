@@ -38,6 +38,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 
 async def tokenize(call: Call) -> Response:
+    """The ids that a prompt is to the model."""
     given = await call.read(TokenizeRequest)
     served = await call.served(given.model)
     # Large ones beside the loop; how large messages are is not worth counting.
@@ -51,9 +52,11 @@ async def tokenize(call: Call) -> Response:
 
 
 async def detokenize(call: Call) -> Response:
+    """The text of ids."""
     given = await call.read(DetokenizeRequest)
     served = await call.served(given.model)
-    return call.json({"prompt": served.model.detokenize(given.tokens, special=True)})
+    ids = arguments.token_ids("tokens", given.tokens)
+    return call.json({"prompt": served.model.detokenize(ids, special=True)})
 
 
 def _ids(given: TokenizeRequest, served: Served) -> list[int]:

@@ -32,6 +32,13 @@ NOTHING = frozenset(
 #: Fields that are not honoured: the values that ask for nothing, and what to do instead.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "store": ((False,), "nothing is kept here; leave it out"),
+    "previous_response_id": ((), "nothing is kept here; send the whole conversation as input"),
+    "conversation": ((), "nothing is kept here; send the whole conversation as input"),
+    "background": ((False,), "an answer goes to who waits for it; leave it out"),
+    "truncation": (("disabled",), "nothing is cut in silence; send less"),
+    "truncate_prompt_tokens": ((), "nothing is cut in silence; send less"),
+    "max_tokens_per_doc": ((), "nothing is cut in silence; send shorter documents"),
+    "max_chunks_per_doc": ((), "nothing is cut in silence; send shorter documents"),
     "suffix": (("",), "text is only continued, not filled in"),
     "best_of": ((1,), "ask for n answers and choose among them"),
     "audio": ((), "answers are text"),
@@ -110,6 +117,9 @@ def _unknown(name: str, known: Collection[str]) -> None:
 
 def _wrong(message: str) -> Refused:
     """msgspec's complaint, with the field in front of it."""
+    missing = re.search(r"missing required field `(\w+)`$", message)
+    if missing:
+        return invalid(f"{missing[1]} is missing", missing[1], "missing")
     what, _, path = message.partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")
     what = what.replace("`", "").replace(" | null", "")
@@ -123,9 +133,14 @@ def _wrong(message: str) -> Refused:
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
-    #: Of OpenAI's: events padded to one length. Only "false" is done.
+    #: Events padded to one length (OpenAI), and usage in each of them (vLLM): neither is done.
     include_obfuscation: bool | None = None
     continuous_usage_stats: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("include_obfuscation", "continuous_usage_stats"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not supported; leave it out, or give false")
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

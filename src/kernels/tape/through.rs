@@ -121,14 +121,15 @@ impl Task<'_> {
             let at = panel - rows.start / LANES;
             for (column, out) in self.columns.clone().step_by(SUB).zip(out.chunks_exact_mut(DEPTH / LANES)) {
                 with_layout!(self.w.dtype,
-                    Q => {
-                        let sub = column / SUB;
-                        let unit = &bytes[sub / Q::SUBS * Q::UNIT..][..Q::UNIT];
-                        quantized::<Q>(self.isa, unit, sub % Q::SUBS, &mut out[at]);
-                    },
+                    Q => self.blocks::<Q>(bytes, column / SUB, &mut out[at]),
                     else self.floats(bytes, column, &mut out[at]));
             }
         }
+    }
+
+    fn blocks<Q: Layout>(&self, panel: &[u8], sub: usize, out: &mut Tile) {
+        let unit = &panel[sub / Q::SUBS * Q::UNIT..][..Q::UNIT];
+        quantized::<Q>(self.isa, unit, sub % Q::SUBS, out);
     }
 
     fn floats(&self, panel: &[u8], column: usize, out: &mut Tile) {

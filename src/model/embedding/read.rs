@@ -37,6 +37,7 @@ impl<'a> Reader<'a> {
             }
         }
         embedding.width_of(&embedding.pooling, self.hidden).context(self.folder.display())?;
+        embedding.is_described = !self.files.is_empty();
         embedding.files = self.files;
         Ok(embedding)
     }

@@ -23,7 +23,7 @@ from ...schemas.bounded import Unsupported
 from . import calls, chat, json, prompt, xml
 from .types import Field
 
-__all__ = ["Format", "caller_signature", "find"]
+__all__ = ["NONE", "Format", "caller_signature", "find"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Format:
 
 #: Nothing is missing then: the call has a grammar of its own.
 CALL_ALONE = "the answer is a tool call alone"
-_NONE = Format("none", why="no adapter's format in the prompt")
+NONE = Format("none", why="no adapter's format in the prompt")
 
 
 def find(request: lm15.Request, signature: type[dspy.Signature] | None = None) -> Format:
@@ -100,7 +100,7 @@ def _said(error: Exception) -> str:
 def _asked(wanted: Any) -> Format:
     """A request's own response_format."""
     if wanted is None:
-        return _NONE
+        return NONE
     if wanted["type"] == "json_object":
         return _CACHE.get("json_object", lambda: Format("json_object", {"json_schema": json.any_object()}))
     schema = wanted["schema"]

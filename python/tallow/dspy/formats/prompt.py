@@ -17,7 +17,7 @@ from dspy import lm15
 from dspy.adapters.utils import translate_field_type  # type: ignore[import-untyped]
 
 from ...schemas.bounded import Unsupported
-from .types import Field, from_note, from_signature
+from .types import Field, from_note, from_signature, from_type
 
 _CHAT = "Respond with the corresponding output fields, starting with the field "
 _JSON = "Respond with a JSON object in the following order of fields: "
@@ -134,14 +134,20 @@ def from_notes(prompt: Prompt) -> list[Field]:
     for name, said in prompt.pieces():
         kind = _KIND.match(said.rstrip(".") if prompt.kind == "json" else said)
         note = _note(structure, name, prompt.layout)
-        if prompt.kind == "xml" and note is None:
-            raise Unsupported(
-                f"the prompt is not the calling Signature's, and does not say what {name} may be"
-            )
+        if prompt.kind == "xml" and note is None:  # elements in elements, which are shown without types
+            fields.append(from_type(name, _declared(prompt.system, name)))
+            continue
         fields.append(from_note(name, kind[1] if kind else _of_note(note or ""), note or ""))
     if not fields:
         raise Unsupported("the prompt names no output fields")
     return fields
+
+
+def _declared(system: str, name: str) -> str:
+    """The type of an output field, as the list of fields at the prompt's begin names it."""
+    outputs = system.partition("\nYour output fields are:\n")[2]
+    found = re.search(rf"^\d+\. `{name}` \((.+?)\):", outputs, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _note(structure: str, name: str, layout: str) -> str | None:

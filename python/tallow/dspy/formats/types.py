@@ -138,7 +138,39 @@ def from_note(name: str, kind: str | None, note: str) -> Field:
     raise Unsupported(f"the prompt does not say what {name} may be")
 
 
+def from_type(name: str, kind: str) -> Field:
+    """A field of which a prompt gives nothing but its type's name: of types that everybody knows."""
+    try:
+        annotation = _known(ast.parse(kind, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        annotation = None
+    if annotation is None:
+        raise Unsupported(f"the prompt is not the calling Signature's, and does not say what {name} may be")
+    return from_signature(name, pydantic.fields.FieldInfo(annotation=annotation))
+
+
 # Python types
+
+
+_KNOWN: dict[str, Any] = {
+    **{"str": str, "int": int, "float": float, "bool": bool, "NoneType": type(None)},
+    **{"list": list, "dict": dict, "Union": Union},
+}
+
+
+def _known(node: ast.expr) -> Any:
+    """The type that an expression names, such as ``list[str]``; None where a name is somebody's own."""
+    if isinstance(node, ast.Name):
+        return _KNOWN.get(node.id)
+    if not isinstance(node, ast.Subscript):
+        return None
+    if isinstance(node.value, ast.Name) and node.value.id == "Literal":
+        values = ast.literal_eval(node.slice)
+        return Literal[values]
+    of = _known(node.value)
+    inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    found = tuple(_known(one) for one in inner)
+    return None if of is None or None in found else of[found]
 
 
 def _members(annotation: Any) -> tuple[Any, ...] | None:
