@@ -257,8 +257,9 @@ def test_better_together(world, student):
         (lambda lm: (dspy.Predict(Sort), {}), "student.set_lm(lm) first"),
         (lambda lm: (ready(lm), {"train_kwargs": {"num_train_epoch": 3}}), "'num_train_epochs'"),
         (lambda lm: (ready(lm), {"adapter": dspy.JSONAdapter()}), "tallow.dspy.JSONAdapter()"),
+        (lambda lm: (ready(lm), {"adapter": dspy.TwoStepAdapter(lm)}), "derive from dspy.ChatAdapter"),
     ],
-    ids=["set_lm", "train_kwargs", "JSONAdapter"],
+    ids=["set_lm", "train_kwargs", "JSONAdapter", "TwoStepAdapter"],
 )
 def test_before_the_teacher(world, lm, make, part):
     program, given = make(lm)

@@ -77,3 +77,14 @@ def _check_adapter(adapter: Any) -> None:
             f"DSPy cannot write rows to train on with its {type(adapter).__name__}; give BootstrapFinetune "
             "adapter=tallow.dspy.JSONAdapter(), which can, and asks the same way"
         )
+    known = getattr(bootstrap_finetune, "infer_data_format", None)
+    if adapter is None or known is None:
+        return
+    try:
+        known(adapter)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"BootstrapFinetune takes no {type(adapter).__name__}, but adapters that derive from "
+            "dspy.ChatAdapter; derive it from that, or train without the optimizer: "
+            "lm.finetune(tallow.dspy.finetune_rows(program, examples, adapter=adapter))"
+        ) from error

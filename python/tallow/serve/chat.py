@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from .. import answers, arguments, results
+from .. import _core, answers, arguments, results
 from ..tools import Call as ToolCall
 from . import formats, generation
 from .call import Call
@@ -106,7 +106,9 @@ def _max_tokens(given: ChatRequest) -> int | None:
 def _logprobs(given: ChatRequest) -> int | None:
     if given.top_logprobs and not given.logprobs:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
-    return (given.top_logprobs or 0) if given.logprobs else None
+    if not given.logprobs:
+        return None
+    return arguments.integer("top_logprobs", given.top_logprobs or 0, 0, _core.MAX_TOP_LOGPROBS)
 
 
 def _tool_choice(given: ChatRequest) -> tuple[str, list[str]]:
@@ -154,7 +156,13 @@ def _think(effort: str | None, template: answers.Template) -> bool | str | None:
     if effort == "none":
         return False
     tags = template.tags
-    if tags is None or tags.switch is None or tags.on is not None:
+    if tags is None:
+        raise invalid(
+            "reasoning_effort is for models that think, and this one's chat template knows no thoughts; "
+            "leave it out",
+            "reasoning_effort",
+        )
+    if tags.switch is None or tags.on is not None:
         return True
     return {"minimal": "low", "xhigh": "high"}.get(effort, effort)
 
@@ -288,4 +296,4 @@ def logprobs(found: Sequence[results.TokenLogprob]) -> dict[str, Any]:
 
 
 def _named(entry: results.TokenLogprob) -> dict[str, Any]:
-    return {"token": entry.token, "logprob": max(entry.logprob, -9999.0), "bytes": list(entry.bytes)}
+    return {"token": entry.token, "logprob": generation.finite(entry.logprob), "bytes": list(entry.bytes)}

@@ -91,6 +91,8 @@ def _check(given: CompletionRequest, n: int) -> None:
         )
     if given.logprob_token_ids is None:
         return
+    if not given.logprob_token_ids:
+        raise invalid("logprob_token_ids is empty; give at least one token id", "logprob_token_ids")
     if n > 1 or given.stream:
         raise invalid("logprob_token_ids is for one answer a prompt, not streamed", "logprob_token_ids")
     changes = ("logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty")
@@ -129,7 +131,7 @@ class _Measure:
         row = logits.astype(np.float64)
         top = row.max()
         total = top + np.log(np.exp(row - top).sum())
-        self.found.append({id: min(float(row[id] - total), 0.0) for id in self._ids or ()})
+        self.found.append({id: min(generation.finite(float(row[id] - total)), 0.0) for id in self._ids or ()})
 
 
 # Answering
@@ -220,7 +222,7 @@ class _Shape:
             top.update({f"token_id:{id}": logprob for id, logprob in more.items()})
         return {
             "tokens": [self._shown(entry) for entry in found] or [f"token_id:{id}" for id in tokens],
-            "token_logprobs": [entry.logprob for entry in found],
+            "token_logprobs": [generation.finite(entry.logprob) for entry in found],
             "top_logprobs": tops,
             "text_offset": offsets,
         }
@@ -235,7 +237,7 @@ class _Shape:
     def _top(self, entry: results.TokenLogprob) -> dict[str, float]:
         """The likeliest at a place, and the one that was taken."""
         every: Iterable[results.TokenLogprob] = (*entry.top, entry)
-        return {self._shown(one): one.logprob for one in every}
+        return {self._shown(one): generation.finite(one.logprob) for one in every}
 
     def _shown(self, entry: results.TokenLogprob) -> str:
         return f"token_id:{entry.id}" if self._given.return_tokens_as_token_ids else entry.token

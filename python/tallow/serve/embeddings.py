@@ -74,6 +74,8 @@ def texts(name: str, given: Any, most: int) -> list[str]:
             "OpenAIEmbeddings(check_embedding_ctx_length=False))",
             name,
         )
+    if not isinstance(given, list):
+        raise invalid(f"{name} must be a text or a list of texts", name)
     found = arguments.texts(name, given)
     for at, text in enumerate(found):
         if not text:

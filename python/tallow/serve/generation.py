@@ -80,8 +80,6 @@ def options(given: Generating, timeout: float) -> dict[str, Any]:
         fields["top_k"] = given.top_k if given.top_k > 0 else arguments.MAX_COUNT
         if given.top_k < -1:
             raise invalid(f"top_k is {given.top_k}; it must be at least 1 (0 or -1: off)", "top_k")
-    if given.stream_options and given.stream_options.include_obfuscation:
-        raise invalid("stream_options.include_obfuscation is not supported; leave it out", "stream_options")
     if given.logit_bias:
         fields["logit_bias"] = {_id(key): bias for key, bias in given.logit_bias.items()}
     seconds = timeout if given.timeout is None else min(arguments.seconds("timeout", given.timeout), timeout)
@@ -313,6 +311,11 @@ def usage(found: Sequence[Sequence[Answer | answers.AsyncReply]]) -> dict[str, A
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": thoughts},
     }
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; what cannot be is that unlikely."""
+    return max(logprob, -9999.0)
 
 
 def fingerprint(served: Served) -> str:

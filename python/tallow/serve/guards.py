@@ -77,7 +77,7 @@ class Guard:
                 "permission_error",
                 "unknown_host",
             )
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/v1")
         if path in OPEN or (path == "/metrics" and self._server.settings.open_metrics):
             return
         if self._keys and not self._has_key(headers.get(b"authorization", b"")):

@@ -55,7 +55,8 @@ async def detokenize(call: Call) -> Response:
     """The text of ids."""
     given = await call.read(DetokenizeRequest)
     served = await call.served(given.model)
-    return call.json({"prompt": served.model.detokenize(given.tokens, special=True)})
+    ids = arguments.token_ids("tokens", given.tokens)
+    return call.json({"prompt": served.model.detokenize(ids, special=True)})
 
 
 def _ids(given: TokenizeRequest, served: Served) -> list[int]:
