@@ -151,9 +151,12 @@ def ray():
     # Ray's workers stand back for everything else, and time out where a machine is busy.
     os.environ.update(on_ray.PROXY, RAY_worker_niceness="0", RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="30")
     ray = needed("ray")
-    ray.init(
-        "local", num_cpus=3, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False
-    )
+    options = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 200_000_000}
+    try:
+        ray.init("local", log_to_driver=False, **options)
+    except Exception:  # it gives its own processes 30 seconds, which a busy machine does not
+        ray.shutdown()
+        ray.init("local", log_to_driver=False, **options)
     yield ray
     ray.shutdown()
 

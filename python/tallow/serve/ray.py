@@ -57,8 +57,8 @@ def deployment(
     - ``batch``: requests that a replica computes together; what is more waits in Ray's queue.
     - ``name``: of the deployment, as Ray lists it.
     """
-    from ray import serve
-    from ray.serve.config import RequestRouterConfig
+    from ray import serve  # type: ignore[import-not-found]
+    from ray.serve.config import RequestRouterConfig  # type: ignore[import-not-found]
 
     from . import app
 
