@@ -9,7 +9,7 @@ demos and then weights, with the same teacher. All in this process; one model se
 students.
 
 A prompt is the mail and one word. ``--chat`` takes DSPy's ChatAdapter, whose prompts explain the fields: five
-times the tokens, and a model of this size needs many more steps before it tells the mails apart in them.
+times the tokens, and a model of this size learns little in them from so few rows.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._core import Sampler, __version__, features
+from ._with_dspy import when_imported as _when_dspy_is_imported
 from .adapter import Adapter
 from .errors import (
     ArgumentTypeError,
@@ -33,7 +34,6 @@ from .errors import (
 from .merged import Merged, MergedTensor
 from .model import AsyncStream, Model, Stream
 from .results import Chunk, Completion, Score, Scores, Timings, TokenLogprob, Usage
-from .serve.for_dspy import when_imported as _when_dspy_is_imported
 from .training import Training, TrainingStep
 
 if TYPE_CHECKING:

@@ -36,13 +36,14 @@ class _Beat:
     in that thread, and what a handler asks of the loop (Jupyter's stop button cancels the cell's task) is not
     seen as long as the loop sleeps: the cancellation came with the answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool = True) -> None:
         self._waiting = 0
         self._running = False
+        self._wanted = wanted
 
     def join(self, loop: asyncio.AbstractEventLoop) -> None:
         self._waiting += 1
-        if not self._running and threading.current_thread() is threading.main_thread():
+        if self._wanted and not self._running and threading.current_thread() is threading.main_thread():
             self._beat(loop)
 
     def leave(self) -> None:
@@ -57,11 +58,19 @@ class _Beat:
 _beats: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Beat] = weakref.WeakKeyDictionary()
 
 
+def without_beat() -> None:
+    """Lets the running loop sleep, for its handlers of signals wake it themselves. For a server, whose
+    streams cost little more than their wake-ups."""
+    _beats[asyncio.get_running_loop()] = _Beat(wanted=False)
+
+
 @contextlib.contextmanager
 def awake() -> Iterator[None]:
     """Has the running loop see signals while a task waits."""
     loop = asyncio.get_running_loop()
-    beat = _beats.setdefault(loop, _Beat())
+    beat = _beats.get(loop)
+    if beat is None:
+        beat = _beats[loop] = _Beat()
     beat.join(loop)
     try:
         yield

@@ -389,6 +389,26 @@ def test_types_that_only_the_notes_describe(kind):
     assert "maxLength" in text and "light red" in text
 
 
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        *(list[str], list[list[int]], dict[str, float], Optional[bool], list[Literal["a", "it's"]]),
+        *(dict[str, list[Optional[int]]],),
+    ],
+)
+def test_elements_whose_types_only_the_list_of_fields_names(annotation):
+    """XMLAdapter shows these as elements without types."""
+    made = dspy.Signature({"question": (str, dspy.InputField()), "value": (annotation, dspy.OutputField())})
+    here, elsewhere = (formats.find(prompt(ADAPTERS["xml"], made), one) for one in (made, None))
+    assert here.constraint == elsewhere.constraint != {}
+
+
+@pytest.mark.parametrize("annotation", [Pet, list[Pet], dict[str, Optional[Pet]]])
+def test_elements_of_a_class_run_free_without_the_signature(annotation):
+    made = dspy.Signature({"question": (str, dspy.InputField()), "value": (annotation, dspy.OutputField())})
+    assert not formats.find(prompt(ADAPTERS["xml"], made), None).constraint
+
+
 def test_what_the_notes_do_not_tell_runs_free():
     made = signature(Level)  # the prompt lists 1 and 2, and DSPy reads LOW and HIGH
     free = formats.find(prompt(ADAPTERS["chat"], made), None)

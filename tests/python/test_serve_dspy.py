@@ -281,3 +281,25 @@ def test_a_key(wide, monkeypatch):
         dspy_provider(url, name="kept")
         assert dspy.LM("kept/wide", **given)("hello")
     lm15.unregister_provider("kept")
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_calls_name_the_tools_that_there_are(lm, native):
+    """As DSPy sends tools, and as an adapter writes them into its prompt."""
+
+    class Act(dspy.Signature):
+        question: str = dspy.InputField()
+        tools: list[dspy.Tool] = dspy.InputField()
+        calls: dspy.ToolCalls = dspy.OutputField()
+
+    def weather(city: str, days: int) -> str:
+        """The weather."""
+        return "fine"
+
+    own = lm.copy(max_tokens=300, tool_choice="required") if native else lm.copy(max_tokens=300)
+    adapter = dspy.ChatAdapter(use_native_function_calling=native, use_json_adapter_fallback=False)
+    with dspy.context(lm=own, adapter=adapter):
+        found = dspy.Predict(Act)(question="?", tools=[dspy.Tool(weather)])
+    (call, *more) = found.calls.tool_calls
+    assert {one.name for one in (call, *more)} == {"weather"}
+    assert set(call.args) == {"city", "days"} and isinstance(call.args["days"], int)

@@ -14,6 +14,7 @@ import pytest
 
 import tallow
 from conftest import assert_idle, python
+from tallow import _async
 
 LIMIT = 60  # seconds; only to tell a hang from a busy machine
 
@@ -439,3 +440,19 @@ def test_forked_children_draw_their_own(tiny_folder):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) == 12 and len({tuple(tokens) for tokens in found}) == 12, found
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_loop_may_sleep_while_tasks_wait(smollm2, beats):
+    """A server's loop needs no help to see signals, and each of its wake-ups costs as much as a token's."""
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        if not beats:
+            _async.without_beat()
+        timers, real = [], loop.call_later
+        loop.call_later = lambda *given: timers.append(given) or real(*given)
+        await smollm2.agenerate("once", **endless(smollm2) | {"max_tokens": 8})
+        return timers
+
+    assert bool(asyncio.run(run())) is beats

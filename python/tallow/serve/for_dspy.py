@@ -8,12 +8,10 @@ it was made.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from typing import Any
 
-from .. import _log, arguments
+from .. import arguments
 
 #: Where ``tallow serve`` listens unless told otherwise.
 ADDRESS = "http://127.0.0.1:8000"
@@ -21,7 +19,6 @@ ADDRESS = "http://127.0.0.1:8000"
 HEADER = "x-tallow-format"
 #: What may be asked of the format of an answer.
 FORMATS = ("auto", "none")
-_LM15 = "dspy.lm15"
 
 
 def register(
@@ -77,41 +74,3 @@ def _base(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         arguments.wrong_value("url", url, f'the address of a server, as "{ADDRESS}"')
     return url if url.endswith("/v1") else url + "/v1"
-
-
-# With ``import tallow``
-
-
-def when_imported() -> None:
-    """Registers the provider "tallow" as soon as DSPy is there, which is not imported for it."""
-    if _LM15 in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _Waiting())
-
-
-class _Waiting:
-    """Sees DSPy's module of providers being imported."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != _LM15:
-            return None
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)  # as the others find it
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def then_register(module: Any) -> None:
-                run(module)
-                _register()
-
-            spec.loader.exec_module = then_register  # type: ignore[method-assign]
-        return spec
-
-
-def _register() -> None:
-    try:
-        register(replace=False)
-    except Exception as error:  # whatever a later DSPy does: who only wants DSPy must get it
-        _log.warning('dspy.LM("tallow/...") will not find a server: %s', error)

@@ -7,6 +7,7 @@ with an error. A second signal ends at once. Either way the exit code is 0, for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from .. import _async
 from . import errors
 from .server import Server
 
@@ -23,6 +25,8 @@ from .server import Server
 _LAST_WORDS = 2.0
 #: The same at a second signal.
 _AT_ONCE = 0.3
+#: Seconds after which the time in the answers' headers is set.
+_TICK = 1.0
 #: Seconds that a connection without a request is kept.
 _KEEP_ALIVE = 75
 
@@ -47,12 +51,20 @@ class Runner(uvicorn.Server):
         self._grace = grace
         self._told = started
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._signalled = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        _async.without_beat()
         await super().startup(sockets)
         if self.started and self._told is not None:
             self._told()
+
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether it is to end.
+        while not await self.on_tick(0):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._signalled.wait(), _TICK)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not remembered, or uvicorn would raise it once more at the end, and the process would die of it.
@@ -62,6 +74,7 @@ class Runner(uvicorn.Server):
             return
         self.should_exit = True
         self._served.drain()
+        self._on_loop(self._signalled.set)
         self._on_loop(self._end_later)
 
     def _on_loop(self, what: Callable[[], Any]) -> None:
