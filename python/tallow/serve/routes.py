@@ -24,6 +24,7 @@ from . import (
     responses,
     shapes,
     tokens,
+    wire,
 )
 from .call import Call
 from .server import Server
