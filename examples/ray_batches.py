@@ -10,7 +10,9 @@ import tallow.ray
 THREADS = 1
 
 ray.init("local", num_cpus=3, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
-numbers = ray.data.from_items([{"id": n, "prompt": f"{n}, {n + 1}, {n + 2},"} for n in range(100)])
+numbers = ray.data.from_items(
+    [{"id": n, "prompt": f"{n}, {n + 1}, {n + 2},"} for n in range(100)], override_num_blocks=2
+)
 
 # Ray counts CPUs and fences nobody in, so `threads` and `num_cpus` are the same number. On a machine of one's
 # own: one actor, with all its threads, for weights, cache and batch are shared in it.
