@@ -10,7 +10,7 @@ MODELS := target/test-models
 SOURCES := python tests/python tests/clients examples scripts benches docs notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help dspy-rs bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy clients notebooks test-notebooks loom check format lint stubs docs check-cuda develop models clean
+.PHONY: help dspy-rs bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy clients notebooks test-notebooks ray loom check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,19 @@ test-notebooks: models ## Run the notebooks, and compare what they show with wha
 
 notebooks: models ## Run the notebooks and keep what they show (ARGS=04 chooses)
 	$(BIN)/python scripts/notebooks.py --write $(ARGS)
+
+# Ray has many requirements of its own, so it lies in an environment before .venv.
+RAY := target/ray
+
+$(RAY)/.ready: scripts/requirements-ray.txt $(VENV)/.ready
+	test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/requirements-ray.txt
+	echo "import site; site.addsitedir('$$($(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth
+	touch $@
+
+ray: models $(RAY)/.ready ## The tests on Ray, and its examples (some minutes; not in `make check`)
+	TALLOW_TEST_MODELS=$(abspath $(MODELS)) $(RAY)/bin/python -m pytest -m ray tests/python/test_ray.py
 
 loom: ## The worker pool's dispatch in every order of its steps (half a minute, once loom is built)
 	CARGO_TARGET_DIR=$(abspath target/loom) cargo test --release --quiet --manifest-path tests/loom/Cargo.toml

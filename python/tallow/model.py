@@ -591,13 +591,13 @@ class Model:
 
         - ``requests``; of them ``completed`` ended well, ``failed`` with an error (late ones included), and
           ``cancelled`` were not wanted any more (dropped streams, cancelled tasks, a closed engine);
-          ``running`` and ``waiting`` now; ``shared``: answered by an equal one in work; ``preempted``: put back for
-          want of pages, and computed again.
+          ``running`` and ``waiting`` now; ``shared``: answered by an equal one in work; ``preempted``: put
+          back for want of pages, and computed again.
         - ``prompt_tokens``, ``completion_tokens``; ``cached_tokens`` of prompts were found and not computed;
           ``computed_tokens``: rows of prompts and answers together.
         - ``steps``: forward passes; ``mean_batch`` and ``largest_batch``: sequences in one; ``batched``: in
-          all of them; ``sequences_per_step`` and ``rows_per_step``: how many steps had up to 1, 2, 4, ... (the
-          last number stands for more as well).
+          all of them; ``sequences_per_step`` and ``rows_per_step``: how many steps had up to 1, 2, 4, ...
+          (the last number stands for more as well).
         - ``drafted`` tokens were guessed, ``accepted`` of them were right; ``forced``: appended by a
           constraint and never sampled.
         - ``pages`` of 16 positions there are; ``free_pages`` hold nothing, ``cached_pages`` hold what nobody

@@ -101,7 +101,7 @@ class Program:
         yield {**batch, **added, **_errors(found, self._keep)}
 
     async def _one(self, row: dict[str, Any]) -> Any:
-        import dspy
+        import dspy  # type: ignore[import-untyped]
 
         if self._lm is None:
             return await self._program.acall(**row)

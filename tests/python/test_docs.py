@@ -26,7 +26,8 @@ import pytest
 from sphinx.pycode import ModuleAnalyzer
 
 import tallow
-import tallow.serve
+import tallow.ray
+import tallow.serve.ray
 from conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -145,7 +146,8 @@ def public() -> dict[str, Any]:
         members = vars(thing) if isinstance(thing, type) else {}
         own = [key for key in members if key == "__call__" or (key[0] != "_" and key not in _PYTHONS)]
         found.update({f"{name}.{key}": getattr(thing, key) for key in own})
-    return {**found, "serve.app": tallow.serve.app}
+    ours = {"serve.app": tallow.serve.app, "serve.ray.deployment": tallow.serve.ray.deployment}
+    return {**found, **ours, "ray.Generate": tallow.ray.Generate, "ray.Program": tallow.ray.Program}
 
 
 PUBLIC = public()

@@ -8,7 +8,8 @@ from conftest import ROOT, python
 
 #: Arguments of those that would take minutes.
 ARGUMENTS = {"finetune": ["8"]}
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+#: Those for Ray run where it is: test_ray.py.
+EXAMPLES = [file for file in sorted((ROOT / "examples").glob("*.py")) if not file.stem.startswith("ray_")]
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

@@ -1,11 +1,12 @@
-"""On Ray: rows in batches, and replicas behind Ray Serve. What needs no cluster is tested without one; the rest
-is marked ``ray`` and runs by ``make ray``, in an environment that has Ray."""
+"""On Ray: rows in batches, and replicas behind Ray Serve. What needs no cluster is tested without one; the
+rest is marked ``ray`` and runs by ``make ray``, in an environment that has Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import json
+import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ import pytest
 
 import tallow
 import tallow.ray
-from conftest import needed, python
+from conftest import ROOT, needed, python
 
 needed("starlette")
 from tallow.serve import ray as on_ray  # noqa: E402
@@ -147,36 +148,42 @@ def test_a_request_gets_its_session_and_keeps_its_body(given):
 
 @pytest.fixture(scope="session")
 def ray():
-    import os
-
-    os.environ.update(on_ray.PROXY)
+    # Ray's workers stand back for everything else, and time out where a machine is busy.
+    os.environ.update(on_ray.PROXY, RAY_worker_niceness="0", RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="30")
     ray = needed("ray")
-    ray.init(num_cpus=3, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
+    options = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 200_000_000}
+    try:
+        ray.init("local", log_to_driver=False, **options)
+    except Exception:  # it gives its own processes 30 seconds, which a busy machine does not
+        ray.shutdown()
+        ray.init("local", log_to_driver=False, **options)
     yield ray
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def replicas(ray, wide_folder):
-    """Two replicas of one thread, at an address."""
+def url(ray, wide_folder):
+    """Two replicas of a thread each."""
     from ray import serve
 
-    serve.start(http_options={"port": 0})
-    made = on_ray.deployment({"wide": str(wide_folder)}, threads=1, replicas=2, batch=8, log=None)
-    serve.run(made, name="tallow")
-    port = next(iter(serve.status().proxies.values())) and serve.context._get_global_client().http_config.port
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(on_ray.deployment({"wide": str(wide_folder)}, threads=1, replicas=2, batch=8, log=None))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
 
-def post(url, body, **headers):
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json", **headers})
+def post(url, body, path="/v1/chat/completions"):
+    request = urllib.request.Request(
+        url + path, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
     return urllib.request.urlopen(request, timeout=60)
 
 
 @pytest.mark.ray
-def test_batches_on_ray(ray, wide, wide_folder):
+def test_rows_of_a_dataset(ray, wide, wide_folder):
     numbers = ray.data.from_items([{"prompt": f"say {n}"} for n in range(12)])
     answered = numbers.map_batches(
         tallow.ray.Generate,
@@ -188,3 +195,55 @@ def test_batches_on_ray(ray, wide, wide_folder):
     )
     found = {row["prompt"]: row["answer"] for row in answered.take_all()}
     assert found == {text: wide.generate(text, **SEEDED).text for text in found} and len(found) == 12
+
+
+@pytest.mark.ray
+def test_the_same_answer_behind_ray_serve(url, wide):
+    expected = wide.generate(ASK, **SEEDED).text
+    whole = json.load(post(url, {"messages": ASK, **SEEDED}))
+    assert whole["choices"][0]["message"]["content"] == expected
+    with post(url, {"messages": ASK, "stream": True, **SEEDED}) as answer:
+        assert answer.headers["x-request-id"]
+        lines = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")]
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == expected
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(url, {"messages": 5})
+    assert refused.value.code == 400 and json.load(refused.value)["error"]["param"] == "messages"
+
+
+@pytest.mark.ray
+def test_what_begins_alike_reaches_the_same_replica(url):
+    """With two replicas a second request would find nothing in every other case."""
+    for n in range(8):
+        instructions = {"role": "system", "content": f"{n} you are a cook " * 8}
+        for question in ("why?", "how?"):
+            ask = [instructions, {"role": "user", "content": question}]
+            usage = json.load(post(url, {"messages": ask, "max_tokens": 1}))["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] > 100, n
+
+
+@pytest.mark.ray
+def test_who_leaves_ends_the_request(url):
+    answer = post(url, {"messages": ASK, "max_tokens": 3500, "logit_bias": {"2": -100}, "stream": True})
+    assert answer.readline().startswith(b"data: ")
+    answer.close()
+    until = time.monotonic() + 20
+    while True:  # whichever replica answers
+        found = [urllib.request.urlopen(url + "/metrics", timeout=20).read().decode() for _ in range(4)]
+        running = [line for text in found for line in text.splitlines() if "requests_running{" in line]
+        if all(line.endswith(" 0.0") for line in running) and any('outcome="cancelled"' in t for t in found):
+            return
+        assert time.monotonic() < until, running
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["ray_batches", "ray_serve"])
+def test_example(name, smollm2, tmp_path):
+    file = str(ROOT / "examples" / f"{name}.py")
+    done = python(f"import runpy; runpy.run_path({file!r}, run_name='__main__')", cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
+    assert len(shown) == {"ray_batches": 3, "ray_serve": 9}[name], done.stdout
+    if name == "ray_serve":  # the second and third question of each trade
+        assert all(" 0 of" not in line for at, line in enumerate(shown) if at % 3), done.stdout

@@ -181,6 +181,8 @@ HOLD = {
         {**ASK, "tool_choice": None, "structured_outputs": {"json": {"type": "boolean"}}},
         lambda a: content(a) in ("true", "false"),
     ),
+    "a choice among no tools": (CHAT, {**ASK, "tool_choice": "auto"}, content),
+    "an empty salt": (CHAT, {**ASK, "cache_salt": ""}, content),
     # Texts
     "a text is continued": (
         TEXT,
@@ -357,6 +359,7 @@ OTHERWISE = {
     "given tokens measured in a chat": (CHAT, {**ASK, "logprob_token_ids": [5]}, 400, "'logprob_token_ids'"),
     "ids and text in one prompt": (TEXT, {**CONTINUE, "prompt": [5, "a", 6]}, 400, "prompt"),
     "a text as content": ("/tokenize", {"content": "a"}, 400, "'content'"),
+    "another model's name": (CHAT, {**ASK, "model": "gpt-4"}, 404, "not served"),
     "a prompt as the template writes it": ("/apply-template", {"messages": USER}, 404, "no route"),
     "llama.cpp's own completion": ("/completion", {"prompt": "a", "n_predict": 4}, 404, "no route"),
     "filling in": ("/infill", {"input_prefix": "a", "input_suffix": "b"}, 404, "no route"),
@@ -439,6 +442,13 @@ def test_a_body_that_is_no_object(client, path, body):
 def test_tokens_and_back(client):
     ids = post(client, "/tokenize", {"prompt": LINE}).json()["tokens"]
     assert post(client, "/detokenize", {"tokens": ids}).json() == {"prompt": LINE}
+
+
+def test_a_last_message_is_continued_only_where_that_is_asked(client):
+    body = {"messages": [*USER, {"role": "assistant", "content": "It is"}]}
+    plain = post(client, "/tokenize", body).json()["tokens"]
+    body |= {"continue_final_message": True, "add_generation_prompt": False}
+    assert len(plain) > len(post(client, "/tokenize", body).json()["tokens"])
 
 
 @pytest.mark.parametrize("prefix", ["", "/llm"])

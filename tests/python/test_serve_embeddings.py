@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
+import threading
 
 import numpy as np
 import pytest
 
 import tallow
 from conftest import ROOT, needed
-from tallow.serve import app, rerank
+from tallow.serve import app, batches, rerank
 
 testclient = needed("starlette.testclient")
 
@@ -114,6 +117,12 @@ def test_what_cannot_be_honoured_is_refused(client, path, body, param, says):
 DOCUMENTS = ["first", {"text": "second"}, "third"]
 
 
+def test_a_model_that_was_made_for_vectors_is_known_by_its_files(wide, embedder):
+    golden = ROOT / "tests" / "golden" / "embed"
+    made = [embedder, tallow.Model(golden / "llama"), tallow.Model(golden / "gemma3" / "model.gguf")]
+    assert all(one._native.is_embedder for one in made) and not wide._native.is_embedder
+
+
 def ranked(client, **body):
     body = {"query": "which", "documents": DOCUMENTS, **body}
     return answer(client.post(RERANK, json=body))
@@ -175,3 +184,43 @@ def test_scores_come_from_the_adapter_that_is_named(wide, tmp_path):
         )
         assert base["data"] != fine["data"]
     wide.unload_adapter("fine")
+
+
+def test_who_leaves_is_computed_for_no_longer(embedder, monkeypatch):
+    """The batch that is at work ends; no other begins."""
+    begun = []
+    real = tallow.Model.embed
+
+    def embed(self, texts, *rest, **options):
+        begun.append(len(texts))
+        left.set()
+        return real(self, texts, *rest, **options)
+
+    monkeypatch.setattr(tallow.Model, "embed", embed)
+    body = [{"type": "http.request", "body": json.dumps({"input": ["a b c"] * 2000}).encode()}]
+    left, sent = threading.Event(), []
+
+    async def receive():
+        if body:
+            return body.pop()
+        await asyncio.to_thread(left.wait)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": EMBED, "headers": headers, "query_string": b""}
+    scope |= {"root_path": "", "http_version": "1.1", "scheme": "http", "raw_path": EMBED.encode()}
+    asyncio.run(app({"embedder": embedder}, log=None)(scope, receive, send))
+    assert sent[0]["status"] == 499 and sum(begun) < 2000
+
+
+def test_what_takes_too_long_or_waits_too_long_is_told(embedder, monkeypatch):
+    body = {"input": ["a b c"] * 2000}
+    with testclient.TestClient(app({"embedder": embedder}, log=None, timeout=0.05)) as client:
+        late = client.post(EMBED, json=body)
+        assert late.status_code == 408 and late.json()["error"]["code"] == "timeout"
+        monkeypatch.setattr(batches, "_running", 2000)
+        full = client.post(EMBED, json=body)
+        assert full.status_code == 429 and full.headers["retry-after"]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from .. import errors
 from .call import Call
+from .errors import QUEUE_IS_FULL as FULL
 from .server import QUEUE, Served
 
 _Item = TypeVar("_Item")
@@ -19,6 +20,8 @@ _Found = TypeVar("_Found")
 #: Batches at once. Those of all of them fit into the engine's queue.
 _THREADS = 16
 _BATCH = 32
+#: Requests that have batches left, which is how many threads are wanted.
+_running = 0
 
 
 def of(served: Served, items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
@@ -30,18 +33,24 @@ def of(served: Served, items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 
 async def run(call: Call, work: Iterable[Callable[[], _Found]]) -> list[_Found]:
     """What each batch gives, one after the other; ends when the client leaves, or its time is up."""
+    global _running
+    if _running >= _THREADS + QUEUE:
+        raise errors.OutOfMemoryError(f"{FULL}: {QUEUE} requests wait for vectors or scores; ask again later")
     found: list[_Found] = []
 
     async def each() -> None:
         for one in work:
             found.append(await _beside(one))
 
-    async with call.attended():
-        limit = call.server.settings.timeout
-        try:
+    limit = call.server.settings.timeout
+    _running += 1
+    try:
+        async with call.attended():
             await asyncio.wait_for(each(), limit)
-        except asyncio.TimeoutError:
-            raise errors.Timeout(f"the time-out of {limit:g} s was reached") from None
+    except asyncio.TimeoutError:
+        raise errors.Timeout(f"the time-out of {limit:g} s was reached") from None
+    finally:
+        _running -= 1
     return found
 
 

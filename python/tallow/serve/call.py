@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -57,8 +58,7 @@ class Outcome:
             self.cached_tokens += usage.cached_tokens
         self.completion_tokens += usage.completion_tokens
         self.queue = timings.queue
-        first = timings.queue + timings.prefill
-        self.first_token = first if self.first_token is None else min(first, self.first_token)
+        self.first_token = min(timings.first_token, self.first_token or math.inf)
         if usage.completion_tokens > 1:
             self.per_token = timings.decode / (usage.completion_tokens - 1)
         self.outcome = reason

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from .. import _log, errors
 
 #: What the engine says when as many requests wait as may (``queue=``); its class is that of any want of room.
-_QUEUE_IS_FULL = "the queue is full"
+QUEUE_IS_FULL = "the queue is full"
 #: Seconds after which it is worth to ask again where nothing better is known.
 RETRY_AFTER = 5
 
@@ -95,7 +95,7 @@ def of(
     if isinstance(error, HTTPException):
         return Refused(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     message = str(error)
-    if isinstance(error, errors.OutOfMemoryError) and message.startswith(_QUEUE_IS_FULL):
+    if isinstance(error, errors.OutOfMemoryError) and message.startswith(QUEUE_IS_FULL):
         return Refused(
             429,
             message,

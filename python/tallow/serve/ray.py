@@ -1,5 +1,5 @@
-"""``tallow.serve`` on Ray Serve (``pip install "tallow[ray]"``): the same app, as replicas that grow with their
-queue, and a way for prompts that begin alike to reach the same replica.
+"""``tallow.serve`` on Ray Serve (``pip install "tallow[ray]"``): the same app, as replicas that grow with
+their queue, and a way for prompts that begin alike to reach the same replica.
 
     serve run tallow.serve.ray:build model=smollm2 threads=4 replicas=1-8
 
@@ -32,6 +32,7 @@ __all__ = ["PROXY", "build", "deployment", "proxy"]
 PROXY = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tallow.serve.ray:proxy"}
 #: Sequences that a replica computes together, where nobody says.
 BATCH = 32
+_MOST = 10_000
 _SESSION = "x-session-id"
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
@@ -47,21 +48,22 @@ def deployment(
 ) -> Any:
     """An application for ``serve.run``.
 
-    - ``models`` and ``options``: those of ``tallow.serve.app``, which every replica makes for itself. A Model is
-      loaded again there, from its source.
+    - ``models`` and ``options``: those of ``tallow.serve.app``, which every replica makes for itself. A Model
+      is loaded again there, from its source.
     - ``threads`` of a replica, and as many CPUs of Ray's: it counts them, and fences nobody in. None: all of
       this machine, for one replica a node with all its threads shares its weights, cache and batch.
-    - ``replicas``: their number, or the least and the most; then there are as many as it takes for each to have
-      about ``batch`` requests, those in the queue included.
+    - ``replicas``: their number, or the least and the most; then there are as many as it takes for each to
+      have about ``batch`` requests, those in the queue included.
     - ``batch``: requests that a replica computes together; what is more waits in Ray's queue.
+    - ``name``: of the deployment, as Ray lists it.
     """
-    from ray import serve
-    from ray.serve.config import RequestRouterConfig
+    from ray import serve  # type: ignore[import-not-found]
+    from ray.serve.config import RequestRouterConfig  # type: ignore[import-not-found]
 
     from . import app
 
-    threads = arguments.integer("threads", threads or len(os.sched_getaffinity(0)), 1)
-    batch = arguments.integer("batch", batch, 1)
+    threads = arguments.integer("threads", threads or len(os.sched_getaffinity(0)), 1, _MOST)
+    batch = arguments.integer("batch", batch, 1, _MOST)
     least, most = _range(replicas)
 
     def made() -> Any:
@@ -126,11 +128,11 @@ def build(args: Mapping[str, Any]) -> Any:
 
 def _range(replicas: Any) -> tuple[int, int]:
     if isinstance(replicas, (tuple, list)) and len(replicas) == 2:
-        least, most = (arguments.integer("replicas", one, 1) for one in replicas)
+        least, most = (arguments.integer("replicas", one, 1, _MOST) for one in replicas)
         if least > most:
             raise InvalidRequestError(f"replicas is ({least}, {most}); give the least first")
         return least, most
-    number = arguments.integer("replicas", replicas, 1)
+    number = arguments.integer("replicas", replicas, 1, _MOST)
     return number, number
 
 
