@@ -99,6 +99,11 @@ class Guard:
                     "send JSON, with the header content-type: application/json",
                     code="unsupported_media_type",
                 )
+            coding = headers.get(b"content-encoding", b"identity").strip().lower()
+            if coding not in (b"", b"identity"):
+                raise errors.Refused(
+                    415, "send the body as it is, without content-encoding", code="unsupported_media_type"
+                )
 
     def _has_key(self, given: bytes) -> bool:
         scheme, _, key = given.partition(b" ")
