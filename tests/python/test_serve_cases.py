@@ -332,7 +332,11 @@ REFUSED = {
     ),
     "a tool of the server's": (CHAT, {**ASK, "tools": [{"type": "web_search"}]}, "tools"),
     "a tool that is none": (CHAT, {**ASK, "tools": ["look"]}, "tools"),
-    "no tokens, by the new name": (CHAT, {**ASK, "max_completion_tokens": 0}, "max_completion_tokens"),
+    "no tokens, by the new name": (
+        CHAT,
+        {"messages": BOOK, "max_completion_tokens": 0},
+        "max_completion_tokens",
+    ),
     "no tokens, as items": ("/v1/responses", {"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
     "a schema of items that is none": (
         "/v1/responses",

@@ -70,9 +70,9 @@ class Connection:
             "host": "localhost",
             "content-type": "application/json",
             "content-length": len(data),
-            **headers,
+            **{name.replace("_", "-"): value for name, value in headers.items()},
         }
-        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items())
+        lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
         self.socket.sendall(f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + data)
         return self
 

@@ -58,7 +58,7 @@ class Guard:
             outcome.outcome = "cancelled" if refused.status == 499 else "error"
             if answer.started:
                 raise
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and refused.status != 408:  # it was waited for long enough
                 await body.drop()
             await refused.response()(scope, receive, answer.send)
         finally:
