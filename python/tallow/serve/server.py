@@ -183,12 +183,14 @@ class Server:
     def _check_adapter(self, where: str, name: str, parent: Served, bases: Mapping[str, Served]) -> None:
         """A request's ``model`` must mean one thing."""
         if not name:
-            raise invalid(f"{where} has an empty name; requests could not ask for it", where)
+            raise InvalidRequestError(f"{where} has an empty name; requests could not ask for it")
         if name in bases or name in self._aliases:
-            raise invalid(f"{where}: {name!r} is the name of a model; choose another", where)
+            raise InvalidRequestError(f"{where}: {name!r} is the name of a model; choose another")
         other = self._with_adapters.get(name)
         if other is not None and other.parent != parent.name:
-            raise invalid(f"{where}: {name!r} is an adapter of {other.parent!r}; choose another name", where)
+            raise InvalidRequestError(
+                f"{where}: {name!r} is an adapter of {other.parent!r}; choose another name"
+            )
 
     def _add(self, parent: Served, adapter: Adapter) -> None:
         name = adapter.name
