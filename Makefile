@@ -128,7 +128,7 @@ wheels: $(WHEEL_TOOLS)/.ready ## Build this machine's wheels and the sdist into 
 test-wheels: ## Install the wheels in dist/ into fresh environments of every Python found, and use them (ARGS='--python python3.12' chooses)
 	$(PYTHON) scripts/test_wheel.py $(ARGS)
 
-dspy-rs: ## Run a dspy-rs program on a model in its own process (ARGS=MODEL chooses; the first time it compiles 490 packages)
+dspy-rs: ## Run a dspy-rs program on a model in its own process (ARGS=MODEL chooses; the first time it compiles 370 packages)
 	CARGO_TARGET_DIR=$(abspath target/dspy-rs) cargo run --quiet --manifest-path examples/dspy-rs/Cargo.toml -- $(ARGS)
 
 clean: ## Remove what was built

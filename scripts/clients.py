@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("instructor", "llama_index"),
     ),
 }
-SECONDS = 120
+SECONDS = 300
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
 //! tallow: a language model inside your process.
 //!
-//! No server, no Python, no torch: weights in GGUF or safetensors as people publish them, on CPU kernels that
-//! give the same bits whoever is in the batch. Calls of any number of threads and tasks become one batch, what
-//! their prompts have in common is computed once, and a grammar holds an answer to its form while the model
-//! writes.
+//! No server, no Python, no torch: weights in GGUF or safetensors as people publish them, on CPU kernels
+//! that give the same bits whoever is in the batch. Calls of any number of threads and tasks become one
+//! batch, what their prompts have in common is computed once, and a grammar holds an answer to its form while
+//! the model writes.
 //!
 //! ```no_run
 //! use serde_json::json;

@@ -114,6 +114,11 @@ mod stream {
 
     use super::*;
 
+    /// What executors of many threads ask of a task.
+    fn movable<T: Send>(task: T) -> T {
+        task
+    }
+
     #[test]
     fn streams_of_one_thread_are_one_batch_and_say_what_the_others_say() {
         let texts = ["a", "b", "c"];
@@ -125,7 +130,7 @@ mod stream {
             assert_eq!(ids(&chunks), whole.tokens);
             assert!(chunks.last().unwrap().finish.is_some());
         }
-        let answer = future::block_on(LM.stream(chat(), short(8)).unwrap().completion()).unwrap();
+        let answer = future::block_on(movable(LM.stream(chat(), short(8)).unwrap().completion())).unwrap();
         assert_eq!(answer.tokens, LM.complete(&chat(), &short(8)).unwrap().tokens);
     }
 

@@ -17,7 +17,7 @@ class City(pydantic.BaseModel):
 asked = [{"role": "user", "content": "Paris has 2 million inhabitants."}]
 for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
     client = instructor.from_openai(openai.OpenAI(base_url=URL, api_key="none"), mode=mode)
-    given = {"model": "smollm2", "messages": asked, "response_model": City, "max_tokens": 100}
+    given = {"model": "smollm2", "messages": asked, "response_model": City, "temperature": 0}
     found = client.chat.completions.create(**given, max_retries=0)
     print(mode, found)
     assert isinstance(found, City)

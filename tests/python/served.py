@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
-import uvicorn
+from tallow.serve import runner
 
 
 @contextlib.contextmanager
-def running(application: Any, **config: Any) -> Iterator[str]:
+def running(application: Any) -> Iterator[str]:
     """The address of a server that runs ``application``."""
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning", **config))
-    thread = threading.Thread(target=server.run, daemon=True)
+    bound, listens = runner.listening("127.0.0.1", 0), threading.Event()
+    made = runner.Runner(application, grace=5.0, started=listens.set)
+    thread = threading.Thread(target=made.run, args=([bound],))
     thread.start()
-    until = time.monotonic() + 60
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < until, "the server did not start"
-        time.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
     try:
-        yield f"http://{host}:{port}"
+        assert listens.wait(60), "the server did not start"
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        made.handle_exit(signal.SIGTERM, None)
+        made.handle_exit(signal.SIGTERM, None)  # a second one ends at once
         thread.join(30)
+        bound.close()

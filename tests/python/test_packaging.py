@@ -41,7 +41,7 @@ def test_the_sdist_holds_what_a_build_needs_and_no_more(sdist):
     assert wheels.problems(sdist) == []
     top = {name.partition("/")[0] for name in wheels.contents(sdist)}
     files = {"Cargo.toml", "Cargo.lock", "pyproject.toml", "PKG-INFO", "LICENSE", "README.md"}
-    assert top == {*files, "ARCHITECTURE.md", "CHANGELOG.md", "src", "python", "benches"}
+    assert top == {*files, "ARCHITECTURE.md", "CHANGELOG.md", "src", "python", "benches", "examples"}
 
 
 #: What is done to a good archive, and a word of the problem it must cause.

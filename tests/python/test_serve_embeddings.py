@@ -117,6 +117,12 @@ def test_what_cannot_be_honoured_is_refused(client, path, body, param, says):
 DOCUMENTS = ["first", {"text": "second"}, "third"]
 
 
+def test_a_model_that_was_made_for_vectors_is_known_by_its_files(wide, embedder):
+    golden = ROOT / "tests" / "golden" / "embed"
+    made = [embedder, tallow.Model(golden / "llama"), tallow.Model(golden / "gemma3" / "model.gguf")]
+    assert all(one._native.is_embedder for one in made) and not wide._native.is_embedder
+
+
 def ranked(client, **body):
     body = {"query": "which", "documents": DOCUMENTS, **body}
     return answer(client.post(RERANK, json=body))

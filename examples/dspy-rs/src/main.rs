@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use dspy_rs::{Example, LM, Predict, Predictor, Signature, configure, example};
 use local::Local;
+use serde_json::Value;
 
 #[Signature]
 struct Booking {
@@ -40,7 +41,9 @@ fn seen() -> Vec<Example> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let lm = tallow::Lm::load(std::env::args().nth(1).unwrap_or_else(|| "HuggingFaceTB/SmolLM2-135M-Instruct".into()))?;
+    let lm = tallow::Lm::load(
+        std::env::args().nth(1).unwrap_or_else(|| "HuggingFaceTB/SmolLM2-135M-Instruct".into()),
+    )?;
     // dspy-rs wants a client; nobody calls this one. What it says of sampling is what the adapter reads.
     let unused = LM::builder().base_url("http://127.0.0.1:1/v1".into()).temperature(0.0).max_tokens(120);
     configure(unused.build().await?, Local::new(lm.clone()));
@@ -55,7 +58,10 @@ async fn main() -> Result<()> {
         ask("Seven nights in Berlin, single room. Thanks, Tom Becker"),
     )?;
     for booking in [&first, &second] {
-        let field = |name: &str| booking.get(name, None);
+        let field = |name: &str| match booking.get(name, None) {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
         println!("{}, {}, {} nights", field("guest"), field("city"), field("nights"));
     }
     let stats = lm.stats();

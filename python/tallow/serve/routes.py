@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from . import (
     responses,
     shapes,
     tokens,
+    wire,
 )
 from .call import Call
 from .server import Server
@@ -41,7 +44,14 @@ class Endpoint(NamedTuple):
 
 async def openapi_document(call: Call) -> Response:
     """This document."""
-    return call.json(openapi.document(ROUTES, with_keys=bool(call.server.settings.api_keys)))
+    # The first time it takes a while, and the loop has others to serve.
+    written = await asyncio.to_thread(_written, bool(call.server.settings.api_keys))
+    return Response(written, media_type="application/json")
+
+
+@functools.cache
+def _written(with_keys: bool) -> bytes:
+    return wire.to_json(openapi.document(ROUTES, with_keys=with_keys))
 
 
 ROUTES: list[Endpoint] = [

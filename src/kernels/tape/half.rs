@@ -1,7 +1,7 @@
 //! What is kept of a layer until its backward pass, in half the memory: values as bfloat16.
 //!
-//! It is done to what is kept and to what is computed again alike, so that the bits of a gradient do not depend
-//! on which it was.
+//! It is done to what is kept and to what is computed again alike, so that the bits of a gradient do not
+//! depend on which it was.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -155,9 +155,7 @@ impl Operation {
             | Operation::Heads { x, .. } => [Some(&mut x.value), None, None],
             Operation::Gated { gate, up, .. } => [Some(&mut gate.value), Some(&mut up.value), None],
             Operation::Attention { q, k, v, .. } => [q, k, v].map(|it| Some(&mut it.value)),
-            Operation::Add { .. } | Operation::ScaleRows { .. } | Operation::SelectRows { .. } => {
-                [None, None, None]
-            }
+            _ => [None, None, None],
         }
     }
 }

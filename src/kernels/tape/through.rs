@@ -1,9 +1,9 @@
 //! The gradient of what a frozen product read, `dx = dy W`, straight from the packed weights.
 //!
-//! Panels have rows of W for lanes, and this product wants columns. So a task takes some columns, unpacks them
-//! for a block of W's rows at a time, turned, and passes all rows of `dy` over them while they lie in cache: of
-//! some hundred rows that is a few percent of the work. (Transposes that were packed beside the weights took 2
-//! bytes a weight, and were no faster without instructions for bfloat16.)
+//! Panels have rows of W for lanes, and this product wants columns. So a task takes some columns, unpacks
+//! them for a block of W's rows at a time, turned, and passes all rows of `dy` over them while they lie in
+//! cache: for some hundred rows that is little beside the product. (Transposes that were packed beside the
+//! weights took 2 bytes a weight, and were no faster without instructions for bfloat16.)
 
 use std::cell::RefCell;
 use std::ops::Range;
