@@ -311,6 +311,28 @@ def test_an_adapter_is_a_model(wide_folder, lora_folder):
         assert error(found.post("/v1/load_lora_adapter", json=taken), 400)["param"] == "lora_name"
 
 
+def test_what_is_no_adapter_is_the_requests_fault(wide, tmp_path):
+    (tmp_path / "file").write_bytes(b"no adapter")
+    with client({"wide": wide}, load_adapters=True) as found:
+        for path in ("/nope", tmp_path, tmp_path / "file"):
+            body = {"lora_name": "a", "lora_path": str(path)}
+            refused = error(found.post("/v1/load_lora_adapter", json=body), 400)
+            assert refused["param"] == "lora_path" and refused["code"] == "invalid_adapter"
+        body = {"lora_name": "", "lora_path": "/nope"}
+        assert error(found.post("/v1/load_lora_adapter", json=body), 400)["param"] == "lora_name"
+
+
+def test_a_name_means_one_thing(wide, wide_folder, lora_folder):
+    """Of two bases, one could not be asked with its own adapter."""
+    both = {"one": wide, "two": str(wide_folder)}
+    for adapters in (
+        {"one:fine": str(lora_folder), "two:fine": str(lora_folder)},
+        {"one:two": str(lora_folder)},
+    ):
+        with pytest.raises(Exception, match="choose another"), client(both, adapters=adapters, log=None):
+            pass
+
+
 def test_adapters_are_loaded_only_where_that_is_allowed(wide_client, lora_folder):
     body = {"lora_name": "x", "lora_path": str(lora_folder)}
     error(wide_client.post("/v1/load_lora_adapter", json=body), 403)

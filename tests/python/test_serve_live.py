@@ -70,9 +70,9 @@ class Connection:
             "host": "localhost",
             "content-type": "application/json",
             "content-length": len(data),
-            **headers,
+            **{name.replace("_", "-"): value for name, value in headers.items()},
         }
-        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items())
+        lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
         self.socket.sendall(f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + data)
         return self
 
@@ -251,6 +251,32 @@ def test_what_is_no_request(port, body, status):
     assert found == status and json.loads(answer)["error"]["message"]
 
 
+def test_a_body_that_comes_too_late(wide):
+    with running(wide, timeout=0.3) as (port, _), Connection(port) as connection:
+        status, headers, told = connection.post("/v1/completions", b"{", content_length=100).answer()
+        assert status == 408 and headers["connection"] == "close" and b"did not come" in told
+
+
+def test_a_body_that_is_packed(port):
+    assert ask(port, "/v1/completions", {"prompt": "a"}, content_encoding="gzip")[0] == 415
+
+
+def test_a_form_that_takes_long_holds_up_nobody(wide):
+    """It is compiled on a thread of its own."""
+    with running(wide) as (port, _), ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(ask, port, "/v1/completions", {"prompt": "a", "regex": "(a{1000}){1000}"})
+        waits = []
+        while not slow.done():
+            began = time.monotonic()
+            with Connection(port) as connection:
+                connection.socket.sendall(
+                    b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+                )
+                assert connection.answer()[0] == 200
+            waits.append(time.monotonic() - began)
+        assert slow.result()[0] == 400 and len(waits) > 2, waits
+
+
 def test_a_body_that_never_ends(port):
     with Connection(port) as connection:
         connection.post("/v1/completions", b"{", content_length=100)
@@ -277,6 +303,16 @@ def command(source, *options):
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def test_a_closed_terminal_lets_answers_end(smollm2):
+    with command(smollm2.to_state()["source"], "--grace", "0.1") as (process, port, _):
+        with Connection(port) as connection:
+            connection.post("/v1/completions", {**ENDLESS, "stream": True}, connection="close")
+            connection.read_until(b"data: ")
+            process.send_signal(signal.SIGHUP)
+            assert b'"code":"shutting_down"' in connection.read_until(b"no such text")
+        assert process.wait(60) == 0
 
 
 def test_the_end_lets_answers_end(smollm2):

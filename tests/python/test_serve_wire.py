@@ -55,6 +55,10 @@ def test_a_body_that_is_no_request(body, says):
 #: A field that is wrong, what its message says, and ``param``.
 WRONG = [
     ({"max_token": 5}, "did you mean 'max_tokens'?", "max_token"),
+    ({"n_predict": 5}, "did you mean 'max_tokens'?", "n_predict"),
+    ({"prompt": "hi"}, "did you mean 'messages'?", "prompt"),
+    ({"echo": True}, "to /completions", "echo"),
+    ({"mirostat": 2}, "there are temperature", "mirostat"),
     ({"temprature": 1}, "did you mean 'temperature'?", "temprature"),
     ({"zzzz": 1}, "there are ", "zzzz"),
     ({"temperature": "hot"}, "temperature: expected float, got str", "temperature"),
@@ -89,8 +93,10 @@ def test_what_is_unknown_may_be_left_out():
 
 
 def test_no_field_is_both_used_and_refused():
+    """Where it is a field of another route alone, that route is named."""
     for shape in (chat.ChatRequest, completions.CompletionRequest):
-        assert not wire.fields(shape) & (wire.NOTHING | set(wire.REFUSED))
+        assert wire.fields(shape) & (wire.NOTHING | set(wire.REFUSED)) <= {"echo"}
+    assert "/completions" in wire.REFUSED["echo"][1]
 
 
 # Forms
@@ -138,6 +144,9 @@ def test_a_form(given, held):
         ({"response_format": {}}, "'text', 'json_object' or 'json_schema'"),
         ({"regex": "a", "choices": ["a"]}, "exclude each other"),
         ({"guided_json": "{"}, "no JSON"),
+        ({"response_format": {"type": "json_object", "shema": {}}}, "did you mean 'schema'"),
+        ({"response_format": {"type": "text", "schema": SCHEMA}}, "has no 'schema'"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schma": {}}}}, "did you mean 'schema'"),
     ],
 )
 def test_a_form_that_is_none(given, says):
@@ -185,6 +194,23 @@ def test_the_options_of_a_request():
     assert options["top_k"] > 10**6 and options["logit_bias"] == {5: -1}
     assert (options["timeout"], options["prediction"], options["stop"]) == (3, "x", ())
     assert generation.options(read(CHAT | {"timeout": 9999}), 600.0)["timeout"] == 600.0
+
+
+#: Options that are none, and what is said of them.
+NO_OPTIONS = [
+    ({"logit_bias": {"9" * 5000: 1}}, "keys are token ids"),
+    ({"logit_bias": {"5": 1, "05": 2}}, "'05'"),
+    ({"logit_bias": {"-5": 1}}, "'-5'"),
+    ({"top_k": -2}, "top_k is -2"),
+    ({"prediction": {"content": [{"type": "image_url", "text": "a"}]}}, "prediction must be a text"),
+    ({"prediction": {"content": [{"type": "text"}]}}, "prediction must be a text"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), NO_OPTIONS, ids=lambda _: "")
+def test_options_that_are_none(given, says):
+    with pytest.raises(errors.Refused, match=says):
+        generation.options(read(CHAT | given), 600.0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import logging
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -102,4 +103,4 @@ def _tell(address: Any, server: Any, has_keys: bool) -> None:
         tell(f"anybody who reaches {host} may use it: give --api-key, or set {KEYS}")
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     key = ' -H "authorization: Bearer $KEY"' if has_keys else ""
-    tell(f"try: curl {url}/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
+    tell(f"try: curl {url}/chat/completions -H 'content-type: application/json'{key} -d {shlex.quote(body)}")

@@ -21,7 +21,7 @@ from .server import Served, Server
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 _Work = TypeVar("_Work")
 #: Bodies from here on are read beside the event loop, for the others' sake.
-_LARGE = 32 * 2**10
+LARGE = 32 * 2**10
 
 
 @dataclass
@@ -77,8 +77,23 @@ class Call:
         self._ended: errors.Refused | None = None
         #: Fields of the request, to tell which one an error is about.
         self.fields: frozenset[str] = frozenset()
+        #: Arguments of ours -> the fields that they came from, where these are called otherwise.
+        self.names: dict[str, str] = {}
 
     async def body(self) -> bytes:
+        limit = self.server.settings.timeout
+        try:
+            return await asyncio.wait_for(self._body(), limit)
+        except asyncio.TimeoutError:
+            raise errors.Refused(
+                408,
+                f"the body did not come within {limit:g} s",
+                "timeout_error",
+                "timeout",
+                headers={"connection": "close"},
+            ) from None
+
+    async def _body(self) -> bytes:
         parts = []
         while True:
             message = await self._receive()
@@ -98,7 +113,7 @@ class Call:
     @staticmethod
     async def beside(size: int, work: Any) -> Any:
         """What ``work()`` gives; on another thread where the request is large."""
-        return work() if size < _LARGE else await asyncio.to_thread(work)
+        return work() if size < LARGE else await asyncio.to_thread(work)
 
     async def served(self, name: str | None) -> Served:
         """What the request means by ``model``."""

@@ -18,7 +18,7 @@ from .errors import invalid
 from .generation import Answer, Asked
 from .server import Served
 from .sse import EventStream, Writer
-from .wire import Generating
+from .wire import Generating, check_keys
 
 #: How much to think, in OpenAI's words.
 EFFORTS = ("none", "minimal", *answers.EFFORTS, "xhigh")
@@ -59,12 +59,38 @@ async def prepared(
     call: Call, served: Served, given: ChatRequest, n: int
 ) -> tuple[Asked, dict[str, Any] | None]:
     """The request, checked; and what was read of a DSPy adapter's format, where that is to be read."""
+    call.names = {**_names(given), **call.names}
     options = _options(given, served, call.server.settings.timeout)
+    _check_messages(given.messages, served)
     form = await _format(call, served, given, options)
     return await generation.prepared(call, served, n, given.messages, _size(given), options), form
 
 
 # Reading
+
+#: What a message may hold; a template may know more.
+_MESSAGE = (
+    *("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"),
+    # What an answer of this API has, and what marks a place to cache: they say nothing to a model.
+    *("refusal", "annotations", "audio", "function_call", "provider_specific_fields", "cache_control", "id"),
+)
+
+
+def _check_messages(given: Sequence[Mapping[str, Any]], served: Served) -> None:
+    text = served.model.chat_template or ""
+    for at, message in enumerate(given):
+        own = {key: value for key, value in message.items() if key not in text}
+        check_keys(f"messages[{at}]", own, _MESSAGE)
+
+
+def _names(given: ChatRequest) -> dict[str, str]:
+    """What our arguments are called in this request."""
+    found = {"template_arguments": "chat_template_kwargs", "name": "messages"}
+    if given.tools:
+        found["grammar"] = "tools"
+    if given.max_completion_tokens is not None:
+        found["max_tokens"] = "max_completion_tokens"
+    return {**found, **generation.names(given)}
 
 
 def _size(given: ChatRequest) -> int:
@@ -79,6 +105,7 @@ def _options(given: ChatRequest, served: Any, timeout: float) -> dict[str, Any]:
     options = generation.options(given, timeout)
     options["max_tokens"] = _max_tokens(given)
     options["logprobs"] = _logprobs(given)
+    check_tools(given.tools or ())
     choice, allowed = _tool_choice(given)
     own = dict(given.chat_template_kwargs or {})
     if given.add_generation_prompt is not None:
@@ -94,6 +121,18 @@ def _options(given: ChatRequest, served: Any, timeout: float) -> dict[str, Any]:
         "template_arguments": own,
         "continue_final_message": given.continue_final_message or False,
     }
+
+
+def check_tools(given: Sequence[Any]) -> None:
+    """Refuses what the server would have to run."""
+    for at, tool in enumerate(given):
+        kind = tool.get("type", "function") if isinstance(tool, Mapping) else None
+        if kind != "function":
+            raise invalid(
+                f"tools[{at}] has the type {arguments.shown(kind)}; it must be 'function', for a server "
+                "without tools of its own",
+                "tools",
+            )
 
 
 def _max_tokens(given: ChatRequest) -> int | None:

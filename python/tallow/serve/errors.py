@@ -87,14 +87,19 @@ def draining() -> Refused:
 
 
 def of(
-    error: BaseException, *, fields: frozenset[str] = frozenset(), retry_after: int = RETRY_AFTER
+    error: BaseException,
+    *,
+    fields: frozenset[str] = frozenset(),
+    names: Mapping[str, str] | None = None,
+    retry_after: int = RETRY_AFTER,
 ) -> Refused:
-    """What a client is told of ``error``. ``fields``: those of the request, to find ``param`` among."""
+    """What a client is told of ``error``. ``fields``: those of the request, to find ``param`` among;
+    ``names``: arguments of ours -> what the request calls them."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, HTTPException):
         return Refused(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-    message = str(error)
+    message = _in_words_of(str(error), names or {})
     if isinstance(error, errors.OutOfMemoryError) and message.startswith(QUEUE_IS_FULL):
         return Refused(
             429,
@@ -110,6 +115,14 @@ def of(
     if isinstance(error, RecursionError):  # what goes by the depth of a request is nowhere deep by itself
         return invalid("something in the request has too many levels; make it flatter", code="too_deep")
     return _defect(error)
+
+
+def _in_words_of(message: str, names: Mapping[str, str]) -> str:
+    """The message with the name that it begins with as the client wrote it."""
+    found = re.match(r"[a-z_]+", message)
+    if found is None or found[0] not in names:
+        return message
+    return names[found[0]] + message[found.end() :]
 
 
 def _param(message: str, fields: frozenset[str]) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ from .. import _core, answers, arguments, results
 from ..schemas import lark
 from ..schemas.bounded import Bounded
 from ..tools import Call as ToolCall
-from .call import Call
+from .call import LARGE, Call
 from .errors import invalid
 from .server import Served
-from .wire import Generating
+from .wire import Generating, check_keys
 
 #: How finish reasons are called on the wire.
 REASONS = {"stop": "stop", "length": "length", "tool_call": "tool_calls"}
@@ -95,7 +96,7 @@ def options(given: Generating, timeout: float) -> dict[str, Any]:
 
 
 def _id(key: str) -> int:
-    if not key.isascii() or not key.isdigit():
+    if not re.fullmatch("0|[1-9][0-9]{0,9}", key):
         raise invalid(f"logit_bias has the key {arguments.shown(key)}; keys are token ids", "logit_bias")
     return int(key)
 
@@ -106,10 +107,15 @@ def _prediction(given: Any) -> str | None:
         return given
     content = given.get("content") if isinstance(given, Mapping) else None
     if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+        texts = [part.get("text") for part in content if part.get("type", "text") == "text"]
+        content = "".join(texts) if len(texts) == len(content) and all_texts(texts) else None
     if not isinstance(content, str):
         raise invalid('prediction must be a text, or {"type": "content", "content": TEXT}', "prediction")
     return content
+
+
+def all_texts(given: Sequence[Any]) -> bool:
+    return all(isinstance(one, str) for one in given)
 
 
 def count(given: Generating, most: int) -> int:
@@ -121,6 +127,16 @@ def count(given: Generating, most: int) -> int:
 
 def constraint(given: Generating) -> dict[str, Any]:
     """The one form that is asked for, under its name in ``Model.generate``."""
+    return next(iter(_forms(given).values()), {})
+
+
+def names(given: Generating) -> dict[str, str]:
+    """The argument that a form is -> the field that asks for it."""
+    return {name: field for field, form in _forms(given).items() for name in form}
+
+
+def _forms(given: Generating) -> dict[str, dict[str, Any]]:
+    """The field that asks for a form -> the form; at most one."""
     held = given.structured_outputs
     found = {
         "response_format": _response_format(given.response_format),
@@ -144,7 +160,7 @@ def constraint(given: Generating) -> dict[str, Any]:
     if len(asked) > 1:
         first, second, *_ = asked
         raise invalid(f"{first} and {second} exclude each other; give one of them", first)
-    return next(iter(asked.values()), {})
+    return asked
 
 
 def _named(name: str, value: Any) -> dict[str, Any]:
@@ -167,11 +183,18 @@ def any_object() -> dict[str, Any]:
     return lark.styled(Bounded()({"type": "object", "additionalProperties": True}))
 
 
+#: What a form may hold: a wrapper, or what OpenAI's has within it.
+_FORM = ("type", "json_schema", "name", "description", "schema", "strict")
+
+
 def _response_format(given: Mapping[str, Any] | None) -> dict[str, Any]:
     name = "response_format"
-    if given is None or given.get("type") == "text":
+    if given is None:
         return {}
     kind = given.get("type")
+    check_keys(name, given, ("type",) if kind == "text" else _FORM)
+    if kind == "text":
+        return {}
     if kind not in ("json_object", "json_schema"):
         raise invalid(
             f"{name} has the type {arguments.shown(kind)}; it must be 'text', 'json_object' or 'json_schema'",
@@ -179,6 +202,8 @@ def _response_format(given: Mapping[str, Any] | None) -> dict[str, Any]:
         )
     # Beside the wrapper of OpenAI's there are servers that take the schema as it is.
     wrapped = given.get("json_schema", given)
+    if wrapped is not given and isinstance(wrapped, Mapping):
+        check_keys(f"{name}.json_schema", wrapped, _FORM[2:])
     schema = wrapped.get("schema") if isinstance(wrapped, Mapping) else None
     if schema is None and kind == "json_object":
         return {"json_schema": any_object()}
@@ -191,6 +216,9 @@ def _response_format(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 # Running
 
+#: What is compiled to a grammar. Some take seconds, and nobody else should wait for them.
+_COMPILED = ("json_schema", "regex", "grammar", "choices", "offered")
+
 
 async def prepared(
     call: Call, served: Served, n: int, prompt: Any, size: int, options: Mapping[str, Any]
@@ -202,6 +230,8 @@ async def prepared(
             served.model, prompt, template=served.template, adapter=served.adapter, **options
         )
 
+    if any(options.get(name) for name in _COMPILED):
+        size = LARGE
     return Asked(call, served, await call.beside(size, prepare), n)
 
 

@@ -58,7 +58,7 @@ class Guard:
             outcome.outcome = "cancelled" if refused.status == 499 else "error"
             if answer.started:
                 raise
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and refused.status != 408:  # it was waited for long enough
                 await body.drop()
             await refused.response()(scope, receive, answer.send)
         finally:
@@ -98,6 +98,11 @@ class Guard:
                     415,
                     "send JSON, with the header content-type: application/json",
                     code="unsupported_media_type",
+                )
+            coding = headers.get(b"content-encoding", b"identity").strip().lower()
+            if coding not in (b"", b"identity"):
+                raise errors.Refused(
+                    415, "send the body as it is, without content-encoding", code="unsupported_media_type"
                 )
 
     def _has_key(self, given: bytes) -> bool:

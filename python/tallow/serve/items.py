@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import arguments
+from .chat import check_tools
 from .errors import invalid
 
 _TEXTS = ("input_text", "output_text", "text", "refusal")
@@ -133,14 +134,7 @@ def _string(where: str, item: Any, name: str) -> str:
 
 def tools(given: list[Any] | None) -> list[Any] | None:
     """Tools as a chat has them: only functions."""
-    for at, tool in enumerate(given or ()):
-        kind = tool.get("type") if isinstance(tool, Mapping) else None
-        if kind != "function":
-            raise invalid(
-                f"tools[{at}] has the type {arguments.shown(kind)}; it must be 'function', for a server "
-                "without tools of its own",
-                "tools",
-            )
+    check_tools(given or ())
     names = ("name", "description", "parameters", "strict")
     return [
         {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from ..errors import HubError, ModelFileError
 from . import errors
 from .call import Call
 from .server import Served
@@ -75,9 +76,12 @@ async def load_adapter(call: Call) -> Response:
     given = await call.read(LoadAdapter)
     await call.server.loaded()
     server = call.server
-    await call.beside(
-        10**9, lambda: server.add_adapter(given.lora_name, given.lora_path, given.base_model_name)
-    )
+    try:
+        await call.beside(
+            10**9, lambda: server.add_adapter(given.lora_name, given.lora_path, given.base_model_name)
+        )
+    except (ModelFileError, HubError) as error:  # what the request names is not there, or no adapter
+        raise errors.invalid(str(error), "lora_path", "invalid_adapter") from None
     return call.json({"status": "loaded", "name": given.lora_name})
 
 

@@ -21,6 +21,7 @@ from .call import Call
 from .embeddings import TEXTS, embedded, texts, tokens
 from .errors import invalid
 from .server import Served
+from .wire import check_keys
 
 #: Documents of one request.
 MAX_DOCUMENTS = 1024
@@ -113,7 +114,10 @@ async def score(call: Call) -> Response:
 
 
 def _text(at: int, given: Any) -> str:
-    text = given.get("text") if isinstance(given, dict) else given
+    text = given
+    if isinstance(given, dict):
+        text = given.get("text")
+        check_keys(f"documents[{at}]", given, ("text",))
     if not isinstance(text, str):
         raise invalid(f'documents[{at}] must be a text, or {{"text": TEXT}}', "documents")
     return arguments.text(f"documents[{at}]", text)

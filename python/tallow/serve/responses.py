@@ -86,6 +86,9 @@ async def responses(call: Call) -> Response:
     given = await call.read(ResponsesRequest)
     served = await call.served(given.model)
     same = _as_chat(given)
+    call.names = {"max_tokens": "max_output_tokens", "response_format": "text"}
+    if same.response_format:
+        call.names["json_schema"] = "text"
     asked, form = await chat.prepared(call, served, same, 1)
     shape = _Shape(given, asked, form)
     made = _Items(bool(same.logprobs))

@@ -94,6 +94,8 @@ def _endpoint(server: Server, endpoint: Endpoint) -> Callable[[Request], Awaitab
         try:
             return await endpoint.handler(call)
         except Exception as error:
-            raise errors.of(error, fields=call.fields, retry_after=server.retry_after()) from error
+            raise errors.of(
+                error, fields=call.fields, names=call.names, retry_after=server.retry_after()
+            ) from error
 
     return handle

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -76,6 +78,21 @@ class Runner(uvicorn.Server):
         self._served.drain()
         self._on_loop(self._signalled.set)
         self._on_loop(self._end_later)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Also when the terminal is closed, unless it was said that this is no reason (nohup)."""
+        with super().capture_signals():
+            hangup = getattr(signal, "SIGHUP", None)
+            beside = threading.current_thread() is not threading.main_thread()
+            if hangup is None or beside or signal.getsignal(hangup) is not signal.SIG_DFL:
+                yield
+                return
+            signal.signal(hangup, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(hangup, signal.SIG_DFL)
 
     def _on_loop(self, what: Callable[[], Any]) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -125,6 +125,7 @@ class Server:
         for name, source in self._adapters.items():
             base, _, own = name.rpartition(":")
             parent = _base(bases, base, name)
+            self._check_adapter("adapters", own, parent, bases)
             self._add(parent, parent.model.load_adapter(source, name=own))
         self._bases = bases
 
@@ -169,8 +170,7 @@ class Server:
     def add_adapter(self, name: str, path: str, base: str | None) -> None:
         """Serves one more adapter, from now on."""
         parent = self.resolve(base)
-        if name in self._bases or name in self._aliases:
-            raise invalid(f"lora_name is {name!r}, which is the name of a model", "lora_name")
+        self._check_adapter("lora_name", name, parent, self._bases)
         self._add(parent, parent.model.load_adapter(path, name=name))
 
     def remove_adapter(self, name: str) -> None:
@@ -179,6 +179,18 @@ class Server:
             raise invalid(f"lora_name is {name!r}, which is no adapter", "lora_name")
         del self._with_adapters[one.name]
         one.model.unload_adapter(one.adapter)
+
+    def _check_adapter(self, where: str, name: str, parent: Served, bases: Mapping[str, Served]) -> None:
+        """A request's ``model`` must mean one thing."""
+        if not name:
+            raise InvalidRequestError(f"{where} has an empty name; requests could not ask for it")
+        if name in bases or name in self._aliases:
+            raise InvalidRequestError(f"{where}: {name!r} is the name of a model; choose another")
+        other = self._with_adapters.get(name)
+        if other is not None and other.parent != parent.name:
+            raise InvalidRequestError(
+                f"{where}: {name!r} is an adapter of {other.parent!r}; choose another name"
+            )
 
     def _add(self, parent: Served, adapter: Adapter) -> None:
         name = adapter.name

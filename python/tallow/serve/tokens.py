@@ -40,6 +40,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 async def tokenize(call: Call) -> Response:
     """The ids that a prompt is to the model."""
     given = await call.read(TokenizeRequest)
+    call.names = {"template_arguments": "chat_template_kwargs"}
     served = await call.served(given.model)
     # Large ones beside the loop; how large messages are is not worth counting.
     size = len(given.prompt or "") + 4096 * len(given.messages or ())
@@ -55,6 +56,7 @@ async def detokenize(call: Call) -> Response:
     """The text of ids."""
     given = await call.read(DetokenizeRequest)
     served = await call.served(given.model)
+    call.names = {"ids": "tokens"}
     ids = arguments.token_ids("tokens", given.tokens)
     return call.json({"prompt": served.model.detokenize(ids, special=True)})
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
+from .. import arguments
 from .errors import Refused, invalid
 
 #: A request's class -> what it takes that is not a field of it.
@@ -26,7 +27,8 @@ _decoder = msgspec.json.Decoder()
 NOTHING = frozenset(
     (
         *("user", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention"),
-        *("safety_identifier", "request_id", "priority", "cache_salt", "cache_prompt"),
+        *("safety_identifier", "request_id", "priority", "cache_salt", "cache_prompt", "id_slot"),
+        *("guided_decoding_backend", "keep_alive"),
     )
 )
 #: Fields that are not honoured: the values that ask for nothing, and what to do instead.
@@ -57,6 +59,26 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "skip_special_tokens": ((True,), "control tokens are never shown"),
     "spaces_between_special_tokens": ((True, False), "control tokens are never shown"),
     "prompt_logprobs": ((0,), "ask /completions with logprob_token_ids for tokens behind a prompt"),
+    "echo": ((False,), "send the text to /completions, which has it"),
+    "return_token_ids": ((False,), "ask /tokenize for the ids of a text"),
+    "allowed_token_ids": (([],), "say with choices, regex or grammar what an answer may be"),
+    "include_reasoning": ((True,), "a thought stands apart, in reasoning_content; do not read it"),
+    "separate_reasoning": ((True,), "a thought stands apart, in reasoning_content"),
+    "add_special_tokens": ((False,), "the chat template writes what stands around messages"),
+    "documents": (([],), "put their text into a message"),
+    "timings_per_token": ((False,), "ask /metrics, or read usage"),
+    "return_progress": ((False,), "a stream says that it lives by comments"),
+    "post_sampling_probs": ((False,), "logprobs are the model's own"),
+    "mirostat": ((0,), "there are temperature, top_k, top_p, min_p and typical_p"),
+    "dry_multiplier": ((0, 0.0), "there are repetition_penalty, frequency_penalty and presence_penalty"),
+    "xtc_probability": ((0, 0.0), "there are temperature, top_k, top_p, min_p and typical_p"),
+    "dynatemp_range": ((0, 0.0), "give one temperature"),
+    "top_a": ((0, 0.0), "there are top_k, top_p, min_p and typical_p"),
+    "tfs": ((1, 1.0), "there are top_k, top_p, min_p and typical_p"),
+    "tfs_z": ((1, 1.0), "there are top_k, top_p, min_p and typical_p"),
+    "min_keep": ((0, 1), "filters always leave a token"),
+    "n_keep": ((0,), "nothing of a prompt is dropped"),
+    "n_probs": ((0,), "ask for logprobs"),
 }
 
 
@@ -109,10 +131,37 @@ def changes_nothing(name: str, value: Any) -> bool:
 
 
 def _unknown(name: str, known: Collection[str]) -> None:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
     shown = name if len(name) <= 60 else name[:57] + "..."
-    raise invalid(f"there is no field {shown!r}; {hint}", shown, "unknown_parameter")
+    raise invalid(f"there is no field {shown!r}; {_hint(name, known)}", shown, "unknown_parameter")
+
+
+def check_keys(where: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuses what an object within a request holds and nobody reads."""
+    for key, value in given.items():
+        if key not in known and value is not None:
+            field = re.match(r"\w+", where)
+            raise invalid(
+                f"{where} has no {arguments.shown(key)}; {_hint(key, known)}",
+                field[0] if field else None,
+                "unknown_parameter",
+            )
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """Which of the names was meant. Another server's name of a field counts as near."""
+    meant = _ELSEWHERE.get(name)
+    close = [meant] if meant in known else difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+
+
+#: What other servers and routes call a field of ours.
+_ELSEWHERE = {
+    **{"n_predict": "max_tokens", "num_predict": "max_tokens", "max_new_tokens": "max_tokens"},
+    **{"max_output_tokens": "max_tokens", "repeat_penalty": "repetition_penalty", "typ_p": "typical_p"},
+    **{"prompt": "messages", "input": "messages", "messages": "prompt", "texts": "documents"},
+    **{"guided_decoding": "structured_outputs", "think": "reasoning_effort", "thinking": "reasoning_effort"},
+    **{"enable_thinking": "chat_template_kwargs", "stop_sequences": "stop"},
+}
 
 
 def _wrong(message: str) -> Refused:
