@@ -108,7 +108,8 @@ def _responses(one: Endpoint, ref_of: dict[Any, Any]) -> dict[str, Any]:
     else:
         content = {"application/json": {"schema": ref_of[one.answer]}}
     if one.shape is not None and "stream" in wire.fields(one.shape):
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        # Without a schema: in OpenAPI 3.1 it would be the text's, and tools read it as that of each event.
+        content["text/event-stream"] = {}
     error = {"application/json": {"schema": ref_of[shapes.Error]}}
     found: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
     for status, what in _STATUSES.items():
