@@ -106,9 +106,9 @@ impl PyGeneration {
         PyGeneration { reader, canceller, filters, process: std::process::id() }
     }
 
-    /// Collects events into a chunk until there is something to show, or all if it is to be `whole`, or nothing
-    /// comes within `timeout`.
-    /// `Ok(None)`: nothing yet, what there is stays in `chunk`. `Ok(Some(false))`: it ended before.
+    /// Collects events into a chunk until there is something to show, or all if it is to be `whole`, or
+    /// nothing comes within `timeout`. `Ok(None)`: nothing yet, what there is stays in `chunk`.
+    /// `Ok(Some(false))`: it ended before.
     fn advance(&self, chunk: &mut Chunk, timeout: Duration, whole: bool) -> Result<Option<bool>> {
         if self.process != std::process::id() {
             return Err(Error::invalid(
