@@ -587,7 +587,7 @@ class Model:
         return training.start(self, rows, **options)
 
     def stats(self) -> dict[str, Any]:
-        """What the engine of this model has done since it started, as plain numbers.
+        """What the engine of this model has done since it started: numbers, and two tables of them.
 
         - ``requests``; of them ``completed`` ended well, ``failed`` with an error (late ones included), and
           ``cancelled`` were not wanted any more (dropped streams, cancelled tasks, a closed engine);

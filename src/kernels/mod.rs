@@ -69,7 +69,7 @@ pub use self::experts::{Assignments, Expert, ExpertTerms};
 pub use self::isa::Isa;
 pub use self::low_rank::{LowRank, Term};
 pub use self::rows::Rows;
-pub use self::tape::{Exactness, FactorGradients, Factors, Recorder, RowTargets, SpanRows, Tape, Value};
+pub use self::tape::{FactorGradients, Factors, Precision, Recorder, RowTargets, SpanRows, Tape, Value};
 pub use self::types::{
     Attention, CausalConv, ConvForm, GatedNorm, Linear, MappedMatrix, Matrix, Norm, Projection, RopeTable,
     Scan, ScanRows, ScanRule, Vector,

@@ -31,8 +31,9 @@ pub use self::options::TrainOptions;
 pub use self::params::{Gradients, LoraModule, LoraParams};
 pub use self::run::{Compute, Trained};
 pub use self::schedule::Decay;
-pub use self::step::{Example, Precision, StepLoss, StepOptions, Trainer};
+pub use self::step::{Example, StepLoss, StepOptions, Trainer};
 use crate::error::{Error, Result, panic_text};
+pub use crate::kernels::Precision;
 use crate::model::ProjectionId;
 
 /// A run on its thread, as its caller sees it. Dropping it changes nothing: the run goes on.

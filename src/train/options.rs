@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::schedule::Decay;
-use super::step::Precision;
 use crate::error::{Error, Result, nearest};
+use crate::kernels::Precision;
 use crate::lora::MAX_RANK;
 use crate::model::ProjectionId;
 use crate::weights::names::Part;

@@ -7,7 +7,7 @@ use super::layout::Layout;
 use super::params::{Gradients, LoraModule, LoraParams};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exactness, FactorGradients, Factors, KvCache, KvFormat, Linear, Ops, Recorder, Tape, Value,
+    FactorGradients, Factors, KvCache, KvFormat, Linear, Ops, Precision, Recorder, Tape, Value,
 };
 use crate::memory;
 use crate::model::decoder::Pass;
@@ -20,16 +20,6 @@ pub struct Example {
     /// `ids[t]` for `t` in these ranges are trained: the row of `t - 1` predicts them. Ascending, and none
     /// begins at 0.
     pub targets: Vec<Range<usize>>,
-}
-
-/// How exactly a step is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// Forward as the model is served; what the backward pass needs is kept in bfloat16.
-    #[default]
-    BFloat16,
-    /// All in f32; activations that meet quantized weights have 15 bits.
-    Float32,
 }
 
 #[derive(Clone, Debug)]
@@ -89,12 +79,8 @@ impl Trainer {
     /// `UnsupportedModel` naming what in this model cannot be trained through yet.
     pub fn new(decoder: Arc<Decoder>, options: &StepOptions) -> Result<Self> {
         Self::check(&decoder)?;
-        let exactness = match options.precision {
-            Precision::BFloat16 => Exactness::Served,
-            Precision::Float32 => Exactness::Exact,
-        };
         let linears: Vec<&Linear> = decoder.adaptable().map(|(_, linear)| linear).collect();
-        let recorder = Recorder::new(options.threads, exactness, &linears)?;
+        let recorder = Recorder::new(options.threads, options.precision, &linears)?;
         let ops = recorder.ops();
         let cache = ops.kv_cache(&decoder.kv_layout(), 1)?;
         let budget = options.train_memory.unwrap_or_else(|| KEPT.min(memory::available() as usize / 4));
@@ -233,7 +219,7 @@ impl Trainer {
             let recording = layer >= first && fits;
             let input = self.recorder.begin(recording, layer > first, &x);
             let y = self.decoder.layer(pass, layer, input, None)?;
-            let tape = self.recorder.end(&y)?;
+            let mut tape = self.recorder.end(&y)?;
             let next = self.recorder.value(&y)?;
             if layer >= first {
                 let bytes = if recording { tape.bytes() } else { 0 };

@@ -590,6 +590,7 @@ def test_starlette_is_loaded_by_an_app_alone():
     [
         ({"time_out": 5}, "did you mean 'timeout'?"),
         ({"contxt_length": 5}, "did you mean 'context_length'?"),
+        ({"dsp": True}, "did you mean 'dspy'?"),
         ({"api_keys": "secret"}, "a list of"),
         ({"max_body": "8"}, "a unit"),
         ({"timeout": 0}, "timeout"),

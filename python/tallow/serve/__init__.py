@@ -11,10 +11,12 @@ passes, ``errors`` how failures are told. Starlette is loaded when ``app`` is ca
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments
+from ..model import LOAD_OPTIONS
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -70,6 +72,10 @@ def app(
         if (error.name or "").partition(".")[0] in ("starlette", "msgspec", "prometheus_client"):
             raise ImportError(f'tallow.serve needs {error.name}: pip install "tallow[serve]"') from error
         raise
+    known = [*LOAD_OPTIONS, "progress"]
+    for name in load:
+        if name not in known:
+            arguments.unknown("app()", name, [*inspect.signature(app).parameters, *known])
     arguments.boolean("allow_unknown", allow_unknown)
     arguments.boolean("load_adapters", load_adapters)
     if arguments.boolean("dspy", dspy):

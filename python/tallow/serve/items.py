@@ -12,6 +12,7 @@ from typing import Any
 from .. import arguments
 from .chat import check_tools
 from .errors import invalid
+from .wire import check_keys
 
 _TEXTS = ("input_text", "output_text", "text", "refusal")
 #: Kinds of items that there are elsewhere -> what to do instead.
@@ -136,6 +137,9 @@ def tools(given: list[Any] | None) -> list[Any] | None:
     """Tools as a chat has them: only functions."""
     check_tools(given or ())
     names = ("name", "description", "parameters", "strict")
+    for at, tool in enumerate(given or ()):
+        if "function" not in tool:
+            check_keys(f"tools[{at}]", tool, ("type", *names))
     return [
         {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
         if "function" not in tool
@@ -159,6 +163,8 @@ def response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     kind = form.get("type") if isinstance(form, Mapping) else form
     if not isinstance(form, Mapping) or kind not in kinds:
         raise invalid(f"text.format has the type {arguments.shown(kind)}; it must be one of {kinds}", "text")
+    held = () if kind == "text" else ("name", "description", "schema", "strict")
+    check_keys("text.format", form, ("type", *held))
     if kind == "json_schema" and not isinstance(form.get("schema"), Mapping):
         raise invalid('text.format has no schema; give {"type": "json_schema", "schema": ...}', "text")
     return dict(form)

@@ -17,16 +17,15 @@ from starlette.responses import Response
 from .. import answers, results
 from ..answers import Thought
 from ..tools import Call as ToolCall
-from . import chat, errors, generation, items
+from . import chat, errors, generation, items, wire
 from .call import Call
 from .generation import Asked
 from .sse import EventStream, Writer
 
 #: Fields that a chat has under the same name.
 _SAME = (
-    *("seed", "stop", "timeout", "temperature", "top_k", "top_p", "min_p", "typical_p", "logit_bias"),
-    *("repetition_penalty", "frequency_penalty", "presence_penalty", "regex", "grammar", "choices"),
-    *("model", "stream", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "format"),
+    *wire.Sampled.__struct_fields__,
+    *("tool_choice", "parallel_tool_calls", "chat_template_kwargs", "format"),
 )
 
 
@@ -37,20 +36,13 @@ _INPUT = msgspec.Meta(
 )
 
 
-class ResponseStreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    #: Events padded to one length. Only "false" is done.
-    include_obfuscation: bool | None = None
-
-
-class ResponsesRequest(msgspec.Struct, kw_only=True):
+class ResponsesRequest(wire.Sampled, kw_only=True):
     """The body of ``/responses``."""
 
     #: A text, or a list of items.
     input: Annotated[Any, _INPUT]
-    model: str | None = None
     instructions: str | None = None
-    stream: bool | None = None
-    stream_options: ResponseStreamOptions | None = None
+    stream_options: wire.StreamOptions | None = None
     max_output_tokens: int | None = None
     #: The form of the answer: {"format": {"type": "json_schema", "schema": ...}}.
     text: dict[str, Any] | None = None
@@ -62,21 +54,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     top_logprobs: int | None = None
     metadata: dict[str, str] | None = None
     # Our own, as for a chat.
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    timeout: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    regex: str | None = None
-    grammar: str | None = None
-    choices: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     format: str | None = None
 

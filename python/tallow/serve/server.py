@@ -6,7 +6,7 @@ import asyncio
 import collections
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from .. import arguments
 from ..adapter import Adapter
 from ..answers import Template
 from ..errors import InvalidRequestError
-from ..model import LOAD_OPTIONS, Model
+from ..model import Model
 from .errors import Refused, invalid
 from .metrics import Metrics
 
@@ -86,7 +86,7 @@ class Server:
         self.started = time.time()
         self._sources = _sources(models)
         self._adapters = dict(adapters)
-        self._load_options = _load_options(load)
+        self._load_options = {"queue": QUEUE, **load}
         self._bases: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
         self._with_adapters: dict[str, Served] = {}
@@ -243,14 +243,6 @@ def _sources(models: Any) -> dict[str, Any]:
     return {"": models}
 
 
-def _load_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    known = [*LOAD_OPTIONS, "progress"]
-    for name in given:
-        if name not in known:
-            arguments.unknown("app()", name, [*APP_OPTIONS, *known])
-    return {"queue": QUEUE, **given}
-
-
 def _base(bases: Mapping[str, Served], base: str, name: str) -> Served:
     if base:
         if base not in bases:
@@ -259,10 +251,3 @@ def _base(bases: Mapping[str, Served], base: str, name: str) -> Served:
     if len(bases) > 1:
         raise InvalidRequestError(f'adapters: write "MODEL:{name}", for there are {", ".join(bases)}')
     return next(iter(bases.values()))
-
-
-#: The arguments of ``app`` that are no option of a Model.
-APP_OPTIONS: Sequence[str] = (
-    *("adapters", "api_keys", "cors", "hosts", "max_body", "timeout", "max_n", "allow_unknown"),
-    *("load_adapters", "open_metrics", "ping", "log"),
-)

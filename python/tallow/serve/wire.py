@@ -181,8 +181,9 @@ def _wrong(message: str) -> Refused:
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    include_usage: bool | None = None
-    #: Events padded to one length (OpenAI), and usage in each of them (vLLM): neither is done.
+    """What all streams take: nothing that is done."""
+
+    #: Events padded to one length (OpenAI), and usage in each of them (vLLM).
     include_obfuscation: bool | None = None
     continuous_usage_stats: bool | None = None
 
@@ -190,6 +191,10 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in ("include_obfuscation", "continuous_usage_stats"):
             if getattr(self, name):
                 raise ValueError(f"{name} is not supported; leave it out, or give false")
+
+
+class UsageStreamOptions(StreamOptions, kw_only=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -202,18 +207,14 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     grammar: str | None = None
 
 
-class Generating(msgspec.Struct, kw_only=True):
+class Sampled(msgspec.Struct, kw_only=True):
     """Fields that every route which generates text takes."""
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     timeout: float | None = None
-    prediction: Any = None
     # How a token is picked: the fields of a Sampler.
     temperature: float | None = None
     top_k: int | None = None
@@ -225,11 +226,20 @@ class Generating(msgspec.Struct, kw_only=True):
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     # What the answer must be: at most one.
-    response_format: dict[str, Any] | None = None
-    json_schema: dict[str, Any] | None = None
     regex: str | None = None
     grammar: str | None = None
     choices: list[str] | None = None
+
+
+class Generating(Sampled, kw_only=True):
+    """The same, with what chats and texts have in common."""
+
+    stream_options: UsageStreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    prediction: Any = None
+    response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Any = None
     guided_regex: str | None = None

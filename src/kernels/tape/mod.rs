@@ -43,13 +43,14 @@ use crate::config::GateFunction;
 use crate::error::{Error, Result};
 use crate::weights::WeightTensor;
 
-/// How exactly is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exactness {
-    /// Forward as served; what is kept for the backward pass is kept in bfloat16.
-    Served,
-    /// Activations of 15 bits where weights are quantized, f32 where they are floats; kept in f32.
-    Exact,
+/// How exactly a step is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Forward as the model is served; what the backward pass needs is kept in bfloat16.
+    #[default]
+    BFloat16,
+    /// All in f32; activations that meet quantized weights have 15 bits.
+    Float32,
 }
 
 /// Rows in the host's memory, shared.
@@ -135,18 +136,6 @@ enum Operation {
 
 impl Operation {
     /// The values that its gradient reads.
-    fn values(&self) -> [Option<&Value>; 3] {
-        match self {
-            Operation::Linear { x, .. }
-            | Operation::Activated { x, .. }
-            | Operation::Norm { x, .. }
-            | Operation::Heads { x, .. } => [Some(&x.value), None, None],
-            Operation::Gated { gate, up, .. } => [Some(&gate.value), Some(&up.value), None],
-            Operation::Attention { q, k, v, .. } => [q, k, v].map(|it| Some(&it.value)),
-            Operation::Add { .. } | Operation::ScaleRows { .. } | Operation::SelectRows { .. } => [None; 3],
-        }
-    }
-
     fn values_mut(&mut self) -> [Option<&mut Value>; 3] {
         match self {
             Operation::Linear { x, .. }
@@ -155,7 +144,9 @@ impl Operation {
             | Operation::Heads { x, .. } => [Some(&mut x.value), None, None],
             Operation::Gated { gate, up, .. } => [Some(&mut gate.value), Some(&mut up.value), None],
             Operation::Attention { q, k, v, .. } => [q, k, v].map(|it| Some(&mut it.value)),
-            _ => [None, None, None],
+            Operation::Add { .. } | Operation::ScaleRows { .. } | Operation::SelectRows { .. } => {
+                [None, None, None]
+            }
         }
     }
 }
@@ -195,11 +186,11 @@ impl Recorder {
     ///
     /// # Errors
     /// As [`Ops::cpu`]; `Internal` when the matrices are another backend's.
-    pub fn new(threads: usize, exactness: Exactness, linears: &[&Linear]) -> Result<Recorder> {
+    pub fn new(threads: usize, precision: Precision, linears: &[&Linear]) -> Result<Recorder> {
         // Keys and values of 32 bits are what tells the CPU's backend to take activations exactly.
-        let kv = match exactness {
-            Exactness::Served => KvType::BF16,
-            Exactness::Exact => KvType::F32,
+        let kv = match precision {
+            Precision::BFloat16 => KvType::BF16,
+            Precision::Float32 => KvType::F32,
         };
         let cpu = CpuBackend::new(threads, kv, Isa::from_env()?)?;
         let linears = linears.iter().map(|&linear| Ok((place(&linear.weight)?, linear.clone())));

@@ -45,14 +45,6 @@ impl Tape {
     }
 
     /// Values that the gradients of operations read; one may stand in several places.
-    fn values(&self) -> impl Iterator<Item = &Value> {
-        self.entries.iter().flat_map(|entry| {
-            let read = entry.operation.values();
-            entry.value.iter().chain(read.into_iter().flatten())
-        })
-    }
-
-    /// The same, to be replaced.
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Value> {
         self.entries.iter_mut().flat_map(|entry| {
             let read = entry.operation.values_mut();
@@ -61,9 +53,9 @@ impl Tape {
     }
 
     /// Bytes that it keeps.
-    pub fn bytes(&self) -> usize {
+    pub fn bytes(&mut self) -> usize {
         let values: HashMap<usize, usize> =
-            self.values().map(|value| (Arc::as_ptr(&value.0).addr(), value.bytes())).collect();
+            self.values_mut().map(|value| (Arc::as_ptr(&value.0).addr(), value.bytes())).collect();
         let own = self.entries.iter().map(|entry| match &entry.operation {
             Operation::Linear { projected, .. } => projected.z.as_ref().map_or(0, Vec::len),
             Operation::Attention { lse, .. } => lse.len(),
