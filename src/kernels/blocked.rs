@@ -370,7 +370,8 @@ pub(super) unsafe fn multiply_rows_body<S: Simd, K: Kind>(work: &Work<'_>, scrat
                 ((6, 2), 3..) => some_rows::<S, K, 3, 2>(work, scratch, row),
                 ((6, 2), 2) => some_rows::<S, K, 2, 2>(work, scratch, row),
                 ((6, 2), _) => some_rows::<S, K, 1, 2>(work, scratch, row),
-                ((2, _), 2..) => some_rows::<S, K, 2, 1>(work, scratch, row),
+                ((3, _), 3..) => some_rows::<S, K, 3, 1>(work, scratch, row),
+                ((2..=3, _), 2..) => some_rows::<S, K, 2, 1>(work, scratch, row),
                 _ => some_rows::<S, K, 1, 1>(work, scratch, row),
             };
         }
@@ -476,5 +477,82 @@ unsafe fn codes<K: Kind>(panels: *const Panel, zero: i32) -> Unpacked<K> {
         scales_apart: size_of::<Panel>() / size_of::<f32>(),
         zero,
         kind: PhantomData,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::layouts::{Scales, with_layout};
+    use crate::kernels::quantize::{self, Job, Precision};
+    use crate::kernels::skinny;
+    use crate::weights::WeightType;
+
+    const K: usize = 256;
+
+    /// Where the sums of one panel go.
+    struct Sums([[f32; LANES]; 7]);
+
+    impl Sink for Sums {
+        fn expect(&self, _: Range<usize>, _: Range<usize>) {}
+        fn take(&mut self, row: usize, _: usize, [sums, _]: [&[[f32; LANES]]; 2]) {
+            self.0[row..row + sums.len()].copy_from_slice(sums);
+        }
+    }
+
+    /// Sixteen columns of the greatest codes.
+    fn panel<Q: Layout>() -> Vec<u8> {
+        let mut panel = vec![0xff; K / Q::TYPE.block_len() * Q::UNIT];
+        for unit in panel.chunks_exact_mut(Q::UNIT) {
+            match Q::SCALES {
+                Scales::Power => unit[..Q::HEAD].fill(127),
+                _ => unit[..Q::HEAD].chunks_exact_mut(2).for_each(|one| one.copy_from_slice(&[0, 0x3c])),
+            }
+        }
+        panel
+    }
+
+    /// Rows of the greatest bytes, of one sign or of both.
+    fn rows(count: usize) -> Quantized {
+        let signs = [1.0, -1.0];
+        let x: Vec<f32> =
+            (0..count * K).map(|at| if at / K < 2 { signs[at / K] } else { signs[at % 2] }).collect();
+        let (mut bytes, precision) = (Quantized::default(), Precision::Above(f32::INFINITY));
+        bytes.resize(count, K, precision);
+        let to = bytes.slices();
+        let job = Job { x: &x, first: 0, to: &to, precision };
+        // SAFETY: nobody else has these rows.
+        unsafe { quantize::quantize(Isa::named("scalar").unwrap(), job) };
+        drop(to);
+        bytes
+    }
+
+    fn sums<Q: Layout>(isa: Isa, panel: &[u8], x: &Quantized, few: bool) -> [[f32; LANES]; 7] {
+        let mut found = Sums([[0.0; LANES]; 7]);
+        if few {
+            let each = |row: usize, at: usize, sums: &[[f32; LANES]]| found.take(row, at, [sums, &[]]);
+            skinny::multiply::<Q>(isa, panel, panel.len(), x, 0..x.rows, each);
+        } else {
+            let w = Panels { matrices: &[panel], panel_bytes: panel.len(), ahead: &[] };
+            multiply::<Q>(isa, w, x, 0..x.rows, &mut found);
+        }
+        found.0
+    }
+
+    #[test]
+    fn the_greatest_codes_times_the_greatest_bytes_fit() {
+        fn check<Q: Layout>(isa: Isa) {
+            let panel = panel::<Q>();
+            for (count, few) in (1..=7).flat_map(|count| [(count, true), (count, false)]) {
+                let x = rows(count);
+                let oracle = sums::<Q>(Isa::named("scalar").unwrap(), &panel, &x, few);
+                let found = sums::<Q>(isa, &panel, &x, few);
+                assert_eq!(found, oracle, "{} on {}: {count} rows", Q::TYPE, isa.name());
+            }
+        }
+        for isa in Isa::available() {
+            let quantized = WeightType::ALL.into_iter().filter(|ty| ty.is_quantized());
+            quantized.for_each(|ty| with_layout!(ty, Q => check::<Q>(isa), else unreachable!()));
+        }
     }
 }

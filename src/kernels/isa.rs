@@ -229,16 +229,27 @@ pub(super) struct Tiles {
     pub(super) avx2: &'static [usize],
 }
 
+impl Tiles {
+    fn of(&self, isa: Isa) -> &'static [usize] {
+        match isa.level() {
+            Level::Scalar => &[1],
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::AvxVnni => self.avx2,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => self.avx512,
+        }
+    }
+}
+
 /// Rows of the next tile: as many as the tier has registers for.
 pub(super) fn tile_rows(isa: Isa, tiles: &Tiles, left: usize) -> usize {
-    let sizes: &[usize] = match isa.level() {
-        Level::Scalar => &[1],
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::AvxVnni => tiles.avx2,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => tiles.avx512,
-    };
-    sizes.iter().copied().find(|&size| size <= left).unwrap_or(1)
+    tiles.of(isa).iter().copied().find(|&size| size <= left).unwrap_or(1)
+}
+
+/// The same, of which the last may have more rows than are left: less than those of two tiles cost.
+pub(super) fn next_tile(isa: Isa, tiles: &Tiles, left: usize) -> usize {
+    let sizes = tiles.of(isa);
+    sizes.iter().rev().copied().find(|&size| size >= left).unwrap_or(sizes[0])
 }
 
 /// `tiled! { [8, 1] [2, 1] fn name<G: Bound>(a: A) = body; }` makes `name::<G>(isa, rows, a)`, which runs
@@ -316,5 +327,14 @@ mod tests {
         let error = Isa::named("avx9000").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Device);
         assert!(error.message().contains("scalar"), "{error}");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_tile_may_be_larger_than_what_is_left() {
+        let (tiles, isa) = (Tiles { avx512: &[12, 8, 6, 4, 2, 1], avx2: &[2, 1] }, Isa(Level::Avx512));
+        for (left, rows) in [(1, 1), (2, 2), (3, 4), (5, 6), (7, 8), (9, 12), (12, 12), (13, 12), (40, 12)] {
+            assert_eq!(next_tile(isa, &tiles, left), rows, "{left}");
+        }
     }
 }

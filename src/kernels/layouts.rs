@@ -39,6 +39,15 @@ const fn shifted(levels: &[i8; 16], zero: i16) -> [u8; 16] {
     shifted
 }
 
+const fn greatest(levels: &[u8; 16]) -> usize {
+    let (mut greatest, mut i) = (0, 0);
+    while i < levels.len() {
+        greatest = if levels[i] > greatest { levels[i] } else { greatest };
+        i += 1;
+    }
+    greatest as usize
+}
+
 static IQ4: [u8; 16] = shifted(&IQ4_LEVELS, 128);
 static MXFP4: [u8; 16] = shifted(&MXFP4_LEVELS, 16);
 
@@ -78,6 +87,22 @@ pub(super) trait Layout: 'static {
     const HALVES: bool = matches!(Self::SCALES, Scales::Byte16 | Scales::NibbleMin16);
     /// Codes may be above 127.
     const WIDE: bool = Self::ZERO == 128;
+    /// The greatest code.
+    const GREATEST: usize = match Self::LEVELS {
+        Some(levels) => greatest(levels),
+        None => (1 << Self::BITS) - 1,
+    };
+    /// Groups that share a scale and whose products with bytes of activations, two to a sum, fit in 16-bit
+    /// sums.
+    const RUN: usize = {
+        let (all, fit) = (if Self::HALVES { GROUPS / 2 } else { GROUPS }, 32767 / (2 * 127 * Self::GREATEST));
+        match fit {
+            0..2 => 1,
+            2..4 => 2,
+            4..8 => 4,
+            _ => all,
+        }
+    };
     /// Bytes of `d` of a row.
     const D_BYTES: usize = if matches!(Self::SCALES, Scales::Power) { 1 } else { 2 };
     /// Bytes of the parts, for sixteen rows.
@@ -303,32 +328,39 @@ pub(super) trait Kind: 'static {
     const HALVES: bool;
     const MIN: bool;
     const WIDE: bool;
+    const RUN: usize;
 }
 
-pub(super) struct Kinds<const HALVES: bool, const MIN: bool, const WIDE: bool>;
+pub(super) struct Kinds<const HALVES: bool, const MIN: bool, const WIDE: bool, const RUN: usize>;
 
-impl<const HALVES: bool, const MIN: bool, const WIDE: bool> Kind for Kinds<HALVES, MIN, WIDE> {
+impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const RUN: usize> Kind
+    for Kinds<HALVES, MIN, WIDE, RUN>
+{
     const HALVES: bool = HALVES;
     const MIN: bool = MIN;
     const WIDE: bool = WIDE;
+    const RUN: usize = RUN;
 }
 
-/// Runs the expression for the kind of a layout: there are five of them, which spares the compiler seven
+/// Runs the expression for the kind of a layout: there are eight of them, which spares the compiler five
 /// copies.
 macro_rules! with_kind {
     ($q:ident, $kind:ident => $call:expr) => {{
         macro_rules! call {
-            ($halves:literal, $min:literal, $wide:literal) => {{
-                type $kind = $crate::kernels::layouts::Kinds<$halves, $min, $wide>;
+            ($halves:literal, $min:literal, $wide:literal, $run:literal) => {{
+                type $kind = $crate::kernels::layouts::Kinds<$halves, $min, $wide, $run>;
                 $call
             }};
         }
-        match ($q::HALVES, $q::MIN, $q::WIDE) {
-            (false, false, false) => call!(false, false, false),
-            (false, false, true) => call!(false, false, true),
-            (false, true, _) => call!(false, true, false),
-            (true, false, _) => call!(true, false, false),
-            (true, true, _) => call!(true, true, false),
+        match ($q::HALVES, $q::MIN, $q::RUN) {
+            (false, false, 8) => call!(false, false, false, 8),
+            (false, false, 4) => call!(false, false, false, 4),
+            (false, false, _) => call!(false, false, true, 1),
+            (false, true, 8) => call!(false, true, false, 8),
+            (false, true, _) => call!(false, true, false, 4),
+            (true, false, 4) => call!(true, false, false, 4),
+            (true, false, _) => call!(true, false, false, 2),
+            (true, true, _) => call!(true, true, false, 4),
         }
     }};
 }

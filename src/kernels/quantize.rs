@@ -28,6 +28,9 @@ pub(super) const SUMS: usize = 4;
 /// Blocks of smaller numbers are zeros: a 127th of them has no inverse in f32.
 const MIN_AMAX: f32 = 1e-36;
 
+/// Rows behind the last one that may be read, and hold anything: tiles of products take them along.
+pub(super) const SPARE_ROWS: usize = 3;
+
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
 
@@ -155,8 +158,9 @@ impl Quantized {
                 *items = vec![T::default(); len];
             }
         }
-        let blocks = rows * (k / SUB);
         (self.rows, self.k) = (rows, k);
+        let rows = rows + SPARE_ROWS;
+        let blocks = rows * (k / SUB);
         self.used = planes;
         self.planes.resize_with(self.used.max(self.planes.len()), Plane::default);
         for plane in &mut self.planes[..self.used] {
@@ -421,8 +425,7 @@ unsafe fn bytes_of_block<S: Simd>(x: &[f32; SUB], amax: f32, block: usize, q: &m
         let inverse = S::splat(inverse(amax));
         let (a, b) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES)));
         let q = q.as_mut_ptr().add(block * SUB);
-        S::store_i8(q, S::round(S::mul(a, inverse)));
-        S::store_i8(q.add(LANES), S::round(S::mul(b, inverse)));
+        S::store_i8_pair(q, S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse)));
     }
     meta[block * META] = match amax {
         ..MIN_AMAX => 0.0,
@@ -509,7 +512,12 @@ mod tests {
     fn run(isa: Isa, x: &[f32]) -> Plane {
         let mut out = run_in(isa, x, x.len(), Precision::Above(f32::INFINITY));
         assert!(out.outliers(0, 0..x.len()).is_empty() && out.planes() == 1);
-        out.planes.remove(0)
+        let mut plane = out.planes.remove(0);
+        // Without the spare rows.
+        plane.meta.truncate(x.len() / SUB * META);
+        plane.sums.truncate(x.len() / SUB * SUMS);
+        plane.q.len = x.len();
+        plane
     }
 
     /// Numbers without a pattern, between -size and size.

@@ -64,6 +64,9 @@ pub(super) trait Simd: 'static {
     const TILE: (usize, usize);
     /// [`Simd::dot_wide`] multiplies `code - 128` instead of `code`, see there.
     const WIDE_IS_SIGNED: bool;
+    /// Byte products leave 16-bit sums of pairs ([`Simd::dot_pairs`]), and widening each costs as much as the
+    /// product.
+    const PAIRS: bool;
 
     unsafe fn zero() -> Self::F;
     unsafe fn splat(x: f32) -> Self::F;
@@ -140,10 +143,32 @@ pub(super) trait Simd: 'static {
             if WIDE { Self::dot_wide(acc, w, x) } else { Self::dot(acc, w, x) }
         }
     }
+    /// Where `PAIRS`: as [`Simd::dot`], but sums of 16 bits, `acc + w0 x0 + w1 x1` and `acc + w2 x2 + w3 x3`,
+    /// which must not overflow.
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        // SAFETY: the caller's promise. (Elsewhere whole sums take their place.)
+        unsafe { Self::dot(acc, w, x) }
+    }
+    /// `acc` and both of the 16-bit sums in each lane.
+    #[inline(always)]
+    unsafe fn add_pairs(acc: Self::I, pairs: Self::I) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe { Self::add_i(acc, pairs) }
+    }
     /// As [`Simd::dot`] for any unsigned bytes `w`; where `WIDE_IS_SIGNED`, of `w - 128` instead of `w`.
     unsafe fn dot_wide(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// Stores 16 i32 lanes in -128..=127 as bytes.
     unsafe fn store_i8(to: *mut i8, x: Self::I);
+    /// The same of two vectors, one behind the other.
+    #[inline(always)]
+    unsafe fn store_i8_pair(to: *mut i8, a: Self::I, b: Self::I) {
+        // SAFETY: the caller's promise: there is room for both.
+        unsafe {
+            Self::store_i8(to, a);
+            Self::store_i8(to.add(LANES), b);
+        }
+    }
 
     /// `(acc + a1 b1) + a0 b0` in each lane of pairs of bfloat16, each step rounded (VDPBF16PS, Intel SDM
     /// volume 2).

@@ -8,16 +8,16 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::isa::{Isa, Level, Tiles, tile_rows, tiled};
+use super::isa::{Isa, Level, Tiles, next_tile, tiled};
 use super::layouts::{Layout, SUB, with_layout};
 use super::panels::{AMX_ROWS, k_block_len};
-use super::quantize::{self, Quantized};
+use super::quantize::{self, Quantized, SPARE_ROWS};
 use super::simd::{LANES, Simd};
 use super::tile::{self, Packed};
 use crate::weights::WeightType;
 
 /// Rows that are multiplied at once.
-const TILES: Tiles = Tiles { avx512: &[12, 8, 4, 2, 1], avx2: &[2, 1] };
+const TILES: Tiles = Tiles { avx512: &[12, 8, 6, 4, 2, 1], avx2: &[4, 3, 2, 1] };
 
 /// Sums of some panels, of all rows of a tile.
 const SUMS: usize = 64;
@@ -27,6 +27,8 @@ pub(super) fn max_rows(isa: Isa, dtype: WeightType) -> usize {
     let most = with_layout!(dtype, Q => if Q::HALVES { 16 } else { 24 }, else { NARROW });
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => most.min(4),
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Avx512Bf16 => most,
         // From there on its tiles are faster.
         #[cfg(target_arch = "x86_64")]
@@ -35,7 +37,7 @@ pub(super) fn max_rows(isa: Isa, dtype: WeightType) -> usize {
     }
 }
 
-/// The same without AVX-512, whose registers the tiles need.
+/// The same without AVX-512, whose registers the tiles need, and without the 16-bit sums of AVX2.
 const NARROW: usize = 3;
 
 /// An outlier of one of the rows of a tile.
@@ -78,13 +80,12 @@ pub(super) fn multiply<Q: Layout>(
     let mut sums = [[0.0; LANES]; SUMS];
     let tiles = |mut first| {
         std::iter::from_fn(move || {
-            let left = rows.end - first;
-            let tile = first..first + if left > 0 { tile_rows(isa, &TILES, left) } else { 0 };
+            let tile = first..rows.end.min(first + next_tile(isa, &TILES, rows.end - first));
             first = tile.end;
             Some(tile).filter(|tile| !tile.is_empty())
         })
     };
-    let some = SUMS / tile_rows(isa, &TILES, rows.len());
+    let some = SUMS / next_tile(isa, &TILES, rows.len());
     OUTLIERS.with_borrow_mut(|outliers| {
         outliers.clear();
         tiles(rows.start).for_each(|tile| gather(x, tile, outliers));
@@ -94,15 +95,31 @@ pub(super) fn multiply<Q: Layout>(
                 let own = outliers.partition_point(|outlier| outlier.tile <= tile.start);
                 let rows = Rows { x, first: tile.start, outliers: &outliers[..own] };
                 outliers = &outliers[own..];
-                let sums = &mut sums[..panels.len() / panel_bytes * tile.len()];
+                // A tile may have more rows than there are: it takes spare ones along, whose sums nobody
+                // gets.
+                let size = next_tile(isa, &TILES, tile.len());
+                let sums = &mut sums[..panels.len() / panel_bytes * size];
+                const { assert!(spare_rows(TILES.avx512) <= SPARE_ROWS) };
+                const { assert!(spare_rows(TILES.avx2) <= SPARE_ROWS) };
                 // SAFETY: asserted above; there are so many sums.
-                unsafe { some_rows::<Q>(isa, tile.len(), panels, &rows, sums) };
-                for (panel, sums) in sums.chunks_exact(tile.len()).enumerate() {
-                    each(tile.start, chunk * some + panel, sums);
+                unsafe { some_rows::<Q>(isa, size, panels, &rows, sums) };
+                for (panel, sums) in sums.chunks_exact(size).enumerate() {
+                    each(tile.start, chunk * some + panel, &sums[..tile.len()]);
                 }
             }
         }
     });
+}
+
+/// How many rows too many a tile of these sizes has, at most.
+const fn spare_rows(sizes: &[usize]) -> usize {
+    let (mut most, mut i) = (0, 1);
+    while i < sizes.len() {
+        let spare = sizes[i - 1] - sizes[i] - 1;
+        most = if spare > most { spare } else { most };
+        i += 1;
+    }
+    most
 }
 
 /// Appends the outliers of a tile.
@@ -124,11 +141,11 @@ fn gather(x: &Quantized, tile: Range<usize>, outliers: &mut Vec<Outlier>) {
 }
 
 tiled! {
-    [12, 8, 4, 2, 1] [2, 1]
+    [12, 8, 6, 4, 2, 1] [4, 3, 2, 1]
     /// The sums of some rows for some panels, `[panels, rows]`.
     ///
     /// # Safety
-    /// The panels have `k` weights of each column, there are such rows, and as many sums.
+    /// The panels have `k` weights of each column; there are such rows, or spare ones, and as many sums.
     fn some_rows<Q: Layout>(panels: &[u8], rows: &Rows<'_>, sums: &mut [[f32; LANES]]) = some_rows_body;
 }
 
@@ -183,6 +200,64 @@ unsafe fn some_rows_body<S: Simd, Q: Layout, const M: usize>(
             for (sum, acc) in sums.iter_mut().zip(&acc[0]) {
                 S::store(sum.as_mut_ptr(), *acc);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::layouts::Q4_1;
+    use crate::kernels::quantize::{Job, Precision};
+    use crate::kernels::simd::scalar::Scalar;
+
+    /// Rows in bytes, with an outlier here and there.
+    fn bytes(rows: usize, k: usize) -> Quantized {
+        let number = |at: usize| (at * 7919 % 1013) as f32 - 506.0;
+        let x: Vec<f32> =
+            (0..rows * k).map(|at| number(at) * if at % 97 == 5 { 20.0 } else { 1.0 }).collect();
+        let (mut bytes, precision) = (Quantized::default(), Precision::Above(4.0));
+        bytes.resize(rows, k, precision);
+        let to = bytes.slices();
+        // SAFETY: nobody else has these rows.
+        unsafe {
+            quantize::quantize(Isa::named("scalar").unwrap(), Job { x: &x, first: 0, to: &to, precision })
+        };
+        drop(to);
+        bytes
+    }
+
+    /// The sums of a tile of `M` rows, of which `x` need not have all.
+    fn tile<const M: usize>(panel: &[u8], x: &Quantized, first: usize) -> [[f32; LANES]; M] {
+        let mut outliers = Vec::new();
+        gather(x, first..x.rows.min(first + M), &mut outliers);
+        let mut sums = [[0.0; LANES]; M];
+        let rows = Rows { x, first, outliers: &outliers };
+        // SAFETY: every machine has the scalar tier; rows beyond the last one are spare.
+        unsafe { some_rows_body::<Scalar, Q4_1, M>(panel, &rows, &mut sums) };
+        sums
+    }
+
+    #[test]
+    fn rows_of_a_tile_that_is_too_large_are_what_they_are_alone() {
+        let k = 96;
+        let mut panel: Vec<u8> = (0..k / SUB * Q4_1::UNIT).map(|at| (at * 131 % 251) as u8).collect();
+        for unit in panel.chunks_exact_mut(Q4_1::UNIT) {
+            unit[..Q4_1::HEAD].chunks_exact_mut(2).for_each(|half| half.copy_from_slice(&[0x12, 0x2c]));
+        }
+        for rows in 1..=12 {
+            let x = bytes(rows, k);
+            let alone: Vec<_> = (0..rows).map(|row| tile::<1>(&panel, &x, row)[0]).collect();
+            let sums = match rows {
+                1 => tile::<1>(&panel, &x, 0).to_vec(),
+                2 => tile::<2>(&panel, &x, 0).to_vec(),
+                3 | 4 => tile::<4>(&panel, &x, 0).to_vec(),
+                5 | 6 => tile::<6>(&panel, &x, 0).to_vec(),
+                7 | 8 => tile::<8>(&panel, &x, 0).to_vec(),
+                _ => tile::<12>(&panel, &x, 0).to_vec(),
+            };
+            assert_eq!(sums[..rows], alone[..], "{rows} rows");
+            assert!(alone.iter().flatten().all(|sum| sum.is_finite() && *sum != 0.0));
         }
     }
 }

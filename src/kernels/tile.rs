@@ -32,6 +32,8 @@ pub(super) trait Codes<S: Simd> {
     const MIN: bool;
     /// Codes may be above 127.
     const WIDE: bool;
+    /// Groups whose products fit in 16-bit sums, see [`Layout::RUN`].
+    const RUN: usize;
 
     /// Group `g` of the block, of panel `p`.
     ///
@@ -101,6 +103,7 @@ impl<S: Simd, Q: Layout> Codes<S> for Packed<S, Q> {
     const HALVES: bool = Q::HALVES;
     const MIN: bool = Q::MIN;
     const WIDE: bool = Q::WIDE;
+    const RUN: usize = Q::RUN;
 
     #[inline(always)]
     unsafe fn group(&self, _: usize, g: usize) -> S::I {
@@ -156,6 +159,7 @@ impl<S: Simd, K: Kind> Codes<S> for Unpacked<K> {
     const HALVES: bool = K::HALVES;
     const MIN: bool = K::MIN;
     const WIDE: bool = K::WIDE;
+    const RUN: usize = K::RUN;
 
     #[inline(always)]
     unsafe fn group(&self, p: usize, g: usize) -> S::I {
@@ -295,6 +299,11 @@ unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
     k: usize,
     dot: &mut [[S::I; M]; P],
 ) {
+    // In 16 bits, for as long as they suffice, sums take half the multiplications. (One row gains nothing: it
+    // waits for the unpacking.)
+    let in_pairs = S::PAIRS && C::RUN > 1 && M > 1;
+    // SAFETY: the caller has the tier's instructions.
+    let mut pairs = [[unsafe { S::zero_i() }; M]; P];
     macro_rules! group {
         ($($g:literal)*) => {$(
             if FROM <= $g && $g < TO {
@@ -303,7 +312,7 @@ unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
                     w[p] = codes.group(p, $g);
                 }
                 for i in 0..M {
-                    if P == 1 {
+                    if P == 1 && !in_pairs {
                         dot[0][i] = match C::WIDE {
                             true => S::dot_at::<true, { 4 * $g }>(dot[0][i], w[0], x.add(i * k)),
                             false => S::dot_at::<false, { 4 * $g }>(dot[0][i], w[0], x.add(i * k)),
@@ -312,10 +321,19 @@ unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
                     }
                     let x = S::load_4(x.add(i * k + 4 * $g).cast());
                     for p in 0..P {
-                        dot[p][i] = match C::WIDE {
-                            true => S::dot_wide(dot[p][i], w[p], x),
-                            false => S::dot(dot[p][i], w[p], x),
-                        };
+                        match (in_pairs, C::WIDE) {
+                            (true, _) => pairs[p][i] = S::dot_pairs(pairs[p][i], w[p], x),
+                            (false, true) => dot[p][i] = S::dot_wide(dot[p][i], w[p], x),
+                            (false, false) => dot[p][i] = S::dot(dot[p][i], w[p], x),
+                        }
+                    }
+                }
+                if in_pairs && ($g + 1 == TO || ($g + 1 - FROM) % C::RUN == 0) {
+                    for p in 0..P {
+                        for i in 0..M {
+                            dot[p][i] = S::add_pairs(dot[p][i], pairs[p][i]);
+                            pairs[p][i] = S::zero_i();
+                        }
                     }
                 }
             }

@@ -25,8 +25,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type I = I;
 
     const QUERIES: usize = 2;
-    const TILE: (usize, usize) = (2, 1);
+    const TILE: (usize, usize) = (if VNNI { 2 } else { 3 }, 1);
     const WIDE_IS_SIGNED: bool = !VNNI;
+    const PAIRS: bool = !VNNI;
 
     on_registers! {
         fn zero() -> F = [_mm256_setzero_ps(); 2];
@@ -81,6 +82,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let ones = _mm256_set1_epi16(1);
             both!(acc, w, x => _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones)))
         };
+        fn dot_pairs(acc: I, w: I, x: I) -> I =
+            both!(acc, w, x => _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x)));
+        fn add_pairs(acc: I, pairs: I) -> I = {
+            let ones = _mm256_set1_epi16(1);
+            both!(acc, pairs => _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones)))
+        };
         fn dot_wide(acc: I, w: I, x: I) -> I = {
             if VNNI {
                 return both!(acc, w, x => _mm256_dpbusd_avx_epi32(acc, w, x));
@@ -105,6 +112,20 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         };
         fn reduce_sum(x: F) -> f32 = sum_8(_mm256_add_ps(x[0], x[1]));
         fn reduce_max(x: F) -> f32 = max_8(_mm256_max_ps(x[0], x[1]));
+        fn reduce_max_i(x: I) -> i32 = {
+            let eight = _mm256_max_epi32(x[0], x[1]);
+            let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two)))
+        };
+        fn quad_sums(x: I) -> [i32; 4] = {
+            // Pairs within each half of a register, then pairs of these.
+            let pairs = _mm256_hadd_epi32(x[0], x[1]);
+            let quads = _mm256_hadd_epi32(pairs, pairs);
+            let (low, high) = (_mm256_castsi256_si128(quads), _mm256_extracti128_si256::<1>(quads));
+            let (first, second) = (_mm_cvtsi128_si64(low), _mm_cvtsi128_si64(high));
+            [first as i32, second as i32, (first >> 32) as i32, (second >> 32) as i32]
+        };
     }
 
     on_memory! {
@@ -145,6 +166,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let bytes = _mm256_packs_epi16(words, words);
             let bytes = _mm256_permute4x64_epi64::<0b00_00_10_00>(bytes);
             _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes));
+        };
+        fn store_i8_pair(to: *mut i8, a: I, b: I) = {
+            // Fours of each register in turn: 0, 2, 4, 6 of the low halves, and 1, 3, 5, 7 of the high ones.
+            let words = [_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(b[0], b[1])];
+            let bytes = _mm256_packs_epi16(words[0], words[1]);
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_storeu_si256(to.cast(), _mm256_permutevar8x32_epi32(bytes, order));
         };
         fn store_bf16(to: *mut u16, x: F) = {
             let halves = both!(x => {

@@ -14,6 +14,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const QUERIES: usize = 4;
     const TILE: (usize, usize) = (6, 2);
     const WIDE_IS_SIGNED: bool = false;
+    const PAIRS: bool = false;
 
     on_registers! {
         fn zero() -> __m512 = _mm512_setzero_ps();

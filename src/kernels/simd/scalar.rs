@@ -45,6 +45,7 @@ impl Simd for Scalar {
     const QUERIES: usize = 2;
     const TILE: (usize, usize) = (1, 1);
     const WIDE_IS_SIGNED: bool = false;
+    const PAIRS: bool = false;
 
     on_registers! {
         fn dot_wide(acc: I, w: I, x: I) -> I = Self::dot(acc, w, x);
