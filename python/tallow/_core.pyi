@@ -58,8 +58,12 @@ MAX_TOP_LOGPROBS: int
 
 def features() -> dict[str, Any]:
     """What this build and this machine offer: ``isa`` (the tier of CPU instructions in use, such as
-    "avx512"), ``threads`` (how many a Model takes unless told), ``cuda``, ``metal`` and ``hub`` (whether they
-    were built in)."""
+    "avx512"), ``isa_opt_in`` (tiers of this machine that are used only where TALLOW_ISA names them), ``threads``
+    (how many a Model takes unless told), ``cuda``, ``metal`` and ``hub`` (whether they were built in)."""
+
+def _tile_probe(threads: int, seconds: float) -> float:
+    """For benchmarks: byte operations a second that the inner loop of products does now, on so many threads,
+    for about so long."""
 
 def end_filters(seconds: float) -> None: ...
 def cache_folder() -> Path:

@@ -46,6 +46,8 @@ def collect() -> dict[str, dict[str, Any]]:
         "tallow": {
             "version": _core.__version__,
             "instructions": features["isa"],
+            "instructions by request": ", ".join(f"TALLOW_ISA={name}" for name in features["isa_opt_in"])
+            or "none",
             "threads": features["threads"],
             "accelerators": ", ".join(name for name in ("cuda", "metal") if features[name]) or "none",
             "hub": "yes" if features["hub"] else "no, built without",

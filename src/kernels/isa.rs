@@ -68,15 +68,26 @@ impl Isa {
         tiers
     }
 
-    /// The best tier, or the one that `TALLOW_ISA` names.
+    /// The best tier that needs no asking for, or the one that `TALLOW_ISA` names.
     ///
     /// # Errors
     /// `Device` when it names none, or one that this machine has not.
     pub fn from_env() -> Result<Isa> {
         match std::env::var("TALLOW_ISA") {
             Ok(name) => Self::named(&name).map_err(|error| error.context("TALLOW_ISA")),
-            Err(_) => Ok(Self::available().first().copied().unwrap_or(Isa(Level::Scalar))),
+            Err(_) => Ok(Self::unasked(&Self::available())),
         }
+    }
+
+    /// The best of these tiers that is not opt-in.
+    fn unasked(tiers: &[Isa]) -> Isa {
+        tiers.iter().copied().find(|tier| !tier.is_opt_in()).unwrap_or(Isa(Level::Scalar))
+    }
+
+    /// Whether a machine that has the tier takes it only where `TALLOW_ISA` names it. AMX has passed its
+    /// tests on a machine, but as long as none has timed it against the tier without, that is the default.
+    pub fn is_opt_in(self) -> bool {
+        self.has_amx()
     }
 
     /// A tier by name: `amx`, `avx512bf16`, `avx512`, `avxvnni`, `avx2` or `scalar`.
@@ -336,5 +347,20 @@ mod tests {
         for (left, rows) in [(1, 1), (2, 2), (3, 4), (5, 6), (7, 8), (9, 12), (12, 12), (13, 12), (40, 12)] {
             assert_eq!(next_tile(isa, &tiles, left), rows, "{left}");
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn amx_is_taken_only_where_it_is_named() {
+        use Level::{Amx, Avx2, Avx512, Avx512Bf16, Scalar};
+        for (tiers, taken) in [
+            (vec![Amx, Avx512Bf16, Avx512, Avx2, Scalar], Avx512Bf16),
+            (vec![Avx512, Avx2, Scalar], Avx512),
+            (vec![Scalar], Scalar),
+        ] {
+            let tiers: Vec<_> = tiers.into_iter().map(Isa).collect();
+            assert_eq!(Isa::unasked(&tiers), Isa(taken), "{tiers:?}");
+        }
+        assert!(!Isa::unasked(&Isa::available()).is_opt_in());
     }
 }

@@ -15,9 +15,9 @@
 //! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`] and [`pack`]
 //! (weights in memory), [`quantize`] and [`rows`] (activations), [`low_rank`] (what adapters add), [`types`]
 //! (what the graph holds), [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`]
-//! (products), [`attention`], [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`],
-//! [`causal_conv`], [`scan`], [`matmul`], [`backend`], [`cpu`], [`candle`], [`check`], [`tape`] (what
-//! computes and remembers, for gradients).
+//! (products), [`probe`] (how fast they are at this moment), [`attention`], [`norm`], [`rope`],
+//! [`elementwise`], [`experts`], [`checked_step`], [`causal_conv`], [`scan`], [`matmul`], [`backend`],
+//! [`cpu`], [`candle`], [`check`], [`tape`] (what computes and remembers, for gradients).
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -44,6 +44,7 @@ mod opaque;
 mod pack;
 mod panels;
 mod pool;
+mod probe;
 mod quantize;
 mod rope;
 mod rows;
@@ -68,6 +69,7 @@ use self::disjoint::DisjointSlices;
 pub use self::experts::{Assignments, Expert, ExpertTerms};
 pub use self::isa::Isa;
 pub use self::low_rank::{LowRank, Term};
+pub use self::probe::tile_rate;
 pub use self::rows::Rows;
 pub use self::tape::{FactorGradients, Factors, Precision, Recorder, RowTargets, SpanRows, Tape, Value};
 pub use self::types::{
@@ -89,7 +91,7 @@ impl Ops {
     /// Our own kernels on the CPU, with `threads` threads (the calling one is among them); keys and values as
     /// `kv` says.
     ///
-    /// The widest instructions that the machine has are used; the environment variable `TALLOW_ISA`
+    /// The widest instructions that the machine has are used, but AMX; the environment variable `TALLOW_ISA`
     /// (`amx`, `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `scalar`) forces others.
     ///
     /// # Errors

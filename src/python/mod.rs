@@ -32,6 +32,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<train::PyTraining>()?;
     module.add_class::<waker::PyWaker>()?;
     module.add_function(wrap_pyfunction!(features, module)?)?;
+    module.add_function(wrap_pyfunction!(_tile_probe, module)?)?;
     module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;
     module.add_function(wrap_pyfunction!(load::locate, module)?)?;
     module.add_function(wrap_pyfunction!(model::plain_messages, module)?)?;
@@ -48,15 +49,27 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
+/// For benchmarks: byte operations a second of the inner loop of products, of all threads at this moment.
+#[pyfunction]
+fn _tile_probe(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
+    let time = std::time::Duration::try_from_secs_f64(seconds)
+        .map_err(|error| pyo3::exceptions::PyValueError::new_err(format!("seconds: {error}")))?;
+    door::detached(py, || crate::kernels::tile_rate(threads, time))
+}
+
 /// What this build can do, and what this machine lends it.
 #[pyfunction]
 fn features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let isa = crate::kernels::Isa::from_env().map_err(|error| errors::to_python(py, &error))?.name();
+    use crate::kernels::Isa;
+    let isa = Isa::from_env().map_err(|error| errors::to_python(py, &error))?.name();
+    let opt_in = |isa: &Isa| isa.is_opt_in();
+    let opt_in: Vec<_> = Isa::available().into_iter().filter(opt_in).map(Isa::name).collect();
     let dict = PyDict::new(py);
     dict.set_item("cuda", cfg!(feature = "cuda"))?;
     dict.set_item("metal", cfg!(feature = "metal"))?;
     dict.set_item("hub", cfg!(feature = "hub"))?;
     dict.set_item("isa", isa)?;
+    dict.set_item("isa_opt_in", opt_in)?;
     dict.set_item("threads", crate::device::default_threads())?;
     Ok(dict)
 }

@@ -65,7 +65,7 @@ def test_errors_are_built_ins_as_well(name):
 
 
 def test_features_tell_the_machine():
-    assert {"cuda", "isa"} <= tallow.features().keys()
+    assert {"cuda", "isa", "isa_opt_in"} <= tallow.features().keys()
     assert tallow.__version__.count(".") == 2
 
 
