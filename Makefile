@@ -10,7 +10,7 @@ MODELS := target/test-models
 SOURCES := python tests/python tests/clients examples scripts benches docs notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help dspy-rs bench bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy clients notebooks test-notebooks ray loom check format lint stubs docs check-cuda develop models clean
+.PHONY: help dspy-rs bench bench-check bench-models bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy clients notebooks test-notebooks ray loom check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,10 +90,31 @@ check-cuda: ## Type-check the CUDA build with a stand-in compiler
 	PATH=$(abspath scripts/stub-cuda):$$PATH CUDA_COMPUTE_CAP=80 CUDA_HOME=$(abspath target/stub-cuda) \
 		cargo check --profile $(PROFILE) --quiet --features cuda
 
-bench: models ## Time tallow beside the installed peers; writes benches/RESULTS.md, results.json and results.svg
+bench: models bench-models ## Time tallow beside the installed peers; writes benches/RESULTS.md, results.json, results.svg and targets.json
 	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --quiet --release
 	$(BIN)/python benches/compare.py $(ARGS)
 	$(MAKE) bench-shapes
+
+bench-check: models bench-models ## Take the figures of the table of targets, and say which are 5 % below the last landed ones (ARGS='--rounds 3')
+	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --quiet --release
+	$(BIN)/python benches/compare.py --targets --into target/bench $(ARGS)
+	$(BIN)/python benches/targets.py
+
+# Large models of random weights, brought to Q4_K_M by llama.cpp (`make bench-peers PEERS=llama.cpp`); without it there are none.
+LARGE := smollm2-1.7b qwen3-0.6b
+
+bench-models: models ## Make the large models of `make bench` (needs 5 GB on the way, 1.5 GB stay)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "gguf>=0.19"
+	mkdir -p target/shapes
+	for name in $(LARGE); do \
+		test -f target/shapes/$$name-q4_k_m.gguf && continue; \
+		test -x target/peers/llama.cpp/bin/python || { echo "$$name: llama.cpp is not installed"; continue; }; \
+		case $$name in smollm2*) tokenizer="--tokenizer $$(ls $(MODELS)/SmolLM2*)";; *) tokenizer=;; esac; \
+		$(BIN)/python benches/shapes.py $$name target/shapes/$$name.f16 $$tokenizer && \
+		target/peers/llama.cpp/bin/python benches/peers/quantize.py target/shapes/$$name.f16 \
+			target/shapes/$$name-q4_k_m.gguf || exit 1; \
+		rm target/shapes/$$name.f16; \
+	done
 
 SHAPES := qwen3.5-0.8b lfm2-350m granite-4-h-350m olmoe-1b-7b-4-layers gpt-oss-20b-2-layers
 

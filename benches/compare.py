@@ -1,6 +1,7 @@
 """tallow beside other engines: the same weights, the same prompts, in turns, on one machine.
 
-    python benches/compare.py [--quick] [--only tallow,llama.cpp] [--model FILE.gguf ...] [--rounds N]
+    python benches/compare.py [--quick | --targets] [--only tallow,llama.cpp] [--model FILE.gguf ...]
+        [--rounds N]
 
 Measured are whichever peers are installed (`make bench-peers`, or `--python NAME=PATH`): llama.cpp,
 openvino-genai, transformers, mistralrs. Each engine is a process of its own (benches/peers), asked in
@@ -17,7 +18,16 @@ as fast tallow is.
 - Start: a fresh process, from loading the file to the first token of a 16-token prompt (importing apart),
   and its peak memory above an interpreter with numpy; for tallow, also what of it are weights, keys,
   values and states. Each of its three engines (single requests, bursts, the stream after a prompt that it
-  keeps) has a cache of its own.
+  keeps) has a cache of its own. tallow starts twice where it keeps packed weights on disk: with an empty
+  cache, and with what the first start has left there.
+- Keys and values: what tallow's take after 8,000 tokens, beside those in bfloat16.
+
+Beside every figure stands a probe of this moment: what the inner loop of products does on all threads for
+30 ms before the question and 30 after. A figure whose probe is below 0.9 of the run's best is marked with ~.
+
+Models of 300 MB and more (`make bench-models` makes two, with random weights in the shapes of SmolLM2-1.7B
+and Qwen3-0.6B) get a part of the questions: prompts of 512, the stream after it, 1 and 8 requests at once.
+`--targets` asks only what the table of targets (targets.py) needs, of the peers that it is about.
 
 Everything is greedy and writes over the end token. All engines get token ids that tallow's tokenizer made
 of a text generated here; one that takes no ids gets the text. Of tallow and llama.cpp everything is asked,
@@ -26,7 +36,7 @@ limits are taken first; what a phase reaches of them stands below the figures. S
 ratios to llama.cpp in one table at the end.
 
 A full run writes benches/RESULTS.md (its part between two marks), results.json and results.svg;
-`--quick`, `--only` and `--model` print only, unless `--into FOLDER` says where to write.
+`--quick`, `--only`, `--targets` and `--model` print only, unless `--into FOLDER` says where to write.
 """
 
 from __future__ import annotations
@@ -37,12 +47,14 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import plot
+import targets
 from peers import machine
 from peers.engine import ADAPTERS, Engine, Failed, interpreter
 
@@ -50,6 +62,10 @@ import tallow
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "target" / "test-models"
+#: Where `make bench-models` puts the large ones.
+SHAPES = HERE.parent / "target" / "shapes"
+LARGE = ("smollm2-1.7b-q4_k_m.gguf", "qwen3-0.6b-q4_k_m.gguf")
+LARGE_BYTES = 300 << 20
 US, THEM = "tallow", "llama.cpp"
 COMMON, OWN, ANSWER, FIRST = 400, 80, 48, 16
 TIMEOUT = 600.0  # of one question that was expected to be quick
@@ -75,8 +91,20 @@ class Plan:
     deep: int = 32
     limit: float = 60.0
 
+    def of(self, path: Path) -> Plan:
+        """What is asked of this model: of a large one a part, for each question takes ten times as long."""
+        if path.stat().st_size < LARGE_BYTES:
+            return self
+        sizes = tuple(size for size in self.sizes if size in (1, 8)) or (8,)
+        return replace(self, prompts=self.prompts[:1], stream=min(self.stream, 32), sizes=sizes, depths=())
+
 
 QUICK = Plan(1, (256,), 16, (1, 8), 16, (256, 1024), 16, 10.0)
+#: What the table of targets asks of a small model, and of a large one.
+TARGETS = Plan(5, sizes=(32,), depths=(8000,))
+#: Of whom.
+TARGET_PEERS = (US, THEM, "openvino-genai")
+PROBE_SECONDS = 0.03
 
 
 @dataclass
@@ -150,35 +178,65 @@ class Found:
     """What a model's run has found: figure -> engine -> a value a round, and what went wrong."""
 
     facts: dict[str, Any]
+    path: Path
     versions: dict[str, str] = field(default_factory=dict)
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    #: What the tile probe said beside each of the values.
+    probes: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     slow: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, figure: str, engine: str, value: float) -> None:
+    def add(self, figure: str, engine: str, value: float, probe: float | None = None) -> None:
         self.values.setdefault(figure, {}).setdefault(engine, []).append(value)
+        if probe is not None:
+            self.probes.setdefault(figure, {}).setdefault(engine, []).append(probe)
 
     def median(self, figure: str, engine: str) -> float | None:
         values = self.values.get(figure, {}).get(engine)
         return statistics.median(values) if values else None
 
 
+class Probe:
+    """The machine at this moment: byte operations a second in the inner loop of products, all threads."""
+
+    best = 0.0
+
+    @classmethod
+    def take(cls) -> float:
+        rate = tallow._core._tile_probe(machine.threads(), PROBE_SECONDS)
+        cls.best = max(cls.best, rate)
+        return rate
+
+
 class Run:
     """All that is asked about one model."""
 
     def __init__(self, path: Path, pythons: dict[str, str], plan: Plan) -> None:
-        self.path, self.pythons, self.plan = str(path.resolve()), pythons, plan
+        self.path, self.pythons, self.plan = str(path.resolve()), pythons, plan.of(path)
         model = tallow.Model(path, progress=False)
         self.prompts = Prompts(model)
-        self.found = Found(facts(model, path))
+        self.found = Found(facts(model, path), path)
         self.engines: dict[str, Engine] = {}
         self.broken: set[tuple[str, str, int]] = set()
         self.plain = False  # llama.cpp, after a burst has ended it
 
     def start(self, name: str) -> None:
-        """A cold start. The process stays, unless another round will start one."""
-        engine = Engine(name, self.pythons[name])
+        """A cold start, of tallow a second one after it. The process stays, unless another round will start
+        one.
+        """
+        if name != US:
+            return self.start_once(name, "start")
+        # What is mapped stays, also when the folder is gone.
+        with tempfile.TemporaryDirectory(prefix="tallow-bench-") as folder:
+            self.start_once(US, "start", folder)
+            if US in self.engines and self.engines[US].ask("settle", TIMEOUT) == "kept":
+                self.engines.pop(US).end()
+                self.start_once(US, "start later", folder)
+
+    def start_once(self, name: str, figure: str, cache: str | None = None) -> None:
+        before = Probe.take()
+        engine = Engine(name, self.pythons[name], {"TALLOW_CACHE": cache} if cache else {})
         self.engines[name] = engine
         first = self.prompts.one("single", "first", FIRST, 1).arguments
         options: dict[str, Any] = {"path": self.path, "threads": machine.threads()}
@@ -189,9 +247,12 @@ class Run:
         except Failed as error:
             self.fail(name, error)
             return
+        probe = min(before, Probe.take())
         # One that runs again in another way is no further round of the start.
-        for figure in () if "plain" in options else ("import", "start", "peak"):
-            self.found.add(figure, name, loaded[figure])
+        if "plain" not in options:
+            self.found.add(figure, name, loaded["start"], probe)
+        for other in ("import", "peak") if figure == "start" and "plain" not in options else ():
+            self.found.add(other, name, loaded[other])
         self.found.versions[name] = loaded["version"]
         engine.loaded, engine.prefill = loaded, FIRST / loaded["again"]
 
@@ -233,6 +294,10 @@ class Run:
                     answers[name] = self.ask(self.engines[name], question)
                 turn += 1
                 self.compare(question, answers)
+        if US in self.engines and 8000 in self.plan.depths and self.prompts.model.context_length > 8000:
+            progress("keys and values at 8,000 tokens")
+            question = self.prompts.one("kept", "depth", 8000, 1)
+            self.found.add("kept", US, self.engines[US].ask("kept", TIMEOUT, ids=question.arguments["ids"]))
         for name, engine in list(self.engines.items()):
             try:
                 for figure, value in engine.ask("peak", TIMEOUT).items():
@@ -248,6 +313,7 @@ class Run:
             for figure, _ in question.figures({"seconds": 1, "first": 1, "rest": 1}):
                 self.found.slow.append((figure, engine.name))
             return None
+        before = Probe.take()
         try:
             answer = engine.ask(question.do, TIMEOUT, **question.arguments)
         except Failed as error:
@@ -256,8 +322,9 @@ class Run:
             self.broken.add(kind)
             self.fail(engine.name, error, f"{question.do} {question.size}: ")
             return None
+        probe = min(before, Probe.take())
         for figure, value in question.figures(answer):
-            self.found.add(figure, engine.name, value)
+            self.found.add(figure, engine.name, value, probe)
         if question.do == "single":
             engine.prefill = question.read / answer["first"]
             if question.write > 1:
@@ -333,6 +400,8 @@ def progress(text: str) -> None:
 
 # Telling
 
+MARKED = "~: the tile probe beside it was below 0.9 of the run's best."
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """With as many digits as a noisy figure deserves."""
@@ -359,7 +428,7 @@ class Report:
     """The Markdown of one model."""
 
     def __init__(self, found: Found, names: list[str], plan: Plan, limits: dict[str, float]) -> None:
-        self.found, self.plan, self.limits = found, plan, limits
+        self.found, self.plan, self.limits = found, plan.of(found.path), limits
         self.names = [name for name in names if name in found.versions]
 
     def ratio(self, figure: str, others: list[str], more_is_better: bool) -> str:
@@ -375,9 +444,14 @@ class Report:
         for name in self.names:
             value = self.found.median(figure, name)
             slow = value is None and (figure, name) in self.found.slow
-            cells.append(f"over {self.plan.limit:.0f} s" if slow else number(value))
+            cells.append(f"over {self.plan.limit:.0f} s" if slow else number(value) + self.mark(figure, name))
         ratios = [self.ratio(figure, names, more_is_better) for names in (self.names, [THEM])]
         return [title, *cells, *ratios]
+
+    def mark(self, figure: str, name: str) -> str:
+        """Whether the figure was taken beside a slow probe."""
+        probes = self.found.probes.get(figure, {}).get(name)
+        return " ~" if probes and statistics.median(probes) < targets.QUIET * Probe.best else ""
 
     def rows(self) -> Iterator[list[str]]:
         plan, most = self.plan, max(self.plan.sizes)
@@ -390,6 +464,8 @@ class Report:
         for depth in plan.depths:
             yield self.row(f"one stream in a context of {depth:,}, tokens/s", f"depth {depth}")
         yield self.row("load to first token, s", "start", False)
+        if "start later" in self.found.values:
+            yield self.row("the same with what the first start kept, s", "start later", False)
         yield self.row("import before it, s", "import", False)
         yield self.row("peak memory after the first token, MiB", "peak", False)
         yield self.row("peak memory after everything, MiB", "peak at the end", False)
@@ -472,7 +548,9 @@ def section(result: dict[str, Any], reports: list[str]) -> str:
             f"Medians of {result['rounds']} rounds in turns; {', '.join(versions.values())}.\n",
             "Ratios say how many times as fast tallow is (for memory: how many times as small). Requests at",
             f"once have {COMMON} tokens in common and {OWN} of their own, {result['answer']} new ones each,",
-            "nothing warmed; llama.cpp and transformers are told what is in common.\n",
+            "nothing warmed; llama.cpp and transformers are told what is in common.",
+            f"{MARKED} The best was {result['best_probe'] / 1e9:,.0f} GOP/s.\n",
+            *([targets.table(reached)] if (reached := targets.ratios(result)) else []),
             "![The figures as a plot](results.svg)\n",
             *reports,
         ]
@@ -492,6 +570,10 @@ def put(path: Path, text: str, mark: str = "compare") -> None:
 
 def write(folder: Path, result: dict[str, Any], text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    told = {name: result[name] for name in ("command", "date", "machine", "best_probe", "versions")}
+    told["machine"] = result["machine"]["cpu"]
+    told["ratios"] = targets.ratios(result)
+    (folder / "targets.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (folder / "results.svg").write_text(plot.drawing(result), encoding="utf-8")
     put(folder / "RESULTS.md", text)
@@ -505,6 +587,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one round of small sizes")
+    parser.add_argument("--targets", action="store_true", help="only what the table of targets needs")
     parser.add_argument("--only", metavar="NAMES", help=f"of {','.join(ADAPTERS)}, with commas between")
     parser.add_argument(
         "--model",
@@ -525,7 +608,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--into", metavar="FOLDER", type=Path, help="where the results are written")
     args = parser.parse_args()
-    args.only = args.only.split(",") if args.only else list(ADAPTERS)
+    everybody = list(TARGET_PEERS) if args.targets else list(ADAPTERS)
+    args.only = args.only.split(",") if args.only else everybody
     args.python = dict(pair.partition("=")[::2] for pair in args.python)
     for name in (*args.only, *args.python):
         if name not in ADAPTERS:
@@ -540,10 +624,11 @@ def arguments() -> argparse.Namespace:
 
 
 def models(wanted: Path | None) -> list[Path]:
-    """Ours are sorted by their names, the small one first."""
+    """Ours, the small ones first."""
     if wanted and wanted.exists():
         return [wanted]
-    files = sorted(MODELS.glob("*.gguf"), key=lambda path: path.stat().st_size)
+    files = [*MODELS.glob("*.gguf"), *(SHAPES / name for name in LARGE)]
+    files = sorted((path for path in files if path.exists()), key=lambda path: path.stat().st_size)
     return [path for path in files if not wanted or str(wanted).lower() in path.name.lower()]
 
 
@@ -556,15 +641,15 @@ CHANGES = ("rounds", "limit", "sizes", "depths")
 
 
 def planned(args: argparse.Namespace) -> Plan:
-    plan = QUICK if args.quick else Plan(5)
+    plan = QUICK if args.quick else TARGETS if args.targets else Plan(5)
     changes = {name: value for name in CHANGES if (value := getattr(args, name)) is not None}
     return Plan(**(vars(plan) | changes))
 
 
 def command(args: argparse.Namespace) -> str:
     """As it was called, without the paths of this machine."""
-    parts = ["python benches/compare.py"] + ["--quick"] * args.quick
-    if len(args.only) < len(ADAPTERS):
+    parts = ["python benches/compare.py"] + ["--quick"] * args.quick + ["--targets"] * args.targets
+    if len(args.only) < len(ADAPTERS) and (not args.targets or set(args.only) != set(TARGET_PEERS)):
         parts.append(f"--only {','.join(args.only)}")
     parts += [f"--model {model.name}" for model in args.model]
     for name in CHANGES:
@@ -580,7 +665,7 @@ def saved(found: Found) -> dict[str, Any]:
         figure: {name: found.median(figure, name) for name in row} for figure, row in found.values.items()
     }
     rest = {"versions": found.versions, "same_tokens": found.same, "notes": found.notes}
-    return {"facts": found.facts, "median": medians, "rounds": found.values, **rest}
+    return {"facts": found.facts, "median": medians, "rounds": found.values, "probes": found.probes, **rest}
 
 
 def main() -> None:
@@ -611,12 +696,16 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "machine": here,
         "limits": limits,
+        "best_probe": Probe.best,
         "rounds": plan.rounds,
         "answer": plan.answer,
         "versions": {name: text for found in founds for name, text in found.versions.items()},
         "models": [saved(found) for found in founds],
     }
-    whole = not (args.quick or args.model or len(args.only) < len(ADAPTERS))
+    reached = targets.ratios(result)
+    if reached:
+        print(f"\n{targets.table(reached)}\n{MARKED}")
+    whole = not (args.quick or args.targets or args.model or len(args.only) < len(ADAPTERS))
     folder = args.into or (HERE if whole else None)
     if folder:
         write(folder, result, section(result, reports))

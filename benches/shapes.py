@@ -1,10 +1,11 @@
 """GGUF files in the shapes of models that people run, with random weights: speed does not care what they say.
 
-    python benches/shapes.py NAME OUT.gguf
+    python benches/shapes.py NAME OUT.gguf [--tokenizer FILE.gguf]
     python benches/shapes.py --list
 
-Matrices are Q8_0, the experts of gpt-oss MXFP4; vectors and convolutions are float32. Two shapes are cut to
-a few layers, since all of them would take tens of gigabytes. The vocabulary is a stand-in of the real size.
+Matrices are Q8_0, the experts of gpt-oss MXFP4, those of the shapes that `quantize.py` brings to Q4_K_M
+float16; vectors and convolutions are float32. Two shapes are cut to a few layers, since all of them would
+take tens of gigabytes. The vocabulary is a stand-in of the real size, or that of another file.
 Metadata and tensors are those that llama.cpp's converter writes for the architecture, and both tallow and
 llama.cpp read the files.
 
@@ -22,6 +23,7 @@ import gguf
 import numpy as np
 
 Q8_0, MXFP4 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.MXFP4
+F16 = gguf.GGMLQuantizationType.F16
 #: Bytes of a block of 32 weights.
 BLOCK = {Q8_0: 34, MXFP4: 17}
 #: Name and shape of a tensor, rows first; vectors are float32, the rest is of the type named, or Q8_0.
@@ -205,12 +207,53 @@ def gpt_oss() -> tuple[str, dict[str, Any], list[Tensor]]:
     return "gpt-oss", keys, tensors
 
 
+def smollm2() -> tuple[str, dict[str, Any], list[Tensor]]:
+    """SmolLM2-1.7B, for Q4_K_M: the large model of `make bench`."""
+    keys = dense_keys(2048, 24, 8192, 32, 32, 64) | {
+        "context_length": 8192, "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 130_000.0,
+    }  # fmt: skip
+    return "llama", keys, dense(2048, 24, 8192, 49_152, (32, 32, 64), head_norms=False)
+
+
+def qwen3() -> tuple[str, dict[str, Any], list[Tensor]]:
+    """Qwen3-0.6B, for Q4_K_M."""
+    keys = dense_keys(1024, 28, 3072, 16, 8, 128) | {
+        "context_length": 40_960, "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e6,
+    }  # fmt: skip
+    return "qwen3", keys, dense(1024, 28, 3072, 151_936, (16, 8, 128), head_norms=True)
+
+
+def dense_keys(hidden: int, layers: int, width: int, heads: int, kv_heads: int, head: int) -> dict[str, Any]:
+    return {
+        "embedding_length": hidden, "block_count": layers, "feed_forward_length": width,
+        "attention.head_count": heads, "attention.head_count_kv": kv_heads, "attention.key_length": head,
+        "attention.value_length": head, "rope.dimension_count": head,
+    }  # fmt: skip
+
+
+def dense(
+    hidden: int, layers: int, width: int, vocab: int, heads: tuple[int, int, int], head_norms: bool
+) -> list[Tensor]:
+    """A plain transformer whose head is its embedding, in float16."""
+    tensors: list[Tensor] = [("token_embd", vocab, hidden, F16), ("output_norm", hidden)]
+    for i in range(layers):
+        at = f"blk.{i}"
+        tensors += [(f"{at}.attn_norm", hidden), (f"{at}.ffn_norm", hidden)]
+        matrices = [*attention(at, hidden, *heads), *feed_forward(at, hidden, width)]
+        tensors += [(*matrix, F16) for matrix in matrices]
+        if head_norms:
+            tensors += [(f"{at}.attn_q_norm", heads[2]), (f"{at}.attn_k_norm", heads[2])]
+    return tensors
+
+
 SHAPES: dict[str, Callable[[], tuple[str, dict[str, Any], list[Tensor]]]] = {
     "qwen3.5-0.8b": qwen35,
     "lfm2-350m": lfm2,
     "granite-4-h-350m": granite_h,
     "olmoe-1b-7b-4-layers": olmoe,
     "gpt-oss-20b-2-layers": gpt_oss,
+    "smollm2-1.7b": smollm2,
+    "qwen3-0.6b": qwen3,
 }
 
 
@@ -243,6 +286,18 @@ def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_add_bos_token(False)
 
 
+def copy_tokenizer(writer: gguf.GGUFWriter, path: Path) -> None:
+    """The tokenizer and the chat template of another file."""
+    for key, field in gguf.GGUFReader(path).fields.items():
+        if not key.startswith("tokenizer."):
+            continue
+        value = field.contents()
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, field.types[0])
+
+
 def floats(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
     """Norms are 1, decays negative, the rest is small."""
     if "norm" in name or name.endswith((".ssm_d.", ".ssm_dt.bias")):
@@ -254,6 +309,8 @@ def floats(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.n
 
 def blocks(kind: Any, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
     """Random weights of about 0.02: bytes behind a scale."""
+    if kind == F16:
+        return (draw.standard_normal(shape, np.float32) * 0.02).astype(np.float16)
     width = shape[-1] // 32 * BLOCK[kind]
     pool = draw.integers(0, 256, (min(shape[-2], 256), width // BLOCK[kind], BLOCK[kind]), dtype=np.uint8)
     if kind == Q8_0:
@@ -264,15 +321,19 @@ def blocks(kind: Any, shape: tuple[int, ...], draw: np.random.Generator) -> np.n
     return rows.reshape(*shape[:-1], width)
 
 
-def write(name: str, path: Path) -> None:
+def write(name: str, path: Path, tokenizer: Path | None) -> None:
     architecture, keys, tensors = SHAPES[name]()
     writer, draw = gguf.GGUFWriter(path, architecture), np.random.default_rng(0)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(f"random {name}")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    halves = tensors[0][-1] == F16
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if halves else gguf.LlamaFileType.MOSTLY_Q8_0)
     for key, value in keys.items():
         add_key(writer, f"{architecture}.{key}", value)
-    add_vocabulary(writer, tensors[0][1])
+    if tokenizer:
+        copy_tokenizer(writer, tokenizer)
+    else:
+        add_vocabulary(writer, tensors[0][1])
     for tensor, *rest in tensors:
         # Types are whole numbers, too.
         kind = rest.pop() if type(rest[-1]) is not int else Q8_0
@@ -294,13 +355,14 @@ def main() -> None:
     )
     parser.add_argument("name", nargs="?", choices=SHAPES, metavar="NAME")
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT.gguf")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE.gguf", help="whose tokenizer it gets")
     parser.add_argument("--list", action="store_true", help="say which shapes there are")
     args = parser.parse_args()
     if args.list or not args.out:
         for name, shape in SHAPES.items():
             print(f"{name:22}{(shape.__doc__ or '').strip()}")
         return
-    write(args.name, args.out)
+    write(args.name, args.out, args.tokenizer)
     print(f"{args.out}: {args.out.stat().st_size / 2**30:.2f} GiB")
 
 

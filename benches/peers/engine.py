@@ -43,7 +43,7 @@ def interpreter(name: str, given: dict[str, str]) -> str | None:
 class Engine:
     """The worker of one engine. Between two questions it does not run at all."""
 
-    def __init__(self, name: str, python: str) -> None:
+    def __init__(self, name: str, python: str, environment: dict[str, str] | None = None) -> None:
         self.name = name
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -51,7 +51,7 @@ class Engine:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"} | (environment or {}),
         )
         self.loaded: dict[str, Any] = {}
         #: Tokens a second, as last seen: what a question would take is known before it is asked.

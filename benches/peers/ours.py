@@ -14,12 +14,16 @@ from typing import Any
 
 import tallow
 
+#: How long packed weights may take to be written, in seconds.
+SETTLES = 120
+
 
 class Peer:
     batches = keeps = True
 
     def __init__(self, path: str, threads: int, adapters: Sequence[str] = ()) -> None:
         options: dict[str, Any] = {"progress": False, "threads": threads}
+        self.path = path
         drafts = bool(os.environ.get("TALLOW_BENCH_DRAFTS"))
         self.plain = tallow.Model(path, **options, prefix_cache=False, speculation=False)
         self.shared = tallow.Model(path, **options, speculation=drafts)
@@ -30,6 +34,22 @@ class Peer:
                 model.load_adapter(folder, name=f"adapter-{number}")
         self.endless = dict.fromkeys(self.plain.eos_ids, -100.0)
         self.version = f"tallow {tallow.__version__} ({tallow.features().get('isa', '?')})"
+
+    def settle(self) -> str:
+        """Waits until packed weights are on disk, or it is known that they will not be."""
+        until = time.monotonic() + SETTLES
+        while self.plain.packed == "being kept" and time.monotonic() < until:
+            time.sleep(0.1)
+        return self.plain.packed
+
+    def kept(self, ids: list[int]) -> float:
+        """Bytes of keys and values after this prompt, as a multiple of those in bfloat16."""
+        taken = []
+        for kv_type in ("auto", "bf16"):
+            with tallow.Model(self.path, progress=False, kv_type=kv_type, speculation=False) as model:
+                self.ask(model, ids, 1)
+                taken.append(model.stats()["touched_kv_bytes"])
+        return taken[0] / taken[1]
 
     def held(self) -> float:
         engines = (self.plain, self.shared, self.deep)

@@ -14,6 +14,8 @@ An adapter is a module with a class `Peer`:
 - Where it serves adapters, `Peer(path, threads, adapters)` takes their files, `single` the number of one, and
   `burst` a list with a number, or None, for each request.
 - `held()`, where it can say: MiB of weights, keys, values and states in memory.
+- Ours alone: `settle()` waits until packed weights are kept on disk, `kept(ids)` says what keys and values
+  take, as a multiple of those in bfloat16.
 - `depth(ids, text, new)`: as `single`; what is left from the call before may be used again.
 
 `text` is what `ids` say, for engines that take no ids. Times of `single` and `depth` are the adapter's
@@ -95,6 +97,13 @@ class Worker:
         began = time.perf_counter()
         self.peer.burst(**arguments)
         return {"seconds": time.perf_counter() - began}
+
+    def settle(self) -> str:
+        """Waits for what the peer does after a start, and says what became of it."""
+        return self.peer.settle()
+
+    def kept(self, **arguments: Any) -> float:
+        return self.peer.kept(**arguments)
 
     def peak(self) -> dict[str, float]:
         """MiB: the most memory there was, and what of it the peer knows to be weights, keys and states."""
