@@ -41,7 +41,8 @@ class Target:
     peers: str | None = None
 
 
-SMALL, LARGE = "SmolLM2-135M", "smollm2-1.7b"
+#: Parts of the files' names.
+MODELS = SMALL, LARGE = "SmolLM2-135M", "smollm2-1.7b"
 TARGETS = (
     Target("135M: prompt of 512", SMALL, "prompt 512", 1.5, 2.0),
     Target("135M: prompt of 2,048", SMALL, "prompt 2048", 1.8, 2.2),
