@@ -600,6 +600,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sizes", type=counts, metavar="N,...", help="requests at once (1,2,4,8,16,32)")
     parser.add_argument("--depths", type=counts, metavar="N,...", help="contexts of one stream, or none")
+    parser.add_argument(
+        "--draft-gain",
+        metavar="TIMES",
+        type=float,
+        help="what drafts of acceptance 0.7 bring a stream of the 1.7B shape (cargo bench --bench drafts)",
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="5, or 1 with --quick")
     parser.add_argument(
         "--limit", type=float, metavar="S", help="no question longer than this (60; quick: 10)"
@@ -640,6 +646,7 @@ def counts(text: str) -> tuple[int, ...]:
 
 
 CHANGES = ("rounds", "limit", "sizes", "depths")
+SAID = (*CHANGES, "draft_gain")
 
 
 def planned(args: argparse.Namespace) -> Plan:
@@ -654,11 +661,11 @@ def command(args: argparse.Namespace) -> str:
     if len(args.only) < len(ADAPTERS) and (not args.targets or set(args.only) != set(TARGET_PEERS)):
         parts.append(f"--only {','.join(args.only)}")
     parts += [f"--model {model.name}" for model in args.model]
-    for name in CHANGES:
+    for name in SAID:
         value = getattr(args, name)
         if value is not None:
             text = ",".join(map(str, value)) or "none" if isinstance(value, tuple) else f"{value:g}"
-            parts.append(f"--{name} {text}")
+            parts.append(f"--{name.replace('_', '-')} {text}")
     return " ".join(parts)
 
 
@@ -686,6 +693,8 @@ def main() -> None:
     reports, founds, rows = [], [], []
     for path in args.files:
         founds.append(Run(path, pythons, plan).all())
+        if args.draft_gain and targets.LARGE in path.name and (stream := founds[-1].median("stream", US)):
+            founds[-1].add("drafted", US, stream * args.draft_gain)
         report = Report(founds[-1], list(pythons), plan, limits)
         reports.append(report.text())
         rows.append(report.summary())
