@@ -2,12 +2,13 @@
 
     python benches/load.py [MODEL ...]
 
-Three kinds of starts: `packed here` packs the weights and keeps nothing, `first` packs them and has them written
-to disk (some seconds later, and at its end), `later` maps what the first one kept. Prints, for each, the seconds to import
-tallow, to load the model, from there to the first token of a short prompt, and the process's peak memory above the
-interpreter's with numpy; beside them llama-cpp-python, if it is in target/peers/llama.cpp (`make bench-peers`). Then
-the memory that two processes with the same model take together (PSS: pages that are shared count as a half).
-The files must be in the cache already (`tallow pull MODEL`); what is kept goes to a folder of its own.
+Three kinds of starts: `packed here` packs the weights and keeps nothing, `first` packs them and has them
+written to disk (some seconds later, and at its end), `later` maps what the first one kept. Prints, for
+each, the seconds to import tallow, to load the model, from there to the first token of a short prompt, and
+the process's peak memory above the interpreter's with numpy; beside them llama-cpp-python, if it is in
+target/peers/llama.cpp (`make bench-peers`). Then the memory that two processes with the same model take
+together (PSS: pages that are shared count as a half). The files must be in the cache already (`tallow pull
+MODEL`); what is kept goes to a folder of its own.
 """
 
 import argparse

