@@ -145,7 +145,11 @@ impl Packing {
         if let Ok(place) = &packing.place {
             match PackedFile::open(&place.path, &place.draft, ops) {
                 Ok(file) => packing.shelf.file = file,
-                Err(why) => packing.refused = Some(format!("{}: {why}", place.path.display())),
+                Err(why) => {
+                    // It must not be taken for one that another process has just written.
+                    let _ = std::fs::remove_file(&place.path);
+                    packing.refused = Some(format!("{}: {why}", place.path.display()));
+                }
             }
             packing.shelf.collects = true;
         }

@@ -185,8 +185,8 @@ pub fn hub_cache_folder(py: Python<'_>) -> PyResult<PathBuf> {
     Env::Process.hub_cache().map_err(|error| to_python(py, &error))
 }
 
-/// The files of packed weights in tallow's own cache: (path, bytes, last use in seconds since 1970, what it was
-/// packed from, what was quantized at load); the last two are None of a file that is broken.
+/// The files of packed weights in tallow's own cache: (path, bytes, last use in seconds since 1970, what it
+/// was packed from, what was quantized at load); the last two are None of a file that is broken.
 #[pyfunction]
 #[allow(clippy::type_complexity)] // a row, for Python
 pub fn packed_files(

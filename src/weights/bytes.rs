@@ -104,17 +104,6 @@ impl Bytes {
         }
     }
 
-    /// Says that as many bytes of their file as these are will be needed soon, those that begin `distance`
-    /// behind their end: the system reads what it does not have of them, while others are computed with.
-    pub fn read_ahead(&self, distance: usize) {
-        #[cfg(unix)]
-        if let Owner::Map { map, .. } = &*self.owner {
-            let start = self.range.end.saturating_add(distance).min(map.len());
-            // Without it all comes a little later.
-            let _ = map.advise_range(memmap2::Advice::WillNeed, start, self.len().min(map.len() - start));
-        }
-    }
-
     /// Says that these bytes are not needed soon: whole pages of a mapped file go back to the system, which
     /// reads them again if they are touched.
     pub fn release(&self) {

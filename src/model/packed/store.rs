@@ -111,7 +111,8 @@ impl Store {
         }
     }
 
-    /// Makes room for `bytes` in a file called `path`: the longest unused go, and what dead writers have left.
+    /// Makes room for `bytes` in a file called `path`: the longest unused go, and what dead writers have
+    /// left.
     ///
     /// # Errors
     /// Why there is none.

@@ -1,6 +1,6 @@
-//! The thread that writes packed weights: some seconds after the load, so that it takes nothing from the first
-//! answer, and at a quarter of its speed, so that it takes little from the next ones. When the process is
-//! about to end it hurries ([`finish`]).
+//! The thread that writes packed weights: some seconds after the load, so that it takes nothing from the
+//! first answer, and at a quarter of its speed, so that it takes little from the next ones. When the process
+//! is about to end it hurries ([`finish`]).
 
 use std::io;
 use std::path::PathBuf;
