@@ -644,7 +644,9 @@ fn plan_memory(model: &Model, kv_memory: Option<u64>) -> Result<(usize, usize)> 
     let (decoder, limits) = (model.decoder(), StepLimits::default());
     let layout = DecoderRunner::groups(decoder);
     let longest = layout.pages_at_most(model.context_length(), limits.rows);
-    let budget = kv_memory.unwrap_or_else(|| (memory::available() as f64 * KV_SHARE) as u64);
+    // Mapped weights count as free, and must stay in memory all the same.
+    let free = || memory::available().saturating_sub(model.shared_bytes());
+    let budget = kv_memory.unwrap_or_else(|| (free() as f64 * KV_SHARE) as u64);
     let (page_bytes, slot_bytes) = (decoder.page_bytes() as u64, decoder.kv_layout().slot_bytes() as u64);
     // A slot for each answer in work, and as many for snapshots; less where they would take the pages' place.
     let slots = match (budget / 4).checked_div(slot_bytes) {

@@ -82,6 +82,12 @@ def plain_messages(messages: list[dict[str, Any]], name: str) -> list[dict[str, 
 def anywhere(source: str) -> tuple[str, bool]:
     """How a source is named from any working folder, and whether it is on the hub."""
 
+def packed_files() -> list[tuple[Path, int, float | None, str | None, str | None]]:
+    """Files of packed weights: path, bytes, last use, what it was packed from, what was quantized at load."""
+
+def finish_packed(seconds: float) -> None:
+    """Waits for packed weights that are being written, and gives up what is not done by then."""
+
 def locate(
     source: str,
     *,
@@ -107,6 +113,7 @@ class Model:
         context_length: int | None = None,
         threads: int | None = None,
         chat_template: str | None = None,
+        packed_cache: bool = True,
         progress: Callable[[str, int | None, int], object] | None = None,
         called: tuple[str, str | None] | None = None,
     ) -> Model: ...
@@ -121,6 +128,7 @@ class Model:
         context_length: int | None = None,
         threads: int | None = None,
         chat_template: str | None = None,
+        packed_cache: bool = True,
     ) -> None: ...
     @property
     def name(self) -> str: ...
@@ -143,6 +151,10 @@ class Model:
     def weight_bytes(self) -> int: ...
     @property
     def weight_types(self) -> list[str]: ...
+    @property
+    def packed(self) -> str: ...
+    @property
+    def packed_again(self) -> str | None: ...
     @property
     def notes(self) -> list[str]: ...
     @property

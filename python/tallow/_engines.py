@@ -91,6 +91,9 @@ class Shared:
 #: Seconds that filters of the user's which run when the interpreter ends get to return.
 _LAST_FILTERS = 5.0
 atexit.register(_core.end_filters, _LAST_FILTERS)
+#: And what packed weights that are on their way to disk get, at full speed then.
+_LAST_PACKED = 10.0
+atexit.register(_core.finish_packed, _LAST_PACKED)
 
 _left_by_parent: list[_core.Engine | None] = []
 _shared: weakref.WeakValueDictionary[tuple[_core.Model, EngineOptions], Shared] = (

@@ -51,6 +51,8 @@ class Model:
     - ``threads``: CPU threads; None is one a physical core (of those that the process may use).
     - ``chat_template``: a Jinja template instead of the model's own, a file that holds one, or the name of
       one of the model's ("rag"), where it has several.
+    - ``packed_cache``: keep the packed weights of a large model on disk, and map them at later starts, which
+      then take a blink and share their memory; see :attr:`packed`.
     - ``progress``: True shows a bar on a terminal or in a notebook, False does not, and a callable gets
       ``(what, total_bytes_or_None, done_bytes)``, with -1 for an item that is finished.
 
@@ -83,6 +85,7 @@ class Model:
         context_length: int | None = None,
         threads: int | None = None,
         chat_template: str | None = None,
+        packed_cache: bool = True,
         kv_memory: int | str | None = None,
         queue: int | None = None,
         prefix_cache: bool = True,
@@ -104,6 +107,7 @@ class Model:
             "context_length": context_length,
             "threads": threads,
             "chat_template": chat_template,
+            "packed_cache": packed_cache,
         }
         for name, value in self._options.items():
             check_load_option(name, value)
@@ -128,11 +132,17 @@ class Model:
         native = _core.Model.load(path, **self._options, progress=report, called=called)
         self._shared: Shared = shared(native, engine)
         if _log.wants_info():
-            _log.info("loaded %r in %.2f s", self, time.perf_counter() - began)
+            self._log_load(time.perf_counter() - began)
         # What comes later, a copy in another process above all, may stand in another folder.
         self._source, self._on_hub = (self._source, False) if wheel else _core.anywhere(self._source)
         if chat_template is not None and "{" not in chat_template:
             self._options["chat_template"] = os.path.abspath(chat_template)
+
+    def _log_load(self, seconds: float) -> None:
+        native = self._native
+        if native.packed_again is not None:
+            _log.info("packed weights are not used, and replaced: %s", native.packed_again)
+        _log.info("loaded %r in %.2f s (packed weights: %s)", self, seconds, native.packed)
 
     # What it is
 
@@ -220,6 +230,13 @@ class Model:
     def weight_types(self) -> list[str]:
         """The number formats that its weights are stored in."""
         return self._native.weight_types
+
+    @property
+    def packed(self) -> str:
+        """What became of its packed weights: "mapped" (from a file that an earlier start has kept; all
+        processes that map it share its memory), "being kept" (a thread is writing them), "kept" (for later
+        starts), or "not kept: ..." and why."""
+        return self._native.packed
 
     @property
     def notes(self) -> list[str]:
@@ -793,6 +810,7 @@ class Model:
 
 LOAD_OPTIONS = (
     *("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template"),
+    "packed_cache",
     *EngineOptions._fields,
 )
 #: What is for messages alone.
@@ -957,7 +975,9 @@ def _only_fields(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_load_option(name: str, value: object) -> None:
-    if name in ("context_length", "threads"):
+    if name == "packed_cache":
+        arguments.boolean(name, value)
+    elif name in ("context_length", "threads"):
         if value is not None:
             arguments.integer(name, value, 1, arguments.MAX_COUNT)
     elif (value is not None or name in ("device", "dtype")) and not arguments.text(name, value):

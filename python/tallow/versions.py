@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "tqdm", "dspy", "pydantic", "litellm", "ipykernel", "ipywi
 _SECRET = ("HF_TOKEN",)
 #: What changes where models come from and how they run.
 _VARIABLES = (
-    *("TALLOW_CACHE", "TALLOW_ISA", "TALLOW_TRACE"),
+    *("TALLOW_CACHE", "TALLOW_ISA", "TALLOW_PACKED_CACHE_GB", "TALLOW_TRACE"),
     *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
     *("DSPY_CACHEDIR", "HTTPS_PROXY"),
 )

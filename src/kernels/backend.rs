@@ -10,13 +10,15 @@ use std::ops::Range;
 use candle_core::{DType, Device};
 
 use super::experts::{Assignments, Expert, ExpertTerms};
+use super::misuse;
 use super::opaque::Opaque;
+use super::pack::Panels;
 use super::types::{Attention, CausalConv, GatedNorm, Matrix, Norm, Projection, RopeTable, Scan, Stored};
 use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, Rows, ScanRows};
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::GateFunction;
 use crate::error::Result;
-use crate::weights::WeightTensor;
+use crate::weights::{Bytes, WeightTensor, WeightType};
 
 /// The operations of a forward pass. What they compute is documented at the methods of [`Ops`](super::Ops),
 /// which has checked shapes, indices and the step before it calls them; rows may be none.
@@ -33,6 +35,18 @@ pub(super) trait Backend: Send + Sync {
 
     /// A weight `[n, k]` whose rows have `row_bytes`.
     fn matrix(&self, w: &WeightTensor, n: usize, k: usize, row_bytes: usize) -> Result<Stored>;
+    /// The number of the layout that [`panels`](Backend::panels) are in, where weights become panels.
+    fn panel_layout(&self) -> Option<u32> {
+        None
+    }
+    /// What a matrix was packed into.
+    fn panels(&self, _: &Matrix) -> Option<Panels> {
+        None
+    }
+    /// A matrix `[n, k]` of panels that were kept.
+    fn kept(&self, _: WeightType, _: [usize; 2], _: Bytes) -> Result<Stored> {
+        Err(misuse("there are no panels here"))
+    }
     /// Values of a vector where this backend reads them; `None` if that is the host's memory.
     fn vector(&self, values: &[f32]) -> Result<Option<Opaque>>;
     fn rows(&self, values: Vec<f32>, dim: usize) -> Result<Rows>;

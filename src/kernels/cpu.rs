@@ -17,7 +17,7 @@ use super::experts::{Assignments, Expert, ExpertTerms};
 use super::gemm::{self, Input};
 use super::isa::Isa;
 use super::opaque::Opaque;
-use super::pack::{self, Arena, Packed};
+use super::pack::{self, Arena, Packed, Panels};
 use super::pool::Pool;
 use super::quantize::{self, Job, Precision, Quantized};
 use super::rows::{Block, Recycler, Rows};
@@ -28,7 +28,7 @@ use super::{Activation, CheckedStep, KvCache, KvFormat, KvLayout, KvType, attent
 use crate::cache::storage::{LayerKv, LayerState};
 use crate::config::{GateFunction, NormKind};
 use crate::error::Result;
-use crate::weights::WeightTensor;
+use crate::weights::{Bytes, WeightTensor, WeightType};
 
 /// Floats of a task of the operations that are no products: some microseconds of work.
 const TASK_FLOATS: usize = 8192;
@@ -176,6 +176,20 @@ impl Backend for CpuBackend {
     fn matrix(&self, w: &WeightTensor, n: usize, k: usize, row_bytes: usize) -> Result<Stored> {
         let packed = pack::pack(&self.pool, &self.arena, w, n, k, row_bytes)?;
         Ok(Stored { format: packed.dtype.name(), bytes: w.data.len(), data: Opaque::new(packed) })
+    }
+
+    fn panel_layout(&self) -> Option<u32> {
+        Some(pack::LAYOUT)
+    }
+
+    fn panels(&self, m: &Matrix) -> Option<Panels> {
+        packed(m).ok().map(Panels::of)
+    }
+
+    fn kept(&self, dtype: WeightType, [n, k]: [usize; 2], panels: Bytes) -> Result<Stored> {
+        let packed = pack::from_panels(dtype, n, k, panels)?;
+        let bytes = n * dtype.row_bytes(k).unwrap_or_default();
+        Ok(Stored { format: dtype.name(), bytes, data: Opaque::new(packed) })
     }
 
     fn vector(&self, _: &[f32]) -> Result<Option<Opaque>> {

@@ -227,28 +227,34 @@ layout!(Iq4Xs, 4, Byte, zero 128, levels IQ4; |b, s, g| [half(b, 0), [0; 2]],
     },
     nibbles(b, 8 + 16 * s, g));
 
-/// Writes the codes of a group of row `r` into the codes of a sub-block, which begin as zeros.
+/// The codes of one row in a sub-block, in as many words as its bits fill; those behind are zero.
+pub(super) type Words = [u32; GROUPS];
+
+/// Puts the codes of group `g` among those of their row, which begin as zeros.
 #[inline(always)]
-pub(super) fn put<Q: Layout>(codes: &mut [u8], r: usize, g: usize, value: u32) {
-    let mut or = |at: usize, bits: u32| {
-        if let Some(bytes) = codes[at + 4 * r..].first_chunk_mut::<4>() {
-            *bytes = (u32::from_le_bytes(*bytes) | bits).to_le_bytes();
-        }
-    };
+pub(super) fn put<Q: Layout>(words: &mut Words, g: usize, value: u32) {
     match Q::BITS {
-        2 | 3 => or(64 * (g / 4), (value & 0x0303_0303) << (2 * (g % 4))),
-        8 => or(64 * g, value),
-        _ => or(64 * (g % 4), (value & 0x0f0f_0f0f) << (4 * (g / 4))),
+        2 | 3 => words[g / 4] |= (value & 0x0303_0303) << (2 * (g % 4)),
+        8 => words[g] |= value,
+        _ => words[g % 4] |= (value & 0x0f0f_0f0f) << (4 * (g / 4)),
     }
     match Q::BITS {
-        3 => or(128, (value >> 2 & 0x0101_0101) << g),
-        5 => or(256, (value >> 4 & 0x0101_0101) << g),
-        6 => or(256 + 64 * (g / 4), (value >> 4 & 0x0303_0303) << (2 * (g % 4))),
+        3 => words[2] |= (value >> 2 & 0x0101_0101) << g,
+        5 => words[4] |= (value >> 4 & 0x0101_0101) << g,
+        6 => words[4 + g / 4] |= (value >> 4 & 0x0303_0303) << (2 * (g % 4)),
         _ => {}
     }
 }
 
-/// The inverse of [`put`].
+/// Writes the words of row `r` into the codes of a sub-block, where those of all rows lie side by side.
+#[inline(always)]
+pub(super) fn store(codes: &mut [u8], r: usize, words: &Words) {
+    for (codes, word) in codes.chunks_exact_mut(4 * LANES).zip(words) {
+        codes[4 * r..4 * r + 4].copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// The inverse of [`put`] and [`store`].
 #[inline(always)]
 pub(super) fn get<Q: Layout>(codes: &[u8], r: usize, g: usize) -> u32 {
     let at = |at: usize| word(codes, at + 4 * r);
@@ -406,12 +412,19 @@ mod tests {
             let value = |r: usize, g: usize| word(&words, 4 * (r * GROUPS + g)) & mask;
             let mut codes = vec![0; LANES * SUB * Q::BITS / 8];
             let all = || (0..LANES).flat_map(|r| (0..GROUPS).map(move |g| (r, g)));
-            all().for_each(|(r, g)| put::<Q>(&mut codes, r, g, value(r, g)));
+            let fill = |codes: &mut [u8], value: &dyn Fn(usize, usize) -> u32| {
+                for r in 0..LANES {
+                    let mut words = Words::default();
+                    (0..GROUPS).for_each(|g| put::<Q>(&mut words, g, value(r, g)));
+                    store(codes, r, &words);
+                }
+            };
+            fill(&mut codes, &value);
             for (r, g) in all() {
                 assert_eq!(get::<Q>(&codes, r, g), value(r, g), "{}: row {r}, group {g}", Q::TYPE);
             }
             // No bit is wasted: were one, the panel would be longer than it must be.
-            all().for_each(|(r, g)| put::<Q>(&mut codes, r, g, mask));
+            fill(&mut codes, &|_, _| mask);
             assert!(codes.iter().all(|&byte| byte == 0xff), "{}", Q::TYPE);
         }
         quantized().for_each(|ty| with_layout!(ty, Q => check::<Q>(), else unreachable!()));

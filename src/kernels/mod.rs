@@ -69,6 +69,7 @@ use self::disjoint::DisjointSlices;
 pub use self::experts::{Assignments, Expert, ExpertTerms};
 pub use self::isa::Isa;
 pub use self::low_rank::{LowRank, Term};
+pub use self::pack::Panels;
 pub use self::probe::tile_rate;
 pub use self::rows::Rows;
 pub use self::tape::{FactorGradients, Factors, Precision, Recorder, RowTargets, SpanRows, Tape, Value};
@@ -81,7 +82,7 @@ pub use crate::config::Activation;
 use crate::config::{GateFunction, Routing};
 use crate::error::{Error, Result};
 use crate::step::Step;
-use crate::weights::{WeightTensor, blocks};
+use crate::weights::{Bytes, WeightTensor, WeightType, blocks};
 
 /// The machine, as the graph sees it. A clone shares the worker pool.
 #[derive(Clone)]
@@ -144,6 +145,32 @@ impl Ops {
         let (n, k, row_bytes) = check::matrix(w)?;
         let stored = self.0.matrix(w, n, k, row_bytes).map_err(|e| e.context(&w.name))?;
         Ok(Matrix { name: w.name.as_str().into(), n, k, stored })
+    }
+
+    /// The number of the layout of the panels that matrices become; `None` where they do not become any. It
+    /// is the same for all tiers of instructions.
+    pub fn panel_layout(&self) -> Option<u32> {
+        self.0.panel_layout()
+    }
+
+    /// The panels of a matrix, which can be kept and given to [`kept_matrix`](Ops::kept_matrix).
+    pub fn panels(&self, m: &Matrix) -> Option<Panels> {
+        self.0.panels(m)
+    }
+
+    /// A weight matrix `[n, k]` of panels of this layout. They are shared, not copied.
+    ///
+    /// # Errors
+    /// `ModelFile` when `panels` are not as long as those of that matrix.
+    pub fn kept_matrix(
+        &self,
+        name: &str,
+        dtype: WeightType,
+        shape: [usize; 2],
+        panels: Bytes,
+    ) -> Result<Matrix> {
+        let stored = self.0.kept(dtype, shape, panels).map_err(|e| e.context(name))?;
+        Ok(Matrix { name: name.into(), n: shape[0], k: shape[1], stored })
     }
 
     /// A weight matrix `[n, k]` that is not copied: see [`MappedMatrix`].

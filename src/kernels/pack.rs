@@ -3,7 +3,8 @@
 //!
 //! Packing runs on the worker pool, straight from the memory map; the map's pages are given back afterwards,
 //! so that nothing is in memory twice. The panels lie in an [`Arena`]: anonymous maps of some megabytes each,
-//! which the operating system may back with large pages.
+//! which the operating system may back with large pages. Or they come from a file that keeps what was packed
+//! before ([`Panels`]), and lie in its map.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +14,18 @@ use super::layouts::{self, GROUPS, Layout, SUB, with_layout};
 use super::pool::Pool;
 use super::simd::LANES;
 use crate::error::{Error, Result};
-use crate::weights::{WeightTensor, WeightType, blocks};
+use crate::weights::{Bytes, WeightTensor, WeightType, blocks};
 
 /// Bytes of a map of the arena, unless a matrix needs more.
 const MAP_BYTES: usize = 32 << 20;
 
 /// Bytes of packed weights after which the pages that they came from are given back.
 const SLICE: usize = 4 << 20;
+
+/// Counts the layouts of panels: what is kept on disk is of one of them. It goes up whenever other bytes come
+/// out of [`pack`] for the same weights, which a test below notices. All tiers of instructions read the same
+/// panels.
+pub(super) const LAYOUT: u32 = 1;
 
 /// A matrix `[n, k]` in panels.
 #[derive(Clone)]
@@ -47,6 +53,40 @@ impl Packed {
     }
 }
 
+/// The panels of a matrix, to be kept on disk: a share of the memory that they lie in.
+pub struct Panels(Packed);
+
+impl Panels {
+    pub(super) fn of(packed: &Packed) -> Panels {
+        Panels(packed.clone())
+    }
+
+    pub fn dtype(&self) -> WeightType {
+        self.0.dtype
+    }
+}
+
+impl std::ops::Deref for Panels {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.bytes(0..self.0.panels())
+    }
+}
+
+/// The matrix `[n, k]` of `dtype` whose panels are `bytes`.
+///
+/// # Errors
+/// `ModelFile` when they are not as long as that matrix's.
+pub(super) fn from_panels(dtype: WeightType, n: usize, k: usize, bytes: Bytes) -> Result<Packed> {
+    let panel_bytes = dtype.row_bytes(k).map(|_| panel_bytes(dtype, k));
+    let size = panel_bytes.and_then(|panel| panel.checked_mul(n.div_ceil(LANES)));
+    match (panel_bytes, size == Some(bytes.len())) {
+        (Some(panel_bytes), true) => Ok(Packed { dtype, n, k, panel_bytes, data: Region::Kept(bytes) }),
+        _ => Err(Error::model_file(format!("{} bytes are no panels of [{n}, {k}] {dtype}", bytes.len()))),
+    }
+}
+
 /// Packs the matrix `w` `[n, k]`, whose rows have `row_bytes`.
 ///
 /// # Errors
@@ -62,8 +102,8 @@ pub(super) fn pack(
     let panel_bytes = panel_bytes(w.dtype, k);
     let panels = n.div_ceil(LANES);
     let size = panel_bytes.checked_mul(panels).ok_or_else(|| too_large(usize::MAX))?;
-    let mut data = arena.region(size)?;
-    let shares = DisjointSlices::new(data.bytes_mut());
+    let mut part = arena.part(size)?;
+    let shares = DisjointSlices::new(part.bytes_mut());
     // In slices, after each of which the map's pages go back: all of a large matrix is never in memory twice.
     let slice = (SLICE / panel_bytes).max(1);
     for first in (0..panels).step_by(slice) {
@@ -72,7 +112,7 @@ pub(super) fn pack(
         pack_slice(pool, w, slice, panel_bytes, row_bytes, n, &shares)?;
         w.data.slice(rows)?.release();
     }
-    Ok(Packed { dtype: w.dtype, n, k, panel_bytes, data })
+    Ok(Packed { dtype: w.dtype, n, k, panel_bytes, data: Region::Own(part) })
 }
 
 fn pack_slice(
@@ -103,7 +143,7 @@ fn panel_bytes(dtype: WeightType, k: usize) -> usize {
     with_layout!(dtype, Q => k / Q::TYPE.block_len() * Q::UNIT, else k * LANES * dtype.block_bytes())
 }
 
-/// `out` is zeros; rows that are not there stay zeros.
+/// `out` is zeros, and rows that are not there stay zeros.
 fn pack_panel<Q: Layout>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
     let block_bytes = Q::TYPE.block_bytes();
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
@@ -119,9 +159,11 @@ fn pack_panel<Q: Layout>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
                 for (scales, small) in scales.chunks_exact_mut(LANES).zip(small) {
                     scales[r] = small;
                 }
+                let mut words = layouts::Words::default();
                 for g in 0..GROUPS {
-                    layouts::put::<Q>(codes, r, g, Q::codes(block, sub, g));
+                    layouts::put::<Q>(&mut words, g, Q::codes(block, sub, g));
                 }
+                layouts::store(codes, r, &words);
             }
         }
     }
@@ -159,12 +201,29 @@ fn dense_row(w: &Packed, row: usize, out: &mut [f32]) {
 /// Where packed weights lie. One a model: small matrices share maps.
 #[derive(Default)]
 pub(super) struct Arena {
-    last: Mutex<Option<Region>>,
+    last: Mutex<Option<Part>>,
+}
+
+/// Where the panels of a matrix lie.
+#[derive(Clone)]
+enum Region {
+    Own(Part),
+    /// In the map of a file that keeps them.
+    Kept(Bytes),
+}
+
+impl Region {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Region::Own(part) => part.bytes(),
+            Region::Kept(bytes) => bytes,
+        }
+    }
 }
 
 /// A part of a map. Whoever made it may write to it until it is cloned.
 #[derive(Clone)]
-struct Region {
+struct Part {
     map: Arc<Map>,
     range: Range<usize>,
 }
@@ -176,7 +235,7 @@ struct Map {
     _map: memmap2::MmapMut,
 }
 
-// SAFETY: the memory behind `start` lives as long as `_map`; it is written only through a `Region` that
+// SAFETY: the memory behind `start` lives as long as `_map`; it is written only through a `Part` that
 // nobody else has, and afterwards only read.
 unsafe impl Send for Map {}
 // SAFETY: as above.
@@ -184,7 +243,7 @@ unsafe impl Sync for Map {}
 
 impl Arena {
     /// `size` bytes of zeros, aligned to a cache line.
-    fn region(&self, size: usize) -> Result<Region> {
+    fn part(&self, size: usize) -> Result<Part> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let size = size.next_multiple_of(64);
         if last.as_ref().is_none_or(|rest| rest.range.len() < size) {
@@ -195,23 +254,23 @@ impl Arena {
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
             let range = 0..map.len();
-            *last = Some(Region { map: Arc::new(Map { start: map.as_mut_ptr(), _map: map }), range });
+            *last = Some(Part { map: Arc::new(Map { start: map.as_mut_ptr(), _map: map }), range });
         }
         let rest = last.as_mut().ok_or_else(|| Error::internal("the arena has no map"))?;
         let range = rest.range.start..rest.range.start + size;
         rest.range.start = range.end;
-        Ok(Region { map: rest.map.clone(), range })
+        Ok(Part { map: rest.map.clone(), range })
     }
 }
 
-impl Region {
+impl Part {
     fn bytes(&self) -> &[u8] {
         // SAFETY: the range is inside the map, and nobody writes to it any more (see `Map`).
         unsafe { std::slice::from_raw_parts(self.map.start.add(self.range.start), self.range.len()) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the range is inside the map, and this region is the only one over it: it has not been
+        // SAFETY: the range is inside the map, and this part is the only one over it: it has not been
         // cloned yet.
         unsafe { std::slice::from_raw_parts_mut(self.map.start.add(self.range.start), self.range.len()) }
     }
@@ -233,7 +292,6 @@ fn too_large(bytes: usize) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::Bytes;
 
     const SHAPES: [(usize, usize); 7] =
         [(1, 256), (15, 32), (16, 512), (17, 256), (33, 96), (50, 768), (20, 17)];
@@ -287,6 +345,38 @@ mod tests {
     }
 
     #[test]
+    fn panels_that_were_kept_are_the_matrix_or_refused() {
+        for dtype in [WeightType::Q4K, WeightType::Q8_0, WeightType::BF16] {
+            let (w, row_bytes) = tensor(dtype, 33, 256).unwrap();
+            let made = packed(2, &w, row_bytes);
+            let bytes = Bytes::from_vec(Panels::of(&made).to_vec());
+            let kept = from_panels(dtype, 33, 256, bytes.clone()).unwrap();
+            assert!(kept.bytes(0..kept.panels()) == made.bytes(0..made.panels()), "{dtype}");
+            for (n, k) in [(32, 256), (49, 256), (33, 255), (33, 0), (33, usize::MAX / 256 * 256)] {
+                assert!(from_panels(dtype, n, k, bytes.clone()).is_err(), "{dtype} [{n}, {k}]");
+            }
+            assert!(from_panels(dtype, 33, 256, bytes.slice(1..bytes.len()).unwrap()).is_err());
+        }
+    }
+
+    /// What is kept on disk under this number must stay what it is.
+    #[test]
+    fn another_layout_has_another_number() {
+        let mut sum = 0xcbf2_9ce4_8422_2325u64;
+        for dtype in WeightType::ALL {
+            let (w, row_bytes) = tensor(dtype, 33, 512).unwrap();
+            for byte in Panels::of(&packed(1, &w, row_bytes)).iter() {
+                sum = (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        assert_eq!(
+            (LAYOUT, sum),
+            (1, 0x7b15_d45c_b164_697f),
+            "raise LAYOUT if panels have changed, then write the sum here"
+        );
+    }
+
+    #[test]
     fn a_matrix_without_rows_has_no_panels() {
         let (w, row_bytes) = tensor(WeightType::Q4K, 0, 256).unwrap();
         let packed = packed(2, &w, row_bytes);
@@ -297,7 +387,7 @@ mod tests {
     fn regions_are_zero_aligned_and_apart() {
         let arena = Arena::default();
         let sizes = [1, 64, 100, 1 << 20, MAP_BYTES - 64, MAP_BYTES + 1, 7, 3 << 20];
-        let mut regions: Vec<Region> = sizes.iter().map(|&size| arena.region(size).unwrap()).collect();
+        let mut regions: Vec<Part> = sizes.iter().map(|&size| arena.part(size).unwrap()).collect();
         for ((region, size), mark) in regions.iter_mut().zip(sizes).zip(1..) {
             let bytes = region.bytes_mut();
             assert!(bytes.len() >= size && bytes.as_ptr().addr().is_multiple_of(64), "{size}");
@@ -309,8 +399,8 @@ mod tests {
         }
         assert!(Arc::ptr_eq(&regions[0].map, &regions[3].map), "small ones share a map");
         // What is too large to be had is an error and leaves the arena as it was.
-        let error = arena.region(1 << 62).map(drop).unwrap_err();
+        let error = arena.part(1 << 62).map(drop).unwrap_err();
         assert_eq!(error.kind(), crate::error::ErrorKind::OutOfMemory);
-        assert!(arena.region(64).is_ok());
+        assert!(arena.part(64).is_ok());
     }
 }

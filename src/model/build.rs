@@ -7,12 +7,13 @@ use std::ops::Range;
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
+use super::packed::Shelf;
 use super::per_layer::{PerLayer, PerLayerInputs};
 use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
-use crate::kernels::{Linear, Norm, Ops, Vector};
+use crate::kernels::{Linear, Matrix, Norm, Ops, Vector};
 use crate::weights::names::{Names, Part, left_alone};
-use crate::weights::quantize::quantize;
+use crate::weights::quantize::{made, quantize};
 use crate::weights::{Bytes, WeightTensor, WeightType, Weights};
 
 impl Decoder {
@@ -26,8 +27,22 @@ impl Decoder {
         to: Option<WeightType>,
         after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
+        Decoder::build_from(&Shelf::default(), config, weights, ops, context_length, to, after_layer)
+    }
+
+    /// As [`Decoder::build`]; the matrices that are on the shelf are taken from there.
+    pub(super) fn build_from(
+        shelf: &Shelf,
+        config: Config,
+        weights: &Weights,
+        ops: Ops,
+        context_length: usize,
+        to: Option<WeightType>,
+        after_layer: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Decoder> {
         let names = Names::of(weights, config.post_norms(), config.names);
-        let loader = TensorLoader { names, weights, config: &config, ops: &ops, to, quantized: Cell::new(0) };
+        let quantized = Cell::new(0);
+        let loader = TensorLoader { names, weights, config: &config, ops: &ops, to, shelf, quantized };
         let (mut layers, mut counts) = (Vec::with_capacity(config.layers.len()), LayerCounts::default());
         for index in 0..config.layers.len() {
             layers.push(loader.layer(index, &mut counts)?);
@@ -40,7 +55,7 @@ impl Decoder {
         let final_norm = loader.norm(Part::FinalNorm, None, config.hidden)?;
         let embed_norm = config.embed_norm.then(|| loader.plain_norm(config.hidden)).transpose()?;
         let frequencies = config.ropes.iter().map(|rope| rope.frequencies(context_length)).collect();
-        let weight = ops.matrix(&loader.quantized(embed, Part::Embed)?)?;
+        let weight = loader.matrix(Part::Embed, embed.into(), None)?;
         let embed = Linear { weight, scale: 1.0, bias: None, outlier: outlier(Part::Embed) };
         let drafts = config.layers.len()..config.layers.len() + config.draft_layers;
         let left_alone = left_alone(weights, config.wrapper.is_some(), drafts)?;
@@ -69,6 +84,7 @@ pub(super) struct TensorLoader<'a> {
     pub config: &'a Config,
     pub ops: &'a Ops,
     to: Option<WeightType>,
+    shelf: &'a Shelf,
     /// Matrices that were quantized so far.
     quantized: Cell<usize>,
 }
@@ -183,10 +199,11 @@ impl TensorLoader<'_> {
     pub fn projection(
         &self,
         part: Part,
-        weight: WeightTensor,
+        weight: impl Into<Pending>,
         bias: Option<WeightTensor>,
         heads: Option<usize>,
     ) -> Result<Linear> {
+        let weight = weight.into();
         let scale = match self.names {
             Names::Gguf { .. } => self.stored_scale(&weight.name)?,
             Names::Transformers { .. } => self.weight_scale(part)[0],
@@ -198,36 +215,43 @@ impl TensorLoader<'_> {
     pub fn scaled(
         &self,
         part: Part,
-        weight: WeightTensor,
+        weight: impl Into<Pending>,
         bias: Option<WeightTensor>,
         heads: Option<usize>,
         scale: f32,
     ) -> Result<Linear> {
         let heads = heads.filter(|_| self.config.interleaved_qk);
-        let (weight, bias) = match heads {
-            Some(heads) => (
-                self.deinterleave(&weight, heads)?,
-                bias.map(|bias| self.deinterleave(&bias, heads)).transpose()?,
-            ),
-            None => (weight, bias),
+        let bias = match (heads, bias) {
+            (Some(heads), Some(bias)) => Some(self.deinterleave(&bias, heads)?),
+            (_, bias) => bias,
         };
         let bias = bias.map(|bias| self.ops.vector(&bias, 0.0)).transpose()?;
-        let weight = self.ops.matrix(&self.quantized(weight, part)?)?;
+        let weight = self.matrix(part, weight.into(), heads)?;
         Ok(Linear { weight, scale, bias, outlier: outlier(part) })
     }
 
-    /// Quantized, if that was asked for. A router stays as it is: it is small, and decides what is computed;
-    /// so do the few rows that make a recurrent state's decays and strengths, whose errors add up in it.
-    /// Embedding and head stay at 6 bits or more: all else passes through them, and at fewer the answers
-    /// suffer first there.
-    fn quantized(&self, weight: WeightTensor, part: Part) -> Result<WeightTensor> {
-        let exact = matches!(part, Part::Router | Part::DeltaAlpha | Part::DeltaBeta | Part::SsmDt);
-        let Some(to) = self.to.filter(|_| !exact) else { return Ok(weight) };
-        let bits = 8 * to.block_bytes() / to.block_len();
-        let outer = matches!(part, Part::Embed | Part::Head) && bits < 6;
-        let made = quantize(&weight, if outer { WeightType::Q6K } else { to }, self.ops.threads())?;
-        self.quantized.set(self.quantized.get() + usize::from(made.dtype != weight.dtype));
-        Ok(made)
+    /// A matrix as it is computed with: from the shelf, or made. `heads`: interleaved rows go back to halves.
+    fn matrix(&self, part: Part, weight: Pending, heads: Option<usize>) -> Result<Matrix> {
+        let to = self.to.filter(|_| !stays_exact(part)).map(|to| at_least_6_bits_outside(part, to));
+        let quantized = match (to, weight.shape.get(1)) {
+            (Some(to), Some(k)) if !weight.dtype.is_quantized() => made(to, *k),
+            _ => None,
+        };
+        self.quantized.set(self.quantized.get() + usize::from(quantized.is_some()));
+        let dtype = quantized.unwrap_or(weight.dtype);
+        if let Some(matrix) = self.shelf.take(self.ops, &weight.name, dtype, &weight.shape) {
+            return Ok(matrix);
+        }
+        let mut weight = weight.make();
+        if let Some(heads) = heads {
+            weight = self.deinterleave(&weight, heads)?;
+        }
+        if let Some(to) = to {
+            weight = quantize(&weight, to, self.ops.threads())?;
+        }
+        let matrix = self.ops.matrix(&weight)?;
+        self.shelf.add(&matrix);
+        Ok(matrix)
     }
 
     pub fn norm(&self, part: Part, layer: Option<usize>, width: usize) -> Result<Norm> {
@@ -424,8 +448,8 @@ impl TensorLoader<'_> {
         let width = self.row_bytes(tensor)?;
         let mut shape = tensor.shape.clone();
         shape[0] = rows.len();
-        let data =
-            rows.iter().flat_map(|row| &tensor.data[row * width..(row + 1) * width]).copied().collect();
+        let mut data = Vec::with_capacity(rows.len() * width);
+        rows.iter().for_each(|row| data.extend_from_slice(&tensor.data[row * width..(row + 1) * width]));
         Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..tensor.clone() })
     }
 
@@ -435,6 +459,51 @@ impl TensorLoader<'_> {
     fn deinterleave(&self, tensor: &WeightTensor, heads: usize) -> Result<WeightTensor> {
         self.select_rows(tensor, &head_rows(self.config, tensor.shape[0], heads))
     }
+}
+
+/// A matrix that is made when it is needed: one that is on the shelf never is.
+pub(super) struct Pending {
+    name: String,
+    dtype: WeightType,
+    shape: Vec<usize>,
+    make: Box<dyn FnOnce() -> WeightTensor>,
+}
+
+impl Pending {
+    /// `make` must give a matrix of this name, type and shape.
+    pub fn new(
+        name: &str,
+        dtype: WeightType,
+        shape: [usize; 2],
+        make: impl FnOnce() -> WeightTensor + 'static,
+    ) -> Pending {
+        Pending { name: name.to_owned(), dtype, shape: shape.to_vec(), make: Box::new(make) }
+    }
+
+    fn make(self) -> WeightTensor {
+        (self.make)()
+    }
+}
+
+impl From<WeightTensor> for Pending {
+    fn from(tensor: WeightTensor) -> Pending {
+        let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+        Pending { name, dtype: tensor.dtype, shape, make: Box::new(|| tensor) }
+    }
+}
+
+/// What is not quantized at load. A router is small, and decides what is computed; so do the few rows that
+/// make a recurrent state's decays and strengths, whose errors add up in it.
+fn stays_exact(part: Part) -> bool {
+    matches!(part, Part::Router | Part::DeltaAlpha | Part::DeltaBeta | Part::SsmDt)
+}
+
+/// Embedding and head stay at 6 bits or more: all else passes through them, and at fewer the answers suffer
+/// first there.
+fn at_least_6_bits_outside(part: Part, to: WeightType) -> WeightType {
+    let bits = 8 * to.block_bytes() / to.block_len();
+    let outer = matches!(part, Part::Embed | Part::Head) && bits < 6;
+    if outer { WeightType::Q6K } else { to }
 }
 
 /// Where each row of a matrix of heads stands in one whose heads have the dimensions that turn in pairs.

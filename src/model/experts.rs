@@ -3,7 +3,7 @@
 
 mod stored;
 
-use super::build::TensorLoader;
+use super::build::{Pending, TensorLoader};
 use super::decoder::Branch;
 use super::feed_forward::{Dense, DenseParts};
 use super::projection::{Named, Projector};
@@ -58,7 +58,7 @@ impl Experts {
         let shared = c.shared.as_ref().map(|shared| Shared::load(loader, layer, shared)).transpose()?;
         // All are found and have the right shape before the first is packed.
         let expert = |tensors: stored::Tensors| {
-            let projection = |part, (weight, bias): (WeightTensor, Option<WeightTensor>)| {
+            let projection = |part, (weight, bias): (Pending, Option<WeightTensor>)| {
                 loader.projection(part, weight, bias, None)
             };
             let stored::Tensors { gate, up, down } = tensors;

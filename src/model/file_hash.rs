@@ -6,7 +6,7 @@
 //! and device are the same. A cache that cannot be read or written costs nothing but the time to compute it
 //! again.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -44,15 +44,7 @@ pub(super) struct Stamp {
 
 impl Stamp {
     pub(super) fn of(path: &Path) -> Result<Stamp> {
-        let data = std::fs::metadata(path).map_err(|error| unreadable(path, error))?;
-        #[cfg(unix)]
-        let (device, inode, changed) = {
-            use std::os::unix::fs::MetadataExt;
-            (data.dev(), data.ino(), (data.ctime(), data.ctime_nsec()))
-        };
-        #[cfg(not(unix))]
-        let (device, inode, changed) = (0, 0, (0, 0));
-        Ok(Stamp { size: data.len(), modified: data.modified().ok(), device, inode, changed })
+        std::fs::metadata(path).map(|data| Stamp::from(&data)).map_err(|error| unreadable(path, error))
     }
 
     /// The same content as far as one can see; other names and rights do not count.
@@ -60,8 +52,21 @@ impl Stamp {
         Stamp { changed: self.changed, ..now.clone() } == *self
     }
 
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         self.modified.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > TICK)
+    }
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(data: &Metadata) -> Stamp {
+        #[cfg(unix)]
+        let (device, inode, changed) = {
+            use std::os::unix::fs::MetadataExt;
+            (data.dev(), data.ino(), (data.ctime(), data.ctime_nsec()))
+        };
+        #[cfg(not(unix))]
+        let (device, inode, changed) = (0, 0, (0, 0));
+        Stamp { size: data.len(), modified: data.modified().ok(), device, inode, changed }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
 use super::fingerprint::Identity;
+use super::packed::Packing;
 use super::{Decoder, Embedding, Model};
 use crate::config::generation::{self, Generation};
 use crate::config::{self, Config, json, quantization};
@@ -53,6 +54,9 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// A chat template, a file that holds one, or the name of one of the model's, instead of its default.
     pub chat_template: Option<String>,
+    /// Keep packed weights on disk, and map them at later loads: processes share them then. Only of large
+    /// models; `TALLOW_PACKED_CACHE_GB` bounds them, and 0 is none.
+    pub packed_cache: bool,
     /// How the model is called, and its revision, where the caller has found its file by another name.
     pub called: Option<(String, Option<String>)>,
     pub progress: Arc<dyn Progress>,
@@ -69,6 +73,7 @@ impl Default for LoadOptions {
             context_length: None,
             threads: None,
             chat_template: None,
+            packed_cache: true,
             called: None,
             progress: Arc::new(NoProgress),
         }
@@ -227,8 +232,17 @@ impl Request {
             }
         };
         let identity = self.identity(&files, context_length)?;
-        let decoder =
-            Decoder::build(files.config, &files.weights, ops, context_length, self.quantize, &mut advance)?;
+        let (weights, quantize) = (&*files.weights, self.quantize);
+        let packing = Packing::new(options.packed_cache, weights, &files.config, quantize, &ops)?;
+        let decoder = Decoder::build_from(
+            &packing.shelf,
+            files.config,
+            weights,
+            ops.clone(),
+            context_length,
+            quantize,
+            &mut advance,
+        )?;
         let (weight_bytes, weight_types) = stored(&decoder);
         let mut notes = notes(&decoder, context_length);
         if let Some(to) = self.quantize.filter(|_| decoder.quantized() == 0) {
@@ -236,7 +250,10 @@ impl Request {
                 "quantize changed nothing: the weights are quantized already, or too narrow for {to}"
             ));
         }
+        let packed_again = packing.refused.clone();
         Ok(Model {
+            packed: packing.end(&ops),
+            packed_again,
             name: located.name.clone(),
             path: located.path.clone(),
             revision: located.revision.clone(),

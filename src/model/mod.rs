@@ -19,6 +19,7 @@ mod latent;
 mod load;
 mod mamba2;
 mod mixer;
+mod packed;
 mod per_layer;
 pub mod projection;
 mod prompt;
@@ -34,6 +35,7 @@ pub use self::decoder::Decoder;
 pub use self::embedding::Embedding;
 use self::fingerprint::Identity;
 pub use self::load::LoadOptions;
+pub use self::packed::{KeptFile, Packed, finish as finish_packed, kept_files};
 pub use self::projection::ProjectionId;
 pub use self::prompt::{Chat, ChatPrompt, Prompt};
 use crate::config::Config;
@@ -55,6 +57,8 @@ pub struct Model {
     weight_bytes: u64,
     mapped_bytes: u64,
     weight_types: Vec<&'static str>,
+    packed: packed::State,
+    packed_again: Option<String>,
     notes: Vec<String>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
@@ -130,6 +134,25 @@ impl Model {
     /// The storage types of the weights, the largest share first.
     pub fn weight_types(&self) -> &[&'static str] {
         &self.weight_types
+    }
+
+    /// What became of its packed weights: whether they are in memory or mapped, and kept for later loads.
+    pub fn packed(&self) -> Packed {
+        self.packed.get()
+    }
+
+    /// Bytes of packed weights that lie in the map of a file, which the system counts as free memory.
+    pub fn shared_bytes(&self) -> u64 {
+        match self.packed() {
+            Packed::Mapped => self.weight_bytes,
+            _ => 0,
+        }
+    }
+
+    /// Why a file of packed weights that was there was not used, if one was: it was cut off, altered, of
+    /// other files or of another version. The weights were packed again, and it is replaced.
+    pub fn packed_again(&self) -> Option<&str> {
+        self.packed_again.as_deref()
     }
 
     /// What people should know of how the files were read: what was left alone, what was decided for them.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 
@@ -14,7 +14,7 @@ use super::door;
 use super::errors::to_python;
 use crate::error::{Error, Result};
 use crate::hub::{self, Env, HubOptions, Progress};
-use crate::model::{LoadOptions, Model};
+use crate::model::{self, KeptFile, LoadOptions, Model};
 
 /// What the working thread tells.
 enum Report<T> {
@@ -183,6 +183,28 @@ pub fn cache_folder(py: Python<'_>) -> PyResult<PathBuf> {
 #[pyfunction]
 pub fn hub_cache_folder(py: Python<'_>) -> PyResult<PathBuf> {
     Env::Process.hub_cache().map_err(|error| to_python(py, &error))
+}
+
+/// The files of packed weights in tallow's own cache: (path, bytes, last use in seconds since 1970, what it
+/// was packed from, what was quantized at load); the last two are None of a file that is broken.
+#[pyfunction]
+#[allow(clippy::type_complexity)] // a row, for Python
+pub fn packed_files(
+    py: Python<'_>,
+) -> PyResult<Vec<(PathBuf, u64, Option<f64>, Option<String>, Option<String>)>> {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs_f64());
+    let files = door::detached(py, model::kept_files)?;
+    let row = |file: KeptFile| {
+        (file.path, file.bytes, file.last_used.and_then(seconds), file.source, file.quantize)
+    };
+    Ok(files.into_iter().map(row).collect())
+}
+
+/// Waits for packed weights that are being written, for at most so many seconds, and gives up what is not
+/// done by then.
+#[pyfunction]
+pub fn finish_packed(py: Python<'_>, seconds: f64) {
+    py.detach(|| model::finish_packed(Duration::try_from_secs_f64(seconds).unwrap_or_default()));
 }
 
 /// The environment variable that forbids the network, if one does.

@@ -39,6 +39,8 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(load::anywhere, module)?)?;
     module.add_function(wrap_pyfunction!(load::cache_folder, module)?)?;
     module.add_function(wrap_pyfunction!(load::hub_cache_folder, module)?)?;
+    module.add_function(wrap_pyfunction!(load::packed_files, module)?)?;
+    module.add_function(wrap_pyfunction!(load::finish_packed, module)?)?;
     module.add_function(wrap_pyfunction!(load::offline_variable, module)?)?;
     module.add("SAMPLER_FIELDS", crate::sample::FIELDS.to_vec())?;
     module.add("MAX_STOPS", crate::lm::MAX_STOPS)?;

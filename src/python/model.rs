@@ -25,7 +25,8 @@ impl PyModel {
     /// of a source that Python has resolved to this path.
     #[staticmethod]
     #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        quantize=None, context_length=None, threads=None, chat_template=None, progress=None, called=None))]
+        quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true, progress=None,
+        called=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
         py: Python<'_>,
@@ -38,6 +39,7 @@ impl PyModel {
         context_length: Option<usize>,
         threads: Option<usize>,
         chat_template: Option<String>,
+        packed_cache: bool,
         progress: Option<Bound<'_, PyAny>>,
         called: Option<(String, Option<String>)>,
     ) -> PyResult<Self> {
@@ -50,6 +52,7 @@ impl PyModel {
             context_length,
             threads,
             chat_template,
+            packed_cache,
             called,
             ..LoadOptions::default()
         };
@@ -60,7 +63,7 @@ impl PyModel {
     /// of this: a daemon thread that the interpreter ends while it is in Python must not have Rust below it.
     #[staticmethod]
     #[pyo3(signature = (*, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        quantize=None, context_length=None, threads=None, chat_template=None))]
+        quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true))]
     #[allow(clippy::too_many_arguments)] // as `load`
     fn check_options(
         py: Python<'_>,
@@ -72,6 +75,7 @@ impl PyModel {
         context_length: Option<usize>,
         threads: Option<usize>,
         chat_template: Option<String>,
+        packed_cache: bool,
     ) -> PyResult<()> {
         let options = LoadOptions {
             revision,
@@ -82,6 +86,7 @@ impl PyModel {
             context_length,
             threads,
             chat_template,
+            packed_cache,
             ..LoadOptions::default()
         };
         options.check().map_err(|error| to_python(py, &error))
@@ -171,6 +176,18 @@ impl PyModel {
     #[getter]
     fn weight_types(&self) -> Vec<&'static str> {
         self.0.weight_types().to_vec()
+    }
+
+    /// What became of its packed weights.
+    #[getter]
+    fn packed(&self) -> String {
+        self.0.packed().to_string()
+    }
+
+    /// Why a file of packed weights that was there is not used.
+    #[getter]
+    fn packed_again(&self) -> Option<&str> {
+        self.0.packed_again()
     }
 
     #[getter]

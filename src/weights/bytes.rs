@@ -13,7 +13,7 @@
 //! metadata, tokens) is copied out once and checked on the copy, so a later change cannot break an invariant
 //! of safe code; only the numbers in the weights can change.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,14 +29,14 @@ pub struct Bytes {
 }
 
 enum Owner {
-    Map(memmap2::Mmap),
+    Map { map: memmap2::Mmap, data: Metadata },
     Vec(Vec<u8>),
 }
 
 impl Owner {
     fn bytes(&self) -> &[u8] {
         match self {
-            Owner::Map(map) => map,
+            Owner::Map { map, .. } => map,
             Owner::Vec(vec) => vec,
         }
     }
@@ -58,13 +58,15 @@ impl Bytes {
             return Err(Error::model_file(format!("{}: is not a regular file", path.display())));
         }
         let file = File::open(path).map_err(|error| fail("open", error))?;
+        // Of what is mapped, and not of what has come into its place since it was found.
+        let meta = file.metadata().map_err(|error| fail("find", error))?;
         if meta.len() == 0 {
             return Ok(Bytes::from_vec(Vec::new()));
         }
         // SAFETY: the map is private to this type and only ever read. That nobody cuts the file short or
         // writes into it meanwhile is a condition on the user, told in the module's documentation.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| fail("map", error))?;
-        Ok(Bytes::whole(Owner::Map(map)))
+        Ok(Bytes::whole(Owner::Map { map, data: meta }))
     }
 
     /// Takes bytes that are in memory already.
@@ -94,11 +96,19 @@ impl Bytes {
         Ok(Bytes { owner: self.owner.clone(), range: start..start + range.len() })
     }
 
+    /// What the system says of the mapped file, as it was when it was opened; `None` of bytes in memory.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        match &*self.owner {
+            Owner::Map { data, .. } => Some(data),
+            Owner::Vec(_) => None,
+        }
+    }
+
     /// Says that these bytes are not needed soon: whole pages of a mapped file go back to the system, which
     /// reads them again if they are touched.
     pub fn release(&self) {
         #[cfg(unix)]
-        if let Owner::Map(map) = &*self.owner {
+        if let Owner::Map { map, .. } = &*self.owner {
             const PAGE: usize = 4096;
             let from = self.range.start.next_multiple_of(PAGE);
             let to = self.range.end / PAGE * PAGE;

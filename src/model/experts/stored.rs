@@ -1,14 +1,16 @@
 //! Where the matrices of experts are: one tensor an expert, or all experts of a layer in one, with even and
 //! odd columns for gate and up (gpt-oss), or packed as MXFP4 beside its scales.
 
+use std::sync::Arc;
+
 use crate::config::{ExpertStack, ExpertsConfig};
 use crate::error::{Error, Result};
-use crate::model::build::TensorLoader;
+use crate::model::build::{Pending, TensorLoader};
 use crate::weights::names::Part;
 use crate::weights::{Bytes, WeightTensor, WeightType};
 
 /// A weight and its bias.
-type Projection = (WeightTensor, Option<WeightTensor>);
+type Projection = (Pending, Option<WeightTensor>);
 
 /// The tensors of one expert.
 pub(super) struct Tensors {
@@ -44,7 +46,7 @@ fn single(loader: &TensorLoader<'_>, layer: usize, c: &ExpertsConfig, expert: us
     let ([hidden, inner], at) = (widths(loader, c), Some(layer));
     let one = |part, rows, columns| {
         let weight = loader.tensor(part, at, &[rows, columns])?;
-        Ok::<_, Error>((weight, loader.bias(c.bias, part, at, rows)?))
+        Ok::<_, Error>((weight.into(), loader.bias(c.bias, part, at, rows)?))
     };
     Ok(Tensors {
         gate: c.gate.then(|| one(Part::ExpertGate(expert), inner, hidden)).transpose()?,
@@ -84,7 +86,7 @@ impl Cut {
             loader.slice_rows(&WeightTensor { shape, ..tensor.clone() }, rows.clone())
         };
         let weight = flat(&self.stack, &self.stack.shape[2..])?;
-        Ok((weight, self.bias.as_ref().map(|bias| flat(bias, &[])).transpose()?))
+        Ok((weight.into(), self.bias.as_ref().map(|bias| flat(bias, &[])).transpose()?))
     }
 }
 
@@ -95,7 +97,8 @@ fn stacked<'a>(loader: &'a TensorLoader<'_>, layer: usize, c: &ExpertsConfig) ->
         let weight = loader.tensor(part, at, &[count, rows, columns])?;
         Ok::<_, Error>((weight, loader.bias_of(c.bias, part, at, &[count, rows])?))
     };
-    let cut = |(stack, bias): Projection, first, rows| Cut { stack, bias, first, rows };
+    let cut =
+        |(stack, bias): (WeightTensor, Option<WeightTensor>), first, rows| Cut { stack, bias, first, rows };
     let (gate, up) = match loader.has(Part::GateUpExperts, at) && c.gate {
         true => {
             let both = stack(Part::GateUpExperts, 2 * inner, hidden)?;
@@ -149,7 +152,19 @@ impl Interleaved {
         Ok(Interleaved::Blocks { name, blocks, scales, out, per_row })
     }
 
-    /// Each `step`th row of an expert's matrix, from `first` on.
+    /// Each `step`th row of an expert's matrix, from `first` on, once it is needed.
+    fn pending(self: &Arc<Self>, expert: usize, first: usize, step: usize) -> Pending {
+        let (name, dtype, out, k) = match &**self {
+            Interleaved::Columns(stack) => (&stack.name, stack.dtype, stack.shape[2], stack.shape[1]),
+            Interleaved::Blocks { name, out, per_row, .. } => {
+                (name, WeightType::Mxfp4, *out, per_row * WeightType::Mxfp4.block_len())
+            }
+        };
+        let stack = self.clone();
+        let shape = [(out - first).div_ceil(step), k];
+        Pending::new(name, dtype, shape, move || stack.rows(expert, first, step))
+    }
+
     fn rows(&self, expert: usize, first: usize, step: usize) -> WeightTensor {
         match self {
             Interleaved::Columns(stack) => {
@@ -212,9 +227,9 @@ fn strided(bias: &WeightTensor, expert: usize, first: usize, step: usize) -> Wei
 fn interleaved<'a>(loader: &'a TensorLoader<'_>, layer: usize, c: &ExpertsConfig) -> Result<All<'a>> {
     let ([hidden, inner], at, count) = (widths(loader, c), Some(layer), c.count);
     let both = [Part::GateUpExperts, Part::GateUpExpertsBlocks];
-    let gate_up = Interleaved::find(loader, layer, count, both, [2 * inner, hidden])?;
+    let gate_up = Arc::new(Interleaved::find(loader, layer, count, both, [2 * inner, hidden])?);
     let down = [Part::DownExperts, Part::DownExpertsBlocks];
-    let down = Interleaved::find(loader, layer, count, down, [hidden, inner])?;
+    let down = Arc::new(Interleaved::find(loader, layer, count, down, [hidden, inner])?);
     let bias = |part, width| loader.bias_of(c.bias, part, at, &[count, width]);
     let gate_up_bias = bias(Part::GateUpExperts, 2 * inner)?;
     let down_bias = bias(Part::DownExperts, hidden)?;
@@ -228,9 +243,9 @@ fn interleaved<'a>(loader: &'a TensorLoader<'_>, layer: usize, c: &ExpertsConfig
         }
     }
     Ok(Box::new((0..count).map(move |expert| {
-        let of = |stack: &Interleaved, bias: &Option<WeightTensor>, first, step| {
+        let of = |stack: &Arc<Interleaved>, bias: &Option<WeightTensor>, first, step| {
             let bias = bias.as_ref().map(|bias| strided(bias, expert, first, step));
-            (stack.rows(expert, first, step), bias)
+            (stack.pending(expert, first, step), bias)
         };
         Ok(Tensors {
             gate: Some(of(&gate_up, &gate_up_bias, 0, 2)),
