@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
+use crate::config::{Config, MixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{KvType, Ops};
 
@@ -51,8 +52,10 @@ impl ComputeType {
 pub struct Placement {
     device: Place,
     pub compute: ComputeType,
-    /// What the CPU keeps keys and values in: exact if "float32" was asked for by name.
-    kv: KvType,
+    /// Whether the CPU computes exactly: if "float32" was asked for by name.
+    exact: bool,
+    /// What the CPU keeps keys and values in; `None`: what suits the model ([`Placement::for_model`]).
+    kv: Option<KvType>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,15 +66,24 @@ enum Place {
 }
 
 impl Placement {
-    /// Reads the two arguments of `Model`.
-    pub fn parse(device: &str, dtype: &str) -> Result<Self> {
-        let compute = ComputeType::parse(dtype)?;
+    /// Reads three arguments of `Model`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for what is not known or does not go together, `Device` for a device that this build
+    /// has not.
+    pub fn parse(device: &str, dtype: &str, kv_type: &str) -> Result<Self> {
+        let (compute, kv) = (ComputeType::parse(dtype)?, parse_kv(kv_type)?);
         let device = match device {
             "auto" => automatic(),
             "cpu" => Place::Cpu,
             _ => accelerator(device)?,
         };
-        let kv = if compute == Some(ComputeType::F32) { KvType::F32 } else { KvType::BF16 };
+        if device != Place::Cpu && kv.is_some() {
+            return Err(Error::invalid(format!(
+                "kv_type {kv_type:?} is the CPU's; other devices keep keys and values in dtype, so leave it out"
+            )));
+        }
+        let exact = compute == Some(ComputeType::F32);
         let compute = match (device, compute) {
             (Place::Cpu, None | Some(ComputeType::F32)) => ComputeType::F32,
             (Place::Cpu, Some(other)) => {
@@ -83,7 +95,29 @@ impl Placement {
             }
             (_, compute) => compute.unwrap_or(ComputeType::BF16),
         };
-        Ok(Placement { device, compute, kv })
+        Ok(Placement { device, compute, exact, kv })
+    }
+
+    /// The same with the type of keys and values that suits a model, if none was asked for. `key_bias`:
+    /// whether its keys have biases.
+    #[must_use]
+    pub fn for_model(self, config: &Config, key_bias: bool) -> Self {
+        let kv = match (self.kv, self.exact) {
+            (Some(kv), _) => kv,
+            (None, true) => KvType::F32,
+            (None, false) => suitable(config, key_bias),
+        };
+        Placement { kv: Some(kv), ..self }
+    }
+
+    /// What keys and values are kept in; on other devices than the CPU that is what is computed in.
+    pub fn kv_name(&self) -> &'static str {
+        match (self.device, self.compute) {
+            (Place::Cpu, _) => self.kv.unwrap_or_default().name(),
+            (_, ComputeType::F32) => KvType::F32.name(),
+            (_, ComputeType::BF16) => KvType::BF16.name(),
+            (_, ComputeType::F16) => "f16",
+        }
     }
 
     /// As users write it: "cpu", "cuda:0".
@@ -99,11 +133,32 @@ impl Placement {
     pub fn open(&self, threads: usize) -> Result<Ops> {
         let refused = |e: candle_core::Error| Error::device(format!("cannot open {}: {e}", self.name()));
         match self.device {
-            Place::Cpu => Ops::cpu(threads, self.kv),
+            Place::Cpu => Ops::cpu_as(threads, self.kv.unwrap_or_default(), self.exact),
             Place::Cuda(i) => Ok(Ops::candle(Device::new_cuda(i).map_err(refused)?, self.compute.candle())),
             Place::Metal(i) => Ok(Ops::candle(Device::new_metal(i).map_err(refused)?, self.compute.candle())),
         }
     }
+}
+
+fn parse_kv(name: &str) -> Result<Option<KvType>> {
+    match name {
+        "auto" => Ok(None),
+        "int8" => Ok(Some(KvType::I8)),
+        "bf16" | "bfloat16" => Ok(Some(KvType::BF16)),
+        "f32" | "float32" => Ok(Some(KvType::F32)),
+        _ => Err(Error::invalid(format!(
+            "kv_type {name:?} is not known; use \"auto\", \"int8\", \"bf16\" or \"f32\""
+        ))),
+    }
+}
+
+/// Bytes, where they are known to do no harm (docs/kernels.md has the measurements). A bias of the keys is a
+/// large constant that turns with the position: it would take most of the steps that a byte has, and the rest
+/// of the key the few that are left (Qwen 2). A latent is keys and values at once, and is not one head's. What
+/// reads a text in one step keeps nothing.
+fn suitable(config: &Config, key_bias: bool) -> KvType {
+    let latent = config.layers.iter().any(|layer| matches!(layer.mixer, Some(MixerConfig::Latent(_))));
+    if config.causal && !key_bias && !latent { KvType::I8 } else { KvType::BF16 }
 }
 
 fn automatic() -> Place {
@@ -176,7 +231,7 @@ mod tests {
         let good = [("cpu", "auto", "cpu"), ("auto", "float32", "cpu"), ("cpu", "f32", "cpu")];
         if !cfg!(any(feature = "cuda", feature = "metal")) {
             for (device, dtype, name) in good {
-                assert_eq!(Placement::parse(device, dtype).unwrap().name(), name);
+                assert_eq!(Placement::parse(device, dtype, "auto").unwrap().name(), name);
             }
         }
         let bad = [
@@ -186,10 +241,10 @@ mod tests {
             ("cuda:x", "auto", ErrorKind::InvalidRequest),
         ];
         for (device, dtype, kind) in bad {
-            assert_eq!(Placement::parse(device, dtype).unwrap_err().kind(), kind, "{device} {dtype}");
+            assert_eq!(Placement::parse(device, dtype, "auto").unwrap_err().kind(), kind, "{device} {dtype}");
         }
         if !cfg!(feature = "cuda") {
-            assert_eq!(Placement::parse("cuda:0", "auto").unwrap_err().kind(), ErrorKind::Device);
+            assert_eq!(Placement::parse("cuda:0", "auto", "auto").unwrap_err().kind(), ErrorKind::Device);
         }
     }
 

@@ -109,6 +109,7 @@ class Model:
         offline: bool | None = None,
         device: str = ...,
         dtype: str = ...,
+        kv_type: str = ...,
         quantize: str | None = None,
         context_length: int | None = None,
         threads: int | None = None,
@@ -124,6 +125,7 @@ class Model:
         offline: bool | None = None,
         device: str = ...,
         dtype: str = ...,
+        kv_type: str = ...,
         quantize: str | None = None,
         context_length: int | None = None,
         threads: int | None = None,
@@ -143,6 +145,8 @@ class Model:
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def kv_type(self) -> str: ...
     @property
     def context_length(self) -> int: ...
     @property

@@ -44,8 +44,11 @@ class Model:
 
     - ``revision``: branch, tag or commit, for the hub.
     - ``device``: "auto", "cpu", "cuda:0", "metal"; ``dtype``: what it computes in, "auto" for the device's
-      best. On the CPU "float32" keeps keys and values exact (in twice the memory, instead of in bfloat16) and
-      takes activations at 15 bits before quantized weights, instead of 8: slower, for comparisons.
+      best. On the CPU "float32" keeps keys and values exact and takes activations at 15 bits before quantized
+      weights, instead of 8: slower, for comparisons.
+    - ``kv_type``: what the CPU keeps keys and values in. "int8" (a byte a number, keys rotated), "bf16" (twice
+      the memory), "f32" (four times, exact); "auto" is "int8" but for models whose keys have biases (Qwen 2),
+      latent attention and encoders, which have "bf16", and "f32" with ``dtype="float32"``.
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
     - ``threads``: CPU threads; None is one a physical core (of those that the process may use).
@@ -81,6 +84,7 @@ class Model:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        kv_type: str = "auto",
         quantize: str | None = None,
         context_length: int | None = None,
         threads: int | None = None,
@@ -103,6 +107,7 @@ class Model:
             "revision": revision,
             "device": device,
             "dtype": dtype,
+            "kv_type": kv_type,
             "quantize": quantize,
             "context_length": context_length,
             "threads": threads,
@@ -190,6 +195,11 @@ class Model:
     def dtype(self) -> str:
         """The numbers that it computes in."""
         return self._native.dtype
+
+    @property
+    def kv_type(self) -> str:
+        """What keys and values are kept in: "int8", "bf16", "f32"."""
+        return self._native.kv_type
 
     @property
     def context_length(self) -> int:
@@ -809,7 +819,7 @@ class Model:
 
 
 LOAD_OPTIONS = (
-    *("revision", "device", "dtype", "quantize", "context_length", "threads", "chat_template"),
+    *("revision", "device", "dtype", "kv_type", "quantize", "context_length", "threads", "chat_template"),
     "packed_cache",
     *EngineOptions._fields,
 )
@@ -980,7 +990,7 @@ def check_load_option(name: str, value: object) -> None:
     elif name in ("context_length", "threads"):
         if value is not None:
             arguments.integer(name, value, 1, arguments.MAX_COUNT)
-    elif (value is not None or name in ("device", "dtype")) and not arguments.text(name, value):
+    elif (value is not None or name in ("device", "dtype", "kv_type")) and not arguments.text(name, value):
         raise _core.InvalidRequestError(f"{name} is empty; leave it out for the default")
 
 

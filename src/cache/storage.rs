@@ -5,8 +5,9 @@
 //! place by the kernels, so clones of a cache are the same cache.
 //!
 //! A layer is a pair of candle tensors, or on the CPU a [`NativeKv`], whose pages are made for our kernels.
-//! What a page gives to the outside is the same in both: f32, a row a position.
+//! What a page gives to the outside is the same in both: f32, a row a position (bytes as they are).
 
+pub mod int8;
 mod native;
 mod states;
 
@@ -186,10 +187,20 @@ impl KvLayout {
     /// Bytes of `pages` pages; `None` if that is more than can be addressed.
     pub fn bytes(&self, pages: usize, format: KvFormat) -> Option<usize> {
         let mut position = 0usize;
-        for &shape in &self.columns {
-            position = position.checked_add(format.position_bytes(shape)?)?;
+        for column in 0..self.columns.len() {
+            position = position.checked_add(self.column_bytes(column, format)?)?;
         }
         position.checked_mul(PAGE)?.checked_mul(pages).filter(|&bytes| bytes <= isize::MAX as usize)
+    }
+
+    /// Bytes of one position in a column: of whichever layers there take the most. (Narrow heads have more
+    /// scales of bytes.)
+    fn column_bytes(&self, column: usize, format: KvFormat) -> Option<usize> {
+        let mut most = format.position_bytes(self.columns[column])?;
+        for place in self.layers.iter().filter(|place| place.column == column && place.of > 1) {
+            most = most.max(format.position_bytes(place.shape)?.checked_mul(place.of)?);
+        }
+        Some(most)
     }
 
     /// The layers of a group, in the order of their places in a page.
@@ -294,6 +305,14 @@ impl LayerKv {
         }
     }
 
+    /// Bytes of a page outside of the cache.
+    fn page_bytes(&self) -> usize {
+        match &self.store {
+            Store::Tensors(_) => 2 * size_of::<f32>() * PAGE * self.shape.width(),
+            Store::Native(kv) => kv.page_bytes(),
+        }
+    }
+
     /// As one of the layers sees it that lie side by side in this column.
     fn part(&self, place: &Place) -> Result<LayerKv> {
         let (shape, of, number) = (place.shape, place.of, place.number);
@@ -358,7 +377,7 @@ impl KvCache {
         let format = KvFormat::Tensors(dtype);
         let need = layout.bytes(pages, format).ok_or_else(|| too_large(usize::MAX, layout, pages))?;
         let too_large = || too_large(need, layout, pages);
-        Self::with(layout, pages, format, |shape| {
+        Self::with(layout, pages, format, |shape, _| {
             let dims = (pages * PAGE, shape.width());
             if device.is_cpu() {
                 probe(dims.0 * dims.1 * dtype.size_in_bytes()).ok_or_else(too_large)?;
@@ -375,8 +394,9 @@ impl KvCache {
     pub fn native(layout: &KvLayout, pages: usize, kind: KvType) -> Result<Self> {
         let format = KvFormat::Native(kind);
         let need = layout.bytes(pages, format).ok_or_else(|| too_large(usize::MAX, layout, pages))?;
-        Self::with(layout, pages, format, |shape| {
-            let kv = NativeKv::new(shape, pages, kind).ok_or_else(|| too_large(need, layout, pages))?;
+        Self::with(layout, pages, format, |shape, page_bytes| {
+            let kv = NativeKv::column(shape, pages, kind, page_bytes);
+            let kv = kv.ok_or_else(|| too_large(need, layout, pages))?;
             Ok(Store::Native(kv))
         })
     }
@@ -385,10 +405,14 @@ impl KvCache {
         layout: &KvLayout,
         pages: usize,
         format: KvFormat,
-        store: impl Fn(KvShape) -> Result<Store>,
+        store: impl Fn(KvShape, Option<usize>) -> Result<Store>,
     ) -> Result<Self> {
-        let column = |&shape: &KvShape| Ok(LayerKv { shape, store: store(shape)? });
-        let columns = layout.columns.iter().map(column).collect::<Result<Vec<_>>>()?;
+        let column = |(number, &shape): (usize, &KvShape)| {
+            let is_shared = layout.layers.iter().any(|place| place.column == number && place.of > 1);
+            let page_bytes = is_shared.then(|| layout.column_bytes(number, format).unwrap_or(0) * PAGE);
+            Ok(LayerKv { shape, store: store(shape, page_bytes)? })
+        };
+        let columns = layout.columns.iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
         let layers =
             layout.layers.iter().map(|place| columns[place.column].part(place)).collect::<Result<_>>()?;
         Ok(KvCache { layout: Arc::new(layout.clone()), columns, layers, states: vec![], pages, format })
@@ -482,12 +506,13 @@ impl KvCache {
         self.layout.layers_of(group).filter_map(|layer| self.layers.get(layer))
     }
 
-    /// Bytes that [`read_page`](Self::read_page) gives: four for each number, whatever they are stored in.
+    /// Bytes that [`read_page`](Self::read_page) gives: four for each number, or bytes as they are.
     pub fn page_bytes(&self, group: usize) -> usize {
-        self.layers_of(group).map(|layer| layer_page_bytes(layer.shape)).sum()
+        self.layers_of(group).map(LayerKv::page_bytes).sum()
     }
 
-    /// Appends what lies in a page of a group to `out`: per layer keys, then values, as little-endian f32.
+    /// Appends what lies in a page of a group to `out`: per layer keys, then values, as little-endian f32, or
+    /// bytes and their scales.
     ///
     /// # Errors
     /// What the device says.
@@ -505,7 +530,7 @@ impl KvCache {
     pub fn write_page(&self, group: usize, page: u32, mut bytes: &[u8]) -> Result<()> {
         for layer in self.layers_of(group) {
             let (own, rest) = bytes
-                .split_at_checked(layer_page_bytes(layer.shape))
+                .split_at_checked(layer.page_bytes())
                 .ok_or_else(|| Error::internal("a page has fewer bytes than its layers need"))?;
             bytes = rest;
             match &layer.store {
@@ -549,11 +574,6 @@ impl KvCache {
     fn no_layer(&self, layer: usize) -> Error {
         Error::internal(format!("the KV cache has {} layers, not {layer}", self.layers()))
     }
-}
-
-/// Bytes of a page of one layer outside of the cache.
-fn layer_page_bytes(shape: KvShape) -> usize {
-    2 * 4 * PAGE * shape.width()
 }
 
 fn foreign() -> Error {

@@ -14,18 +14,20 @@
 //! What a query gets depends on its own position and on what it sees; not on its neighbours in the task, on
 //! how a prompt was cut, on threads, nor on where the pages lie. Every sum has one order:
 //!
-//! * a score: pairs of dimensions, one after the other, for 16 keys (a page) at once;
+//! * a score: pairs of dimensions, one after the other, for 16 keys (a page) at once (bytes: whole numbers);
 //! * lane `l` of the sum of weights: the positions `l` modulo 16, then the lanes in halves;
 //! * a weighted value: pairs of positions, one after the other. What a query does not see is taken as zero,
 //!   whatever lies there: pages are handed on without being wiped.
 //!
-//! With bfloat16 pages, queries and weights are rounded to bfloat16, too (the sum is that of the rounded
+//! With pages of bytes, queries and weights become bytes, too ([`bytes`]). With bfloat16 pages, queries and weights are rounded to bfloat16, too (the sum is that of the rounded
 //! weights), and products are summed in f32. Scratch is as large as a task and a KV block, whatever the
 //! context.
 
+mod bytes;
 mod kv_block;
 mod merge;
 mod number;
+mod pairs;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -33,7 +35,7 @@ mod write;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use self::number::Number;
+use self::kv_block::Kernel;
 pub(super) use self::write::write;
 use super::disjoint::DisjointSlices;
 use super::isa::Isa;
@@ -70,14 +72,13 @@ impl<'a, N> Pages<'a, N> {
         self.view.padded()
     }
 
-    /// Keys and values of a head in a page.
-    fn blocks(&self, page: u32, head: usize) -> (&'a [N], &'a [N]) {
-        let (start, block) = (self.view.offset(page as usize, head), self.view.block());
-        self.numbers[start..start + 2 * block].split_at(block)
+    /// Keys, then values of a head in a page, and the scales of bytes.
+    fn head(&self, page: u32, head: usize) -> &'a [N] {
+        &self.numbers[self.view.head(page as usize, head)]
     }
 }
 
-impl<N: Number> Layer<'_, N> {
+impl<N: Kernel> Layer<'_, N> {
     /// Floats of what is partial for a task.
     fn partial_len(&self, task: &Task<'_>) -> usize {
         task.queries() * (self.pages.padded() + 2)
@@ -220,13 +221,17 @@ pub(super) fn attention(
             let pages = Pages { view, numbers: memory.numbers() };
             run(pool, isa, &Layer { q, pages, a }, rows, out)
         }
+        Numbers::I8(memory) => {
+            let pages = Pages { view, numbers: memory.numbers() };
+            run(pool, isa, &Layer { q, pages, a }, rows, out)
+        }
     }
 }
 
 /// The rows of a step, and which of them are computed together.
 type Together<'a> = (Vec<Row<'a>>, Vec<Range<usize>>);
 
-fn run<N: Number>(
+fn run<N: Kernel>(
     pool: &Pool,
     isa: Isa,
     layer: &Layer<'_, N>,
@@ -265,7 +270,7 @@ enum Unit<'a> {
 /// Splits those tasks by KV blocks that are more than half of what a thread has to do; these come first. Also
 /// returns how many floats their partial softmaxes take: at most twice as many tasks are split as there are
 /// threads.
-fn units<'a, N: Number>(
+fn units<'a, N: Kernel>(
     tasks: &'a [Task<'a>],
     layer: &Layer<'_, N>,
     threads: usize,
@@ -362,7 +367,7 @@ fn tasks<'a>(rows: &'a [Row<'a>], parts: &[Range<usize>], a: &Attention<'_>) -> 
 }
 
 /// Computes a task from its first KV block to its last.
-fn walk<N: Number>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &DisjointSlices<'_, f32>) {
+fn walk<N: Kernel>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &DisjointSlices<'_, f32>) {
     let (queries, len) = (task.queries(), layer.partial_len(task));
     PARTIAL.with_borrow_mut(|[so_far, here]| {
         let mut so_far = Partial::new(room(so_far, len), queries);
@@ -381,7 +386,7 @@ fn walk<N: Number>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &Disjoi
 }
 
 /// Computes one KV block of a task.
-fn compute_alone<N: Number>(
+fn compute_alone<N: Kernel>(
     isa: Isa,
     layer: &Layer<'_, N>,
     task: &Task<'_>,
@@ -395,7 +400,7 @@ fn compute_alone<N: Number>(
 }
 
 /// Merges the splits of each task that has some.
-fn merge_splits<N: Number>(
+fn merge_splits<N: Kernel>(
     isa: Isa,
     layer: &Layer<'_, N>,
     units: &[Unit<'_>],

@@ -37,6 +37,8 @@ pub(super) struct CpuBackend {
     pub(super) pool: Pool,
     pub(super) isa: Isa,
     kv: KvType,
+    /// Activations are taken to 15 bits.
+    exact: bool,
     arena: Arena,
     pub(super) recycler: Arc<Recycler>,
 }
@@ -51,11 +53,11 @@ impl CpuBackend {
     /// # Errors
     /// `InvalidRequest` when `threads` is 0; `Device` when a thread cannot be started, or AMX is asked for
     /// and computes something else than AMX does.
-    pub(super) fn new(threads: usize, kv: KvType, isa: Isa) -> Result<Self> {
+    pub(super) fn new(threads: usize, kv: KvType, exact: bool, isa: Isa) -> Result<Self> {
         #[cfg(target_arch = "x86_64")]
         super::amx::self_check(isa)?;
         let pool = Pool::new(threads)?;
-        Ok(CpuBackend { pool, isa, kv, arena: Arena::default(), recycler: Arc::default() })
+        Ok(CpuBackend { pool, isa, kv, exact, arena: Arena::default(), recycler: Arc::default() })
     }
 
     /// Runs `f` on parts of `out`, whole rows of `dim`: the rows, and their elements.
@@ -87,11 +89,7 @@ impl CpuBackend {
     }
 
     fn quantize(&self, x: &Block, outlier: f32) -> Result<Quantized> {
-        // Where keys and values are exact, so are activations: to 15 bits.
-        let precision = match self.kv {
-            KvType::F32 => Precision::Double,
-            KvType::BF16 => Precision::Above(outlier),
-        };
+        let precision = if self.exact { Precision::Double } else { Precision::Above(outlier) };
         let dim = x.dim;
         let mut made = self.recycler.bytes();
         made.resize(x.rows, dim, precision);

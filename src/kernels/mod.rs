@@ -99,12 +99,23 @@ impl Ops {
     /// `Device` when `TALLOW_ISA` names what this machine has not, its AMX computes something else than AMX
     /// does, or a thread cannot be started; `InvalidRequest` when `threads` is 0.
     pub fn cpu(threads: usize, kv: KvType) -> Result<Ops> {
-        Self::cpu_with(threads, kv, Isa::from_env()?)
+        Self::cpu_as(threads, kv, kv == KvType::F32)
+    }
+
+    /// As [`Ops::cpu`]; `exact`: activations are taken to 15 bits, whatever keys and values are kept in.
+    ///
+    /// # Errors
+    /// As [`Ops::cpu`].
+    pub fn cpu_as(threads: usize, kv: KvType, exact: bool) -> Result<Ops> {
+        Ok(Self::of(CpuBackend::new(threads, kv, exact, Isa::from_env()?)?))
     }
 
     /// As [`Ops::cpu`], with the tier of instructions named.
+    ///
+    /// # Errors
+    /// As [`Ops::cpu`].
     pub fn cpu_with(threads: usize, kv: KvType, isa: Isa) -> Result<Ops> {
-        Ok(Self::of(CpuBackend::new(threads, kv, isa)?))
+        Ok(Self::of(CpuBackend::new(threads, kv, kv == KvType::F32, isa)?))
     }
 
     /// candle's operations, on any device. Activations and the KV cache are of type `dtype`; norms, softmax

@@ -87,6 +87,8 @@ pub(super) trait Simd: 'static {
     unsafe fn copysign(size: Self::F, sign: Self::F) -> Self::F;
     /// `then` in lanes where `a < b`, else `otherwise`.
     unsafe fn select_lt(a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
+    /// The lanes `l ^ BY`, for `BY` 1, 2, 4 or 8.
+    unsafe fn swapped<const BY: usize>(x: Self::F) -> Self::F;
     /// A bit for each lane where `a < b`.
     unsafe fn lt_mask(a: Self::F, b: Self::F) -> u16;
     /// To the nearest whole number, halves to even; `x` is within ±2^31.

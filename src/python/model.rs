@@ -25,7 +25,7 @@ impl PyModel {
     /// of a source that Python has resolved to this path.
     #[staticmethod]
     #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true, progress=None,
+        kv_type="auto".to_string(), quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true, progress=None,
         called=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
@@ -35,6 +35,7 @@ impl PyModel {
         offline: Option<bool>,
         device: String,
         dtype: String,
+        kv_type: String,
         quantize: Option<String>,
         context_length: Option<usize>,
         threads: Option<usize>,
@@ -48,6 +49,7 @@ impl PyModel {
             offline,
             device,
             dtype,
+            kv_type,
             quantize,
             context_length,
             threads,
@@ -63,7 +65,7 @@ impl PyModel {
     /// of this: a daemon thread that the interpreter ends while it is in Python must not have Rust below it.
     #[staticmethod]
     #[pyo3(signature = (*, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true))]
+        kv_type="auto".to_string(), quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true))]
     #[allow(clippy::too_many_arguments)] // as `load`
     fn check_options(
         py: Python<'_>,
@@ -71,6 +73,7 @@ impl PyModel {
         offline: Option<bool>,
         device: String,
         dtype: String,
+        kv_type: String,
         quantize: Option<String>,
         context_length: Option<usize>,
         threads: Option<usize>,
@@ -82,6 +85,7 @@ impl PyModel {
             offline,
             device,
             dtype,
+            kv_type,
             quantize,
             context_length,
             threads,
@@ -156,6 +160,11 @@ impl PyModel {
     #[getter]
     fn dtype(&self) -> &'static str {
         self.0.placement().compute.name()
+    }
+
+    #[getter]
+    fn kv_type(&self) -> &'static str {
+        self.0.placement().kv_name()
     }
 
     #[getter]

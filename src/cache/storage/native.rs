@@ -1,5 +1,5 @@
-//! Keys and values of one layer as our CPU kernels read them: pages of bfloat16 (or f32), laid out for
-//! vectors.
+//! Keys and values of one layer as our CPU kernels read them: pages of bytes (or bfloat16, or f32), laid out
+//! for vectors.
 //!
 //! A page holds, for each key head, first its keys and then its values. Both are made of *groups*: a group is
 //! 16 lanes of a pair of numbers, what one step of a dot product takes in (64 bytes of bfloat16).
@@ -13,11 +13,21 @@
 //! zeros to a multiple of 16 dimensions. In a bfloat16 group the pairs stand side by side, as the instruction
 //! wants them; in an f32 group the 16 first ones stand before the 16 second ones.
 //!
+//! Bytes come in fours instead of pairs (groups are of 64 bytes again), and behind the keys and values of a
+//! head stand their scales, see [`int8`](super::int8):
+//!
+//! ```text
+//! keys    group p           = dimensions 4p .. 4p + 4 of the 16 positions of the page (lane = position)
+//! values  group p, vector v = positions 4p .. 4p + 4, dimensions 16v .. 16v + 16      (lane = dimension)
+//! scales  of 16 keys, then of 16 values
+//! ```
+//!
 //! Memory comes zeroed from the operating system and costs nothing until it is touched. Groups begin at
 //! multiples of 64 bytes: a vector that crosses a cache line is read twice.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::int8::{self, KEY_OFFSET, SCALE_BYTES};
 use super::{KvShape, probe};
 use crate::error::{Error, Result};
 use crate::step::PAGE;
@@ -47,13 +57,16 @@ pub enum KvType {
     /// Half the memory and twice the speed.
     #[default]
     BF16,
+    /// Half of that again: bytes with a scale a row, keys rotated.
+    I8,
 }
 
 impl KvType {
-    pub const fn bytes(self) -> usize {
+    const fn bytes(self) -> usize {
         match self {
             KvType::F32 => 4,
             KvType::BF16 => 2,
+            KvType::I8 => 1,
         }
     }
 
@@ -61,12 +74,19 @@ impl KvType {
         match self {
             KvType::F32 => "f32",
             KvType::BF16 => "bf16",
+            KvType::I8 => "int8",
         }
     }
 
     /// Bytes of one position of one layer; `None` if that is more than can be addressed.
     pub fn position_bytes(self, shape: KvShape) -> Option<usize> {
-        shape.kv_heads.checked_mul(shape.padded_dim()?)?.checked_mul(2 * self.bytes())
+        self.head_len(shape)?.checked_mul(self.bytes())?.checked_mul(shape.kv_heads).map(|bytes| bytes / PAGE)
+    }
+
+    /// Numbers of one head in one page, with the scales of bytes.
+    fn head_len(self, shape: KvShape) -> Option<usize> {
+        let scales = if self == KvType::I8 { SCALE_BYTES } else { 0 };
+        shape.padded_dim()?.checked_mul(2 * PAGE)?.checked_add(scales)
     }
 }
 
@@ -119,19 +139,21 @@ pub struct NativeKv {
     numbers: Arc<RwLock<Numbers>>,
 }
 
-/// The memory of a column, of either type.
+/// The memory of a column.
 #[derive(Debug)]
 pub enum Numbers {
     F32(Aligned<f32>),
     BF16(Aligned<u16>),
+    I8(Aligned<u8>),
 }
 
-/// Calls the same for whichever type there is.
+/// Calls the same for numbers of any type, and something else for bytes.
 macro_rules! either {
-    ($numbers:expr, $memory:ident => $call:expr) => {
+    ($numbers:expr, $memory:ident => $call:expr, $bytes:expr) => {
         match $numbers {
             Numbers::F32($memory) => $call,
             Numbers::BF16($memory) => $call,
+            Numbers::I8($memory) => $bytes,
         }
     };
 }
@@ -139,11 +161,26 @@ macro_rules! either {
 impl NativeKv {
     /// Room for `pages` pages, all zero; `None` when it cannot be had.
     pub fn new(shape: KvShape, pages: usize, kind: KvType) -> Option<Self> {
-        let view = PageView { shape, padded: shape.padded_dim()?, places: 1, place: 0 };
-        let len = view.page_len()?.checked_mul(pages)?;
+        Self::column(shape, pages, kind, None)
+    }
+
+    /// The same for smaller layers too that lie side by side ([`part`](Self::part)): `page_bytes` is what
+    /// those take that take the most.
+    pub fn column(shape: KvShape, pages: usize, kind: KvType, page_bytes: Option<usize>) -> Option<Self> {
+        let head_len = kind.head_len(shape)?;
+        let own = head_len.checked_mul(shape.kv_heads)?;
+        let page_len = page_bytes.map_or(own, |bytes| own.max(bytes / kind.bytes()));
+        let (page_stride, head_stride) = match page_bytes {
+            Some(_) => (page_len, head_len),
+            None => (head_len, head_len.checked_mul(pages)?),
+        };
+        let padded = shape.padded_dim()?;
+        let view = PageView { shape, padded, head_len, page_len, page_stride, head_stride, place: 0, kind };
+        let len = page_len.checked_mul(pages)?;
         let numbers = match kind {
             KvType::F32 => Numbers::F32(Aligned::new(len)?),
             KvType::BF16 => Numbers::BF16(Aligned::new(len)?),
+            KvType::I8 => Numbers::I8(Aligned::new(len)?),
         };
         Some(NativeKv { view, numbers: Arc::new(RwLock::new(numbers)) })
     }
@@ -151,8 +188,17 @@ impl NativeKv {
     /// The same memory as one of `places` smaller layers sees it that lie side by side in each page; `None`
     /// where so many do not make a page.
     pub fn part(&self, shape: KvShape, places: usize, place: usize) -> Option<Self> {
-        let view = PageView { shape, padded: shape.padded_dim()?, places, place };
-        let fits = place < places && view.page_len()?.checked_mul(places)? == self.view.page_len()?;
+        let column = self.view;
+        if shape == column.shape && (places, place) == (1, 0) {
+            return Some(self.clone());
+        }
+        let (padded, head_len) = (shape.padded_dim()?, column.kind.head_len(shape)?);
+        let view = PageView { shape, padded, head_len, head_stride: head_len, place, ..column };
+        let width = |view: &PageView| view.padded.checked_mul(view.shape.kv_heads);
+        let fits = place < places
+            && column.page_stride == column.page_len
+            && width(&view)?.checked_mul(places)? == width(&column)?
+            && view.layer_len()?.checked_mul(places)? <= column.page_len;
         fits.then(|| NativeKv { view, numbers: self.numbers.clone() })
     }
 
@@ -181,15 +227,32 @@ impl NativeKv {
     /// # Errors
     /// `Internal` when there are fewer rows than slots, or a slot is none of these pages.
     pub fn write_rows(&self, slots: &[u32], keys: &[f32], values: &[f32]) -> Result<()> {
-        either!(&mut *self.write(), memory => self.view.write_rows(memory.numbers_mut(), slots, keys, values))
+        either!(&mut *self.write(),
+            memory => self.view.write_rows(memory.numbers_mut(), slots, keys, values, put_row),
+            self.view.write_rows(memory.numbers_mut(), slots, keys, values, put_bytes))
     }
 
-    /// Appends a page to `out` as `[PAGE, kv_heads * head_dim]` little-endian f32: keys, then values.
+    /// Bytes that [`read_page`](Self::read_page) gives.
+    pub fn page_bytes(&self) -> usize {
+        match self.view.kind {
+            KvType::F32 | KvType::BF16 => 2 * size_of::<f32>() * PAGE * self.view.shape.width(),
+            KvType::I8 => self.view.layer_len().unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Appends a page to `out`: numbers as `[PAGE, kv_heads * head_dim]` little-endian f32, keys, then
+    /// values; bytes with their scales as they lie there, for quantizing them again would change them.
     ///
     /// # Errors
     /// `Internal` when there is no such page.
     pub fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<()> {
-        either!(&*self.read(), memory => self.view.read_page(memory.numbers(), page as usize, out))
+        let page = page as usize;
+        either!(&*self.read(), memory => self.view.read_page(memory.numbers(), page, out), {
+            for head in 0..self.view.shape.kv_heads {
+                out.extend_from_slice(self.view.own(memory.numbers(), page, head)?);
+            }
+            Ok(())
+        })
     }
 
     /// Makes a page hold what [`read_page`](Self::read_page) gave.
@@ -197,6 +260,19 @@ impl NativeKv {
     /// # Errors
     /// `Internal` when there is no such page, or another number of bytes.
     pub fn write_page(&self, page: u32, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != self.page_bytes() {
+            return Err(Error::internal(format!(
+                "a page of {} bytes, not {}",
+                self.page_bytes(),
+                bytes.len()
+            )));
+        }
+        if let Numbers::I8(memory) = &mut *self.write() {
+            for (head, bytes) in bytes.chunks_exact(self.view.head_len).enumerate() {
+                self.view.own_mut(memory.numbers_mut(), page as usize, head)?.copy_from_slice(bytes);
+            }
+            return Ok(());
+        }
         let read = |word: &[u8]| word.try_into().map_or(f32::NAN, f32::from_le_bytes);
         let numbers: Vec<f32> = bytes.chunks_exact(4).map(read).collect();
         let (keys, values) = numbers.split_at(numbers.len() / 2);
@@ -211,7 +287,9 @@ impl NativeKv {
     /// `Internal` when one is missing.
     pub fn copy_page(&self, from: u32, to: u32) -> Result<()> {
         let (from, to) = (from as usize, to as usize);
-        either!(&mut *self.write(), memory => self.view.copy_page(memory.numbers_mut(), from, to))
+        either!(&mut *self.write(),
+            memory => self.view.copy_page(memory.numbers_mut(), from, to),
+            self.view.copy_page(memory.numbers_mut(), from, to))
     }
 }
 
@@ -224,7 +302,7 @@ pub struct Aligned<T> {
     len: usize,
 }
 
-impl<T: Element> Aligned<T> {
+impl<T: Copy + Default> Aligned<T> {
     fn new(len: usize) -> Option<Self> {
         let slack = LINE / size_of::<T>();
         probe(len.checked_add(slack)?.checked_mul(size_of::<T>())?)?;
@@ -246,10 +324,19 @@ impl<T: Element> Aligned<T> {
 #[derive(Clone, Copy, Debug)]
 pub struct PageView {
     shape: KvShape,
+    kind: KvType,
     /// Dimensions of a head with the zeros behind them.
     padded: usize,
-    /// Layers of this shape that lie side by side in a page, and which of them it is.
-    places: usize,
+    /// Numbers of a head in a page: its keys, its values, and the scales of bytes.
+    head_len: usize,
+    /// Numbers of a page of the column.
+    page_len: usize,
+    /// From one page of a head to the next, and from one head of a page to the next. The pages of a head
+    /// follow each other, so that long contexts are read from memory in its order; where layers of other
+    /// shapes use the same pages, all of a page lies in one place.
+    page_stride: usize,
+    head_stride: usize,
+    /// Which of the layers it is that lie side by side in a page.
     place: usize,
 }
 
@@ -268,49 +355,61 @@ impl PageView {
         PAGE * self.padded
     }
 
-    /// Where the keys of a head lie in a page; its values follow: `[pages, places, kv_heads, {keys, values},
-    /// block]`.
+    /// Where the keys of a head lie in a page; its values follow, and the scales of bytes: `[kv_heads, pages,
+    /// {keys, values, scales}]`, or `[pages, places, kv_heads, {keys, values, scales}]`.
     #[inline(always)]
     pub fn offset(&self, page: usize, head: usize) -> usize {
-        ((page * self.places + self.place) * self.shape.kv_heads + head) * 2 * self.block()
+        page * self.page_stride + (self.place * self.shape.kv_heads + head) * self.head_stride
+    }
+
+    /// The numbers of a head in a page.
+    #[inline(always)]
+    pub fn head(&self, page: usize, head: usize) -> std::ops::Range<usize> {
+        let start = self.offset(page, head);
+        start..start + self.head_len
     }
 
     /// Pages that so many numbers hold.
     pub fn pages(&self, numbers: usize) -> usize {
-        numbers / (2 * self.block() * self.shape.kv_heads * self.places).max(1)
+        numbers / self.page_len.max(1)
     }
 
     /// Numbers of the layer in a page.
-    fn page_len(&self) -> Option<usize> {
-        self.padded.checked_mul(2 * PAGE)?.checked_mul(self.shape.kv_heads)
+    fn layer_len(&self) -> Option<usize> {
+        self.head_len.checked_mul(self.shape.kv_heads)
     }
 
-    /// The numbers of the layer in a page.
-    fn page(&self, page: usize) -> std::ops::Range<usize> {
-        let start = self.offset(page, 0);
-        start..start + 2 * self.block() * self.shape.kv_heads
+    fn own<'a, T>(&self, numbers: &'a [T], page: usize, head: usize) -> Result<&'a [T]> {
+        let found = (page < self.pages(numbers.len())).then(|| numbers.get(self.head(page, head))).flatten();
+        found.ok_or_else(|| missing(page))
     }
 
-    fn write_rows<T: Element>(
+    fn own_mut<'a, T>(&self, numbers: &'a mut [T], page: usize, head: usize) -> Result<&'a mut [T]> {
+        if page >= self.pages(numbers.len()) {
+            return Err(missing(page));
+        }
+        numbers.get_mut(self.head(page, head)).ok_or_else(|| missing(page))
+    }
+
+    /// `put` puts a key and a value of some slot into the block of a head.
+    fn write_rows<T>(
         &self,
         numbers: &mut [T],
         slots: &[u32],
         keys: &[f32],
         values: &[f32],
+        put: impl Fn(&mut [T], usize, usize, [&[f32]; 2]),
     ) -> Result<()> {
-        let (dim, block, width) = (self.shape.head_dim, self.block(), self.shape.width());
+        let (dim, width) = (self.shape.head_dim, self.shape.width());
         if [keys, values].iter().any(|rows| rows.len() != slots.len() * width) {
             return Err(Error::internal("keys or values are not as many as their slots need"));
         }
         let rows = slots.iter().zip(keys.chunks_exact(width).zip(values.chunks_exact(width)));
         for (&slot, (keys, values)) in rows {
             let (number, slot) = (slot as usize / PAGE, slot as usize % PAGE);
-            let page = numbers.get_mut(self.page(number)).ok_or_else(|| missing(number))?;
             let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
-            for ((key, value), blocks) in heads.zip(page.chunks_exact_mut(2 * block)) {
-                let (key_block, value_block) = blocks.split_at_mut(block);
-                put_key(key_block, slot, key);
-                put_value(value_block, self.padded, slot, value);
+            for (head, (key, value)) in heads.enumerate() {
+                put(self.own_mut(numbers, number, head)?, self.padded, slot, [key, value]);
             }
         }
         Ok(())
@@ -318,11 +417,10 @@ impl PageView {
 
     fn read_page<T: Element>(&self, numbers: &[T], page: usize, out: &mut Vec<u8>) -> Result<()> {
         let (dim, padded, block) = (self.shape.head_dim, self.padded, self.block());
-        let numbers = numbers.get(self.page(page)).ok_or_else(|| missing(page))?;
         for values in [false, true] {
             for slot in 0..PAGE {
-                for blocks in numbers.chunks_exact(2 * block) {
-                    let (key_block, value_block) = blocks.split_at(block);
+                for head in 0..self.shape.kv_heads {
+                    let (key_block, value_block) = self.own(numbers, page, head)?.split_at(block);
                     for d in 0..dim {
                         let number = match values {
                             false => key_block[key_at::<T>(slot, d)],
@@ -336,12 +434,18 @@ impl PageView {
         Ok(())
     }
 
-    fn copy_page<T: Element>(&self, numbers: &mut [T], from: usize, to: usize) -> Result<()> {
+    fn copy_page<T: Copy>(&self, numbers: &mut [T], from: usize, to: usize) -> Result<()> {
         let pages = self.pages(numbers.len());
         if let Some(page) = [from, to].into_iter().find(|&page| page >= pages) {
             return Err(missing(page));
         }
-        numbers.copy_within(self.page(from), self.page(to).start);
+        if self.page_stride == self.page_len {
+            numbers.copy_within(from * self.page_len..(from + 1) * self.page_len, to * self.page_len);
+            return Ok(());
+        }
+        for head in 0..self.shape.kv_heads {
+            numbers.copy_within(self.head(from, head), self.offset(to, head));
+        }
         Ok(())
     }
 }
@@ -356,6 +460,35 @@ fn key_at<T: Element>(slot: usize, d: usize) -> usize {
 #[inline(always)]
 fn value_at<T: Element>(padded: usize, slot: usize, d: usize) -> usize {
     (slot / 2 * (padded / LANES) + d / LANES) * GROUP + T::place(d % LANES, slot % 2)
+}
+
+/// Puts a key and a value into the numbers of their head.
+fn put_row<T: Element>(own: &mut [T], padded: usize, slot: usize, [key, value]: [&[f32]; 2]) {
+    let (keys, values) = own.split_at_mut(PAGE * padded);
+    put_key(keys, slot, key);
+    put_value(values, padded, slot, value);
+}
+
+/// The same as bytes.
+fn put_bytes(own: &mut [u8], padded: usize, slot: usize, rows: [&[f32]; 2]) {
+    let [mut key, value] = rows.map(|row| {
+        let mut whole = row.to_vec();
+        whole.resize(padded, 0.0);
+        whole
+    });
+    int8::rotate(&mut key);
+    let (keys, rest) = own.split_at_mut(PAGE * padded);
+    let (values, scales) = rest.split_at_mut(PAGE * padded);
+    for (number, row) in [key, value].iter().enumerate() {
+        let (bytes, scale) = int8::quantize(row);
+        scales[2 * (number * PAGE + slot)..][..2].copy_from_slice(&scale.to_le_bytes());
+        for (d, byte) in bytes.into_iter().enumerate() {
+            match number {
+                0 => keys[(d / 4 * LANES + slot) * 4 + d % 4] = byte as u8 ^ KEY_OFFSET,
+                _ => values[(slot / 4 * padded + d) * 4 + slot % 4] = byte as u8,
+            }
+        }
+    }
 }
 
 /// Puts one key into its block, with the zeros behind it: a page may have held layers of another shape.
@@ -433,7 +566,7 @@ mod tests {
         let wide = KvShape { kv_heads: 2, head_dim: 48 };
         let narrow = KvShape { kv_heads: 1, head_dim: 17 };
         for kind in [KvType::F32, KvType::BF16] {
-            let column = NativeKv::new(wide, 3, kind).unwrap();
+            let column = NativeKv::column(wide, 3, kind, Some(0)).unwrap();
             let parts: Vec<_> = (0..3).map(|place| column.part(narrow, 3, place).unwrap()).collect();
             // What the page held before is gone, and does not show in the padding.
             column.write_page(1, &page(wide.width())).unwrap();

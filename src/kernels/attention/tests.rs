@@ -273,7 +273,7 @@ fn each(check: impl Fn(&Scene) -> Result<(), String>) {
 
 type Result<T, E> = std::result::Result<T, E>;
 
-const KINDS: [(KvType, f64); 2] = [(KvType::F32, 3e-6), (KvType::BF16, 1.5e-2)];
+const KINDS: [(KvType, f64); 3] = [(KvType::F32, 3e-6), (KvType::BF16, 1.5e-2), (KvType::I8, 7e-2)];
 
 fn best() -> Isa {
     Isa::available()[0]
@@ -336,7 +336,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 /// either.
 #[test]
 fn what_is_not_seen_does_no_harm() {
-    for kind in [KvType::F32, KvType::BF16] {
+    for (kind, _) in KINDS {
         let scene = scene((3, 1, 32), Some(20), None, &[(0, 50)]);
         let Source([keys, mut values, q]) = scene.source(0);
         values[25 * 32 + 7] = f32::INFINITY;
@@ -364,7 +364,7 @@ fn what_is_not_seen_does_no_harm() {
 #[ignore = "prints timings"]
 fn speed() {
     for threads in [1, 2] {
-        for kind in [KvType::BF16, KvType::F32] {
+        for kind in [KvType::I8, KvType::BF16, KvType::F32] {
             for heads in [(9, 3, 64), (4, 1, 256), (32, 8, 128), (1, 1, 64)] {
                 for (before, rows) in [(0, 512), (1536, 512), (511, 1), (2047, 1), (8191, 1)] {
                     let name = format!("{threads} {kind:?} {heads:?} {rows}");

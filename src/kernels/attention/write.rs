@@ -4,7 +4,11 @@
 
 #![expect(clippy::needless_range_loop, reason = "iterators with closures stay calls in code for a tier")]
 
+use std::cell::RefCell;
+
+use super::bytes;
 use super::number::Number;
+use crate::cache::storage::int8::{self, KEY_OFFSET};
 use crate::cache::storage::{KvShape, NativeKv, Numbers, PageView};
 use crate::error::{Error, Result};
 use crate::kernels::isa::{Isa, tiered};
@@ -34,6 +38,7 @@ pub(in crate::kernels) fn write(
     match &mut *kv.write() {
         Numbers::F32(memory) => run(pool, isa, view, memory.numbers_mut(), slots, [keys, values]),
         Numbers::BF16(memory) => run(pool, isa, view, memory.numbers_mut(), slots, [keys, values]),
+        Numbers::I8(memory) => run(pool, isa, view, memory.numbers_mut(), slots, [keys, values]),
     }
 }
 
@@ -50,7 +55,7 @@ struct Job<'a, N> {
 // SAFETY: tasks write disjoint parts, see `rows_body`.
 unsafe impl<N: Sync> Sync for Job<'_, N> {}
 
-fn run<N: Number>(
+fn run<N: Put>(
     pool: &Pool,
     isa: Isa,
     view: PageView,
@@ -69,7 +74,7 @@ fn run<N: Number>(
     let job = Job { start: numbers.as_mut_ptr(), slots, rows, view };
     let tasks = 2 * shape.kv_heads;
     // SAFETY: the slots lie in the pages, by the check above, and each task runs once.
-    let put = |task| unsafe { put(isa, &job, task) };
+    let put = |task| ROW.with_borrow_mut(|room| unsafe { put(isa, &job, task, room) });
     if slots.len() < MANY {
         (0..tasks).for_each(put);
         return Ok(());
@@ -80,36 +85,190 @@ fn run<N: Number>(
 tiered! {
     /// # Safety
     /// All slots lie in the pages that `job.start` points to, and no other thread does the same task.
-    fn put<N: Number>(job: &Job<'_, N>, task: usize) = [unsafe] put_body;
+    fn put<N: Put>(job: &Job<'_, N>, task: usize, room: &mut Vec<f32>) = [unsafe] put_body;
 }
 
 /// # Safety
 /// As [`put`], and the tier's instructions.
 #[inline(always)]
-unsafe fn put_body<S: Simd, N: Number>(job: &Job<'_, N>, task: usize) {
+unsafe fn put_body<S: Simd, N: Put>(job: &Job<'_, N>, task: usize, room: &mut Vec<f32>) {
     let (head, values) = (task / 2, task % 2);
     let (view, KvShape { kv_heads, head_dim }) = (job.view, job.view.shape());
     let (width, padded) = (kv_heads * head_dim, view.padded());
     let mut i = 0;
     while i < job.slots.len() {
         let (page, slot) = (job.slots[i] as usize / PAGE, job.slots[i] as usize % PAGE);
-        // SAFETY: the caller has the tier's instructions. Slots lie in the pages (`run`), and a block of a
-        // head's keys or values is one task's own.
+        let row = |i: usize| &job.rows[values][i * width + head * head_dim..][..head_dim];
+        // SAFETY: the caller has the tier's instructions. Slots lie in the pages (`run`), and the keys or the
+        // values of a head are one task's own.
         unsafe {
-            let block = job.start.add(view.offset(page, head) + values * view.block());
-            let row = &job.rows[values][i * width + head * head_dim..][..head_dim];
+            let own = job.start.add(view.offset(page, head));
             if values == 0 {
-                put_key::<S, N>(block, slot, row);
-            } else if slot % 2 == 0 && job.slots.get(i + 1) == Some(&(job.slots[i] + 1)) {
-                let next = &job.rows[values][(i + 1) * width + head * head_dim..][..head_dim];
-                put_values::<S, N>(block.add(slot * padded), row, next);
+                N::key::<S>(own, padded, slot, row(i), room);
                 i += 1;
+                continue;
+            }
+            let follow = |at: &usize| job.slots.get(i + at) == Some(&(job.slots[i] + *at as u32));
+            let together = slot % N::TOGETHER == 0 && (1..N::TOGETHER).all(|at| follow(&at));
+            if together {
+                let rows = [0, 1, 2, 3].map(|at| row(i + at.min(N::TOGETHER - 1)));
+                N::values::<S>(own, padded, slot, rows, room);
+                i += N::TOGETHER;
             } else {
-                put_value::<S, N>(block.add(slot / 2 * 2 * padded), slot % 2, row);
+                N::value::<S>(own, padded, slot, row(i), room);
+                i += 1;
             }
         }
-        i += 1;
     }
+}
+
+/// How rows are put into the numbers of their head in a page.
+///
+/// # Safety
+/// Methods ask for the tier's instructions, and for a slot below 16; the page's numbers of the head begin at
+/// `own`, of `padded` dimensions.
+trait Put: Copy + Sync + 'static {
+    /// Positions whose values lie in one group.
+    const TOGETHER: usize;
+    unsafe fn key<S: Simd>(own: *mut Self, padded: usize, slot: usize, row: &[f32], room: &mut Vec<f32>);
+    /// The value of one position; the others of its group stay.
+    unsafe fn value<S: Simd>(own: *mut Self, padded: usize, slot: usize, row: &[f32], room: &mut Vec<f32>);
+    /// The values of the positions of a group, the first in `slot`.
+    unsafe fn values<S: Simd>(
+        own: *mut Self,
+        padded: usize,
+        slot: usize,
+        rows: [&[f32]; 4],
+        room: &mut Vec<f32>,
+    );
+}
+
+impl<N: Number> Put for N {
+    const TOGETHER: usize = 2;
+
+    #[inline(always)]
+    unsafe fn key<S: Simd>(own: *mut N, _: usize, slot: usize, row: &[f32], _: &mut Vec<f32>) {
+        // SAFETY: keys come first.
+        unsafe { put_key::<S, N>(own, slot, row) }
+    }
+    #[inline(always)]
+    unsafe fn value<S: Simd>(own: *mut N, padded: usize, slot: usize, row: &[f32], _: &mut Vec<f32>) {
+        // SAFETY: values follow 16 keys; a pair of them is `2 * padded` numbers.
+        unsafe { put_value::<S, N>(own.add(PAGE * padded + slot / 2 * 2 * padded), slot % 2, row) }
+    }
+    #[inline(always)]
+    unsafe fn values<S: Simd>(
+        own: *mut N,
+        padded: usize,
+        slot: usize,
+        [first, second, ..]: [&[f32]; 4],
+        _: &mut Vec<f32>,
+    ) {
+        // SAFETY: as in `value`.
+        unsafe { put_values::<S, N>(own.add((PAGE + slot) * padded), first, second) }
+    }
+}
+
+thread_local! {
+    /// A row with the zeros behind it.
+    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes, as `cache::storage::int8` makes them.
+impl Put for u8 {
+    const TOGETHER: usize = 4;
+
+    #[inline(always)]
+    unsafe fn key<S: Simd>(own: *mut u8, padded: usize, slot: usize, row: &[f32], room: &mut Vec<f32>) {
+        // SAFETY: the caller has the tier's instructions. A group is 64 bytes, four of them of this key;
+        // scales follow keys and values.
+        unsafe {
+            let row = padded_row(room, padded, row);
+            bytes::rotate::<S>(row, padded);
+            let (scale, inverse) = int8::scale(bytes::largest::<S>(row, padded));
+            let mut d = 0;
+            while d < padded {
+                let mut lanes = [0i8; LANES];
+                let x = bytes::byte_lanes::<S>(S::load(row.add(d)), S::splat(inverse));
+                S::store_i8(lanes.as_mut_ptr(), x);
+                for group in 0..LANES / 4 {
+                    let key = [0, 1, 2, 3].map(|at| lanes[4 * group + at] as u8 ^ KEY_OFFSET);
+                    own.add(d * LANES + group * 4 * LANES + slot * 4).cast::<[u8; 4]>().write(key);
+                }
+                d += LANES;
+            }
+            own.add(2 * (PAGE * padded + slot)).cast::<[u8; 2]>().write(scale.to_le_bytes());
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn value<S: Simd>(own: *mut u8, padded: usize, slot: usize, row: &[f32], room: &mut Vec<f32>) {
+        // SAFETY: as in `key`; the byte of this position is replaced in each lane of its groups.
+        unsafe {
+            let row = padded_row(room, padded, row);
+            let inverse = put_value_scale::<S>(own, padded, slot, row);
+            let (shift, mut d) = (slot as i32 % 4 * 8, 0);
+            let groups = own.add(PAGE * padded + slot / 4 * 4 * padded);
+            while d < padded {
+                let x = bytes::byte_lanes::<S>(S::load(row.add(d)), inverse);
+                let x = S::shl_32(S::and(x, S::splat_i(0xff)), shift);
+                let others = S::and(S::load_i(groups.add(4 * d)), S::splat_i(!(0xff << shift)));
+                groups.add(4 * d).cast::<S::I>().write_unaligned(S::or(x, others));
+                d += LANES;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values<S: Simd>(
+        own: *mut u8,
+        padded: usize,
+        slot: usize,
+        rows: [&[f32]; 4],
+        room: &mut Vec<f32>,
+    ) {
+        // SAFETY: as in `value`, for all bytes of the lanes.
+        unsafe {
+            let groups = own.add((PAGE + slot) * padded);
+            for at in 0..4 {
+                let row = padded_row(room, padded, rows[at]);
+                let inverse = put_value_scale::<S>(own, padded, slot + at, row);
+                let mut d = 0;
+                while d < padded {
+                    let x = bytes::byte_lanes::<S>(S::load(row.add(d)), inverse);
+                    let mut x = S::shl_32(S::and(x, S::splat_i(0xff)), 8 * at as i32);
+                    if at > 0 {
+                        x = S::or(x, S::load_i(groups.add(4 * d)));
+                    }
+                    groups.add(4 * d).cast::<S::I>().write_unaligned(x);
+                    d += LANES;
+                }
+            }
+        }
+    }
+}
+
+/// Stores the scale of a value, and returns its reciprocal.
+///
+/// # Safety
+/// As [`Put::value`]; `row` is good for `padded` floats.
+#[inline(always)]
+unsafe fn put_value_scale<S: Simd>(own: *mut u8, padded: usize, slot: usize, row: *const f32) -> S::F {
+    const { assert!(size_of::<S::I>() == 4 * LANES) };
+    // SAFETY: by the caller; the scales of values stand behind those of keys.
+    unsafe {
+        let (scale, inverse) = int8::scale(bytes::largest::<S>(row, padded));
+        own.add(2 * (PAGE * padded + PAGE + slot)).cast::<[u8; 2]>().write(scale.to_le_bytes());
+        S::splat(inverse)
+    }
+}
+
+/// A row with zeros up to `padded` floats.
+fn padded_row(room: &mut Vec<f32>, padded: usize, row: &[f32]) -> *mut f32 {
+    room.clear();
+    room.extend_from_slice(row);
+    room.resize(padded, 0.0);
+    room.as_mut_ptr()
 }
 
 /// 16 numbers from `d` on, zeros after the last.
@@ -182,6 +341,7 @@ mod tests {
         match &*kv.read() {
             Numbers::F32(memory) => memory.numbers().iter().map(|x| x.to_bits()).collect(),
             Numbers::BF16(memory) => memory.numbers().iter().map(|&x| u32::from(x)).collect(),
+            Numbers::I8(memory) => memory.numbers().iter().map(|&x| u32::from(x)).collect(),
         }
     }
 
@@ -190,8 +350,8 @@ mod tests {
         // Alone, from the second of a pair on, across pages, out of order, and enough for several threads.
         let runs: [Vec<u32>; 5] =
             [vec![5], (17..22).collect(), (30..34).collect(), vec![3, 2, 8, 9], (1..60).collect()];
-        for kind in [KvType::F32, KvType::BF16] {
-            for (kv_heads, head_dim) in [(1, 16), (3, 64), (2, 20), (1, 37)] {
+        for kind in [KvType::F32, KvType::BF16, KvType::I8] {
+            for (kv_heads, head_dim) in [(1, 16), (3, 64), (2, 20), (1, 37), (1, 112)] {
                 for (slots, isa) in
                     runs.iter().flat_map(|s| Isa::available().into_iter().map(move |isa| (s, isa)))
                 {

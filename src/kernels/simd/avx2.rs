@@ -128,6 +128,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         };
     }
 
+    #[inline(always)]
+    unsafe fn swapped<const BY: usize>(x: F) -> F {
+        // SAFETY: the caller has the tier's instructions; registers only.
+        unsafe {
+            match BY {
+                1 => both!(x => _mm256_permute_ps::<0b10_11_00_01>(x)),
+                2 => both!(x => _mm256_permute_ps::<0b01_00_11_10>(x)),
+                4 => both!(x => _mm256_permute2f128_ps::<1>(x, x)),
+                _ => [x[1], x[0]],
+            }
+        }
+    }
+
     on_memory! {
         fn load(from: *const f32) -> F = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
         fn store(to: *mut f32, x: F) = {

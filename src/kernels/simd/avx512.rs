@@ -118,6 +118,19 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn swapped<const BY: usize>(x: __m512) -> __m512 {
+        // SAFETY: the caller has the tier's instructions; registers only.
+        unsafe {
+            match BY {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(x),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(x),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x),
+                _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x),
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn dot_at<const WIDE: bool, const AT: usize>(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
         // SAFETY: the caller has the tier's instructions; four bytes `AT` bytes behind `x` are there.
         unsafe { dot_at::<AT>(acc, w, x) }

@@ -92,6 +92,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn swapped<const BY: usize>(x: F) -> F {
+        map(|l| x[l ^ BY])
+    }
+
+    #[inline(always)]
     unsafe fn splat(x: f32) -> F {
         [x; LANES]
     }

@@ -187,12 +187,11 @@ impl Recorder {
     /// # Errors
     /// As [`Ops::cpu`]; `Internal` when the matrices are another backend's.
     pub fn new(threads: usize, precision: Precision, linears: &[&Linear]) -> Result<Recorder> {
-        // Keys and values of 32 bits are what tells the CPU's backend to take activations exactly.
         let kv = match precision {
             Precision::BFloat16 => KvType::BF16,
             Precision::Float32 => KvType::F32,
         };
-        let cpu = CpuBackend::new(threads, kv, Isa::from_env()?)?;
+        let cpu = CpuBackend::new(threads, kv, precision == Precision::Float32, Isa::from_env()?)?;
         let linears = linears.iter().map(|&linear| Ok((place(&linear.weight)?, linear.clone())));
         let linears = linears.collect::<Result<_>>()?;
         let (factors, state) = Default::default();
