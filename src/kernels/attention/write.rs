@@ -19,7 +19,7 @@ use crate::step::PAGE;
 /// Numbers of a group: pairs in 16 lanes.
 const GROUP: usize = 2 * LANES;
 /// From so many rows on, threads share the work.
-const MANY: usize = 32;
+const MANY: usize = 4;
 
 /// Puts the rows `keys` and `values`, `[slots, kv_heads * head_dim]`, into slots (`page * PAGE + position %
 /// PAGE`). The same as [`NativeKv::write_rows`], ten times as fast.
