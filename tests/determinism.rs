@@ -372,6 +372,12 @@ fn latent_attention_gives_the_same_bits() {
     tiny("glm4lite-latent");
 }
 
+/// Keys and values in bfloat16; those of the others are bytes, but for the latent's.
+#[test]
+fn keys_with_biases_give_the_same_bits() {
+    tiny("qwen2-tied");
+}
+
 #[test]
 fn windows_that_give_pages_back_give_the_same_bits() {
     tiny("gemma3-classic");

@@ -609,6 +609,9 @@ mod tests {
             KvCache::native(&KvLayout::single(&[KvShape { kv_heads: 2, head_dim: 20 }]), 5, KvType::BF16)
                 .unwrap();
         assert_eq!(cache.bytes(), 2 * 32 * 2 * 2 * PAGE * 5);
+        let shape = KvShape { kv_heads: 3, head_dim: 64 };
+        let [half, whole] = [KvType::I8, KvType::BF16].map(|kind| kind.position_bytes(shape).unwrap());
+        assert_eq!((half, whole), (3 * (2 * 64 + 4), 3 * 2 * 64 * 2));
         let cache = KvCache::new(&KvLayout::single(&SHAPES), 5, DType::F32, &Device::Cpu).unwrap();
         assert_eq!(cache.bytes(), (3 * 64 + 256) * 2 * 4 * PAGE * 5);
         assert_eq!((cache.pages(), cache.layers()), (5, 2));
@@ -681,8 +684,8 @@ mod tests {
     fn caches(pages: usize) -> Vec<KvCache> {
         let tensors = [DType::F32, DType::BF16]
             .map(|t| KvCache::new(&KvLayout::single(&SHAPES), pages, t, &Device::Cpu));
-        let native =
-            [KvType::F32, KvType::BF16].map(|kind| KvCache::native(&KvLayout::single(&SHAPES), pages, kind));
+        let native = [KvType::F32, KvType::BF16, KvType::I8]
+            .map(|kind| KvCache::native(&KvLayout::single(&SHAPES), pages, kind));
         tensors.into_iter().chain(native).map(|cache| cache.unwrap()).collect()
     }
 
@@ -722,8 +725,11 @@ mod tests {
         layers.extend([(narrow, Some(8)); 4]);
         let layout = KvLayout::new(&layers);
         assert_eq!((layout.columns.len(), layout.windows.len()), (1, 2));
-        let native = KvCache::native(&layout, 3, KvType::BF16).unwrap();
-        for cache in [native, KvCache::new(&layout, 3, DType::F32, &Device::Cpu).unwrap()] {
+        let native = |kind| KvCache::native(&layout, 3, kind).unwrap();
+        // Four narrow layers have four times the scales of a wide one, and make the page longer.
+        assert_eq!(native(KvType::I8).bytes(), 3 * 4 * 2 * PAGE * (2 * 16 + 4));
+        let tensors = KvCache::new(&layout, 3, DType::F32, &Device::Cpu).unwrap();
+        for cache in [native(KvType::BF16), native(KvType::I8), tensors] {
             let page = |from: usize, group| -> Vec<u8> {
                 let numbers = (0..cache.page_bytes(group) / 4).map(|at| (from + at % 200) as f32);
                 numbers.flat_map(f32::to_le_bytes).collect()

@@ -164,7 +164,7 @@ fn scenes() -> Vec<Scene> {
 
 #[test]
 fn attention_agrees_with_candle() {
-    for (kind, bound) in [(KvType::F32, 3e-6), (KvType::BF16, 1.5e-2)] {
+    for (kind, bound) in [(KvType::F32, 3e-6), (KvType::BF16, 1.5e-2), (KvType::I8, 7e-2)] {
         let ours = Ops::cpu(2, kind).unwrap();
         each(scenes(), |scene| {
             let outputs =
@@ -177,7 +177,7 @@ fn attention_agrees_with_candle() {
 
 #[test]
 fn attention_is_the_same_alone_batched_chunked_and_on_any_pages() {
-    for kind in [KvType::F32, KvType::BF16] {
+    for kind in [KvType::F32, KvType::BF16, KvType::I8] {
         let machines = machines(kind);
         each(scenes(), |scene| {
             let all = scene.all();
@@ -203,7 +203,7 @@ fn attention_is_the_same_alone_batched_chunked_and_on_any_pages() {
 
 #[test]
 fn a_copied_page_is_the_same_page() {
-    let ours = [KvType::F32, KvType::BF16].map(|kind| Ops::cpu(2, kind).unwrap());
+    let ours = [KvType::F32, KvType::BF16, KvType::I8].map(|kind| Ops::cpu(2, kind).unwrap());
     for ops in ours.into_iter().chain([candle()]) {
         let scene = Scene { sequences: vec![(16, 1)], ..scenes()[2].clone() };
         let cache = ops.kv_cache(&KvLayout::single(&[scene.shape(), scene.shape()]), 4).unwrap();

@@ -109,6 +109,8 @@ LOADING = [
     ({"device": None}, TypeError, ["device"]),
     ({"device": "gpu"}, ValueError, ["device", "gpu", "cpu"]),
     ({"dtype": "int3"}, ValueError, ["dtype", "int3"]),
+    ({"kv_type": "int4"}, ValueError, ["kv_type", "int4", "bf16"]),
+    ({"kv_type": None}, TypeError, ["kv_type"]),
     ({"quantize": "q9"}, ValueError, ["quantize", "q9"]),
     ({"progress": 3}, TypeError, ["progress"]),
     ({"kv_memory": 0}, ValueError, ["kv_memory is 0", "1 byte"]),

@@ -545,6 +545,27 @@ mod tests {
     }
 
     #[test]
+    fn bytes_lie_as_the_kernels_expect() {
+        let shape = KvShape { kv_heads: 2, head_dim: 18 };
+        let kv = NativeKv::new(shape, 2, KvType::I8).unwrap();
+        let row: Vec<f32> = (0..36).map(|d| d as f32).collect();
+        kv.write_rows(&[16 + 5], &row, &row).unwrap();
+        let (numbers, view) = (kv.read(), kv.view());
+        let Numbers::I8(memory) = &*numbers else { panic!("another type") };
+        assert_eq!((view.padded(), view.block(), view.head(1, 1).len()), (32, 512, 2 * 512 + 64));
+        assert_eq!(memory.numbers().as_ptr().align_offset(64), 0);
+        let head = &memory.numbers()[view.head(1, 1)];
+        // Dimension 17 of head 1 is the largest number; slot 5 is the second of its group of four.
+        assert_eq!(head[512 + (32 + 17) * 4 + 1], 127);
+        let scale = |at: usize| f32::from_bits(u32::from(u16::from_le_bytes([head[at], head[at + 1]])) << 16);
+        assert!((35.0 / 127.0..35.3 / 127.0).contains(&scale(2 * 512 + 32 + 5 * 2)));
+        // The key is rotated: all 32 dimensions have a part of it.
+        let key: Vec<u8> = (0..32).map(|d| head[d / 4 * 64 + 5 * 4 + d % 4]).collect();
+        assert!(key.iter().filter(|&&byte| byte.abs_diff(128) > 2).count() > 20 && scale(2 * 512 + 10) > 0.0);
+        assert_eq!(head[..512].iter().filter(|&&byte| byte != 0).count(), 32);
+    }
+
+    #[test]
     fn groups_lie_as_the_kernels_expect() {
         let shape = KvShape { kv_heads: 2, head_dim: 18 };
         let kv = NativeKv::new(shape, 2, KvType::BF16).unwrap();
