@@ -118,6 +118,7 @@ class Model:
         threads: int | None = None,
         chat_template: str | None = None,
     ) -> None: ...
+    def check_draft(self, draft: Model) -> None: ...
     @property
     def name(self) -> str: ...
     @property
@@ -196,6 +197,7 @@ class Engine:
         queue: int | None = None,
         prefix_cache: bool = True,
         speculation: bool = True,
+        draft: Model | None = None,
         adapter_memory: int | None = None,
         adapters_of: Engine | None = None,
     ) -> Engine: ...
