@@ -4,11 +4,16 @@
 //! computes (ids, pages, rows). It is `Send + Sync`, clones share the engine, and any number of threads may
 //! call it.
 
+mod draft;
+mod kv_plan;
+
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::draft::Draft;
+use self::kv_plan::plan_memory;
 use crate::cache::prefix_file::Prefix;
 use crate::config::Pooling;
 use crate::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
@@ -43,10 +48,6 @@ const KV_SHARE: f64 = 0.25;
 const ADAPTER_SHARE: u64 = 8;
 /// How long a caller that may be cancelled waits between two looks at whether it is.
 const LOOK: Duration = Duration::from_millis(20);
-/// Slots of recurrent state that are enough for one request at a time, candidates and snapshots included.
-const MIN_SLOTS: u64 = 4;
-/// Sequences of full length that the default cache holds at most: more would only be address space.
-const MAX_DEFAULT_SEQUENCES: usize = 64;
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -59,6 +60,9 @@ pub struct LmOptions {
     pub prefix_cache: bool,
     /// Guess tokens from the prompt and check several in one step.
     pub speculation: bool,
+    /// A smaller model with the same tokens, whose guesses are checked as well. Answers come faster and stay
+    /// the same, bit for bit.
+    pub draft: Option<Arc<Model>>,
     /// Bytes that adapters in memory may take; `None`: an eighth of what is free.
     pub adapter_memory: Option<u64>,
     /// The adapters of an engine of the same model that was closed; `None`: none.
@@ -72,6 +76,7 @@ impl Default for LmOptions {
             queue: None,
             prefix_cache: true,
             speculation: true,
+            draft: None,
             adapter_memory: None,
             adapters: None,
         }
@@ -122,6 +127,7 @@ pub struct Lm {
     grammars: Arc<Mutex<Option<GrammarCompiler>>>,
     preparer: Arc<Preparer>,
     adapters: AdapterRegistry,
+    draft: Option<Draft>,
 }
 
 /// A prompt that somebody owns, so that another thread can make a request of it: a `String`, a [`Chat`], ids.
@@ -150,9 +156,15 @@ impl Lm {
     /// Starts an engine with a cache of its own.
     ///
     /// # Errors
-    /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`.
+    /// `OutOfMemory` if not even one sequence of full length fits into `kv_memory`; `InvalidRequest` for a
+    /// draft model that cannot draft for this one.
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
-        let (pages, slots) = plan_memory(&model, options.kv_memory)?;
+        // Mapped weights count as free, and must stay in memory all the same.
+        let free = || memory::available().saturating_sub(model.shared_bytes());
+        let mut budget = options.kv_memory.unwrap_or_else(|| (free() as f64 * KV_SHARE) as u64);
+        let draft = options.draft.as_ref().map(|draft| Draft::of(&model, draft, options, &mut budget));
+        let draft = draft.transpose()?;
+        let (pages, slots) = plan_memory(&model, budget, options.kv_memory.is_some())?;
         let adapters = options.adapters.clone().unwrap_or_else(|| {
             let limit = options.adapter_memory.unwrap_or_else(|| memory::available() / ADAPTER_SHARE);
             AdapterRegistry::new(model.decoder().clone(), limit)
@@ -164,9 +176,20 @@ impl Lm {
         engine.prefix_cache = options.prefix_cache;
         engine.speculation = options.speculation;
         engine.causal = model.config().causal;
-        let engine = EngineHandle::start(Box::new(runner), engine)?;
+        let drafting = draft.as_ref().map(Draft::runner).transpose()?;
+        let engine = EngineHandle::start_with(Box::new(runner), drafting, engine)?;
         let (grammars, preparer) = Default::default();
-        Ok(Lm { model, engine, prefix_cache: options.prefix_cache, grammars, preparer, adapters })
+        let prefix_cache = options.prefix_cache;
+        Ok(Lm { model, engine, prefix_cache, grammars, preparer, adapters, draft })
+    }
+
+    /// Whether `draft` can draft for `model`: it writes text, in the same vocabulary, and keeps no recurrent
+    /// state. [`Lm::start`] does it by itself.
+    ///
+    /// # Errors
+    /// `InvalidRequest` naming both, and the first token that differs.
+    pub fn check_draft(model: &Model, draft: &Model) -> Result<()> {
+        draft::known_to_both(model, draft).map(drop)
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -177,22 +200,23 @@ impl Lm {
         self.engine.stats()
     }
 
-    /// Bytes of keys, values and recurrent state that the engine may fill.
+    /// Bytes of keys, values and recurrent state that the engine may fill, a draft model's among them.
     pub fn kv_bytes(&self) -> usize {
         let layout = self.engine.bounds().layout;
-        self.bytes_of(layout.pages, layout.slots)
+        self.bytes_of(layout.pages, layout.slots, self.draft.as_ref().map_or(0, Draft::pages))
     }
 
     /// Of these: bytes that it has filled at some time, and that it therefore holds.
     pub fn touched_kv_bytes(&self) -> usize {
         let stats = self.stats();
-        self.bytes_of(stats.touched_pages, stats.touched_slots)
+        self.bytes_of(stats.touched_pages, stats.touched_slots, stats.touched_draft_pages)
     }
 
-    fn bytes_of(&self, pages: usize, slots: usize) -> usize {
+    fn bytes_of(&self, pages: usize, slots: usize, draft_pages: usize) -> usize {
         let decoder = self.model.decoder();
         let slots = slots.saturating_mul(decoder.kv_layout().slot_bytes());
-        pages.saturating_mul(decoder.page_bytes()).saturating_add(slots)
+        let of_draft = self.draft.as_ref().map_or(0, |draft| draft.page_bytes().saturating_mul(draft_pages));
+        pages.saturating_mul(decoder.page_bytes()).saturating_add(slots).saturating_add(of_draft)
     }
 
     /// The adapters of this engine.
@@ -634,41 +658,6 @@ impl Lm {
         let request = Request::score(ids, candidates.clone()).with(self.lease(adapter)?);
         Ok((candidates, self.engine.submit(request)?))
     }
-}
-
-/// Pages and slots for `kv_memory` bytes, or for the default share of what is free.
-///
-/// # Errors
-/// `OutOfMemory` that says which groups of state the model has, what they need, and what would help.
-fn plan_memory(model: &Model, kv_memory: Option<u64>) -> Result<(usize, usize)> {
-    let (decoder, limits) = (model.decoder(), StepLimits::default());
-    let layout = DecoderRunner::groups(decoder);
-    let longest = layout.pages_at_most(model.context_length(), limits.rows);
-    // Mapped weights count as free, and must stay in memory all the same.
-    let free = || memory::available().saturating_sub(model.shared_bytes());
-    let budget = kv_memory.unwrap_or_else(|| (free() as f64 * KV_SHARE) as u64);
-    let (page_bytes, slot_bytes) = (decoder.page_bytes() as u64, decoder.kv_layout().slot_bytes() as u64);
-    // A slot for each answer in work, and as many for snapshots; less where they would take the pages' place.
-    let slots = match (budget / 4).checked_div(slot_bytes) {
-        None => 0,
-        Some(affordable) => affordable.clamp(MIN_SLOTS, 2 * limits.sequences as u64),
-    };
-    let pages = budget.saturating_sub(slots * slot_bytes).checked_div(page_bytes).unwrap_or(u64::MAX);
-    let pages = usize::try_from(pages).unwrap_or(usize::MAX);
-    let pages =
-        if kv_memory.is_none() { pages.min(longest.saturating_mul(MAX_DEFAULT_SEQUENCES)) } else { pages };
-    if pages < layout.paged.len() {
-        let states = match slot_bytes {
-            0 => String::new(),
-            _ => format!(", and {slots} slots of recurrent state of {slot_bytes} bytes each"),
-        };
-        return Err(Error::out_of_memory(format!(
-            "the KV cache may take {budget} bytes, and this model needs at least {}: a page of {page_bytes} bytes for \
-             each of its groups of layers ({layout}){states}; raise kv_memory",
-            (page_bytes * layout.paged.len() as u64).saturating_add(slots * slot_bytes)
-        )));
-    }
-    Ok((pages.min(u32::MAX as usize), slots as usize))
 }
 
 fn check_stops(stops: &[String]) -> Result<()> {

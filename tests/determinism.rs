@@ -13,8 +13,8 @@ use tallow::cache::prefix_file::Prefix;
 use tallow::constrain::{Constraint, Grammar, GrammarCompiler, Limits, Vocabulary};
 use tallow::engine::guide::Guide;
 use tallow::engine::{
-    DecoderRunner, EngineHandle, EngineOptions, Event, Generate, Generation, Request, StepLimits, Task,
-    TokenEvent,
+    DecoderRunner, DraftRunner, EngineHandle, EngineOptions, Event, Generate, Generation, Request,
+    StepLimits, Task, TokenEvent,
 };
 use tallow::model::LoadOptions;
 use tallow::sample::{Sampler, SamplerFields};
@@ -42,6 +42,8 @@ struct Setting {
     slots: usize,
     prefix_cache: bool,
     speculation: bool,
+    /// The model drafts for itself; where it has recurrent state, nobody does.
+    draft: bool,
     logprobs: bool,
     /// The first so many requests alone; those before `LONG` have long answers.
     count: usize,
@@ -62,6 +64,7 @@ fn base() -> Setting {
         slots: 64,
         prefix_cache: true,
         speculation: true,
+        draft: false,
         logprobs: true,
         count: usize::MAX,
         rounds: 1,
@@ -94,6 +97,8 @@ fn settings() -> Vec<Setting> {
         Setting { name: "pages run out", batch: 32, pages: 12, count: LONG, rounds: 2, ..base() },
         Setting { name: "pages run out, no cache", pages: 14, count: LONG, prefix_cache: false, ..base() },
         Setting { name: "from disk", batch: 7, imported: true, ..base() },
+        Setting { name: "one after another, a draft model", batch: 1, draft: true, ..base() },
+        Setting { name: "three, a draft model, pages run out", batch: 3, pages: 14, draft: true, ..base() },
     ]
 }
 
@@ -189,7 +194,17 @@ impl Bench {
         let groups = model.decoder().kv_layout().windows().len();
         let runner =
             DecoderRunner::new(model.decoder().clone(), groups * setting.pages, setting.slots).unwrap();
-        EngineHandle::start(Box::new(runner), options).unwrap()
+        EngineHandle::start_with(Box::new(runner), self.draft(setting), options).unwrap()
+    }
+
+    fn draft(&self, setting: &Setting) -> Option<DraftRunner> {
+        let model = &self.models[setting.threads - 1];
+        if !setting.draft || model.decoder().kv_layout().has_state() {
+            return None;
+        }
+        let groups = model.decoder().kv_layout().windows().len();
+        let runner = DecoderRunner::new(model.decoder().clone(), groups * 200, 0).unwrap();
+        Some(DraftRunner { runner: Box::new(runner), known: model.vocab_size(), context_length: 512 })
     }
 
     fn max_tokens(&self, number: usize) -> usize {

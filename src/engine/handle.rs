@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::channel::{Command, FilterCall, Message, Notify, Shared, Subscriber};
+use super::draft_model::DraftRunner;
 use super::model_runner::ModelRunner;
 use super::options::EngineOptions;
 use super::request::{Bounds, Event, Request};
@@ -45,7 +46,21 @@ impl EngineHandle {
     /// # Errors
     /// `InvalidRequest` for an option that is 0, `Internal` if no thread can be started.
     pub fn start(runner: Box<dyn ModelRunner>, options: EngineOptions) -> Result<EngineHandle> {
+        Self::start_with(runner, None, options)
+    }
+
+    /// As [`start`](Self::start), with a model that drafts. It changes how fast answers come, and no bit of
+    /// them.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); `InvalidRequest` for a draft model with recurrent state.
+    pub fn start_with(
+        runner: Box<dyn ModelRunner>,
+        draft: Option<DraftRunner>,
+        options: EngineOptions,
+    ) -> Result<EngineHandle> {
         options.limits.check()?;
+        draft.as_ref().map_or(Ok(()), DraftRunner::check)?;
         let bounds = Bounds {
             vocab_size: runner.vocab_size(),
             context_length: options.context_length,
@@ -78,7 +93,7 @@ impl EngineHandle {
         let its_own = shared.clone();
         let thread = std::thread::Builder::new()
             .name("tallow-engine".into())
-            .spawn(move || step_loop::run(runner, options, inbox, its_own))
+            .spawn(move || step_loop::run(runner, draft, options, inbox, its_own))
             .map_err(|error| Error::internal("the engine's thread cannot be started").with_source(error))?;
         Ok(EngineHandle(Arc::new(Inner {
             commands,

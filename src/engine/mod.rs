@@ -12,7 +12,8 @@
 //! | `decode`, `score` | what a sequence does with logits: an answer, or likelihoods of candidates |
 //! | `pooling` | what it does with hidden states: one vector |
 //! | [`guide`] | a grammar at work on one answer: what may come, what must, and the end within its budget |
-//! | `draft` | tokens guessed from the text that is there, checked several in a step |
+//! | `draft` | tokens guessed and checked several in a step: what that costs and brings |
+//! | `ngram`, [`draft_model`] | where guesses come from: the text that is there, a smaller model |
 //! | `channel` | both ends of the wire: commands, messages, who listens to an answer |
 //! | `options` | how an engine is set up |
 //! | `index` | who is found without walking the queue: equal requests, callers, deadlines |
@@ -46,6 +47,7 @@
 
 pub mod answer;
 mod decoder_runner;
+pub mod draft_model;
 pub mod guide;
 pub mod handle;
 pub mod model_runner;
@@ -60,6 +62,7 @@ mod channel;
 mod decode;
 mod draft;
 mod index;
+mod ngram;
 mod pooling;
 mod prefix_io;
 mod score;
@@ -69,6 +72,7 @@ mod step_loop;
 pub use answer::{Chunk, Chunks, Completion};
 pub use channel::Notify;
 pub use decoder_runner::DecoderRunner;
+pub use draft_model::DraftRunner;
 pub use handle::{Canceller, EngineHandle, Generation, Poll, Reservation};
 pub use model_runner::{ModelRunner, StepOutput};
 pub use options::EngineOptions;

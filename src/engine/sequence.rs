@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use super::branch::{Branch, Want};
 use super::channel::{Subscriber, Subscribers};
 use super::decode::{Decode, Next};
-use super::draft::{Drafter, Drafting};
+use super::draft::{Draft, Drafter, Drafting, LONGEST_GUESS, Offer, Record, Source};
+use super::guide::Foresight;
 use super::model_runner::ModelRunner;
 use super::pooling::{Pool, Rows};
 use super::prefix_io;
@@ -342,41 +343,85 @@ impl Sequence {
         }
     }
 
-    /// Puts a draft behind its one missing token, if that seems to pay; returns its length.
-    pub fn draft(&mut self, drafter: &Drafter, step: &mut Drafting, cache: &mut PrefixCache) -> usize {
-        let (Work::Decode(decode), [branch]) = (&mut self.work, &mut self.branches[..]) else { return 0 };
+    /// Tokens that a draft behind its one missing token may have, and those that the answer may have at all. A
+    /// draft from before is gone.
+    pub fn room_for_draft(&mut self, cache: &mut PrefixCache) -> (usize, usize) {
+        let (Work::Decode(decode), [branch]) = (&self.work, &mut self.branches[..]) else { return (0, 0) };
         branch.draft = None;
         if branch.backlog().tokens != 1 {
-            return 0;
+            return (0, 0);
         }
-        let mut most = decode.room_for_draft(branch.len());
+        let left = decode.room_for_draft(branch.len());
         // Pages are taken for a draft only where there are plenty.
         let own = |branch: &Branch| (branch.holding.shortest() * PAGE).saturating_sub(branch.len());
-        if most > own(branch)
+        if left > own(branch)
             && cache.available() > SPARE_PAGES
             && let Some(mut more) = cache.lease(cache.groups().len())
         {
             (0..cache.groups().len()).for_each(|group| branch.holding.append(group, more.split_first(1)));
         }
-        most = most.min(own(branch));
+        (left.min(own(branch)), left)
+    }
+
+    /// A draft of at most `most` tokens from its own text, as far as it seems to pay.
+    pub fn draft_from_text(&mut self, drafter: &Drafter, step: &Drafting, most: usize) -> Option<Offer> {
+        let (Work::Decode(decode), [branch]) = (&mut self.work, &mut self.branches[..]) else { return None };
+        let prompt = self.usage.prompt_tokens;
+        let (source, mut guess) = decode.lookup.look(&branch.tokens, prompt, most.min(LONGEST_GUESS))?;
         if decode.is_guided() {
-            let guess = decode.lookup.look(&branch.tokens, self.usage.prompt_tokens, most);
-            most = decode.allowed(&guess);
+            guess.truncate(decode.allowed(&guess));
         }
-        branch.draft =
-            drafter.draft(step, &mut decode.lookup, &branch.tokens, self.usage.prompt_tokens, most);
+        drafter.offer(step, source, drafter.right(source, &decode.record), guess)
+    }
+
+    /// Puts a draft behind its one missing token; returns its length.
+    pub fn take_draft(&mut self, draft: Draft, cache: &mut PrefixCache) -> usize {
+        let [branch] = &mut self.branches[..] else { return 0 };
+        branch.draft = Some(draft);
         branch.provide_draft_state(cache);
         branch.draft.as_ref().map_or(0, |draft| draft.tokens.len())
     }
 
-    /// Tells the drafter how right its draft was; returns the number of accepted tokens.
-    pub fn record_acceptance(&mut self, drafter: &mut Drafter, worth: f64) -> usize {
+    /// What a draft model needs to draft for it: its grammar, as a draft goes on with it, and how often drafts
+    /// were right. None where nothing is to be guessed.
+    pub fn foresee(&self) -> Option<Option<Foresight>> {
+        match &self.work {
+            Work::Decode(decode) => decode.foresee(),
+            _ => None,
+        }
+    }
+
+    /// How often its drafts were right.
+    pub fn record(&self) -> Option<&Record> {
+        match &self.work {
+            Work::Decode(decode) => Some(&decode.record),
+            _ => None,
+        }
+    }
+
+    /// See [`Decode::propose`].
+    pub fn propose(
+        &self,
+        foresight: Option<&mut Foresight>,
+        tokens: &[u32],
+        raw: &[f32],
+        scratch: &mut Logits,
+    ) -> Result<Vec<u32>> {
+        match &self.work {
+            Work::Decode(decode) => decode.propose(foresight, tokens, self.usage.prompt_tokens, raw, scratch),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Tells the drafter how right its draft was; returns where it came from, and the number of its tokens
+    /// that were accepted.
+    pub fn record_acceptance(&mut self, drafter: &mut Drafter, worth: f64) -> Option<(Source, usize)> {
         let (Work::Decode(decode), Some(branch)) = (&mut self.work, self.branches.first_mut()) else {
-            return 0;
+            return None;
         };
-        let Some(draft) = branch.draft.take() else { return 0 };
-        drafter.tell(&mut decode.lookup, &draft, self.accepted, worth);
-        self.accepted
+        let draft = branch.draft.take()?;
+        drafter.tell(&mut decode.record, &draft, self.accepted, worth);
+        Some((draft.source, self.accepted))
     }
 
     /// Goes on with logits that the caller's filters have edited.

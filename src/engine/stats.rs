@@ -33,6 +33,12 @@ pub struct Stats {
     pub drafted: u64,
     /// Those that were right: tokens that needed no step of their own.
     pub accepted: u64,
+    /// Of the drafted ones: those of a draft model.
+    pub model_drafted: u64,
+    /// Of the accepted ones: those of a draft model.
+    pub model_accepted: u64,
+    /// Steps of a draft model.
+    pub draft_steps: u64,
     /// Forward passes.
     pub steps: u64,
     /// Sequences of the largest step.
@@ -57,8 +63,12 @@ pub struct Stats {
     pub touched_pages: usize,
     /// Slots for recurrent state that have ever been written to.
     pub touched_slots: usize,
+    /// Pages of a draft model's cache that have ever been written to.
+    pub touched_draft_pages: usize,
     /// Time spent in steps (forward passes and sampling).
     pub busy: Duration,
+    /// Of that: what a draft model took.
+    pub drafting: Duration,
     /// Of that: what grammars took, in answers that have ended.
     pub grammars: Duration,
     /// Tokens that grammars decided, and that were never sampled, in answers that have ended.

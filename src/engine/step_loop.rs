@@ -20,6 +20,8 @@
 //! One thread owns the runner and all state, so there is no lock in here. A failing request ends alone; a
 //! failing forward pass ends the requests that were in it; a panic ends them all, and the engine with them.
 
+mod drafting;
+
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -30,6 +32,7 @@ use std::time::Instant;
 use super::branch::Taken;
 use super::channel::{Command, Shared, Subscribers};
 use super::draft::{Drafter, Drafting};
+use super::draft_model::{DraftModel, DraftRunner};
 use super::index::Index;
 use super::model_runner::{ModelRunner, StepOutput};
 use super::options::EngineOptions;
@@ -64,6 +67,7 @@ pub(super) struct Engine {
     touched: Vec<u64>,
     /// None: no speculation.
     drafter: Option<Drafter>,
+    draft_model: Option<DraftModel>,
     stats: Stats,
     scratch: Scratch,
 }
@@ -78,10 +82,13 @@ struct Scheduled {
 /// The whole life of the thread.
 pub(super) fn run(
     runner: Box<dyn ModelRunner>,
+    draft: Option<DraftRunner>,
     options: EngineOptions,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
 ) {
+    let (vocab, speculates) = (runner.vocab_size(), options.speculation);
+    let draft = draft.filter(|_| speculates).map(|it| DraftModel::new(it, vocab, options.prefix_cache));
     let cache = PrefixCache::new(runner.layout(), options.prefix_cache && options.causal);
     let total = cache.pages().total();
     let stats = Stats { pages: total, free_pages: total, ..Stats::default() };
@@ -97,7 +104,8 @@ pub(super) fn run(
         leaving: Vec::new(),
         index: Index::default(),
         touched: Vec::new(),
-        drafter: options.speculation.then(Drafter::new),
+        drafter: speculates.then(|| Drafter::new(draft.is_some())),
+        draft_model: draft,
         stats,
         scratch: Scratch::default(),
     };
@@ -124,6 +132,7 @@ impl Engine {
         if self.running.is_empty() && self.waiting.is_empty() {
             self.check_pages();
             self.runner.idle();
+            self.draft_model.iter_mut().for_each(|it| it.runner().idle());
         }
         loop {
             let command = if block { self.await_command() } else { self.commands.try_recv() };
@@ -425,27 +434,6 @@ impl Engine {
         there
     }
 
-    /// Drafts for the answers of a step in which there is nothing else.
-    fn draft(&mut self, chosen: &[((usize, usize), usize)]) -> Option<Drafting> {
-        let drafter = self.drafter.as_ref()?;
-        let rows = chosen.iter().map(|(_, rows)| rows).sum();
-        let mut drafting = drafter.begin(rows, chosen.len())?;
-        for &((sequence, _), _) in chosen {
-            let drafted = self.running[sequence].draft(drafter, &mut drafting, &mut self.cache);
-            self.stats.drafted += drafted as u64;
-        }
-        Some(drafting)
-    }
-
-    /// What came of the drafts.
-    fn record_acceptance(&mut self, scheduled: &[Scheduled], drafting: Option<Drafting>) {
-        let (Some(drafter), Some(drafting)) = (&mut self.drafter, drafting) else { return };
-        for scheduled in scheduled {
-            self.stats.accepted +=
-                self.running[scheduled.sequence].record_acceptance(drafter, drafting.worth()) as u64;
-        }
-    }
-
     /// The backlog of every branch, after each has taken what is in the prefix tree.
     fn backlogs(&mut self) -> (Vec<(usize, usize)>, Vec<Backlog>) {
         let (mut places, mut backlogs) = (Vec::new(), Vec::new());
@@ -586,6 +574,7 @@ impl Engine {
                 self.running.drain(..).partition(|it| it.ended.is_none() && !it.is_preempted());
             self.running = staying;
             for sequence in going {
+                self.draft_model.iter_mut().for_each(|it| it.forget(sequence.id));
                 match sequence.ended {
                     Some(_) => self.retire(sequence),
                     None => self.shelve(sequence),
@@ -608,6 +597,9 @@ impl Engine {
         let (took, forced) = sequence.guided();
         self.stats.grammars += took;
         self.stats.forced += forced;
+        if let Some(drafter) = self.drafter.as_mut().filter(|_| sequence.record().is_some()) {
+            drafter.note_length(sequence.usage.completion_tokens);
+        }
         sequence.release(&mut self.cache);
         self.leaving.push(sequence.subscribers);
     }
@@ -618,6 +610,8 @@ impl Engine {
         self.stats.cached_pages = self.cache.pages().cached();
         self.stats.touched_pages = self.cache.pages().touched();
         self.stats.touched_slots = self.cache.slots().touched();
+        self.stats.touched_draft_pages =
+            self.draft_model.as_ref().map_or(0, |it| it.cache().pages().touched());
         self.shared.publish(&self.stats);
     }
 
@@ -639,7 +633,9 @@ impl Engine {
         // In the queue nobody holds a page, or the sums below are wrong.
         let live = self.running.iter().flat_map(|it| it.leases());
         let slots = self.running.iter().flat_map(|it| it.slots());
-        if let Err(defect) = self.cache.check_integrity(live, slots) {
+        let own = self.cache.check_integrity(live, slots);
+        let drafts = self.draft_model.as_ref().map_or(Ok(()), DraftModel::check_integrity);
+        if let Err(defect) = own.and(drafts) {
             panic!("the pages of the KV cache do not add up: {defect}");
         }
     }

@@ -70,7 +70,7 @@ impl<'a> From<&'a OwnedPrompt> for Prompt<'a> {
 impl PyEngine {
     #[new]
     #[pyo3(signature = (model, *, kv_memory=None, queue=None, prefix_cache=true, speculation=true,
-        adapter_memory=None, adapters_of=None))]
+        draft=None, adapter_memory=None, adapters_of=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn new(
         py: Python<'_>,
@@ -79,12 +79,15 @@ impl PyEngine {
         queue: Option<usize>,
         prefix_cache: bool,
         speculation: bool,
+        draft: Option<&Bound<'_, PyModel>>,
         adapter_memory: Option<u64>,
         adapters_of: Option<&Bound<'_, PyEngine>>,
     ) -> PyResult<Self> {
         let model = model.get().0.clone();
         let adapters = adapters_of.map(|engine| engine.get().lm.adapters().clone());
-        let options = LmOptions { kv_memory, queue, prefix_cache, speculation, adapter_memory, adapters };
+        let draft = draft.map(|draft| draft.get().0.clone());
+        let options =
+            LmOptions { kv_memory, queue, prefix_cache, speculation, draft, adapter_memory, adapters };
         let lm = door::detached(py, || Lm::start(model, &options))?;
         Ok(PyEngine { lm })
     }
@@ -344,6 +347,9 @@ impl PyEngine {
             ("preempted", s.preempted),
             ("drafted", s.drafted),
             ("accepted", s.accepted),
+            ("model_drafted", s.model_drafted),
+            ("model_accepted", s.model_accepted),
+            ("draft_steps", s.draft_steps),
             ("forced", s.forced),
         ];
         for (name, count) in counts {
@@ -354,6 +360,7 @@ impl PyEngine {
         let by_size: BTreeMap<_, _> = s.rows_per_step.counts().collect();
         dict.set_item("rows_per_step", by_size)?;
         dict.set_item("busy_seconds", s.busy.as_secs_f64())?;
+        dict.set_item("draft_seconds", s.drafting.as_secs_f64())?;
         dict.set_item("grammar_seconds", s.grammars.as_secs_f64())?;
         dict.set_item("mean_batch", s.mean_batch())?;
         dict.set_item("tokens_per_second", s.tokens_per_second())?;

@@ -11,7 +11,7 @@ use super::engine::OwnedPrompt;
 use super::errors::to_python;
 use super::{convert, door, load, sampler};
 use crate::config::LayerConfig;
-use crate::lm::AsPrompt;
+use crate::lm::{AsPrompt, Lm};
 use crate::model::{Chat, ChatPrompt, Embedding, LoadOptions, Model, Prompt};
 use crate::sample::SamplerFields;
 use crate::text::chat::{check_messages, plain};
@@ -94,6 +94,11 @@ impl PyModel {
             ..LoadOptions::default()
         };
         options.check().map_err(|error| to_python(py, &error))
+    }
+
+    /// Raises why `draft` cannot draft for this model, if it cannot.
+    fn check_draft(&self, py: Python<'_>, draft: &Bound<'_, PyModel>) -> PyResult<()> {
+        Lm::check_draft(&self.0, &draft.get().0).map_err(|error| to_python(py, &error))
     }
 
     /// Two are equal if they share their weights.

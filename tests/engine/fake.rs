@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tallow::cache::layout::StateLayout;
-use tallow::engine::{EngineHandle, EngineOptions, ModelRunner, StepLimits, StepOutput};
+use tallow::engine::{DraftRunner, EngineHandle, EngineOptions, ModelRunner, StepLimits, StepOutput};
 use tallow::error::{Error, Result};
 use tallow::step::{PAGE, Span, Step};
 use tallow::text::tokenizer::Tokenizer;
@@ -35,6 +35,8 @@ pub struct Control {
     pub fail_on: AtomicUsize,
     pub panic_on: AtomicUsize,
     pub garble_on: AtomicUsize,
+    /// Rows whose position is a multiple of this say something else than they should; 0: none do.
+    pub wrong_every: AtomicUsize,
 }
 
 pub struct Fake {
@@ -213,7 +215,13 @@ impl Fake {
         if met(&self.control.garble_on) {
             return Ok(StepOutput::default());
         }
-        let hashes: Vec<u64> = step.spans.iter().flat_map(|span| self.hashes(step, span)).collect();
+        let mut hashes: Vec<u64> = step.spans.iter().flat_map(|span| self.hashes(step, span)).collect();
+        let wrong = self.control.wrong_every.load(Relaxed) as u32;
+        for (hash, position) in hashes.iter_mut().zip(&step.positions) {
+            if wrong > 0 && position % wrong == 0 {
+                *hash = !*hash;
+            }
+        }
         assert_eq!(hashes.len(), step.rows(), "spans cover all rows");
         assert!(step.logits.is_sorted() && step.hidden.is_sorted());
         let vocab = self.vocab;
@@ -261,12 +269,21 @@ pub fn engine_of(
     layout: StateLayout,
     change: impl FnOnce(&mut EngineOptions),
 ) -> (EngineHandle, Arc<Control>) {
+    engine_with(layout, None, change)
+}
+
+/// The same, with a model that drafts.
+pub fn engine_with(
+    layout: StateLayout,
+    draft: Option<DraftRunner>,
+    change: impl FnOnce(&mut EngineOptions),
+) -> (EngineHandle, Arc<Control>) {
     let control = Arc::new(Control::default());
     let mut options = EngineOptions::new(200);
     options.limits = StepLimits { rows: 24, sequences: 16, logits: 10 };
     change(&mut options);
     let network = Fake::of(layout, VOCAB, &control);
-    (EngineHandle::start(Box::new(network), options).unwrap(), control)
+    (EngineHandle::start_with(Box::new(network), draft, options).unwrap(), control)
 }
 
 /// A tokenizer whose token `i` is the one character `'!' + i`.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use tallow::constrain::{Constraint, Grammar, GrammarCompiler, Limits, TokenMask, Vocabulary};
 use tallow::engine::guide::Guide;
 
+use super::fake::engine_with;
 use super::*;
 
 /// The token that ends answers: `H`.
@@ -100,8 +101,9 @@ fn spec(number: usize, max_tokens: usize) -> (Spec, &'static str) {
 
 #[test]
 fn held_answers_are_those_of_a_loop_that_masks() {
-    for (setting, pages) in [200, 60, 30].into_iter().enumerate() {
-        let (engine, _) = engine(pages, |it| {
+    for (setting, pages) in [200, 60, 30, 200, 30].into_iter().enumerate() {
+        let draft = (setting > 2).then(|| super::drafting::draft(StateLayout::plain(pages), 5).0);
+        let (engine, _) = engine_with(StateLayout::plain(pages), draft, |it| {
             it.prefix_cache = setting != 1;
             it.speculation = setting != 1;
             it.limits = [StepLimits::default(), StepLimits { rows: 5, sequences: 3, logits: 3 }][setting % 2];
@@ -133,6 +135,8 @@ fn held_answers_are_those_of_a_loop_that_masks() {
             }
         }
         assert_idle(&engine);
+        let stats = engine.stats();
+        assert!(setting < 3 || stats.model_accepted > 50, "{stats:?}");
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod counters;
 mod crowds;
+mod drafting;
 mod fake;
 mod guided;
 

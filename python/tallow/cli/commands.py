@@ -203,6 +203,12 @@ def _loading(parser: Parser, *, revision: bool = True) -> None:
     add("--no-packed-cache", action="store_true", help="neither map packed weights nor keep them on disk")
     add("--no-prefix-cache", action="store_true", help="compute common beginnings again and again")
     add("--no-speculation", action="store_true", help="do not guess tokens from the text so far")
+    add(
+        "--draft",
+        metavar="MODEL",
+        type=_text("--draft", arguments.path_text),
+        help="a smaller model of the same vocabulary, whose guesses are checked: the same answers, sooner",
+    )
 
 
 def _adapter(parser: Parser) -> None:

@@ -39,7 +39,9 @@ def model_options(options: argparse.Namespace) -> dict[str, Any]:
             given[name] = not getattr(options, f"no_{name}")
         elif name not in NOT_HERE:
             given[name] = getattr(options, name)
-    engine = ("kv_memory", *_SWITCHES)
+    engine = ("kv_memory", "draft", *_SWITCHES)
+    if given["draft"] is not None and not given["speculation"]:
+        raise UsageError(f"{options.command.name}: --draft does nothing without speculation; leave it out")
     try:
         _core.Model.check_options(**{name: value for name, value in given.items() if name not in engine})
     except Error as error:

@@ -90,6 +90,8 @@ def _load_option(name: str, value: str) -> tuple[str, Any]:
     """An option of ``tallow.Model``, checked as far as no model is needed."""
     if name not in LOAD_OPTIONS:
         arguments.unknown("tallow add", name, LOAD_OPTIONS)
+    if name == "draft":
+        return name, arguments.path_text(name, value)
     read: Any = {"true": True, "false": False}.get(value.lower(), int(value) if value.isdecimal() else value)
     if name in ("kv_memory", "adapter_memory"):
         arguments.memory(name, read)

@@ -37,6 +37,8 @@ _COUNTERS = (
     ("tallow_forced_tokens", "forced", "Of these: decided by a grammar and never sampled"),
     ("tallow_drafted_tokens", "drafted", "Tokens that were guessed"),
     ("tallow_accepted_tokens", "accepted", "Of these: right"),
+    ("tallow_model_drafted_tokens", "model_drafted", "Tokens that a draft model guessed"),
+    ("tallow_model_accepted_tokens", "model_accepted", "Of these: right"),
     ("tallow_put_off", "preempted", "Times that a request gave its pages back and was computed again"),
     ("tallow_joined_requests", "shared", "Requests that were answered by an equal one in work"),
     ("tallow_steps", "steps", "Forward passes"),

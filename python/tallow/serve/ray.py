@@ -101,6 +101,7 @@ class _Arguments(msgspec.Struct, forbid_unknown_fields=True):
     context_length: int | None = None
     quantize: str | None = None
     kv_memory: str | None = None
+    draft: str | None = None
     timeout: float = 600.0
     allow_unknown: bool = False
 
