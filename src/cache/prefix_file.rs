@@ -20,7 +20,7 @@ use crate::small_file::staged;
 use crate::step::PAGE;
 use crate::weights::bytes::Bytes;
 
-const FORMAT: &str = "tallow prefix 3";
+const FORMAT: &str = "tallow prefix 4";
 
 /// What is in the file.
 pub struct Prefix {
