@@ -24,9 +24,9 @@ impl PyModel {
     /// Loads a model; the same source with the same options shares its weights. `called`: name and revision
     /// of a source that Python has resolved to this path.
     #[staticmethod]
-    #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        kv_type="auto".to_string(), quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true, progress=None,
-        called=None))]
+    #[pyo3(signature = (source, *, revision=None, offline=None, device="auto".to_string(),
+        dtype="auto".to_string(), kv_type="auto".to_string(), quantize=None, context_length=None, threads=None,
+        chat_template=None, packed_cache=true, progress=None, called=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of Python, all optional
     fn load(
         py: Python<'_>,
@@ -65,7 +65,8 @@ impl PyModel {
     /// of this: a daemon thread that the interpreter ends while it is in Python must not have Rust below it.
     #[staticmethod]
     #[pyo3(signature = (*, revision=None, offline=None, device="auto".to_string(), dtype="auto".to_string(),
-        kv_type="auto".to_string(), quantize=None, context_length=None, threads=None, chat_template=None, packed_cache=true))]
+        kv_type="auto".to_string(), quantize=None, context_length=None, threads=None, chat_template=None,
+        packed_cache=true))]
     #[allow(clippy::too_many_arguments)] // as `load`
     fn check_options(
         py: Python<'_>,
