@@ -58,7 +58,7 @@ MAX_TOP_LOGPROBS: int
 
 def features() -> dict[str, Any]:
     """What this build and this machine offer: ``isa`` (the tier of CPU instructions in use, such as
-    "avx512"), ``isa_opt_in`` (tiers of this machine that are used only where TALLOW_ISA names them), ``threads``
+    "avx512"), ``isa_opt_in`` (tiers of this machine that TALLOW_ISA alone turns on), ``threads``
     (how many a Model takes unless told), ``cuda``, ``metal`` and ``hub`` (whether they were built in)."""
 
 def _tile_probe(threads: int, seconds: float) -> float:

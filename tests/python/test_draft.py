@@ -21,7 +21,11 @@ ASKED = [
     {"temperature": 0.8, "top_p": 0.9, "seed": 3},
     {"temperature": 0.7, "repetition_penalty": 1.3, "seed": 5, "stop": ["e", "zz"]},
     {"temperature": 0, "regex": "[a-z]{4} (one|two|three)[0-9]*"},
-    {"temperature": 0.9, "seed": 7, "json_schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    {
+        "temperature": 0.9,
+        "seed": 7,
+        "json_schema": {"type": "object", "properties": {"a": {"type": "integer"}}},
+    },
 ]
 
 

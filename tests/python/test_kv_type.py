@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import copy_family
 
 import tallow
+from conftest import copy_family
 
 # Biases of keys, a latent, wide heads and attention in both directions keep bfloat16.
 KINDS = [

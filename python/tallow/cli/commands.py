@@ -194,7 +194,12 @@ def _loading(parser: Parser, *, revision: bool = True) -> None:
     )
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda:0, metal")
     add("--dtype", metavar="TYPE", default="auto", help="what it computes in: auto, float32, bfloat16, ...")
-    add("--kv-type", metavar="TYPE", default="auto", help="of keys and values on the CPU: auto, int8, bf16, f32")
+    add(
+        "--kv-type",
+        metavar="TYPE",
+        default="auto",
+        help="of keys and values on the CPU: auto, int8, bf16, f32",
+    )
     add(
         "--chat-template",
         metavar="FILE",
