@@ -91,7 +91,8 @@ def _load_option(name: str, value: str) -> tuple[str, Any]:
     if name not in LOAD_OPTIONS:
         arguments.unknown("tallow add", name, LOAD_OPTIONS)
     if name == "draft":
-        return name, arguments.path_text(name, value)
+        draft = arguments.path_text(name, value)
+        return name, draft if wheels.parse(draft) else _core.anywhere(draft)[0]
     read: Any = {"true": True, "false": False}.get(value.lower(), int(value) if value.isdecimal() else value)
     if name in ("kv_memory", "adapter_memory"):
         arguments.memory(name, read)
