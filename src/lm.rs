@@ -160,7 +160,8 @@ impl Lm {
     /// draft model that cannot draft for this one.
     pub fn start(model: Arc<Model>, options: &LmOptions) -> Result<Lm> {
         // Mapped weights count as free, and must stay in memory all the same.
-        let free = || memory::available().saturating_sub(model.shared_bytes());
+        let mapped = model.shared_bytes() + options.draft.as_ref().map_or(0, |draft| draft.shared_bytes());
+        let free = || memory::available().saturating_sub(mapped);
         let mut budget = options.kv_memory.unwrap_or_else(|| (free() as f64 * KV_SHARE) as u64);
         let draft = options.draft.as_ref().map(|draft| Draft::of(&model, draft, options, &mut budget));
         let draft = draft.transpose()?;
