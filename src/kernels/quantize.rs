@@ -602,7 +602,8 @@ mod tests {
         for isa in Isa::available() {
             let found = run_in(isa, &x, x.len(), Precision::Double);
             assert!(found.planes() == 2 && found.outliers(0, 0..x.len()).is_empty());
-            assert_eq!(found.planes[0].q, run(isa, &x).q, "the second changes nothing of the first");
+            let (one, two) = (run(isa, &x).q, &found.planes[0].q);
+            assert_eq!(two[..x.len()], one[..x.len()], "the second changes nothing of the first");
             for (at, &x) in x.iter().enumerate() {
                 let number = |plane: &Plane| f64::from(plane.meta[at / SUB * META]) * f64::from(plane.q[at]);
                 let off = (f64::from(x) - found.planes.iter().map(number).sum::<f64>()).abs();

@@ -556,7 +556,7 @@ mod tests {
         assert_eq!(memory.numbers().as_ptr().align_offset(64), 0);
         let head = &memory.numbers()[view.head(1, 1)];
         // Dimension 17 of head 1 is the largest number; slot 5 is the second of its group of four.
-        assert_eq!(head[512 + (32 + 17) * 4 + 1], 127);
+        assert!(head[512 + (32 + 17) * 4 + 1] >= 126, "a scale is at most a bit of bfloat16 too large");
         let scale = |at: usize| f32::from_bits(u32::from(u16::from_le_bytes([head[at], head[at + 1]])) << 16);
         assert!((35.0 / 127.0..35.3 / 127.0).contains(&scale(2 * 512 + 32 + 5 * 2)));
         // The key is rotated: all 32 dimensions have a part of it.
