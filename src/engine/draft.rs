@@ -6,8 +6,8 @@
 //!
 //! Guesses come from the text that is there ([`ngram`](super::ngram)) or from a second, smaller model
 //! ([`draft_model`](super::draft_model)). A draft row costs time, whether it is accepted or not, and so does
-//! the smaller model; how much depends on the machine and on the rows that are in the step anyhow. [`Drafter`]
-//! measures it: how long steps of so many rows take, in both models, and how often drafts of each source are
+//! the smaller model; how much depends on the machine and on the rows that are in the step anyhow.
+//! [`Drafter`] measures it: how long steps of so many rows take, in both models, and how often drafts of each source are
 //! right. It drafts as far as that is expected to bring more tokens a second, and an account makes sure that
 //! what is lost on wrong expectations stays under [`ALLOWANCE`] of all time spent.
 
@@ -409,8 +409,8 @@ mod tests {
         }
     }
 
-    /// The same with a draft model, a step of which costs `model`; answers have `length` tokens, after prompts
-    /// of 400.
+    /// The same with a draft model, a step of which costs `model`; answers have `length` tokens, after
+    /// prompts of 400.
     fn simulate_model(cost: (f64, f64), model: f64, right: f64, answers: usize, length: usize) -> f64 {
         let (fixed, row) = cost;
         let seconds = |rows: usize| Duration::from_secs_f64(fixed + row * rows as f64);

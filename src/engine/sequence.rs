@@ -343,8 +343,8 @@ impl Sequence {
         }
     }
 
-    /// Tokens that a draft behind its one missing token may have, and those that the answer may have at all. A
-    /// draft from before is gone.
+    /// Tokens that a draft behind its one missing token may have, and those that the answer may have at all.
+    /// A draft from before is gone.
     pub fn room_for_draft(&mut self, cache: &mut PrefixCache) -> (usize, usize) {
         let (Work::Decode(decode), [branch]) = (&self.work, &mut self.branches[..]) else { return (0, 0) };
         branch.draft = None;
@@ -382,8 +382,8 @@ impl Sequence {
         branch.draft.as_ref().map_or(0, |draft| draft.tokens.len())
     }
 
-    /// What a draft model needs to draft for it: its grammar, as a draft goes on with it, and how often drafts
-    /// were right. None where nothing is to be guessed.
+    /// What a draft model needs to draft for it: its grammar, as a draft goes on with it. None where
+    /// nothing is to be guessed.
     pub fn foresee(&self) -> Option<Option<Foresight>> {
         match &self.work {
             Work::Decode(decode) => decode.foresee(),

@@ -1,4 +1,5 @@
-//! Drafts of a step: from each sequence's own text, or from a draft model, whichever is expected to save more.
+//! Drafts of a step: from each sequence's own text, or from a draft model, whichever is expected to save
+//! more.
 //!
 //! The draft model drafts for several sequences at once, one token deeper with each step of its own. Each
 //! token is drawn from its logits as the sequence would draw it from the model's: with the same sampler, the
