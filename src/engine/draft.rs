@@ -7,9 +7,9 @@
 //! Guesses come from the text that is there ([`ngram`](super::ngram)) or from a second, smaller model
 //! ([`draft_model`](super::draft_model)). A draft row costs time, whether it is accepted or not, and so does
 //! the smaller model; how much depends on the machine and on the rows that are in the step anyhow.
-//! [`Drafter`] measures it: how long steps of so many rows take, in both models, and how often drafts of each source are
-//! right. It drafts as far as that is expected to bring more tokens a second, and an account makes sure that
-//! what is lost on wrong expectations stays under [`ALLOWANCE`] of all time spent.
+//! [`Drafter`] measures it: how long steps of so many rows take, in both models, and how often drafts of each
+//! source are right. It drafts as far as that is expected to bring more tokens a second, and an account
+//! makes sure that what is lost on wrong expectations stays under [`ALLOWANCE`] of all time spent.
 
 use std::time::Duration;
 
