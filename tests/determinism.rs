@@ -152,10 +152,9 @@ const LONG: usize = 4;
 const LONG_TOKENS: usize = 40;
 
 impl Bench {
-    fn open(path: &Path, quantize: Option<&str>, script: &Script, count: usize, max_tokens: usize) -> Bench {
+    fn open(path: &Path, load: &LoadOptions, script: &Script, count: usize, max_tokens: usize) -> Bench {
         let load = |threads| {
-            let quantize = quantize.map(str::to_owned);
-            let options = LoadOptions { threads: Some(threads), quantize, ..LoadOptions::default() };
+            let options = LoadOptions { threads: Some(threads), ..load.clone() };
             Model::load(path, &options).unwrap()
         };
         let models = [load(1), load(2)];
@@ -303,7 +302,7 @@ fn read(mut generation: Generation) -> Bits {
 
 fn real(file: &str, count: usize, max_tokens: usize) {
     if let Some(path) = common::real_model(file) {
-        matrix(&Bench::open(&path, None, &LABELS, count, max_tokens));
+        matrix(&Bench::open(&path, &LoadOptions::default(), &LABELS, count, max_tokens));
     }
 }
 
@@ -348,8 +347,22 @@ fn gemma3_gives_the_same_bits() {
 
 /// A tiny model of a family, in 8 bits, so that its rows pass the quantized products.
 fn tiny(variant: &str) {
+    tiny_with(variant, "auto");
+}
+
+fn tiny_with(variant: &str, kv_type: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families");
-    matrix(&Bench::open(&root.join(variant).join("model.gguf"), Some("q8_0"), &LETTERS, 32, 6));
+    let load =
+        LoadOptions { quantize: Some("q8_0".into()), kv_type: kv_type.into(), ..LoadOptions::default() };
+    matrix(&Bench::open(&root.join(variant).join("model.gguf"), &load, &LETTERS, 32, 6));
+}
+
+/// Windows, sinks, heads side by side in a page, a latent.
+#[test]
+fn bytes_of_keys_and_values_give_the_same_bits() {
+    for variant in ["gemma3-classic", "gptoss-mxfp4", "gemma4-ple", "glm4lite-latent", "qwen2-tied"] {
+        tiny_with(variant, "int8");
+    }
 }
 
 #[test]
@@ -385,12 +398,6 @@ fn shared_keys_and_per_layer_embeddings_give_the_same_bits() {
 #[test]
 fn latent_attention_gives_the_same_bits() {
     tiny("glm4lite-latent");
-}
-
-/// Keys and values in bfloat16; those of the others are bytes, but for the latent's.
-#[test]
-fn keys_with_biases_give_the_same_bits() {
-    tiny("qwen2-tied");
 }
 
 #[test]

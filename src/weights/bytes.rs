@@ -29,7 +29,8 @@ pub struct Bytes {
 }
 
 enum Owner {
-    Map { map: memmap2::Mmap, data: Metadata },
+    // Boxed: whoever holds bytes in memory has no use for its room.
+    Map { map: memmap2::Mmap, data: Box<Metadata> },
     Vec(Vec<u8>),
 }
 
@@ -66,7 +67,7 @@ impl Bytes {
         // SAFETY: the map is private to this type and only ever read. That nobody cuts the file short or
         // writes into it meanwhile is a condition on the user, told in the module's documentation.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| fail("map", error))?;
-        Ok(Bytes::whole(Owner::Map { map, data: meta }))
+        Ok(Bytes::whole(Owner::Map { map, data: Box::new(meta) }))
     }
 
     /// Takes bytes that are in memory already.

@@ -135,8 +135,6 @@ fn held_answers_are_those_of_a_loop_that_masks() {
             }
         }
         assert_idle(&engine);
-        let stats = engine.stats();
-        assert!(setting < 3 || stats.model_accepted > 50, "{stats:?}");
     }
 }
 

@@ -1,4 +1,4 @@
-"""What keys and values are kept in: chosen by the model, told, and part of what a prefix belongs to."""
+"""What keys and values are kept in: told, and part of what a prefix belongs to."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import pytest
 import tallow
 from conftest import copy_family
 
-# Biases of keys, a latent, wide heads and attention in both directions keep bfloat16.
 KINDS = [
-    ("llama-gqa-tied", {}, "int8"),
-    ("qwen3-yarn", {}, "int8"),
-    ("gemma3-classic", {}, "int8"),
-    ("qwen2-tied", {}, "bf16"),
-    ("glm4lite-latent", {}, "bf16"),
+    ("llama-gqa-tied", {}, "bf16"),
+    ("llama-gqa-tied", {"kv_type": "int8"}, "int8"),
+    ("gemma3-classic", {"kv_type": "int8"}, "int8"),
+    ("glm4lite-latent", {"kv_type": "int8"}, "int8"),
+    ("gemma4-ple", {"kv_type": "int8"}, "int8"),
     ("qwen2-tied", {"kv_type": "int8"}, "int8"),
     ("llama-gqa-tied", {"kv_type": "bf16"}, "bf16"),
     ("llama-gqa-tied", {"kv_type": "bfloat16"}, "bf16"),
