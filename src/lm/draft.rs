@@ -94,8 +94,8 @@ pub(super) fn known_to_both(model: &Model, draft: &Model) -> Result<usize> {
     common_ids(model, draft)
 }
 
-/// Ids below this one are the same tokens in both vocabularies. Behind them one may have tokens that the other
-/// lacks: matrices are padded, and later members of a family have a few control tokens more.
+/// Ids below this one are the same tokens in both vocabularies. Behind them one may have tokens that the
+/// other lacks: matrices are padded, and later members of a family have a few control tokens more.
 ///
 /// # Errors
 /// `InvalidRequest` naming both models and the first token that differs.
