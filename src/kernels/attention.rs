@@ -20,8 +20,8 @@
 //!   whatever lies there: pages are handed on without being wiped.
 //!
 //! With pages of bytes, queries and weights become bytes, too ([`bytes`]). With bfloat16 pages they are
-//! rounded to bfloat16 (the sum is that of the rounded weights), and products are summed in f32. Scratch is as
-//! large as a task and a KV block, whatever the context.
+//! rounded to bfloat16 (the sum is that of the rounded weights), and products are summed in f32. Scratch is
+//! as large as a task and a KV block, whatever the context.
 
 mod bytes;
 mod kv_block;
