@@ -54,9 +54,9 @@ def test_another_type_is_another_computation(tiny_folder: Path, tmp_path: Path) 
         other.load_prefix(tmp_path / "prefix")
 
 
-@pytest.mark.parametrize(("source", "bound"), [("smollm2", 1e-3)])
+@pytest.mark.parametrize(("source", "bound"), [("smollm2", 4e-3)])
 def test_bytes_are_close_to_bfloat16(source: str, bound: float) -> None:
-    """Mean Kullback-Leibler divergence of the next token, after 400 tokens of English."""
+    """Mean Kullback-Leibler divergence of the next token over 400 tokens of English: rounding alone."""
     page = Path(__file__).parents[2] / "CONTRIBUTING.md"
     ids = tallow.Model(source).tokenize(page.read_text(encoding="utf-8"))[:400]
 
