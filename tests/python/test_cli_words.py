@@ -100,7 +100,7 @@ WRONG = [
     ("run m --grammar LATIN1", "is not UTF-8"),
     ("score m", "PROMPT is missing"),
     ("score m p", "CANDIDATE is missing"),
-    ("rm", "MODEL is missing"),
+    ("rm", "name the models to remove"),
     ("list what", "does not know what to do with 'what'"),
     ("bench m --at-once 1,x", "--at-once is 'x'"),
     ("bench m --max-tokens 1", "--max-tokens is 1"),
