@@ -37,13 +37,16 @@ __all__ = [
     "Waker",
     "__doc__",
     "__version__",
+    "_tile_probe",
     "anywhere",
     "cache_folder",
     "end_filters",
     "features",
+    "finish_packed",
     "hub_cache_folder",
     "locate",
     "offline_variable",
+    "packed_files",
     "plain_messages",
 ]
 
