@@ -144,7 +144,7 @@ def test_who_leaves_is_counted_as_gone(wide):
     messages = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
 
     async def receive():
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.005)  # 4,000 tokens of this model take little longer than 0.05
         return next(messages)
 
     async def send(message):
