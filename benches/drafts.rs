@@ -15,7 +15,7 @@ use tallow::engine::{
     DecoderRunner, DraftRunner, EngineHandle, EngineOptions, Event, Generate, ModelRunner, Request,
     StepOutput, Task,
 };
-use tallow::error::Result;
+use tallow::error::{Error, Result};
 use tallow::model::{LoadOptions, Model};
 use tallow::sample::Sampler;
 use tallow::step::Step;
@@ -82,7 +82,7 @@ impl ModelRunner for Oracle {
 }
 
 /// The tokens of `count` answers, one after the other, and the seconds that a token took.
-fn answers(engine: &EngineHandle, model: &Model, prompt: &[u32], count: usize) -> (Vec<u32>, f64) {
+fn answers(engine: &EngineHandle, model: &Model, prompt: &[u32], count: usize) -> Result<(Vec<u32>, f64)> {
     let ask = |number: usize| {
         // Another seed makes it another request, which is not answered together with the first.
         let text = TextStream::new(model.tokenizer().clone(), vec![]);
@@ -96,53 +96,59 @@ fn answers(engine: &EngineHandle, model: &Model, prompt: &[u32], count: usize) -
             prediction: Vec::new(),
             guide: None,
         }));
-        engine.submit(Request::new(prompt.to_vec(), task)).unwrap()
+        engine.submit(Request::new(prompt.to_vec(), task))
     };
     let (mut tokens, mut took) = (Vec::new(), Duration::ZERO);
-    for mut running in (0..count).map(ask).collect::<Vec<_>>() {
+    for mut running in (0..count).map(ask).collect::<Result<Vec<_>>>()? {
         while let Some(event) = running.wait() {
             match event {
                 Event::Token(token) => tokens.push(token.id),
                 Event::Run(run) => tokens.extend(run.iter().map(|token| token.id)),
                 Event::Done(done) => took = took.max(done.timings.decode),
-                Event::Error(error) => panic!("{error}"),
+                Event::Error(error) => return Err(error),
                 _ => {}
             }
         }
     }
     let seconds = took.as_secs_f64() / tokens.len() as f64;
-    (tokens, seconds)
+    Ok((tokens, seconds))
 }
 
-fn main() {
+/// Argument `at`, a number; `unless` it is not given.
+fn number(given: &[String], at: usize, unless: f64) -> Result<f64> {
+    let Some(text) = given.get(at) else { return Ok(unless) };
+    text.parse().map_err(|_| Error::invalid(format!("drafts: {text:?} is no number")))
+}
+
+fn main() -> Result<()> {
     let given: Vec<String> = args().skip(1).filter(|it| it != "--bench").collect();
     let [model, draft, rest @ ..] = &given[..] else {
         // As all benches are run, without arguments.
         println!("drafts: needs MODEL.gguf DRAFT.gguf");
-        return;
+        return Ok(());
     };
-    let right: f64 = rest.first().map_or(0.7, |it| it.parse().expect("a share of right tokens"));
-    let count: usize = rest.get(1).map_or(1, |it| it.parse().expect("answers at once"));
-    let [model, draft] = [model, draft].map(|path| Model::load(path, &LoadOptions::default()).unwrap());
-    let prompt = model.text_ids(PROMPT).unwrap();
-    let runner = |model: &Model| DecoderRunner::new(model.decoder().clone(), PAGES, 64).unwrap();
+    let (right, count) = (number(rest, 0, 0.7)?, number(rest, 1, 1.0)? as usize);
+    let load = |path| Model::load(path, &LoadOptions::default());
+    let (model, draft) = (load(model)?, load(draft)?);
+    let prompt = model.text_ids(PROMPT)?;
+    let runner = |model: &Model| DecoderRunner::new(model.decoder().clone(), PAGES, 64);
     let options = || EngineOptions::new(1024);
     let plain = EngineOptions { speculation: false, ..options() };
-    let plain = EngineHandle::start(Box::new(runner(&model)), plain).unwrap();
-    let (truth, _) = answers(&plain, &model, &prompt, 1);
+    let plain = EngineHandle::start(Box::new(runner(&model)?), plain)?;
+    let (truth, _) = answers(&plain, &model, &prompt, 1)?;
     let truth = [&prompt[..], &truth].concat();
-    let oracle = Oracle { inner: runner(&draft), truth, right: (right * 1000.0) as u64 };
+    let oracle = Oracle { inner: runner(&draft)?, truth, right: (right * 1000.0) as u64 };
     let oracle = DraftRunner {
         known: model.vocab_size().min(draft.vocab_size()),
         runner: Box::new(oracle),
         context_length: 1024,
     };
-    let drafted = EngineHandle::start_with(Box::new(runner(&model)), Some(oracle), options()).unwrap();
+    let drafted = EngineHandle::start_with(Box::new(runner(&model)?), Some(oracle), options())?;
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let (one, seconds) = answers(&plain, &model, &prompt, count);
+        let (one, seconds) = answers(&plain, &model, &prompt, count)?;
         without.push(seconds);
-        let (other, seconds) = answers(&drafted, &model, &prompt, count);
+        let (other, seconds) = answers(&drafted, &model, &prompt, count)?;
         with.push(seconds);
         assert_eq!(one, other, "a draft changed an answer");
     }
@@ -163,4 +169,5 @@ fn main() {
         stats.completion_tokens,
         100.0 * stats.drafting.as_secs_f64() / stats.busy.as_secs_f64()
     );
+    Ok(())
 }

@@ -71,7 +71,8 @@ class Model:
     - ``draft``: a smaller model with the same vocabulary, by anything that ``source`` may be or as a Model,
       whose guesses are checked as well. The answers are the same to the last bit, and come faster where
       memory is what limits them: one or a few at once, of a model several times as large. Named, it is
-      loaded for the same ``device`` and ``threads``; another vocabulary is an InvalidRequestError.
+      loaded with the same ``device``, ``threads`` and ``packed_cache``; another vocabulary is an
+      InvalidRequestError.
     - ``adapter_memory``: what adapters may take together, in bytes or as a text; None is an eighth of the
       memory that is free. Idle ones are dropped, and come back from their files when they are asked for.
 
@@ -147,7 +148,8 @@ class Model:
             called = (name, version)
         native = _core.Model.load(path, **self._options, progress=report, called=called)
         if isinstance(draft, str):
-            draft = Model(draft, device=device, threads=threads, progress=progress)
+            options = {name: self._options[name] for name in ("device", "threads", "packed_cache")}
+            draft = Model(draft, **options, progress=progress)
         if draft is not None:
             native.check_draft(draft._native)
             engine = engine._replace(draft=draft._native)

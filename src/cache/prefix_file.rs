@@ -3,7 +3,7 @@
 //! | tensor | type | shape |
 //! |---|---|---|
 //! | `tokens` | U32 | `[pages * PAGE]` |
-//! | `state` | U8 | `[bytes]`: what the engine needs to go on from there, as little-endian f32 (`engine/prefix_io`) |
+//! | `state` | U8 | `[bytes]`: what the engine needs to go on from there (`engine/prefix_io`), little-endian f32, or pages of bytes as they are |
 //!
 //! The metadata names the format, the computation that the numbers belong to (model, context, device: any
 //! other one would give other numbers), and a SHA-256 of both tensors: answers computed from a damaged prefix

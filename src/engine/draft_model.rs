@@ -58,16 +58,16 @@ pub(super) struct DraftModel {
     context_length: usize,
     cache: PrefixCache,
     /// By the id of the sequence.
-    lines: HashMap<u64, Line>,
+    sequences: HashMap<u64, DraftSequence>,
     /// A row as long as the vocabulary of the model that is drafted for.
     row: Vec<f32>,
 }
 
 /// What it knows of one sequence.
-struct Line {
+struct DraftSequence {
     branch: Branch,
     /// Tokens of `branch` that are the sequence's; those behind them are drafted.
-    good: usize,
+    confirmed: usize,
 }
 
 impl DraftModel {
@@ -76,7 +76,7 @@ impl DraftModel {
         let DraftRunner { runner, known, context_length } = draft;
         let cache = PrefixCache::new(runner.layout(), prefix_cache);
         let row = vec![f32::NEG_INFINITY; vocab];
-        DraftModel { runner, known: known.min(vocab), context_length, cache, lines: HashMap::new(), row }
+        DraftModel { runner, known: known.min(vocab), context_length, cache, sequences: HashMap::new(), row }
     }
 
     /// Whether a sequence of so many tokens fits, with one drafted.
@@ -88,23 +88,23 @@ impl DraftModel {
     /// `None` if it cannot read one.
     pub fn follow(&mut self, id: u64, tokens: &[u32]) -> Option<usize> {
         let groups = self.cache.groups().len();
-        let line = self.lines.entry(id).or_insert_with(|| Line::new(groups));
-        let Line { branch, good } = line;
-        let new = tokens.get(*good..)?;
+        let sequence = self.sequences.entry(id).or_insert_with(|| DraftSequence::new(groups));
+        let DraftSequence { branch, confirmed } = sequence;
+        let new = tokens.get(*confirmed..)?;
         let same =
-            branch.tokens[*good..].iter().zip(new).take_while(|(drafted, came)| drafted == came).count();
-        branch.tokens.truncate(*good + same);
+            branch.tokens[*confirmed..].iter().zip(new).take_while(|(drafted, came)| drafted == came).count();
+        branch.tokens.truncate(*confirmed + same);
         // The last token is always computed: its row is what is wanted.
         branch.computed = branch.computed.min(branch.tokens.len()).min(tokens.len() - 1);
         branch.commit(&mut self.cache);
-        *good = branch.tokens.len();
+        *confirmed = branch.tokens.len();
         let vocab = self.runner.vocab_size() as u32;
-        let unknown = tokens[*good..].iter().any(|&token| token >= vocab);
+        let unknown = tokens[*confirmed..].iter().any(|&token| token >= vocab);
         if unknown {
             return None;
         }
-        branch.tokens.extend_from_slice(&tokens[*good..]);
-        *good = tokens.len();
+        branch.tokens.extend_from_slice(&tokens[*confirmed..]);
+        *confirmed = tokens.len();
         branch.adopt(&mut self.cache);
         Some(branch.backlog().tokens)
     }
@@ -112,17 +112,17 @@ impl DraftModel {
     /// Sees to the pages for all that a sequence has, at the price of what is kept of sequences that are not
     /// in `needed`. False: there are none.
     pub fn provide(&mut self, id: u64, needed: &[u64]) -> bool {
-        let Some(line) = self.lines.get(&id) else { return false };
-        let short = line.branch.short(self.cache.groups(), CHUNK);
+        let Some(sequence) = self.sequences.get(&id) else { return false };
+        let short = sequence.branch.short(self.cache.groups(), CHUNK);
         while self.cache.available() < short
-            && let Some(&idle) = self.lines.keys().find(|other| **other != id && !needed.contains(other))
+            && let Some(&idle) = self.sequences.keys().find(|other| **other != id && !needed.contains(other))
         {
             self.forget(idle);
         }
-        let (Some(lease), Some(line)) = (self.cache.lease(short), self.lines.get_mut(&id)) else {
+        let (Some(lease), Some(sequence)) = (self.cache.lease(short), self.sequences.get_mut(&id)) else {
             return false;
         };
-        line.branch.provide(lease, self.cache.groups(), CHUNK);
+        sequence.branch.provide(lease, self.cache.groups(), CHUNK);
         true
     }
 
@@ -134,8 +134,8 @@ impl DraftModel {
     pub fn forward(&mut self, rows: &[(u64, usize)]) -> Result<StepOutput> {
         let mut step = Step::default();
         for (id, rows) in rows {
-            if let Some(line) = self.lines.get(id) {
-                line.branch.put(*rows, &mut step);
+            if let Some(sequence) = self.sequences.get(id) {
+                sequence.branch.put(*rows, &mut step);
             }
         }
         let output = self.runner.forward(&step)?;
@@ -143,8 +143,8 @@ impl DraftModel {
             return Err(Error::internal("a draft model gave other logits than were due"));
         }
         for (id, rows) in rows {
-            if let Some(line) = self.lines.get_mut(id) {
-                line.branch.computed += rows;
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.branch.computed += rows;
             }
         }
         Ok(output)
@@ -164,31 +164,31 @@ impl DraftModel {
 
     /// All tokens of a sequence, the drafted ones included.
     pub fn tokens(&self, id: u64) -> &[u32] {
-        self.lines.get(&id).map_or(&[], |line| &line.branch.tokens)
+        self.sequences.get(&id).map_or(&[], |sequence| &sequence.branch.tokens)
     }
 
     /// Those that were drafted.
     pub fn drafted(&self, id: u64) -> &[u32] {
-        self.lines.get(&id).map_or(&[], |line| &line.branch.tokens[line.good..])
+        self.sequences.get(&id).map_or(&[], |sequence| &sequence.branch.tokens[sequence.confirmed..])
     }
 
     /// Appends tokens that may come.
     pub fn append(&mut self, id: u64, drafted: &[u32]) {
-        if let Some(line) = self.lines.get_mut(&id) {
-            line.branch.tokens.extend_from_slice(drafted);
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.branch.tokens.extend_from_slice(drafted);
         }
     }
 
     /// Gives back what it holds of a sequence, if it holds something.
     pub fn forget(&mut self, id: u64) {
-        if let Some(mut line) = self.lines.remove(&id) {
-            line.branch.release(&mut self.cache);
+        if let Some(mut sequence) = self.sequences.remove(&id) {
+            sequence.branch.release(&mut self.cache);
         }
     }
 
     /// Forgets all sequences but these.
     pub fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
-        let gone: Vec<u64> = self.lines.keys().copied().filter(|&id| !wanted(id)).collect();
+        let gone: Vec<u64> = self.sequences.keys().copied().filter(|&id| !wanted(id)).collect();
         gone.into_iter().for_each(|id| self.forget(id));
     }
 
@@ -203,13 +203,16 @@ impl DraftModel {
 
     /// See [`PrefixCache::check_integrity`].
     pub fn check_integrity(&self) -> Result<(), String> {
-        let live = self.lines.values().flat_map(|line| line.branch.holding.leases());
+        let live = self.sequences.values().flat_map(|sequence| sequence.branch.holding.leases());
         self.cache.check_integrity(live, [])
     }
 }
 
-impl Line {
+impl DraftSequence {
     fn new(groups: usize) -> Self {
-        Line { branch: Branch::new(0, Vec::new(), Holding::new(groups), Want::Last, 0, None), good: 0 }
+        DraftSequence {
+            branch: Branch::new(0, Vec::new(), Holding::new(groups), Want::Last, 0, None),
+            confirmed: 0,
+        }
     }
 }

@@ -15,25 +15,32 @@ pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// An exclusive lock that other processes see (`flock`), given back on drop or when the process dies. The
 /// file stays: removing it would let two processes hold "the" lock on two files of one name.
-pub(super) struct Lock(#[allow(dead_code)] File);
+pub(crate) struct Lock(#[allow(dead_code)] File);
 
 impl Lock {
+    /// The lock, unless somebody has it now.
+    pub(crate) fn try_take(path: &Path) -> io::Result<Option<Lock>> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            // Some network file systems have no locks. Without one, a file may be made twice where once would
+            // do, but each still appears whole, by rename.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                Ok(Some(Lock(file)))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     /// Waits for the lock. `what` says what the other process is doing.
     pub(super) fn wait(path: &Path, what: &str, progress: &dyn Progress) -> Result<Lock> {
         make_parent(path)?;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
-        let file = file.map_err(|error| io_error("opening the lock", path, error))?;
         let mut waiting = None;
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Lock(file)),
-                Err(TryLockError::WouldBlock) => {}
-                // Some network file systems have no locks. Without one, two downloads may be made where one
-                // would do, but each still appears whole, by rename.
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                    return Ok(Lock(file));
-                }
-                Err(TryLockError::Error(error)) => return Err(io_error("locking", path, error)),
+            let taken = Lock::try_take(path).map_err(|error| io_error("locking", path, error))?;
+            if let Some(lock) = taken {
+                return Ok(lock);
             }
             if progress.cancelled() {
                 return Err(cancelled(what));

@@ -26,6 +26,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use disk::Lock;
 pub use env::Env;
 pub(crate) use files::is_safe_name;
 pub(crate) use progress::Bar;

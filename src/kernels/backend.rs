@@ -96,6 +96,7 @@ pub(super) trait Backend: Send + Sync {
     fn select_rows(&self, x: &Rows, rows: &[u32]) -> Result<Rows>;
 
     fn kv_format(&self) -> KvFormat;
+    fn is_exact(&self) -> bool;
     fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache>;
     /// Keys and values of the rows into rows `slots` of the cache (`page * PAGE + position % PAGE`).
     fn kv_write(&self, kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;

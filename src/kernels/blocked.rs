@@ -484,7 +484,7 @@ unsafe fn codes<K: Kind>(panels: *const Panel, zero: i32) -> Unpacked<K> {
 mod tests {
     use super::*;
     use crate::kernels::layouts::{Scales, with_layout};
-    use crate::kernels::quantize::{self, Job, Precision};
+    use crate::kernels::quantize::{Precision, quantized};
     use crate::kernels::skinny;
     use crate::weights::WeightType;
 
@@ -517,14 +517,7 @@ mod tests {
         let signs = [1.0, -1.0];
         let x: Vec<f32> =
             (0..count * K).map(|at| if at / K < 2 { signs[at / K] } else { signs[at % 2] }).collect();
-        let (mut bytes, precision) = (Quantized::default(), Precision::Above(f32::INFINITY));
-        bytes.resize(count, K, precision);
-        let to = bytes.slices();
-        let job = Job { x: &x, first: 0, to: &to, precision };
-        // SAFETY: nobody else has these rows.
-        unsafe { quantize::quantize(Isa::named("scalar").unwrap(), job) };
-        drop(to);
-        bytes
+        quantized(Isa::named("scalar").unwrap(), &x, K, Precision::Above(f32::INFINITY))
     }
 
     fn sums<Q: Layout>(isa: Isa, panel: &[u8], x: &Quantized, few: bool) -> [[f32; LANES]; 7] {

@@ -474,6 +474,10 @@ impl Backend for CandleBackend {
         KvFormat::Tensors(self.dtype)
     }
 
+    fn is_exact(&self) -> bool {
+        self.dtype == DType::F32
+    }
+
     fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
         KvCache::new(layout, pages, self.dtype, &self.device)
     }

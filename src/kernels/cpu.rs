@@ -414,6 +414,10 @@ impl Backend for CpuBackend {
         KvFormat::Native(self.kv)
     }
 
+    fn is_exact(&self) -> bool {
+        self.exact
+    }
+
     fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {
         KvCache::native(layout, pages, self.kv)
     }

@@ -437,6 +437,11 @@ impl Ops {
         self.0.kv_format()
     }
 
+    /// Whether it computes in f32, or on the CPU with activations at 15 bits.
+    pub fn is_exact(&self) -> bool {
+        self.0.is_exact()
+    }
+
     /// Puts the keys and values `[rows, kv_heads * head_dim]` of this step into its pages.
     pub fn kv_write(
         &self,

@@ -8,7 +8,7 @@ use super::blocked::{self, Panels, Sink};
 use super::isa::Isa;
 use super::layouts::{Layout, Q4_1};
 use super::panels::PANELS;
-use super::quantize::{self, Job, Precision, Quantized};
+use super::quantize::{Precision, Quantized, quantized};
 use super::simd::LANES;
 use crate::error::{Error, Result};
 
@@ -47,14 +47,8 @@ fn rate_of_one(isa: Isa, time: Duration) -> f64 {
 }
 
 fn rows(isa: Isa) -> Quantized {
-    let (mut bytes, precision) = (Quantized::default(), Precision::Above(f32::INFINITY));
-    bytes.resize(ROWS, K, precision);
     let x: Vec<f32> = (0..ROWS * K).map(|at| (at % 17) as f32 - 8.0).collect();
-    let to = bytes.slices();
-    // SAFETY: nobody else has these rows.
-    unsafe { quantize::quantize(isa, Job { x: &x, first: 0, to: &to, precision }) };
-    drop(to);
-    bytes
+    quantized(isa, &x, K, Precision::Above(f32::INFINITY))
 }
 
 /// Sums that nobody wants.

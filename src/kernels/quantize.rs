@@ -16,7 +16,7 @@
 use std::ops::{Deref, DerefMut, Range};
 
 use super::disjoint::DisjointSlices;
-use super::isa::tiered;
+use super::isa::{Isa, tiered};
 use super::layouts::SUB;
 use super::simd::{LANES, Simd};
 
@@ -285,6 +285,15 @@ tiered! {
     pub(super) fn quantize(job: Job<'_>) = [unsafe] quantize_body;
 }
 
+/// Rows `x` of `k` numbers as bytes, on this thread.
+pub(super) fn quantized(isa: Isa, x: &[f32], k: usize, precision: Precision) -> Quantized {
+    let mut made = Quantized::default();
+    made.resize(x.len() / k, k, precision);
+    // SAFETY: nobody else writes to these rows.
+    unsafe { quantize(isa, Job { x, first: 0, to: &made.slices(), precision }) };
+    made
+}
+
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
@@ -500,17 +509,9 @@ mod tests {
     use super::*;
     use crate::kernels::isa::Isa;
 
-    fn run_in(isa: Isa, x: &[f32], k: usize, precision: Precision) -> Quantized {
-        let mut out = Quantized::default();
-        out.resize(x.len() / k, k, precision);
-        // SAFETY: nobody else writes to these rows.
-        unsafe { quantize(isa, Job { x, first: 0, to: &out.slices(), precision }) };
-        out
-    }
-
     /// A row without outliers: its bytes, scales, and the sums that are kept.
     fn run(isa: Isa, x: &[f32]) -> Plane {
-        let mut out = run_in(isa, x, x.len(), Precision::Above(f32::INFINITY));
+        let mut out = quantized(isa, x, x.len(), Precision::Above(f32::INFINITY));
         assert!(out.outliers(0, 0..x.len()).is_empty() && out.planes() == 1);
         let mut plane = out.planes.remove(0);
         // Without the spare rows.
@@ -559,7 +560,7 @@ mod tests {
         let mut x = floats(2 * k, 0.5);
         (0..70).for_each(|at| x[at * 9] = at as f32 / 10.0);
         for isa in Isa::available() {
-            let found = run_in(isa, &x, k, Precision::Above(above));
+            let found = quantized(isa, &x, k, Precision::Above(above));
             let mut kept = x.clone();
             for (row, x) in x.chunks_exact(k).enumerate() {
                 let limit = above * (x.iter().map(|x| x * x).sum::<f32>() / k as f32).sqrt();
@@ -575,7 +576,7 @@ mod tests {
                 }
                 great.iter().for_each(|at| kept[row * k + at] = 0.0);
             }
-            let plain = run_in(isa, &kept, k, Precision::Above(f32::INFINITY));
+            let plain = quantized(isa, &kept, k, Precision::Above(f32::INFINITY));
             assert!(found.planes[0].q == plain.planes[0].q && found.planes[0].meta == plain.planes[0].meta);
             assert!(found.planes[0].sums == plain.planes[0].sums);
         }
@@ -588,7 +589,7 @@ mod tests {
             for (every, above, wanted) in [(17, 4.0, 15), (2, 1.0, 16)] {
                 let x: Vec<f32> =
                     (0..256).map(|at| if at % every == 5 % every { 9.0 } else { 0.001 }).collect();
-                let found = run_in(isa, &x, 256, Precision::Above(above));
+                let found = quantized(isa, &x, 256, Precision::Above(above));
                 assert_eq!(found.outliers(0, 0..256).len(), wanted, "{}", isa.name());
                 let left = found.planes[0].q.iter().filter(|&&q| q == 127).count();
                 assert!(wanted < 16 || left > 100, "{left} on {}", isa.name());
@@ -600,7 +601,7 @@ mod tests {
     fn two_layers_are_exact_to_fifteen_bits() {
         let x = floats(7 * SUB, 3.0);
         for isa in Isa::available() {
-            let found = run_in(isa, &x, x.len(), Precision::Double);
+            let found = quantized(isa, &x, x.len(), Precision::Double);
             assert!(found.planes() == 2 && found.outliers(0, 0..x.len()).is_empty());
             let (one, two) = (run(isa, &x).q, &found.planes[0].q);
             assert_eq!(two[..x.len()], one[..x.len()], "the second changes nothing of the first");

@@ -208,7 +208,7 @@ unsafe fn some_rows_body<S: Simd, Q: Layout, const M: usize>(
 mod tests {
     use super::*;
     use crate::kernels::layouts::Q4_1;
-    use crate::kernels::quantize::{Job, Precision};
+    use crate::kernels::quantize::{Precision, quantized};
     use crate::kernels::simd::scalar::Scalar;
 
     /// Rows in bytes, with an outlier here and there.
@@ -216,15 +216,7 @@ mod tests {
         let number = |at: usize| (at * 7919 % 1013) as f32 - 506.0;
         let x: Vec<f32> =
             (0..rows * k).map(|at| number(at) * if at % 97 == 5 { 20.0 } else { 1.0 }).collect();
-        let (mut bytes, precision) = (Quantized::default(), Precision::Above(4.0));
-        bytes.resize(rows, k, precision);
-        let to = bytes.slices();
-        // SAFETY: nobody else has these rows.
-        unsafe {
-            quantize::quantize(Isa::named("scalar").unwrap(), Job { x: &x, first: 0, to: &to, precision })
-        };
-        drop(to);
-        bytes
+        quantized(Isa::named("scalar").unwrap(), &x, k, Precision::Above(4.0))
     }
 
     /// The sums of a tile of `M` rows, of which `x` need not have all.

@@ -11,7 +11,7 @@ use self::tiled::TiledHeads;
 use super::{AdapterFile, AdapterFormat, Module, Pair, Table};
 use crate::config::{Config, MixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{KvFormat, KvType, Linear, LowRank, Matrix, Ops, Vector};
+use crate::kernels::{Linear, LowRank, Matrix, Ops, Vector};
 use crate::model::Decoder;
 use crate::model::build::head_rows;
 use crate::model::projection::ProjectionId;
@@ -83,18 +83,14 @@ impl BoundAdapter {
         &self.notes
     }
 
-    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`. Where the decoder keeps
-    /// keys and values in bfloat16, factors are kept so as well.
+    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`. Where the decoder does not
+    /// compute exactly, factors are kept in bfloat16.
     ///
     /// # Errors
     /// `UnsupportedModel` naming the module for what has no counterpart here; `ModelFile` for shapes of
     /// another base.
     pub fn bind(file: &AdapterFile, decoder: &Decoder, scale: f32) -> Result<BoundAdapter> {
-        let exact = matches!(
-            decoder.ops().kv_format(),
-            KvFormat::Native(KvType::F32) | KvFormat::Tensors(candle_core::DType::F32)
-        );
-        Self::bind_as(file, decoder, scale, exact)
+        Self::bind_as(file, decoder, scale, decoder.ops().is_exact())
     }
 
     /// As [`bind`](Self::bind), with factors in f32.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::decoder::{Decoder, LayerWeights};
 use super::feed_forward::FeedForward;
 use super::mixer::{LayerCounts, Mixer};
-use super::packed::Shelf;
+use super::packed::PackedMatrices;
 use super::per_layer::{PerLayer, PerLayerInputs};
 use crate::config::{Config, NormKind, Presence};
 use crate::error::{Error, Result};
@@ -27,12 +27,12 @@ impl Decoder {
         to: Option<WeightType>,
         after_layer: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Decoder> {
-        Decoder::build_from(&Shelf::default(), config, weights, ops, context_length, to, after_layer)
+        Decoder::build_from(&PackedMatrices::default(), config, weights, ops, context_length, to, after_layer)
     }
 
-    /// As [`Decoder::build`]; the matrices that are on the shelf are taken from there.
+    /// As [`Decoder::build`]; the matrices that are `packed` has are taken from there.
     pub(super) fn build_from(
-        shelf: &Shelf,
+        packed: &PackedMatrices,
         config: Config,
         weights: &Weights,
         ops: Ops,
@@ -42,7 +42,7 @@ impl Decoder {
     ) -> Result<Decoder> {
         let names = Names::of(weights, config.post_norms(), config.names);
         let quantized = Cell::new(0);
-        let loader = TensorLoader { names, weights, config: &config, ops: &ops, to, shelf, quantized };
+        let loader = TensorLoader { names, weights, config: &config, ops: &ops, to, packed, quantized };
         let (mut layers, mut counts) = (Vec::with_capacity(config.layers.len()), LayerCounts::default());
         for index in 0..config.layers.len() {
             layers.push(loader.layer(index, &mut counts)?);
@@ -84,7 +84,7 @@ pub(super) struct TensorLoader<'a> {
     pub config: &'a Config,
     pub ops: &'a Ops,
     to: Option<WeightType>,
-    shelf: &'a Shelf,
+    packed: &'a PackedMatrices,
     /// Matrices that were quantized so far.
     quantized: Cell<usize>,
 }
@@ -230,7 +230,7 @@ impl TensorLoader<'_> {
         Ok(Linear { weight, scale, bias, outlier: outlier(part) })
     }
 
-    /// A matrix as it is computed with: from the shelf, or made. `heads`: interleaved rows go back to halves.
+    /// A matrix as it is computed with: from a packed file, or made. `heads`: interleaved rows go back to halves.
     fn matrix(&self, part: Part, weight: Pending, heads: Option<usize>) -> Result<Matrix> {
         let to = self.to.filter(|_| !stays_exact(part)).map(|to| at_least_6_bits_outside(part, to));
         let quantized = match (to, weight.shape.get(1)) {
@@ -239,7 +239,7 @@ impl TensorLoader<'_> {
         };
         self.quantized.set(self.quantized.get() + usize::from(quantized.is_some()));
         let dtype = quantized.unwrap_or(weight.dtype);
-        if let Some(matrix) = self.shelf.take(self.ops, &weight.name, dtype, &weight.shape) {
+        if let Some(matrix) = self.packed.take(self.ops, &weight.name, dtype, &weight.shape) {
             return Ok(matrix);
         }
         let mut weight = weight.make();
@@ -250,7 +250,7 @@ impl TensorLoader<'_> {
             weight = quantize(&weight, to, self.ops.threads())?;
         }
         let matrix = self.ops.matrix(&weight)?;
-        self.shelf.add(&matrix);
+        self.packed.add(&matrix);
         Ok(matrix)
     }
 
@@ -461,7 +461,7 @@ impl TensorLoader<'_> {
     }
 }
 
-/// A matrix that is made when it is needed: one that is on the shelf never is.
+/// A matrix that is made when it is needed: one that a packed file has never is.
 pub(super) struct Pending {
     name: String,
     dtype: WeightType,

@@ -238,7 +238,7 @@ impl Request {
         let (weights, quantize) = (&*files.weights, self.quantize);
         let packing = Packing::new(options.packed_cache, weights, &files.config, quantize, &ops)?;
         let decoder = Decoder::build_from(
-            &packing.shelf,
+            &packing.matrices,
             files.config,
             weights,
             ops.clone(),

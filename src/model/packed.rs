@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-use self::file::{Draft, PackedFile};
+use self::file::{Origin, PackedFile};
 pub use self::store::{KeptFile, kept_files};
 use self::store::{Limits, Store};
 pub use self::writer::finish;
@@ -78,14 +78,14 @@ impl State {
 /// The matrices of a model in the order in which it is built of them: those that a file has, and those that
 /// were made.
 #[derive(Default)]
-pub(super) struct Shelf {
+pub(super) struct PackedMatrices {
     file: Option<PackedFile>,
     next: Cell<usize>,
     made: RefCell<Vec<Matrix>>,
     collects: bool,
 }
 
-impl Shelf {
+impl PackedMatrices {
     /// The next matrix, if it is here and is this one.
     pub fn take(&self, ops: &Ops, name: &str, dtype: WeightType, shape: &[usize]) -> Option<Matrix> {
         let at = self.next.replace(self.next.get() + 1);
@@ -112,14 +112,14 @@ pub(super) struct Packing {
     place: std::result::Result<Place, String>,
     /// Why a file that was there is not used.
     pub refused: Option<String>,
-    pub shelf: Shelf,
+    pub matrices: PackedMatrices,
 }
 
 /// Where the packed weights of a load are kept, and as what.
 struct Place {
     store: Store,
     path: PathBuf,
-    draft: Draft,
+    origin: Origin,
     stamps: Vec<(PathBuf, Stamp)>,
 }
 
@@ -141,17 +141,17 @@ impl Packing {
             (_, None) => Err("this device packs no weights".to_string()),
             (true, Some(layout)) => Place::new(limits, weights, config, quantize, layout),
         };
-        let mut packing = Packing { place, refused: None, shelf: Shelf::default() };
+        let mut packing = Packing { place, refused: None, matrices: PackedMatrices::default() };
         if let Ok(place) = &packing.place {
-            match PackedFile::open(&place.path, &place.draft, ops) {
-                Ok(file) => packing.shelf.file = file,
+            match PackedFile::open(&place.path, &place.origin, ops) {
+                Ok(file) => packing.matrices.file = file,
                 Err(why) => {
                     // It must not be taken for one that another process has just written.
                     let _ = std::fs::remove_file(&place.path);
                     packing.refused = Some(format!("{}: {why}", place.path.display()));
                 }
             }
-            packing.shelf.collects = true;
+            packing.matrices.collects = true;
         }
         Ok(packing)
     }
@@ -162,24 +162,24 @@ impl Packing {
             Ok(place) => place,
             Err(why) => return State::new(Packed::NotKept(why)),
         };
-        if self.shelf.served() {
+        if self.matrices.served() {
             place.store.mark_used(&place.path);
             return State::new(Packed::Mapped);
         }
-        let Place { store, path, draft, stamps } = place;
+        let Place { store, path, origin, stamps } = place;
         // Of a file that served in part the rest is not here to be written.
-        if self.shelf.file.is_some() {
+        if self.matrices.file.is_some() {
             let _ = std::fs::remove_file(&path);
             return State::new(Packed::NotKept("the file held other matrices, and was removed".into()));
         }
-        let made = self.shelf.made.into_inner();
+        let made = self.matrices.made.into_inner();
         let panels: Vec<_> = made
             .into_iter()
             .filter_map(|matrix| {
                 Some((matrix.name().to_owned(), [matrix.n(), matrix.k()], ops.panels(&matrix)?))
             })
             .collect();
-        writer::start(writer::Job { store, path, draft, stamps, panels })
+        writer::start(writer::Job { store, path, origin, stamps, panels })
     }
 }
 
@@ -206,7 +206,7 @@ impl Place {
         Ok(Place {
             path: store.path(&hex(&Sha256::digest(name), 32)),
             store,
-            draft: Draft {
+            origin: Origin {
                 source: source.to_string_lossy().into_owned(),
                 quantize,
                 version,

@@ -5,6 +5,7 @@
 //! in the same way, which leaves their products with the keys as they are (QuaRot, arXiv 2404.00456). Values
 //! are stored as they come.
 
+use super::native::Element;
 use crate::step::PAGE;
 
 /// Lanes of a vector; heads are filled with zeros to a multiple of it.
@@ -53,17 +54,13 @@ pub fn norm(block: usize) -> f32 {
 #[inline(always)]
 pub fn scale(largest: f32) -> (u16, f32) {
     if largest.is_nan() {
-        return (f32_bits(f32::NAN), 0.0);
+        return (u16::from_f32(f32::NAN), 0.0);
     }
     if largest < LEAST {
         return (0, 0.0);
     }
     let bits = ((largest / LARGEST).to_bits() + 0xffff) & 0xffff_0000;
     ((bits >> 16) as u16, 1.0 / f32::from_bits(bits))
-}
-
-fn f32_bits(x: f32) -> u16 {
-    (x.to_bits() >> 16) as u16
 }
 
 /// The bytes of a row, and its scale.
@@ -116,7 +113,7 @@ mod tests {
         for factor in [1e-20, 1e-3, 1.0, 1e20] {
             let x: Vec<f32> = row(64).iter().map(|x| x * factor).collect();
             let (bytes, scale) = quantize(&x);
-            let scale = f32::from_bits(u32::from(scale) << 16);
+            let scale = scale.to_f32();
             for (x, &byte) in x.iter().zip(&bytes) {
                 assert!((x - f32::from(byte) * scale).abs() <= 0.501 * scale, "{x} {byte} {scale}");
             }
@@ -127,7 +124,7 @@ mod tests {
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = row(16);
             x[5] = odd;
-            assert!(f32::from_bits(u32::from(quantize(&x).1) << 16).is_nan(), "{odd}");
+            assert!(quantize(&x).1.to_f32().is_nan(), "{odd}");
         }
     }
 }

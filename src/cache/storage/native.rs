@@ -147,8 +147,11 @@ pub enum Numbers {
     I8(Aligned<u8>),
 }
 
-/// Calls the same for numbers of any type, and something else for bytes.
+/// Calls the same for whichever type there is, or something else for bytes.
 macro_rules! either {
+    ($numbers:expr, $memory:ident => $call:expr) => {
+        either!($numbers, $memory => $call, $call)
+    };
     ($numbers:expr, $memory:ident => $call:expr, $bytes:expr) => {
         match $numbers {
             Numbers::F32($memory) => $call,
@@ -287,9 +290,7 @@ impl NativeKv {
     /// `Internal` when one is missing.
     pub fn copy_page(&self, from: u32, to: u32) -> Result<()> {
         let (from, to) = (from as usize, to as usize);
-        either!(&mut *self.write(),
-            memory => self.view.copy_page(memory.numbers_mut(), from, to),
-            self.view.copy_page(memory.numbers_mut(), from, to))
+        either!(&mut *self.write(), memory => self.view.copy_page(memory.numbers_mut(), from, to))
     }
 }
 
@@ -557,11 +558,16 @@ mod tests {
         let head = &memory.numbers()[view.head(1, 1)];
         // Dimension 17 of head 1 is the largest number; slot 5 is the second of its group of four.
         assert!(head[512 + (32 + 17) * 4 + 1] >= 126, "a scale is at most a bit of bfloat16 too large");
-        let scale = |at: usize| f32::from_bits(u32::from(u16::from_le_bytes([head[at], head[at + 1]])) << 16);
+        let scale = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]).to_f32();
         assert!((35.0 / 127.0..35.3 / 127.0).contains(&scale(2 * 512 + 32 + 5 * 2)));
-        // The key is rotated: all 32 dimensions have a part of it.
-        let key: Vec<u8> = (0..32).map(|d| head[d / 4 * 64 + 5 * 4 + d % 4]).collect();
-        assert!(key.iter().filter(|&&byte| byte.abs_diff(128) > 2).count() > 20 && scale(2 * 512 + 10) > 0.0);
+        // The key is rotated, with the zeros behind it.
+        let (mut key, scale) = ([0.0; 32], scale(2 * 512 + 5 * 2));
+        key[..18].copy_from_slice(&row[18..]);
+        int8::rotate(&mut key);
+        for (d, wanted) in key.into_iter().enumerate() {
+            let byte = i32::from(head[d / 4 * 64 + 5 * 4 + d % 4]) - i32::from(KEY_OFFSET);
+            assert!((byte as f32 * scale - wanted).abs() <= 0.501 * scale, "{d}: {byte} of {wanted}");
+        }
         assert_eq!(head[..512].iter().filter(|&&byte| byte != 0).count(), 32);
     }
 

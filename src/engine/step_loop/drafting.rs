@@ -27,7 +27,7 @@ struct Candidate {
 }
 
 /// A sequence that the draft model drafts for.
-struct Line {
+struct ModelDraft {
     id: u64,
     candidate: Candidate,
     grammar: Option<Foresight>,
@@ -66,7 +66,7 @@ impl Engine {
         let (lines, others) = self.seat(step, &depth, candidates);
         let lines = self.draft_deeper(step, depth.tokens, lines);
         let (Some(drafter), Some(model)) = (&self.drafter, &self.draft_model) else { return others };
-        for Line { id, candidate, .. } in lines {
+        for ModelDraft { id, candidate, .. } in lines {
             let mut drafted = model.drafted(id).to_vec();
             drafted.truncate(candidate.room);
             if let Some(draft) = drafter.enter(step, drafted) {
@@ -98,8 +98,8 @@ impl Engine {
         step: &Drafting,
         depth: &Depth,
         candidates: Vec<Candidate>,
-    ) -> (Vec<Line>, Vec<Candidate>) {
-        let (mut lines, mut others) = (Vec::<Line>::new(), Vec::new());
+    ) -> (Vec<ModelDraft>, Vec<Candidate>) {
+        let (mut lines, mut others) = (Vec::<ModelDraft>::new(), Vec::new());
         let (mut budget, mut needed) = (CHUNK, Vec::new());
         let gain = depth.gain_of_one(candidates.len());
         for candidate in candidates {
@@ -123,7 +123,7 @@ impl Engine {
                 Some((grammar, rows, closes)) => {
                     budget -= rows;
                     needed.push(it.id);
-                    lines.push(Line { id: it.id, candidate, grammar, rows, closes });
+                    lines.push(ModelDraft { id: it.id, candidate, grammar, rows, closes });
                 }
                 None => others.push(candidate),
             }
@@ -133,7 +133,12 @@ impl Engine {
 
     /// Drafts up to `depth` tokens for each of `lines`, a token for all of them with each step of the draft
     /// model; returns those for which there is a draft.
-    fn draft_deeper(&mut self, step: &mut Drafting, depth: usize, mut lines: Vec<Line>) -> Vec<Line> {
+    fn draft_deeper(
+        &mut self,
+        step: &mut Drafting,
+        depth: usize,
+        mut lines: Vec<ModelDraft>,
+    ) -> Vec<ModelDraft> {
         let (Some(drafter), Some(model)) = (&mut self.drafter, &mut self.draft_model) else { return lines };
         let needed: Vec<u64> = lines.iter().map(|line| line.id).collect();
         for _ in 0..depth {

@@ -14,7 +14,7 @@ use crate::kernels::layouts::with_layout;
 use crate::kernels::pack::{self, Arena, Packed};
 use crate::kernels::panels::Panel;
 use crate::kernels::pool::Pool;
-use crate::kernels::quantize::{self, Job, Precision, Quantized};
+use crate::kernels::quantize::{Precision, Quantized, quantized};
 use crate::kernels::simd::scalar::Scalar;
 use crate::weights::{Bytes, WeightTensor, WeightType};
 
@@ -54,14 +54,6 @@ fn floats(rows: usize, k: usize, random: &mut Random) -> Vec<f32> {
     let spike = |i: usize| if i % 97 == 5 { 100.0 } else { 1.0 };
     let mut float = |i: usize| (random.bits() % 2001) as f32 / 1000.0 - if i % 64 < 32 { 1.0 } else { 0.1 };
     (0..rows * k).map(|i| float(i) * spike(i)).collect()
-}
-
-fn quantized_rows(isa: Isa, x: &[f32], rows: usize, k: usize, precision: Precision) -> Quantized {
-    let mut bytes = Quantized::default();
-    bytes.resize(rows, k, precision);
-    // SAFETY: nobody else writes to these rows.
-    unsafe { quantize::quantize(isa, Job { x, first: 0, to: &bytes.slices(), precision }) };
-    bytes
 }
 
 /// The parts of the scalar tier, and emulated tiles.
@@ -147,7 +139,7 @@ fn differences(
     let w = pack::pack(&pool, &arena, &tensor, n, k, ty.row_bytes(k).unwrap()).unwrap();
     let rows = counts.clone().max().unwrap();
     let floats = floats(rows, k, &mut random);
-    let bytes = quantized_rows(isa, &floats, rows, k, precision);
+    let bytes = quantized(isa, &floats, k, precision);
     let mut want = vec![0.0; rows * n];
     let out = DisjointSlices::new(&mut want);
     let input = Input { rows, k, floats: &floats, bytes: Some(&bytes) };
@@ -161,7 +153,7 @@ fn differences(
     .unwrap();
     let mut wrong = Vec::new();
     for count in counts {
-        let x = quantized_rows(isa, &floats[..count * k], count, k, precision);
+        let x = quantized(isa, &floats[..count * k], k, precision);
         let have = emulated(&w, &x, count);
         for row in 0..rows_in_tiles(count) {
             let bits =

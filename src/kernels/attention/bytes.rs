@@ -131,7 +131,7 @@ impl Kernel for u8 {
         (WIDE, if S::QUERIES >= 4 { 4 } else { 1 })
     }
 
-    /// Panels of four queries: `[count / 4, padded / 4, 4 queries, 4 bytes]`.
+    /// Panels as a page of keys is laid out: `[count / 16, padded / 4, 16 queries, 4 bytes]`.
     #[inline(always)]
     unsafe fn load<S: Simd>(layer: &Layer<'_, u8>, task: &Task<'_>, parts: &Parts<u8>) {
         let (dim, padded) = (layer.a.head_dim, layer.pages.padded());
@@ -149,14 +149,14 @@ impl Kernel for u8 {
                 let largest = largest::<S>(parts.row, padded);
                 let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
                 let inverse = S::splat(if inverse.is_finite() { inverse } else { 0.0 });
-                let panel = parts.q.add(i / WIDE * WIDE * padded + i % WIDE * 4).cast::<i8>();
+                let panel = parts.q.add(i / LANES * LANES * padded + i % LANES * 4).cast::<i8>();
                 let (mut sum, mut d) = (0, 0);
                 while d < padded {
                     let mut lanes = [0i8; LANES];
                     S::store_i8(lanes.as_mut_ptr(), byte_lanes::<S>(S::load(parts.row.add(d)), inverse));
                     for l in 0..LANES {
                         sum += i32::from(lanes[l]);
-                        *panel.add((d + l) / 4 * 4 * WIDE + l % 4) = lanes[l];
+                        *panel.add((d + l) / 4 * GROUP + l % 4) = lanes[l];
                     }
                     d += LANES;
                 }
@@ -174,27 +174,27 @@ impl Kernel for u8 {
         page: usize,
         scale: f32,
     ) {
-        // SAFETY: a block of keys has `padded / 4` groups, a panel of queries has as many of 16 bytes; scales
-        // stand behind the values; a row of scores has all pages.
+        // SAFETY: a block of keys has `padded / 4` groups, a panel of queries, too; scales stand behind the
+        // values; a row of scores has all pages.
         unsafe {
-            let q = view.parts.q.add(i / WIDE * WIDE * view.padded + i % WIDE * 4);
-            let (mut at, end) = (0, view.padded / 4);
+            let q = view.parts.q.add(i / LANES * LANES * view.padded + i % LANES * 4);
+            let (mut at, end) = (0, view.padded / 4 * GROUP);
             let mut acc = [[S::zero_i(); P]; M];
             for m in 0..M {
                 acc[m] = [S::splat_i((*view.parts.states.add(i + m)).start); P];
             }
             while at < end {
-                let mut key = [S::load_i(view.keys[page].add(at * GROUP)); P];
+                let mut key = [S::load_i(view.keys[page].add(at)); P];
                 for j in 1..P {
-                    key[j] = S::load_i(view.keys[page + j].add(at * GROUP));
+                    key[j] = S::load_i(view.keys[page + j].add(at));
                 }
                 for m in 0..M {
-                    let x = S::load_4(q.add(at * 4 * WIDE + m * 4));
+                    let x = S::load_4(q.add(at + m * 4));
                     for j in 0..P {
                         acc[m][j] = S::dot_wide(acc[m][j], key[j], x);
                     }
                 }
-                at += 1;
+                at += GROUP;
             }
             for j in 0..P {
                 let scales = S::load_bf16(view.values[page + j].add(PAGE * view.padded));

@@ -32,7 +32,7 @@ pub(super) trait Kernel: Copy + Send + Sync + 'static {
     fn tile<S: Simd>() -> (usize, usize);
     /// Puts the task's queries into scratch as [`score`](Self::score) takes them.
     unsafe fn load<S: Simd>(layer: &Layer<'_, Self>, task: &Task<'_>, parts: &Parts<Self>);
-    /// Scores of `M` queries from `i` on, in one panel of 4, against `P` pages from `page` on.
+    /// Scores of `M` queries from `i` on, in one panel of 16, against `P` pages from `page` on.
     unsafe fn score<S: Simd, const M: usize, const P: usize>(
         view: &View<Self>,
         i: usize,
@@ -312,7 +312,7 @@ unsafe fn scores_body<S: Simd, N: Kernel>(scale: f32, view: &View<N>) {
         let mut i = queries.start;
         while i < queries.end {
             // Within a panel.
-            let rows = most.min(queries.end - i).min(WIDE - i % WIDE);
+            let rows = most.min(queries.end - i).min(LANES - i % LANES);
             // SAFETY: the caller has the tier's instructions; these queries are there.
             unsafe { by_rows!(rows, score::<S, N>(view, i, page, scale)) };
             // SAFETY: the caller has the tier's instructions.

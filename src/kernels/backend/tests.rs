@@ -59,6 +59,7 @@ impl Backend for Counting {
         fn soft_cap(x: Rows, cap: f32) -> Result<Rows>;
         fn select_rows(x: &Rows, rows: &[u32]) -> Result<Rows>;
         fn kv_format() -> KvFormat;
+        fn is_exact() -> bool;
         fn kv_cache(layout: &KvLayout, pages: usize) -> Result<KvCache>;
         fn kv_write(kv: &LayerKv, k: &Rows, v: &Rows, slots: &[u32]) -> Result<()>;
         fn attention(

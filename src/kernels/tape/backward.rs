@@ -54,7 +54,7 @@ impl Recorder {
             return Err(misuse("a gradient of another shape"));
         }
         let Some(id) = tape.last else { return Ok(None) };
-        if !self.0.exact() {
+        if !self.0.is_exact() {
             self.0.restore(&mut tape)?;
         }
         let gradients = std::iter::repeat_with(|| None).take(tape.nodes).collect();

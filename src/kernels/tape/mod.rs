@@ -242,7 +242,7 @@ impl Recorder {
         let mut tape = std::mem::take(&mut state.tape);
         drop(state);
         (tape.last, tape.dims) = (of(out)?.id, out.dims());
-        if !self.0.exact() {
+        if !self.0.is_exact() {
             self.0.halve(&mut tape)?;
         }
         Ok(tape)
@@ -288,10 +288,6 @@ fn refused<T>(what: &str) -> Result<T> {
 }
 
 impl TapeBackend {
-    fn exact(&self) -> bool {
-        matches!(self.cpu.kv_format(), KvFormat::Native(KvType::F32))
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -624,6 +620,10 @@ impl Backend for TapeBackend {
 
     fn kv_format(&self) -> KvFormat {
         self.cpu.kv_format()
+    }
+
+    fn is_exact(&self) -> bool {
+        self.cpu.is_exact()
     }
 
     fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvCache> {

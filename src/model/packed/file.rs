@@ -37,9 +37,9 @@ const HEAD_SUM: usize = 72;
 const PIECE: usize = 4 << 20;
 const ALIGN: usize = 64;
 
-/// What packed weights are of: those of another draft are not used.
+/// What packed weights are of: those of another origin are not used.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Draft {
+pub(super) struct Origin {
     /// What was loaded: for people, and for `tallow list`.
     pub source: String,
     pub quantize: Option<String>,
@@ -51,7 +51,7 @@ pub(super) struct Draft {
 
 #[derive(Serialize, Deserialize)]
 struct Table {
-    draft: Draft,
+    origin: Origin,
     matrices: Vec<Row>,
     sums: Vec<u64>,
 }
@@ -77,16 +77,16 @@ impl PackedFile {
     ///
     /// # Errors
     /// Why it is not used.
-    pub fn open(path: &Path, draft: &Draft, ops: &Ops) -> Result<Option<PackedFile>, String> {
+    pub fn open(path: &Path, origin: &Origin, ops: &Ops) -> Result<Option<PackedFile>, String> {
         if !path.exists() {
             return Ok(None);
         }
         let bytes = Bytes::map_file(path).map_err(|error| error.message().to_owned())?;
         let (table, panels) = table(&bytes)?;
-        if table.draft.version != draft.version {
+        if table.origin.version != origin.version {
             return Err("it was packed by another version".into());
         }
-        if table.draft != *draft {
+        if table.origin != *origin {
             return Err("it was packed from other files than are there now".into());
         }
         check_sums(&bytes, panels, &table.sums, ops)?;
@@ -103,9 +103,9 @@ impl PackedFile {
 }
 
 /// What a file says that it was packed from.
-pub(super) fn draft(path: &Path) -> Result<Draft, String> {
+pub(super) fn origin(path: &Path) -> Result<Origin, String> {
     let bytes = Bytes::map_file(path).map_err(|error| error.message().to_owned())?;
-    Ok(table(&bytes)?.0.draft)
+    Ok(table(&bytes)?.0.origin)
 }
 
 /// The table, and where the panels are.
@@ -180,7 +180,7 @@ pub(super) type Named = (String, [usize; 2], Panels);
 /// it.
 pub(super) fn write(
     path: &Path,
-    draft: &Draft,
+    origin: &Origin,
     panels: &[Named],
     pace: &mut dyn FnMut() -> io::Result<()>,
 ) -> io::Result<()> {
@@ -196,7 +196,7 @@ pub(super) fn write(
     }
     out.end_piece()?;
     let Pieces { mut file, at: start, sums, .. } = out;
-    let json = serde_json::to_vec(&Table { draft: draft.clone(), matrices, sums })?;
+    let json = serde_json::to_vec(&Table { origin: origin.clone(), matrices, sums })?;
     file.write_all(&json)?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&head(start, &json))

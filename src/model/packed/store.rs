@@ -4,13 +4,13 @@
 //! the model's path, of what is quantized at load and of versions. A file's time of modification is that of
 //! its last use; the longest unused goes first.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::file;
 use crate::error::{Error, Result};
-use crate::hub::Env;
+use crate::hub::{Env, Lock};
 
 const ENDING: &str = "panels";
 /// What a writer that died has left is removed after so long.
@@ -89,26 +89,12 @@ impl Store {
     pub fn prepare(&self) -> Result<(), String> {
         let fail = |error: std::io::Error| format!("{}: {error}", self.folder.display());
         fs::create_dir_all(&self.folder).map_err(fail)?;
-        self.lock_file().map(drop).map_err(fail)
+        self.try_lock().map(drop).map_err(fail)
     }
 
-    fn lock_file(&self) -> std::io::Result<File> {
-        OpenOptions::new().create(true).truncate(false).write(true).open(self.folder.join("lock"))
-    }
-
-    /// The right to write into the folder, if nobody else has it now. It goes with the file, or with the
-    /// process.
-    pub fn try_lock(&self) -> std::io::Result<Option<File>> {
-        let file = self.lock_file()?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            // Some network file systems have no locks: then two may write, each its own file.
-            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
-                Ok(Some(file))
-            }
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+    /// The right to write into the folder, if nobody else has it now.
+    pub fn try_lock(&self) -> std::io::Result<Option<Lock>> {
+        Lock::try_take(&self.folder.join("lock"))
     }
 
     /// Makes room for `bytes` in a file called `path`: the longest unused go, and what dead writers have
@@ -199,8 +185,8 @@ pub fn kept_files() -> Result<Vec<KeptFile>> {
     let limits = Limits { total: u64::MAX, least: 0 };
     let store = Store::new(&Env::Process, limits).map_err(Error::hub)?;
     let told = |(path, bytes, last_used): (PathBuf, u64, Option<SystemTime>)| {
-        let draft = file::draft(&path).ok();
-        let (source, quantize) = draft.map_or((None, None), |draft| (Some(draft.source), draft.quantize));
+        let origin = file::origin(&path).ok();
+        let (source, quantize) = origin.map_or((None, None), |origin| (Some(origin.source), origin.quantize));
         KeptFile { path, bytes, last_used, source, quantize }
     };
     Ok(store.files().into_iter().map(told).collect())

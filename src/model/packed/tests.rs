@@ -3,7 +3,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::file::{self, Draft, Named, PackedFile};
+use super::file::{self, Named, Origin, PackedFile};
 use super::store::{Limits, Store};
 use super::*;
 use crate::kernels::{Isa, KvType};
@@ -22,9 +22,9 @@ fn ops() -> Ops {
     Ops::cpu_with(2, KvType::BF16, Isa::named("scalar").unwrap()).unwrap()
 }
 
-fn draft() -> Draft {
+fn origin() -> Origin {
     let text = |text: &str| text.to_owned();
-    Draft { source: text("/m.gguf"), quantize: None, version: text("1 1"), key: text("k") }
+    Origin { source: text("/m.gguf"), quantize: None, version: text("1 1"), key: text("k") }
 }
 
 fn named(ops: &Ops) -> Vec<Named> {
@@ -51,25 +51,25 @@ impl Bench {
         let (folder, ops) = (tempfile::tempdir().unwrap(), ops());
         let panels = named(&ops);
         let path = folder.path().join("whole");
-        file::write(&path, &draft(), &panels, &mut || Ok(())).unwrap();
+        file::write(&path, &origin(), &panels, &mut || Ok(())).unwrap();
         Bench { bytes: std::fs::read(path).unwrap(), folder, ops, panels }
     }
 
-    fn open(&self, bytes: &[u8], draft: &Draft) -> std::result::Result<PackedFile, String> {
+    fn open(&self, bytes: &[u8], origin: &Origin) -> std::result::Result<PackedFile, String> {
         let path = self.folder.path().join("x");
         std::fs::write(&path, bytes).unwrap();
-        PackedFile::open(&path, draft, &self.ops).map(|file| file.expect("it is there"))
+        PackedFile::open(&path, origin, &self.ops).map(|file| file.expect("it is there"))
     }
 
     fn refused(&self, bytes: &[u8]) -> String {
-        self.open(bytes, &draft()).err().unwrap_or_else(|| "used".into())
+        self.open(bytes, &origin()).err().unwrap_or_else(|| "used".into())
     }
 }
 
 #[test]
 fn what_was_written_is_found_and_asked_for_in_order() {
     let bench = Bench::new();
-    let file = bench.open(&bench.bytes, &draft()).unwrap();
+    let file = bench.open(&bench.bytes, &origin()).unwrap();
     for (at, ((name, shape, panels), (dtype, ..))) in bench.panels.iter().zip(MATRICES).enumerate() {
         let found = file.panels(at, name, dtype, *shape).unwrap();
         assert!(found[..] == panels[..] && found.as_ptr().addr().is_multiple_of(64), "{name}");
@@ -80,7 +80,7 @@ fn what_was_written_is_found_and_asked_for_in_order() {
         assert!(file.panels(at + 1, name, dtype, *shape).is_none());
     }
     let absent = bench.folder.path().join("absent");
-    assert!(PackedFile::open(&absent, &draft(), &bench.ops).unwrap().is_none());
+    assert!(PackedFile::open(&absent, &origin(), &bench.ops).unwrap().is_none());
 }
 
 #[test]
@@ -124,16 +124,16 @@ fn an_altered_byte_is_found_wherever_it_is() {
 #[test]
 fn packed_weights_of_something_else_are_refused() {
     let bench = Bench::new();
-    let other = |change: fn(&mut Draft)| {
-        let mut draft = draft();
-        change(&mut draft);
-        bench.open(&bench.bytes, &draft).err().unwrap()
+    let other = |change: fn(&mut Origin)| {
+        let mut origin = origin();
+        change(&mut origin);
+        bench.open(&bench.bytes, &origin).err().unwrap()
     };
-    assert_eq!(other(|draft| draft.version = "1 2".into()), "it was packed by another version");
+    assert_eq!(other(|origin| origin.version = "1 2".into()), "it was packed by another version");
     for change in [
-        |draft: &mut Draft| draft.key = "l".into(),
-        |draft: &mut Draft| draft.quantize = Some("Q8_0".into()),
-        |draft: &mut Draft| draft.source = "/n.gguf".into(),
+        |origin: &mut Origin| origin.key = "l".into(),
+        |origin: &mut Origin| origin.quantize = Some("Q8_0".into()),
+        |origin: &mut Origin| origin.source = "/n.gguf".into(),
     ] {
         assert_eq!(other(change), "it was packed from other files than are there now");
     }
@@ -165,13 +165,16 @@ fn a_table_that_lies_is_refused_or_serves_nothing() {
         format!("\"at\":4096,\"bytes\":{max}"),
         format!("\"at\":{},\"bytes\":64", max - 63),
     ] {
-        let file = bench.open(&forged(&table.replace(&first, &lie), start), &draft()).unwrap();
+        let file = bench.open(&forged(&table.replace(&first, &lie), start), &origin()).unwrap();
         assert!(file.panels(0, "w0", WeightType::Q4K, [33, 512]).is_none(), "{lie}");
     }
     // Bytes that are there and are not that matrix's.
     let lie = table.replace(&first, "\"at\":4096,\"bytes\":64");
-    let shelf = Shelf { file: bench.open(&forged(&lie, start), &draft()).ok(), ..Shelf::default() };
-    assert!(shelf.take(&bench.ops, "w0", WeightType::Q4K, &[33, 512]).is_none());
+    let matrices = PackedMatrices {
+        file: bench.open(&forged(&lie, start), &origin()).ok(),
+        ..PackedMatrices::default()
+    };
+    assert!(matrices.take(&bench.ops, "w0", WeightType::Q4K, &[33, 512]).is_none());
     for lie in [
         "[1]",
         "{}",

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::file::{self, Draft, Named};
+use super::file::{self, Named, Origin};
 use super::store::Store;
 use super::{Packed, Stamp, State};
 use crate::small_file::staged;
@@ -30,7 +30,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 pub(super) struct Job {
     pub store: Store,
     pub path: PathBuf,
-    pub draft: Draft,
+    pub origin: Origin,
     /// The files of the weights as they were when they were opened.
     pub stamps: Vec<(PathBuf, Stamp)>,
     pub panels: Vec<Named>,
@@ -100,7 +100,7 @@ impl Job {
             }
         };
         // Another process may have written it meanwhile.
-        if file::draft(&self.path).is_ok_and(|draft| draft == self.draft) {
+        if file::origin(&self.path).is_ok_and(|origin| origin == self.origin) {
             return Ok(());
         }
         let bytes: usize = self.panels.iter().map(|(.., panels)| panels.len()).sum();
@@ -122,7 +122,7 @@ impl Job {
 
     fn write(&self, staged: &std::path::Path) -> io::Result<()> {
         let mut began = Instant::now();
-        file::write(staged, &self.draft, &self.panels, &mut || {
+        file::write(staged, &self.origin, &self.panels, &mut || {
             if STOP.load(SeqCst) {
                 return Err(io::Error::new(io::ErrorKind::Interrupted, "the process ended"));
             }
