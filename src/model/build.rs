@@ -230,7 +230,8 @@ impl TensorLoader<'_> {
         Ok(Linear { weight, scale, bias, outlier: outlier(part) })
     }
 
-    /// A matrix as it is computed with: from a packed file, or made. `heads`: interleaved rows go back to halves.
+    /// A matrix as it is computed with: from a packed file, or made. Interleaved rows of `heads` go back to
+    /// halves.
     fn matrix(&self, part: Part, weight: Pending, heads: Option<usize>) -> Result<Matrix> {
         let to = self.to.filter(|_| !stays_exact(part)).map(|to| at_least_6_bits_outside(part, to));
         let quantized = match (to, weight.shape.get(1)) {
