@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
+use crate::config::{Config, MixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{KvType, Ops};
 
@@ -53,8 +54,8 @@ pub struct Placement {
     pub compute: ComputeType,
     /// Whether the CPU computes exactly: if "float32" was asked for by name.
     exact: bool,
-    /// What the CPU keeps keys and values in.
-    kv: KvType,
+    /// What the CPU keeps keys and values in; `None`: what suits the model ([`Placement::for_model`]).
+    kv: Option<KvType>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,7 +84,6 @@ impl Placement {
             )));
         }
         let exact = compute == Some(ComputeType::F32);
-        let kv = kv.unwrap_or(if exact { KvType::F32 } else { KvType::BF16 });
         let compute = match (device, compute) {
             (Place::Cpu, None | Some(ComputeType::F32)) => ComputeType::F32,
             (Place::Cpu, Some(other)) => {
@@ -98,10 +98,22 @@ impl Placement {
         Ok(Placement { device, compute, exact, kv })
     }
 
+    /// The same with the type of keys and values that suits a model, if none was asked for. `plain_keys`: its
+    /// keys have neither biases nor norms.
+    #[must_use]
+    pub fn for_model(self, config: &Config, plain_keys: bool) -> Self {
+        let kv = match (self.kv, self.exact) {
+            (Some(kv), _) => kv,
+            (None, true) => KvType::F32,
+            (None, false) => suitable(config, plain_keys),
+        };
+        Placement { kv: Some(kv), ..self }
+    }
+
     /// What keys and values are kept in; on other devices than the CPU that is what is computed in.
     pub fn kv_name(&self) -> &'static str {
         match (self.device, self.compute) {
-            (Place::Cpu, _) => self.kv.name(),
+            (Place::Cpu, _) => self.kv.unwrap_or_default().name(),
             (_, ComputeType::F32) => KvType::F32.name(),
             (_, ComputeType::BF16) => KvType::BF16.name(),
             (_, ComputeType::F16) => "f16",
@@ -121,7 +133,7 @@ impl Placement {
     pub fn open(&self, threads: usize) -> Result<Ops> {
         let refused = |e: candle_core::Error| Error::device(format!("cannot open {}: {e}", self.name()));
         match self.device {
-            Place::Cpu => Ops::cpu_as(threads, self.kv, self.exact),
+            Place::Cpu => Ops::cpu_as(threads, self.kv.unwrap_or_default(), self.exact),
             Place::Cuda(i) => Ok(Ops::candle(Device::new_cuda(i).map_err(refused)?, self.compute.candle())),
             Place::Metal(i) => Ok(Ops::candle(Device::new_metal(i).map_err(refused)?, self.compute.candle())),
         }
@@ -138,6 +150,23 @@ fn parse_kv(name: &str) -> Result<Option<KvType>> {
             "kv_type {name:?} is not known; use \"auto\", \"int8\", \"bf16\" or \"f32\""
         ))),
     }
+}
+
+/// Dimensions of a head whose keys and values are bytes unless asked for: more are many for one scale.
+const WIDEST: usize = 128;
+
+/// Bytes, where they are known to do no harm (docs/kernels.md has the measurements). A bias of the keys is a
+/// large constant that turns with the position: it would take most of the steps that a byte has, and the rest
+/// of the key the few that are left (Qwen 2). Norms of queries and keys have weights that make scores large,
+/// and what is rounded off with them (Gemma 3, Qwen 3). A latent is keys and values at once, and is not one
+/// head's. What reads a text in one step keeps nothing.
+fn suitable(config: &Config, plain_keys: bool) -> KvType {
+    let fine = |mixer: &MixerConfig| match mixer.attention() {
+        Some(attention) => attention.head_dim <= WIDEST,
+        None => !matches!(mixer, MixerConfig::Latent(_)),
+    };
+    let all = config.layers.iter().filter_map(|layer| layer.mixer.as_ref()).all(fine);
+    if config.causal && plain_keys && all { KvType::I8 } else { KvType::BF16 }
 }
 
 fn automatic() -> Place {

@@ -144,7 +144,12 @@ mod stream {
 
         let model = LM.model().clone();
         let lm = Lm::start(model, &LmOptions { kv_memory: Some(1 << 20), ..LmOptions::default() }).unwrap();
-        let mut stream = lm.stream(String::from("abc"), GenerateOptions::default()).unwrap();
+        // Long, for an answer that ended by itself is not cancelled.
+        let long = GenerateOptions {
+            constraint: Some(Constraint::regex("[a-z]{1000,}")),
+            ..GenerateOptions::default()
+        };
+        let mut stream = lm.stream(String::from("abc"), long).unwrap();
         assert!(future::block_on(stream.next()).unwrap().unwrap().finish.is_none());
         drop(stream);
         while lm.stats().ended() == 0 {

@@ -46,9 +46,10 @@ class Model:
     - ``device``: "auto", "cpu", "cuda:0", "metal"; ``dtype``: what it computes in, "auto" for the device's
       best. On the CPU "float32" keeps keys and values exact and takes activations at 15 bits before quantized
       weights, instead of 8: slower, for comparisons.
-    - ``kv_type``: what the CPU keeps keys and values in. "int8" (a byte a number, keys rotated), "bf16"
-      (twice the memory), "f32" (four times, exact). "auto" is "bf16", and "f32" with ``dtype="float32"``.
-      Bytes are faster too; with SmolLM2 they do not show in perplexity, with Gemma 3 270M they do (+0.4 %).
+    - ``kv_type``: what the CPU keeps keys and values in. "int8" (a byte a number, keys rotated; faster too),
+      "bf16" (twice the memory), "f32" (four times, exact). "auto" is "int8" for models where that does not
+      show in perplexity (Llama, Mistral, SmolLM2), and "bf16" where keys have norms or biases (Qwen, Gemma) or
+      heads more than 128 dimensions, for latent attention and encoders; "f32" with ``dtype="float32"``.
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
     - ``threads``: CPU threads; None is one a physical core (of those that the process may use).

@@ -83,8 +83,8 @@ impl BoundAdapter {
         &self.notes
     }
 
-    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`. Unless the decoder computes
-    /// exactly, factors are kept in bfloat16.
+    /// Holds `file` against `decoder`; everything it adds is multiplied by `scale`. Factors are kept in
+    /// bfloat16 unless the decoder computes exactly.
     ///
     /// # Errors
     /// `UnsupportedModel` naming the module for what has no counterpart here; `ModelFile` for shapes of

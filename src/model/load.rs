@@ -11,13 +11,14 @@ use super::fingerprint::Identity;
 use super::packed::Packing;
 use super::{Decoder, Embedding, Model};
 use crate::config::generation::{self, Generation};
-use crate::config::{self, Config, json, quantization};
+use crate::config::{self, Config, Presence, json, quantization};
 use crate::device::{Placement, default_threads};
 use crate::error::{Context, Error, Result, quoted};
 use crate::hub::{self, Bar, HubOptions, Located, NoProgress, Progress};
 use crate::small_file::{TEXT_LIMIT, read_text};
 use crate::text::chat::{ChatTemplate, Own};
 use crate::text::tokenizer::Tokenizer;
+use crate::weights::names::{Names, Part};
 use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
 
 /// Files beside safetensors that decide about answers too.
@@ -217,7 +218,8 @@ impl Request {
     fn load(&self, located: &Located, options: &LoadOptions) -> Result<Model> {
         let files = Files::open(&located.path, self.chat_template.as_ref())?;
         let context_length = self.context_length(&files.config)?;
-        let ops = self.placement.open(self.threads)?;
+        let placement = self.placement.clone().for_model(&files.config, has_plain_keys(&files));
+        let ops = placement.open(self.threads)?;
         let eos_ids = files.eos_ids();
         check_tokenizer(&files)?;
         let share = files.weights.total_bytes() / files.config.layers.len() as u64;
@@ -234,7 +236,7 @@ impl Request {
                 false => Ok(()),
             }
         };
-        let identity = self.identity(&files, context_length)?;
+        let identity = self.identity(&files, &placement, context_length)?;
         let (weights, quantize) = (&*files.weights, self.quantize);
         let packing = Packing::new(options.packed_cache, weights, &files.config, quantize, &ops)?;
         let decoder = Decoder::build_from(
@@ -262,7 +264,7 @@ impl Request {
             revision: located.revision.clone(),
             identity,
             context_length,
-            placement: self.placement.clone(),
+            placement,
             weight_bytes,
             mapped_bytes: decoder.mapped_bytes() as u64,
             weight_types,
@@ -277,8 +279,8 @@ impl Request {
     }
 
     /// All that decides about an answer: weights, how they are computed with, tokenizer and template.
-    fn identity(&self, files: &Files, context_length: usize) -> Result<Identity> {
-        let Request { placement, quantize, chat_template, threads, .. } = self;
+    fn identity(&self, files: &Files, placement: &Placement, context_length: usize) -> Result<Identity> {
+        let Request { quantize, chat_template, threads, .. } = self;
         let options = format!("{placement:?} {quantize:?} {context_length} {chat_template:?}");
         let of_modules = files.embedding.iter().flat_map(Embedding::files);
         let named = of_modules.map(|path| (path.to_string_lossy().into_owned(), path.clone()));
@@ -295,6 +297,24 @@ impl Request {
             asked => Ok(asked.unwrap_or(config.context)),
         }
     }
+}
+
+/// Whether no layer's keys have a bias or a norm.
+fn has_plain_keys(files: &Files) -> bool {
+    let (config, weights) = (&files.config, &files.weights);
+    let names = Names::of(weights, config.post_norms(), config.names);
+    let has = |presence, part, at, kind| match presence {
+        Presence::Never => false,
+        Presence::Always => true,
+        Presence::IfStored => weights.contains(&names.name(weights, part, Some(at), kind)),
+    };
+    config.layers.iter().enumerate().all(|(at, layer)| {
+        layer.attention().is_none_or(|attention| {
+            let bias = [Part::K, Part::Qkv].map(|part| has(attention.qkv_bias, part, at, "bias"));
+            let norm = attention.plain_qk_norm || has(attention.qk_norm, Part::KNorm, at, "weight");
+            !bias[0] && !bias[1] && !norm
+        })
+    })
 }
 
 fn folder_of(path: &Path) -> &Path {

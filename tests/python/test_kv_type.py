@@ -1,4 +1,4 @@
-"""What keys and values are kept in: told, and part of what a prefix belongs to."""
+"""What keys and values are kept in: chosen by the model, told, and part of what a prefix belongs to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pytest
 import tallow
 from conftest import copy_family
 
+# Biases and norms of keys, a latent and wide heads keep bfloat16.
 KINDS = [
-    ("llama-gqa-tied", {}, "bf16"),
-    ("llama-gqa-tied", {"kv_type": "int8"}, "int8"),
+    ("llama-gqa-tied", {}, "int8"),
+    ("qwen2-tied", {}, "bf16"),
+    ("qwen3-yarn", {}, "bf16"),
+    ("gemma3-classic", {}, "bf16"),
+    ("glm4lite-latent", {}, "bf16"),
     ("gemma3-classic", {"kv_type": "int8"}, "int8"),
     ("glm4lite-latent", {"kv_type": "int8"}, "int8"),
     ("gemma4-ple", {"kv_type": "int8"}, "int8"),
