@@ -98,8 +98,8 @@ impl Placement {
         Ok(Placement { device, compute, exact, kv })
     }
 
-    /// The same with the type of keys and values that suits a model, if none was asked for. `plain_keys`: its
-    /// keys have neither biases nor norms.
+    /// The same with the type of keys and values that suits a model, if none was asked for. `plain_keys`: it
+    /// generates, and its keys have neither biases nor norms.
     #[must_use]
     pub fn for_model(self, config: &Config, plain_keys: bool) -> Self {
         let kv = match (self.kv, self.exact) {

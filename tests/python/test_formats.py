@@ -389,6 +389,15 @@ def test_types_that_only_the_notes_describe(kind):
     assert "maxLength" in text and "light red" in text
 
 
+@pytest.mark.parametrize("annotation", [dict[int, list], list[dict[float, Pet]], int | str, dict[str, Pet]])
+@pytest.mark.parametrize("kind", ["chat", "json"])
+def test_what_a_prompts_schema_leaves_out(kind, annotation):
+    """Keys that are numbers; and that DSPy reads the text of ``int | str`` once more, as JSON."""
+    made = dspy.Signature({"question": (str, dspy.InputField()), "value": (annotation, dspy.OutputField())})
+    here, elsewhere = (formats.find(prompt(ADAPTERS[kind], made), one) for one in (made, None))
+    assert here.constraint == elsewhere.constraint != {}
+
+
 @pytest.mark.parametrize(
     "annotation",
     [

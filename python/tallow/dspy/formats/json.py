@@ -74,7 +74,7 @@ def _value(field: Field, notes: list[str]) -> dict[str, Any]:
     if field.text and "anyOf" not in field.schema:
         return bounded({"minLength": 1, **field.schema})
     written = bounded(field.schema)
-    if field.text or field.annotation is Any:
+    if field.text or not field.schema:  # taken as it is; or any JSON, to which any reading comes
         return written
     return _top(written, field)
 

@@ -24,7 +24,7 @@ from dspy.adapters.types.code import Code  # type: ignore[import-untyped]
 from dspy.adapters.types.reasoning import Reasoning  # type: ignore[import-untyped]
 from dspy.adapters.utils import parse_value  # type: ignore[import-untyped]
 
-from ...schemas.bounded import Unsupported
+from ...schemas.bounded import KEYS, Unsupported
 from ...schemas.classes import Generator, constrained
 
 
@@ -33,7 +33,7 @@ class Field:
     """An output field."""
 
     name: str
-    #: Its Python type, or None where only a schema is known.
+    #: Its Python type; Any where only a schema is known.
     annotation: Any
     #: As pydantic gives it, with the field's own constraints.
     schema: dict[str, Any]
@@ -128,7 +128,7 @@ def from_note(name: str, kind: str | None, note: str) -> Field:
     if schema is not None:
         arguments = _arguments(kind or "")
         text = (kind or "").startswith("Union[") and {"str", "NoneType"} <= set(arguments)
-        return Field(name, Any, _numbers(json.loads(schema[1])), text=text)
+        return Field(name, Any, _keyed(_numbers(json.loads(schema[1])), kind or ""), text=text)
     one_of = re.search(r"must be one of: (.*)$", note, re.DOTALL)
     if one_of is not None:
         values = one_of[1].split("; ")
@@ -211,6 +211,18 @@ def _numbers(schema: Any) -> Any:
     if [one.get("type") for one in schema.get("anyOf", ())][:2] == ["number", "string"]:
         schema = {**schema, "anyOf": [one for one in schema["anyOf"] if one.get("type") != "string"]}
     return {key: _numbers(value) for key, value in schema.items()}
+
+
+def _keyed(schema: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The schema with the keys of ``dict[int, X]``, which only the type's name tells."""
+    found = re.fullmatch(r"(dict|list)\[(?:(int|float|bool|str), )?(.*)\]", kind, re.DOTALL)
+    if found is None:
+        return schema
+    inside = "items" if found[1] == "list" else "additionalProperties"
+    if isinstance(schema.get(inside), dict):
+        schema = {**schema, inside: _keyed(schema[inside], found[3])}
+    keys = {"int": "integer", "float": "number", "bool": "boolean"}.get(found[2] or "")
+    return {**schema, KEYS: {"type": keys}} if keys and schema.get("type") == "object" else schema
 
 
 def _arguments(kind: str) -> list[str]:
