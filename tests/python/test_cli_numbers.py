@@ -16,7 +16,7 @@ from tallow.cli import commands, info
 
 def test_info_is_for_a_person(smollm2):
     done = run("info", "smollm2")
-    for part in ("smollm2", smollm2.fingerprint, "llama", "8192 tokens", "hidden size", "180.0 MiB"):
+    for part in ("smollm2", smollm2.fingerprint, "llama", "8192 tokens", "hidden size", "92.8 MiB"):
         assert part in done.stdout
     assert "None" not in done.stdout and len(done.stdout.splitlines()) < 45
     assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == [

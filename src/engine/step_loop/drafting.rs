@@ -63,10 +63,10 @@ impl Engine {
     fn draft_by_model(&mut self, step: &mut Drafting, candidates: Vec<Candidate>) -> Vec<Candidate> {
         let Some(depth) = self.depth(step, &candidates) else { return candidates };
         let _span = trace::span("draft");
-        let (lines, others) = self.seat(step, &depth, candidates);
-        let lines = self.draft_deeper(step, depth.tokens, lines);
+        let (drafts, others) = self.seat(step, &depth, candidates);
+        let drafts = self.draft_deeper(step, depth.tokens, drafts);
         let (Some(drafter), Some(model)) = (&self.drafter, &self.draft_model) else { return others };
-        for ModelDraft { id, candidate, .. } in lines {
+        for ModelDraft { id, candidate, .. } in drafts {
             let mut drafted = model.drafted(id).to_vec();
             drafted.truncate(candidate.room);
             if let Some(draft) = drafter.enter(step, drafted) {
@@ -99,7 +99,7 @@ impl Engine {
         depth: &Depth,
         candidates: Vec<Candidate>,
     ) -> (Vec<ModelDraft>, Vec<Candidate>) {
-        let (mut lines, mut others) = (Vec::<ModelDraft>::new(), Vec::new());
+        let (mut drafts, mut others) = (Vec::<ModelDraft>::new(), Vec::new());
         let (mut budget, mut needed) = (CHUNK, Vec::new());
         let gain = depth.gain_of_one(candidates.len());
         for candidate in candidates {
@@ -123,26 +123,27 @@ impl Engine {
                 Some((grammar, rows, closes)) => {
                     budget -= rows;
                     needed.push(it.id);
-                    lines.push(ModelDraft { id: it.id, candidate, grammar, rows, closes });
+                    drafts.push(ModelDraft { id: it.id, candidate, grammar, rows, closes });
                 }
                 None => others.push(candidate),
             }
         }
-        (lines, others)
+        (drafts, others)
     }
 
-    /// Drafts up to `depth` tokens for each of `lines`, a token for all of them with each step of the draft
+    /// Drafts up to `depth` tokens for each of `drafts`, a token for all of them with each step of the draft
     /// model; returns those for which there is a draft.
     fn draft_deeper(
         &mut self,
         step: &mut Drafting,
         depth: usize,
-        mut lines: Vec<ModelDraft>,
+        mut drafts: Vec<ModelDraft>,
     ) -> Vec<ModelDraft> {
-        let (Some(drafter), Some(model)) = (&mut self.drafter, &mut self.draft_model) else { return lines };
-        let needed: Vec<u64> = lines.iter().map(|line| line.id).collect();
+        let (Some(drafter), Some(model)) = (&mut self.drafter, &mut self.draft_model) else { return drafts };
+        let needed: Vec<u64> = drafts.iter().map(|draft| draft.id).collect();
         for _ in 0..depth {
-            let rows: Vec<_> = lines.iter().filter(|line| line.rows > 0).map(|it| (it.id, it.rows)).collect();
+            let rows: Vec<_> =
+                drafts.iter().filter(|draft| draft.rows > 0).map(|it| (it.id, it.rows)).collect();
             if rows.is_empty() {
                 break;
             }
@@ -150,26 +151,26 @@ impl Engine {
             let Ok(output) = model.forward(&rows) else {
                 // Nothing is known of what it has computed. The account has it tried again, or not.
                 model.retain(|_| false);
-                lines.clear();
+                drafts.clear();
                 break;
             };
             let mut at = 0;
-            for line in lines.iter_mut().filter(|line| line.rows > 0) {
-                if !std::mem::take(&mut line.closes) {
-                    line.rows = 0;
+            for draft in drafts.iter_mut().filter(|draft| draft.rows > 0) {
+                if !std::mem::take(&mut draft.closes) {
+                    draft.rows = 0;
                     continue;
                 }
                 model.load(&output, at);
                 at += 1;
-                let it = &self.running[line.candidate.sequence];
-                let (tokens, row) = (model.tokens(line.id), model.row());
-                let propose = |scratch: &mut Logits| it.propose(line.grammar.as_mut(), tokens, row, scratch);
+                let it = &self.running[draft.candidate.sequence];
+                let (tokens, row) = (model.tokens(draft.id), model.row());
+                let propose = |scratch: &mut Logits| it.propose(draft.grammar.as_mut(), tokens, row, scratch);
                 let proposed = self.scratch.lend(propose).unwrap_or_default();
-                let room = line.candidate.room > model.drafted(line.id).len() + proposed.len();
-                model.append(line.id, &proposed);
-                let fits = room && model.fits(model.tokens(line.id).len());
-                let goes_on = fits && !proposed.is_empty() && model.provide(line.id, &needed);
-                (line.rows, line.closes) = (if goes_on { proposed.len() } else { 0 }, goes_on);
+                let room = draft.candidate.room > model.drafted(draft.id).len() + proposed.len();
+                model.append(draft.id, &proposed);
+                let fits = room && model.fits(model.tokens(draft.id).len());
+                let goes_on = fits && !proposed.is_empty() && model.provide(draft.id, &needed);
+                (draft.rows, draft.closes) = (if goes_on { proposed.len() } else { 0 }, goes_on);
             }
             let took = model.runner().step_time().unwrap_or_else(|| begin.elapsed());
             model.runner().recycle(output);
@@ -177,7 +178,7 @@ impl Engine {
             self.stats.draft_steps += 1;
             self.stats.drafting += took;
         }
-        lines
+        drafts
     }
 
     /// What came of the drafts.
