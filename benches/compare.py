@@ -296,15 +296,21 @@ class Run:
                 turn += 1
                 self.compare(question, answers)
         if US in self.engines and 8000 in self.plan.depths and self.prompts.model.context_length > 8000:
-            progress("keys and values at 8,000 tokens")
-            question = self.prompts.one("kept", "depth", 8000, 1)
-            self.found.add("kept", US, self.engines[US].ask("kept", TIMEOUT, ids=question.arguments["ids"]))
+            self.ask_kept(self.engines[US])
         for name, engine in list(self.engines.items()):
             try:
                 for figure, value in engine.ask("peak", TIMEOUT).items():
                     self.found.add(f"{figure} at the end", name, value)
             except Failed as error:
                 self.fail(name, error)
+
+    def ask_kept(self, engine: Engine) -> None:
+        progress("keys and values at 8,000 tokens")
+        ids = self.prompts.one("kept", "depth", 8000, 1).arguments["ids"]
+        try:
+            self.found.add("kept", US, engine.ask("kept", TIMEOUT, ids=ids))
+        except Failed as error:
+            self.fail(US, error, "kept: ")  # what the rounds have found is not lost with it
 
     def ask(self, engine: Engine, question: Question) -> dict[str, Any] | None:
         kind = (engine.name, question.do, question.size)

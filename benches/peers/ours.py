@@ -6,6 +6,7 @@ no drafts unless TALLOW_BENCH_DRAFTS is set.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -45,8 +46,10 @@ class Peer:
     def kept(self, ids: list[int]) -> float:
         """Bytes of keys and values after this prompt, as a multiple of those in bfloat16."""
         taken = []
+        options = {"kv_memory": "1GiB", "progress": False, "speculation": False}  # an engine of its own
         for kv_type in ("auto", "bf16"):
-            with tallow.Model(self.path, progress=False, kv_type=kv_type, speculation=False) as model:
+            model = tallow.Model(self.path, kv_type=kv_type, **options)
+            with contextlib.closing(model):
                 self.ask(model, ids, 1)
                 taken.append(model.stats()["touched_kv_bytes"])
         return taken[0] / taken[1]
