@@ -3,12 +3,12 @@
 #
 # Usual guess: the object is read once, and a text that the schema allows is the field's value.
 # Seen (dspy 3.4.1): the text is read a second time, as JSON that is repaired first. So "see [4]" becomes a list and is refused, though it
-#   keeps to the schema that DSPy itself sent; "12" becomes the number 12, and "true" is refused. With `| None` in the
-#   union nothing of it happens: the text is taken as it is.
+#   keeps to the schema that DSPy itself sent; and "12" becomes the number 12. With `| None` in the union nothing of it
+#   happens: the text is taken as it is.
 #
 # Output seen:
-#   int | str          'see [4]' refused            'size {M}' refused            '12' 12               'plain' 'plain'
-#   int | str | None   'see [4]' 'see [4]'          'size {M}' 'size {M}'         '12' '12'             'plain' 'plain'
+#   int | str          'see [4]' refused              'size {M}' refused              '12' 12                   'plain' 'plain'
+#   int | str | None   'see [4]' 'see [4]'            'size {M}' 'size {M}'           '12' '12'                 'plain' 'plain'
 #
 # Exits with 0 if it is still so, with 1 if not.
 set -euo pipefail

@@ -48,8 +48,9 @@ class Model:
       weights, instead of 8: slower, for comparisons.
     - ``kv_type``: what the CPU keeps keys and values in. "int8" (a byte a number, keys rotated; faster too),
       "bf16" (twice the memory), "f32" (four times, exact). "auto" is "int8" for models where that does not
-      show in perplexity (Llama, Mistral, SmolLM2), and "bf16" where keys have norms or biases (Qwen, Gemma) or
-      heads more than 128 dimensions, for latent attention and embedders; "f32" with ``dtype="float32"``.
+      show in perplexity (Llama, Mistral, SmolLM2), and "bf16" for those whose keys have norms or biases
+      (Qwen, Gemma) or more than 128 dimensions a head, for latent attention and embedders; "f32" with
+      ``dtype="float32"``.
     - ``quantize``: pack full-precision weights at load ("q8_0", "q4_0", ...); None keeps them as they are.
     - ``context_length``: tokens of one conversation; None is what the model was made for.
     - ``threads``: CPU threads; None is one a physical core (of those that the process may use).
