@@ -98,14 +98,15 @@ impl Placement {
         Ok(Placement { device, compute, exact, kv })
     }
 
-    /// The same with the type of keys and values that suits a model, if none was asked for. `plain_keys`: it
-    /// generates, and its keys have neither biases nor norms.
+    /// The same with the type of keys and values that suits a model, if none was asked for. `plain_keys`: its
+    /// keys have neither biases nor norms. `embeds`: it is made for vectors.
     #[must_use]
-    pub fn for_model(self, config: &Config, plain_keys: bool) -> Self {
+    pub fn for_model(self, config: &Config, plain_keys: bool, embeds: bool) -> Self {
         let kv = match (self.kv, self.exact) {
             (Some(kv), _) => kv,
             (None, true) => KvType::F32,
-            (None, false) => suitable(config, plain_keys),
+            (None, false) if plain_keys && !embeds => suitable(config),
+            (None, false) => KvType::BF16,
         };
         Placement { kv: Some(kv), ..self }
     }
@@ -159,14 +160,14 @@ const WIDEST: usize = 128;
 /// large constant that turns with the position: it would take most of the steps that a byte has, and the rest
 /// of the key the few that are left (Qwen 2). Norms of queries and keys have weights that make scores large,
 /// and what is rounded off with them (Gemma 3, Qwen 3). A latent is keys and values at once, and is not one
-/// head's. What reads a text in one step keeps nothing.
-fn suitable(config: &Config, plain_keys: bool) -> KvType {
+/// head's. A vector is the last state itself, where rounding shows more than in a choice between tokens.
+fn suitable(config: &Config) -> KvType {
     let fine = |mixer: &MixerConfig| match mixer.attention() {
         Some(attention) => attention.head_dim <= WIDEST,
         None => !matches!(mixer, MixerConfig::Latent(_)),
     };
     let all = config.layers.iter().filter_map(|layer| layer.mixer.as_ref()).all(fine);
-    if config.causal && plain_keys && all { KvType::I8 } else { KvType::BF16 }
+    if config.causal && all { KvType::I8 } else { KvType::BF16 }
 }
 
 fn automatic() -> Place {

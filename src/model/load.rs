@@ -218,10 +218,8 @@ impl Request {
     fn load(&self, located: &Located, options: &LoadOptions) -> Result<Model> {
         let files = Files::open(&located.path, self.chat_template.as_ref())?;
         let context_length = self.context_length(&files.config)?;
-        // An embedding is the last state itself, where rounding shows more than in a choice between tokens.
         let embeds = files.embedding.as_ref().is_ok_and(Embedding::is_described);
-        let suits_bytes = !embeds && has_plain_keys(&files);
-        let placement = self.placement.clone().for_model(&files.config, suits_bytes);
+        let placement = self.placement.clone().for_model(&files.config, has_plain_keys(&files), embeds);
         let ops = placement.open(self.threads)?;
         let eos_ids = files.eos_ids();
         check_tokenizer(&files)?;

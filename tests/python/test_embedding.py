@@ -247,7 +247,7 @@ def test_the_fingerprint_knows_the_modules(model, tmp_path):
 def test_a_folder_without_modules(tmp_path):
     """The mean, or what a lone 1_Pooling says, as it always was."""
     folder = copy_family("llama-gqa-tied", tmp_path / "plain")
-    mean = tallow.Model(folder, kv_type="bf16").embed(["a text"])  # as what is made for vectors has
+    mean = tallow.Model(folder, kv_type="bf16").embed(["a text"])  # the default of embedders
     write(folder, {"1_Pooling/config.json": {"pooling_mode_lasttoken": True}})
     last = tallow.Model(folder, threads=1)
     assert last.kv_type == "bf16"

@@ -10,7 +10,7 @@ import pytest
 import tallow
 from conftest import copy_family
 
-# Biases and norms of keys, a latent and wide heads keep bfloat16.
+# Biases and norms of keys and a latent keep bfloat16.
 KINDS = [
     ("llama-gqa-tied", {}, "int8"),
     ("qwen2-tied", {}, "bf16"),
