@@ -640,12 +640,12 @@ fn repositories_without_a_model_say_why() {
 fn a_quantized_checkpoint_is_refused_before_its_weights_are_fetched() {
     let hub = safetensors();
     let config =
-        br#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}, "x": NaN}"#;
+        br#"{"quantization_config": {"quant_method": "hqq", "bits": 4, "group_size": 128}, "x": NaN}"#;
     hub.state.lock().unwrap().files.insert("config.json".into(), config.to_vec());
     let error = hub.error("org/name");
     assert_eq!(error.kind(), ErrorKind::UnsupportedModel, "{error:?}");
     assert!(
-        error.message().starts_with("org/name: ") && error.message().contains("GPTQ, 4 bits, group 128"),
+        error.message().starts_with("org/name: ") && error.message().contains("is quantized with HQQ"),
         "{error}"
     );
     assert_eq!(hub.served("model.safetensors"), 0);

@@ -25,10 +25,13 @@
 //!
 //! # What is run
 //!
-//! MXFP4 in a family whose experts have tensors for it (gpt-oss).
+//! MXFP4 in a family whose experts have tensors for it (gpt-oss); and what [`run`] makes rules of, by which
+//! [`Weights::join`](crate::weights::Weights::join) takes the tensors of each module together.
 //!
 //! A file beside the weights counts only where the tensors show that they are packed: transformers never
 //! reads those, and some lie beside plain weights.
+
+mod run;
 
 use std::path::Path;
 
@@ -37,6 +40,7 @@ use serde_json::{Map, Value};
 use super::family::Family;
 use super::json::{read_object, shown};
 use crate::error::{Context, Error, Result, quoted, shortened};
+use crate::weights::quantized::Quantization;
 
 type Object = Map<String, Value>;
 
@@ -48,17 +52,39 @@ const KEYS: [&str; 3] = ["quantization_config", "quantization", "compression_con
 const FILES: [(&str, &str); 3] =
     [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), ("hf_quant_config.json", "modelopt")];
 
-/// Refuses a `config.json` that says its weights are quantized.
+/// How a `config.json` says that its weights are quantized; `None` if they are not, or as its family has them
+/// anyway.
 ///
 /// # Errors
-/// `UnsupportedModel` that names the method with its numbers.
-pub fn check(root: &Object) -> Result<()> {
+/// `UnsupportedModel` that names a method that is not run, with its numbers, or a key of one that is.
+pub fn read(root: &Object) -> Result<Option<Quantization>> {
     let inner = INNER.iter().filter_map(|key| root.get(*key)?.as_object());
-    let said = std::iter::once(root).chain(inner).find_map(|object| {
+    let mut said: Vec<(&Value, String)> = Vec::new();
+    for object in std::iter::once(root).chain(inner) {
         let stated = KEYS.iter().filter_map(|key| object.get(*key));
-        stated.filter(|value| !is_run(value, object)).find_map(|value| describe(value, None))
-    });
-    said.map_or(Ok(()), |words| Err(refusal(&words)))
+        for value in stated.filter(|value| !is_run(value, object)) {
+            if let Some(words) = describe(value, None) {
+                said.push((value, words));
+            }
+        }
+    }
+    let Some((value, words)) = said.first() else { return Ok(None) };
+    // MLX writes a copy for transformers.
+    if let Some((_, other)) = said.iter().find(|(other, _)| other != value) {
+        return Err(Error::unsupported(format!(
+            "the checkpoint is quantized with {words}, and with {other} too; only one is run at a time"
+        )));
+    }
+    quantization(value, words, None).map(Some)
+}
+
+/// What a method that is run says of modules.
+fn quantization(value: &Value, title: &str, method: Option<&str>) -> Result<Quantization> {
+    let config = value.as_object().ok_or_else(|| refusal(title))?;
+    let rules = run::rules(&plain_name(config, method).unwrap_or_default(), config);
+    let said = format!("the checkpoint is quantized with {title}");
+    let (rules, complete) = rules.context(said)?.ok_or_else(|| refusal(title))?;
+    Ok(Quantization { title: title.to_owned(), rules, complete })
 }
 
 /// Whether the family of `object` reads weights that are quantized as `value` says.
@@ -69,21 +95,21 @@ fn is_run(value: &Value, object: &Object) -> bool {
     method.is_some_and(|method| method.eq_ignore_ascii_case("mxfp4")) && family.is_some_and(Family::has_mxfp4)
 }
 
-/// Refuses a folder whose weights are packed, where a file beside them says how.
+/// As [`read`], of a folder whose weights are packed, where a file beside them says how.
 ///
 /// # Errors
-/// `UnsupportedModel` that names the file, and the method with its numbers; `ModelFile` if the file cannot be
-/// read.
-pub fn check_files(folder: &Path) -> Result<()> {
+/// As [`read`], with the file's name; `ModelFile` if the file cannot be read.
+pub fn read_files(folder: &Path) -> Result<Option<Quantization>> {
     for (name, method) in FILES {
         let path = folder.join(name);
-        if let Some(object) = read_object(&path)?
-            && let Some(words) = describe(&Value::Object(object), Some(method))
-        {
-            return Err(refusal(&words)).context(path.display());
+        if let Some(object) = read_object(&path)? {
+            let value = Value::Object(object);
+            if let Some(words) = describe(&value, Some(method)) {
+                return quantization(&value, &words, Some(method)).map(Some).context(path.display());
+            }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The one sentence about weights in a format that is not run.
@@ -102,15 +128,14 @@ fn describe(value: &Value, method: Option<&str>) -> Option<String> {
         Value::Object(config) => config,
         other => return Some(format!("a method that is given as {}", shown(other))),
     };
-    let name = named(config).or(method.map(str::to_string));
-    let Some(name) = name.or_else(|| recognized(config).map(str::to_string)) else {
+    let Some(name) = name_of(config, method) else {
         let keys: Vec<_> = config.keys().map(String::as_str).collect();
         return Some(format!(
             "a method that it does not name (it gives {})",
             shortened(keys.join(", "), 100)
         ));
     };
-    let plain = name.to_ascii_lowercase().replace('_', "-");
+    let plain = plain_name(config, method).unwrap_or_default();
     match METHODS.iter().find(|method| method.names.contains(&plain.as_str())) {
         None => Some(format!("the method {}", quoted(&name))),
         Some(method) => match method.words {
@@ -118,6 +143,17 @@ fn describe(value: &Value, method: Option<&str>) -> Option<String> {
             Words::Own(words) => words(config).map(|own| listed(method.title, own.into_iter().map(Some))),
         },
     }
+}
+
+/// The method: what the configuration says, what a file of its name is, or what its keys tell.
+fn name_of(config: &Object, method: Option<&str>) -> Option<String> {
+    let name = named(config).or(method.map(str::to_string));
+    name.or_else(|| recognized(config).map(str::to_string))
+}
+
+/// The same in lower case, `_` as `-`.
+fn plain_name(config: &Object, method: Option<&str>) -> Option<String> {
+    Some(name_of(config, method)?.to_ascii_lowercase().replace('_', "-"))
 }
 
 fn listed(title: &str, words: impl Iterator<Item = Option<String>>) -> String {
@@ -366,8 +402,22 @@ mod tests {
     use crate::error::ErrorKind;
 
     /// What is said of a `config.json` with this text as one of its members.
-    fn said(member: &str) -> Result<()> {
-        check(&object(&format!("{{\"model_type\": \"llama\", {member}}}")).unwrap())
+    fn said(member: &str) -> Result<Option<Quantization>> {
+        read(&object(&format!("{{\"model_type\": \"llama\", {member}}}")).unwrap())
+    }
+
+    /// How it is called, and whether it is run. What is not is refused by that name.
+    fn called(member: &str) -> (String, bool) {
+        match said(member) {
+            Ok(how) => (format!("with {},", how.expect(member).title), true),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::UnsupportedModel, "{member}: {error}");
+                let told = error.message();
+                let ends = told.ends_with("the original model or a GGUF file of it");
+                assert!(ends && told.len() < 300, "{member}: {told}");
+                (told.to_string(), false)
+            }
+        }
     }
 
     #[test]
@@ -460,14 +510,8 @@ mod tests {
             (r#""level": 9, "ratio": 2"#, "does not name (it gives level, ratio),"),
         ];
         for (config, words) in cases {
-            let error = said(&format!("\"quantization_config\": {{{config}}}")).expect_err(config);
-            let told = error.message();
-            assert_eq!(error.kind(), ErrorKind::UnsupportedModel, "{config}: {error}");
-            assert!(
-                told.contains(words) && told.ends_with("the original model or a GGUF file of it"),
-                "{config}: {told}"
-            );
-            assert!(told.len() < 300, "{told}");
+            let (told, _) = called(&format!("\"quantization_config\": {{{config}}}"));
+            assert!(told.contains(words), "{config}: {told}");
         }
     }
 
@@ -511,11 +555,70 @@ mod tests {
         ];
         for (config, words) in cases {
             for key in KEYS {
-                let error = said(&format!(r#""{key}": {{"quant_method": "compressed-tensors", {config}}}"#))
-                    .expect_err(&config);
-                assert!(error.message().contains(words), "{config}: {error}");
+                let (told, _) =
+                    called(&format!(r#""{key}": {{"quant_method": "compressed-tensors", {config}}}"#));
+                assert!(told.contains(words), "{config}: {told}");
             }
         }
+    }
+
+    /// What of a method that is run is not: named, whether it is a value or a key.
+    #[test]
+    fn what_is_not_read_of_a_method_that_is_run_is_named() {
+        let int4 = r#""num_bits": 4, "type": "int", "strategy": "group", "group_size": 32"#;
+        let compressed = |weights: &str, more: &str| {
+            let group = format!(r#"{{"targets": ["Linear"], "weights": {{{weights}}}}}"#);
+            let method = r#""quant_method": "compressed-tensors", "format": "pack-quantized""#;
+            format!(r#"{method}, "config_groups": {{"a": {group}}}{more}"#)
+        };
+        let cases = [
+            (compressed(int4, ""), None),
+            (compressed(int4, r#", "shuffle": 3"#), Some(r#""shuffle": 3, which is not understood"#)),
+            (compressed(&format!(r#"{int4}, "actorder": "group""#), ""), Some(r#"actorder: "group""#)),
+            (compressed(&format!(r#"{int4}, "dynamic": true"#), ""), Some("dynamic: true")),
+            (compressed(&int4.replace("32", "0"), ""), Some("group_size: 0, which is no size")),
+            (compressed(&int4.replace("4,", "9,"), ""), Some("num_bits: 9")),
+            (compressed(int4, r#", "ignore": ["re:(?=a)"]"#), Some("a regular expression that is not read")),
+            (compressed(int4, r#", "ignore": [7]"#), Some("a target of the quantization is 7")),
+            (compressed(int4, r#", "quantization_status": "frozen""#), Some("is not run yet")),
+            (r#""quant_method": "gptq", "bits": 5"#.into(), Some("bits: 5; one of [2, 3, 4, 8]")),
+            (r#""quant_method": "gptq", "group_size": 32"#.into(), Some("does not say bits")),
+            (
+                r#""quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin""#.into(),
+                Some("\"marlin\""),
+            ),
+            (r#""quant_method": "gptq", "bits": 4, "pack_dtype": "int16""#.into(), Some("pack_dtype")),
+            (r#""quant_method": "gptq", "bits": 4, "wings": 2"#.into(), Some("\"wings\": 2")),
+            (r#""quant_method": "awq", "bits": 4, "version": "gemv_fast""#.into(), Some("\"gemv_fast\"")),
+            (r#""quant_method": "awq", "bits": 8"#.into(), Some("bits: 8")),
+            (r#""bits": 4, "group_size": 64, "mode": "mxfp8""#.into(), Some("mode: \"mxfp8\"")),
+            (r#""bits": 4, "group_size": 64, "lm_head": 5"#.into(), Some("lm_head: 5")),
+            (r#""bits": 7, "group_size": 64"#.into(), Some("bits: 7")),
+            (r#""load_in_4bit": true, "extra": 1"#.into(), Some("\"extra\": 1")),
+            (r#""quant_method": "fp8", "expert_dtype": "fp4""#.into(), Some("expert_dtype: \"fp4\"")),
+            (
+                r#""quant_method": "fp8", "weight_block_size": [128]"#.into(),
+                Some("the size of a block is [128]"),
+            ),
+            (r#""quant_method": "modelopt", "quant_algo": "W4A8_AWQ""#.into(), Some("is not run yet")),
+            (
+                r#""quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 32"#.into(),
+                Some("group_size: 32"),
+            ),
+        ];
+        for (config, words) in cases {
+            let told = said(&format!("\"quantization_config\": {{{config}}}"));
+            match words {
+                None => assert!(told.unwrap().is_some(), "{config}"),
+                Some(words) => {
+                    let error = told.expect_err(&config);
+                    assert!(error.message().contains(words), "{config}: {error}");
+                }
+            }
+        }
+        let two =
+            r#""quantization": {"bits": 4}, "quantization_config": {"quant_method": "gptq", "bits": 4}"#;
+        assert!(said(two).unwrap_err().message().contains("GPTQ, 4 bits, and with MLX, 4 bits too"));
     }
 
     #[test]
@@ -535,7 +638,8 @@ mod tests {
             r#"{"quant_method": "modelopt", "quant_algo": null, "kv_cache_quant_algo": "FP8"}"#.into(),
         ] {
             for key in KEYS {
-                said(&format!("\"{key}\": {value}")).unwrap_or_else(|error| panic!("{value}: {error}"));
+                let how = said(&format!("\"{key}\": {value}"));
+                assert!(how.unwrap_or_else(|error| panic!("{value}: {error}")).is_none(), "{value}");
             }
         }
     }
@@ -563,38 +667,46 @@ mod tests {
             r#""quantization_config": "MLX""#,
             r#""compression_config": [4]"#,
         ] {
-            let error = said(member).expect_err(member);
-            assert_eq!(error.kind(), ErrorKind::UnsupportedModel, "{member}: {error}");
+            let found = said(member);
+            assert!(!matches!(found, Ok(None)), "{member}");
         }
         // Another part of a wrapper is not run, and may be as it likes.
-        said(r#""vision_config": {"quantization_config": {"quant_method": "gptq"}}"#).unwrap();
+        let other = said(r#""vision_config": {"quantization_config": {"quant_method": "gptq"}}"#);
+        assert!(other.unwrap().is_none());
     }
 
     #[test]
     fn files_beside_the_weights() {
         let folder = tempfile::tempdir().unwrap();
-        check_files(folder.path()).unwrap();
+        assert!(read_files(folder.path()).unwrap().is_none());
         for (name, text, words) in [
             (
                 "quantize_config.json",
                 r#"{"bits": 4, "group_size": 128, "sym": true}"#,
-                Some("GPTQ, 4 bits, group 128,"),
+                Some("GPTQ, 4 bits, group 128"),
             ),
-            ("quantize_config.json", r#"{"quant_method": "awq", "bits": 4}"#, Some("AWQ, 4 bits,")),
+            ("quantize_config.json", r#"{"quant_method": "awq", "bits": 4}"#, Some("AWQ, 4 bits")),
             ("quantize_config.json", "{", Some("not valid JSON")),
-            ("quant_config.json", r#"{"w_bit": 4, "q_group_size": 128}"#, Some("AWQ, 4 bits, group 128,")),
+            ("quantize_config.json", r#"{"bits": 4, "level": 9}"#, Some("has \"level\": 9, which is not")),
+            ("quant_config.json", r#"{"w_bit": 4, "q_group_size": 128}"#, Some("AWQ, 4 bits, group 128")),
             (
                 "hf_quant_config.json",
                 r#"{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}"#,
-                Some("ModelOpt, NVFP4,"),
+                Some("ModelOpt, NVFP4"),
             ),
             ("hf_quant_config.json", r#"{"producer": {}, "quantization": {"quant_algo": null}}"#, None),
         ] {
             let path = folder.path().join(name);
             std::fs::write(&path, text).unwrap();
-            let told = check_files(folder.path()).err().map(|error| error.message().to_string());
+            let told = match read_files(folder.path()) {
+                Ok(how) => how.map(|how| how.title),
+                Err(error) => {
+                    assert!(error.message().contains(name), "{error}");
+                    Some(error.message().to_string())
+                }
+            };
             let right = match (&told, words) {
-                (Some(told), Some(words)) => told.contains(words) && told.contains(name),
+                (Some(told), Some(words)) => told.contains(words),
                 (told, words) => told.is_none() && words.is_none(),
             };
             assert!(right, "{name} {text}: {told:?}");

@@ -248,7 +248,7 @@ impl Wish<'_> {
     /// is the loader's to refuse.
     fn check_config(&self, path: &Path) -> Result<()> {
         match json::read_object(path) {
-            Ok(Some(root)) => quantization::check(&root).context(self.repo),
+            Ok(Some(root)) => quantization::read(&root).map(drop).context(self.repo),
             _ => Ok(()),
         }
     }

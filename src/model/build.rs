@@ -244,6 +244,7 @@ impl TensorLoader<'_> {
             return Ok(matrix);
         }
         let mut weight = weight.make();
+        weight.data.ready()?;
         if let Some(heads) = heads {
             weight = self.deinterleave(&weight, heads)?;
         }

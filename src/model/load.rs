@@ -31,6 +31,9 @@ const COMPANIONS: &[&str] = &[
     "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
 ];
 
 /// And those in it, with any name.
@@ -251,6 +254,7 @@ impl Request {
         )?;
         let (weight_bytes, weight_types) = stored(&decoder);
         let mut notes = notes(&decoder, context_length);
+        notes.extend(notes_of_quantized(weights, self.quantize.filter(|_| decoder.quantized() > 0)));
         if let Some(to) = self.quantize.filter(|_| decoder.quantized() == 0) {
             notes.push(format!(
                 "quantize changed nothing: the weights are quantized already, or too narrow for {to}"
@@ -377,16 +381,20 @@ impl Files {
                 folder.display()
             ))
         })?;
-        quantization::check(&root).context(config_path.display())?;
+        let quantization = quantization::read(&root).context(config_path.display())?;
         let config = config::hf::parse_object(&root).context(config_path.display())?;
         let generation_path = folder.join("generation_config.json");
         let generation = match read_text(&generation_path, TEXT_LIMIT)? {
             Some(text) => Generation::parse(&text).context(generation_path.display())?,
             None => Generation::default(),
         };
-        let weights = safetensors::open(path)?;
-        if weights.packed().is_some() {
-            quantization::check_files(folder)?;
+        let mut weights = safetensors::open(path)?;
+        let quantization = match quantization {
+            None if weights.packed().is_some() => quantization::read_files(folder)?,
+            said => said,
+        };
+        if let Some(how) = &quantization {
+            weights.join(how)?;
         }
         Ok(Files {
             embedding: Embedding::from_folder(folder, &config),
@@ -469,6 +477,28 @@ fn notes(decoder: &Decoder, context_length: usize) -> Vec<String> {
         notes.push("a base model without a head: it makes vectors and no text".into());
     }
     notes.extend(config.ropes.first().and_then(|rope| rope.note(context_length)));
+    notes
+}
+
+/// How a quantized checkpoint was read; `to`: what was quantized while loading.
+fn notes_of_quantized(weights: &Weights, to: Option<WeightType>) -> Vec<String> {
+    let Some(kept) = weights.kept_as() else { return vec![] };
+    let mut notes = vec![format!("the checkpoint is quantized with {kept}")];
+    if let (Some((count, from, into)), None) = (weights.widened(), to) {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        notes.push(format!(
+            "{count} quantized matrices have no smaller exact form here than floats, and take {:.1} MiB of memory \
+             instead of {:.1}",
+            mib(into),
+            mib(from)
+        ));
+    }
+    if let Some(to) = to {
+        notes.push(format!(
+            "the weights were rounded twice: by who quantized the checkpoint, and to {to} while loading; the \
+             original model rounded once is nearer to it"
+        ));
+    }
     notes
 }
 

@@ -202,7 +202,9 @@ impl Place {
         let quantize = quantize.map(|to| to.name().to_owned());
         let version = format!("{} {layout}", env!("CARGO_PKG_VERSION"));
         let name = format!("{:?} {quantize:?} {version}", source.as_os_str().as_encoded_bytes());
-        let key = format!("{config:?} {:?}", stamps.iter().map(|(_, stamp)| stamp).collect::<Vec<_>>());
+        let how = weights.quantization();
+        let key =
+            format!("{config:?} {how:?} {:?}", stamps.iter().map(|(_, stamp)| stamp).collect::<Vec<_>>());
         Ok(Place {
             path: store.path(&hex(&Sha256::digest(name), 32)),
             store,

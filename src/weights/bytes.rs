@@ -1,4 +1,5 @@
-//! Shared read-only bytes: a range of a memory-mapped file, or of a vector.
+//! Shared read-only bytes: a range of a memory-mapped file, of a vector, or of one that is made when it is first
+//! read.
 //!
 //! [`Bytes`] is what every weight tensor holds. Cloning and slicing cost a reference count, so a model of
 //! many gigabytes is "loaded" as soon as its header is read; the pages come in when they are first touched,
@@ -16,7 +17,7 @@
 use std::fs::{File, Metadata};
 use std::ops::{Deref, Range};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 
@@ -32,6 +33,25 @@ enum Owner {
     // Boxed: whoever holds bytes in memory has no use for its room.
     Map { map: memmap2::Mmap, data: Box<Metadata> },
     Vec(Vec<u8>),
+    Made(Made),
+}
+
+/// Bytes whose number is known and that are made when they are first read.
+struct Made {
+    len: usize,
+    bytes: OnceLock<Result<Vec<u8>>>,
+    make: Box<dyn Fn() -> Result<Vec<u8>> + Send + Sync>,
+}
+
+impl Made {
+    fn bytes(&self) -> &Result<Vec<u8>> {
+        self.bytes.get_or_init(|| match (self.make)() {
+            Ok(bytes) if bytes.len() != self.len => {
+                Err(Error::internal(format!("{} bytes were made instead of {}", bytes.len(), self.len)))
+            }
+            made => made,
+        })
+    }
 }
 
 impl Owner {
@@ -39,6 +59,15 @@ impl Owner {
         match self {
             Owner::Map { map, .. } => map,
             Owner::Vec(vec) => vec,
+            // Who reads what may fail asks `ready` first.
+            Owner::Made(made) => made.bytes().as_deref().unwrap_or_default(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Owner::Made(made) => made.len,
+            other => other.bytes().len(),
         }
     }
 }
@@ -75,8 +104,33 @@ impl Bytes {
         Bytes::whole(Owner::Vec(bytes))
     }
 
+    /// `len` bytes that `make` gives once they are read, which must be after [`Bytes::ready`].
+    pub fn made(len: usize, make: impl Fn() -> Result<Vec<u8>> + Send + Sync + 'static) -> Bytes {
+        Bytes::whole(Owner::Made(Made { len, bytes: OnceLock::new(), make: Box::new(make) }))
+    }
+
+    /// Makes what is made when it is first read.
+    ///
+    /// # Errors
+    /// Those of its maker; without this call the bytes would read as none.
+    pub fn ready(&self) -> Result<()> {
+        match &*self.owner {
+            Owner::Made(made) => made.bytes().as_ref().map(|_| ()).map_err(Error::clone),
+            Owner::Map { .. } | Owner::Vec(_) => Ok(()),
+        }
+    }
+
+    /// How many there are; makes none.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
     fn whole(owner: Owner) -> Bytes {
-        let range = 0..owner.bytes().len();
+        let range = 0..owner.len();
         Bytes { owner: Arc::new(owner), range }
     }
 
@@ -101,7 +155,7 @@ impl Bytes {
     pub fn metadata(&self) -> Option<&Metadata> {
         match &*self.owner {
             Owner::Map { data, .. } => Some(data),
-            Owner::Vec(_) => None,
+            Owner::Vec(_) | Owner::Made(_) => None,
         }
     }
 
@@ -159,6 +213,25 @@ mod tests {
         for range in [0..7, 7..7, 5..4, usize::MAX..usize::MAX] {
             assert!(part.slice(range.clone()).is_err(), "{range:?}");
         }
+    }
+
+    #[test]
+    fn what_is_made_is_made_once_and_may_fail() {
+        let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = count.clone();
+        let made = Bytes::made(4, move || {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok(vec![1, 2, 3, 4])
+        });
+        let part = made.slice(1..3).unwrap();
+        assert_eq!((made.len(), part.len(), count.load(std::sync::atomic::Ordering::Relaxed)), (4, 2, 0));
+        made.ready().unwrap();
+        assert_eq!((&*part, &*made), (&[2, 3][..], &[1, 2, 3, 4][..]));
+        assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 1);
+        assert!(Bytes::made(3, || Ok(vec![1])).ready().is_err(), "fewer than promised");
+        let failed = Bytes::made(3, || Err(Error::model_file("broken")));
+        assert_eq!(failed.ready().unwrap_err().message(), "broken");
+        assert!(failed[..].is_empty() && failed.len() == 3);
     }
 
     #[test]

@@ -16,17 +16,20 @@ pub mod gguf;
 pub mod names;
 mod packed;
 pub mod quantize;
+pub mod quantized;
 pub mod safetensors;
 pub mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::bytes::Bytes;
 pub use self::dtype::WeightType;
 pub use self::gguf::{Gguf, Metadata};
 use self::packed::Beside;
+use self::quantized::Quantization;
 use self::write::StoredType;
 use crate::error::{Context, Error, Result, quoted};
 
@@ -165,6 +168,10 @@ pub struct Weights {
     source: PathBuf,
     files: Vec<(PathBuf, Bytes)>,
     tensors: BTreeMap<String, Entry>,
+    /// How the tensors were taken together that are one matrix.
+    quantization: Option<Quantization>,
+    /// Where the tensors that were taken together begin and end, by file.
+    joined_borders: Vec<(usize, [usize; 2])>,
 }
 
 /// Where a tensor is. Readers check an entry before they insert it.
@@ -193,11 +200,19 @@ enum Stored {
     F64,
     /// A type that is not read: its name, and its id where the format has one.
     Other(String),
+    /// Several tensors that are one matrix; the entry has no bytes of its own.
+    Joined(Arc<quantized::Matrix>),
 }
 
 impl Weights {
     fn new(source: &Path) -> Self {
-        Weights { source: source.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() }
+        Weights {
+            source: source.to_path_buf(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            quantization: None,
+            joined_borders: Vec::new(),
+        }
     }
 
     /// Adds a file and returns its index for [`Entry::file`].
@@ -252,6 +267,7 @@ impl Weights {
                 (WeightType::F32, Bytes::from_vec(narrowed))
             }
             Stored::Other(stored) => return Err(self.unsupported(name, stored).context(path.display())),
+            Stored::Joined(matrix) => return matrix.tensor().context(path.display()),
         };
         Ok(WeightTensor { name: name.to_owned(), dtype, shape: entry.shape.clone(), data })
     }
@@ -299,6 +315,9 @@ impl Weights {
                 return Err(self.unsupported(name, stored).context(path.display()));
             }
             Stored::Other(stored) => StoredType::Other(stored.clone()),
+            Stored::Joined(_) => {
+                return Err(self.unsupported(name, "several tensors").context(path.display()));
+            }
         };
         Ok((dtype, &entry.shape, bytes.slice(entry.range.clone()).context(path.display())?))
     }
@@ -368,9 +387,11 @@ impl Weights {
     pub fn extents(&self) -> Vec<(&Path, &[u8], Vec<usize>)> {
         let mut extents: Vec<_> =
             self.files.iter().map(|(path, bytes)| (path.as_path(), &**bytes, vec![0, bytes.len()])).collect();
-        for entry in self.tensors.values() {
-            if let Some((_, _, borders)) = extents.get_mut(entry.file) {
-                borders.extend([entry.range.start, entry.range.end]);
+        let of_tensors =
+            self.tensors.values().map(|entry| (entry.file, [entry.range.start, entry.range.end]));
+        for (file, ends) in of_tensors.chain(self.joined_borders.iter().copied()) {
+            if let Some((_, _, borders)) = extents.get_mut(file) {
+                borders.extend(ends);
             }
         }
         for (_, bytes, borders) in &mut extents {
@@ -383,6 +404,10 @@ impl Weights {
 
     /// Bytes of all tensors, as stored.
     pub fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
+        let bytes = |entry: &Entry| match &entry.stored {
+            Stored::Joined(matrix) => matrix.bytes() as u64,
+            _ => entry.range.len() as u64,
+        };
+        self.tensors.values().map(bytes).sum()
     }
 }

@@ -536,6 +536,8 @@ const HARMLESS: &[&str] = &[
     ".k_cache_scale",
     ".v_cache_scale",
     ".input_scale",
+    ".input_global_scale",
+    ".activation_scale",
 ];
 
 /// Heads that make no tokens, by the start of their tensors' names.

@@ -1,0 +1,221 @@
+//! A quantized matrix in a form that is computed with: the smallest one whose weights are the same.
+//!
+//! | weights | kept as |
+//! |---|---|
+//! | whole numbers q - z from -8 to 7, by groups of a multiple of 32 with a scale that is an f16 | Q4_0 |
+//! | the same from -16 to 15, or from -128 to 127 | Q5_0, Q8_0 |
+//! | scale q + bias, both f16, q of up to 4 bits or of 5 | Q4_1, Q5_1 |
+//! | E2M1 by 32 with a power of two | MXFP4 |
+//! | what BF16 or F16 holds, by the bits of scales and codes | BF16, F16 |
+//! | all else | F32, by the formula in f32 |
+
+use super::codes::Packing;
+use super::grid::{Span, Zeros};
+use super::{Grid, Groups, Levels, Matrix, WeightType};
+use crate::error::{Error, Result};
+
+/// The values of a 4-bit float (E2M1), by its code.
+pub(super) const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Rows that are unpacked together.
+const STRIP: usize = 32;
+
+/// The type that a matrix is kept as.
+///
+/// # Errors
+/// `ModelFile` when a scale is not a finite number, weights would be beyond f32, or a zero point has two
+/// meanings.
+pub(super) fn choose(matrix: &Matrix) -> Result<WeightType> {
+    let scales = matrix.scales.span()?;
+    let blocks = matrix.groups.fill_blocks(matrix.shape[1]);
+    let (products, packed) = match &matrix.levels {
+        Levels::Integers(zeros) => {
+            let [least, greatest] = zeros.range()?;
+            let range = [-greatest, (matrix.codes.packing.values() - 1) as i32 - least];
+            (scales.times(whole_numbers(range)), scales.half.then(|| symmetric(range)).flatten())
+        }
+        Levels::Affine(biases) => {
+            let biases = biases.span()?;
+            let packed = match matrix.codes.packing.values() {
+                _ if !scales.half || !biases.half => None,
+                0..=16 => Some(WeightType::Q4_1),
+                32 => Some(WeightType::Q5_1),
+                _ => None,
+            };
+            // A sum may take more bits than either of its terms.
+            (Span { top: scales.top * 255.0 + biases.top, lowest: 0, bits: 24, half: false }, packed)
+        }
+        Levels::Table(table) => {
+            let mut levels = Span::default();
+            table.iter().filter(|level| level.is_finite()).for_each(|level| levels.add(*level));
+            (scales.times(levels), is_mxfp4(matrix, table).then_some(WeightType::Mxfp4))
+        }
+    };
+    if !products.top.is_finite() {
+        return Err(Error::model_file("its scales make weights that are beyond f32; the file is damaged"));
+    }
+    Ok(packed.filter(|_| blocks).unwrap_or_else(|| float(products)))
+}
+
+/// The format of blocks whose codes hold these whole numbers.
+fn symmetric([least, greatest]: [i32; 2]) -> Option<WeightType> {
+    let sizes = [(WeightType::Q4_0, 8), (WeightType::Q5_0, 16), (WeightType::Q8_0, 128)];
+    sizes.into_iter().find(|(_, half)| least >= -half && greatest < *half).map(|(dtype, _)| dtype)
+}
+
+fn whole_numbers([least, greatest]: [i32; 2]) -> Span {
+    let top = least.unsigned_abs().max(greatest.unsigned_abs());
+    Span { top: top as f32, lowest: 0, bits: 32 - top.leading_zeros() as i32, half: false }
+}
+
+/// The smallest float that holds numbers of this kind.
+fn float(products: Span) -> WeightType {
+    match products {
+        Span { bits: ..=8, lowest: -133.., .. } => WeightType::BF16,
+        Span { bits: ..=11, lowest: -24.., top: ..=65_504.0, .. } => WeightType::F16,
+        _ => WeightType::F32,
+    }
+}
+
+fn is_mxfp4(matrix: &Matrix, table: &[f32]) -> bool {
+    let plain = matrix.scales.outer == 1.0 && matrix.scales.power([0, 0]).is_some();
+    let groups = matches!(matrix.groups, Groups::Blocks { rows: 1, columns } if columns.is_multiple_of(32));
+    plain && groups && table == E2M1
+}
+
+/// The bytes of a matrix in the type that was chosen for it.
+///
+/// # Errors
+/// `ModelFile` when a code is no number (NaN of E4M3); `OutOfMemory` when there is no room.
+pub(super) fn make(matrix: &Matrix, dtype: WeightType) -> Result<Vec<u8>> {
+    let [n, k] = matrix.shape;
+    let size = dtype.row_bytes(k).and_then(|row| row.checked_mul(n)).unwrap_or(0);
+    let mut out = Vec::new();
+    out.try_reserve_exact(size)
+        .map_err(|_| Error::out_of_memory(format!("{} MiB for a matrix cannot be had", size >> 20)))?;
+    let mut codes = vec![0; STRIP.min(n) * k];
+    for first in (0..n).step_by(STRIP) {
+        let rows = first..n.min(first + STRIP);
+        let codes = &mut codes[..rows.len() * k];
+        matrix.codes.fill(rows.clone(), codes);
+        for (row, codes) in rows.zip(codes.chunks_exact(k.max(1))) {
+            match dtype.is_quantized() {
+                true => blocks(matrix, dtype, row, codes, &mut out),
+                false => floats(matrix, dtype, row, codes, &mut out)?,
+            }
+        }
+    }
+    matrix.codes.data.release();
+    Ok(out)
+}
+
+fn floats(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    let mut column = 0;
+    while column < codes.len() {
+        let (cell, end) = matrix.groups.at(row, column);
+        let (end, scale) = (end.min(codes.len()), matrix.scales.at(cell));
+        let group = &codes[column..end];
+        match &matrix.levels {
+            Levels::Integers(zeros) => {
+                let zero = zeros.at(cell);
+                group.iter().for_each(|code| put(dtype, scale * (i32::from(*code) - zero) as f32, out));
+            }
+            Levels::Affine(biases) => {
+                let bias = biases.at(cell);
+                group.iter().for_each(|code| put(dtype, scale * f32::from(*code) + bias, out));
+            }
+            Levels::Table(table) => {
+                for code in group {
+                    let level = table.get(usize::from(*code)).copied().unwrap_or(f32::NAN);
+                    if !level.is_finite() {
+                        return Err(Error::model_file(format!(
+                            "row {row} holds the byte {code:#04x}, which is no number; the file is damaged"
+                        )));
+                    }
+                    put(dtype, scale * level, out);
+                }
+            }
+        }
+        column = end;
+    }
+    Ok(())
+}
+
+fn put(dtype: WeightType, value: f32, out: &mut Vec<u8>) {
+    match dtype {
+        // Exact, or it would not have been chosen.
+        WeightType::BF16 => out.extend_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes()),
+        WeightType::F16 => out.extend_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+        _ => out.extend_from_slice(&value.to_le_bytes()),
+    }
+}
+
+fn blocks(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mut Vec<u8>) {
+    for (at, block) in codes.as_chunks::<32>().0.iter().enumerate() {
+        let (cell, _) = matrix.groups.at(row, 32 * at);
+        if dtype == WeightType::Mxfp4 {
+            out.push(matrix.scales.power(cell).unwrap_or(0));
+            out.extend_from_slice(&nibbles(block));
+            continue;
+        }
+        out.extend_from_slice(&half(&matrix.scales, cell));
+        match &matrix.levels {
+            Levels::Integers(zeros) => centered(dtype, block, zeros, cell, out),
+            Levels::Affine(biases) => {
+                out.extend_from_slice(&half(biases, cell));
+                if dtype == WeightType::Q5_1 {
+                    out.extend_from_slice(&fifths(block));
+                }
+                out.extend_from_slice(&nibbles(block));
+            }
+            Levels::Table(_) => {}
+        }
+    }
+}
+
+/// Exact, or it would not have been chosen.
+fn half(grid: &Grid, cell: [usize; 2]) -> [u8; 2] {
+    half::f16::from_f32(grid.at(cell)).to_le_bytes()
+}
+
+fn centered(dtype: WeightType, block: &[u8; 32], zeros: &Zeros, cell: [usize; 2], out: &mut Vec<u8>) {
+    let zero = zeros.at(cell);
+    let middle = match dtype {
+        WeightType::Q4_0 => 8,
+        WeightType::Q5_0 => 16,
+        _ => 0,
+    };
+    let quants = block.map(|code| (i32::from(code) - zero + middle) as u8);
+    match dtype {
+        WeightType::Q8_0 => out.extend_from_slice(&quants),
+        WeightType::Q5_0 => {
+            out.extend_from_slice(&fifths(&quants));
+            out.extend_from_slice(&nibbles(&quants));
+        }
+        _ => out.extend_from_slice(&nibbles(&quants)),
+    }
+}
+
+/// The low nibbles of two halves, side by side.
+fn nibbles(quants: &[u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|i| quants[i] & 15 | quants[i + 16] << 4)
+}
+
+/// Bit 4 of each.
+fn fifths(quants: &[u8; 32]) -> [u8; 4] {
+    (0..).zip(quants).fold(0, |all: u32, (i, quant)| all | u32::from(quant >> 4 & 1) << i).to_le_bytes()
+}
+
+impl Packing {
+    /// How many codes there can be.
+    fn values(self) -> usize {
+        match self {
+            Packing::Rows { bits, .. } | Packing::Words { bits, .. } | Packing::Down { bits, .. } => {
+                1 << bits
+            }
+            Packing::Awq { .. } | Packing::HighFirst => 16,
+            Packing::Bytes { .. } => 256,
+        }
+    }
+}
