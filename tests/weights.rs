@@ -28,7 +28,8 @@ use tallow::weights::{Bytes, Gguf, WeightTensor, WeightType, Weights, safetensor
 fn dequantization_equals_the_reference() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quant");
     let mut failed = Vec::new();
-    for ty in WeightType::ALL.into_iter().filter(|ty| *ty != WeightType::F32) {
+    let others = |ty: &WeightType| ty.ggml_id().is_some() && *ty != WeightType::F32;
+    for ty in WeightType::ALL.into_iter().filter(others) {
         let name = format!("{}.safetensors", ty.name().to_lowercase());
         let bytes = std::fs::read(folder.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let golden = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -137,7 +137,7 @@ unsafe fn multiply_panel<S: Simd, T: Tiles, K: Kind>(
     let scales = scratch.panels[panel].scales.as_ptr().cast::<f32>();
     let ring = scratch.ring.0.as_mut_ptr();
     let (a, k, next_row) = (x.q.cast::<u8>(), x.k, x.blocks * META);
-    let b = match K::MIN {
+    let b = match K::MIN && !K::WIDE {
         true => scratch.panels[panel].codes.as_ptr(),
         false => scratch.signed[panel].as_ptr().cast(),
     };
@@ -168,7 +168,11 @@ unsafe fn multiply_panel<S: Simd, T: Tiles, K: Kind>(
             }
             let total = ring.add(dot % RING).cast::<u8>();
             let scale = S::load(scales.add(dot * 2 * LANES));
-            let offset = S::load(scales.add(dot * 2 * LANES + LANES));
+            let mut offset = S::load(scales.add(dot * 2 * LANES + LANES));
+            if K::MIN && K::WIDE {
+                // As in `tile`: what was taken away from the codes.
+                offset = S::fma(scale, S::splat(128.0), offset);
+            }
             let (block, sum) = if K::HALVES { (dot / 2, 2 + dot % 2) } else { (dot, 1) };
             let mut meta = x.meta.add(block * META);
             each_row!(I => {

@@ -97,7 +97,7 @@ impl<Q: Layout> Parts for Tiered<Q> {
     }
 
     fn make_signed(&self, block: &Work<'_>, scratch: &mut Scratch) {
-        if !Q::MIN {
+        if !Q::MIN || Q::WIDE {
             make_signed(self.isa, block, scratch);
         }
     }

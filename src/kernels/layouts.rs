@@ -68,6 +68,11 @@ pub(super) enum Scales {
     ByteMin,
     /// Times a nibble for 16 weights, and a minimum of the same kind.
     NibbleMin16,
+    /// A half float and a zero point, a byte, for 32 weights.
+    DZero,
+    /// A float for 32 weights, or one for each 16.
+    Wide,
+    Wide16,
 }
 
 /// A packed layout: constants, from which packing, unpacking and the kernels are generated.
@@ -82,10 +87,12 @@ pub(super) trait Layout: 'static {
 
     /// Sub-blocks of a unit.
     const SUBS: usize = Self::TYPE.block_len() / SUB;
-    const MIN: bool = matches!(Self::SCALES, Scales::DMin | Scales::ByteMin | Scales::NibbleMin16);
+    /// What is added to scaled codes is of each group: a minimum, or a zero point times the scale.
+    const MIN: bool =
+        matches!(Self::SCALES, Scales::DMin | Scales::ByteMin | Scales::NibbleMin16 | Scales::DZero);
     /// Scales serve 16 weights.
-    const HALVES: bool = matches!(Self::SCALES, Scales::Byte16 | Scales::NibbleMin16);
-    /// Codes may be above 127.
+    const HALVES: bool = matches!(Self::SCALES, Scales::Byte16 | Scales::NibbleMin16 | Scales::Wide16);
+    /// Codes may be above 127: products take them less 128, also where there are minima.
     const WIDE: bool = Self::ZERO == 128;
     /// The greatest code.
     const GREATEST: usize = match Self::LEVELS {
@@ -103,20 +110,30 @@ pub(super) trait Layout: 'static {
             _ => all,
         }
     };
-    /// Bytes of `d` of a row.
-    const D_BYTES: usize = if matches!(Self::SCALES, Scales::Power) { 1 } else { 2 };
+    /// Bytes of `d` of a row, and of what the head has besides.
+    const D_BYTES: usize = match Self::SCALES {
+        Scales::Power => 1,
+        Scales::Wide | Scales::Wide16 => 4,
+        _ => 2,
+    };
+    const MORE_BYTES: usize = match Self::SCALES {
+        Scales::DMin | Scales::ByteMin | Scales::NibbleMin16 => 2,
+        Scales::DZero => 1,
+        Scales::Wide16 => 4,
+        _ => 0,
+    };
     /// Bytes of the parts, for sixteen rows.
-    const HEAD: usize = LANES * Self::D_BYTES * if Self::MIN { 2 } else { 1 };
+    const HEAD: usize = LANES * (Self::D_BYTES + Self::MORE_BYTES);
     const SCALE_BYTES: usize = match Self::SCALES {
-        Scales::D | Scales::Power | Scales::DMin => 0,
+        Scales::D | Scales::Power | Scales::DMin | Scales::DZero | Scales::Wide | Scales::Wide16 => 0,
         Scales::Byte => LANES,
         _ => 2 * LANES,
     };
     const SUB_BYTES: usize = Self::SCALE_BYTES + LANES * SUB * Self::BITS / 8;
     const UNIT: usize = Self::HEAD + Self::SUBS * Self::SUB_BYTES;
 
-    /// The block's `d` (`D_BYTES` of it), and its minimum (or `dmin`).
-    fn head(block: &[u8]) -> [[u8; 2]; 2];
+    /// The block's `d` (`D_BYTES` of it), and its minimum (or `dmin`), zero point or second `d` (`MORE_BYTES`).
+    fn head(block: &[u8]) -> [[u8; 4]; 2];
     /// The small scales (and minima) of sub-block `sub`, as stored: `SCALE_BYTES / 16` bytes.
     fn scales(block: &[u8], sub: usize) -> [u8; 2];
     /// The codes of weights `4g..4g + 4` of sub-block `sub`, a byte each.
@@ -133,6 +150,14 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 fn half(bytes: &[u8], at: usize) -> [u8; 2] {
     [bytes[at], bytes[at + 1]]
 }
+
+/// A half float of a head.
+fn pair(bytes: &[u8], at: usize) -> [u8; 4] {
+    [bytes[at], bytes[at + 1], 0, 0]
+}
+
+/// Nothing in a head.
+const NONE: [u8; 4] = [0; 4];
 
 /// Nibbles: the low ones are weights 0 to 15, the high ones 16 to 31.
 fn nibbles(bytes: &[u8], at: usize, g: usize) -> u32 {
@@ -171,7 +196,7 @@ macro_rules! layout {
             const ZERO: u8 = $zero;
             $(const LEVELS: Option<&'static [u8; 16]> = Some(&$levels);)?
             #[inline(always)]
-            fn head($block: &[u8]) -> [[u8; 2]; 2] {
+            fn head($block: &[u8]) -> [[u8; 4]; 2] {
                 $head
             }
             #[inline(always)]
@@ -186,46 +211,54 @@ macro_rules! layout {
     };
 }
 
-layout!(Q4_0, 4, D, zero 8; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
-layout!(Q4_1, 4, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2], nibbles(b, 4, g));
-layout!(Q5_0, 5, D, zero 16; |b, s, g| [half(b, 0), [0; 2]], [0; 2],
+layout!(Q4_0, 4, D, zero 8; |b, s, g| [pair(b, 0), NONE], [0; 2], nibbles(b, 2, g));
+layout!(Q4_1, 4, DMin, zero 0; |b, s, g| [pair(b, 0), pair(b, 2)], [0; 2], nibbles(b, 4, g));
+layout!(Q5_0, 5, D, zero 16; |b, s, g| [pair(b, 0), NONE], [0; 2],
     nibbles(b, 6, g) | bit_per_byte(word(b, 2) >> (4 * g)) << 4);
-layout!(Q5_1, 5, DMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)], [0; 2],
+layout!(Q5_1, 5, DMin, zero 0; |b, s, g| [pair(b, 0), pair(b, 2)], [0; 2],
     nibbles(b, 8, g) | bit_per_byte(word(b, 4) >> (4 * g)) << 4);
-layout!(Q8_0, 8, D, zero 128; |b, s, g| [half(b, 0), [0; 2]], [0; 2], word(b, 2 + 4 * g) ^ 0x8080_8080);
-layout!(Iq4Nl, 4, D, zero 128, levels IQ4; |b, s, g| [half(b, 0), [0; 2]], [0; 2], nibbles(b, 2, g));
-layout!(Mxfp4, 4, Power, zero 16, levels MXFP4; |b, s, g| [[b[0], 0], [0; 2]], [0; 2], nibbles(b, 1, g));
-layout!(Q2K, 2, NibbleMin16, zero 0; |b, s, g| [half(b, 80), half(b, 82)], [b[2 * s], b[2 * s + 1]],
+layout!(Q8_0, 8, D, zero 128; |b, s, g| [pair(b, 0), NONE], [0; 2], word(b, 2 + 4 * g) ^ 0x8080_8080);
+layout!(Iq4Nl, 4, D, zero 128, levels IQ4; |b, s, g| [pair(b, 0), NONE], [0; 2], nibbles(b, 2, g));
+layout!(Mxfp4, 4, Power, zero 16, levels MXFP4; |b, s, g| [[b[0], 0, 0, 0], NONE], [0; 2], nibbles(b, 1, g));
+layout!(Q2K, 2, NibbleMin16, zero 0; |b, s, g| [pair(b, 80), pair(b, 82)], [b[2 * s], b[2 * s + 1]],
     k_pairs(b, 16, s, g));
-layout!(Q3K, 3, Byte16, zero 4; |b, s, g| [half(b, 108), [0; 2]],
+layout!(Q3K, 3, Byte16, zero 4; |b, s, g| [pair(b, 108), NONE],
     {
         let scales = q3_k_scales(b[96..].first_chunk().unwrap_or(&[0; 12]));
         [scales[2 * s] as u8, scales[2 * s + 1] as u8]
     },
     k_pairs(b, 32, s, g) | k_bits(b, 0, s, g) << 2);
-layout!(Q4K, 4, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
+layout!(Q4K, 4, ByteMin, zero 0; |b, s, g| [pair(b, 0), pair(b, 2)],
     {
         let (scales, mins) = k_scales_mins(b[4..].first_chunk().unwrap_or(&[0; 12]));
         [scales[s], mins[s]]
     },
     k_nibbles(b, 16, s, g));
-layout!(Q5K, 5, ByteMin, zero 0; |b, s, g| [half(b, 0), half(b, 2)],
+layout!(Q5K, 5, ByteMin, zero 0; |b, s, g| [pair(b, 0), pair(b, 2)],
     {
         let (scales, mins) = k_scales_mins(b[4..].first_chunk().unwrap_or(&[0; 12]));
         [scales[s], mins[s]]
     },
     k_nibbles(b, 48, s, g) | k_bits(b, 16, s, g) << 4);
-layout!(Q6K, 6, Byte16, zero 32; |b, s, g| [half(b, 208), [0; 2]], [b[192 + 2 * s], b[193 + 2 * s]],
+layout!(Q6K, 6, Byte16, zero 32; |b, s, g| [pair(b, 208), NONE], [b[192 + 2 * s], b[193 + 2 * s]],
 {
     let low = word(b, 64 * (s / 4) + 32 * (s % 2) + 4 * g) >> (4 * (s % 4 / 2)) & 0x0f0f_0f0f;
     low | k_pairs(b, 128, s, g) << 4
 });
-layout!(Iq4Xs, 4, Byte, zero 128, levels IQ4; |b, s, g| [half(b, 0), [0; 2]],
+layout!(Iq4Xs, 4, Byte, zero 128, levels IQ4; |b, s, g| [pair(b, 0), NONE],
     {
         let (high, low) = (half(b, 2), b[4..].first_chunk().unwrap_or(&[0; 4]));
         [iq4_xs_scales(&high, low)[s] as u8, 0]
     },
     nibbles(b, 8 + 16 * s, g));
+
+// Of no file; what is multiplied less 128 has a minimum all the same.
+layout!(Q8Min, 8, DMin, zero 128; |b, s, g| [pair(b, 0), pair(b, 2)], [0; 2], word(b, 4 + 4 * g));
+layout!(Q4Zero, 4, DZero, zero 0; |b, s, g| [pair(b, 0), [b[2], 0, 0, 0]], [0; 2], nibbles(b, 3, g));
+layout!(Q8Wide, 8, Wide, zero 128; |b, s, g| [word(b, 0).to_le_bytes(), NONE], [0; 2],
+    word(b, 4 + 4 * g) ^ 0x8080_8080);
+layout!(Fp4Wide, 4, Wide16, zero 16, levels MXFP4; |b, s, g| [word(b, 0).to_le_bytes(), word(b, 4).to_le_bytes()],
+    [0; 2], nibbles(b, 8, g));
 
 /// The codes of one row in a sub-block, in as many words as its bits fill; those behind are zero.
 pub(super) type Words = [u32; GROUPS];
@@ -278,13 +311,24 @@ pub(super) fn row_of_sub<Q: Layout>(unit: &[u8], sub: usize, r: usize, out: &mut
     let (scales, codes) = unit[at..at + Q::SUB_BYTES].split_at(Q::SCALE_BYTES);
     let d = match Q::SCALES {
         Scales::Power => half_of_e8m0(unit[r]),
+        Scales::Wide | Scales::Wide16 => f32::from_bits(word(unit, 4 * r)),
         _ => f16_to_f32(half(unit, 2 * r)),
     };
-    let m = if Q::MIN { f16_to_f32(half(unit, 32 + 2 * r)) } else { 0.0 };
+    let m = match Q::MORE_BYTES {
+        2 => f16_to_f32(half(unit, 32 + 2 * r)),
+        4 => f32::from_bits(word(unit, 4 * LANES + 4 * r)),
+        _ => 0.0,
+    };
+    let zero = match Q::SCALES {
+        Scales::DZero => unit[32 + r],
+        _ if Q::MIN => 0,
+        _ => Q::ZERO,
+    };
     for g in 0..GROUPS {
         let byte = scales.get(LANES * if Q::HALVES { g / 4 } else { 0 } + r).copied().unwrap_or(0);
         let (scale, min) = match Q::SCALES {
-            Scales::D | Scales::Power | Scales::DMin => (d, m),
+            Scales::D | Scales::Power | Scales::DMin | Scales::DZero | Scales::Wide => (d, m),
+            Scales::Wide16 => (if g < GROUPS / 2 { d } else { m }, 0.0),
             Scales::Byte | Scales::Byte16 => (d * f32::from(byte as i8), 0.0),
             Scales::ByteMin => (d * f32::from(byte), -(m * f32::from(scales[LANES + r]))),
             Scales::NibbleMin16 => (d * f32::from(byte & 15), -(m * f32::from(byte >> 4))),
@@ -292,8 +336,8 @@ pub(super) fn row_of_sub<Q: Layout>(unit: &[u8], sub: usize, r: usize, out: &mut
         let codes = get::<Q>(codes, r, g).to_le_bytes();
         for (out, code) in out[4 * g..4 * g + 4].iter_mut().zip(codes) {
             let code = Q::LEVELS.map_or(code, |levels| levels[usize::from(code & 15)]);
-            let value = scale * (i32::from(code) - i32::from(Q::ZERO)) as f32;
-            *out = if Q::MIN { value + min } else { value };
+            let value = scale * (i32::from(code) - i32::from(zero)) as f32;
+            *out = if Q::MIN && Q::SCALES != Scales::DZero { value + min } else { value };
         }
     }
 }
@@ -324,6 +368,10 @@ macro_rules! with_layout {
             Type::Iq4Nl => call!(Iq4Nl),
             Type::Iq4Xs => call!(Iq4Xs),
             Type::Mxfp4 => call!(Mxfp4),
+            Type::Q8Min => call!(Q8Min),
+            Type::Q4Zero => call!(Q4Zero),
+            Type::Q8Wide => call!(Q8Wide),
+            Type::Fp4Wide => call!(Fp4Wide),
         }
     }};
 }
@@ -348,7 +396,7 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const RUN: usize> Ki
     const RUN: usize = RUN;
 }
 
-/// Runs the expression for the kind of a layout: there are eight of them, which spares the compiler five
+/// Runs the expression for the kind of a layout: there are nine of them, which spares the compiler eight
 /// copies.
 macro_rules! with_kind {
     ($q:ident, $kind:ident => $call:expr) => {{
@@ -363,7 +411,8 @@ macro_rules! with_kind {
             (false, false, 4) => call!(false, false, false, 4),
             (false, false, _) => call!(false, false, true, 1),
             (false, true, 8) => call!(false, true, false, 8),
-            (false, true, _) => call!(false, true, false, 4),
+            (false, true, 4) => call!(false, true, false, 4),
+            (false, true, _) => call!(false, true, true, 1),
             (true, false, 4) => call!(true, false, false, 4),
             (true, false, _) => call!(true, false, false, 2),
             (true, true, _) => call!(true, true, false, 4),

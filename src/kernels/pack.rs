@@ -148,11 +148,10 @@ fn pack_panel<Q: Layout>(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
     let block_bytes = Q::TYPE.block_bytes();
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (block, unit) in row.chunks_exact(block_bytes).zip(out.chunks_exact_mut(Q::UNIT)) {
-            let [d, min] = Q::head(block);
+            let [d, more] = Q::head(block);
             unit[Q::D_BYTES * r..][..Q::D_BYTES].copy_from_slice(&d[..Q::D_BYTES]);
-            if Q::MIN {
-                unit[32 + 2 * r..34 + 2 * r].copy_from_slice(&min);
-            }
+            let at = LANES * Q::D_BYTES + Q::MORE_BYTES * r;
+            unit[at..at + Q::MORE_BYTES].copy_from_slice(&more[..Q::MORE_BYTES]);
             for (sub, part) in unit[Q::HEAD..].chunks_exact_mut(Q::SUB_BYTES).enumerate() {
                 let (scales, codes) = part.split_at_mut(Q::SCALE_BYTES);
                 let small = Q::scales(block, sub);

@@ -6,9 +6,11 @@
 //! For each 32 (or 16) weights that share a scale:
 //!
 //! ```text
-//! dot  = sum of code * byte             exact, in i32; without a minimum: of (code - zero) * byte
+//! dot  = sum of code * byte             exact, in i32; without a minimum, and of codes above 127: of
+//!                                       (code - zero) * byte
 //! acc += (dot * scale_w) * scale_x      fused, in f32
-//! acc += minimum_w * sum_x              fused, where the format has minima
+//! acc += minimum_w * sum_x              fused, where the format has minima (plus 128 scale_w for codes above
+//!                                       127)
 //! ```
 //!
 //! Outliers come after a K-block, row by row: `acc += x * weight`, fused, of the weight in f32 ([`column`]).
@@ -238,7 +240,7 @@ unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
     unsafe {
         let mut dot = [[S::zero_i(); M]; P];
         // A zero that is still in the codes when they are multiplied.
-        if !(C::MIN || C::WIDE && S::WIDE_IS_SIGNED) {
+        if !(C::MIN && !C::WIDE || C::WIDE && S::WIDE_IS_SIGNED) {
             for i in 0..M {
                 let minus = S::splat_i(*x.sums.add(i * x.blocks * SUMS + sum - 1));
                 let minus = S::shl_32(minus, codes.zero());
@@ -249,7 +251,11 @@ unsafe fn half<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
         }
         dots::<S, C, M, P, FROM, TO>(codes, x.q, x.k, &mut dot);
         for p in 0..P {
-            let (scale, offset) = codes.scales(p, half);
+            let (scale, mut offset) = codes.scales(p, half);
+            if C::MIN && C::WIDE {
+                // What was taken away from the codes.
+                offset = S::fma(scale, S::splat(128.0), offset);
+            }
             for i in 0..M {
                 let meta = x.meta.add(i * x.blocks * META);
                 let value = S::mul(S::to_f(dot[p][i]), scale);

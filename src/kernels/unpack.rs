@@ -59,20 +59,26 @@ unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> 
     }
 }
 
-/// What the head of a unit says, for sixteen rows: `d`, and the minimum or `-dmin`.
+/// What the head of a unit says, for sixteen rows: `d`, and the minimum, `-dmin`, what the zero point is times
+/// `-d`, or the second `d`.
 ///
 /// # Safety
 /// As [`Simd`]; the head is readable.
 #[inline(always)]
 pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S::F) {
-    // SAFETY: the caller has the tier's instructions; a head is 16 half floats (or bytes), and 16 more where
-    // the format has minima.
+    // SAFETY: the caller has the tier's instructions; a head is 16 half floats (or bytes, or floats), and 16
+    // more of what the format has besides.
     unsafe {
         if Q::SCALES == Scales::Power {
             return (half_of_e8m0::<S>(S::load_u8(unit)), S::zero());
         }
+        if matches!(Q::SCALES, Scales::Wide | Scales::Wide16) {
+            let more = if Q::SCALES == Scales::Wide { unit } else { unit.add(4 * LANES) };
+            return (S::load(unit.cast()), S::load(more.cast()));
+        }
         let d = S::load_f16(unit);
         match Q::SCALES {
+            Scales::DZero => (d, S::mul(S::mul(d, S::load_u8(unit.add(32))), S::splat(-1.0))),
             Scales::DMin => (d, S::load_f16(unit.add(32))),
             Scales::ByteMin | Scales::NibbleMin16 => (d, S::mul(S::load_f16(unit.add(32)), S::splat(-1.0))),
             _ => (d, S::zero()),
@@ -102,8 +108,12 @@ pub(super) unsafe fn load_scales<S: Simd, Q: Layout>(
     // minima.
     unsafe {
         match Q::SCALES {
-            Scales::D | Scales::Power => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
-            Scales::DMin => (d, min),
+            Scales::D | Scales::Power | Scales::Wide => (d, S::mul(d, S::splat(-f32::from(Q::ZERO)))),
+            Scales::Wide16 => {
+                let scale = if half == 0 { d } else { min };
+                (scale, S::mul(scale, S::splat(-f32::from(Q::ZERO))))
+            }
+            Scales::DMin | Scales::DZero => (d, min),
             Scales::Byte | Scales::Byte16 => {
                 let scale = S::mul(d, S::load_i8(sub.add(LANES * half)));
                 (scale, S::mul(scale, S::splat(-f32::from(Q::ZERO))))
@@ -145,6 +155,12 @@ mod tests {
         if Q::SCALES == Scales::Power {
             // From 2^-127 to numbers that are still finite.
             (0..LANES).for_each(|r| unit[r] = (1 + 16 * r) as u8);
+            return unit;
+        }
+        if matches!(Q::SCALES, Scales::Wide | Scales::Wide16) {
+            for (r, float) in unit[..Q::HEAD].chunks_exact_mut(4).enumerate() {
+                float.copy_from_slice(&((r as f32 - 11.3) / 64.0).to_le_bytes());
+            }
             return unit;
         }
         for (r, half) in unit[..Q::HEAD].chunks_exact_mut(2).enumerate() {

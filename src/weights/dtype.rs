@@ -25,23 +25,38 @@ pub enum WeightType {
     Iq4Nl,
     Iq4Xs,
     Mxfp4,
+    /// Scale and minimum, 8 bits. This and the following are of no file: quantized checkpoints of safetensors
+    /// are kept in them.
+    Q8Min,
+    /// Scale and zero point, 4 bits.
+    Q4Zero,
+    /// A scale of 32 bits, 8 bits with a sign.
+    Q8Wide,
+    /// Two scales of 32 bits, for 16 weights each, and E2M1.
+    Fp4Wide,
 }
 
 /// What is to be known of a format.
 struct Row {
     name: &'static str,
-    ggml_id: u32,
+    /// What it is in GGUF; none of a format that is only kept in memory.
+    ggml_id: Option<u32>,
     block_len: usize,
     block_bytes: usize,
 }
 
 const fn row(name: &'static str, ggml_id: u32, block_len: usize, block_bytes: usize) -> Row {
-    Row { name, ggml_id, block_len, block_bytes }
+    Row { name, ggml_id: Some(ggml_id), block_len, block_bytes }
+}
+
+/// A format of no file.
+const fn kept(name: &'static str, block_len: usize, block_bytes: usize) -> Row {
+    Row { name, ggml_id: None, block_len, block_bytes }
 }
 
 impl WeightType {
     /// Every format, floats first.
-    pub const ALL: [WeightType; 16] = [
+    pub const ALL: [WeightType; 20] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -58,6 +73,10 @@ impl WeightType {
         WeightType::Iq4Nl,
         WeightType::Iq4Xs,
         WeightType::Mxfp4,
+        WeightType::Q8Min,
+        WeightType::Q4Zero,
+        WeightType::Q8Wide,
+        WeightType::Fp4Wide,
     ];
 
     const fn row(self) -> Row {
@@ -78,6 +97,10 @@ impl WeightType {
             WeightType::Iq4Nl => row("IQ4_NL", 20, 32, 18),
             WeightType::Iq4Xs => row("IQ4_XS", 23, 256, 136),
             WeightType::Mxfp4 => row("MXFP4", 39, 32, 17),
+            WeightType::Q8Min => kept("Q8_MIN", 32, 36),
+            WeightType::Q4Zero => kept("Q4_ZERO", 32, 19),
+            WeightType::Q8Wide => kept("Q8_F32", 32, 36),
+            WeightType::Fp4Wide => kept("FP4_F32", 32, 24),
         }
     }
 
@@ -109,11 +132,11 @@ impl WeightType {
 
     /// The format with this id in a GGUF file, if it is one that is read.
     pub fn from_ggml(id: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|ty| ty.row().ggml_id == id)
+        Self::ALL.into_iter().find(|ty| ty.row().ggml_id == Some(id))
     }
 
-    /// The id in a GGUF file.
-    pub const fn ggml_id(self) -> u32 {
+    /// The id in a GGUF file; `None` of a format that is only kept in memory.
+    pub const fn ggml_id(self) -> Option<u32> {
         self.row().ggml_id
     }
 
@@ -124,8 +147,9 @@ impl WeightType {
     pub fn parse(name: &str) -> Result<Self> {
         let plain = |s: &str| s.to_ascii_lowercase().replace(['_', '-'], "");
         let wanted = plain(name.trim());
-        Self::ALL.into_iter().find(|ty| plain(ty.name()) == wanted).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|ty| ty.name().to_ascii_lowercase()).collect();
+        let of_files = || Self::ALL.into_iter().filter(|ty| ty.ggml_id().is_some());
+        of_files().find(|ty| plain(ty.name()) == wanted).ok_or_else(|| {
+            let names: Vec<_> = of_files().map(|ty| ty.name().to_ascii_lowercase()).collect();
             Error::invalid(format!("unknown weight type {name:?}; the types are {}", names.join(", ")))
         })
     }
@@ -171,10 +195,14 @@ mod tests {
     #[test]
     fn names_and_ids_lead_back() {
         for ty in WeightType::ALL {
-            assert_eq!(WeightType::from_ggml(ty.ggml_id()), Some(ty));
+            let Some(id) = ty.ggml_id() else {
+                assert!(WeightType::parse(ty.name()).is_err(), "{ty} is of no file");
+                continue;
+            };
+            assert_eq!(WeightType::from_ggml(id), Some(ty));
             assert_eq!(WeightType::parse(ty.name()).unwrap(), ty);
             assert_eq!(WeightType::parse(&ty.name().to_lowercase().replace('_', "")).unwrap(), ty);
-            assert_eq!(ggml_type_name(ty.ggml_id()), None, "{ty} is read, so it is not among the others");
+            assert_eq!(ggml_type_name(id), None, "{ty} is read, so it is not among the others");
         }
         let error = WeightType::parse("q4_k_m").unwrap_err();
         assert!(error.message().contains("q4_k,") && error.message().contains("iq4_xs"), "{error}");

@@ -126,7 +126,11 @@ fn target(to: WeightType) -> Result<GgmlDType> {
         | WeightType::BF16
         | WeightType::Iq4Nl
         | WeightType::Iq4Xs
-        | WeightType::Mxfp4 => {
+        | WeightType::Mxfp4
+        | WeightType::Q8Min
+        | WeightType::Q4Zero
+        | WeightType::Q8Wide
+        | WeightType::Fp4Wide => {
             return Err(Error::invalid(format!(
                 "weights cannot be quantized to {} at load; \
                  use q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0, q4_1 or q4_0",

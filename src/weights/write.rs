@@ -31,7 +31,11 @@ impl StoredType {
 
     fn ggml_id(&self) -> Result<u32> {
         match self {
-            StoredType::Weights(dtype) => Ok(dtype.ggml_id()),
+            StoredType::Weights(dtype) => dtype.ggml_id().ok_or_else(|| {
+                Error::unsupported(format!(
+                    "{dtype} is a format of memory alone, which is not written as GGUF"
+                ))
+            }),
             StoredType::Other(name) if name == "F64" => Ok(F64),
             StoredType::Other(name) => Err(Error::unsupported(format!("{name} is not written as GGUF"))),
         }

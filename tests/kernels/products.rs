@@ -129,7 +129,7 @@ fn group_size(x: &[f64], w: &[f32]) -> f64 {
 fn every_weight_type_multiplies_as_f64_does() {
     let (ops, other) = (Ops::cpu(2, KvType::BF16).unwrap(), candle());
     each(typed(&SHAPES, |(_, _, k)| k), |&(ty, (rows, n, k))| {
-        let mut random = Random(ty.ggml_id() as u64 * 1000 + k as u64);
+        let mut random = Random(ty as u64 * 1000 + k as u64);
         let (w, bias) = (weights(ty, n, k, &mut random), random.floats(n));
         let x = if ty.is_quantized() { uneven(&mut random, rows, k) } else { random.table(rows, k) };
         let y = multiply(&ops, &w, &x);
@@ -208,7 +208,7 @@ fn a_row_is_multiplied_the_same_alone_and_in_any_batch() {
 fn weights_of_any_bits_are_the_same_on_all_machines() {
     let machines = machines(KvType::BF16);
     each(typed(&[(19, 256), (16, 1024)], |(_, k)| k), |&(ty, (n, k))| {
-        let mut random = Random(ty.ggml_id() as u64 + 77);
+        let mut random = Random(ty as u64 + 77);
         let (w, x) = (any_bits(ty, n, k, &mut random), uneven(&mut random, 6, k));
         same_on_all(&machines, |ops| multiply(ops, &w, &x)).map(drop)
     });

@@ -79,7 +79,10 @@ pub fn table(ops: &Ops, rows: Rows) -> Table {
 fn scale_offsets(ty: WeightType) -> &'static [usize] {
     match ty {
         WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Mxfp4 => &[],
-        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => &[0, 2],
+        WeightType::Q8Wide | WeightType::Fp4Wide => &[],
+        WeightType::Q8Min | WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
+            &[0, 2]
+        }
         WeightType::Q2K => &[80, 82],
         WeightType::Q3K => &[108],
         WeightType::Q6K => &[208],
@@ -102,6 +105,14 @@ pub fn weights(ty: WeightType, n: usize, k: usize, random: &mut Random) -> Weigh
                 if ty == WeightType::Mxfp4 {
                     // 2^-14 to 2^-7.
                     block[0] = 114 + block[0] % 8;
+                }
+                if matches!(ty, WeightType::Q8Wide | WeightType::Fp4Wide) {
+                    let scale = (random.float() * 0.02).to_le_bytes();
+                    block[..4].copy_from_slice(&scale);
+                }
+                if ty == WeightType::Fp4Wide {
+                    let scale = (random.float() * 0.02).to_le_bytes();
+                    block[4..8].copy_from_slice(&scale);
                 }
                 for &at in scale_offsets(ty) {
                     block[at..at + 2].copy_from_slice(&half(random).to_le_bytes());

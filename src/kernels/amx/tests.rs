@@ -70,7 +70,7 @@ impl<Q: Layout> blocked::Parts for EmulatedParts<Q> {
     fn rows(&self, _: &Work<'_>, _: &mut Scratch) {}
 
     fn make_signed(&self, block: &Work<'_>, scratch: &mut Scratch) {
-        if !Q::MIN {
+        if !Q::MIN || Q::WIDE {
             // SAFETY: the scalar tier needs nothing of the machine.
             unsafe { blocked::make_signed_body::<Scalar>(block, scratch) }
         }

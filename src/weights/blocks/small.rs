@@ -106,6 +106,38 @@ pub fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
     levels(&MXFP4_LEVELS, half_of_e8m0(block[0]), part(block, 1), out);
 }
 
+/// `f16 d, f16 m, bytes[32]`: d q + m.
+#[inline(always)]
+pub fn q8_min(block: &[u8; 36], out: &mut [f32; 32]) {
+    affine(f16_to_f32(*part(block, 0)), f16_to_f32(*part(block, 2)), *part(block, 4), out);
+}
+
+/// `f16 d, u8 z, nibbles[16]`: d (q - z).
+#[inline(always)]
+pub fn q4_zero(block: &[u8; 19], out: &mut [f32; 32]) {
+    centered(f16_to_f32(*part(block, 0)), nibbles(part(block, 3)), i32::from(block[2]), out);
+}
+
+/// `f32 d, i8 quants[32]`: d q.
+#[inline(always)]
+pub fn q8_wide(block: &[u8; 36], out: &mut [f32; 32]) {
+    let scale = f32::from_le_bytes(*part(block, 0));
+    for (out, quant) in out.iter_mut().zip(part::<32>(block, 4)) {
+        *out = scale * f32::from(*quant as i8);
+    }
+}
+
+/// `f32 d[2], nibbles[16]`: E2M1, doubled, times d of the first 16 weights or of the others.
+#[inline(always)]
+pub fn fp4_wide(block: &[u8; 24], out: &mut [f32; 32]) {
+    levels(&MXFP4_LEVELS, 1.0, part(block, 8), out);
+    let (first, second) = out.split_at_mut(16);
+    for (half, at) in [(first, 0), (second, 4)] {
+        let scale = f32::from_le_bytes(*part(block, at));
+        half.iter_mut().for_each(|weight| *weight *= scale);
+    }
+}
+
 /// Weights `scale * table[q]`.
 #[inline(always)]
 pub(super) fn levels(table: &[i8; 16], scale: f32, bytes: &[u8; 16], out: &mut [f32; 32]) {

@@ -3,15 +3,18 @@
 //! | weights | kept as |
 //! |---|---|
 //! | whole numbers q - z from -8 to 7, by groups of a multiple of 32 with a scale that is an f16 | Q4_0 |
-//! | the same from -16 to 15, or from -128 to 127 | Q5_0, Q8_0 |
-//! | scale q + bias, both f16, q of up to 4 bits or of 5 | Q4_1, Q5_1 |
+//! | others, with q of up to 4 bits | Q4_ZERO |
+//! | others from -16 to 15, or from -128 to 127 | Q5_0, Q8_0 |
+//! | the same with a scale of more bits than an f16's | Q8_F32 |
+//! | scale q + bias, both f16, q of up to 4 bits, of 5, or of more | Q4_1, Q5_1, Q8_MIN |
 //! | E2M1 by 32 with a power of two | MXFP4 |
+//! | E2M1 by 16 or more with any scale | FP4_F32 |
 //! | what BF16 or F16 holds, by the bits of scales and codes | BF16, F16 |
 //! | all else | F32, by the formula in f32 |
 
 use super::codes::Packing;
 use super::grid::{Span, Zeros};
-use super::{Grid, Groups, Levels, Matrix, WeightType};
+use super::{Grid, Levels, Matrix, WeightType};
 use crate::error::{Error, Result};
 
 /// The values of a 4-bit float (E2M1), by its code.
@@ -28,12 +31,15 @@ const STRIP: usize = 32;
 /// meanings.
 pub(super) fn choose(matrix: &Matrix) -> Result<WeightType> {
     let scales = matrix.scales.span()?;
-    let blocks = matrix.groups.fill_blocks(matrix.shape[1]);
+    let blocks = |size| matrix.groups.fill_blocks(matrix.shape[1], size);
     let (products, packed) = match &matrix.levels {
         Levels::Integers(zeros) => {
             let [least, greatest] = zeros.range()?;
-            let range = [-greatest, (matrix.codes.packing.values() - 1) as i32 - least];
-            (scales.times(whole_numbers(range)), scales.half.then(|| symmetric(range)).flatten())
+            let codes = matrix.codes.packing.values();
+            let range = [-greatest, (codes - 1) as i32 - least];
+            let small = codes <= 16 && least >= 0 && greatest <= 255;
+            let packed = whole(range, small, scales.half).filter(|_| blocks(32));
+            (scales.times(whole_numbers(range)), packed)
         }
         Levels::Affine(biases) => {
             let biases = biases.span()?;
@@ -41,27 +47,41 @@ pub(super) fn choose(matrix: &Matrix) -> Result<WeightType> {
                 _ if !scales.half || !biases.half => None,
                 0..=16 => Some(WeightType::Q4_1),
                 32 => Some(WeightType::Q5_1),
-                _ => None,
+                _ => Some(WeightType::Q8Min),
             };
+            let packed = packed.filter(|_| blocks(32));
             // A sum may take more bits than either of its terms.
             (Span { top: scales.top * 255.0 + biases.top, lowest: 0, bits: 24, half: false }, packed)
         }
         Levels::Table(table) => {
             let mut levels = Span::default();
             table.iter().filter(|level| level.is_finite()).for_each(|level| levels.add(*level));
-            (scales.times(levels), is_mxfp4(matrix, table).then_some(WeightType::Mxfp4))
+            let packed = match **table == E2M1 {
+                true if blocks(32) && has_powers(matrix) => Some(WeightType::Mxfp4),
+                true if blocks(16) => Some(WeightType::Fp4Wide),
+                _ => None,
+            };
+            (scales.times(levels), packed)
         }
     };
     if !products.top.is_finite() {
         return Err(Error::model_file("its scales make weights that are beyond f32; the file is damaged"));
     }
-    Ok(packed.filter(|_| blocks).unwrap_or_else(|| float(products)))
+    Ok(packed.unwrap_or_else(|| float(products)))
 }
 
-/// The format of blocks whose codes hold these whole numbers.
-fn symmetric([least, greatest]: [i32; 2]) -> Option<WeightType> {
-    let sizes = [(WeightType::Q4_0, 8), (WeightType::Q5_0, 16), (WeightType::Q8_0, 128)];
-    sizes.into_iter().find(|(_, half)| least >= -half && greatest < *half).map(|(dtype, _)| dtype)
+/// The smallest format of blocks that holds these whole numbers; `small`: as codes of 4 bits less a byte.
+/// `half`: scales are f16.
+fn whole([least, greatest]: [i32; 2], small: bool, half: bool) -> Option<WeightType> {
+    let within = |most: i32| least >= -most && greatest < most;
+    let fitting = [
+        (half && within(8), WeightType::Q4_0),
+        (half && small, WeightType::Q4Zero),
+        (half && within(16), WeightType::Q5_0),
+        (half && within(128), WeightType::Q8_0),
+        (within(128), WeightType::Q8Wide),
+    ];
+    fitting.into_iter().find(|(fits, _)| *fits).map(|(_, dtype)| dtype)
 }
 
 fn whole_numbers([least, greatest]: [i32; 2]) -> Span {
@@ -78,10 +98,8 @@ fn float(products: Span) -> WeightType {
     }
 }
 
-fn is_mxfp4(matrix: &Matrix, table: &[f32]) -> bool {
-    let plain = matrix.scales.outer == 1.0 && matrix.scales.power([0, 0]).is_some();
-    let groups = matches!(matrix.groups, Groups::Blocks { rows: 1, columns } if columns.is_multiple_of(32));
-    plain && groups && table == E2M1
+fn has_powers(matrix: &Matrix) -> bool {
+    matrix.scales.outer == 1.0 && matrix.scales.power([0, 0]).is_some()
 }
 
 /// The bytes of a matrix in the type that was chosen for it.
@@ -154,22 +172,32 @@ fn put(dtype: WeightType, value: f32, out: &mut Vec<u8>) {
 fn blocks(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mut Vec<u8>) {
     for (at, block) in codes.as_chunks::<32>().0.iter().enumerate() {
         let (cell, _) = matrix.groups.at(row, 32 * at);
-        if dtype == WeightType::Mxfp4 {
-            out.push(matrix.scales.power(cell).unwrap_or(0));
-            out.extend_from_slice(&nibbles(block));
-            continue;
+        match dtype {
+            WeightType::Mxfp4 => out.push(matrix.scales.power(cell).unwrap_or(0)),
+            // Its levels are doubled.
+            WeightType::Fp4Wide => {
+                let (second, _) = matrix.groups.at(row, 32 * at + 16);
+                for cell in [cell, second] {
+                    out.extend_from_slice(&(matrix.scales.at(cell) / 2.0).to_le_bytes());
+                }
+            }
+            WeightType::Q8Wide => out.extend_from_slice(&matrix.scales.at(cell).to_le_bytes()),
+            _ => out.extend_from_slice(&half(&matrix.scales, cell)),
         }
-        out.extend_from_slice(&half(&matrix.scales, cell));
         match &matrix.levels {
             Levels::Integers(zeros) => centered(dtype, block, zeros, cell, out),
             Levels::Affine(biases) => {
                 out.extend_from_slice(&half(biases, cell));
-                if dtype == WeightType::Q5_1 {
-                    out.extend_from_slice(&fifths(block));
+                match dtype {
+                    WeightType::Q8Min => out.extend_from_slice(block),
+                    WeightType::Q5_1 => {
+                        out.extend_from_slice(&fifths(block));
+                        out.extend_from_slice(&nibbles(block));
+                    }
+                    _ => out.extend_from_slice(&nibbles(block)),
                 }
-                out.extend_from_slice(&nibbles(block));
             }
-            Levels::Table(_) => {}
+            Levels::Table(_) => out.extend_from_slice(&nibbles(block)),
         }
     }
 }
@@ -181,6 +209,11 @@ fn half(grid: &Grid, cell: [usize; 2]) -> [u8; 2] {
 
 fn centered(dtype: WeightType, block: &[u8; 32], zeros: &Zeros, cell: [usize; 2], out: &mut Vec<u8>) {
     let zero = zeros.at(cell);
+    if dtype == WeightType::Q4Zero {
+        out.push(zero as u8);
+        out.extend_from_slice(&nibbles(block));
+        return;
+    }
     let middle = match dtype {
         WeightType::Q4_0 => 8,
         WeightType::Q5_0 => 16,
@@ -188,7 +221,7 @@ fn centered(dtype: WeightType, block: &[u8; 32], zeros: &Zeros, cell: [usize; 2]
     };
     let quants = block.map(|code| (i32::from(code) - zero + middle) as u8);
     match dtype {
-        WeightType::Q8_0 => out.extend_from_slice(&quants),
+        WeightType::Q8_0 | WeightType::Q8Wide => out.extend_from_slice(&quants),
         WeightType::Q5_0 => {
             out.extend_from_slice(&fifths(&quants));
             out.extend_from_slice(&nibbles(&quants));

@@ -45,9 +45,9 @@ impl Groups {
         }
     }
 
-    /// Whether all weights of each 32 neighbours of a row of `columns` share one.
-    pub fn fill_blocks(&self, columns: usize) -> bool {
-        let whole = |group: usize| group.is_multiple_of(32);
+    /// Whether rows of `columns` are blocks of 32, and all weights of each `size` neighbours share a group.
+    pub fn fill_blocks(&self, columns: usize, size: usize) -> bool {
+        let whole = |group: usize| group.is_multiple_of(size);
         columns.is_multiple_of(32)
             && match self {
                 Groups::Blocks { columns: group, .. } => whole(*group) || *group >= columns,
@@ -374,8 +374,9 @@ mod tests {
         // Weight 96 is in the second 64, of which it is the 33rd.
         assert_eq!(flat.at(1, 0), ([0, 1], 32));
         assert_eq!(flat.at(1, 32), ([0, 2], 96));
-        assert!(flat.fill_blocks(96) && !flat.fill_blocks(40));
-        assert!(!Groups::Blocks { rows: 1, columns: 16 }.fill_blocks(64));
-        assert!(Groups::Blocks { rows: 1, columns: 100 }.fill_blocks(96));
+        assert!(flat.fill_blocks(96, 32) && !flat.fill_blocks(40, 32));
+        let narrow = Groups::Blocks { rows: 1, columns: 16 };
+        assert!(!narrow.fill_blocks(64, 32) && narrow.fill_blocks(64, 16));
+        assert!(Groups::Blocks { rows: 1, columns: 100 }.fill_blocks(96, 32));
     }
 }
