@@ -26,11 +26,11 @@ from pathlib import Path
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from tokenizers import Tokenizer, models  # noqa: E402
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 OUT = Path(__file__).resolve().parents[2] / "tests/golden/quantized"
 VOCAB, TOKENS, KEPT = 64, 24, 8
@@ -38,7 +38,16 @@ ROWS = {}
 
 
 #: Rows whose layers are not all alike, and one of each family besides.
-TWO_LAYERS = ("ct-mixed", "mlx-mixed", "gptq-dynamic", "ct-int4", "gptq-int4", "awq-int4", "bnb-nf4", "fp8-block")
+TWO_LAYERS = (
+    "ct-mixed",
+    "mlx-mixed",
+    "gptq-dynamic",
+    "ct-int4",
+    "gptq-int4",
+    "awq-int4",
+    "bnb-nf4",
+    "fp8-block",
+)
 
 
 def row(name, inner=128, tied=False):
@@ -157,7 +166,9 @@ def float_args(bits, strategy, **more):
 def compressed_config(form, groups, ignore=("lm_head",), **more):
     from compressed_tensors.quantization import QuantizationConfig
 
-    config = QuantizationConfig(config_groups=groups, format=form, ignore=list(ignore), quantization_status="compressed")
+    config = QuantizationConfig(
+        config_groups=groups, format=form, ignore=list(ignore), quantization_status="compressed"
+    )
     return json.loads(config.model_dump_json()) | more
 
 
@@ -235,7 +246,11 @@ def of_each_module_its_own(weights):
         "group_2": dict(targets=["Embedding", "lm_head"], weights=int8, format=PACKED),
     }
     tensors, back = each(weights, modules, quantize)
-    return compressed_config("mixed-precision", groups, ignore=["re:.*layers\\.1\\.mlp\\.down_proj"]), tensors, back
+    return (
+        compressed_config("mixed-precision", groups, ignore=["re:.*layers\\.1\\.mlp\\.down_proj"]),
+        tensors,
+        back,
+    )
 
 
 # -- GPTQ and AWQ -------------------------------------------------------------------------------------------
@@ -246,7 +261,9 @@ def by_gptqmodel(**how):
         from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
         random = np.random.RandomState(7)
-        data = [dict(input_ids=random.randint(3, VOCAB, 64).tolist(), attention_mask=[1] * 64) for _ in range(8)]
+        data = [
+            dict(input_ids=random.randint(3, VOCAB, 64).tolist(), attention_mask=[1] * 64) for _ in range(8)
+        ]
         model = GPTQModel.load(str(folder), QuantizeConfig(**how), device="cpu")
         if how.get("method") == "awq":
             model.quantize(data)
@@ -280,7 +297,9 @@ def unpacked(folder, tensors):
         if awq:
             from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 
-            weight = dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, module.group_size)
+            weight = dequantize_gemm(
+                module.qweight, module.qzeros, module.scales, module.bits, module.group_size
+            )
         else:
             module.dequant_dtype = torch.int32
             weight = module.dequantize_weight()
@@ -318,7 +337,11 @@ def awq_row(group, symmetric, config):
         scale = scale.half()
         codes = (groups / scale.float()[..., None]).round() + zero[..., None]
         codes = codes.clamp(0, 15).reshape(n, k).T.to(torch.int64)
-        parts = dict(qweight=in_awq_words(codes), qzeros=in_awq_words(zero.T.to(torch.int64)), scales=scale.T.contiguous())
+        parts = dict(
+            qweight=in_awq_words(codes),
+            qzeros=in_awq_words(zero.T.to(torch.int64)),
+            scales=scale.T.contiguous(),
+        )
         back = dequantize_gemm(parts["qweight"], parts["qzeros"], parts["scales"].float(), 4, group)
         return parts, back.float().T.contiguous()
 
@@ -387,10 +410,16 @@ def of_mlx(array):
 
 for bits, group in [(2, 32), (3, 64), (4, 64), (5, 32), (6, 32), (8, 64)]:
     row(f"mlx-{bits}", tied=bits in (4, 8))(
-        by_mlx(lambda _, own=dict(bits=bits, group_size=group): own, group_size=group, bits=bits, mode="affine")
+        by_mlx(
+            lambda _, own=dict(bits=bits, group_size=group): own, group_size=group, bits=bits, mode="affine"
+        )
     )
-row("mlx-mxfp4")(by_mlx(lambda _: dict(bits=4, group_size=32, mode="mxfp4"), group_size=32, bits=4, mode="mxfp4"))
-row("mlx-nvfp4")(by_mlx(lambda _: dict(bits=4, group_size=16, mode="nvfp4"), group_size=16, bits=4, mode="nvfp4"))
+row("mlx-mxfp4")(
+    by_mlx(lambda _: dict(bits=4, group_size=32, mode="mxfp4"), group_size=32, bits=4, mode="mxfp4")
+)
+row("mlx-nvfp4")(
+    by_mlx(lambda _: dict(bits=4, group_size=16, mode="nvfp4"), group_size=16, bits=4, mode="nvfp4")
+)
 
 
 def mixed(module):
@@ -482,11 +511,15 @@ def power(scale):
 
 
 FP8 = dict(quant_method="fp8", activation_scheme="dynamic")
-row("fp8-block", 192)(fp8_row(FP8 | dict(fmt="e4m3", weight_block_size=[128, 128]), "weight_scale_inv", (128, 128)))
+row("fp8-block", 192)(
+    fp8_row(FP8 | dict(fmt="e4m3", weight_block_size=[128, 128]), "weight_scale_inv", (128, 128))
+)
 row("fp8-block-powers", 192)(fp8_row(FP8 | dict(weight_block_size=[128, 128], scale_fmt="ue8m0"), "weight_scale_inv",
     (128, 128), power))  # fmt: skip
 row("fp8-tensor")(fp8_row(FP8 | dict(weight_block_size=None), "weight_scale_inv", (None, None)))
-row("fp8-tensor-old")(fp8_row(dict(quant_method="fp8", activation_scheme="static"), "weight_scale", (None, None)))
+row("fp8-tensor-old")(
+    fp8_row(dict(quant_method="fp8", activation_scheme="static"), "weight_scale", (None, None))
+)
 row("fbgemm-fp8")(fp8_row(dict(quant_method="fbgemm_fp8", activation_scale_ub=1200.0,
     modules_to_not_convert=["lm_head"]), "weight_scale", (1, None)))  # fmt: skip
 row("modelopt-fp8")(fp8_row(dict(quant_method="modelopt", quant_algo="FP8", ignore=["lm_head"],
@@ -522,7 +555,9 @@ def nvfp4_of_modelopt(weights):
 
 def tokenizer(folder):
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCAB)}, unk_token="t0"))
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t1", eos_token="t2", unk_token="t0")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="t1", eos_token="t2", unk_token="t0"
+    )
     fast.save_pretrained(folder)
 
 
@@ -551,7 +586,11 @@ def written(name):
     else:
         config["quantization_config"] = said
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     return logits(model, back), logits(model, weights)
 
 
@@ -569,7 +608,7 @@ def main():
     for name in wanted:
         try:
             kept[name], plain = written(name)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failed.append(name)
             import traceback
 
@@ -577,7 +616,10 @@ def main():
             print(f"{name}: {error!r}")
             continue
         apart = np.abs(kept[name] - plain).max()
-        print(f"{name:28} largest logit {np.abs(kept[name]).max():.2f}, moved by quantization {apart:.3f}", flush=True)
+        print(
+            f"{name:28} largest logit {np.abs(kept[name]).max():.2f}, moved by quantization {apart:.3f}",
+            flush=True,
+        )
         np.savez_compressed(path, **{name: kept[name].astype(np.float32) for name in sorted(kept)})
     print("failed:", failed)
 

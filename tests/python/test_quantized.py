@@ -1,5 +1,6 @@
-"""Quantized checkpoints of safetensors: each format as its own package writes it (``tests/golden/quantized``, made by
-``scripts/golden/quantized.py``) against transformers over the weights that the package dequantizes, and damaged ones.
+"""Quantized checkpoints of safetensors: each format as its own package writes it (``tests/golden/quantized``,
+made by ``scripts/golden/quantized.py``) against transformers over the weights that the package dequantizes,
+and damaged ones.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ def retyped(tensors: Tensors, name: str, dtype: str) -> None:
 
 F16_NAN, BF16_INFINITY, F32_NAN = b"\x00\x7e", b"\x80\x7f", b"\x00\x00\xc0\x7f"
 KIB = "quantization_config."
+GROUP = KIB + "config_groups.group_0.weights."
 #: A row, what is done to its tensors, what to its config (by path), and what the error says.
 BAD: list[tuple[str, Any, dict[str, Any], str]] = [
     ("ct-int4", lambda t: t.pop(Q + "weight_scale"), {}, 'module "model.layers.0.self_attn.q_proj"'),
@@ -165,19 +167,29 @@ BAD: list[tuple[str, Any, dict[str, Any], str]] = [
     ("ct-int4", lambda t: put(t, "weight_scale", 6, BF16_INFINITY), {}, "scale 3 is inf"),
     ("ct-int4", lambda t: cut(t, "weight_scale", [32, 2]), {}, "weight_scale has the shape [32, 2]"),
     ("ct-int4", lambda t: retyped(t, "weight_packed", "F32"), {}, "weight_packed is stored as F32"),
-    ("ct-int4", None, {KIB + "config_groups.group_0.weights.num_bits": 8}, "8 bits of a matrix [64, 128] has [64, 32]"),
-    ("ct-int4", None, {KIB + "config_groups.group_0.weights.group_size": 64}, "weight_scale has the shape [64, 4]"),
-    ("ct-int4", None, {KIB + "config_groups.group_0.weights.symmetric": False}, "there is no weight_zero_point"),
-    ("ct-int4", None, {KIB + "config_groups.group_0.weights.actorder": "group"}, 'actorder: "group"'),
+    ("ct-int4", None, {GROUP + "num_bits": 8}, "8 bits of a matrix [64, 128] has [64, 32]"),
+    ("ct-int4", None, {GROUP + "group_size": 64}, "weight_scale has the shape [64, 4]"),
+    ("ct-int4", None, {GROUP + "symmetric": False}, "there is no weight_zero_point"),
+    ("ct-int4", None, {GROUP + "actorder": "group"}, 'actorder: "group"'),
     ("ct-int4", None, {KIB + "ignore": ["re:.*q_proj"]}, "leaves it as plain weights"),
-    ("ct-int4-zero-points", None, {KIB + "config_groups.group_0.weights.symmetric": True}, "nothing uses the tensor"),
+    ("ct-int4-zero-points", None, {GROUP + "symmetric": True}, "nothing uses the tensor"),
     ("ct-mixed", None, {KIB + "ignore": []}, "is quantized (compressed-tensors, mixed-precision"),
-    ("ct-fp8-channel", lambda t: put(t, "weight", 70, b"\x7f"), {}, "row 1 holds the byte 0x7f, which is no number"),
+    (
+        "ct-fp8-channel",
+        lambda t: put(t, "weight", 70, b"\x7f"),
+        {},
+        "row 1 holds the byte 0x7f, which is no number",
+    ),
     ("ct-fp8-channel", lambda t: retyped(t, "weight", "I8"), {}, "weight is stored as I8"),
-    ("ct-fp8-tensor", None, {KIB + "config_groups.group_0.weights.strategy": "channel"}, "weight_scale has the shape [1]"),
+    ("ct-fp8-tensor", None, {GROUP + "strategy": "channel"}, "weight_scale has the shape [1]"),
     ("ct-mxfp4", lambda t: put(t, "weight_scale", 2, b"\xff"), {}, "scale 2 is NaN"),
     ("ct-nvfp4", lambda t: put(t, "weight_global_scale", 0, bytes(4)), {}, "weight_global_scale is 0"),
-    ("gptq-int4", lambda t: put(t, "g_idx", 8, b"\x02"), {}, "column 2 is of group 2, and there are 2 groups"),
+    (
+        "gptq-int4",
+        lambda t: put(t, "g_idx", 8, b"\x02"),
+        {},
+        "column 2 is of group 2, and there are 2 groups",
+    ),
     ("gptq-int4", lambda t: put(t, "g_idx", 8, b"\xff" * 4), {}, "column 2 is of group -1"),
     ("gptq-int4", lambda t: put(t, "scales", 0, F16_NAN), {}, "scale 0 is NaN"),
     ("gptq-int4", lambda t: put(t, "qzeros", 0, b"\x7f"), {}, "a zero point is stored as 15"),
@@ -195,7 +207,12 @@ BAD: list[tuple[str, Any, dict[str, Any], str]] = [
     ("bnb-nf4", lambda t: t.pop(Q + "weight.quant_map"), {}, "there is no weight.quant_map"),
     ("bnb-nf4", lambda t: put(t, "weight.absmax", 0, F32_NAN), {}, "scale 0 is NaN"),
     ("bnb-nf4", lambda t: put(t, "weight.quant_map", 4, F32_NAN), {}, "is no finite number"),
-    ("bnb-nf4", lambda t: put(t, "weight.quant_state.bitsandbytes__nf4", 0, b"["), {}, "weight.quant_state: is malformed"),
+    (
+        "bnb-nf4",
+        lambda t: put(t, "weight.quant_state.bitsandbytes__nf4", 0, b"["),
+        {},
+        "weight.quant_state: is malformed",
+    ),
     ("bnb-nf4", lambda t: cut(t, "weight", [1024, 1]), {}, "weight holds 1024 bytes, and a matrix [64, 64]"),
     ("bnb-int8", lambda t: put(t, "weight_format", 0, b"\x01"), {}, "weight_format is not 0"),
     ("fp8-block", lambda t: cut(t, "weight_scale_inv", [0, 1]), {}, "weight_scale_inv has the shape [0, 1]"),
@@ -203,7 +220,7 @@ BAD: list[tuple[str, Any, dict[str, Any], str]] = [
     ("fp8-block", lambda t: t.pop(Q + "weight"), {}, "there is no weight beside its tensors"),
     ("modelopt-nvfp4", lambda t: put(t, "weight_scale", 1, b"\x7f"), {}, "scale 1 is NaN"),
     ("modelopt-nvfp4", lambda t: t.pop(Q + "weight_scale_2"), {}, "there is no weight_scale_2"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "edit", "config", "words"), BAD, ids=[f"{row[0]}: {row[3]}" for row in BAD])
