@@ -592,6 +592,7 @@ fn candle_type(dtype: WeightType) -> Option<GgmlDType> {
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => None,
         WeightType::Iq4Nl | WeightType::Iq4Xs | WeightType::Mxfp4 => None,
         WeightType::Q8Min | WeightType::Q4Zero | WeightType::Q8Wide | WeightType::Fp4Wide => None,
+        WeightType::Fp8 | WeightType::Nf4 | WeightType::BnbFp4 => None,
     }
 }
 

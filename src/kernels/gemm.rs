@@ -15,7 +15,7 @@ use std::ops::Range;
 use super::blocked::{self, Panels, Sink};
 use super::epilogue::{self, Epilogue, Product};
 use super::isa::{Isa, Tiles, tile_rows, tiled};
-use super::layouts::{Layout, with_layout};
+use super::layouts::{Layout, SUB, with_layout};
 use super::misuse;
 use super::panels;
 use super::pool::Pool;
@@ -24,6 +24,7 @@ use super::simd::{LANES, Simd};
 use super::skinny;
 use crate::error::Result;
 use crate::weights::WeightType;
+use crate::weights::blocks::small::{BNB_FP4_LEVELS, NF4_LEVELS, e4m3_as_half};
 
 /// Rows `[rows, k]` that are multiplied, as floats and as bytes.
 #[derive(Clone, Copy)]
@@ -217,7 +218,7 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
         };
         skinny::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), finish);
     }, else {
-        assert!(w.panel_bytes == x.k * LANES * w.dtype.block_bytes());
+        assert!(w.dtype.row_bytes(x.k).is_some_and(|row| w.panel_bytes == LANES * row));
         tiles(isa, product, rows.clone(), panels.clone(), |panel, row, rows, sums| {
             let x_rows = x.floats[row * x.k..(row + rows) * x.k].as_ptr();
             // SAFETY: the panel has `k` vectors of sixteen weights; the rows are there.
@@ -299,7 +300,7 @@ tiled! {
     /// Sums of `rows` rows from `x` on for the sixteen columns of a panel of floats.
     ///
     /// # Safety
-    /// The panel has `k` vectors of sixteen floats of type `F`; `x` has `rows` rows of `k`; `sums` may be
+    /// The panel has sixteen rows of `k` floats of type `F`; `x` has `rows` rows of `k`; `sums` may be
     /// written to.
     fn floats<F: Float>(w: *const u8, x: *const f32, k: usize, sums: Sums) = float_tile;
 }
@@ -308,32 +309,57 @@ tiled! {
 /// As [`floats`].
 unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *const f32, k: usize, sums: Sums) {
     // SAFETY: the caller's promise is that of `floats`; the type of floats is that of the panel.
-    unsafe {
-        match dtype {
-            WeightType::F16 => floats::<F16>(isa, rows, w, x, k, sums),
-            WeightType::BF16 => floats::<BF16>(isa, rows, w, x, k, sums),
-            _ => floats::<F32>(isa, rows, w, x, k, sums),
-        }
-    }
+    unsafe { with_float!(dtype, F => floats::<F>(isa, rows, w, x, k, sums)) }
 }
 
-/// A type of plain float weights.
+/// A type of weights that are multiplied as floats. Panels are units of so many columns and bytes: sixteen plain
+/// floats, or a block of each row, first the sixteen scales, then the codes, column by column.
 pub(super) trait Float {
-    const BYTES: usize;
+    const LEN: usize;
+    const UNIT: usize;
+    /// The sixteen weights of column `at` of a panel.
+    ///
     /// # Safety
-    /// As [`Simd`].
-    unsafe fn load<S: Simd>(from: *const u8) -> S::F;
+    /// As [`Simd`]; the panel has this column.
+    unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F;
 }
+
+/// Runs the expression for the type of floats; F32 for all that are no floats.
+macro_rules! with_float {
+    ($dtype:expr, $f:ident => $call:expr) => {{
+        use $crate::kernels::gemm;
+        use $crate::weights::WeightType as Type;
+        macro_rules! call {
+            ($float:ident) => {{
+                type $f = gemm::$float;
+                $call
+            }};
+        }
+        match $dtype {
+            Type::F16 => call!(F16),
+            Type::BF16 => call!(BF16),
+            Type::Fp8 => call!(Fp8),
+            Type::Nf4 => call!(Nf4),
+            Type::BnbFp4 => call!(BnbFp4),
+            _ => call!(F32),
+        }
+    }};
+}
+pub(super) use with_float;
 
 macro_rules! float {
     ($name:ident, $bytes:literal, $from:ident => $load:expr) => {
         pub(super) struct $name;
         impl Float for $name {
-            const BYTES: usize = $bytes;
+            const LEN: usize = 1;
+            const UNIT: usize = LANES * $bytes;
             #[inline(always)]
-            unsafe fn load<S: Simd>($from: *const u8) -> S::F {
+            unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F {
                 // SAFETY: the caller has the tier's instructions; sixteen floats of this type are there.
-                unsafe { $load }
+                unsafe {
+                    let $from = panel.add(at * Self::UNIT);
+                    $load
+                }
             }
         }
     };
@@ -343,6 +369,63 @@ float!(F32, 4, from => S::load(from.cast()));
 float!(F16, 2, from => S::load_f16(from));
 float!(BF16, 2, from => S::load_bf16(from));
 
+/// Bytes of sixteen scales.
+pub(super) const SCALES: usize = 4 * LANES;
+
+/// E4M3 with a scale for 32 columns.
+pub(super) struct Fp8;
+
+impl Float for Fp8 {
+    const LEN: usize = SUB;
+    const UNIT: usize = SCALES + SUB * LANES;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F {
+        // SAFETY: the caller has the tier's instructions; the unit of the column is there.
+        unsafe {
+            let unit = panel.add(at / SUB * Self::UNIT);
+            let codes = unit.add(SCALES + at % SUB * LANES).cast::<[u8; LANES]>().read_unaligned();
+            let mut halves = [0; LANES];
+            let mut r = 0;
+            // No closure: it would be compiled apart, without the tier's instructions.
+            while r < LANES {
+                halves[r] = e4m3_as_half(codes[r]);
+                r += 1;
+            }
+            let levels = S::mul(S::load_f16(halves.as_ptr().cast()), S::splat(256.0));
+            S::mul(S::load(unit.cast()), levels)
+        }
+    }
+}
+
+/// Nibbles with a scale for 32 columns, two columns to a byte, and a table of sixteen levels.
+macro_rules! table4 {
+    ($name:ident, $levels:expr) => {
+        pub(super) struct $name;
+        impl Float for $name {
+            const LEN: usize = SUB;
+            const UNIT: usize = SCALES + SUB / 2 * LANES;
+            #[inline(always)]
+            unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F {
+                // SAFETY: the caller has the tier's instructions; the unit of the column is there.
+                unsafe {
+                    let unit = panel.add(at / SUB * Self::UNIT);
+                    let codes = unit.add(SCALES + at % SUB / 2 * LANES);
+                    let codes = codes.cast::<[u8; LANES]>().read_unaligned();
+                    let (mut levels, mut r) = ([0.0; LANES], 0);
+                    while r < LANES {
+                        levels[r] = $levels[usize::from(codes[r] >> (4 * (at % 2)) & 15)];
+                        r += 1;
+                    }
+                    S::mul(S::load(unit.cast()), S::load(levels.as_ptr()))
+                }
+            }
+        }
+    };
+}
+
+table4!(Nf4, NF4_LEVELS);
+table4!(BnbFp4, BNB_FP4_LEVELS);
+
 /// # Safety
 /// The tier's instructions, and as [`floats`].
 #[inline(always)]
@@ -350,11 +433,10 @@ unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const 
     // SAFETY: the caller has the tier's instructions, and promises `k` vectors of weights, `M` rows of `k`,
     // and room for sixteen sums of each row.
     unsafe {
-        let size = LANES * F::BYTES;
         let (mut even, mut odd) = ([S::zero(); M], [S::zero(); M]);
         let mut at = 0;
         while at + 2 <= k {
-            let (first, second) = (F::load::<S>(w.add(at * size)), F::load::<S>(w.add((at + 1) * size)));
+            let (first, second) = (F::load::<S>(w, at), F::load::<S>(w, at + 1));
             for i in 0..M {
                 even[i] = S::fma(first, S::splat(*x.add(i * k + at)), even[i]);
                 odd[i] = S::fma(second, S::splat(*x.add(i * k + at + 1)), odd[i]);
@@ -362,7 +444,7 @@ unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const 
             at += 2;
         }
         if at < k {
-            let last = F::load::<S>(w.add(at * size));
+            let last = F::load::<S>(w, at);
             for (i, even) in even.iter_mut().enumerate() {
                 *even = S::fma(last, S::splat(*x.add(i * k + at)), *even);
             }

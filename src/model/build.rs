@@ -58,6 +58,7 @@ impl Decoder {
         let weight = loader.matrix(Part::Embed, embed.into(), None)?;
         let embed = Linear { weight, scale: 1.0, bias: None, outlier: outlier(Part::Embed) };
         let drafts = config.layers.len()..config.layers.len() + config.draft_layers;
+        weights.check_made()?;
         let left_alone = left_alone(weights, config.wrapper.is_some(), drafts)?;
         let quantized = loader.quantized.get();
         Ok(Decoder {
@@ -137,6 +138,9 @@ impl TensorLoader<'_> {
             }
         };
         // A head that is the embedding is not kept twice.
+        for tensor in head.iter().chain([&embed]).filter(|_| tied) {
+            tensor.data.ready()?;
+        }
         let own = head.filter(|head| !tied || head.dtype != embed.dtype || head.data[..] != embed.data[..]);
         let head = match (own, bias) {
             (None, None) => None,
@@ -450,6 +454,7 @@ impl TensorLoader<'_> {
         let width = self.row_bytes(tensor)?;
         let mut shape = tensor.shape.clone();
         shape[0] = rows.len();
+        tensor.data.ready()?;
         let mut data = Vec::with_capacity(rows.len() * width);
         rows.iter().for_each(|row| data.extend_from_slice(&tensor.data[row * width..(row + 1) * width]));
         Ok(WeightTensor { shape, data: Bytes::from_vec(data), ..tensor.clone() })

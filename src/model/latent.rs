@@ -192,6 +192,7 @@ fn heads(loader: &TensorLoader, layer: usize, c: &LatentConfig) -> Result<(Vec<L
         false => {
             let width = c.nope_dim + c.value_dim;
             let both = loader.tensor(Part::LatentB, at, &[c.heads * width, c.rank])?;
+            both.data.ready()?;
             Box::new(move |head| {
                 let key = transposed(&cut(&both, head * width, c.nope_dim)?);
                 Ok([key, cut(&both, head * width + c.nope_dim, c.value_dim)?])

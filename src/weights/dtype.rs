@@ -34,6 +34,11 @@ pub enum WeightType {
     Q8Wide,
     /// Two scales of 32 bits, for 16 weights each, and E2M1.
     Fp4Wide,
+    /// A scale of 32 bits and E4M3. This and the following are multiplied as floats.
+    Fp8,
+    /// A scale of 32 bits and the sixteen levels of NF4, or of bitsandbytes' FP4.
+    Nf4,
+    BnbFp4,
 }
 
 /// What is to be known of a format.
@@ -56,7 +61,7 @@ const fn kept(name: &'static str, block_len: usize, block_bytes: usize) -> Row {
 
 impl WeightType {
     /// Every format, floats first.
-    pub const ALL: [WeightType; 20] = [
+    pub const ALL: [WeightType; 23] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -77,6 +82,9 @@ impl WeightType {
         WeightType::Q4Zero,
         WeightType::Q8Wide,
         WeightType::Fp4Wide,
+        WeightType::Fp8,
+        WeightType::Nf4,
+        WeightType::BnbFp4,
     ];
 
     const fn row(self) -> Row {
@@ -101,6 +109,9 @@ impl WeightType {
             WeightType::Q4Zero => kept("Q4_ZERO", 32, 19),
             WeightType::Q8Wide => kept("Q8_F32", 32, 36),
             WeightType::Fp4Wide => kept("FP4_F32", 32, 24),
+            WeightType::Fp8 => kept("FP8", 32, 36),
+            WeightType::Nf4 => kept("NF4", 32, 20),
+            WeightType::BnbFp4 => kept("BNB_FP4", 32, 20),
         }
     }
 
@@ -119,9 +130,14 @@ impl WeightType {
         self.row().block_bytes
     }
 
-    /// Whether a block holds more than a plain float.
+    /// Whether products take it as whole numbers, times bytes of activations; else as floats.
     pub const fn is_quantized(self) -> bool {
-        self.block_len() > 1
+        self.block_len() > 1 && !self.is_block_float()
+    }
+
+    /// Whether a block holds floats of few bits and their scale.
+    pub const fn is_block_float(self) -> bool {
+        matches!(self, WeightType::Fp8 | WeightType::Nf4 | WeightType::BnbFp4)
     }
 
     /// Bytes of a row of `k` weights. `None` when `k` is not whole blocks, or the product overflows.

@@ -591,7 +591,8 @@ pub fn prefixes() -> impl Iterator<Item = &'static str> {
 pub fn left_alone(weights: &Weights, wrapper: bool, drafts: Range<usize>) -> Result<Vec<String>> {
     let mut left: BTreeMap<&str, usize> = BTreeMap::new();
     let mut foreign = Vec::new();
-    for name in weights.unread().filter(|name| !HARMLESS.iter().any(|end| name.ends_with(end))) {
+    let harmless = |name: &str| HARMLESS.iter().any(|end| name.ends_with(end)) || weights.adds_nothing(name);
+    for name in weights.unread().filter(|name| !harmless(name)) {
         let inner = name.strip_prefix("model.").unwrap_or(name);
         let around = AROUND.iter().find(|(start, _)| wrapper && inner.starts_with(start));
         match around {

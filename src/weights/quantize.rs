@@ -130,7 +130,10 @@ fn target(to: WeightType) -> Result<GgmlDType> {
         | WeightType::Q8Min
         | WeightType::Q4Zero
         | WeightType::Q8Wide
-        | WeightType::Fp4Wide => {
+        | WeightType::Fp4Wide
+        | WeightType::Fp8
+        | WeightType::Nf4
+        | WeightType::BnbFp4 => {
             return Err(Error::invalid(format!(
                 "weights cannot be quantized to {} at load; \
                  use q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0, q4_1 or q4_0",

@@ -80,6 +80,7 @@ fn scale_offsets(ty: WeightType) -> &'static [usize] {
     match ty {
         WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Mxfp4 => &[],
         WeightType::Q8Wide | WeightType::Fp4Wide => &[],
+        WeightType::Fp8 | WeightType::Nf4 | WeightType::BnbFp4 => &[],
         WeightType::Q8Min | WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
             &[0, 2]
         }
@@ -106,7 +107,7 @@ pub fn weights(ty: WeightType, n: usize, k: usize, random: &mut Random) -> Weigh
                     // 2^-14 to 2^-7.
                     block[0] = 114 + block[0] % 8;
                 }
-                if matches!(ty, WeightType::Q8Wide | WeightType::Fp4Wide) {
+                if ty.is_block_float() || matches!(ty, WeightType::Q8Wide | WeightType::Fp4Wide) {
                     let scale = (random.float() * 0.02).to_le_bytes();
                     block[..4].copy_from_slice(&scale);
                 }

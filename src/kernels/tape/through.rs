@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::super::disjoint::DisjointSlices;
-use super::super::gemm::{BF16, F16, F32, Float};
+use super::super::gemm::{Float, with_float};
 use super::super::isa::{Isa, tiered};
 use super::super::layouts::{GROUPS, Layout, SUB, with_layout};
 use super::super::matmul::{Matmul, Target, matmul};
@@ -18,7 +18,6 @@ use super::super::pool::Pool;
 use super::super::simd::{LANES, Simd};
 use super::super::unpack;
 use crate::error::Result;
-use crate::weights::WeightType;
 
 /// Rows of W that are unpacked together.
 const DEPTH: usize = 256;
@@ -133,13 +132,8 @@ impl Task<'_> {
     }
 
     fn floats(&self, panel: &[u8], column: usize, out: &mut Tile) {
-        let size = LANES * self.w.dtype.block_bytes();
-        let columns = &panel[column * size..self.w.k.min(column + SUB) * size];
-        match self.w.dtype {
-            WeightType::F16 => floats::<F16>(self.isa, columns, out),
-            WeightType::BF16 => floats::<BF16>(self.isa, columns, out),
-            _ => floats::<F32>(self.isa, columns, out),
-        }
+        let columns = column..self.w.k.min(column + SUB);
+        with_float!(self.w.dtype, F => floats::<F>(self.isa, panel, columns, out));
     }
 }
 
@@ -148,8 +142,8 @@ tiered! {
     fn quantized<Q: Layout>(unit: &[u8], sub: usize, out: &mut Tile) = quantized_body;
 }
 tiered! {
-    /// Columns of sixteen floats, up to 32.
-    fn floats<F: Float>(columns: &[u8], out: &mut Tile) = floats_body;
+    /// Columns of a panel of floats, up to 32.
+    fn floats<F: Float>(panel: &[u8], columns: Range<usize>, out: &mut Tile) = floats_body;
 }
 
 /// # Safety
@@ -190,11 +184,12 @@ unsafe fn quantized_body<S: Simd, Q: Layout>(unit: &[u8], sub: usize, out: &mut 
 /// # Safety
 /// The tier's instructions.
 #[inline(always)]
-unsafe fn floats_body<S: Simd, F: Float>(columns: &[u8], out: &mut Tile) {
-    for (at, column) in columns.chunks_exact(LANES * F::BYTES).enumerate().take(SUB) {
+unsafe fn floats_body<S: Simd, F: Float>(panel: &[u8], columns: Range<usize>, out: &mut Tile) {
+    assert!(columns.len() <= SUB && columns.end <= panel.len() / F::UNIT * F::LEN);
+    for (at, column) in columns.enumerate() {
         let mut lanes = [0.0; LANES];
-        // SAFETY: the caller's promise; a column has sixteen floats.
-        unsafe { S::store(lanes.as_mut_ptr(), F::load::<S>(column.as_ptr())) };
+        // SAFETY: the caller's promise; the panel has the column's sixteen floats, by the line above.
+        unsafe { S::store(lanes.as_mut_ptr(), F::load::<S>(panel.as_ptr(), column)) };
         for (out, value) in out.iter_mut().zip(lanes) {
             out[at] = value;
         }
@@ -205,7 +200,7 @@ unsafe fn floats_body<S: Simd, F: Float>(columns: &[u8], out: &mut Tile) {
 mod tests {
     use super::super::super::pack::{Arena, pack};
     use super::*;
-    use crate::weights::{Bytes, WeightTensor};
+    use crate::weights::{Bytes, WeightTensor, WeightType};
 
     fn tensor(dtype: WeightType, n: usize, k: usize) -> (WeightTensor, usize) {
         let row_bytes = dtype.row_bytes(k).unwrap();
@@ -220,7 +215,7 @@ mod tests {
     #[test]
     fn products_are_those_of_f64() {
         for dtype in WeightType::ALL {
-            let quantized = dtype.is_quantized();
+            let quantized = dtype.block_len() > 1;
             for (rows, n, k) in [(3, 37, 256), (400, 300, 512), (2, 21, if quantized { 256 } else { 45 })] {
                 let (tensor, row_bytes) = tensor(dtype, n, k);
                 let w = pack(&Pool::new(1).unwrap(), &Arena::default(), &tensor, n, k, row_bytes).unwrap();

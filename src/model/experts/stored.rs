@@ -235,7 +235,7 @@ fn interleaved<'a>(loader: &'a TensorLoader<'_>, layer: usize, c: &ExpertsConfig
     let down_bias = bias(Part::DownExperts, hidden)?;
     for tensor in [&gate_up_bias, &down_bias].into_iter().flatten().chain(gate_up.plain()).chain(down.plain())
     {
-        if tensor.dtype.is_quantized() {
+        if tensor.dtype.block_len() > 1 {
             return Err(Error::unsupported(format!(
                 "the tensor {} has columns of {}, which cannot be told apart",
                 tensor.name, tensor.dtype

@@ -20,6 +20,54 @@ pub fn half_of_e8m0(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
 }
 
+/// The sixteen levels of NF4, in f32: quantiles of the normal distribution (QLoRA, Dettmers et al. 2023, appendix
+/// E), as bitsandbytes writes them beside its weights.
+pub const NF4_LEVELS: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// Those of bitsandbytes' FP4, which is not E2M1.
+pub const BNB_FP4_LEVELS: [f32; 16] = [
+    0.0,
+    0.005_208_333_3,
+    0.666_666_7,
+    1.0,
+    0.333_333_34,
+    0.5,
+    0.166_666_67,
+    0.25,
+    -0.0,
+    -0.005_208_333_3,
+    -0.666_666_7,
+    -1.0,
+    -0.333_333_34,
+    -0.5,
+    -0.166_666_67,
+    -0.25,
+];
+
+/// An E4M3 byte as an f16 that is smaller by 2^8: the exponents have biases that are 8 apart. NaN would be read
+/// as 480; no file with one is.
+#[inline(always)]
+pub const fn e4m3_as_half(byte: u8) -> u16 {
+    (byte as u16 & 0x80) << 8 | (byte as u16 & 0x7f) << 7
+}
+
 /// Splits sixteen bytes into 32 nibbles, the low ones first.
 #[inline(always)]
 fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
@@ -135,6 +183,35 @@ pub fn fp4_wide(block: &[u8; 24], out: &mut [f32; 32]) {
     for (half, at) in [(first, 0), (second, 4)] {
         let scale = f32::from_le_bytes(*part(block, at));
         half.iter_mut().for_each(|weight| *weight *= scale);
+    }
+}
+
+/// `f32 d, E4M3 quants[32]`: d q.
+#[inline(always)]
+pub fn fp8(block: &[u8; 36], out: &mut [f32; 32]) {
+    let scale = f32::from_le_bytes(*part(block, 0));
+    for (out, quant) in out.iter_mut().zip(part::<32>(block, 4)) {
+        *out = scale * (256.0 * f16_to_f32(e4m3_as_half(*quant).to_le_bytes()));
+    }
+}
+
+/// `f32 d, nibbles[16]`: d level(q).
+#[inline(always)]
+pub fn nf4(block: &[u8; 20], out: &mut [f32; 32]) {
+    float_levels(&NF4_LEVELS, block, out);
+}
+
+/// `f32 d, nibbles[16]`: d level(q).
+#[inline(always)]
+pub fn bnb_fp4(block: &[u8; 20], out: &mut [f32; 32]) {
+    float_levels(&BNB_FP4_LEVELS, block, out);
+}
+
+#[inline(always)]
+fn float_levels(table: &[f32; 16], block: &[u8; 20], out: &mut [f32; 32]) {
+    let scale = f32::from_le_bytes(*part(block, 0));
+    for (out, quant) in out.iter_mut().zip(nibbles(part(block, 4))) {
+        *out = scale * table[usize::from(quant & 15)];
     }
 }
 

@@ -9,6 +9,7 @@
 //! | scale q + bias, both f16, q of up to 4 bits, of 5, or of more | Q4_1, Q5_1, Q8_MIN |
 //! | E2M1 by 32 with a power of two | MXFP4 |
 //! | E2M1 by 16 or more with any scale | FP4_F32 |
+//! | E4M3, NF4 or bitsandbytes' FP4 by 32 or more with any scale | FP8, NF4, BNB_FP4 |
 //! | what BF16 or F16 holds, by the bits of scales and codes | BF16, F16 |
 //! | all else | F32, by the formula in f32 |
 
@@ -16,6 +17,7 @@ use super::codes::Packing;
 use super::grid::{Span, Zeros};
 use super::{Grid, Levels, Matrix, WeightType};
 use crate::error::{Error, Result};
+use crate::weights::blocks::small::{BNB_FP4_LEVELS, NF4_LEVELS};
 
 /// The values of a 4-bit float (E2M1), by its code.
 pub(super) const E2M1: [f32; 16] =
@@ -56,12 +58,7 @@ pub(super) fn choose(matrix: &Matrix) -> Result<WeightType> {
         Levels::Table(table) => {
             let mut levels = Span::default();
             table.iter().filter(|level| level.is_finite()).for_each(|level| levels.add(*level));
-            let packed = match **table == E2M1 {
-                true if blocks(32) && has_powers(matrix) => Some(WeightType::Mxfp4),
-                true if blocks(16) => Some(WeightType::Fp4Wide),
-                _ => None,
-            };
-            (scales.times(levels), packed)
+            (scales.times(levels), of_table(matrix, table, blocks))
         }
     };
     if !products.top.is_finite() {
@@ -98,8 +95,17 @@ fn float(products: Span) -> WeightType {
     }
 }
 
-fn has_powers(matrix: &Matrix) -> bool {
-    matrix.scales.outer == 1.0 && matrix.scales.power([0, 0]).is_some()
+/// The format of blocks that has these levels; `blocks`: whether groups fill blocks of so many weights.
+fn of_table(matrix: &Matrix, table: &[f32], blocks: impl Fn(usize) -> bool) -> Option<WeightType> {
+    let powers = matrix.scales.outer == 1.0 && matrix.scales.power([0, 0]).is_some();
+    match matrix.codes.packing.values() {
+        256 => Some(WeightType::Fp8).filter(|_| blocks(32)),
+        _ if table == E2M1 && powers && blocks(32) => Some(WeightType::Mxfp4),
+        _ if table == E2M1 => Some(WeightType::Fp4Wide).filter(|_| blocks(16)),
+        _ if table == NF4_LEVELS => Some(WeightType::Nf4).filter(|_| blocks(32)),
+        _ if table == BNB_FP4_LEVELS => Some(WeightType::BnbFp4).filter(|_| blocks(32)),
+        _ => None,
+    }
 }
 
 /// The bytes of a matrix in the type that was chosen for it.
@@ -118,9 +124,9 @@ pub(super) fn make(matrix: &Matrix, dtype: WeightType) -> Result<Vec<u8>> {
         let codes = &mut codes[..rows.len() * k];
         matrix.codes.fill(rows.clone(), codes);
         for (row, codes) in rows.zip(codes.chunks_exact(k.max(1))) {
-            match dtype.is_quantized() {
-                true => blocks(matrix, dtype, row, codes, &mut out),
-                false => floats(matrix, dtype, row, codes, &mut out)?,
+            match dtype.block_len() {
+                1 => floats(matrix, dtype, row, codes, &mut out)?,
+                _ => blocks(matrix, dtype, row, codes, &mut out)?,
             }
         }
     }
@@ -147,9 +153,7 @@ fn floats(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mu
                 for code in group {
                     let level = table.get(usize::from(*code)).copied().unwrap_or(f32::NAN);
                     if !level.is_finite() {
-                        return Err(Error::model_file(format!(
-                            "row {row} holds the byte {code:#04x}, which is no number; the file is damaged"
-                        )));
+                        return Err(no_number(row, *code));
                     }
                     put(dtype, scale * level, out);
                 }
@@ -169,7 +173,7 @@ fn put(dtype: WeightType, value: f32, out: &mut Vec<u8>) {
     }
 }
 
-fn blocks(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mut Vec<u8>) {
+fn blocks(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mut Vec<u8>) -> Result<()> {
     for (at, block) in codes.as_chunks::<32>().0.iter().enumerate() {
         let (cell, _) = matrix.groups.at(row, 32 * at);
         match dtype {
@@ -181,7 +185,9 @@ fn blocks(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mu
                     out.extend_from_slice(&(matrix.scales.at(cell) / 2.0).to_le_bytes());
                 }
             }
-            WeightType::Q8Wide => out.extend_from_slice(&matrix.scales.at(cell).to_le_bytes()),
+            WeightType::Q8Wide | WeightType::Fp8 | WeightType::Nf4 | WeightType::BnbFp4 => {
+                out.extend_from_slice(&matrix.scales.at(cell).to_le_bytes());
+            }
             _ => out.extend_from_slice(&half(&matrix.scales, cell)),
         }
         match &matrix.levels {
@@ -197,9 +203,22 @@ fn blocks(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mu
                     _ => out.extend_from_slice(&nibbles(block)),
                 }
             }
+            Levels::Table(table) if dtype == WeightType::Fp8 => {
+                if let Some(code) = block.iter().find(|code| !table[usize::from(**code)].is_finite()) {
+                    return Err(no_number(row, *code));
+                }
+                out.extend_from_slice(block);
+            }
             Levels::Table(_) => out.extend_from_slice(&nibbles(block)),
         }
     }
+    Ok(())
+}
+
+fn no_number(row: usize, code: u8) -> Error {
+    Error::model_file(format!(
+        "row {row} holds the byte {code:#04x}, which is no number; the file is damaged"
+    ))
 }
 
 /// Exact, or it would not have been chosen.

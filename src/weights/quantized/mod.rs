@@ -171,6 +171,8 @@ pub(super) struct Matrix {
     bytes: usize,
     /// Chosen when it is first asked for: that needs the scales.
     dtype: OnceLock<WeightType>,
+    /// Why it could not be made.
+    failed: OnceLock<Error>,
 }
 
 /// What a code is multiplied by its scale as.
@@ -318,7 +320,7 @@ impl Weights {
     /// How many matrices had no smaller exact form than floats, their bytes in the file and in memory.
     pub fn widened(&self) -> Option<(usize, u64, u64)> {
         let wide = self.joined().filter_map(|matrix| {
-            let dtype = matrix.dtype.get().filter(|dtype| !dtype.is_quantized())?;
+            let dtype = matrix.dtype.get().filter(|dtype| dtype.block_len() == 1)?;
             let elements = matrix.shape[0] as u64 * matrix.shape[1] as u64;
             Some((matrix.bytes as u64, elements * dtype.block_bytes() as u64))
         });
@@ -329,6 +331,25 @@ impl Weights {
     /// What decides about the meaning of the tensors beside the files and the blueprint.
     pub fn quantization(&self) -> Option<&Quantization> {
         self.quantization.as_ref()
+    }
+
+    /// That all matrices which were read could be made: whoever read one of others read nothing.
+    ///
+    /// # Errors
+    /// Why the first one could not.
+    pub fn check_made(&self) -> Result<()> {
+        let failed = self.joined().find_map(|matrix| matrix.failed.get());
+        failed.map_or(Ok(()), |error| Err(error.clone().context(self.source.display())))
+    }
+
+    /// Whether this is the bias of a quantized module, and all zeros: AutoGPTQ gives one to every module, whatever
+    /// the model has.
+    pub fn adds_nothing(&self, name: &str) -> bool {
+        let weight = name.strip_suffix(".bias").map(|module| format!("{module}.weight"));
+        let weight = weight.and_then(|weight| self.tensors.get(&weight));
+        let joined = weight.is_some_and(|entry| matches!(entry.stored, Stored::Joined(_)));
+        let zeros = || self.as_stored(name).is_ok_and(|(_, _, bytes)| bytes.iter().all(|byte| *byte == 0));
+        joined && zeros()
     }
 
     fn joined(&self) -> impl Iterator<Item = &Matrix> {
@@ -362,7 +383,8 @@ impl Matrix {
         let len = len.ok_or_else(|| Error::model_file(format!("the tensor {:?} is too large", self.name)))?;
         let matrix = self.clone();
         let data = Bytes::made(len, move || {
-            convert::make(&matrix, dtype).context(format!("the tensor {:?}", matrix.name))
+            let made = convert::make(&matrix, dtype).context(format!("the tensor {:?}", matrix.name));
+            made.inspect_err(|error| drop(matrix.failed.set(error.clone())))
         });
         Ok(WeightTensor { name: self.name.clone(), dtype, shape: self.shape.to_vec(), data })
     }

@@ -47,8 +47,8 @@ pub(super) fn read(name: &str, scheme: &Scheme, parts: Vec<Part>) -> Result<Made
     let taken = parts.taken.into_inner();
     let bytes =
         parts.parts.iter().filter(|part| taken.contains(&part.name)).map(|part| part.data.len()).sum();
-    let dtype = OnceLock::new();
-    let matrix = Matrix { name: name.to_owned(), shape, codes, levels, scales, groups, bytes, dtype };
+    let (dtype, failed) = (OnceLock::new(), OnceLock::new());
+    let matrix = Matrix { name: name.to_owned(), shape, codes, levels, scales, groups, bytes, dtype, failed };
     Ok((matrix, taken, shape))
 }
 
