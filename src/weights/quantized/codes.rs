@@ -69,29 +69,43 @@ impl Codes {
     /// Word by word along the outputs, which lie beside each other: a strip of rows reads whole lines of the
     /// cache.
     fn down(&self, bits: u32, all: usize, rows: Range<usize>, out: &mut [u8]) {
-        let word = |at: usize, row: usize| {
-            let at = 4 * (at * all + row);
-            self.data
-                .get(at..at + 4)
-                .map_or(0, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
-        };
-        let mask = (1u64 << bits) - 1;
-        for column in 0..self.columns {
-            let (at, shift) = (column * bits as usize / 32, column as u32 * bits % 32);
-            let next = shift + bits > 32;
-            for (i, row) in rows.clone().enumerate() {
-                let both =
-                    u64::from(word(at, row)) | if next { u64::from(word(at + 1, row)) << 32 } else { 0 };
-                out[i * self.columns + column] = (both >> shift & mask) as u8;
+        let columns = self.columns;
+        let per_word = (32 / bits) as usize;
+        if 32 % bits == 0 {
+            let lines = self.data.chunks_exact(4 * all.max(1));
+            for (line, first) in lines.zip((0..columns).step_by(per_word)) {
+                let words = line[4 * rows.start..4 * rows.end].as_chunks().0;
+                for (word, out) in words.iter().zip(out.chunks_exact_mut(columns)) {
+                    of_word(u32::from_le_bytes(*word), bits, &mut out[first..columns.min(first + per_word)]);
+                }
             }
+            return;
+        }
+        let byte = |row: usize, at: usize| {
+            let at = 4 * (at / 4 * all + row) + at % 4;
+            self.data.get(at).copied().unwrap_or(0)
+        };
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
+            (0..).zip(out).for_each(|(column, out)| *out = of_stream(|at| byte(row, at), bits, column));
         }
     }
 
+    /// Whole words: a strip begins at a multiple of eight rows, or it is read nibble by nibble.
     fn awq(&self, all: usize, rows: Range<usize>, out: &mut [u8]) {
-        for column in 0..self.columns {
-            let line = &self.data[column * all / 2..(column + 1) * all / 2];
-            for (i, row) in rows.clone().enumerate() {
-                out[i * self.columns + column] = awq_nibble(line, row);
+        let columns = self.columns;
+        for (column, line) in self.data.chunks_exact((all / 2).max(1)).take(columns).enumerate() {
+            if !rows.start.is_multiple_of(8) || !rows.len().is_multiple_of(8) {
+                for (i, row) in rows.clone().enumerate() {
+                    out[i * columns + column] = awq_nibble(line, row);
+                }
+                continue;
+            }
+            let words = line[rows.start / 2..rows.end / 2].as_chunks().0;
+            for (eight, word) in words.iter().enumerate() {
+                let word = u32::from_le_bytes(*word);
+                for (place, output) in AWQ_ORDER.iter().enumerate() {
+                    out[(8 * eight + output) * columns + column] = (word >> (4 * place) & 15) as u8;
+                }
             }
         }
     }
@@ -199,6 +213,8 @@ mod tests {
             columns: 2,
         };
         let mut out = [0; 16];
+        awq.fill(3..5, &mut out[..4]);
+        assert_eq!(out[..4], [3, 3, 4, 4]);
         awq.fill(0..8, &mut out);
         assert_eq!(out.chunks(2).map(|row| row[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(out.chunks(2).map(|row| row[1]).collect::<Vec<_>>(), [0, 1, 3, 3, 4, 5, 6, 7]);

@@ -40,7 +40,7 @@ impl Groups {
             Groups::Flat { weights, columns } => {
                 let at = row * columns + column;
                 let group = at / weights;
-                ([0, group], column + (group + 1) * weights - at)
+                ([0, group], column.saturating_add((group + 1).saturating_mul(*weights) - at))
             }
         }
     }
