@@ -370,7 +370,7 @@ float!(F16, 2, from => S::load_f16(from));
 float!(BF16, 2, from => S::load_bf16(from));
 
 /// Bytes of sixteen scales.
-pub(super) const SCALES: usize = 4 * LANES;
+const SCALES: usize = 4 * LANES;
 
 /// E4M3 with a scale for 32 columns.
 pub(super) struct Fp8;
@@ -397,6 +397,43 @@ impl Float for Fp8 {
     }
 }
 
+/// The bytes of sixteen floats, the lowest of each first.
+const fn planes(levels: &[f32; 16]) -> [[u8; 16]; 4] {
+    let mut planes = [[0; 16]; 4];
+    let mut i = 0;
+    while i < 64 {
+        planes[i % 4][i / 4] = levels[i / 4].to_bits().to_le_bytes()[i % 4];
+        i += 1;
+    }
+    planes
+}
+
+/// The floats of a table that sixteen nibbles mean, of bytes from bit `shift` on: each byte of them is looked up.
+///
+/// # Safety
+/// As [`Simd`]; there are sixteen bytes.
+#[inline(always)]
+unsafe fn lookup<S: Simd>(codes: *const u8, shift: i32, planes: &[[u8; 16]; 4]) -> S::F {
+    const { assert!(size_of::<S::I>() == 4 * LANES) };
+    // SAFETY: the caller has the tier's instructions, and promises the bytes.
+    unsafe {
+        let codes = S::shr_32(S::round(S::load_u8(codes)), shift);
+        let one = S::and(codes, S::splat_i(15));
+        let two = S::or(one, S::shl_32(one, 8));
+        let four = S::or(two, S::shl_32(two, 16));
+        let mut bits = S::zero_i();
+        let mut i = 0;
+        while i < 4 {
+            let bytes = S::lookup16(planes[i].as_ptr(), four);
+            bits = S::or(bits, S::and(bytes, S::splat_i((0xff_u32 << (8 * i)) as i32)));
+            i += 1;
+        }
+        let mut floats = [0f32; LANES];
+        floats.as_mut_ptr().cast::<S::I>().write_unaligned(bits);
+        S::load(floats.as_ptr())
+    }
+}
+
 /// Nibbles with a scale for 32 columns, two columns to a byte, and a table of sixteen levels.
 macro_rules! table4 {
     ($name:ident, $levels:expr) => {
@@ -406,17 +443,12 @@ macro_rules! table4 {
             const UNIT: usize = SCALES + SUB / 2 * LANES;
             #[inline(always)]
             unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F {
+                static PLANES: [[u8; 16]; 4] = planes(&$levels);
                 // SAFETY: the caller has the tier's instructions; the unit of the column is there.
                 unsafe {
                     let unit = panel.add(at / SUB * Self::UNIT);
                     let codes = unit.add(SCALES + at % SUB / 2 * LANES);
-                    let codes = codes.cast::<[u8; LANES]>().read_unaligned();
-                    let (mut levels, mut r) = ([0.0; LANES], 0);
-                    while r < LANES {
-                        levels[r] = $levels[usize::from(codes[r] >> (4 * (at % 2)) & 15)];
-                        r += 1;
-                    }
-                    S::mul(S::load(unit.cast()), S::load(levels.as_ptr()))
+                    S::mul(S::load(unit.cast()), lookup::<S>(codes, 4 * (at % 2) as i32, &PLANES))
                 }
             }
         }
