@@ -312,8 +312,8 @@ unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *cons
     unsafe { with_float!(dtype, F => floats::<F>(isa, rows, w, x, k, sums)) }
 }
 
-/// A type of weights that are multiplied as floats. Panels are units of so many columns and bytes: sixteen plain
-/// floats, or a block of each row, first the sixteen scales, then the codes, column by column.
+/// A type of weights that are multiplied as floats. Panels are units of so many columns and bytes: sixteen
+/// plain floats, or a block of each row, first the sixteen scales, then the codes, column by column.
 pub(super) trait Float {
     const LEN: usize;
     const UNIT: usize;
@@ -408,7 +408,8 @@ const fn planes(levels: &[f32; 16]) -> [[u8; 16]; 4] {
     planes
 }
 
-/// The floats of a table that sixteen nibbles mean, of bytes from bit `shift` on: each byte of them is looked up.
+/// The floats of a table that sixteen nibbles mean, of bytes from bit `shift` on: each byte of them is looked
+/// up.
 ///
 /// # Safety
 /// As [`Simd`]; there are sixteen bytes.

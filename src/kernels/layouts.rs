@@ -132,7 +132,8 @@ pub(super) trait Layout: 'static {
     const SUB_BYTES: usize = Self::SCALE_BYTES + LANES * SUB * Self::BITS / 8;
     const UNIT: usize = Self::HEAD + Self::SUBS * Self::SUB_BYTES;
 
-    /// The block's `d` (`D_BYTES` of it), and its minimum (or `dmin`), zero point or second `d` (`MORE_BYTES`).
+    /// The block's `d` (`D_BYTES` of it), and its minimum (or `dmin`), zero point or second `d`
+    /// (`MORE_BYTES`).
     fn head(block: &[u8]) -> [[u8; 4]; 2];
     /// The small scales (and minima) of sub-block `sub`, as stored: `SCALE_BYTES / 16` bytes.
     fn scales(block: &[u8], sub: usize) -> [u8; 2];
@@ -257,8 +258,8 @@ layout!(Q8Min, 8, DMin, zero 128; |b, s, g| [pair(b, 0), pair(b, 2)], [0; 2], wo
 layout!(Q4Zero, 4, DZero, zero 0; |b, s, g| [pair(b, 0), [b[2], 0, 0, 0]], [0; 2], nibbles(b, 3, g));
 layout!(Q8Wide, 8, Wide, zero 128; |b, s, g| [word(b, 0).to_le_bytes(), NONE], [0; 2],
     word(b, 4 + 4 * g) ^ 0x8080_8080);
-layout!(Fp4Wide, 4, Wide16, zero 16, levels MXFP4; |b, s, g| [word(b, 0).to_le_bytes(), word(b, 4).to_le_bytes()],
-    [0; 2], nibbles(b, 8, g));
+layout!(Fp4Wide, 4, Wide16, zero 16, levels MXFP4; |b, s, g|
+    [word(b, 0).to_le_bytes(), word(b, 4).to_le_bytes()], [0; 2], nibbles(b, 8, g));
 
 /// The codes of one row in a sub-block, in as many words as its bits fill; those behind are zero.
 pub(super) type Words = [u32; GROUPS];

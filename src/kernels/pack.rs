@@ -180,8 +180,8 @@ fn row_of<Q: Layout>(w: &Packed, row: usize, out: &mut [f32]) {
     }
 }
 
-/// Floats: sixteen of one `k` side by side. Of blocks first the scales of sixteen rows, then the codes of each
-/// `k`, or of two.
+/// Floats: sixteen of one `k` side by side. Of blocks first the scales of sixteen rows, then the codes of
+/// each `k`, or of two.
 fn pack_dense(dtype: WeightType, rows: &[u8], row_bytes: usize, out: &mut [u8]) {
     let size = dtype.block_bytes();
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {

@@ -59,8 +59,8 @@ unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> 
     }
 }
 
-/// What the head of a unit says, for sixteen rows: `d`, and the minimum, `-dmin`, what the zero point is times
-/// `-d`, or the second `d`.
+/// What the head of a unit says, for sixteen rows: `d`, and the minimum, `-dmin`, what the zero point is
+/// times `-d`, or the second `d`.
 ///
 /// # Safety
 /// As [`Simd`]; the head is readable.

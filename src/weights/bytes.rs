@@ -1,5 +1,5 @@
-//! Shared read-only bytes: a range of a memory-mapped file, of a vector, or of one that is made when it is first
-//! read.
+//! Shared read-only bytes: a range of a memory-mapped file, of a vector, or of one that is made when it is
+//! first read.
 //!
 //! [`Bytes`] is what every weight tensor holds. Cloning and slicing cost a reference count, so a model of
 //! many gigabytes is "loaded" as soon as its header is read; the pages come in when they are first touched,

@@ -2,8 +2,8 @@
 //!
 //! [`Weights`] maps a tensor's name to its bytes; it comes from a GGUF file ([`gguf`]) or from safetensors
 //! ([`safetensors`]). Nothing is converted or copied here: a [`WeightTensor`] is a slice of the mapped file
-//! with a type and a shape (f64 alone becomes f32 here). [`blocks`] says what the bytes mean, [`quantize`]
-//! makes smaller ones at load.
+//! with a type and a shape (f64 alone becomes f32 here, and several tensors of a quantizer one matrix:
+//! [`quantized`]). [`blocks`] says what the bytes mean, [`quantize`] makes smaller ones at load.
 //!
 //! The readers trust nothing: every count is held against the bytes that are left before memory is asked
 //! for, every size is computed with checks, and every failure is an error that names the file. One tensor of

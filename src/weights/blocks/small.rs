@@ -20,8 +20,8 @@ pub fn half_of_e8m0(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
 }
 
-/// The sixteen levels of NF4, in f32: quantiles of the normal distribution (QLoRA, Dettmers et al. 2023, appendix
-/// E), as bitsandbytes writes them beside its weights.
+/// The sixteen levels of NF4, in f32: quantiles of the normal distribution (QLoRA, Dettmers et al. 2023,
+/// appendix E), as bitsandbytes writes them beside its weights.
 pub const NF4_LEVELS: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -61,8 +61,8 @@ pub const BNB_FP4_LEVELS: [f32; 16] = [
     -0.25,
 ];
 
-/// An E4M3 byte as an f16 that is smaller by 2^8: the exponents have biases that are 8 apart. NaN would be read
-/// as 480; no file with one is.
+/// An E4M3 byte as an f16 that is smaller by 2^8: the exponents have biases that are 8 apart. NaN would be
+/// read as 480; no file with one is.
 #[inline(always)]
 pub const fn e4m3_as_half(byte: u8) -> u16 {
     (byte as u16 & 0x80) << 8 | (byte as u16 & 0x7f) << 7

@@ -302,8 +302,8 @@ fn e8m0(byte: u8) -> f32 {
     }
 }
 
-/// A sign, four bits of exponent (bias 7), three of fraction; no infinity, and one NaN of each sign (OCP 8-bit
-/// Floating Point 1.0).
+/// A sign, four bits of exponent (bias 7), three of fraction; no infinity, and one NaN of each sign (OCP
+/// 8-bit Floating Point 1.0).
 pub(super) fn e4m3(byte: u8) -> f32 {
     let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
     let magnitude = match (exponent, byte & 7) {

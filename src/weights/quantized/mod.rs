@@ -8,7 +8,7 @@
 //!
 //! | scheme | tensors of a module | W |
 //! |---|---|---|
-//! | compressed-tensors, packed | `weight_packed`, `weight_scale`, `weight_shape`, `weight_zero_point` | scale (q - z) |
+//! | compressed-tensors, packed | `weight_packed`, `weight_scale`, `weight_shape`, … | scale (q - z) |
 //! | the same, int8 | `weight`, `weight_scale`, `weight_zero_point` | scale (q - z) |
 //! | GPTQ | `qweight`, `qzeros`, `scales`, `g_idx` | scale (q - z) |
 //! | AWQ | `qweight`, `qzeros`, `scales` | scale (q - z) |
@@ -342,8 +342,8 @@ impl Weights {
         failed.map_or(Ok(()), |error| Err(error.clone().context(self.source.display())))
     }
 
-    /// Whether this is the bias of a quantized module, and all zeros: AutoGPTQ gives one to every module, whatever
-    /// the model has.
+    /// Whether this is the bias of a quantized module, and all zeros: AutoGPTQ gives one to every module,
+    /// whatever the model has.
     pub fn adds_nothing(&self, name: &str) -> bool {
         let weight = name.strip_suffix(".bias").map(|module| format!("{module}.weight"));
         let weight = weight.and_then(|weight| self.tensors.get(&weight));
