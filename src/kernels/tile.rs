@@ -108,7 +108,7 @@ impl<S: Simd, Q: Layout> Codes<S> for Packed<S, Q> {
     #[inline(always)]
     unsafe fn group(&self, _: usize, g: usize) -> S::I {
         // SAFETY: there is such a block, so that its codes are there behind the scales.
-        unsafe { unpack::unpack::<S, Q>(self.sub.add(Q::SCALE_BYTES), g) }
+        unsafe { unpack::unpack::<S, Q>(self.sub, g) }
     }
     #[inline(always)]
     unsafe fn scales(&self, _: usize, half: usize) -> (S::F, S::F) {

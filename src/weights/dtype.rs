@@ -25,6 +25,18 @@ pub enum WeightType {
     Iq4Nl,
     Iq4Xs,
     Mxfp4,
+    Q8K,
+    Iq2Xxs,
+    Iq2Xs,
+    Iq2S,
+    Iq3Xxs,
+    Iq3S,
+    Iq1S,
+    Iq1M,
+    Tq1_0,
+    Tq2_0,
+    Nvfp4,
+    Q1_0,
 }
 
 /// What is to be known of a format.
@@ -41,7 +53,7 @@ const fn row(name: &'static str, ggml_id: u32, block_len: usize, block_bytes: us
 
 impl WeightType {
     /// Every format, floats first.
-    pub const ALL: [WeightType; 16] = [
+    pub const ALL: [WeightType; 28] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -58,6 +70,18 @@ impl WeightType {
         WeightType::Iq4Nl,
         WeightType::Iq4Xs,
         WeightType::Mxfp4,
+        WeightType::Q8K,
+        WeightType::Iq2Xxs,
+        WeightType::Iq2Xs,
+        WeightType::Iq2S,
+        WeightType::Iq3Xxs,
+        WeightType::Iq3S,
+        WeightType::Iq1S,
+        WeightType::Iq1M,
+        WeightType::Tq1_0,
+        WeightType::Tq2_0,
+        WeightType::Nvfp4,
+        WeightType::Q1_0,
     ];
 
     const fn row(self) -> Row {
@@ -78,6 +102,18 @@ impl WeightType {
             WeightType::Iq4Nl => row("IQ4_NL", 20, 32, 18),
             WeightType::Iq4Xs => row("IQ4_XS", 23, 256, 136),
             WeightType::Mxfp4 => row("MXFP4", 39, 32, 17),
+            WeightType::Q8K => row("Q8_K", 15, 256, 292),
+            WeightType::Iq2Xxs => row("IQ2_XXS", 16, 256, 66),
+            WeightType::Iq2Xs => row("IQ2_XS", 17, 256, 74),
+            WeightType::Iq2S => row("IQ2_S", 22, 256, 82),
+            WeightType::Iq3Xxs => row("IQ3_XXS", 18, 256, 98),
+            WeightType::Iq3S => row("IQ3_S", 21, 256, 110),
+            WeightType::Iq1S => row("IQ1_S", 19, 256, 50),
+            WeightType::Iq1M => row("IQ1_M", 29, 256, 56),
+            WeightType::Tq1_0 => row("TQ1_0", 34, 256, 54),
+            WeightType::Tq2_0 => row("TQ2_0", 35, 256, 66),
+            WeightType::Nvfp4 => row("NVFP4", 40, 64, 36),
+            WeightType::Q1_0 => row("Q1_0", 41, 128, 18),
         }
     }
 
@@ -86,7 +122,7 @@ impl WeightType {
         self.row().name
     }
 
-    /// Weights in a block: 1 (floats), 32 or 256.
+    /// Weights in a block: 1 (floats), 32, 64, 128 or 256.
     pub const fn block_len(self) -> usize {
         self.row().block_len
     }
@@ -139,27 +175,15 @@ impl std::fmt::Display for WeightType {
 
 /// Names of GGUF tensor types that exist but are not read, so that a refusal can say which one it met.
 pub(super) fn ggml_type_name(id: u32) -> Option<&'static str> {
-    const OTHERS: [(u32, &str); 20] = [
+    const OTHERS: [(u32, &str); 8] = [
         (9, "Q8_1"),
-        (15, "Q8_K"),
-        (16, "IQ2_XXS"),
-        (17, "IQ2_XS"),
-        (18, "IQ3_XXS"),
-        (19, "IQ1_S"),
-        (21, "IQ3_S"),
-        (22, "IQ2_S"),
         (24, "I8"),
         (25, "I16"),
         (26, "I32"),
         (27, "I64"),
-        (29, "IQ1_M"),
         (31, "Q4_0_4_4"),
         (32, "Q4_0_4_8"),
         (33, "Q4_0_8_8"),
-        (34, "TQ1_0"),
-        (35, "TQ2_0"),
-        (40, "NVFP4"),
-        (41, "Q1_0"),
     ];
     OTHERS.iter().find(|(other, _)| *other == id).map(|(_, name)| *name)
 }

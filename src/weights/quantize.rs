@@ -28,7 +28,7 @@ const MAX_WEIGHT: f32 = 65_504.0;
 /// Rows are shared among `threads`; blocks are independent, so the result is the same for any number.
 ///
 /// # Errors
-/// `InvalidRequest` when `to` cannot be made (floats, IQ4, MXFP4); `ModelFile` when a weight is not finite or
+/// `InvalidRequest` when `to` cannot be made (floats, IQ formats, ternary and 4-bit floats); `ModelFile` when a weight is not finite or
 /// beyond 65504.
 pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result<WeightTensor> {
     target(to)?;
@@ -121,12 +121,7 @@ fn target(to: WeightType) -> Result<GgmlDType> {
         WeightType::Q4K => GgmlDType::Q4K,
         WeightType::Q5K => GgmlDType::Q5K,
         WeightType::Q6K => GgmlDType::Q6K,
-        WeightType::F32
-        | WeightType::F16
-        | WeightType::BF16
-        | WeightType::Iq4Nl
-        | WeightType::Iq4Xs
-        | WeightType::Mxfp4 => {
+        _ => {
             return Err(Error::invalid(format!(
                 "weights cannot be quantized to {} at load; \
                  use q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0, q4_1 or q4_0",
