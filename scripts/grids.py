@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Make `src/weights/blocks/grids.bin`: the points of the grids that GGUF's IQ1, IQ2 and IQ3 formats choose from.
+"""Make `src/weights/blocks/grids.bin`: the points that GGUF's IQ1, IQ2 and IQ3 formats choose from.
 
-A grid is a set of points with eight coordinates (four in IQ3), each one of three levels (eight in IQ3). Which points
-are in it was chosen by the authors of the formats from the weights of real models, so the sets are facts that no formula
-gives; they come from the tables of the `gguf` package, by the values of its arrays. The file holds a little-endian u16 a
-point, the coordinates as places among the levels, the first in the lowest bits: two bits each, in IQ3 three bits.
+A grid is a set of points with eight coordinates (four in IQ3), each one of three levels (eight in IQ3). Which
+points are in it was chosen by the authors of the formats from the weights of real models, so the sets are
+facts that no formula gives; they come from the tables of the `gguf` package, by the values of its arrays. The
+file holds a little-endian u16 a point, the coordinates as places among the levels, the first in the lowest
+bits: two bits each, in IQ3 three bits.
 
 Made with Python 3.11, gguf 0.19.0, numpy 2.4.6.
 """

@@ -2,8 +2,8 @@
 //!
 //! A GGUF source keeps its metadata byte for byte, and a split one becomes one file. Of a folder of
 //! transformers the metadata and the tokenizer are written anew (`config::gguf::write`, `text::tokenizer`),
-//! each read back and held against the original before anything is written: what GGUF cannot say of a model is
-//! refused by name. Tensors are converted a slice at a time. [`types`] has what is stored as what.
+//! each read back and held against the original before anything is written: what GGUF cannot say of a model
+//! is refused by name. Tensors are converted a slice at a time. [`types`] has what is stored as what.
 
 mod tensors;
 mod types;
@@ -51,8 +51,8 @@ pub struct ConvertReport {
 ///
 /// # Errors
 /// `InvalidRequest` for a path that is taken or no name of a GGUF file; `UnsupportedModel` for what GGUF
-/// cannot say or is not written here, by name; `ModelFile` for broken sources, and if `path` cannot be written;
-/// `Cancelled` when the progress says so.
+/// cannot say or is not written here, by name; `ModelFile` for broken sources, and if `path` cannot be
+/// written; `Cancelled` when the progress says so.
 pub fn convert(
     source: &Path,
     path: &Path,

@@ -2,8 +2,8 @@
 //! made simple.
 //!
 //! Of a mixture some tensors of some layers are stored more exactly than the rest: what makes values, and the
-//! last matrix of the feed-forward, which suffer most. In any type of less than 6 bits the head (the embedding,
-//! where that is the head) is Q6_K. Vectors, routers and convolutions stay float32.
+//! last matrix of the feed-forward, which suffer most. In any type of less than 6 bits the head (the
+//! embedding, where that is the head) is Q6_K. Vectors, routers and convolutions stay float32.
 
 use super::ConvertOptions;
 use crate::error::{Error, Result, quoted};

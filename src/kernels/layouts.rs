@@ -14,7 +14,8 @@
 //! A group is what one byte product takes (`Simd::dot`): lane `r` has four neighbouring weights of row `r`.
 //! Packed, 4-bit codes of group `g` and `g + 4` share bytes, 2-bit codes of four groups, and single bits (the
 //! fifth of Q5, the third of Q3_K) of all eight; so unpacking is a load, a shift and a mask, and never moves
-//! a byte. Of the grids (IQ1, IQ2, IQ3; [`grid`]) indices, signs and scales are kept, and a group is looked up.
+//! a byte. Of the grids (IQ1, IQ2, IQ3; [`grid`]) indices, signs and scales are kept, and a group is looked
+//! up.
 //!
 //! A weight is `scale * code + offset`, codes are unsigned, and `offset` is the format's minimum or
 //! `-zero * scale`. The blocks in files: `ggml/src/ggml-common.h` of llama.cpp.

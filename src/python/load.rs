@@ -13,7 +13,7 @@ use pyo3::types::PyDict;
 
 use super::door;
 use super::errors::to_python;
-use crate::convert::{self, ConvertOptions, Kind};
+use crate::convert::{ConvertOptions, Kind};
 use crate::device::default_threads;
 use crate::error::{Error, Result};
 use crate::hub::{self, Env, HubOptions, Progress};
@@ -94,7 +94,8 @@ pub fn convert<'py>(
     let kind = Kind::parse(kind).map_err(|error| to_python(py, &error))?;
     let threads = threads.unwrap_or_else(default_threads);
     let options = ConvertOptions { kind, requantize, overwrite, threads };
-    let work = move |progress: Arc<dyn Progress>| convert::convert(&source, &path, &options, &*progress);
+    let work =
+        move |progress: Arc<dyn Progress>| crate::convert::convert(&source, &path, &options, &*progress);
     let report = watched(py, progress, work)?;
     let (dict, types) = (PyDict::new(py), PyDict::new(py));
     report.types.iter().try_for_each(|(name, count)| types.set_item(name, count))?;

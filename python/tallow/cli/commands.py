@@ -583,8 +583,8 @@ _ALL = (
         "convert ./my-model my-model.gguf --type q4_k_m",
         (_converting, _revision, _as_json),
         "q4_k_m and its kind are mixtures: some tensors are stored more exactly than the rest. Weights that "
-        "are quantized already are copied, unless --requantize says to round them again. What GGUF cannot say "
-        "of a model is refused by name, and nothing is left behind.",
+        "are quantized already are copied, unless --requantize says to round them again. What GGUF cannot "
+        "say of a model is refused by name, and nothing is left behind.",
     ),
     Command(
         "info",

@@ -26,7 +26,8 @@ const WRITTEN: &[(&str, &str)] = &[
     ("arcee", "arcee"),
 ];
 
-/// The architecture that a model of transformers is written as, and whether its q and k are interleaved there.
+/// The architecture that a model of transformers is written as, and whether its q and k are interleaved
+/// there.
 ///
 /// # Errors
 /// `UnsupportedModel` for a family that is not written, by name.
