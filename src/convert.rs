@@ -177,6 +177,13 @@ impl Plan {
         let (mut pairs, given) = blueprint::write::pairs(&config).context(path.display())?;
         check_blueprint(&config, &pairs, &given).context(path.display())?;
         let mut notes = Vec::new();
+        if config.family == "mistral"
+            && config.attention().is_some_and(|attention| attention.window.is_some())
+        {
+            notes.push(
+                "llama.cpp does not read the sliding window of this family: beyond it, its answers are other ones".into(),
+            );
+        }
         let name = folder
             .canonicalize()
             .ok()

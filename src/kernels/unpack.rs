@@ -106,8 +106,8 @@ unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> 
 /// As [`Simd`]; the head is readable.
 #[inline(always)]
 pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S::F) {
-    // SAFETY: the caller has the tier's instructions; a head is 16 half floats (floats, bytes), and 16 more where
-    // the format has minima.
+    // SAFETY: the caller has the tier's instructions; a head is 16 half floats (floats, bytes), and 16 more
+    // where the format has minima.
     unsafe {
         match Q::SCALES {
             Scales::Power => return (half_of_e8m0::<S>(S::load_u8(unit)), S::zero()),

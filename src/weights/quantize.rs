@@ -28,8 +28,8 @@ const MAX_WEIGHT: f32 = 65_504.0;
 /// Rows are shared among `threads`; blocks are independent, so the result is the same for any number.
 ///
 /// # Errors
-/// `InvalidRequest` when `to` cannot be made (floats, IQ formats, ternary and 4-bit floats); `ModelFile` when a weight is not finite or
-/// beyond 65504.
+/// `InvalidRequest` when `to` cannot be made (it is none of [`WeightType::MADE`]); `ModelFile` when a weight
+/// is not finite or beyond 65504.
 pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result<WeightTensor> {
     target(to)?;
     let &[n, k] = tensor.shape.as_slice() else { return Ok(tensor.clone()) };
@@ -123,9 +123,9 @@ fn target(to: WeightType) -> Result<GgmlDType> {
         WeightType::Q6K => GgmlDType::Q6K,
         _ => {
             return Err(Error::invalid(format!(
-                "weights cannot be quantized to {} at load; \
-                 use q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0, q4_1 or q4_0",
-                to.name().to_ascii_lowercase()
+                "weights cannot be quantized to {} at load; use {}",
+                to.name().to_ascii_lowercase(),
+                WeightType::made_names()
             )));
         }
     })

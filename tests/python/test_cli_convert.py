@@ -34,6 +34,7 @@ def checkpoint(family, folder):
     tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tokenizer["pre_tokenizer"]]}
     tokenizer["model"] |= {"vocab": {token: id for id, token in enumerate(tokens)}, "merges": MERGES}
     tokenizer["model"]["unk_token"] = None
+    tokenizer["normalizer"] = {"type": "NFC"}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 
@@ -43,7 +44,8 @@ def test_a_folder_becomes_a_file_with_the_same_numbers(tmp_path, family):
     folder, file = checkpoint(family, tmp_path / "hf"), tmp_path / "made" / "tiny.gguf"
     done = run("convert", folder, file, "--type", "f32", "--json")
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)["types"]) == {"F32"}
+    told = json.loads(done.stdout)
+    assert set(told["types"]) == {"F32"} and "NFC" in told["notes"][0]
     before, after = tallow.Model(folder, dtype="float32"), tallow.Model(file, dtype="float32")
     assert np.array_equal(before.logits(IDS), after.logits(IDS))
     text = "The tea, it's 12 o'clock.\n"
