@@ -67,6 +67,7 @@ pub mod device;
 pub mod kernels;
 pub mod model;
 
+pub mod convert;
 pub mod lora;
 
 pub mod constrain;

@@ -62,6 +62,34 @@ pub fn staged(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// A file or folder that is being written, under a name that goes away with it unless it is done.
+pub struct Staged(PathBuf);
+
+impl Staged {
+    /// What will be at `path`.
+    pub fn of(path: &Path) -> Staged {
+        Staged(staged(path))
+    }
+
+    /// Where it is meanwhile.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Gives it its name. A file that is there is replaced, a folder only if it is empty.
+    pub fn place(self, path: &Path) -> io::Result<()> {
+        // An empty folder may be there, which not every system replaces.
+        let _ = fs::remove_dir(path);
+        fs::rename(&self.0, path)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = if self.0.is_dir() { fs::remove_dir_all(&self.0) } else { fs::remove_file(&self.0) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

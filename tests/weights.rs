@@ -70,7 +70,7 @@ fn gguf_gives_what_is_there() {
         assert_eq!(weights.total_bytes(), 48 + 72);
         assert_eq!(weights.shape("odd"), Some(&[256][..]));
         for (name, kind, words) in [
-            ("odd", ErrorKind::UnsupportedModel, "\"odd\" is stored as IQ2_XXS (GGUF type 16)"),
+            ("odd", ErrorKind::UnsupportedModel, "\"odd\" is stored as Q8_1 (GGUF type 9)"),
             ("absent", ErrorKind::ModelFile, "no tensor \"absent\""),
         ] {
             let error = weights.get(name).unwrap_err();

@@ -100,6 +100,21 @@ def locate(
 ) -> tuple[Path, str, str | None]:
     """Finds a model's files and fetches what is missing: path, name, revision."""
 
+#: What ``convert`` can store matrices as.
+CONVERT_TYPES: list[str]
+
+def convert(
+    source: str,
+    path: str,
+    kind: str,
+    *,
+    requantize: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Callable[[str, int | None, int], object] | None = None,
+) -> dict[str, Any]:
+    """Writes the model of a folder or file as a GGUF file: path, bytes, types, notes."""
+
 @final
 class Model:
     """Weights, tokenizer and chat template: immutable, shared, holds no conversation."""

@@ -8,9 +8,10 @@
     real_blocks     U8  [2, row bytes]   normal data with outliers and a block of zeros, quantized
     real_values     F32 [2, 512]
 
-Types that gguf reads but cannot write (the K-quants, IQ4) are quantized by the ggml library inside llama-cpp-python,
-and that library's dequantizer must agree with gguf's to the last bit or nearly so (ggml may fuse a multiply and add).
-MXFP4 gguf reads and writes; its scale is a byte, the exponent of a power of two.
+Types that gguf reads but cannot write (the K-quants, all IQ, NVFP4) are quantized by the ggml library inside
+llama-cpp-python, and that library's dequantizer must agree with gguf's to the last bit or nearly so (ggml may fuse a
+multiply and add). MXFP4's scale is a byte, the exponent of a power of two. Of Q8_K and Q1_0 gguf knows the size alone:
+their values are those of ggml's dequantizer.
 
 Made with Python 3.11, gguf 0.19.0, numpy 2.4.6, safetensors 0.8.0, llama-cpp-python 0.3.36 (MXFP4 without the latter).
 """
@@ -33,8 +34,11 @@ ROWS, WIDTH = 2, 512
 SCALES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,), "F16": None, "BF16": None,
-    "MXFP4": (),
+    "MXFP4": (), "Q8_K": (), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
+    "IQ1_S": (0,), "IQ1_M": (), "TQ1_0": (52,), "TQ2_0": (64,), "NVFP4": (), "Q1_0": (0,),
 }  # fmt: skip
+# Those that the gguf package does not read.
+BY_GGML = ("Q8_K", "Q1_0")
 
 
 def random_blocks(name, kind, rng):
@@ -50,6 +54,14 @@ def random_blocks(name, kind, rng):
         # All exponents with which the greatest number, 6, is finite; the two subnormal scales among them.
         blocks[:, 0] = np.linspace(0, 251, len(blocks)).astype(np.uint8)
         blocks[1, 0] = 1
+    if name == "Q8_K":
+        blocks[:, :4] = rng.normal(0, 0.05, len(blocks)).astype(np.float32).view(np.uint8).reshape(-1, 4)
+    if name == "IQ1_M":
+        # The float16 lies on top of four scale words, its lowest bits in the first.
+        scales = rng.normal(0, 0.05, len(blocks)).astype(np.float16).view(np.uint16)
+        for word in range(4):
+            top = (scales >> (4 * word) & 15).astype(np.uint8) << 4
+            blocks[:, 49 + 2 * word] = blocks[:, 49 + 2 * word] & 15 | top
     return blocks.reshape(ROWS, -1)
 
 
@@ -83,9 +95,15 @@ def quantized_by_ggml(data, kind):
     """The same through ggml's own quantizer, for the types the gguf package only reads."""
     values, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.zeros((ROWS, WIDTH // values * size), dtype=np.uint8)
+    if kind == gguf.GGMLQuantizationType.Q8_K:
+        ggml().quantize_row_q8_K_ref(pointer(data), pointer(blocks), ctypes.c_int64(data.size))
+        return blocks
+    # The smallest formats want to know how much each column matters: all the same.
+    weights = np.ones(WIDTH, dtype=np.float32)
+    needed = ctypes.c_bool(ggml().ggml_quantize_requires_imatrix(ctypes.c_int(kind))).value
     ggml().ggml_quantize_chunk(
         ctypes.c_int(kind), pointer(data), pointer(blocks), ctypes.c_int64(0), ctypes.c_int64(ROWS),
-        ctypes.c_int64(WIDTH), None,
+        ctypes.c_int64(WIDTH), pointer(weights) if needed else None,
     )  # fmt: skip
     return blocks
 
@@ -117,9 +135,12 @@ def make(name, out):
     tensors, apart = {}, 0.0
     for source, raw in blocks.items():
         raw = np.ascontiguousarray(raw.view(np.uint8))
-        values = dequantize(raw, kind).astype(np.float32).reshape(ROWS, WIDTH)
+        if name in BY_GGML:
+            values = dequantized_by_ggml(name, raw)
+        else:
+            values = dequantize(raw, kind).astype(np.float32).reshape(ROWS, WIDTH)
         assert np.isfinite(values).all(), name
-        if SCALES[name]:
+        if SCALES[name] or name in ("IQ1_M", "NVFP4"):
             apart = max(apart, np.abs(dequantized_by_ggml(name, raw) - values).max().item())
         tensors |= {f"{source}_blocks": raw, f"{source}_values": values}
     assert apart < 1e-5, f"{name}: ggml reads the blocks otherwise, by {apart}"

@@ -8,6 +8,7 @@ mod latent;
 mod layers;
 mod recurrent;
 mod rope;
+pub mod write;
 
 use super::family::{Family, Gating, Gguf, Multiplier};
 use super::{

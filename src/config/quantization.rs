@@ -42,6 +42,7 @@ use super::family::Family;
 use super::json::{read_object, shown};
 use crate::error::{Context, Error, Result, quoted, shortened};
 use crate::weights::quantized::Quantization;
+use crate::weights::{Weights, safetensors};
 
 type Object = Map<String, Value>;
 
@@ -111,6 +112,24 @@ pub fn read_files(folder: &Path) -> Result<Option<Quantization>> {
         }
     }
     Ok(None)
+}
+
+/// Opens the weights of a folder whose `config.json` is `root`, quantized modules as matrices.
+///
+/// # Errors
+/// As [`read`], [`read_files`], [`safetensors::open`] and [`Weights::join`].
+pub fn open_weights(path: &Path, root: &Object) -> Result<Weights> {
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+    let said = read(root).context(folder.join("config.json").display())?;
+    let mut weights = safetensors::open(path)?;
+    let how = match said {
+        None if weights.packed().is_some() => read_files(folder)?,
+        said => said,
+    };
+    if let Some(how) = &how {
+        weights.join(how)?;
+    }
+    Ok(weights)
 }
 
 /// The one sentence about weights in a format that is not run.

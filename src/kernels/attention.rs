@@ -35,7 +35,7 @@ mod write;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use self::kv_block::Kernel;
+use self::kv_block::{Kernel, KvBlock};
 pub(super) use self::write::write;
 use super::disjoint::DisjointSlices;
 use super::isa::Isa;
@@ -75,6 +75,11 @@ impl<'a, N> Pages<'a, N> {
     /// Keys, then values of a head in a page, and the scales of bytes.
     fn head(&self, page: u32, head: usize) -> &'a [N] {
         &self.numbers[self.view.head(page as usize, head)]
+    }
+
+    /// As [`Pages::head`], if there is such a page.
+    fn held(&self, page: u32, head: usize) -> Option<&'a [N]> {
+        self.numbers.get(self.view.head(page as usize, head))
     }
 }
 
@@ -249,7 +254,12 @@ fn run<N: Kernel>(
             Unit::Split { task, at, start } => {
                 // SAFETY: every unit has its own part.
                 let part = unsafe { shares.slice_mut(start..start + layer.partial_len(task)) };
-                compute_alone(isa, layer, task, at, &mut Partial::new(part, task.queries()));
+                // Units are taken in turn.
+                let next = match units.get(index + pool.threads()) {
+                    Some(&Unit::Split { task, at, .. }) => Some((task, at)),
+                    _ => None,
+                };
+                compute_alone(isa, layer, (task, at), next, &mut Partial::new(part, task.queries()));
             }
         })?;
         merge_splits(isa, layer, &units, partial, &out);
@@ -376,7 +386,8 @@ fn walk<N: Kernel>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &Disjoi
         SCRATCH.with_borrow_mut(|scratch| {
             kv_block::load_queries(isa, layer, task, scratch);
             for at in task.kv_blocks(layer.a) {
-                kv_block::attend(isa, layer, task, at, scratch, &mut here);
+                let next = Some((task, at + 1));
+                kv_block::attend(isa, layer, task, at, next, scratch, &mut here);
                 merge::merge(isa, &mut so_far, &here);
             }
         });
@@ -389,13 +400,13 @@ fn walk<N: Kernel>(isa: Isa, layer: &Layer<'_, N>, task: &Task<'_>, out: &Disjoi
 fn compute_alone<N: Kernel>(
     isa: Isa,
     layer: &Layer<'_, N>,
-    task: &Task<'_>,
-    at: usize,
+    (task, at): KvBlock<'_>,
+    next: Option<KvBlock<'_>>,
     partial: &mut Partial<'_>,
 ) {
     SCRATCH.with_borrow_mut(|scratch| {
         kv_block::load_queries(isa, layer, task, scratch);
-        kv_block::attend(isa, layer, task, at, scratch, partial);
+        kv_block::attend(isa, layer, task, at, next, scratch, partial);
     });
 }
 

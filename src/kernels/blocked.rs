@@ -315,7 +315,7 @@ pub(super) unsafe fn unpack_body<S: Simd, Q: Layout>(units: &[u8], to: &mut Pane
                 tile::prefetch::<S, Q>(sub);
                 macro_rules! groups {
                     ($($g:literal)*) => {$(
-                        let group = unpack::unpack::<S, Q>(sub.add(Q::SCALE_BYTES), $g);
+                        let group = unpack::unpack::<S, Q>(sub, $g);
                         codes.add(64 * $g).cast::<S::I>().write_unaligned(group);
                     )*};
                 }
@@ -522,7 +522,7 @@ mod tests {
 
     fn sums<Q: Layout>(isa: Isa, panel: &[u8], x: &Quantized, few: bool) -> [[f32; LANES]; 7] {
         let mut found = Sums([[0.0; LANES]; 7]);
-        if few {
+        if Q::FEW && few {
             let each = |row: usize, at: usize, sums: &[[f32; LANES]]| found.take(row, at, [sums, &[]]);
             skinny::multiply::<Q>(isa, panel, panel.len(), x, 0..x.rows, each);
         } else {

@@ -588,11 +588,8 @@ fn candle_type(dtype: WeightType) -> Option<GgmlDType> {
         WeightType::Q4K => Some(GgmlDType::Q4K),
         WeightType::Q5K => Some(GgmlDType::Q5K),
         WeightType::Q6K => Some(GgmlDType::Q6K),
-        // Floats are dense; IQ4, MXFP4 and formats of no file candle does not know.
-        WeightType::F32 | WeightType::F16 | WeightType::BF16 => None,
-        WeightType::Iq4Nl | WeightType::Iq4Xs | WeightType::Mxfp4 => None,
-        WeightType::Q8Min | WeightType::Q4Zero | WeightType::Q8Wide | WeightType::Fp4Wide => None,
-        WeightType::Fp8 | WeightType::Nf4 | WeightType::BnbFp4 => None,
+        // Floats are dense; the others candle does not know.
+        _ => None,
     }
 }
 

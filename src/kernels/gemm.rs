@@ -203,20 +203,21 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
         let Some(bytes) = x.bytes else { return }; // `products` made sure
         assert!(bytes.rows >= x.rows && bytes.k == x.k);
         assert!(x.k > 0 && w.panel_bytes == x.k / Q::TYPE.block_len() * Q::UNIT);
-        if rows.len() > skinny::max_rows(isa, w.dtype) {
-            let mut matrices = [w.bytes(panels.clone()); 2];
-            for (bytes, product) in matrices.iter_mut().zip(products) {
-                *bytes = product.w.bytes(panels.clone());
-            }
-            let w = Panels { matrices: &matrices[..products.len()], panel_bytes: w.panel_bytes, ahead };
-            let mut output = Output { isa, products, first_panel: panels.start };
-            return blocked::multiply::<Q>(isa, w, bytes, rows.clone(), &mut output);
+        if Q::FEW && rows.len() <= skinny::max_rows(isa, w.dtype) {
+            let finish = |row, panel, sums: &[_]| {
+                // SAFETY: no two tasks have a row and a panel in common.
+                unsafe { epilogue::finish(isa, product, row, panels.start + panel, sums) };
+            };
+            let (panels, rows) = (w.bytes(panels.clone()), rows.clone());
+            return skinny::multiply::<Q>(isa, panels, w.panel_bytes, bytes, rows, finish);
         }
-        let finish = |row, panel, sums: &[_]| {
-            // SAFETY: no two tasks have a row and a panel in common.
-            unsafe { epilogue::finish(isa, product, row, panels.start + panel, sums) };
-        };
-        skinny::multiply::<Q>(isa, w.bytes(panels.clone()), w.panel_bytes, bytes, rows.clone(), finish);
+        let mut matrices = [w.bytes(panels.clone()); 2];
+        for (bytes, product) in matrices.iter_mut().zip(products) {
+            *bytes = product.w.bytes(panels.clone());
+        }
+        let w = Panels { matrices: &matrices[..products.len()], panel_bytes: w.panel_bytes, ahead };
+        let mut output = Output { isa, products, first_panel: panels.start };
+        blocked::multiply::<Q>(isa, w, bytes, rows.clone(), &mut output);
     }, else {
         assert!(w.dtype.row_bytes(x.k).is_some_and(|row| w.panel_bytes == LANES * row));
         tiles(isa, product, rows.clone(), panels.clone(), |panel, row, rows, sums| {

@@ -132,6 +132,8 @@ pub(super) trait Simd: 'static {
     unsafe fn shl(x: Self::I, by: i32) -> Self::I;
     /// `table[x]` for bytes `x` below 16; `table` points to 16 bytes.
     unsafe fn lookup16(table: *const u8, x: Self::I) -> Self::I;
+    /// Four bytes from `4 x` on behind `table`, for lanes `x` that are not negative; they are readable.
+    unsafe fn gather(table: *const u8, x: Self::I) -> Self::I;
     /// i32 lanes to floats.
     unsafe fn to_f(x: Self::I) -> Self::F;
     /// `acc + w0 x0 + w1 x1 + w2 x2 + w3 x3` in each lane, for unsigned bytes `w` up to 127 and signed `x`.

@@ -24,7 +24,11 @@ const SUMS: usize = 64;
 
 /// Rows up to which this is faster than a blocked product of the type: measured.
 pub(super) fn max_rows(isa: Isa, dtype: WeightType) -> usize {
-    let most = with_layout!(dtype, Q => if Q::HALVES { 16 } else { 24 }, else { NARROW });
+    let most = with_layout!(dtype, Q => match (Q::FEW, Q::HALVES) {
+        (false, _) => 0,
+        (_, true) => 16,
+        _ => 24,
+    }, else { NARROW });
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => most.min(4),

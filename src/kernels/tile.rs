@@ -110,7 +110,7 @@ impl<S: Simd, Q: Layout> Codes<S> for Packed<S, Q> {
     #[inline(always)]
     unsafe fn group(&self, _: usize, g: usize) -> S::I {
         // SAFETY: there is such a block, so that its codes are there behind the scales.
-        unsafe { unpack::unpack::<S, Q>(self.sub.add(Q::SCALE_BYTES), g) }
+        unsafe { unpack::unpack::<S, Q>(self.sub, g) }
     }
     #[inline(always)]
     unsafe fn scales(&self, _: usize, half: usize) -> (S::F, S::F) {
@@ -305,9 +305,8 @@ unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
     k: usize,
     dot: &mut [[S::I; M]; P],
 ) {
-    // In 16 bits, for as long as they suffice, sums take half the multiplications. (One row gains nothing: it
-    // waits for the unpacking.)
-    let in_pairs = S::PAIRS && C::RUN > 1 && M > 1;
+    // In 16 bits, for as long as they suffice, sums take half the multiplications.
+    let in_pairs = S::PAIRS && C::RUN > 1;
     // SAFETY: the caller has the tier's instructions.
     let mut pairs = [[unsafe { S::zero_i() }; M]; P];
     macro_rules! group {

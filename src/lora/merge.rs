@@ -25,7 +25,7 @@ use crate::hub::{Bar, Progress};
 use crate::kernels::LowRank;
 use crate::model::Decoder;
 use crate::model::projection::ProjectionId;
-use crate::small_file::staged;
+use crate::small_file::Staged;
 use crate::weights::gguf::encoded_pairs;
 use crate::weights::names::Part;
 use crate::weights::quantize::made;
@@ -104,7 +104,7 @@ pub fn save_merged(
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| unwritten(parent, error))?;
     }
-    let staged = Staged(staged(path));
+    let staged = Staged::of(path);
     let bar = Bar::start(progress, "merging", Some(plan.bytes()));
     let sums = RefCell::new(HashMap::new());
     let threads = decoder.ops().threads();
@@ -126,16 +126,16 @@ pub fn save_merged(
     match format {
         Format::Gguf => {
             let pairs = plan.pairs(&Bytes::map_file(source)?).context(source.display())?;
-            write::gguf(&staged.0, &pairs, &planned, &mut fill)?;
+            write::gguf(staged.path(), &pairs, &planned, &mut fill)?;
         }
         Format::Safetensors => {
-            fs::create_dir(&staged.0).map_err(|error| unwritten(&staged.0, error))?;
-            write::safetensors(&staged.0, &planned, PART, &mut fill)?;
-            companions(source, &staged.0)?;
-            plan.config(&staged.0.join("config.json"))?;
+            fs::create_dir(staged.path()).map_err(|error| unwritten(staged.path(), error))?;
+            write::safetensors(staged.path(), &planned, PART, &mut fill)?;
+            companions(source, staged.path())?;
+            plan.config(&staged.path().join("config.json"))?;
         }
     }
-    staged.place(path)?;
+    staged.place(path).map_err(|error| unwritten(path, error))?;
     Ok(plan.report(path, &sums.into_inner()))
 }
 
@@ -347,22 +347,9 @@ impl<'a> Plan<'a> {
         };
         let pairs = encoded_pairs(base)?.into_iter().filter(|(key, _)| !dropped(key));
         let pairs = pairs.map(|(_, bytes)| bytes.to_vec());
-        let file_type = self.file_type().map(|id| write::gguf_u32("general.file_type", id));
+        let planned = self.targets.values().map(|target| &target.planned);
+        let file_type = write::gguf_file_type(planned).map(|id| write::gguf_u32("general.file_type", id));
         Ok(pairs.chain(file_type).collect())
-    }
-
-    /// llama.cpp's number for a file whose weights are mostly of one type.
-    fn file_type(&self) -> Option<u32> {
-        let mut shares: Vec<(&str, usize)> = Vec::new();
-        for planned in self.targets.values().map(|target| &target.planned) {
-            let (name, count) = (planned.dtype.name(), planned.shape.iter().product::<usize>());
-            match shares.iter_mut().find(|(other, _)| *other == name) {
-                Some((_, sum)) => *sum += count,
-                None => shares.push((name, count)),
-            }
-        }
-        let (most, _) = shares.into_iter().max_by_key(|(_, sum)| *sum)?;
-        FILE_TYPES.iter().find(|(name, _)| *name == most).map(|(_, id)| *id)
     }
 
     /// What the configuration says otherwise than that of the base.
@@ -428,25 +415,6 @@ impl<'a> Plan<'a> {
         MergeReport { path: path.to_path_buf(), bytes: self.bytes(), tensors, notes }
     }
 }
-
-/// llama.cpp's numbers of files (`llama_ftype`), by the type that most weights have.
-const FILE_TYPES: [(&str, u32); 15] = [
-    ("F32", 0),
-    ("F16", 1),
-    ("Q4_0", 2),
-    ("Q4_1", 3),
-    ("Q8_0", 7),
-    ("Q5_0", 8),
-    ("Q5_1", 9),
-    ("Q2_K", 10),
-    ("Q3_K", 12),
-    ("Q4_K", 15),
-    ("Q5_K", 17),
-    ("Q6_K", 18),
-    ("IQ4_NL", 25),
-    ("IQ4_XS", 30),
-    ("BF16", 32),
-];
 
 /// Changes by the names of the tensors that they are of.
 type Changes<'a> = BTreeMap<String, Vec<Change<'a>>>;
@@ -652,21 +620,4 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     paths.sort();
     Ok(paths)
-}
-
-/// What is being written, under a name that goes away with it unless it is done.
-struct Staged(PathBuf);
-
-impl Staged {
-    fn place(self, path: &Path) -> Result<()> {
-        // An empty folder may be there, which not every system replaces.
-        let _ = fs::remove_dir(path);
-        fs::rename(&self.0, path).map_err(|error| unwritten(path, error))
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let _ = if self.0.is_dir() { fs::remove_dir_all(&self.0) } else { fs::remove_file(&self.0) };
-    }
 }

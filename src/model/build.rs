@@ -208,11 +208,40 @@ impl TensorLoader<'_> {
         heads: Option<usize>,
     ) -> Result<Linear> {
         let weight = weight.into();
-        let scale = match self.names {
-            Names::Gguf { .. } => self.stored_scale(&weight.name)?,
-            Names::Transformers { .. } => self.weight_scale(part)[0],
-        };
+        let scale = self.scale(part, &weight)?;
         self.scaled(part, weight, bias, heads, scale)
+    }
+
+    /// What the product with a weight is multiplied by.
+    fn scale(&self, part: Part, weight: &Pending) -> Result<f32> {
+        match self.names {
+            Names::Gguf { .. } => self.stored_scale(&weight.name),
+            Names::Transformers { .. } => Ok(self.weight_scale(part)[0]),
+        }
+    }
+
+    /// As [`TensorLoader::scale`], of expert `index` of `count`, whose weight may be cut out of a stack: that
+    /// has a number for each beside it. `taken`: those of the projection down are a part of their own, and
+    /// read as that.
+    pub fn expert_scale(
+        &self,
+        part: Part,
+        weight: &Pending,
+        (index, count): (usize, usize),
+        taken: bool,
+    ) -> Result<f32> {
+        let name = scale_name(&weight.name);
+        let there = self.names.is_gguf() && self.weights.contains(&name);
+        if !there || !name.ends_with("_exps.scale") {
+            return self.scale(part, weight);
+        }
+        if taken && part == Part::DownExperts {
+            return Ok(1.0);
+        }
+        match self.checked(&name, &[count])?.to_f32().get(index) {
+            Some(factor) if factor.is_finite() => Ok(*factor),
+            _ => Err(Error::model_file(format!("the tensor {name} must be finite numbers"))),
+        }
     }
 
     /// As [`TensorLoader::projection`], of which the product is multiplied by `scale`.
@@ -401,7 +430,7 @@ impl TensorLoader<'_> {
 
     /// The number that llama.cpp multiplies the product of a weight by: `blk.N.attn_q.scale` and its kind.
     fn stored_scale(&self, weight: &str) -> Result<f32> {
-        let name = format!("{}.scale", weight.trim_end_matches(".weight"));
+        let name = scale_name(weight);
         // A vector beside a router or experts is a part of its own.
         if self.weights.shape(&name).is_none_or(|shape| shape.iter().product::<usize>() != 1) {
             return Ok(1.0);
@@ -497,6 +526,11 @@ impl From<WeightTensor> for Pending {
         let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
         Pending { name, dtype: tensor.dtype, shape, make: Box::new(|| tensor) }
     }
+}
+
+/// What llama.cpp calls the number that the product with a weight is multiplied by.
+fn scale_name(weight: &str) -> String {
+    format!("{}.scale", weight.trim_end_matches(".weight"))
 }
 
 /// What is not quantized at load. A router is small, and decides what is computed; so do the few rows that

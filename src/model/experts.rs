@@ -57,19 +57,19 @@ impl Experts {
         let latent = c.latent.map(|width| Latent::load(loader, layer, width, c.latent_bias)).transpose()?;
         let shared = c.shared.as_ref().map(|shared| Shared::load(loader, layer, shared)).transpose()?;
         // All are found and have the right shape before the first is packed.
-        let expert = |tensors: stored::Tensors| {
+        let expert = |(index, tensors): (usize, Result<stored::Tensors>)| {
             let projection = |part, (weight, bias): (Pending, Option<WeightTensor>)| {
-                loader.projection(part, weight, bias, None)
+                let scale = loader.expert_scale(part, &weight, (index, c.count), scales.is_some())?;
+                loader.scaled(part, weight, bias, None, scale)
             };
-            let stored::Tensors { gate, up, down } = tensors;
+            let stored::Tensors { gate, up, down } = tensors?;
             Ok(Expert {
                 gate: gate.map(|gate| projection(Part::GateExperts, gate)).transpose()?,
                 up: projection(Part::UpExperts, up)?,
                 down: projection(Part::DownExperts, down)?,
             })
         };
-        let experts =
-            stored::find(loader, layer, c)?.map(|found| found.and_then(expert)).collect::<Result<_>>()?;
+        let experts = stored::find(loader, layer, c)?.enumerate().map(expert).collect::<Result<_>>()?;
         Ok(Experts {
             router,
             correction,

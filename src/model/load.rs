@@ -19,7 +19,7 @@ use crate::small_file::{TEXT_LIMIT, read_text};
 use crate::text::chat::{ChatTemplate, Own};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::names::{Names, Part};
-use crate::weights::{Format, Gguf, WeightType, Weights, detect, safetensors};
+use crate::weights::{Format, Gguf, WeightType, Weights, detect};
 
 /// Files beside safetensors that decide about answers too.
 const COMPANIONS: &[&str] = &[
@@ -381,21 +381,15 @@ impl Files {
                 folder.display()
             ))
         })?;
-        let quantization = quantization::read(&root).context(config_path.display())?;
+        // Before the weights are opened: what is not run is refused by its name.
+        quantization::read(&root).context(config_path.display())?;
         let config = config::hf::parse_object(&root).context(config_path.display())?;
         let generation_path = folder.join("generation_config.json");
         let generation = match read_text(&generation_path, TEXT_LIMIT)? {
             Some(text) => Generation::parse(&text).context(generation_path.display())?,
             None => Generation::default(),
         };
-        let mut weights = safetensors::open(path)?;
-        let quantization = match quantization {
-            None if weights.packed().is_some() => quantization::read_files(folder)?,
-            said => said,
-        };
-        if let Some(how) = &quantization {
-            weights.join(how)?;
-        }
+        let weights = quantization::open_weights(path, &root)?;
         Ok(Files {
             embedding: Embedding::from_folder(folder, &config),
             config,

@@ -9,9 +9,12 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::door;
 use super::errors::to_python;
+use crate::convert::{ConvertOptions, Kind};
+use crate::device::default_threads;
 use crate::error::{Error, Result};
 use crate::hub::{self, Env, HubOptions, Progress};
 use crate::model::{self, KeptFile, LoadOptions, Model};
@@ -72,6 +75,35 @@ pub fn load(
     progress: Option<Bound<'_, PyAny>>,
 ) -> PyResult<Arc<Model>> {
     watched(py, progress, move |progress| Model::load(&source, &LoadOptions { progress, ..options }))
+}
+
+/// Writes a model as a GGUF file.
+#[pyfunction]
+#[pyo3(signature = (source, path, kind, *, requantize=false, overwrite=false, threads=None, progress=None))]
+#[allow(clippy::too_many_arguments)]
+pub fn convert<'py>(
+    py: Python<'py>,
+    source: PathBuf,
+    path: PathBuf,
+    kind: &str,
+    requantize: bool,
+    overwrite: bool,
+    threads: Option<usize>,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let kind = Kind::parse(kind).map_err(|error| to_python(py, &error))?;
+    let threads = threads.unwrap_or_else(default_threads);
+    let options = ConvertOptions { kind, requantize, overwrite, threads };
+    let work =
+        move |progress: Arc<dyn Progress>| crate::convert::convert(&source, &path, &options, &*progress);
+    let report = watched(py, progress, work)?;
+    let (dict, types) = (PyDict::new(py), PyDict::new(py));
+    report.types.iter().try_for_each(|(name, count)| types.set_item(name, count))?;
+    dict.set_item("path", report.path.to_string_lossy())?;
+    dict.set_item("bytes", report.bytes)?;
+    dict.set_item("types", types)?;
+    dict.set_item("notes", report.notes)?;
+    Ok(dict)
 }
 
 /// The name of every byte that the model computes with; `Model::content_hash`.

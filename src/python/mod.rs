@@ -35,6 +35,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(_tile_probe, module)?)?;
     module.add_function(wrap_pyfunction!(sampler::end_filters, module)?)?;
     module.add_function(wrap_pyfunction!(load::locate, module)?)?;
+    module.add_function(wrap_pyfunction!(load::convert, module)?)?;
     module.add_function(wrap_pyfunction!(model::plain_messages, module)?)?;
     module.add_function(wrap_pyfunction!(load::anywhere, module)?)?;
     module.add_function(wrap_pyfunction!(load::cache_folder, module)?)?;
@@ -43,6 +44,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(load::finish_packed, module)?)?;
     module.add_function(wrap_pyfunction!(load::offline_variable, module)?)?;
     module.add("SAMPLER_FIELDS", crate::sample::FIELDS.to_vec())?;
+    module.add("CONVERT_TYPES", crate::convert::Kind::names().collect::<Vec<_>>())?;
     module.add("MAX_STOPS", crate::lm::MAX_STOPS)?;
     module.add("MAX_STOP_CHARS", crate::lm::MAX_STOP_CHARS)?;
     module.add("MAX_TOP_LOGPROBS", crate::engine::request::MAX_TOP_LOGPROBS)?;

@@ -34,6 +34,9 @@ mod merge;
 mod pretokenize;
 mod spm;
 mod vocab;
+mod write;
+
+pub use write::{Written, to_gguf};
 
 /// A model's tokenizer. Immutable; share it in an `Arc`.
 pub struct Tokenizer {

@@ -28,8 +28,8 @@ const MAX_WEIGHT: f32 = 65_504.0;
 /// Rows are shared among `threads`; blocks are independent, so the result is the same for any number.
 ///
 /// # Errors
-/// `InvalidRequest` when `to` cannot be made (floats, IQ4, MXFP4); `ModelFile` when a weight is not finite or
-/// beyond 65504.
+/// `InvalidRequest` when `to` cannot be made (it is none of [`WeightType::MADE`]); `ModelFile` when a weight
+/// is not finite or beyond 65504.
 pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result<WeightTensor> {
     target(to)?;
     let &[n, k] = tensor.shape.as_slice() else { return Ok(tensor.clone()) };
@@ -121,23 +121,11 @@ fn target(to: WeightType) -> Result<GgmlDType> {
         WeightType::Q4K => GgmlDType::Q4K,
         WeightType::Q5K => GgmlDType::Q5K,
         WeightType::Q6K => GgmlDType::Q6K,
-        WeightType::F32
-        | WeightType::F16
-        | WeightType::BF16
-        | WeightType::Iq4Nl
-        | WeightType::Iq4Xs
-        | WeightType::Mxfp4
-        | WeightType::Q8Min
-        | WeightType::Q4Zero
-        | WeightType::Q8Wide
-        | WeightType::Fp4Wide
-        | WeightType::Fp8
-        | WeightType::Nf4
-        | WeightType::BnbFp4 => {
+        _ => {
             return Err(Error::invalid(format!(
-                "weights cannot be quantized to {} at load; \
-                 use q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0, q4_1 or q4_0",
-                to.name().to_ascii_lowercase()
+                "weights cannot be quantized to {} at load; use {}",
+                to.name().to_ascii_lowercase(),
+                WeightType::made_names()
             )));
         }
     })

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::WeightType;
 use super::gguf::{DEFAULT_ALIGNMENT, F64, MAGIC};
+use super::{WeightTensor, WeightType};
 use crate::error::{Error, Result};
 
 /// How the numbers of a tensor are stored.
@@ -133,11 +133,31 @@ fn part_of_safetensors(path: &Path, tensors: &[&Planned], fill: &mut Fill) -> Re
 /// # Errors
 /// As [`safetensors`]; `UnsupportedModel` for a type that GGUF has not.
 pub fn gguf(path: &Path, pairs: &[Vec<u8>], tensors: &[Planned], fill: &mut Fill) -> Result<()> {
-    let mut header = MAGIC.to_vec();
-    header.extend(3u32.to_le_bytes());
-    header.extend((tensors.len() as u64).to_le_bytes());
-    header.extend((pairs.len() as u64).to_le_bytes());
-    header.extend(pairs.iter().flatten());
+    let mut file = Output::create(path)?;
+    file.put(&gguf_table(pairs, tensors)?)?;
+    for tensor in tensors {
+        file.align()?;
+        file.tensor(tensor, fill)?;
+    }
+    file.align()?;
+    file.finish()
+}
+
+/// A small GGUF file, in memory.
+pub fn gguf_bytes(pairs: &[Vec<u8>], planned: &[Planned], tensors: &[WeightTensor]) -> Result<Vec<u8>> {
+    let align = DEFAULT_ALIGNMENT as usize;
+    let mut file = gguf_table(pairs, planned)?;
+    for tensor in tensors {
+        file.resize(file.len().next_multiple_of(align), 0);
+        file.extend_from_slice(&tensor.data);
+    }
+    file.resize(file.len().next_multiple_of(align), 0);
+    Ok(file)
+}
+
+/// A GGUF file up to the tensors' bytes.
+fn gguf_table(pairs: &[Vec<u8>], tensors: &[Planned]) -> Result<Vec<u8>> {
+    let mut header = gguf_start(pairs, tensors.len());
     let mut at = 0u64;
     for tensor in tensors {
         header.extend((tensor.name.len() as u64).to_le_bytes());
@@ -148,22 +168,102 @@ pub fn gguf(path: &Path, pairs: &[Vec<u8>], tensors: &[Planned], fill: &mut Fill
         header.extend(at.to_le_bytes());
         at = (at + tensor.bytes).next_multiple_of(DEFAULT_ALIGNMENT);
     }
-    let mut file = Output::create(path)?;
-    file.put(&header)?;
-    for tensor in tensors {
-        file.align()?;
-        file.tensor(tensor, fill)?;
-    }
-    file.align()?;
-    file.finish()
+    Ok(header)
+}
+
+/// The beginning of a GGUF file: how many tensors there are, and the metadata.
+fn gguf_start(pairs: &[Vec<u8>], tensors: usize) -> Vec<u8> {
+    let mut header = MAGIC.to_vec();
+    header.extend(3u32.to_le_bytes());
+    header.extend((tensors as u64).to_le_bytes());
+    header.extend((pairs.len() as u64).to_le_bytes());
+    header.extend(pairs.iter().flatten());
+    header
+}
+
+/// A GGUF file of metadata alone.
+pub fn gguf_header(pairs: &[Vec<u8>]) -> Vec<u8> {
+    gguf_start(pairs, 0)
+}
+
+/// A key of GGUF with its value, encoded: the number of the value's type, and its bytes.
+fn gguf_pair(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+    [&(key.len() as u64).to_le_bytes()[..], key.as_bytes(), &kind.to_le_bytes(), value].concat()
 }
 
 /// A key of GGUF with a number (u32), encoded.
 pub fn gguf_u32(key: &str, value: u32) -> Vec<u8> {
-    let (key, kind) = (key.as_bytes(), 4u32);
-    let [len, kind, value] =
-        [&(key.len() as u64).to_le_bytes()[..], &kind.to_le_bytes(), &value.to_le_bytes()];
-    [len, key, kind, value].concat()
+    gguf_pair(key, 4, &value.to_le_bytes())
+}
+
+/// The same with a float (f32).
+pub fn gguf_f32(key: &str, value: f32) -> Vec<u8> {
+    gguf_pair(key, 6, &value.to_le_bytes())
+}
+
+pub fn gguf_bool(key: &str, value: bool) -> Vec<u8> {
+    gguf_pair(key, 7, &[u8::from(value)])
+}
+
+pub fn gguf_str(key: &str, value: &str) -> Vec<u8> {
+    gguf_pair(key, 8, &gguf_text(value))
+}
+
+/// A list of texts.
+pub fn gguf_strs<'a>(key: &str, values: impl ExactSizeIterator<Item = &'a str>) -> Vec<u8> {
+    let count = values.len();
+    gguf_pair(key, 9, &gguf_list(8, count, values.flat_map(gguf_text)))
+}
+
+/// A list of whole numbers (i32).
+pub fn gguf_i32s(key: &str, values: &[i32]) -> Vec<u8> {
+    gguf_pair(key, 9, &gguf_list(5, values.len(), values.iter().flat_map(|value| value.to_le_bytes())))
+}
+
+/// A list of floats (f32).
+pub fn gguf_f32s(key: &str, values: &[f32]) -> Vec<u8> {
+    gguf_pair(key, 9, &gguf_list(6, values.len(), values.iter().flat_map(|value| value.to_le_bytes())))
+}
+
+fn gguf_text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+fn gguf_list(kind: u32, count: usize, items: impl Iterator<Item = u8>) -> Vec<u8> {
+    kind.to_le_bytes().into_iter().chain((count as u64).to_le_bytes()).chain(items).collect()
+}
+
+/// llama.cpp's numbers for files whose weights are mostly of one type.
+const FILE_TYPES: [(&str, u32); 15] = [
+    ("F32", 0),
+    ("F16", 1),
+    ("Q4_0", 2),
+    ("Q4_1", 3),
+    ("Q8_0", 7),
+    ("Q5_0", 8),
+    ("Q5_1", 9),
+    ("Q2_K", 10),
+    ("Q3_K", 12),
+    ("Q4_K", 15),
+    ("Q5_K", 17),
+    ("Q6_K", 18),
+    ("IQ4_NL", 25),
+    ("IQ4_XS", 30),
+    ("BF16", 32),
+];
+
+/// llama.cpp's number for a file of these tensors, if most weights are of a type that has one.
+pub fn gguf_file_type<'a>(tensors: impl Iterator<Item = &'a Planned>) -> Option<u32> {
+    let mut shares: Vec<(&str, usize)> = Vec::new();
+    for planned in tensors {
+        let (name, count) = (planned.dtype.name(), planned.shape.iter().product::<usize>());
+        match shares.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, sum)) => *sum += count,
+            None => shares.push((name, count)),
+        }
+    }
+    let (most, _) = shares.into_iter().max_by_key(|(_, sum)| *sum)?;
+    FILE_TYPES.iter().find(|(name, _)| *name == most).map(|(_, id)| *id)
 }
 
 /// A file that is being written, and how long it is so far.

@@ -78,9 +78,12 @@ pub fn table(ops: &Ops, rows: Rows) -> Table {
 /// Where a block keeps its f16 scales.
 fn scale_offsets(ty: WeightType) -> &'static [usize] {
     match ty {
-        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Mxfp4 => &[],
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 => &[],
+        WeightType::Mxfp4 | WeightType::Nvfp4 | WeightType::Q8K | WeightType::Iq1M => &[],
         WeightType::Q8Wide | WeightType::Fp4Wide => &[],
         WeightType::Fp8 | WeightType::Nf4 | WeightType::BnbFp4 => &[],
+        WeightType::Tq1_0 => &[52],
+        WeightType::Tq2_0 => &[64],
         WeightType::Q8Min | WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
             &[0, 2]
         }
@@ -103,9 +106,19 @@ pub fn weights(ty: WeightType, n: usize, k: usize, random: &mut Random) -> Weigh
         _ => {
             let mut w = any_bits(ty, n, k, random).data.to_vec();
             for block in w.chunks_exact_mut(ty.block_bytes()) {
-                if ty == WeightType::Mxfp4 {
+                match ty {
                     // 2^-14 to 2^-7.
-                    block[0] = 114 + block[0] % 8;
+                    WeightType::Mxfp4 => block[0] = 114 + block[0] % 8,
+                    // 2^-10 to 2^-6, subnormal ones among them.
+                    WeightType::Nvfp4 => block[..4].iter_mut().for_each(|scale| *scale %= 32),
+                    WeightType::Q8K => block[..4].copy_from_slice(&(random.float() * 0.02).to_le_bytes()),
+                    WeightType::Iq1M => {
+                        let [low, high] = half(random).to_le_bytes();
+                        for (at, top) in [(49, low << 4), (51, low), (53, high << 4), (55, high)] {
+                            block[at] = block[at] & 15 | top & 0xf0;
+                        }
+                    }
+                    _ => {}
                 }
                 if ty.is_block_float() || matches!(ty, WeightType::Q8Wide | WeightType::Fp4Wide) {
                     let scale = (random.float() * 0.02).to_le_bytes();

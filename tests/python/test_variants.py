@@ -76,3 +76,30 @@ def test_the_table_is_whole() -> None:
     names = [row["name"] for row in TABLE["rows"]]
     assert len(names) >= 200
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_scales_beside_experts_multiply_their_products(folder: Path, part: str) -> None:
+    """As NVFP4 files have them, whatever the type; powers of two, so that no digit is lost."""
+    base = TABLE["bases"]["qwen3_moe"]
+    meta = {key: value for key, value in base["gguf"].items() if value is not None}
+    arch = meta["general.architecture"]
+    tensors = checkpoints.gguf_tensors(checkpoints.base_tensors(base), arch, base["config"], meta)
+    name = next(name for name in sorted(tensors) if name.endswith(f"ffn_{part}_exps.weight"))
+    factors = np.exp2(np.arange(len(tensors[name])) % 4 - 2).astype(np.float32)
+    multiplied = {**tensors, name: tensors[name] * factors[:, None, None]}
+    beside = {**tensors, name.replace(".weight", ".scale"): factors}
+    plain, scaled, by_file = (
+        _logits(folder / f"{at}.gguf", meta, each) for at, each in enumerate((tensors, multiplied, beside))
+    )
+    assert np.abs(plain - scaled).max() > 1e-3
+    np.testing.assert_allclose(by_file, scaled, rtol=0, atol=1e-5)
+    wrong = {**beside, name.replace(".weight", ".scale"): factors[1:]}
+    with pytest.raises(tallow.ModelFileError, match=r"exps\.scale has shape"):
+        _logits(folder / "wrong.gguf", meta, wrong)
+
+
+def _logits(path: Path, meta: dict[str, Any], tensors: checkpoints.Tensors) -> np.ndarray:
+    checkpoints.write_gguf(path, meta, tensors)
+    model = tallow.Model(path, dtype="float32", threads=1, progress=False)
+    return model.logits(prompt(TABLE["tokens"]).tolist())

@@ -175,7 +175,7 @@ fn gguf_tensors_that_lie() {
             ("offset past the end", with_tensor(&[4], 0, 4096), ModelFile, "cut short"),
             ("offset 2^63", with_tensor(&[4], 0, 1 << 63), ModelFile, "cut short"),
             ("offset 2^64-32", with_tensor(&[8], 0, u64::MAX - 31), ModelFile, "too large"),
-            ("unread type past the end", with_tensor(&[4], 16, 8192), ModelFile, "cut short"),
+            ("unread type past the end", with_tensor(&[4], 9, 8192), ModelFile, "cut short"),
             ("offset not aligned", with_tensor(&[4], 0, 4), ModelFile, "not a multiple of 32"),
             (
                 "overlap",

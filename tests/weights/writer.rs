@@ -150,6 +150,6 @@ pub fn sound() -> GgufFile {
     every_type()
         .tensor(tensor("a", &[4, 3], 0, 0))
         .tensor(tensor("b", &[64, 2], 2, 64))
-        .tensor(tensor("odd", &[256], 16, 160))
+        .tensor(tensor("odd", &[256], 9, 160))
         .data(160)
 }

@@ -381,6 +381,21 @@ def _embedding(parser: Parser) -> None:
     )
 
 
+def _converting(parser: Parser) -> None:
+    add = parser.others.add_argument
+    add(
+        "--type",
+        metavar="TYPE",
+        dest="kind",
+        required=True,
+        type=_choice("--type", tuple(_core.CONVERT_TYPES)),
+        help=f"what matrices are stored as: {', '.join(_core.CONVERT_TYPES)}",
+    )
+    add("--requantize", action="store_true", help="round weights again that are quantized already")
+    add("--overwrite", action="store_true", help="replace a file that is there")
+    add("-t", "--threads", metavar="N", type=_count("--threads"), help="CPU threads; default: one a core")
+
+
 def _measuring(parser: Parser) -> None:
     parser.others.add_argument(
         "--at-once",
@@ -559,6 +574,17 @@ _ALL = (
         "Asks first; where there is no terminal to ask on, --yes is needed. What another process is "
         "downloading is left alone. Packed weights go with their model; --packed removes them alone, and "
         "without a MODEL those of all.",
+    ),
+    Command(
+        "convert",
+        "convert:convert",
+        "write a model as a GGUF file, for llama.cpp and what reads its files",
+        (MODEL, Word("file", "the file to write; its name ends in .gguf")),
+        "convert ./my-model my-model.gguf --type q4_k_m",
+        (_converting, _revision, _as_json),
+        "q4_k_m and its kind are mixtures: some tensors are stored more exactly than the rest. Weights that "
+        "are quantized already are copied, unless --requantize says to round them again. What GGUF cannot "
+        "say of a model is refused by name, and nothing is left behind.",
     ),
     Command(
         "info",

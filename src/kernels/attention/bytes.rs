@@ -185,8 +185,10 @@ impl Kernel for u8 {
             }
             while at < end {
                 let mut key = [S::load_i(view.keys[page].add(at)); P];
+                view.ahead::<S>(page, view.keys[page].add(at));
                 for j in 1..P {
                     key[j] = S::load_i(view.keys[page + j].add(at));
+                    view.ahead::<S>(page + j, view.keys[page + j].add(at));
                 }
                 for m in 0..M {
                     let x = S::load_4(q.add(at + m * 4));
@@ -297,8 +299,10 @@ impl Kernel for u8 {
                 let mut weights = view.parts.weights.add(i * KV_BLOCK + page * PAGE);
                 for _ in 0..PAGE / 4 {
                     let mut value = [S::load_i(values); D];
+                    view.ahead::<S>(page, values);
                     for j in 1..D {
                         value[j] = S::load_i(values.add(j * GROUP));
+                        view.ahead::<S>(page, values.add(j * GROUP));
                     }
                     for m in 0..M {
                         let weight = S::load_4(weights.add(m * KV_BLOCK));

@@ -58,8 +58,10 @@ impl<N: Number> Kernel for N {
             let mut acc = [[S::zero(); P]; M];
             while at < end {
                 let mut key = [N::load::<S>(keys[0].add(at)); P];
+                view.ahead::<S>(page, keys[0].add(at));
                 for j in 1..P {
                     key[j] = N::load::<S>(keys[j].add(at));
+                    view.ahead::<S>(page + j, keys[j].add(at));
                 }
                 for m in 0..M {
                     let x = N::splat_lane::<S>(q.add(at + N::place(m, 0)));
@@ -158,8 +160,10 @@ unsafe fn mix_page<S: Simd, N: Number, const M: usize, const D: usize, const MAS
         let mut slot = 0;
         while slot < PAGE {
             let mut value = [N::load::<S>(values); D];
+            view.ahead::<S>(page, values);
             for j in 1..D {
                 value[j] = N::load::<S>(values.add(j * GROUP));
+                view.ahead::<S>(page, values.add(j * GROUP));
             }
             for m in 0..M {
                 let weight = N::splat::<S>(weights.add(m * KV_BLOCK));

@@ -174,6 +174,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.cast()));
             both!(x => _mm256_shuffle_epi8(table, x))
         };
+        fn gather(table: *const u8, x: I) -> I =
+            both!(x => _mm256_i32gather_epi32::<4>(table.cast(), x));
         fn store_i8(to: *mut i8, x: I) = {
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(x[0], x[1]));
             let bytes = _mm256_packs_epi16(words, words);

@@ -101,6 +101,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn load_4(from: *const u8) -> __m512i = _mm512_set1_epi32(from.cast::<i32>().read_unaligned());
         fn lookup16(table: *const u8, x: __m512i) -> __m512i =
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.cast())), x);
+        fn gather(table: *const u8, x: __m512i) -> __m512i = _mm512_i32gather_epi32::<4>(x, table.cast());
         fn store_i8(to: *mut i8, x: __m512i) = _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(x));
         fn store_bf16(to: *mut u16, x: __m512) = {
             if BF16 {

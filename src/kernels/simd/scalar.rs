@@ -82,6 +82,13 @@ impl Simd for Scalar {
             let table = table.cast::<[u8; 16]>().read_unaligned();
             map_i(|l| i32::from_le_bytes(x[l].to_le_bytes().map(|at| table[usize::from(at & 15)])))
         };
+        fn gather(table: *const u8, x: I) -> I = {
+            let mut found = [0; LANES];
+            for (found, x) in found.iter_mut().zip(x) {
+                *found = i32::from_le_bytes(table.add(4 * x as usize).cast::<[u8; 4]>().read_unaligned());
+            }
+            found
+        };
         fn store_i8(to: *mut i8, x: I) = to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x as i8));
         fn store_bf16(to: *mut u16, x: F) = to.cast::<[u16; LANES]>().write_unaligned(x.map(u16::from_f32));
     }

@@ -159,7 +159,7 @@ unsafe fn quantized_body<S: Simd, Q: Layout>(unit: &[u8], sub: usize, out: &mut 
         // [columns of a group, row]
         let mut codes = [[[0u8; 4]; LANES]; GROUPS];
         for (g, codes) in codes.iter_mut().enumerate() {
-            let group = unpack::unpack::<S, Q>(sub.add(Q::SCALE_BYTES), g);
+            let group = unpack::unpack::<S, Q>(sub, g);
             codes.as_mut_ptr().cast::<S::I>().write_unaligned(group);
         }
         for half in 0..2 {

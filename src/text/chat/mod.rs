@@ -123,6 +123,12 @@ impl ChatTemplate {
         Ok(self)
     }
 
+    /// All templates, by name; the one for everything is "default".
+    pub fn sources(&self) -> impl Iterator<Item = (&str, &str)> {
+        let named = self.named.iter().map(|(name, program)| (name.as_str(), program.source.as_str()));
+        std::iter::once(("default", self.default.source.as_str())).chain(named)
+    }
+
     /// The template as its makers wrote it; the one for requests with tools, if there are two.
     pub fn source(&self) -> &str {
         &self.named.get("tool_use").unwrap_or(&self.default).source

@@ -43,7 +43,7 @@ struct Rule {
     add_bos: bool,
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
+pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 const LLAMA3: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
@@ -328,6 +328,12 @@ fn names() -> Vec<&'static str> {
     let mut names: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
     names.sort_unstable();
     names
+}
+
+/// The name of the rule with these patterns.
+pub(super) fn rule_of(patterns: &[String], whole_words: bool) -> Option<&'static str> {
+    let same = |rule: &&Rule| rule.patterns == patterns && rule.whole_words == whole_words;
+    RULES.iter().find(same).and_then(|rule| rule.names.first()).copied()
 }
 
 /// One rule, compiled.

@@ -149,3 +149,52 @@ pub fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
         levels(&IQ4_LEVELS, d * f32::from(scales[g]), part(block, 8 + g * 16), out);
     }
 }
+
+/// `f32 d, i8[256]`, and sums that only products of ggml's need: d q.
+#[inline(always)]
+pub fn q8_k(block: &[u8; 292], out: &mut [f32; 256]) {
+    let d = f32::from_le_bytes(*part(block, 0));
+    for (out, quant) in out.iter_mut().zip(part::<256>(block, 4)) {
+        *out = d * f32::from(*quant as i8);
+    }
+}
+
+/// Ternary digit `n` of a byte that holds five (or four): 0, 1 or 2. The byte is the digits' number in base
+/// 3, the first digit foremost, as a fraction of 243 in 256ths, so that a product with 3 carries a digit out.
+#[inline(always)]
+pub fn ternary_digit(byte: u8, n: usize) -> u8 {
+    const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
+    (u16::from(byte.wrapping_mul(POWERS[n])) * 3 >> 8) as u8
+}
+
+/// The byte and the digit of weight `at` of TQ1_0: 32 bytes and 16 bytes of five digits, 4 of four.
+#[inline(always)]
+pub fn tq1_0_place(at: usize) -> (usize, usize) {
+    match at {
+        0..160 => (at % 32, at / 32),
+        160..240 => (32 + at % 16, (at - 160) / 16),
+        _ => (48 + at % 4, (at - 240) / 4),
+    }
+}
+
+/// `u8 digits[52], f16 d`: d (q - 1).
+#[inline(always)]
+pub fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
+    let d = f16_to_f32(*part(block, 52));
+    for (at, out) in out.iter_mut().enumerate() {
+        let (byte, digit) = tq1_0_place(at);
+        *out = d * (i32::from(ternary_digit(block[byte], digit)) - 1) as f32;
+    }
+}
+
+/// `u8 quants[64], f16 d`: d (q - 1), two bits each.
+#[inline(always)]
+pub fn tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
+    let d = f16_to_f32(*part(block, 64));
+    for (g, out) in groups(out).iter_mut().enumerate() {
+        let quants = bits(part::<32>(block, g / 4 * 32), g % 4 * 2, 3);
+        for (out, quant) in out.iter_mut().zip(quants) {
+            *out = d * (i32::from(quant) - 1) as f32;
+        }
+    }
+}

@@ -6,9 +6,10 @@
 //! Arithmetic is f32, without fused multiply-add, in the order of `gguf-py/gguf/quants.py` of llama.cpp; the
 //! golden tests hold them to be equal bit for bit. The layouts are those of `ggml/src/ggml-common.h`.
 //!
-//! [`dequantize_row`] picks the format once a row. [`small`] has the blocks of 32 weights, [`large`] the
-//! superblocks of 256.
+//! [`dequantize_row`] picks the format once a row. [`small`] has the blocks of 32 to 128 weights, [`large`]
+//! and [`grid`] the superblocks of 256.
 
+pub mod grid;
 pub mod large;
 pub mod small;
 
@@ -44,6 +45,8 @@ pub fn dequantize_row(ty: WeightType, src: &[u8], dst: &mut [f32]) {
         WeightType::Q8_0 => each_block!(src, dst, small::q8_0),
         WeightType::Iq4Nl => each_block!(src, dst, small::iq4_nl),
         WeightType::Mxfp4 => each_block!(src, dst, small::mxfp4),
+        WeightType::Nvfp4 => each_block!(src, dst, small::nvfp4),
+        WeightType::Q1_0 => each_block!(src, dst, small::q1_0),
         WeightType::Q8Min => each_block!(src, dst, small::q8_min),
         WeightType::Q4Zero => each_block!(src, dst, small::q4_zero),
         WeightType::Q8Wide => each_block!(src, dst, small::q8_wide),
@@ -57,6 +60,16 @@ pub fn dequantize_row(ty: WeightType, src: &[u8], dst: &mut [f32]) {
         WeightType::Q5K => each_block!(src, dst, large::q5_k),
         WeightType::Q6K => each_block!(src, dst, large::q6_k),
         WeightType::Iq4Xs => each_block!(src, dst, large::iq4_xs),
+        WeightType::Q8K => each_block!(src, dst, large::q8_k),
+        WeightType::Tq1_0 => each_block!(src, dst, large::tq1_0),
+        WeightType::Tq2_0 => each_block!(src, dst, large::tq2_0),
+        WeightType::Iq2Xxs => each_block!(src, dst, grid::iq2_xxs),
+        WeightType::Iq2Xs => each_block!(src, dst, grid::iq2_xs),
+        WeightType::Iq2S => each_block!(src, dst, grid::iq2_s),
+        WeightType::Iq3Xxs => each_block!(src, dst, grid::iq3_xxs),
+        WeightType::Iq3S => each_block!(src, dst, grid::iq3_s),
+        WeightType::Iq1S => each_block!(src, dst, grid::iq1_s),
+        WeightType::Iq1M => each_block!(src, dst, grid::iq1_m),
     }
 }
 

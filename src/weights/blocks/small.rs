@@ -1,4 +1,4 @@
-//! Blocks of 32 weights: a scale (and a minimum), then 4, 5 or 8 bits a weight.
+//! Blocks of 32 weights: a scale (and a minimum), then 4, 5 or 8 bits a weight. And two of 64 and 128.
 //!
 //! Where two weights share a byte, the low nibbles are weights 0 to 15 and the high nibbles 16 to 31. The
 //! fifth bit of Q5 formats is bit `i` of one u32 for weight `i`.
@@ -212,6 +212,44 @@ fn float_levels(table: &[f32; 16], block: &[u8; 20], out: &mut [f32; 32]) {
     let scale = f32::from_le_bytes(*part(block, 0));
     for (out, quant) in out.iter_mut().zip(nibbles(part(block, 4))) {
         *out = scale * table[usize::from(quant & 15)];
+    }
+}
+
+/// Half of the number that a byte means as NVFP4's scale, an E4M3 without a sign. (Its 127 is NaN, see
+/// [`nvfp4_scale`].)
+#[inline(always)]
+pub fn half_of_e4m3(byte: u8) -> f32 {
+    128.0 * f16_to_f32(e4m3_as_half(byte).to_le_bytes())
+}
+
+/// A scale of NVFP4 for [`half_of_e4m3`]: as ggml reads it, its sign is ignored and 127 is zero.
+#[inline(always)]
+pub fn nvfp4_scale(byte: u8) -> u8 {
+    if byte == 0x7f { 0 } else { byte & 0x7f }
+}
+
+/// `E4M3 scales[4], nibbles[32]`: (scale / 2) level(q). Sixteen weights have a scale and eight bytes, the low
+/// nibbles first.
+#[inline(always)]
+pub fn nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
+    for (s, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let scale = half_of_e4m3(nvfp4_scale(block[s]));
+        for (i, byte) in part::<8>(block, 4 + 8 * s).iter().enumerate() {
+            out[i] = scale * f32::from(MXFP4_LEVELS[usize::from(byte & 0x0f)]);
+            out[8 + i] = scale * f32::from(MXFP4_LEVELS[usize::from(byte >> 4)]);
+        }
+    }
+}
+
+/// `f16 d, bits[16]`: d where a weight's bit is set, else -d; the first weight is the lowest bit. (The `gguf`
+/// package knows no more of it than its size; this is `block_q1_0` of llama.cpp's `ggml-common.h`.)
+#[inline(always)]
+pub fn q1_0(block: &[u8; 18], out: &mut [f32; 128]) {
+    let d = f16_to_f32(*part(block, 0));
+    for (out, byte) in out.as_chunks_mut::<8>().0.iter_mut().zip(part::<16>(block, 2)) {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = d * (2 * i32::from(byte >> i & 1) - 1) as f32;
+        }
     }
 }
 
