@@ -99,15 +99,15 @@ unsafe fn moved<S: Simd>(plane: *const u8, from: usize, to: usize, bits: u8) -> 
     }
 }
 
-/// What the head of a unit says, for sixteen rows: `d` (times the factor of a grid), and the minimum, `-dmin`,
-/// what the zero point is times `-d`, or the second `d`.
+/// What the head of a unit says, for sixteen rows: `d` (times the factor of a grid), and the minimum,
+/// `-dmin`, what the zero point is times `-d`, or the second `d`.
 ///
 /// # Safety
 /// As [`Simd`]; the head is readable.
 #[inline(always)]
 pub(super) unsafe fn load_head<S: Simd, Q: Layout>(unit: *const u8) -> (S::F, S::F) {
-    /// What the head of a unit says, for sixteen rows: `d` (times the factor of a grid), and the minimum,
-    /// `-dmin`, what the zero point is times `-d`, or the second `d`.
+    // SAFETY: the caller has the tier's instructions; a head is 16 half floats (or bytes, or floats), and 16
+    // more of what the format has besides.
     unsafe {
         match Q::SCALES {
             Scales::Power => return (half_of_e8m0::<S>(S::load_u8(unit)), S::zero()),
