@@ -4,6 +4,7 @@
 use super::*;
 use crate::hub::NoProgress;
 use crate::weights::WeightType;
+use crate::weights::safetensors;
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
