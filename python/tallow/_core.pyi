@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CONVERT_TYPES",
     "MAX_STOPS",
     "MAX_STOP_CHARS",
     "MAX_TOP_LOGPROBS",
@@ -40,6 +41,7 @@ __all__ = [
     "_tile_probe",
     "anywhere",
     "cache_folder",
+    "convert",
     "end_filters",
     "features",
     "finish_packed",
