@@ -369,7 +369,9 @@ def as_old_files_have_it(weights, folder):
     config, tensors, back = by_gptqmodel(bits=4, group_size=32)(weights, folder)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("g_idx")}
     scales = {name: tensor for name, tensor in tensors.items() if name.endswith(".scales")}
-    tensors |= {name.replace("scales", "bias"): torch.zeros(tensor.shape[1]).half() for name, tensor in scales.items()}
+    tensors |= {
+        name.replace("scales", "bias"): torch.zeros(tensor.shape[1]).half() for name, tensor in scales.items()
+    }
     config = dict(bits=4, group_size=32, damp_percent=0.01, desc_act=False, static_groups=False, sym=True,
                   true_sequential=True, model_name_or_path=None, model_file_base_name="model")  # fmt: skip
     return dict(beside=("quantize_config.json", config)), tensors, back
