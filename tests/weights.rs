@@ -272,7 +272,8 @@ fn f64_becomes_f32() {
     let gguf = Gguf::from_bytes(Bytes::from_vec(file.bytes()), Path::new("file.x")).unwrap().weights;
     for weights in [open(&values), gguf] {
         let (w, largest) = allocations::largest(|| weights.get("w").unwrap());
-        assert!(largest <= 48, "{largest} bytes at once");
+        // The counted handle of the bytes is the largest.
+        assert!(largest <= 96, "{largest} bytes at once");
         assert_eq!((w.dtype, w.shape.as_slice(), w.data.len()), (WeightType::F32, &[2, 3][..], 24));
         let found: Vec<_> = w.to_f32().iter().map(|value| value.to_bits()).collect();
         assert_eq!(found, values.map(|value| (value as f32).to_bits()));

@@ -1,5 +1,5 @@
-//! Quantized checkpoints, by what their configuration says of them: made rules of, or named and refused, never
-//! misread.
+//! Quantized checkpoints, by what their configuration says of them: made rules of, or named and refused,
+//! never misread.
 //!
 //! | where it stands | who writes it |
 //! |---|---|

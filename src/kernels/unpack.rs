@@ -201,6 +201,7 @@ mod tests {
     use crate::kernels::isa::{Isa, tiered};
     use crate::kernels::layouts::{SUB, get, row_of_sub, with_layout};
     use crate::weights::WeightType;
+    use crate::weights::blocks::small::nvfp4_scale;
 
     /// Bytes without a pattern.
     fn noise(len: usize, seed: u32) -> Vec<u8> {
@@ -220,6 +221,13 @@ mod tests {
         if Q::SCALES == Scales::Power {
             // From 2^-127 to numbers that are still finite.
             (0..LANES).for_each(|r| unit[r] = (1 + 16 * r) as u8);
+            return unit;
+        }
+        if Q::SCALES == Scales::Small16 {
+            // Scales as they are packed: without signs, and no NaN.
+            for sub in unit.chunks_exact_mut(Q::SUB_BYTES) {
+                sub[..Q::SCALE_BYTES].iter_mut().for_each(|scale| *scale = nvfp4_scale(*scale));
+            }
             return unit;
         }
         if matches!(Q::SCALES, Scales::Float | Scales::Float16) {
