@@ -50,7 +50,12 @@ fn tensors_are_those_of_the_golden_files() {
         }
         for target in &targets {
             let mut bytes = Vec::new();
-            target.write(&weights, 1, &mut |part| Ok(bytes.extend_from_slice(part))).unwrap();
+            target
+                .write(&weights, 1, &mut |part| {
+                    bytes.extend_from_slice(part);
+                    Ok(())
+                })
+                .unwrap();
             let wanted = golden.get(&target.planned.name).unwrap();
             let floats: Vec<f32> = bytes.as_chunks().0.iter().map(|le| f32::from_le_bytes(*le)).collect();
             let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());

@@ -164,7 +164,7 @@ pub fn q8_k(block: &[u8; 292], out: &mut [f32; 256]) {
 #[inline(always)]
 pub fn ternary_digit(byte: u8, n: usize) -> u8 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    (u16::from(byte.wrapping_mul(POWERS[n])) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as u8
 }
 
 /// The byte and the digit of weight `at` of TQ1_0: 32 bytes and 16 bytes of five digits, 4 of four.

@@ -189,7 +189,7 @@ impl Parts {
         let scales = self.part("scales")?;
         scales.shaped(&[size[1], n], shape)?;
         let zeros = self.typed("qzeros", &["I32"])?;
-        let width = n.checked_mul(bits as usize).unwrap_or(usize::MAX).div_ceil(32);
+        let width = n.saturating_mul(bits as usize).div_ceil(32);
         zeros.shaped(&[size[1], width], shape)?;
         let groups = match self.find("g_idx") {
             Some(part) => listed(part, k, size[1], groups)?,
