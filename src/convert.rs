@@ -203,7 +203,7 @@ impl Plan {
         let targets = tensors::of_folder(&config, &weights, given, options)?;
         notes.extend(weights.quantization().map(|how| {
             format!(
-                "the checkpoint is quantized already ({}); what is written as another type was rounded twice",
+                "the checkpoint is quantized already ({}); what is written in blocks of another type was rounded twice",
                 how.title
             )
         }));

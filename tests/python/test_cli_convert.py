@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import tallow
 from command import run
-from conftest import SPECIALS, copy_family, needed, widen
+from conftest import ROOT, SPECIALS, copy_family, needed, widen, write_tokenizer
 
 IDS = [5, 9, 17, 3, 40, 8]
 QWEN = (
@@ -21,19 +22,26 @@ QWEN = (
 MERGES = ["t e", "te a", "Ġ t", "Ġ 1", "h e", "l l"]
 
 
+def split_as_qwen(folder):
+    """Gives the tokenizer of a folder a rule of splitting words that llama.cpp has a name for."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": QWEN}, "behavior": "Isolated", "invert": False}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tokenizer["pre_tokenizer"]]}
+    tokenizer["model"]["unk_token"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def checkpoint(family, folder):
     """A golden checkpoint with tied embeddings and a whole byte-level tokenizer, as Qwen has them."""
     copy_family(family, folder)
     widen(folder, 300)
+    split_as_qwen(folder)
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     alphabet = [*map(chr, plain), *(chr(256 + at) for at in range(len(others)))]
     tokens = [*SPECIALS, *alphabet, *(merge.replace(" ", "") for merge in MERGES)]
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    split = {"type": "Split", "pattern": {"Regex": QWEN}, "behavior": "Isolated", "invert": False}
-    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tokenizer["pre_tokenizer"]]}
     tokenizer["model"] |= {"vocab": {token: id for id, token in enumerate(tokens)}, "merges": MERGES}
-    tokenizer["model"]["unk_token"] = None
     tokenizer["normalizer"] = {"type": "NFC"}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
@@ -56,6 +64,20 @@ def test_a_folder_becomes_a_file_with_the_same_numbers(tmp_path, family):
     read = needed("gguf").GGUFReader(file)
     assert read.fields["tokenizer.ggml.pre"].contents() == "qwen2"
     assert len(read.fields["tokenizer.ggml.tokens"].data) == 300
+
+
+@pytest.mark.parametrize("name", ["gptq-int4", "awq-int4", "mlx-4", "fp8-block", "bnb-nf4", "ct-nvfp4"])
+def test_a_quantized_folder_becomes_a_file(tmp_path, name):
+    folder, file = tmp_path / name, tmp_path / "made.gguf"
+    shutil.copytree(ROOT / "tests" / "golden" / "quantized" / name, folder)
+    write_tokenizer(folder, 64)
+    split_as_qwen(folder)
+    done = run("convert", folder, file, "--type", "f32", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint is quantized already" in json.loads(done.stdout)["notes"][-1]
+    before, after = tallow.Model(folder, dtype="float32"), tallow.Model(file, dtype="float32")
+    # Blocks take activations of 15 bits, floats take them as they are.
+    assert np.abs(before.logits(IDS) - after.logits(IDS)).max() < 4e-3
 
 
 def test_a_tokenizer_without_a_name_for_its_rule_is_refused(tmp_path):
