@@ -165,8 +165,9 @@ impl Plan {
         let root = json::read_object(&path)?.ok_or_else(|| {
             Error::model_file(format!("{}: there is no config.json beside the weights", folder.display()))
         })?;
+        let quantization = quantization::read(&root).context(path.display())?;
         let config = hf::parse_object(&root).context(path.display())?;
-        let weights = quantization::open_weights(source, &root)?;
+        let weights = quantization::open_weights(source, quantization)?;
         if folder.join("modules.json").is_file() {
             return Err(Error::unsupported(format!(
                 "{}: the modules of an embedding model (modules.json) are not written as GGUF",

@@ -114,13 +114,13 @@ pub fn read_files(folder: &Path) -> Result<Option<Quantization>> {
     Ok(None)
 }
 
-/// Opens the weights of a folder whose `config.json` is `root`, quantized modules as matrices.
+/// Opens the weights of a folder, quantized modules as matrices; `said`: what its `config.json` says of them
+/// ([`read`]).
 ///
 /// # Errors
-/// As [`read`], [`read_files`], [`safetensors::open`] and [`Weights::join`].
-pub fn open_weights(path: &Path, root: &Object) -> Result<Weights> {
+/// As [`read_files`], [`safetensors::open`] and [`Weights::join`].
+pub fn open_weights(path: &Path, said: Option<Quantization>) -> Result<Weights> {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
-    let said = read(root).context(folder.join("config.json").display())?;
     let mut weights = safetensors::open(path)?;
     let how = match said {
         None if weights.packed().is_some() => read_files(folder)?,

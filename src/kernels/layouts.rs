@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   head                  one or two half floats a row: 16 d, then 16 m (or dmin); of MXFP4 a byte a row, of
-//!                         Q8_K a float, of NVFP4 nothing
+//!                         Q8_K and Q8_F32 a float, of FP4_F32 two, of Q4_ZERO a half float and a byte, of
+//!                         NVFP4 nothing
 //!   sub-block 0 … 7       32 weights of each row (one sub-block where the unit is 32):
 //!     scales              a byte a row and scale, where the format has such; of grids, bytes of high bits
 //!     codes               group g = 0..8: weights 4g..4g+4 of the 16 rows, 64 bytes once unpacked

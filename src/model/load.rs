@@ -382,14 +382,14 @@ impl Files {
             ))
         })?;
         // Before the weights are opened: what is not run is refused by its name.
-        quantization::read(&root).context(config_path.display())?;
+        let quantization = quantization::read(&root).context(config_path.display())?;
         let config = config::hf::parse_object(&root).context(config_path.display())?;
         let generation_path = folder.join("generation_config.json");
         let generation = match read_text(&generation_path, TEXT_LIMIT)? {
             Some(text) => Generation::parse(&text).context(generation_path.display())?,
             None => Generation::default(),
         };
-        let weights = quantization::open_weights(path, &root)?;
+        let weights = quantization::open_weights(path, quantization)?;
         Ok(Files {
             embedding: Embedding::from_folder(folder, &config),
             config,

@@ -68,6 +68,12 @@ pub const fn e4m3_as_half(byte: u8) -> u16 {
     (byte as u16 & 0x80) << 8 | (byte as u16 & 0x7f) << 7
 }
 
+/// The number of an E4M3 byte; as in [`e4m3_as_half`], NaN would be 480.
+#[inline(always)]
+pub fn e4m3(byte: u8) -> f32 {
+    256.0 * f16_to_f32(e4m3_as_half(byte).to_le_bytes())
+}
+
 /// Splits sixteen bytes into 32 nibbles, the low ones first.
 #[inline(always)]
 fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
@@ -191,7 +197,7 @@ pub fn fp4_wide(block: &[u8; 24], out: &mut [f32; 32]) {
 pub fn fp8(block: &[u8; 36], out: &mut [f32; 32]) {
     let scale = f32::from_le_bytes(*part(block, 0));
     for (out, quant) in out.iter_mut().zip(part::<32>(block, 4)) {
-        *out = scale * (256.0 * f16_to_f32(e4m3_as_half(*quant).to_le_bytes()));
+        *out = scale * e4m3(*quant);
     }
 }
 
@@ -219,7 +225,7 @@ fn float_levels(table: &[f32; 16], block: &[u8; 20], out: &mut [f32; 32]) {
 /// [`nvfp4_scale`].)
 #[inline(always)]
 pub fn half_of_e4m3(byte: u8) -> f32 {
-    128.0 * f16_to_f32(e4m3_as_half(byte).to_le_bytes())
+    e4m3(byte) / 2.0
 }
 
 /// A scale of NVFP4 for [`half_of_e4m3`]: as ggml reads it, its sign is ignored and 127 is zero.

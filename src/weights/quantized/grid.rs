@@ -3,7 +3,7 @@
 use super::codes::{awq_nibble, of_stream};
 use super::{Bytes, Group};
 use crate::error::{Error, Result};
-use crate::weights::blocks::f16_to_f32;
+use crate::weights::blocks::{f16_to_f32, small};
 
 /// How the weights of a matrix are divided into groups.
 #[derive(Debug)]
@@ -305,13 +305,7 @@ fn e8m0(byte: u8) -> f32 {
 /// A sign, four bits of exponent (bias 7), three of fraction; no infinity, and one NaN of each sign (OCP
 /// 8-bit Floating Point 1.0).
 pub(super) fn e4m3(byte: u8) -> f32 {
-    let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    let magnitude = match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => fraction * 2f32.powi(-9),
-        _ => (8.0 + fraction) * 2f32.powi(exponent - 10),
-    };
-    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+    if byte & 0x7f == 0x7f { f32::NAN } else { small::e4m3(byte) }
 }
 
 #[cfg(test)]
