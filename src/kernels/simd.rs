@@ -154,6 +154,12 @@ pub(super) trait Simd: 'static {
         // SAFETY: the caller's promise. (Elsewhere whole sums take their place.)
         unsafe { Self::dot(acc, w, x) }
     }
+    /// [`Simd::dot_pairs`] of the four bytes `AT` bytes behind `x`, in all lanes.
+    #[inline(always)]
+    unsafe fn dot_pairs_at<const AT: usize>(acc: Self::I, w: Self::I, x: *const i8) -> Self::I {
+        // SAFETY: the caller has the tier's instructions; four bytes `AT` bytes behind `x` are there.
+        unsafe { Self::dot_pairs(acc, w, Self::load_4(x.add(AT).cast())) }
+    }
     /// `acc` and both of the 16-bit sums in each lane.
     #[inline(always)]
     unsafe fn add_pairs(acc: Self::I, pairs: Self::I) -> Self::I {

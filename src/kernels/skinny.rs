@@ -24,14 +24,14 @@ const SUMS: usize = 64;
 
 /// Rows up to which this is faster than a blocked product of the type: measured.
 pub(super) fn max_rows(isa: Isa, dtype: WeightType) -> usize {
-    let most = with_layout!(dtype, Q => match (Q::FEW, Q::HALVES) {
-        (false, _) => 0,
-        (_, true) => 16,
-        _ => 24,
-    }, else { NARROW });
+    let (most, wide) = with_layout!(dtype, Q => match (Q::FEW, Q::HALVES) {
+        (false, _) => (0, Q::WIDE),
+        (_, true) => (16, Q::WIDE),
+        _ => (24, Q::WIDE),
+    }, else { (NARROW, false) });
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => most.min(4),
+        Level::Avx2 => most.min(if wide { 8 } else { 4 }),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Avx512Bf16 => most,
         // From there on its tiles are faster.

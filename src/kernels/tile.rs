@@ -317,11 +317,13 @@ unsafe fn dots<S: Simd, C: Codes<S>, const M: usize, const P: usize, const FROM:
                     w[p] = codes.group(p, $g);
                 }
                 for i in 0..M {
-                    if P == 1 && !in_pairs {
-                        dot[0][i] = match C::WIDE {
-                            true => S::dot_at::<true, { 4 * $g }>(dot[0][i], w[0], x.add(i * k)),
-                            false => S::dot_at::<false, { 4 * $g }>(dot[0][i], w[0], x.add(i * k)),
-                        };
+                    if P == 1 {
+                        let (dot, pairs, x) = (&mut dot[0][i], &mut pairs[0][i], x.add(i * k));
+                        match (in_pairs, C::WIDE) {
+                            (true, _) => *pairs = S::dot_pairs_at::<{ 4 * $g }>(*pairs, w[0], x),
+                            (false, true) => *dot = S::dot_at::<true, { 4 * $g }>(*dot, w[0], x),
+                            (false, false) => *dot = S::dot_at::<false, { 4 * $g }>(*dot, w[0], x),
+                        }
                         continue;
                     }
                     let x = S::load_4(x.add(i * k + 4 * $g).cast());

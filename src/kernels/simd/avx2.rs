@@ -5,6 +5,8 @@ use std::arch::x86_64::*;
 
 use super::Simd;
 
+mod at;
+
 pub(in crate::kernels) struct Avx2<const VNNI: bool>;
 
 type F = [__m256; 2];
@@ -126,6 +128,27 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let (first, second) = (_mm_cvtsi128_si64(low), _mm_cvtsi128_si64(high));
             [first as i32, second as i32, (first >> 32) as i32, (second >> 32) as i32]
         };
+    }
+
+    #[inline(always)]
+    unsafe fn dot_at<const WIDE: bool, const AT: usize>(acc: I, w: I, x: *const i8) -> I {
+        // SAFETY: the caller has the tier's instructions; four bytes `AT` bytes behind `x` are there.
+        unsafe {
+            match (VNNI, WIDE) {
+                (true, _) => Self::dot(acc, w, Self::load_4(x.add(AT).cast())),
+                (false, false) => at::dot::<AT>(acc, w, x),
+                (false, true) => {
+                    let w = both!(w => _mm256_xor_si256(w, _mm256_set1_epi8(-128)));
+                    at::dot_signed::<AT>(acc, w, both!(w => _mm256_abs_epi8(w)), x)
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs_at<const AT: usize>(acc: I, w: I, x: *const i8) -> I {
+        // SAFETY: the caller has the tier's instructions; four bytes `AT` bytes behind `x` are there.
+        unsafe { at::dot_pairs::<AT>(acc, w, x) }
     }
 
     #[inline(always)]
