@@ -258,6 +258,34 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_kept_where_they_are_known_to_do_no_harm() {
+        let llama = |head_dim: usize| {
+            crate::config::hf::parse(&format!(
+                r#"{{"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "vocab_size": 64,
+                    "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": {head_dim},
+                    "max_position_embeddings": 128, "rms_norm_eps": 1e-5}}"#
+            ))
+            .unwrap()
+        };
+        // head_dim, dtype, kv_type, plain keys, for vectors; what is kept
+        let rows = [
+            (64, "auto", "auto", true, false, "int8"),
+            (128, "auto", "auto", true, false, "int8"),
+            (144, "auto", "auto", true, false, "bf16"),
+            (64, "auto", "auto", false, false, "bf16"),
+            (64, "auto", "auto", true, true, "bf16"),
+            (64, "float32", "auto", true, false, "f32"),
+            (144, "auto", "int8", false, true, "int8"),
+            (64, "auto", "bf16", true, false, "bf16"),
+        ];
+        for (head_dim, dtype, kv_type, plain_keys, embeds, kept) in rows {
+            let placement = Placement::parse("cpu", dtype, kv_type).unwrap();
+            let placement = placement.for_model(&llama(head_dim), plain_keys, embeds);
+            assert_eq!(placement.kv_name(), kept, "{head_dim} {dtype} {kv_type} {plain_keys} {embeds}");
+        }
+    }
+
+    #[test]
     fn threads_of_one_core_count_once() {
         let pairs = ["0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"];
         let single = ["0", "1", "2", "3"];

@@ -370,6 +370,8 @@ pub(super) unsafe fn multiply_rows_body<S: Simd, K: Kind>(work: &Work<'_>, scrat
                 ((6, 2), 3..) => some_rows::<S, K, 3, 2>(work, scratch, row),
                 ((6, 2), 2) => some_rows::<S, K, 2, 2>(work, scratch, row),
                 ((6, 2), _) => some_rows::<S, K, 1, 2>(work, scratch, row),
+                // With two scales a block the sums of four rows no longer fit.
+                ((3, _), 4..) if !K::HALVES => some_rows::<S, K, 4, 1>(work, scratch, row),
                 ((3, _), 3..) => some_rows::<S, K, 3, 1>(work, scratch, row),
                 ((2..=3, _), 2..) => some_rows::<S, K, 2, 1>(work, scratch, row),
                 _ => some_rows::<S, K, 1, 1>(work, scratch, row),
