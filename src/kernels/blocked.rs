@@ -544,7 +544,7 @@ mod tests {
             }
         }
         for isa in Isa::available() {
-            let quantized = WeightType::ALL.into_iter().filter(|ty| ty.is_quantized());
+            let quantized = WeightType::ALL.into_iter().filter(|ty| ty.has_integer_codes());
             quantized.for_each(|ty| with_layout!(ty, Q => check::<Q>(isa), else unreachable!()));
         }
     }

@@ -563,7 +563,7 @@ mod tests {
     use super::*;
 
     fn quantized() -> impl Iterator<Item = WeightType> {
-        WeightType::ALL.into_iter().filter(|ty| ty.is_quantized())
+        WeightType::ALL.into_iter().filter(|ty| ty.has_integer_codes())
     }
 
     /// Bytes without a pattern.

@@ -5,7 +5,7 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::pack::{Arena, Packed, pack};
-use crate::weights::{Bytes, WeightTensor};
+use crate::weights::{Bytes, WeightTensor, WeightType};
 
 const K: usize = 24;
 
@@ -64,11 +64,12 @@ fn products_of(threads: usize, isa: Isa, x: Input<'_>, lists: &[&[Product<'_>]])
 #[test]
 fn tiles_cover_all_rows_and_bundles_all_panels() {
     for isa in Isa::available() {
-        for rows in 1..60 {
+        for (rows, dtype) in (1..60).flat_map(|rows| [(rows, WeightType::F32), (rows, WeightType::Nf4)]) {
             let mut left = rows;
             while left > 0 {
-                let size = tile_rows(isa, &FLOATS, left);
-                assert!((1..=left.min(12)).contains(&size), "{} rows on {}", left, isa.name());
+                let size = tile_rows(isa, floats::tile_sizes(dtype), left);
+                let most = left.min(floats::MOST);
+                assert!((1..=most).contains(&size), "{left} rows of {dtype} on {}", isa.name());
                 left -= size;
             }
         }
