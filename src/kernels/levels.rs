@@ -153,3 +153,25 @@ unsafe fn tile_body<S: Simd, L: Levels, const M: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_the_levels_but_for_what_is_said() {
+        fn worst<L: Levels>(levels: &[f32; 16]) -> f64 {
+            let whole =
+                |i: usize| i32::from(L::DIGITS.high[i]) * 128 + i32::from(L::DIGITS.low[i]) - L::PARTS;
+            let off = |i: usize| (f64::from(whole(i)) / f64::from(L::PARTS) - f64::from(levels[i])).abs();
+            assert!(
+                L::DIGITS.high.iter().chain(&L::DIGITS.low).all(|&digit| digit < 128),
+                "what a dot takes"
+            );
+            (0..16).map(off).fold(0.0, f64::max)
+        }
+        assert!(worst::<Nf4>(&NF4_LEVELS) < 4e-5);
+        // The rounding of thirds to f32.
+        assert!(worst::<BnbFp4>(&BNB_FP4_LEVELS) < 4e-8);
+    }
+}

@@ -26,7 +26,7 @@ const SLICE: usize = 4 << 20;
 /// Counts the layouts of panels: what is kept on disk is of one of them. It goes up whenever other bytes come
 /// out of [`pack`] for the same weights, which a test below notices. All tiers of instructions read the same
 /// panels.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 /// A matrix `[n, k]` in panels.
 #[derive(Clone)]

@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use tallow::kernels::{Activations, KvLayout, KvType, Linear, Ops};
+use tallow::kernels::{KvLayout, KvType, Linear, Ops, Rows};
 use tallow::step::{PAGE, Step};
 use tallow::weights::WeightType;
 
@@ -305,7 +305,7 @@ fn speed() {
 /// A format's matrices, as many as the caches do not hold, and one row that passes them in turn.
 struct Stream {
     copies: Vec<Linear>,
-    x: Activations,
+    x: Rows,
     best: f64,
 }
 
