@@ -222,7 +222,8 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
         assert!(w.dtype.row_bytes(x.k).is_some_and(|row| w.panel_bytes == LANES * row));
         if let Some(bytes) = x.bytes.filter(|bytes| levels::takes(w.dtype, bytes)) {
             assert!(bytes.rows >= x.rows && bytes.k == x.k);
-            return tiles(isa, &levels::TILES, product, (rows.clone(), panels.clone()), |panel, row, rows, sums| {
+            let task = (rows.clone(), panels.clone());
+            return tiles(isa, &levels::TILES, product, task, |panel, row, rows, sums| {
                 // SAFETY: the panel has `k` weights of sixteen columns; the rows are there.
                 unsafe { levels::multiply(isa, rows, w.dtype, panel, (bytes, row), sums) }
             });

@@ -186,7 +186,7 @@ impl WeightType {
         self.row().block_bytes
     }
 
-    /// Whether its weights are whole numbers times a scale, which products multiply with bytes of activations.
+    /// Whether its weights are whole numbers times a scale, which products multiply with bytes.
     pub const fn has_integer_codes(self) -> bool {
         self.block_len() > 1 && !self.is_block_float()
     }

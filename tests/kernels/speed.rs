@@ -1,7 +1,7 @@
 //! Not a test: prints what this machine does, and what share that is of what it could.
 //! `cargo test --release --test kernels speed -- --ignored --nocapture` (`THREADS=1,2`, `ONLY=Q4_K` choose).
-//! `cargo test --release --test kernels formats -- --ignored --nocapture` holds one row of each format against
-//! Q4_0 and Q8_0.
+//! `cargo test --release --test kernels formats -- --ignored --nocapture` holds one row of each format
+//! against Q4_0 and Q8_0.
 
 use std::hint::black_box;
 
@@ -328,8 +328,8 @@ impl Stream {
     }
 }
 
-/// How fast one row is, as a share of Q4_0's and Q8_0's speed on the same shape, in turns with them: the layers
-/// of SmolLM2-135M and of the one with 1.7B.
+/// How fast one row is, as a share of Q4_0's and Q8_0's speed on the same shape, in turns with them: the
+/// layers of SmolLM2-135M and of the one with 1.7B.
 #[test]
 #[ignore = "prints speeds"]
 fn formats() {

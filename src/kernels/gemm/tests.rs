@@ -64,12 +64,13 @@ fn products_of(threads: usize, isa: Isa, x: Input<'_>, lists: &[&[Product<'_>]])
 #[test]
 fn tiles_cover_all_rows_and_bundles_all_panels() {
     for isa in Isa::available() {
-        for (rows, dtype) in (1..60).flat_map(|rows| [(rows, WeightType::F32), (rows, WeightType::Nf4)]) {
+        let [plain, blocks] = [WeightType::F32, WeightType::Fp8].map(floats::tile_sizes);
+        let tiles = [&levels::TILES, plain, blocks];
+        for (rows, tiles) in (1..60).flat_map(|rows| tiles.map(|tiles| (rows, tiles))) {
             let mut left = rows;
             while left > 0 {
-                let size = tile_rows(isa, floats::tile_sizes(dtype), left);
-                let most = left.min(floats::MOST);
-                assert!((1..=most).contains(&size), "{left} rows of {dtype} on {}", isa.name());
+                let size = tile_rows(isa, tiles, left);
+                assert!((1..=left.min(floats::MOST)).contains(&size), "{left} rows on {}", isa.name());
                 left -= size;
             }
         }

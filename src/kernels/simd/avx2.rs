@@ -132,7 +132,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn e4m3_pair(from: *const u8) -> [F; 2] {
         // SAFETY: the caller has the tier's instructions and promises 32 bytes.
         unsafe {
-            // `seee emmm` becomes the half float `s0ee eemm m000 0000`: as a signed number times 128 it has one
+            // `seee emmm` becomes the half float `s0ee eemm m000 0000`: as a signed number times 128 it has a
             // bit of its sign too many. Registers of 16 bytes, so that none has to be split to be widened.
             let x = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())];
             let mask = _mm_set1_epi16(0xbf80_u16 as i16);
@@ -231,8 +231,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 }
 
-/// Half of the lanes of [`Simd::levels4`]. Each byte of the floats is looked up by itself, 32 at once, and the
-/// four are put together: half the work of permuting floats, which looks eight up of a table of eight.
+/// Half of the lanes of [`Simd::levels4`]. Each byte of the floats is looked up by itself, 32 at once, and
+/// the four are put together: half the work of permuting floats, which looks eight up of a table of eight.
 ///
 /// # Safety
 /// The machine has AVX2; there are 32 bytes.
@@ -240,7 +240,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 unsafe fn eight_rows<const HIGH: bool>(table: &LevelTable, from: *const u8) -> [__m256; 4] {
     // SAFETY: the caller has AVX2 and promises the bytes; the table has four planes of sixteen.
     unsafe {
-        // The bytes of four rows, which lie side by side, to places that make whole registers of a column below.
+        // The bytes of four rows, which lie side by side, go where they make whole registers of a column.
         let turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         let codes = _mm256_loadu_si256(from.cast());
         let codes = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(turn));
