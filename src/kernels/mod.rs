@@ -15,9 +15,10 @@
 //! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`], [`floats`] and
 //! [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`low_rank`] (what adapters add),
 //! [`types`] (what the graph holds), [`levels`], [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`],
-//! [`epilogue`] and [`gemm`] (products), [`probe`] (how fast they are at this moment), [`attention`], [`norm`], [`rope`],
-//! [`elementwise`], [`experts`], [`checked_step`], [`causal_conv`], [`scan`], [`matmul`], [`backend`],
-//! [`cpu`], [`candle`], [`check`], [`tape`] (what computes and remembers, for gradients).
+//! [`epilogue`] and [`gemm`] (products), [`probe`] (how fast they are at this moment), [`attention`],
+//! [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`], [`causal_conv`], [`scan`],
+//! [`matmul`], [`backend`], [`cpu`], [`candle`], [`check`], [`tape`] (what computes and remembers, for
+//! gradients).
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
