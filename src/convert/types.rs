@@ -162,10 +162,10 @@ impl Rule {
     /// What a tensor is to be stored as; `None`: it stays as it is.
     pub fn of(&self, name: &str, own: WeightType, shape: &[usize]) -> Option<WeightType> {
         let base = self.kind.base;
-        if !is_matrix(name, shape) || own.is_quantized() && !self.requantize && base != WeightType::F32 {
+        if !is_matrix(name, shape) || own.has_integer_codes() && !self.requantize && base != WeightType::F32 {
             return None;
         }
-        if !base.is_quantized() {
+        if !base.has_integer_codes() {
             return Some(base);
         }
         let to = match layer_of(name) {
@@ -185,7 +185,7 @@ impl Rule {
     pub fn is_kept(&self, name: &str, own: &StoredType, shape: &[usize]) -> bool {
         let StoredType::Weights(own) = own else { return false };
         let again = Rule { requantize: true, ..*self };
-        own.is_quantized()
+        own.has_integer_codes()
             && self.of(name, *own, shape).is_none()
             && again.of(name, *own, shape) != Some(*own)
             && is_matrix(name, shape)
@@ -195,7 +195,7 @@ impl Rule {
     pub fn rounds_again(&self, weights: &Weights) -> bool {
         weights.names().any(|name| match weights.as_stored(name) {
             Ok((StoredType::Weights(own), shape, _)) => {
-                own.is_quantized()
+                own.has_integer_codes()
                     && self.of(name, own, shape).is_some_and(|to| to != own && to != WeightType::F32)
             }
             _ => false,

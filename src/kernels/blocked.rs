@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::amx;
 use super::isa::{Isa, tiered};
-use super::layouts::{GROUPS, Kind, Layout, SUB, with_kind};
+use super::layouts::{AHEAD, GROUPS, Kind, Layout, SUB, with_kind};
 use super::panels::{
     AMX_ROWS, COLUMNS, K_BLOCK, NO_COLUMN, PANELS, PLACES, Panel, ROWS, Scratch, Work, k_blocks,
 };
@@ -198,7 +198,7 @@ impl<'a, P: Parts, S: Sink> BlockedProduct<'a, P, S> {
         let bytes = block.group.start * size..block.group.end * size;
         let packed = || self.w.matrices.iter().flat_map(|w| w[bytes.clone()].chunks_exact(size));
         for panel in packed() {
-            self.parts.prefetch(&panel[units.start..units.end.min(units.start + tile::AHEAD)]);
+            self.parts.prefetch(&panel[units.start..units.end.min(units.start + AHEAD)]);
         }
         for (panel, to) in packed().zip(&mut self.scratch.panels) {
             self.parts.unpack(&panel[units.clone()], to);
@@ -546,7 +546,7 @@ mod tests {
             }
         }
         for isa in Isa::available() {
-            let quantized = WeightType::ALL.into_iter().filter(|ty| ty.is_quantized());
+            let quantized = WeightType::ALL.into_iter().filter(|ty| ty.has_integer_codes());
             quantized.for_each(|ty| with_layout!(ty, Q => check::<Q>(isa), else unreachable!()));
         }
     }

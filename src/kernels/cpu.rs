@@ -78,14 +78,19 @@ impl CpuBackend {
         })
     }
 
-    /// The rows as products take them: as bytes too, once, if one of the weights is quantized.
+    /// The rows as products take them: as bytes too, once, if one of the weights takes them.
     fn input<'a>(&self, x: &'a Block, weights: &[&Packed], outlier: f32) -> Result<Input<'a>> {
         let mut bytes = x.bytes.get();
-        if bytes.is_none() && weights.iter().any(|w| w.dtype.is_quantized()) {
+        if bytes.is_none() && weights.iter().any(|w| self.takes_bytes(w.dtype)) {
             let made = self.quantize(x, outlier)?;
             bytes = Some(x.bytes.get_or_init(|| made));
         }
         Ok(Input { rows: x.rows, k: x.dim, floats: x.floats(), bytes })
+    }
+
+    /// Where two bytes a number are asked for, levels are floats.
+    fn takes_bytes(&self, dtype: WeightType) -> bool {
+        if self.exact { dtype.has_integer_codes() } else { dtype.takes_bytes() }
     }
 
     fn quantize(&self, x: &Block, outlier: f32) -> Result<Quantized> {

@@ -5,8 +5,8 @@
 //! * quantized weights: a dot product of bytes for each 32 (or 16) weights, see [`tile`](super::tile). With
 //!   few rows ([`skinny`]) panels are unpacked in registers, and the weights are streamed once, which is all
 //!   that decoding can do; more rows share unpacked panels ([`blocked`]);
-//! * floats: `acc += w * x` in f32, fused, the even `k` and the odd ones apart, added at the end, in tiles of
-//!   up to twelve rows.
+//! * [`floats`]: fused steps in f32, in tiles of up to twelve rows;
+//! * [`levels`] of a table: as whole numbers of two digits, where activations are bytes; else as floats.
 //!
 //! What happens to finished sums is the product's [`epilogue`].
 
@@ -14,17 +14,17 @@ use std::ops::Range;
 
 use super::blocked::{self, Panels, Sink};
 use super::epilogue::{self, Epilogue, Product};
-use super::isa::{Isa, Tiles, tile_rows, tiled};
-use super::layouts::{Layout, SUB, with_layout};
+use super::floats::{self, Sums};
+use super::isa::{Isa, Tiles, tile_rows};
+use super::layouts::{Layout, with_layout};
+use super::levels;
 use super::misuse;
 use super::panels;
 use super::pool::Pool;
 use super::quantize::Quantized;
-use super::simd::{LANES, Simd};
+use super::simd::LANES;
 use super::skinny;
 use crate::error::Result;
-use crate::weights::WeightType;
-use crate::weights::blocks::small::{BNB_FP4_LEVELS, NF4_LEVELS, e4m3_as_half};
 
 /// Rows `[rows, k]` that are multiplied, as floats and as bytes.
 #[derive(Clone, Copy)]
@@ -32,7 +32,7 @@ pub(super) struct Input<'a> {
     pub(super) rows: usize,
     pub(super) k: usize,
     pub(super) floats: &'a [f32],
-    /// Must be there where a weight is quantized.
+    /// Must be there where a weight has whole numbers.
     pub(super) bytes: Option<&'a Quantized>,
 }
 
@@ -66,7 +66,7 @@ pub(super) fn grouped(
     groups: &[Group<'_>],
 ) -> Result<()> {
     let all = || groups.iter().flat_map(|group| group.list);
-    if all().any(|product| product.w.dtype.is_quantized()) && x.bytes.is_none() {
+    if all().any(|product| product.w.dtype.has_integer_codes()) && x.bytes.is_none() {
         return Err(misuse("quantized weights are multiplied with bytes, and there are none"));
     }
     let few = all().map(|p| skinny::max_rows(isa, p.w.dtype)).max().unwrap_or(0);
@@ -153,7 +153,7 @@ fn is_pair(gate: &Product<'_>, up: &Product<'_>) -> bool {
     let alike = gate.w.dtype == up.w.dtype && gate.w.n == up.w.n && gate.w.k == up.w.k;
     let gated = matches!((gate.epilogue, up.epilogue), (Epilogue::Store, Epilogue::Gate(_)))
         && std::ptr::eq(gate.out, up.out);
-    alike && gated && gate.w.dtype.is_quantized()
+    alike && gated && gate.w.dtype.has_integer_codes()
 }
 
 /// Panels of a task of few rows, at most.
@@ -220,10 +220,19 @@ fn multiply(task: &Task<'_>, products: &[Product<'_>], ahead: &[&[u8]]) {
         blocked::multiply::<Q>(isa, w, bytes, rows.clone(), &mut output);
     }, else {
         assert!(w.dtype.row_bytes(x.k).is_some_and(|row| w.panel_bytes == LANES * row));
-        tiles(isa, product, rows.clone(), panels.clone(), |panel, row, rows, sums| {
+        if let Some(bytes) = x.bytes.filter(|bytes| levels::takes(w.dtype, bytes)) {
+            assert!(bytes.rows >= x.rows && bytes.k == x.k);
+            let task = (rows.clone(), panels.clone());
+            return tiles(isa, &levels::TILES, product, task, |panel, row, rows, sums| {
+                // SAFETY: the panel has `k` weights of sixteen columns; the rows are there.
+                unsafe { levels::multiply(isa, rows, w.dtype, panel, (bytes, row), sums) }
+            });
+        }
+        let sizes = floats::tile_sizes(w.dtype);
+        tiles(isa, sizes, product, (rows.clone(), panels.clone()), |panel, row, rows, sums| {
             let x_rows = x.floats[row * x.k..(row + rows) * x.k].as_ptr();
             // SAFETY: the panel has `k` vectors of sixteen weights; the rows are there.
-            unsafe { dense(isa, rows, w.dtype, panel, x_rows, x.k, sums) }
+            unsafe { floats::multiply(isa, rows, w.dtype, panel, x_rows, x.k, sums) }
         });
     });
 }
@@ -253,31 +262,21 @@ impl Sink for Output<'_> {
     }
 }
 
-/// Where the sums of a tile of floats go: sixteen columns of each row, rows `stride` apart.
-#[derive(Clone, Copy)]
-struct Sums {
-    first: *mut f32,
-    stride: usize,
-}
-
-/// Rows of a tile of floats.
-const FLOATS: Tiles = Tiles { avx512: &[12, 4, 1], avx2: &[2, 1] };
-
 /// The rows times the panels, tile by tile: a tile of rows stays in L1 while the panels pass.
 fn tiles(
     isa: Isa,
+    sizes: &Tiles,
     product: &Product<'_>,
-    rows: Range<usize>,
-    panels: Range<usize>,
+    (rows, panels): (Range<usize>, Range<usize>),
     tile: impl Fn(*const u8, usize, usize, Sums),
 ) {
-    let mut scratch = [[0.0; LANES]; FLOATS.avx512[0]];
+    let mut scratch = [[0.0; LANES]; floats::MOST];
     let bare = product.scale == 1.0 && product.bias.is_none() && product.terms.is_none();
     let plain = matches!(product.epilogue, Epilogue::Store) && bare;
     let n = product.w.n;
     let mut row = rows.start;
     while row < rows.end {
-        let size = tile_rows(isa, &FLOATS, rows.end - row);
+        let size = tile_rows(isa, sizes, rows.end - row);
         let bytes = product.w.bytes(panels.clone()).chunks_exact(product.w.panel_bytes);
         for (panel, bytes) in panels.clone().zip(bytes) {
             if plain && (panel + 1) * LANES <= n {
@@ -293,199 +292,6 @@ fn tiles(
             }
         }
         row += size;
-    }
-}
-
-tiled! {
-    [12, 4, 1] [2, 1]
-    /// Sums of `rows` rows from `x` on for the sixteen columns of a panel of floats.
-    ///
-    /// # Safety
-    /// The panel has sixteen rows of `k` floats of type `F`; `x` has `rows` rows of `k`; `sums` may be
-    /// written to.
-    fn floats<F: Float>(w: *const u8, x: *const f32, k: usize, sums: Sums) = float_tile;
-}
-
-/// # Safety
-/// As [`floats`].
-unsafe fn dense(isa: Isa, rows: usize, dtype: WeightType, w: *const u8, x: *const f32, k: usize, sums: Sums) {
-    // SAFETY: the caller's promise is that of `floats`; the type of floats is that of the panel.
-    unsafe { with_float!(dtype, F => floats::<F>(isa, rows, w, x, k, sums)) }
-}
-
-/// A type of weights that are multiplied as floats. Panels are units of so many columns and bytes: sixteen
-/// plain floats, or a block of each row, first the sixteen scales, then the codes, column by column.
-pub(super) trait Float {
-    const LEN: usize;
-    const UNIT: usize;
-    /// The sixteen weights of column `at` of a panel.
-    ///
-    /// # Safety
-    /// As [`Simd`]; the panel has this column.
-    unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F;
-}
-
-/// Runs the expression for the type of floats; F32 for all that are no floats.
-macro_rules! with_float {
-    ($dtype:expr, $f:ident => $call:expr) => {{
-        use $crate::kernels::gemm;
-        use $crate::weights::WeightType as Type;
-        macro_rules! call {
-            ($float:ident) => {{
-                type $f = gemm::$float;
-                $call
-            }};
-        }
-        match $dtype {
-            Type::F16 => call!(F16),
-            Type::BF16 => call!(BF16),
-            Type::Fp8 => call!(Fp8),
-            Type::Nf4 => call!(Nf4),
-            Type::BnbFp4 => call!(BnbFp4),
-            _ => call!(F32),
-        }
-    }};
-}
-pub(super) use with_float;
-
-macro_rules! float {
-    ($name:ident, $bytes:literal, $from:ident => $load:expr) => {
-        pub(super) struct $name;
-        impl Float for $name {
-            const LEN: usize = 1;
-            const UNIT: usize = LANES * $bytes;
-            #[inline(always)]
-            unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F {
-                // SAFETY: the caller has the tier's instructions; sixteen floats of this type are there.
-                unsafe {
-                    let $from = panel.add(at * Self::UNIT);
-                    $load
-                }
-            }
-        }
-    };
-}
-
-float!(F32, 4, from => S::load(from.cast()));
-float!(F16, 2, from => S::load_f16(from));
-float!(BF16, 2, from => S::load_bf16(from));
-
-/// Bytes of sixteen scales.
-const SCALES: usize = 4 * LANES;
-
-/// E4M3 with a scale for 32 columns.
-pub(super) struct Fp8;
-
-impl Float for Fp8 {
-    const LEN: usize = SUB;
-    const UNIT: usize = SCALES + SUB * LANES;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F {
-        // SAFETY: the caller has the tier's instructions; the unit of the column is there.
-        unsafe {
-            let unit = panel.add(at / SUB * Self::UNIT);
-            let codes = unit.add(SCALES + at % SUB * LANES).cast::<[u8; LANES]>().read_unaligned();
-            let mut halves = [0; LANES];
-            let mut r = 0;
-            // No closure: it would be compiled apart, without the tier's instructions.
-            while r < LANES {
-                halves[r] = e4m3_as_half(codes[r]);
-                r += 1;
-            }
-            let levels = S::mul(S::load_f16(halves.as_ptr().cast()), S::splat(256.0));
-            S::mul(S::load(unit.cast()), levels)
-        }
-    }
-}
-
-/// The bytes of sixteen floats, the lowest of each first.
-const fn planes(levels: &[f32; 16]) -> [[u8; 16]; 4] {
-    let mut planes = [[0; 16]; 4];
-    let mut i = 0;
-    while i < 64 {
-        planes[i % 4][i / 4] = levels[i / 4].to_bits().to_le_bytes()[i % 4];
-        i += 1;
-    }
-    planes
-}
-
-/// The floats of a table that sixteen nibbles mean, of bytes from bit `shift` on: each byte of them is looked
-/// up.
-///
-/// # Safety
-/// As [`Simd`]; there are sixteen bytes.
-#[inline(always)]
-unsafe fn lookup<S: Simd>(codes: *const u8, shift: i32, planes: &[[u8; 16]; 4]) -> S::F {
-    const { assert!(size_of::<S::I>() == 4 * LANES) };
-    // SAFETY: the caller has the tier's instructions, and promises the bytes.
-    unsafe {
-        let codes = S::shr_32(S::round(S::load_u8(codes)), shift);
-        let one = S::and(codes, S::splat_i(15));
-        let two = S::or(one, S::shl_32(one, 8));
-        let four = S::or(two, S::shl_32(two, 16));
-        let mut bits = S::zero_i();
-        let mut i = 0;
-        while i < 4 {
-            let bytes = S::lookup16(planes[i].as_ptr(), four);
-            bits = S::or(bits, S::and(bytes, S::splat_i((0xff_u32 << (8 * i)) as i32)));
-            i += 1;
-        }
-        let mut floats = [0f32; LANES];
-        floats.as_mut_ptr().cast::<S::I>().write_unaligned(bits);
-        S::load(floats.as_ptr())
-    }
-}
-
-/// Nibbles with a scale for 32 columns, two columns to a byte, and a table of sixteen levels.
-macro_rules! table4 {
-    ($name:ident, $levels:expr) => {
-        pub(super) struct $name;
-        impl Float for $name {
-            const LEN: usize = SUB;
-            const UNIT: usize = SCALES + SUB / 2 * LANES;
-            #[inline(always)]
-            unsafe fn load<S: Simd>(panel: *const u8, at: usize) -> S::F {
-                static PLANES: [[u8; 16]; 4] = planes(&$levels);
-                // SAFETY: the caller has the tier's instructions; the unit of the column is there.
-                unsafe {
-                    let unit = panel.add(at / SUB * Self::UNIT);
-                    let codes = unit.add(SCALES + at % SUB / 2 * LANES);
-                    S::mul(S::load(unit.cast()), lookup::<S>(codes, 4 * (at % 2) as i32, &PLANES))
-                }
-            }
-        }
-    };
-}
-
-table4!(Nf4, NF4_LEVELS);
-table4!(BnbFp4, BNB_FP4_LEVELS);
-
-/// # Safety
-/// The tier's instructions, and as [`floats`].
-#[inline(always)]
-unsafe fn float_tile<S: Simd, F: Float, const M: usize>(w: *const u8, x: *const f32, k: usize, sums: Sums) {
-    // SAFETY: the caller has the tier's instructions, and promises `k` vectors of weights, `M` rows of `k`,
-    // and room for sixteen sums of each row.
-    unsafe {
-        let (mut even, mut odd) = ([S::zero(); M], [S::zero(); M]);
-        let mut at = 0;
-        while at + 2 <= k {
-            let (first, second) = (F::load::<S>(w, at), F::load::<S>(w, at + 1));
-            for i in 0..M {
-                even[i] = S::fma(first, S::splat(*x.add(i * k + at)), even[i]);
-                odd[i] = S::fma(second, S::splat(*x.add(i * k + at + 1)), odd[i]);
-            }
-            at += 2;
-        }
-        if at < k {
-            let last = F::load::<S>(w, at);
-            for (i, even) in even.iter_mut().enumerate() {
-                *even = S::fma(last, S::splat(*x.add(i * k + at)), *even);
-            }
-        }
-        for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
-            S::store(sums.first.add(i * sums.stride), S::add(even, odd));
-        }
     }
 }
 

@@ -34,6 +34,8 @@ use self::grid::Grid;
 
 /// Weights of a sub-block, and groups of four in it.
 pub(super) const SUB: usize = 32;
+/// How far ahead packed weights are prefetched, in bytes: more than memory delivers within its latency.
+pub(super) const AHEAD: usize = 2048;
 pub(super) const GROUPS: usize = 8;
 
 /// The levels of a format as unsigned bytes: plus `zero`.
@@ -563,7 +565,7 @@ mod tests {
     use super::*;
 
     fn quantized() -> impl Iterator<Item = WeightType> {
-        WeightType::ALL.into_iter().filter(|ty| ty.is_quantized())
+        WeightType::ALL.into_iter().filter(|ty| ty.has_integer_codes())
     }
 
     /// Bytes without a pattern.

@@ -12,12 +12,13 @@
 //! it. Activations are [`Rows`] `[rows, dim]`, one row a token of the [`Step`]; f32 on the CPU.
 //!
 //! From the bottom up, and no module uses one that is named later: [`opaque`], [`simd`] and [`isa`] (tiers of
-//! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`] and [`pack`]
-//! (weights in memory), [`quantize`] and [`rows`] (activations), [`low_rank`] (what adapters add), [`types`]
-//! (what the graph holds), [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`], [`epilogue`] and [`gemm`]
-//! (products), [`probe`] (how fast they are at this moment), [`attention`], [`norm`], [`rope`],
-//! [`elementwise`], [`experts`], [`checked_step`], [`causal_conv`], [`scan`], [`matmul`], [`backend`],
-//! [`cpu`], [`candle`], [`check`], [`tape`] (what computes and remembers, for gradients).
+//! instructions), [`math`], [`disjoint`] and [`pool`] (threads), [`layouts`], [`unpack`], [`floats`] and
+//! [`pack`] (weights in memory), [`quantize`] and [`rows`] (activations), [`low_rank`] (what adapters add),
+//! [`types`] (what the graph holds), [`levels`], [`panels`], [`tile`], [`amx`], [`skinny`], [`blocked`],
+//! [`epilogue`] and [`gemm`] (products), [`probe`] (how fast they are at this moment), [`attention`],
+//! [`norm`], [`rope`], [`elementwise`], [`experts`], [`checked_step`], [`causal_conv`], [`scan`],
+//! [`matmul`], [`backend`], [`cpu`], [`candle`], [`check`], [`tape`] (what computes and remembers, for
+//! gradients).
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod amx;
@@ -33,9 +34,11 @@ mod disjoint;
 mod elementwise;
 mod epilogue;
 mod experts;
+mod floats;
 mod gemm;
 mod isa;
 mod layouts;
+mod levels;
 mod low_rank;
 mod math;
 mod matmul;

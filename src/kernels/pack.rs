@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disjoint::DisjointSlices;
+use super::floats;
 use super::layouts::{self, Layout, SUB, with_layout};
 use super::pool::Pool;
 use super::simd::LANES;
@@ -25,7 +26,7 @@ const SLICE: usize = 4 << 20;
 /// Counts the layouts of panels: what is kept on disk is of one of them. It goes up whenever other bytes come
 /// out of [`pack`] for the same weights, which a test below notices. All tiers of instructions read the same
 /// panels.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 /// A matrix `[n, k]` in panels.
 #[derive(Clone)]
@@ -176,8 +177,8 @@ fn row_of<Q: Layout>(w: &Packed, row: usize, out: &mut [f32]) {
     }
 }
 
-/// Floats: sixteen of one `k` side by side. Of blocks first the scales of sixteen rows, then the codes of
-/// each `k`, or of two.
+/// Floats: sixteen of one `k` side by side. Of blocks first the scales of sixteen rows, then the codes, each
+/// at its [`place`](floats::place).
 fn pack_dense(dtype: WeightType, rows: &[u8], row_bytes: usize, out: &mut [u8]) {
     let size = dtype.block_bytes();
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
@@ -185,8 +186,10 @@ fn pack_dense(dtype: WeightType, rows: &[u8], row_bytes: usize, out: &mut [u8]) 
             for (block, unit) in row.chunks_exact(size).zip(out.chunks_exact_mut(LANES * size)) {
                 let (scale, codes) = block.split_at(4);
                 unit[4 * r..4 * r + 4].copy_from_slice(scale);
-                for (at, to) in unit[4 * LANES..].chunks_exact_mut(LANES).enumerate() {
-                    to[r] = column_codes(dtype, codes, at);
+                for at in 0..SUB {
+                    let (byte, bit) = floats::place(dtype, at, r);
+                    // The low bits of a byte come first, and clear it.
+                    unit[byte] = if bit == 0 { 0 } else { unit[byte] } | code(dtype, codes, at) << bit;
                 }
             }
             continue;
@@ -197,24 +200,26 @@ fn pack_dense(dtype: WeightType, rows: &[u8], row_bytes: usize, out: &mut [u8]) 
     }
 }
 
-/// The codes of column `at`, or of columns `2 at` and `2 at + 1`, which a file has 16 apart.
-fn column_codes(dtype: WeightType, codes: &[u8], at: usize) -> u8 {
-    let nibble = |column: usize| codes[column % 16] >> (4 * (column / 16)) & 15;
+/// The code of weight `at` of a block: a byte, or the nibble of 16 low ones and 16 high ones.
+fn code(dtype: WeightType, codes: &[u8], at: usize) -> u8 {
     match dtype {
         WeightType::Fp8 => codes[at],
-        _ => nibble(2 * at) | nibble(2 * at + 1) << 4,
+        _ => codes[at % 16] >> (4 * (at / 16)) & 15,
     }
 }
 
 /// The block of row `r` in a unit of [`pack_dense`].
 fn block_of(dtype: WeightType, unit: &[u8], r: usize, block: &mut [u8]) {
-    block[..4].copy_from_slice(&unit[4 * r..4 * r + 4]);
-    let code = |at: usize| unit[4 * LANES + at * LANES + r];
-    let nibble = |column: usize| code(column / 2) >> (4 * (column % 2)) & 15;
-    for (at, out) in block[4..].iter_mut().enumerate() {
+    let (scale, codes) = block.split_at_mut(4);
+    scale.copy_from_slice(&unit[4 * r..4 * r + 4]);
+    let code = |at: usize| {
+        let (byte, bit) = floats::place(dtype, at, r);
+        unit[byte] >> bit
+    };
+    for (at, out) in codes.iter_mut().enumerate() {
         *out = match dtype {
             WeightType::Fp8 => code(at),
-            _ => nibble(at) | nibble(at + 16) << 4,
+            _ => code(at) & 15 | code(at + 16) << 4,
         };
     }
 }
@@ -413,7 +418,7 @@ mod tests {
         // Up to MXFP4, of all types of GGUF, and of all: a type that is added changes none before it.
         assert_eq!(
             (LAYOUT, sums[15], sums[27], sum),
-            (1, 0x7b15_d45c_b164_697f, 18_422_282_108_255_162_594, 6_873_720_635_668_219_094),
+            (2, 0x7b15_d45c_b164_697f, 18_422_282_108_255_162_594, 6_873_720_635_668_219_094),
             "raise LAYOUT if panels have changed, then write the sum here"
         );
     }

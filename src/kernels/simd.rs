@@ -46,6 +46,25 @@ pub(super) mod scalar;
 /// Lanes of a vector of 32-bit numbers.
 pub(super) const LANES: usize = 16;
 
+/// Sixteen floats that nibbles stand for, and their bytes apart: first all lowest ones.
+#[repr(C, align(64))]
+pub(super) struct LevelTable {
+    pub(super) levels: [f32; 16],
+    pub(super) planes: [[u8; 16]; 4],
+}
+
+impl LevelTable {
+    pub(super) const fn new(levels: [f32; 16]) -> LevelTable {
+        let mut planes = [[0; 16]; 4];
+        let mut i = 0;
+        while i < 64 {
+            planes[i % 4][i / 4] = levels[i / 4].to_bits().to_le_bytes()[i % 4];
+            i += 1;
+        }
+        LevelTable { levels, planes }
+    }
+}
+
 /// A tier of instructions.
 ///
 /// # Safety
@@ -104,6 +123,11 @@ pub(super) trait Simd: 'static {
     unsafe fn load_u8(from: *const u8) -> Self::F;
     /// 16 signed bytes as numbers.
     unsafe fn load_i8(from: *const u8) -> Self::F;
+    /// 32 numbers of E4M3, none of them NaN, divided by 256: those of even bytes, and of odd ones.
+    unsafe fn e4m3_pair(from: *const u8) -> [Self::F; 2];
+    /// The levels of nibbles in 64 bytes, the low ones or the `HIGH` ones: lane `l` of vector `v` is in byte
+    /// `4 l + v`.
+    unsafe fn levels4<const HIGH: bool>(table: &LevelTable, from: *const u8) -> [Self::F; 4];
 
     unsafe fn zero_i() -> Self::I;
     /// The bits of floats.

@@ -21,7 +21,7 @@
 
 use std::marker::PhantomData;
 
-use super::layouts::{Kind, Layout, SUB};
+use super::layouts::{AHEAD, Kind, Layout, SUB};
 use super::quantize::{At, META, SUMS};
 use super::simd::{LANES, Simd};
 use super::unpack;
@@ -60,9 +60,6 @@ pub(super) trait Codes<S: Simd> {
     /// As [`Simd`]; there is such a block.
     unsafe fn skip(&self, blocks: usize) -> Self;
 }
-
-/// How far ahead weights are prefetched, in bytes: more than memory delivers within its latency.
-pub(super) const AHEAD: usize = 2048;
 
 /// A panel in its packed layout, unpacked on the way.
 pub(super) struct Packed<S: Simd, Q: Layout> {

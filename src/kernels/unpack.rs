@@ -308,7 +308,7 @@ mod tests {
                 }
             }
         }
-        let quantized = || WeightType::ALL.into_iter().filter(|ty| ty.is_quantized());
+        let quantized = || WeightType::ALL.into_iter().filter(|ty| ty.has_integer_codes());
         for isa in Isa::available() {
             quantized().for_each(|ty| with_layout!(ty, Q => check::<Q>(isa), else unreachable!()));
         }

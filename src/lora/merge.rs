@@ -177,7 +177,7 @@ fn check(decoder: &Decoder, path: &Path, format: Format, options: &MergeOptions)
             path.display()
         )));
     }
-    if let Some(dtype) = options.dtype.filter(|dtype| dtype.is_quantized()) {
+    if let Some(dtype) = options.dtype.filter(|dtype| dtype.has_integer_codes()) {
         check_quantized(dtype, format, options.force)?;
     }
     match decoder.quantized() {
@@ -324,9 +324,9 @@ impl<'a> Plan<'a> {
         let k = shape.last().copied().unwrap_or(1);
         match self.options.dtype {
             _ if kept => own,
-            None if changed && own.is_quantized() => WeightType::F16,
+            None if changed && own.has_integer_codes() => WeightType::F16,
             None => own,
-            Some(to) if !to.is_quantized() => to,
+            Some(to) if !to.has_integer_codes() => to,
             Some(_) if !changed => own,
             Some(to) => {
                 let bits = 8 * to.block_bytes() / to.block_len();

@@ -268,7 +268,7 @@ impl TensorLoader<'_> {
     fn matrix(&self, part: Part, weight: Pending, heads: Option<usize>) -> Result<Matrix> {
         let to = self.to.filter(|_| !stays_exact(part)).map(|to| at_least_6_bits_outside(part, to));
         let quantized = match (to, weight.shape.get(1)) {
-            (Some(to), Some(k)) if !weight.dtype.is_quantized() => made(to, *k),
+            (Some(to), Some(k)) if !weight.dtype.has_integer_codes() => made(to, *k),
             _ => None,
         };
         self.quantized.set(self.quantized.get() + usize::from(quantized.is_some()));

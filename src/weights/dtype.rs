@@ -186,9 +186,19 @@ impl WeightType {
         self.row().block_bytes
     }
 
-    /// Whether products take it as whole numbers, times bytes of activations; else as floats.
-    pub const fn is_quantized(self) -> bool {
+    /// Whether its weights are whole numbers times a scale, which products multiply with bytes.
+    pub const fn has_integer_codes(self) -> bool {
         self.block_len() > 1 && !self.is_block_float()
+    }
+
+    /// Whether its weights are sixteen levels of a table, which whole numbers come close to.
+    pub const fn has_levels(self) -> bool {
+        matches!(self, WeightType::Nf4 | WeightType::BnbFp4)
+    }
+
+    /// Whether products take activations as bytes, where those are exact enough.
+    pub const fn takes_bytes(self) -> bool {
+        self.has_integer_codes() || self.has_levels()
     }
 
     /// Whether a block holds floats of few bits and their scale.

@@ -34,7 +34,7 @@ pub fn quantize(tensor: &WeightTensor, to: WeightType, threads: usize) -> Result
     target(to)?;
     let &[n, k] = tensor.shape.as_slice() else { return Ok(tensor.clone()) };
     let to = fitting(to, k);
-    if n == 0 || k == 0 || !k.is_multiple_of(to.block_len()) || tensor.dtype.is_quantized() {
+    if n == 0 || k == 0 || !k.is_multiple_of(to.block_len()) || tensor.dtype.has_integer_codes() {
         return Ok(tensor.clone());
     }
     let size = to.row_bytes(k).and_then(|row| row.checked_mul(n));

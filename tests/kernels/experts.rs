@@ -159,7 +159,7 @@ fn experts_are_the_single_products_added_in_the_order_of_their_numbers() {
             let apart: Vec<Table> = pieces.into_iter().map(|rows| case.run(&machines[0], rows)).collect();
             same("in pieces", &found, &Table::cat(&apart))?;
             // candle multiplies quantized weights by bytes in its own way.
-            let bound = if dtype.is_quantized() { 0.1 } else { 1e-4 };
+            let bound = if dtype.takes_bytes() { 0.1 } else { 1e-4 };
             close("candle", &case.run(&candle(), all), &found, bound)
         });
     }

@@ -33,9 +33,9 @@ fn multiply(ops: &Ops, w: &WeightTensor, x: &Table) -> Table {
     table(ops, ops.linear(&linear(ops, w, None), &x.on(ops)).unwrap())
 }
 
-/// Numbers in f64, as products take them: rounded to bytes in blocks of 32 where the weights are quantized.
+/// Numbers in f64, as products take them: rounded to bytes in blocks of 32 where the weights take bytes.
 fn taken(ty: WeightType, x: &Table) -> Vec<f64> {
-    if !ty.is_quantized() {
+    if !ty.takes_bytes() {
         return x.values.iter().map(|&x| f64::from(x)).collect();
     }
     let block = |x: &[f32], limit: f32| {
@@ -91,7 +91,7 @@ struct Element {
 fn elements(w: &WeightTensor, x: &Table) -> Vec<Element> {
     let (k, rows) = (w.shape[1], w.to_f32());
     let taken = taken(w.dtype, x);
-    let quantized = w.dtype.is_quantized();
+    let quantized = w.dtype.takes_bytes();
     let of_row = |(x, taken)| {
         let columns = rows.chunks_exact(k).map(|w| element(quantized, x, taken, w));
         columns.collect::<Vec<_>>()
@@ -136,9 +136,14 @@ fn every_weight_type_multiplies_as_f64_does() {
     each(typed(&SHAPES, |(_, _, k)| k), |&(ty, (rows, n, k))| {
         let mut random = Random(seed(ty) * 1000 + k as u64);
         let (w, bias) = (weights(ty, n, k, &mut random), random.floats(n));
-        let x = if ty.is_quantized() { uneven(&mut random, rows, k) } else { random.table(rows, k) };
+        let x = if ty.takes_bytes() { uneven(&mut random, rows, k) } else { random.table(rows, k) };
         let y = multiply(&ops, &w, &x);
-        let bound = if ty.is_quantized() { 1e-6 } else { 3e-7 };
+        let bound = match ty {
+            // Its levels are whole 8005ths, and four such terms are a term's size at least.
+            WeightType::Nf4 => 1e-5,
+            _ if ty.takes_bytes() => 1e-6,
+            _ => 3e-7,
+        };
         for (&found, wanted) in y.values.iter().zip(elements(&w, &x)) {
             let error = (f64::from(found) - wanted.value).abs() / wanted.size.max(1e-12);
             let off = (f64::from(found) - wanted.exact).abs();
@@ -160,8 +165,8 @@ fn every_weight_type_multiplies_as_f64_does() {
         same("scale", &scaled(&ops), &Table { dim: n, values: sums })?;
         // candle rounds activations to bytes too, in blocks of its own: of 256, where a great number takes
         // more with it.
-        let bound = if ty.is_quantized() { 0.05 } else { 1e-5 };
-        if ty.is_quantized() && rows * n == 1 {
+        let bound = if ty.takes_bytes() { 0.05 } else { 1e-5 };
+        if ty.takes_bytes() && rows * n == 1 {
             // A single number may be small by chance, beside which nothing is close.
             return Ok(());
         }

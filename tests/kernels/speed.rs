@@ -1,9 +1,11 @@
 //! Not a test: prints what this machine does, and what share that is of what it could.
 //! `cargo test --release --test kernels speed -- --ignored --nocapture` (`THREADS=1,2`, `ONLY=Q4_K` choose).
+//! `cargo test --release --test kernels formats -- --ignored --nocapture` holds one row of each format
+//! against Q4_0 and Q8_0.
 
 use std::hint::black_box;
 
-use tallow::kernels::{KvLayout, KvType, Ops};
+use tallow::kernels::{KvLayout, KvType, Linear, Ops, Rows};
 use tallow::step::{PAGE, Step};
 use tallow::weights::WeightType;
 
@@ -224,7 +226,7 @@ fn products(ops: &Ops, limits: &Limits) {
                     }
                 });
                 let flops = (2 * rows * n * k) as f64;
-                let most = if ty.is_quantized() { limits.bytes } else { limits.floats };
+                let most = if ty.takes_bytes() { limits.bytes } else { limits.floats };
                 let line =
                     report(time / turns as f64, flops, w.data.len() as f64 / limits.read, flops / most);
                 println!("  {:5} {n:5}x{k:<4} rows {rows:3}: {line}", ty.name());
@@ -296,6 +298,58 @@ fn speed() {
         products(&machines[0].1, &limits);
         for (kv, ops) in machines.iter().filter(|_| chosen("attention")) {
             attention(ops, *kv, &limits);
+        }
+    }
+}
+
+/// A format's matrices, as many as the caches do not hold, and one row that passes them in turn.
+struct Stream {
+    copies: Vec<Linear>,
+    x: Rows,
+    best: f64,
+}
+
+impl Stream {
+    fn new(ops: &Ops, ty: WeightType, (n, k): (usize, usize)) -> Stream {
+        const MANY: usize = 64 << 20;
+        let w = weights(ty, n, k, &mut Random(1));
+        let copies = (0..(MANY / w.data.len()).max(2)).map(|_| linear(ops, &w, None)).collect();
+        Stream { copies, x: Random(2).table(1, k).on(ops), best: f64::INFINITY }
+    }
+
+    /// Seconds that a matrix takes, at best until now.
+    fn turn(&mut self, ops: &Ops) -> f64 {
+        let start = now(ops.threads());
+        for linear in &self.copies {
+            drop(black_box(ops.linear(linear, &self.x).unwrap()));
+        }
+        self.best = self.best.min((now(ops.threads()) - start) / self.copies.len() as f64);
+        self.best
+    }
+}
+
+/// How fast one row is, as a share of Q4_0's and Q8_0's speed on the same shape, in turns with them: the
+/// layers of SmolLM2-135M and of the one with 1.7B.
+#[test]
+#[ignore = "prints speeds"]
+fn formats() {
+    const SHAPES: [(usize, usize); 4] = [(1536, 576), (576, 1536), (8192, 2048), (2048, 8192)];
+    let threads = std::env::var("THREADS").unwrap_or("1,2".into());
+    for threads in threads.split(',') {
+        let ops = Ops::cpu(threads.parse().expect("THREADS=1,2"), KvType::BF16).unwrap();
+        println!("{ops:?}; of Q4_0, of Q8_0: {SHAPES:?}");
+        for ty in WeightType::ALL.into_iter().filter(|ty| chosen(ty.name())) {
+            let shares = SHAPES.map(|(n, k)| {
+                let shape = (n, k.next_multiple_of(ty.block_len()));
+                let mut streams =
+                    [ty, WeightType::Q4_0, WeightType::Q8_0].map(|ty| Stream::new(&ops, ty, shape));
+                let mut times = [0.0; 3];
+                for _ in 0..9 {
+                    times = streams.each_mut().map(|stream| stream.turn(&ops));
+                }
+                format!("{:4.2} {:4.2}", times[1] / times[0], times[2] / times[0])
+            });
+            println!("{:8} {}", ty.name(), shares.join(" | "));
         }
     }
 }

@@ -92,7 +92,7 @@ fn activations_are_those_of_the_products() {
         };
         let [gate, up] = case.products(&machines[0], biased);
         let ones = up.map(|_| if act == Activation::ClampedSwiglu { 0.0 } else { 1.0 });
-        let quantized = pair.0.is_quantized() || pair.1.is_quantized();
+        let quantized = pair.0.takes_bytes() || pair.1.takes_bytes();
         let check = |what: &str, f: &dyn Fn(&Ops) -> Table, inner: &Table, factor: &Table| {
             let found = same_on_all(&machines, f).map_err(|why| format!("{what}: {why}"))?;
             for ((&y, &x), &factor) in found.values.iter().zip(&inner.values).zip(&factor.values) {

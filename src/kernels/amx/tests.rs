@@ -169,7 +169,7 @@ fn differences(
 #[test]
 fn every_form_multiplies_as_the_scalar_tier_does() {
     let (mut wrong, some) = (Vec::new(), Precision::Above(4.0));
-    for ty in WeightType::ALL.into_iter().filter(|ty| ty.is_quantized()) {
+    for ty in WeightType::ALL.into_iter().filter(|ty| ty.has_integer_codes()) {
         let unit = ty.block_len();
         // One unit; several; k_blocks with and without a rest. Columns: less than a panel, some, more than a
         // group.

@@ -5,7 +5,7 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::kernels::disjoint::DisjointSlices;
 use crate::kernels::pack::{Arena, Packed, pack};
-use crate::weights::{Bytes, WeightTensor};
+use crate::weights::{Bytes, WeightTensor, WeightType};
 
 const K: usize = 24;
 
@@ -64,11 +64,13 @@ fn products_of(threads: usize, isa: Isa, x: Input<'_>, lists: &[&[Product<'_>]])
 #[test]
 fn tiles_cover_all_rows_and_bundles_all_panels() {
     for isa in Isa::available() {
-        for rows in 1..60 {
+        let [plain, blocks] = [WeightType::F32, WeightType::Fp8].map(floats::tile_sizes);
+        let tiles = [&levels::TILES, plain, blocks];
+        for (rows, tiles) in (1..60).flat_map(|rows| tiles.map(|tiles| (rows, tiles))) {
             let mut left = rows;
             while left > 0 {
-                let size = tile_rows(isa, &FLOATS, left);
-                assert!((1..=left.min(12)).contains(&size), "{} rows on {}", left, isa.name());
+                let size = tile_rows(isa, tiles, left);
+                assert!((1..=left.min(floats::MOST)).contains(&size), "{left} rows on {}", isa.name());
                 left -= size;
             }
         }

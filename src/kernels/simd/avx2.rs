@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{LevelTable, Simd};
 
 mod at;
 
@@ -152,6 +152,33 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn e4m3_pair(from: *const u8) -> [F; 2] {
+        // SAFETY: the caller has the tier's instructions and promises 32 bytes.
+        unsafe {
+            // `seee emmm` becomes the half float `s0ee eemm m000 0000`: as a signed number times 128 it has a
+            // bit of its sign too many. Registers of 16 bytes, so that none has to be split to be widened.
+            let x = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())];
+            let mask = _mm_set1_epi16(0xbf80_u16 as i16);
+            let even = both!(x => {
+                let halves = _mm_maddubs_epi16(_mm_set1_epi16(0x80), x);
+                _mm256_cvtph_ps(_mm_and_si128(halves, mask))
+            });
+            let odd = both!(x => _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16::<1>(x), mask)));
+            [even, odd]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels4<const HIGH: bool>(table: &LevelTable, from: *const u8) -> [F; 4] {
+        // SAFETY: the caller has the tier's instructions and promises 64 bytes.
+        unsafe {
+            let [a, b, c, d] = eight_rows::<HIGH>(table, from);
+            let [e, f, g, h] = eight_rows::<HIGH>(table, from.add(32));
+            [[a, e], [b, f], [c, g], [d, h]]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn swapped<const BY: usize>(x: F) -> F {
         // SAFETY: the caller has the tier's instructions; registers only.
         unsafe {
@@ -224,6 +251,37 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(halves[0], halves[1]));
             _mm256_storeu_si256(to.cast(), words);
         };
+    }
+}
+
+/// Half of the lanes of [`Simd::levels4`]. Each byte of the floats is looked up by itself, 32 at once, and
+/// the four are put together: half the work of permuting floats, which looks eight up of a table of eight.
+///
+/// # Safety
+/// The machine has AVX2; there are 32 bytes.
+#[inline(always)]
+unsafe fn eight_rows<const HIGH: bool>(table: &LevelTable, from: *const u8) -> [__m256; 4] {
+    // SAFETY: the caller has AVX2 and promises the bytes; the table has four planes of sixteen.
+    unsafe {
+        // The bytes of four rows, which lie side by side, go where they make whole registers of a column.
+        let turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let codes = _mm256_loadu_si256(from.cast());
+        let codes = _mm256_shuffle_epi8(codes, _mm256_broadcastsi128_si256(turn));
+        let codes = if HIGH { _mm256_srli_epi16::<4>(codes) } else { codes };
+        let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+        let mut bytes = [_mm256_setzero_si256(); 4];
+        for (bytes, plane) in bytes.iter_mut().zip(&table.planes) {
+            let plane = _mm256_broadcastsi128_si256(_mm_load_si128(plane.as_ptr().cast()));
+            *bytes = _mm256_shuffle_epi8(plane, codes);
+        }
+        let low = (_mm256_unpacklo_epi8(bytes[0], bytes[1]), _mm256_unpacklo_epi8(bytes[2], bytes[3]));
+        let high = (_mm256_unpackhi_epi8(bytes[0], bytes[1]), _mm256_unpackhi_epi8(bytes[2], bytes[3]));
+        [
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(low.0, low.1)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(low.0, low.1)),
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(high.0, high.1)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(high.0, high.1)),
+        ]
     }
 }
 

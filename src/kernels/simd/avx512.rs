@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{LevelTable, Simd};
 
 pub(in crate::kernels) struct Avx512<const BF16: bool>;
 
@@ -116,6 +116,42 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let chosen = _mm512_mask_blend_epi32(nan, rounded, quiet);
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen)));
         };
+    }
+
+    #[inline(always)]
+    unsafe fn e4m3_pair(from: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller has the tier's instructions, AVX2 among them, and promises 32 bytes.
+        unsafe {
+            // As with AVX2.
+            let (x, mask) = (_mm256_loadu_si256(from.cast()), _mm256_set1_epi16(0xbf80_u16 as i16));
+            let even = _mm256_maddubs_epi16(_mm256_set1_epi16(0x80), x);
+            let odd = _mm256_srai_epi16::<1>(x);
+            [_mm512_cvtph_ps(_mm256_and_si256(even, mask)), _mm512_cvtph_ps(_mm256_and_si256(odd, mask))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels4<const HIGH: bool>(table: &LevelTable, from: *const u8) -> [__m512; 4] {
+        // SAFETY: the caller has the tier's instructions and promises 64 bytes.
+        unsafe {
+            // The permutation takes the lowest four bits of a lane.
+            let codes = _mm512_loadu_si512(from.cast());
+            let table = _mm512_load_ps(table.levels.as_ptr());
+            if HIGH {
+                return [
+                    _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), table),
+                    _mm512_permutexvar_ps(_mm512_srli_epi32::<12>(codes), table),
+                    _mm512_permutexvar_ps(_mm512_srli_epi32::<20>(codes), table),
+                    _mm512_permutexvar_ps(_mm512_srli_epi32::<28>(codes), table),
+                ];
+            }
+            [
+                _mm512_permutexvar_ps(codes, table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<8>(codes), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<16>(codes), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<24>(codes), table),
+            ]
+        }
     }
 
     #[inline(always)]

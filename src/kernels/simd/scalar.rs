@@ -1,9 +1,10 @@
 //! The tier of every machine, and the oracle of the others: arrays of sixteen. On aarch64 the compiler makes
 //! NEON of them.
 
-use super::{LANES, Simd};
+use super::{LANES, LevelTable, Simd};
 use crate::cache::storage::Element;
 use crate::weights::blocks::f16_to_f32;
+use crate::weights::blocks::small::e4m3_as_half;
 
 pub(in crate::kernels) struct Scalar;
 
@@ -91,6 +92,23 @@ impl Simd for Scalar {
         };
         fn store_i8(to: *mut i8, x: I) = to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x as i8));
         fn store_bf16(to: *mut u16, x: F) = to.cast::<[u16; LANES]>().write_unaligned(x.map(u16::from_f32));
+    }
+
+    #[inline(always)]
+    unsafe fn e4m3_pair(from: *const u8) -> [F; 2] {
+        // SAFETY: the caller promises 32 bytes.
+        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        let of = |odd: usize| map(|l| f16_to_f32(e4m3_as_half(bytes[l][odd]).to_le_bytes()));
+        [of(0), of(1)]
+    }
+
+    #[inline(always)]
+    unsafe fn levels4<const HIGH: bool>(table: &LevelTable, from: *const u8) -> [F; 4] {
+        // SAFETY: the caller promises 64 bytes.
+        let bytes = unsafe { from.cast::<[u8; 4 * LANES]>().read_unaligned() };
+        let code = |at: usize| if HIGH { bytes[at] >> 4 } else { bytes[at] & 15 };
+        let of = |v: usize| map(|l| table.levels[usize::from(code(4 * l + v))]);
+        [of(0), of(1), of(2), of(3)]
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::super::disjoint::DisjointSlices;
-use super::super::gemm::{Float, with_float};
+use super::super::floats::{Float, with_float};
 use super::super::isa::{Isa, tiered};
 use super::super::layouts::{GROUPS, Layout, SUB, with_layout};
 use super::super::matmul::{Matmul, Target, matmul};
