@@ -1,9 +1,9 @@
-//! libFuzzer over one of the targets of `tests/fuzz`, which `TALLOW_FUZZ` names: see `scripts/fuzz.py`.
-//! `TALLOW_FUZZ_SEEDS` names a folder to write the target's seeds into instead.
+//! libFuzzer over the target of `tests/fuzz` that `TALLOW_FUZZ` names; without it, all names are told.
+//! `TALLOW_FUZZ_SEEDS` names a folder to write the target's seeds into, instead. See `scripts/fuzz.py`.
 
 #![no_main]
 
-#[path = "../../tests/fuzz/mod.rs"]
+#[path = "../tests/fuzz/mod.rs"]
 mod targets;
 
 use std::sync::LazyLock;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
 use targets::random::Random;
-use targets::{Target, mutate, rules};
+use targets::{TARGETS, Target, mutate, rules};
 
 static TARGET: LazyLock<&Target> = LazyLock::new(|| {
     let name = std::env::var("TALLOW_FUZZ").expect("TALLOW_FUZZ names a target");
@@ -59,6 +59,10 @@ fuzz_mutator!(|data: &mut [u8], size: usize, most: usize, seed: u32| {
 /// process, as libFuzzer's would.
 fn begin() {
     std::panic::set_hook(Box::new(|_| {}));
+    if std::env::var_os("TALLOW_FUZZ").is_none() {
+        TARGETS.iter().for_each(|target| println!("{}", target.name));
+        std::process::exit(0);
+    }
     if let Some(folder) = std::env::var_os("TALLOW_FUZZ_SEEDS") {
         let folder = std::path::PathBuf::from(folder);
         let found = targets::found(&TARGET).into_iter().map(|(_, input)| input);
