@@ -1,8 +1,9 @@
 //! Constraints on answers: compiled, and a few tokens of an answer held against them.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
-use tallow::constrain::{Constraint, GrammarCompiler, Matcher, TokenMask};
+use tallow::constrain::{Constraint, GrammarCompiler, Limits, Matcher, Reserve, TokenMask, Vocabulary};
 use tallow::error::{ErrorKind, Result};
 
 use super::parts::Part;
@@ -35,15 +36,22 @@ fn schema(input: &[u8]) -> Outcome {
     }
 }
 
-/// An answer whose tokens the input chooses, and its shortest end.
+/// The shortest end of an answer, and one whose tokens the input chooses.
 fn answer(input: &[u8], constraint: Constraint) -> Outcome {
-    static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(small::compiler);
+    static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(compiler);
     let answered = COMPILER.compile(&constraint).and_then(|grammar| {
-        let mut matcher = grammar.matcher()?;
-        walk(&mut matcher, input)?;
-        grammar.shortest().map(drop)
+        Reserve::new(&grammar, usize::MAX)?;
+        walk(&mut grammar.matcher()?, input)
     });
     taken(&answered, &[ErrorKind::Constraint])
+}
+
+/// The limit of time is an argument, and 2 s unless told otherwise.
+fn compiler() -> GrammarCompiler {
+    let limits = Limits { compile_time: Duration::from_millis(800), ..Limits::default() };
+    let tokenizer = small::tokenizer();
+    let (end, size) = (tokenizer.id(small::END).unwrap(), tokenizer.vocab_size());
+    GrammarCompiler::new(Vocabulary::new(tokenizer, &[end], size).unwrap(), limits).unwrap()
 }
 
 fn walk(matcher: &mut Matcher, input: &[u8]) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ::safetensors::SafeTensors;
+use serde_json::Value;
 use tallow::config::{self, generation, json, modules, quantization};
 use tallow::error::{ErrorKind, Result};
 use tallow::lora;
@@ -121,8 +122,72 @@ fn tokenizer_seeds() -> Vec<Vec<u8>> {
         let read = |file: &str| golden(&format!("text/{name}/{file}"));
         seeds.push(join(&[read("tokenizer_config.json"), read("tokenizer.json")]));
     }
+    for (part, other) in OTHERS {
+        let mut root = tables::tokenizer();
+        let vocab = root["model"]["vocab"].take();
+        let other: Value = serde_json::from_str(other).unwrap();
+        match *part {
+            "model" => root["model"] = other,
+            part => root[part] = other,
+        }
+        root["model"]["vocab"] = vocab;
+        seeds.push(join(&[text(tables::tokenizer_config()), text(root)]));
+    }
     seeds
 }
+
+/// What else a part of a tokenizer may be.
+const OTHERS: &[(&str, &str)] = &[
+    (
+        "normalizer",
+        r#"{"type":"Sequence","normalizers":[{"type":"BertNormalizer","clean_text":true,
+        "handle_chinese_chars":true,"strip_accents":null,"lowercase":true},{"type":"Strip","strip_left":true,
+        "strip_right":true},{"type":"Prepend","prepend":"a"},{"type":"NFKD"},{"type":"StripAccents"}]}"#,
+    ),
+    (
+        "normalizer",
+        r#"{"type":"Sequence","normalizers":[{"type":"Nmt"},{"type":"Lowercase"},{"type":"ByteLevel"},
+        {"type":"Replace","pattern":{"String":"a"},"content":"bb"},{"type":"Replace",
+        "pattern":{"Regex":"(?<=b)a|(c)\\1"},"content":""}]}"#,
+    ),
+    ("normalizer", r#"{"type":"Precompiled","precompiled_charsmap":"BAAAAAIAAAABAAAAAAAAAGEA"}"#),
+    (
+        "pre_tokenizer",
+        r#"{"type":"Sequence","pretokenizers":[{"type":"Whitespace"},{"type":"Punctuation",
+        "behavior":"MergedWithPrevious"},{"type":"Digits","individual_digits":true},{"type":"UnicodeScripts"},
+        {"type":"CharDelimiterSplit","delimiter":"-"},{"type":"FixedLength","length":5}]}"#,
+    ),
+    (
+        "pre_tokenizer",
+        r#"{"type":"Sequence","pretokenizers":[{"type":"BertPreTokenizer"},{"type":"WhitespaceSplit"},
+        {"type":"Split","pattern":{"Regex":"(?i:'s|'t)|\\s+(?!\\S)|"},"behavior":"Contiguous","invert":true}]}"#,
+    ),
+    ("post_processor", r#"{"type":"BertProcessing","sep":["</s>",2],"cls":["<s>",1]}"#),
+    (
+        "post_processor",
+        r#"{"type":"Sequence","processors":[{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":false},
+        {"type":"RobertaProcessing","sep":["</s>",2],"cls":["<s>",1],"trim_offsets":true,"add_prefix_space":true}]}"#,
+    ),
+    ("decoder", r###"{"type":"WordPiece","prefix":"##","cleanup":true}"###),
+    ("decoder", r#"{"type":"BPEDecoder","suffix":"</w>"}"#),
+    (
+        "decoder",
+        r#"{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"_"},"content":" "},
+        {"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]}"#,
+    ),
+    ("decoder", r#"{"type":"CTC","pad_token":"<unk>","word_delimiter_token":"|","cleanup":true}"#),
+    (
+        "model",
+        r###"{"type":"WordPiece","unk_token":"<unk>","continuing_subword_prefix":"##",
+        "max_input_chars_per_word":100}"###,
+    ),
+    ("model", r#"{"type":"WordLevel","unk_token":"<unk>"}"#),
+    (
+        "model",
+        r#"{"type":"BPE","unk_token":"<unk>","continuing_subword_prefix":"_","end_of_word_suffix":"|",
+        "fuse_unk":true,"byte_fallback":true,"dropout":0.5,"ignore_merges":true,"merges":["a b"]}"#,
+    ),
+];
 
 fn adapter_seeds() -> Vec<Vec<u8>> {
     let peft =

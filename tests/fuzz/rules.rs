@@ -1,6 +1,7 @@
 //! The rules that every input is held to.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tallow::error::{Error, ErrorKind, Result};
@@ -21,11 +22,26 @@ pub struct Cost {
     pub memory: usize,
 }
 
+/// Whether an input is being tried.
+static CHECKING: AtomicBool = AtomicBool::new(false);
+
+/// From now on a panic of an input is told with the input alone, and not where it happens, too.
+pub fn quiet() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !CHECKING.load(Ordering::Relaxed) {
+            hook(panic);
+        }
+    }));
+}
+
 /// Runs a target on an input: whether it was taken and what it cost, or which rule it broke.
 pub fn check(target: &Target, input: &[u8]) -> std::result::Result<(bool, Cost), String> {
     let before = processor_time();
+    CHECKING.store(true, Ordering::Relaxed);
     let attempt = || catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
     let (outcome, memory) = allocations::peak(attempt);
+    CHECKING.store(false, Ordering::Relaxed);
     let cost = Cost { time: processor_time().saturating_sub(before), memory };
     let taken = outcome.map_err(|panic| format!("a panic: {}", words(&*panic)))??;
     let most = 2 * input.len() + MOST_MEMORY;
@@ -62,7 +78,7 @@ pub const OF_FILES: &[ErrorKind] = &[ErrorKind::ModelFile, ErrorKind::Unsupporte
 
 /// The time that all threads of this process have worked.
 #[cfg(unix)]
-fn processor_time() -> Duration {
+pub fn processor_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes into `time` and nowhere else.
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
@@ -71,7 +87,7 @@ fn processor_time() -> Duration {
 }
 
 #[cfg(not(unix))]
-fn processor_time() -> Duration {
+pub fn processor_time() -> Duration {
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
     START.get_or_init(std::time::Instant::now).elapsed()
 }
