@@ -2,8 +2,8 @@
 //! target runs in a process of its own, so that what ends a process (a stack that is full, memory that is
 //! not there) is told by its input, too.
 //!
-//! `TALLOW_FUZZ=gguf` runs one target alone, `TALLOW_FUZZ=gguf:17` its round 17, and `TALLOW_FUZZ_ROUNDS` other
-//! numbers of rounds.
+//! `TALLOW_FUZZ=gguf` runs one target alone, `TALLOW_FUZZ=gguf:17` its round 17, and `TALLOW_FUZZ_ROUNDS`
+//! says another number of rounds.
 
 #[path = "fuzz/mod.rs"]
 mod fuzz;
