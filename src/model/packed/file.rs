@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::error::{PARAGRAPH, shortened};
 use crate::kernels::{Ops, Panels};
 use crate::weights::{Bytes, WeightType};
 
@@ -163,7 +164,8 @@ fn table(bytes: &[u8]) -> Result<(Table, Range<usize>), String> {
     if head[40..HEAD_SUM] != *Sha256::digest(json) {
         return Err("its table was altered".into());
     }
-    let table = serde_json::from_slice(json).map_err(|error| format!("its table cannot be read: {error}"))?;
+    let unread = |error| format!("its table cannot be read: {}", shortened(error, PARAGRAPH));
+    let table = serde_json::from_slice(json).map_err(unread)?;
     Ok((table, HEAD..start))
 }
 
