@@ -10,7 +10,7 @@ MODELS := target/test-models
 SOURCES := python tests/python tests/clients examples scripts benches docs notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help dspy-rs bench bench-check bench-models bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy clients notebooks test-notebooks ray loom check format lint stubs docs check-cuda develop models clean
+.PHONY: help dspy-rs bench bench-check bench-models bench-shapes bench-kernels bench-peers demo wheels test-wheels test test-rust test-python test-newest-dspy clients notebooks test-notebooks ray loom fuzz check format lint stubs docs check-cuda develop models clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ ray: models $(RAY)/.ready ## The tests on Ray, and its examples (some minutes; n
 
 loom: ## The worker pool's dispatch in every order of its steps (half a minute, once loom is built)
 	CARGO_TARGET_DIR=$(abspath target/loom) cargo test --release --quiet --manifest-path tests/loom/Cargo.toml
+
+fuzz: ## libFuzzer over the readers of files, a million inputs each (ARGS="gguf 100000" chooses; needs a C++ compiler)
+	$(PYTHON) scripts/fuzz.py $(ARGS)
 
 check: format lint stubs docs check-cuda test test-newest-dspy test-notebooks ## What CI runs
 

@@ -123,7 +123,7 @@ impl GrammarCompiler {
 
 /// The time that one thread has worked. On a machine that is busy it stands still while others run, so what
 /// is within the limit does not depend on them.
-struct Clock {
+pub(super) struct Clock {
     start: Instant,
     /// Where the kernel tells the thread's own time; None where it does not, and time is time.
     thread: Option<PathBuf>,
@@ -146,6 +146,20 @@ impl Clock {
     }
 }
 
+/// When work on a grammar must end.
+#[derive(Clone)]
+pub(super) struct Until {
+    clock: Arc<Clock>,
+    limit: Duration,
+}
+
+impl Until {
+    pub fn is_over(&self) -> bool {
+        // The system is asked for the thread's own time only where it may be.
+        self.clock.start.elapsed() > self.limit && self.clock.spent() > self.limit
+    }
+}
+
 /// What the kernel counts in (`USER_HZ`, proc_pid_stat(5)).
 const TICK: Duration = Duration::from_millis(10);
 
@@ -160,12 +174,16 @@ fn ticks(stat: &Path) -> Option<u32> {
 impl Inner {
     /// Recursive along the constraint, so where there is stack.
     fn compiled(&self, constraint: &Constraint) -> Result<Grammar> {
+        let until = Until { clock: Clock::start().into(), limit: self.limits.compile_time };
         let (source, exact) = schema::source(constraint, &self.limits)?;
         let made = exact::compiled(source, &exact, self.vocabulary.env(), parser_limits(&self.limits))?;
         let parser = self.factory.create_parser_from_init_default(made);
         let mut parser = parser.map_err(|error| Error::constraint(tidy(&error)))?;
         parser.start_without_prompt();
-        Grammar::new(parser, self.vocabulary.clone(), constraint.literals())
+        let grammar = Grammar::new(parser, self.vocabulary.clone(), constraint.literals())?;
+        // Who asks for an answer looks for the shortest one first, and has no limit: of
+        // `a.{0,20}\p{Greek}([^\d]*w)*` it takes a second.
+        if grammar.search_shortest(&until) { Ok(grammar) } else { Err(too_long(constraint, &self.limits)) }
     }
 
     fn remembered(&self, key: &str) -> Option<Grammar> {
@@ -244,11 +262,14 @@ fn too_long(constraint: &Constraint, limits: &Limits) -> Error {
 /// for the rest.
 ///
 /// # Errors
-/// What `work` returns; Internal if it panicked.
+/// What `work` returns; Constraint if it panicked: another constraint is what helps.
 pub(super) fn guard<T>(doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic_text(&*panic);
-        Err(Error::internal(format!("{doing}: llguidance panicked: {}", shortened(text, PARAGRAPH))))
+        let text = shortened(text, PARAGRAPH);
+        Err(Error::constraint(format!(
+            "{doing}: a defect of llguidance: {text}; write the constraint in another way"
+        )))
     })
 }
 

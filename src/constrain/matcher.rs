@@ -8,7 +8,7 @@ use llguidance::TokenParser;
 use llguidance::api::StopReason;
 use llguidance::earley::ParserError;
 
-use super::compile::{guard, tidy};
+use super::compile::{Until, guard, tidy};
 use super::mask::TokenMask;
 use super::nearest;
 use super::vocabulary::Vocabulary;
@@ -62,7 +62,24 @@ impl Grammar {
     /// Internal on a defect of the library.
     pub fn matcher(&self) -> Result<Matcher> {
         let inner = guard("beginning an answer", || Ok(self.0.start.clone()))?;
-        Ok(Matcher { inner, grammar: self.clone(), taken: Vec::new(), ended: false, is_alone: false })
+        let (taken, ended, is_alone, until) = (Vec::new(), false, false, None);
+        Ok(Matcher { inner, grammar: self.clone(), taken, ended, is_alone, until })
+    }
+
+    /// Searches for [`Grammar::shortest`] where an answer asks for it; whether it was done before the end of
+    /// the time.
+    pub(super) fn search_shortest(&self, until: &Until) -> bool {
+        if !self.can_rollback() {
+            return true;
+        }
+        let search = |matcher: Matcher| Matcher { until: Some(until.clone()), ..matcher }.closing(usize::MAX);
+        match self.matcher().and_then(search) {
+            _ if until.is_over() => return false,
+            Ok(found) => drop(self.0.shortest.set(found)),
+            // Told where an answer is asked for.
+            Err(_) => {}
+        }
+        true
     }
 
     /// The shortest answer that was found; `None` if no end is in view. Searched for once.
@@ -123,6 +140,8 @@ pub struct Matcher {
     ended: bool,
     /// It has an automaton of its own.
     is_alone: bool,
+    /// After which nothing more is looked for.
+    until: Option<Until>,
 }
 
 impl Matcher {
@@ -263,7 +282,11 @@ impl Matcher {
     /// none is near.
     pub(super) fn nearest(&mut self, order: &[u8]) -> Result<Option<Vec<u8>>> {
         let env = self.grammar.0.vocabulary.env().clone();
-        self.call("looking for an end", |inner| Ok(nearest::nearest(&mut inner.parser, &env, order)))
+        let until = self.until.clone();
+        let goes_on = || !until.as_ref().is_some_and(Until::is_over);
+        self.call("looking for an end", |inner| {
+            Ok(nearest::nearest(&mut inner.parser, &env, order, &goes_on))
+        })
     }
 
     /// One call of the library. Should it fail for what the automaton has become, once more with a fresh one.
@@ -280,6 +303,9 @@ impl Matcher {
     }
 
     fn tried<T>(&mut self, doing: &str, work: &impl Fn(&mut TokenParser) -> Result<T, String>) -> Result<T> {
+        if self.until.as_ref().is_some_and(Until::is_over) {
+            return Err(Error::constraint(format!("{doing}: it takes too long")));
+        }
         let env = self.grammar.0.vocabulary.env();
         guard(doing, || {
             nearest::refuel(&mut self.inner.parser, env);

@@ -19,12 +19,18 @@ const MOST: usize = 1_000;
 const NO_MASK: &[u8] = &[0];
 
 /// Bytes after which a lexeme may end, the nearest that there are; among equals those that come first in
-/// `order`. Where one may end already, the byte with which the next one begins. `None` if no end is near.
-pub(super) fn nearest(parser: &mut Parser, env: &TokEnv, order: &[u8]) -> Option<Vec<u8>> {
+/// `order`. Where one may end already, the byte with which the next one begins. `None` if no end is near, or
+/// `goes_on` says that time is up.
+pub(super) fn nearest(
+    parser: &mut Parser,
+    env: &TokEnv,
+    order: &[u8],
+    goes_on: &dyn Fn() -> bool,
+) -> Option<Vec<u8>> {
     let mut nodes = vec![Node { before: 0, byte: 0 }];
     let mut seen = HashSet::new();
     let mut at = 0;
-    while at < nodes.len() && nodes.len() < MOST {
+    while at < nodes.len() && nodes.len() < MOST && goes_on() {
         // A call a state: each has the library's fuel for a step.
         let path = path(&nodes, at);
         let step = Step { env, order, path: &path, found: Mutex::default(), seen: Mutex::new(seen) };

@@ -35,7 +35,10 @@ pub use self::decoder::Decoder;
 pub use self::embedding::Embedding;
 use self::fingerprint::Identity;
 pub use self::load::LoadOptions;
+// For the tests with damaged files alone.
 pub use self::packed::{KeptFile, Packed, finish as finish_packed, kept_files};
+#[doc(hidden)]
+pub use self::packed::{of_parts as packed_of, read_as_said as read_packed, sums_of as packed_sums};
 pub use self::projection::ProjectionId;
 pub use self::prompt::{Chat, ChatPrompt, Prompt};
 use crate::config::Config;

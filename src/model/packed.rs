@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 
 use self::file::{Origin, PackedFile};
+#[doc(hidden)]
+pub use self::file::{of_parts, read_as_said, sums_of};
 pub use self::store::{KeptFile, kept_files};
 use self::store::{Limits, Store};
 pub use self::writer::finish;

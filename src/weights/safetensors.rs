@@ -24,6 +24,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 const ADAPTER: &str = "adapter_model.safetensors";
 const METADATA: &str = "__metadata__";
+/// Bytes of the name of a file, on all systems at most.
+const LONGEST_NAME: usize = 255;
 /// The most that a header or an index may take, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -135,12 +137,20 @@ fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
         )));
     }
     let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        // Without weights a tensor has no bytes, whatever its other dimensions; the crate checks all others.
+        let rest = info.shape.iter().filter(|dim| **dim > 0);
+        if rest.copied().try_fold(info.dtype.bitsize(), usize::checked_mul).is_none() {
+            return Err(Error::model_file(format!(
+                "the shape of the tensor {} is larger than any memory",
+                quoted(&name)
+            )));
+        }
         let (from, to) = info.data_offsets;
         // Inside the file: the crate checks that ranges are in order without gaps, so all end by `data_len`.
         let range = start + from.min(data_len)..start + to.min(data_len);
-        Tensor { name, stored: stored(info.dtype), shape: info.shape.clone(), range }
+        Ok(Tensor { name, stored: stored(info.dtype), shape: info.shape.clone(), range })
     };
-    Ok(header.tensors().into_iter().map(place).collect())
+    header.tensors().into_iter().map(place).collect()
 }
 
 /// The header as the crate checks it, and no name in it twice: the crate takes the last one of a name, and of
@@ -283,6 +293,10 @@ fn check_name(name: &str) -> Result<()> {
             "{} is not a plain file name, and only those are opened",
             quoted(name)
         )));
+    }
+    if name.len() > LONGEST_NAME {
+        let message = format!("{} is longer than the name of a file can be", quoted(name));
+        return Err(Error::model_file(message));
     }
     Ok(())
 }

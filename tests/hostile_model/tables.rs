@@ -83,12 +83,6 @@ pub fn read_gguf(bytes: &[u8]) -> writer::GgufFile {
         *at += 8 + len;
         bytes[*at - len..*at].to_vec()
     };
-    let width = |ty: u32| match ty {
-        0 | 1 | 7 => 1,
-        2 | 3 => 2,
-        4..=6 => 4,
-        _ => 8,
-    };
     let mut file = writer::GgufFile::new();
     let (tensors, pairs) = (u64_at(at), u64_at(at + 8));
     at += 16;
@@ -96,15 +90,7 @@ pub fn read_gguf(bytes: &[u8]) -> writer::GgufFile {
         let key = text(&mut at);
         let (start, ty) = (at, u32_at(at));
         at += 4;
-        match ty {
-            8 => drop(text(&mut at)),
-            9 => {
-                let (inner, count) = (u32_at(at), u64_at(at + 4));
-                at += 12;
-                (0..count).for_each(|_| if inner == 8 { drop(text(&mut at)) } else { at += width(inner) });
-            }
-            _ => at += width(ty),
-        }
+        at = end_of_value(bytes, ty, at);
         file.pairs.push((key, bytes[start..at].to_vec()));
     }
     for _ in 0..tensors {
@@ -118,6 +104,22 @@ pub fn read_gguf(bytes: &[u8]) -> writer::GgufFile {
     }
     file.data = bytes[at.next_multiple_of(32)..].to_vec();
     file
+}
+
+/// Where a value of this type that begins at `at` ends.
+fn end_of_value(bytes: &[u8], ty: u32, at: usize) -> usize {
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    match ty {
+        0 | 1 | 7 => at + 1,
+        2 | 3 => at + 2,
+        4..=6 => at + 4,
+        8 => at + 8 + number(at),
+        9 => {
+            let inner = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+            (0..number(at + 4)).fold(at + 12, |at, _| end_of_value(bytes, inner, at))
+        }
+        _ => at + 8,
+    }
 }
 
 /// Values of every type that a key may have instead of its own.

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::error::{PARAGRAPH, shortened};
 use crate::kernels::{Ops, Panels};
 use crate::weights::{Bytes, WeightType};
 
@@ -108,6 +109,36 @@ pub(super) fn origin(path: &Path) -> Result<Origin, String> {
     Ok(table(&bytes)?.0.origin)
 }
 
+/// Takes a file for what it says it is, and makes every matrix of it: how many there are.
+///
+/// # Errors
+/// Why it is not used, or what of it is not.
+pub fn read_as_said(path: &Path, ops: &Ops) -> Result<usize, String> {
+    let file = PackedFile::open(path, &origin(path)?, ops)?.ok_or("there is no such file")?;
+    for (at, row) in file.matrices.iter().enumerate() {
+        let dtype = WeightType::ALL.into_iter().find(|dtype| dtype.name() == row.dtype);
+        let dtype = dtype.ok_or("it holds a type that is not known")?;
+        let shape = [row.n, row.k];
+        let panels = file.panels(at, &row.name, dtype, shape).ok_or("its panels lie outside of it")?;
+        ops.kept_matrix(&row.name, dtype, shape, panels).map_err(|error| error.message().to_owned())?;
+    }
+    Ok(file.matrices.len())
+}
+
+/// The file of a table and of the panels before it, whatever they hold.
+pub fn of_parts(table: &[u8], panels: &[u8]) -> Vec<u8> {
+    let mut bytes = head(HEAD + panels.len(), table);
+    bytes.resize(HEAD, 0);
+    [&bytes, panels, table].concat()
+}
+
+/// The sums that a table has of these panels.
+pub fn sums_of(panels: &[u8]) -> Vec<u64> {
+    pieces(HEAD..HEAD + panels.len())
+        .map(|piece| sum(&panels[piece.start - HEAD..piece.end - HEAD]))
+        .collect()
+}
+
 /// The table, and where the panels are.
 fn table(bytes: &[u8]) -> Result<(Table, Range<usize>), String> {
     let head = bytes.get(..HEAD).ok_or("it was cut off")?;
@@ -133,7 +164,8 @@ fn table(bytes: &[u8]) -> Result<(Table, Range<usize>), String> {
     if head[40..HEAD_SUM] != *Sha256::digest(json) {
         return Err("its table was altered".into());
     }
-    let table = serde_json::from_slice(json).map_err(|error| format!("its table cannot be read: {error}"))?;
+    let unread = |error| format!("its table cannot be read: {}", shortened(error, PARAGRAPH));
+    let table = serde_json::from_slice(json).map_err(unread)?;
     Ok((table, HEAD..start))
 }
 

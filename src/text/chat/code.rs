@@ -18,7 +18,7 @@ use minijinja::{AutoEscape, Environment, Error as Fault, Value, machinery};
 
 use super::limits::SOURCE_BYTES;
 use super::values;
-use crate::error::{Error, Result};
+use crate::error::{Error, PARAGRAPH, Result, shortened};
 
 /// Operators, names and brackets in one tag, for the compiler recurses over them; and `elif` within `elif`.
 const LINKS: usize = 500;
@@ -101,7 +101,7 @@ fn syntax() -> SyntaxConfig {
 
 fn malformed(line: Option<usize>, what: &dyn std::fmt::Display) -> Error {
     let line = line.map_or_else(String::new, |line| format!(" at line {line}"));
-    Error::template(format!("the chat template is malformed{line}: {what}"))
+    Error::template(format!("the chat template is malformed{line}: {}", shortened(what, PARAGRAPH)))
 }
 
 fn unread(e: &Fault) -> Error {

@@ -14,8 +14,9 @@ pub const FUEL: u64 = 1_500_000;
 pub const SOURCE_BYTES: usize = 1 << 20;
 /// Bytes of the rendered prompt.
 pub const OUTPUT_BYTES: usize = 16 << 20;
-/// Bytes of all that a render makes on its way, and of its output.
-pub const WORK_BYTES: usize = 64 << 20;
+/// Bytes of all that a render makes on its way, and of its output; what a growing text takes beside them is
+/// as much again.
+pub const WORK_BYTES: usize = 32 << 20;
 /// Nested calls of macros. Small, because a caller's thread may have a small stack.
 pub const RECURSION: usize = 64;
 /// Lists in lists in lists.
@@ -41,7 +42,7 @@ pub fn charge(bytes: usize) -> Result<(), Error> {
             LEFT.set(left);
             Ok(())
         }
-        None => Err(fail("the template makes more than 64 MB of text and lists")),
+        None => Err(fail("the template makes more than 32 MB of text and lists")),
     }
 }
 

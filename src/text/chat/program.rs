@@ -11,10 +11,13 @@ use super::messages::{self, Shape};
 use super::shows::Verdict;
 use super::{RenderRequest, TemplateTokens};
 use super::{checks, clock, filters, limits, literals, methods, operators, values};
-use crate::error::{Error, Result};
+use crate::error::{Error, PARAGRAPH, Result, shortened};
 
 /// Bytes of the shapes of conversations that are remembered; a turn takes about sixty.
 const MAX_SHAPES: usize = 4 << 20;
+
+/// Characters of what a template raises that a message repeats.
+const RAISED: usize = 1000;
 
 /// What was found out, by shape.
 #[derive(Default)]
@@ -184,13 +187,14 @@ fn told(error: &minijinja::Error) -> Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
         if let Some(Raised(message)) = current.downcast_ref() {
+            let message = shortened(message, RAISED);
             return Error::template(format!("the chat template refused the messages: {message}"));
         }
         cause = current.source();
     }
     let what = match (error.kind(), error.detail()) {
         (minijinja::ErrorKind::OutOfFuel, _) => "it ran too long (more than 1.5 million steps)".to_owned(),
-        (kind, Some(detail)) => format!("{kind}: {detail}"),
+        (kind, Some(detail)) => format!("{kind}: {}", shortened(detail, PARAGRAPH)),
         (kind, None) => kind.to_string(),
     };
     match error.line() {

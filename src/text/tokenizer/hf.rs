@@ -25,6 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizer::Range as TextRange;
 use tokenizers::{
@@ -63,11 +64,14 @@ pub(super) struct Json {
     normalized: TokenTrie,
 }
 
-/// What this program reads of the file besides the crate: the ids that the added tokens say they have.
+/// What this program reads of the file besides the crate: the ids that the added tokens say they have, and
+/// what the normalizer makes the crate allocate.
 #[derive(Deserialize)]
 struct Declared {
     #[serde(default)]
     added_tokens: Vec<DeclaredToken>,
+    #[serde(default)]
+    normalizer: Value,
 }
 
 #[derive(Deserialize)]
@@ -107,8 +111,9 @@ fn read(dir: &Path, path: &Path) -> Result<Tokenizer> {
         let error = shortened(error, PARAGRAPH);
         Error::model_file(format!("{} is not a tokenizer that can be read: {error}", path.display()))
     };
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&text).map_err(malformed)?;
     let declared: Declared = serde_json::from_str(&text).map_err(|error| malformed(error.into()))?;
+    check_charsmaps(&declared.normalizer).context(path.display())?;
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&text).map_err(malformed)?;
     drop(text);
     check_declared(&tokenizer, &declared).context(path.display())?;
     switch_off_dropout(&mut tokenizer);
@@ -138,6 +143,39 @@ fn check_declared(tokenizer: &tokenizers::Tokenizer, declared: &Declared) -> Res
         }
     }
     Ok(())
+}
+
+/// A `precompiled_charsmap` begins with the length of its trie. The crate takes memory for as much before it
+/// looks how much there is: twelve characters of a file ended the process with 8 GB.
+fn check_charsmaps(normalizer: &Value) -> Result<()> {
+    match normalizer {
+        Value::Array(items) => items.iter().try_for_each(check_charsmaps),
+        Value::Object(members) => {
+            let map = members.get("precompiled_charsmap").and_then(Value::as_str);
+            if map.is_some_and(|map| trie_bytes(map).is_some_and(|bytes| bytes > map.len() / 4 * 3)) {
+                return Err(Error::model_file("the normalizer's precompiled_charsmap is cut short"));
+            }
+            members.values().try_for_each(check_charsmaps)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The length at the beginning of a map in base64: a u32, little-endian, in the first six digits. `None`
+/// where the crate refuses the text by itself.
+fn trie_bytes(map: &str) -> Option<usize> {
+    let digit = |byte: u8| match byte {
+        b'A'..=b'Z' => Some(byte - b'A'),
+        b'a'..=b'z' => Some(byte - b'a' + 26),
+        b'0'..=b'9' => Some(byte - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let digits = map.as_bytes().first_chunk::<6>()?;
+    let bits = digits.iter().try_fold(0u64, |bits, byte| Some((bits << 6) | u64::from(digit(*byte)?)))?;
+    let bytes = (bits >> 4).to_be_bytes();
+    Some(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize)
 }
 
 /// BPE dropout leaves merges out at random, for training: the same prompt would have other tokens each time.

@@ -1,6 +1,6 @@
 //! Random damage to the bytes of a file.
 
-use crate::random::Random;
+use super::random::Random;
 
 /// One to four of: a bit, a byte, a number that is at a border, a piece removed, doubled, or cut off.
 pub fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
