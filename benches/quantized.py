@@ -2,14 +2,14 @@
 
     python benches/quantized.py make FOLDER [NAME ...]     a BF16 folder at FOLDER/plain becomes FOLDER/NAME by each package
     python benches/quantized.py agree FOLDER [NAME ...]    perplexity and first tokens, against the package's own weights
-    python benches/quantized.py cost FOLDER [NAME ...]     seconds and memory of loading, tokens a second
+    python benches/quantized.py load FOLDER [NAME ...]     seconds and memory of loading
+    python benches/quantized.py speed FOLDER [NAME ...]    tokens a second, ours and the package's own
 
 `FOLDER/plain` is `FOLDER/plain.gguf` in BF16, if it is not there (a checkpoint of Llama's family).
 
 `make` also writes FOLDER/NAME-f32: the weights as the package dequantizes them, with scales in float32. `agree`
 loads both here, and holds the perplexity of this repository's texts and the first tokens that are drawn greedily
-against each other and against transformers over the dequantized weights. `cost` compares with transformers and the
-package's own CPU kernels. The packages are those of `scripts/golden/quantized.py`, which dequantizes; all in one
+against each other and against the package's own runtime on a CPU. `speed` compares with that, too. The packages are those of `scripts/golden/quantized.py`, which dequantizes; all in one
 environment with tallow.
 """
 
@@ -17,9 +17,7 @@ import argparse
 import importlib.util
 import json
 import math
-import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -111,10 +109,11 @@ def of_auto_round(folder, out):
     from auto_round import AutoRound
     from safetensors.torch import load_file
 
-    AutoRound(str(folder), scheme="W4A16", iters=0, group_size=64, device_map="cpu").quantize_and_save(
-        str(out), format="auto_round"
-    )
-    return golden().of_words(json.loads((out / "config.json").read_text()), load_file(out / "model.safetensors"))
+    how = dict(scheme="W4A16", group_size=64, iters=0, disable_opt_rtn=True, device_map="cpu")
+    AutoRound(str(folder), **how).quantize_and_save(str(out), format="auto_round")
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    plain = load_file(folder / "model.safetensors")
+    return golden().of_words(config, load_file(out / "model.safetensors"), plain)
 
 
 def by_hand(function):
@@ -131,7 +130,9 @@ def by_hand(function):
         else:
             root["quantization_config"] = said
         (out / "config.json").write_text(json.dumps(root, indent=1))
-        save_file({n: t.contiguous() for n, t in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+        save_file(
+            {n: t.contiguous() for n, t in tensors.items()}, out / "model.safetensors", {"format": "pt"}
+        )
         return back
 
     return make
@@ -161,7 +162,7 @@ def maker(name):
     rows = golden()
     return {
         "gptq-int4": lambda *at: of_gptqmodel(*at, bits=4, group_size=64),
-        "awq-int4": lambda *at: of_gptqmodel(*at, bits=4, group_size=64, method="awq", format="gemm"),
+        "awq-int4": by_hand(rows.awq_row(64, False, rows.AWQ | dict(bits=4, group_size=64, zero_point=True))),
         "ct-int4": by_hand(rows.compressed_row(rows.PACKED, rows.int_args(4, group=64))),
         "ct-fp8": by_hand(rows.compressed_row("float-quantized", rows.float_args(8, "channel"))),
         "mlx-4": of_mlx,
@@ -183,22 +184,216 @@ def make(folder, name):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / "plain" / file, out)
     shutil.copytree(folder / "plain", wide, ignore=shutil.ignore_patterns("*.safetensors"))
-    save_file({n: t.float().contiguous() for n, t in back.items()}, wide / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t.float().contiguous() for n, t in back.items()}, wide / "model.safetensors", {"format": "pt"}
+    )
     print(f"{name}: made in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+# -- Agreeing -----------------------------------------------------------------------------------------------
+
+
+def loaded(folder, **options):
+    import tallow
+
+    return tallow.Model(folder, progress=False, packed_cache=False, **options)
+
+
+def nats(model, ids):
+    """The mean negative log-likelihood of the tokens behind the first of each window, and how many there are."""
+    total, count = 0.0, 0
+    for at in range(0, len(ids) - WINDOW + 1, WINDOW):
+        window = ids[at : at + WINDOW]
+        logits = model.logits(window)[:-1].astype(np.float64)
+        top = logits.max(-1)
+        whole = top + np.log(np.exp(logits - top[:, None]).sum(-1))
+        total += (whole - logits[np.arange(WINDOW - 1), window[1:]]).sum()
+        count += WINDOW - 1
+    return total / count
+
+
+def runtime(name, folder):
+    """The package's own: ids -> logits after each of them."""
+    import torch
+
+    if name.startswith("mlx"):
+        import mlx.core as mx
+        import mlx_lm
+
+        model, _ = mlx_lm.load(str(folder))
+        return lambda ids: np.array(model(mx.array([ids]))[0].astype(mx.float32))
+    if name.startswith(("gptq", "awq")):
+        from gptqmodel import BACKEND, GPTQModel
+
+        backend = BACKEND.TORCH_AWQ if name.startswith("awq") else BACKEND.TORCH
+        model = GPTQModel.load(str(folder), backend=backend, device="cpu").model
+    else:
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16, device_map="cpu"
+        )
+    model = model.eval()
+
+    def run(ids):
+        with torch.no_grad():
+            return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+
+    return run
+
+
+def greedy(model, ids):
+    options = dict(max_tokens=NEW, temperature=0, logit_bias=dict.fromkeys(model.eos_ids, -100.0))
+    return list(model.generate(ids, **options).tokens)
+
+
+def same_start(ours, ids, drawn):
+    """How many of our tokens another runtime would have drawn, and how much less it gives to ours where it differs."""
+    logits = ours(ids + drawn)
+    for at, token in enumerate(drawn):
+        row = logits[len(ids) + at - 1]
+        if row.argmax() != token:
+            return at, float(row.max() - row[token])
+    return len(drawn), 0.0
+
+
+def agree(folder, name):
+    model, wide = loaded(folder / name), loaded(folder / f"{name}-f32")
+    ids = model.tokenize("\n\n".join(texts()[1]))[: WINDOW * WINDOWS]
+    ours, theirs = (math.exp(nats(each, ids)) for each in (model, wide))
+    prompts = [model.tokenize(prompt) for prompt in PROMPTS]
+    drawn = [greedy(model, prompt) for prompt in prompts]
+    kept = " ".join(model.weight_types)
+    del model, wide
+    other = runtime(name, folder / name)
+    starts = [same_start(other, prompt, tokens) for prompt, tokens in zip(prompts, drawn, strict=True)]
+    same = " ".join(str(count) if not apart else f"{count} ({apart:.2f})" for count, apart in starts)
+    print(
+        f"| {name} | {kept} | {ours:.3f} | {theirs:.3f} | {100 * (ours / theirs - 1):+.2f} % | {same} |",
+        flush=True,
+    )
+
+
+# -- Costs --------------------------------------------------------------------------------------------------
+
+LOAD = """
+import json, sys, time
+import numpy
+def status(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1024
+import tallow
+before, start, work = status("VmRSS"), time.perf_counter(), time.process_time()
+model = tallow.Model(sys.argv[1], progress=False, packed_cache=False)
+print(json.dumps(dict(seconds=time.perf_counter() - start, cpu=time.process_time() - work,
+    peak=status("VmHWM") - before, weights=model.weight_bytes / 2**20)))
+"""
+
+
+def load_cost(path, times=3):
+    """Of loading in fresh processes: the best seconds, and MiB above the interpreter's with the package."""
+    runs = [
+        json.loads(
+            subprocess.run([sys.executable, "-c", LOAD, str(path)], check=True, capture_output=True).stdout
+        )
+        for _ in range(times)
+    ]
+    return {key: min(run[key] for run in runs) for key in runs[0]}
+
+
+def size_of(path):
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files) / 2**20
+
+
+def loads(folder, name):
+    path = folder / name
+    cost, size = load_cost(path), size_of(path)
+    print(
+        f"| {name} | {size:.0f} | {cost['seconds']:.2f} | {cost['cpu']:.2f} | {cost['peak']:.0f} | "
+        f"{cost['weights']:.0f} | {cost['peak'] / size:.2f} |",
+        flush=True,
+    )
+
+
+def ours_a_second(folder, name):
+    model = loaded(folder / name)
+    prompt = model.tokenize("\n\n".join(texts()[1]))[:128]
+
+    def run(new):
+        start = time.perf_counter()
+        options = dict(max_tokens=new, temperature=0, logit_bias=dict.fromkeys(model.eos_ids, -100.0))
+        model.generate(prompt, **options)
+        return time.perf_counter() - start
+
+    run(1)
+    model.reset_cache() if hasattr(model, "reset_cache") else None
+    prompt = prompt[::-1]
+    first = run(1)
+    prompt = prompt[1:] + prompt[:1]
+    return 128 / first, 31 / (run(32) - first), prompt
+
+
+def theirs_a_second(folder, name, ids):
+    """Tokens a second of a prompt and of answers, by the package's own runtime with its cache of keys and values."""
+    if name.startswith("mlx"):
+        import mlx.core as mx
+        import mlx_lm
+        from mlx_lm.models.cache import make_prompt_cache
+
+        model, _ = mlx_lm.load(str(folder / name))
+
+        def step(ids, cache):
+            cache = cache or make_prompt_cache(model)
+            logits = model(mx.array([ids]), cache=cache)
+            mx.eval(logits)
+            return int(logits[0, -1].argmax()), cache
+
+    else:
+        import torch
+        import transformers
+
+        run = runtime(name, folder / name)
+        model = run.__closure__[0].cell_contents
+
+        def step(ids, cache):
+            cache = cache or transformers.DynamicCache()
+            with torch.no_grad():
+                out = model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+            return int(out.logits[0, -1].argmax()), cache
+
+    step(ids[:8], None)
+    start = time.perf_counter()
+    token, cache = step(ids, None)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(8):
+        token, cache = step([token], cache)
+    return len(ids) / first, 8 / (time.perf_counter() - start)
+
+
+def speed(folder, name):
+    prompt, answer, ids = ours_a_second(folder, name)
+    other = theirs_a_second(folder, name, ids)
+    print(
+        f"| {name} | {prompt:.0f} | {answer:.1f} | {other[0]:.0f} | {other[1]:.1f} | {prompt / other[0]:.1f} | "
+        f"{answer / other[1]:.1f} |",
+        flush=True,
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["make", "agree", "cost"])
+    tasks = dict(make=make, agree=agree, load=loads, speed=speed)
+    parser.add_argument("what", choices=tasks)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
     if not (args.folder / "plain").exists():
         plain(args.folder)
     for name in args.names or NAMES:
-        {"make": make}[args.what](args.folder, name)
+        tasks[args.what](args.folder, name)
 
 
 if __name__ == "__main__":
