@@ -1,16 +1,16 @@
-"""Quantized checkpoints of a real model: that they answer as their own packages have them, and what they cost.
+"""Quantized checkpoints of a real model: that they answer as their packages have them, and what they cost.
 
-    python benches/quantized.py make FOLDER [NAME ...]     a BF16 folder at FOLDER/plain becomes FOLDER/NAME by each package
-    python benches/quantized.py agree FOLDER [NAME ...]    perplexity and first tokens, against the package's own weights
+    python benches/quantized.py make FOLDER [NAME ...]     FOLDER/NAME by each package
+    python benches/quantized.py agree FOLDER [NAME ...]    perplexity and first tokens
     python benches/quantized.py load FOLDER [NAME ...]     seconds and memory of loading
     python benches/quantized.py speed FOLDER [NAME ...]    tokens a second, ours and the package's own
 
-`FOLDER/plain` is `FOLDER/plain.gguf` in BF16, if it is not there (a checkpoint of Llama's family).
-
-`make` also writes FOLDER/NAME-f32: the weights as the package dequantizes them, with scales in float32. `agree`
-loads both here, and holds the perplexity of this repository's texts and the first tokens that are drawn greedily
-against each other and against the package's own runtime on a CPU. `speed` compares with that, too. The packages are those of `scripts/golden/quantized.py`, which dequantizes; all in one
-environment with tallow.
+`FOLDER/plain` is a BF16 checkpoint of Llama's family; it is made of `FOLDER/plain.gguf` if it is not there.
+`make` also writes FOLDER/NAME-f32: the weights as the package dequantizes them, with scales in float32.
+`agree` loads both here, and holds the perplexity of this repository's texts against each other, and the
+first tokens that are drawn greedily against the package's own runtime on a CPU. `speed` compares with that,
+too. The packages are those of `scripts/golden/quantized.py`, which dequantizes; all in one environment with
+tallow.
 """
 
 import argparse
@@ -200,7 +200,7 @@ def loaded(folder, **options):
 
 
 def nats(model, ids):
-    """The mean negative log-likelihood of the tokens behind the first of each window, and how many there are."""
+    """The mean negative log-likelihood of the tokens behind the first of each window."""
     total, count = 0.0, 0
     for at in range(0, len(ids) - WINDOW + 1, WINDOW):
         window = ids[at : at + WINDOW]
@@ -248,7 +248,7 @@ def greedy(model, ids):
 
 
 def same_start(ours, ids, drawn):
-    """How many of our tokens another runtime would have drawn, and how much less it gives to ours where it differs."""
+    """How many of our tokens another runtime draws, and how much less it gives to ours where it differs."""
     logits = ours(ids + drawn)
     for at, token in enumerate(drawn):
         row = logits[len(ids) + at - 1]
@@ -326,7 +326,6 @@ def ours_a_second(folder, name):
         return time.perf_counter() - start
 
     run(1)
-    model.reset_cache() if hasattr(model, "reset_cache") else None
     prompt = prompt[::-1]
     first = run(1)
     prompt = prompt[1:] + prompt[:1]
@@ -334,7 +333,7 @@ def ours_a_second(folder, name):
 
 
 def theirs_a_second(folder, name, ids):
-    """Tokens a second of a prompt and of answers, by the package's own runtime with its cache of keys and values."""
+    """Tokens a second of a prompt and of answers, by the package's own runtime with its cache."""
     if name.startswith("mlx"):
         import mlx.core as mx
         import mlx_lm
@@ -375,7 +374,8 @@ def speed(folder, name):
     prompt, answer, ids = ours_a_second(folder, name)
     other = theirs_a_second(folder, name, ids)
     print(
-        f"| {name} | {prompt:.0f} | {answer:.1f} | {other[0]:.0f} | {other[1]:.1f} | {prompt / other[0]:.1f} | "
+        f"| {name} | {prompt:.0f} | {answer:.1f} | {other[0]:.0f} | {other[1]:.1f} | "
+        f"{prompt / other[0]:.1f} | "
         f"{answer / other[1]:.1f} |",
         flush=True,
     )

@@ -1,5 +1,5 @@
-//! torchao: the file's header says of each weight which class of tensor it was, as JSON (`flatten_tensor_state_dict`
-//! of torchao 0.18). Classes and keys of them that are not known are refused by name: layouts change with versions.
+//! torchao: the file's header says of each weight which class of tensor it was, as JSON (torchao 0.18). Classes
+//! and keys of them that are not known are refused by name: layouts change with versions.
 
 use serde_json::{Map, Value};
 
@@ -28,8 +28,8 @@ impl Parts {
     pub(super) fn torchao(&self, stated: Option<&str>) -> Result<Found> {
         let text = stated.ok_or_else(|| {
             Error::unsupported(
-                "the file's header does not say which class of torchao's tensors it is; files of torchao 0.15 and \
-                 later do, so save the model again, or use the original model or a GGUF file of it",
+                "the file's header does not say which class of torchao's tensors it is, as files of 0.18 do; \
+                 save the model again, or use the original model or a GGUF file of it",
             )
         })?;
         let stated = Stated::read(text)?;
