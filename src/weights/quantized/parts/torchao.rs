@@ -1,5 +1,5 @@
-//! torchao: the file's header says of each weight which class of tensor it was, as JSON (torchao 0.18). Classes
-//! and keys of them that are not known are refused by name: layouts change with versions.
+//! torchao: the file's header says of each weight which class of tensor it was, as JSON (torchao 0.18).
+//! Classes and keys of them that are not known are refused by name: layouts change with versions.
 
 use serde_json::{Map, Value};
 
