@@ -13,11 +13,12 @@ Run one or more rows by name, or all:
     python scripts/golden/quantized.py [ROW ...]
 
 Made with Python 3.11, torch 2.15.0, transformers 5.24.0, safetensors 0.8.0, compressed-tensors 0.20.1, gptqmodel 7.7.0,
-bitsandbytes 0.50.2, mlx 0.32.4 (mlx[cpu]), mlx-lm 0.32.2, numpy 2.4.6.
+bitsandbytes 0.50.2, mlx 0.32.4 (mlx[cpu]), mlx-lm 0.32.2, torchao 0.18.0, auto-round 0.16.1, numpy 2.4.6.
 """
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -76,11 +77,22 @@ def base(inner, tied, layers):
     return model.to(torch.bfloat16)
 
 
+def experts(config):
+    """A plain model with experts in BF16."""
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() >= 2:
+                weight.normal_(0, 0.4 if "embed" in name or "lm_head" in name else 0.12)
+    return model.to(torch.bfloat16)
+
+
 def logits(model, weights):
     """Of a prompt, in float32, with these weights."""
     config = model.config
     config.dtype = torch.float32
-    plain = transformers.LlamaForCausalLM(config).float()
+    plain = type(model)(config).float()
     missing, unexpected = plain.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     plain.tie_weights()
@@ -377,6 +389,83 @@ def as_old_files_have_it(weights, folder):
     return dict(beside=("quantize_config.json", config)), tensors, back
 
 
+# -- AutoRound ----------------------------------------------------------------------------------------------
+
+
+def by_auto_round(form, **how):
+    """As auto-round saves it: by rounding alone, which needs no texts and gives what is packed all the same."""
+
+    def make(weights, folder):
+        from auto_round import AutoRound
+
+        saved = folder.parent / "quantized"
+        rounding = AutoRound(str(folder), iters=0, disable_opt_rtn=True, device_map="cpu", **how)
+        rounding.quantize_and_save(str(saved), format=form)
+        file = next(saved.glob("**/config.json"))
+        config = json.loads(file.read_text())["quantization_config"]
+        tensors = load_file(next(file.parent.glob("*.safetensors")))
+        return config, tensors, of_words(config, tensors, weights)
+
+    return make
+
+
+def of_words(config, tensors, plain):
+    """The weights as auto-round's own modules have them, with scales in float32: their product with the unit matrix."""
+    from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
+
+    form = config.get("packing_format", "")
+    parts = (".qweight", ".qzeros", ".scales", ".g_idx")
+    back = {name: tensor for name, tensor in tensors.items() if not name.endswith(parts)}
+    for module in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        part = {name: tensors.get(f"{module}.{name}") for name in ("qweight", "qzeros", "scales")}
+        part["scales"] = part["scales"].float()
+        outputs, inputs = plain[f"{module}.weight"].shape
+        group = inputs // part["scales"].shape[0]
+        if "awq" in form or config["quant_method"] == "awq":
+            from auto_round.export.export_to_awq.utils import dequantize_gemm
+
+            weight = dequantize_gemm(*part.values(), 4, group)
+        else:
+            less = config["quant_method"] == "gptq" or ("gptq" in form and "gptqmodel" not in form)
+            kind = qlinear_torch_zp if less else qlinear_torch
+            layer = kind.QuantLinear(part["qweight"].shape[0] * 32 // inputs, group, inputs, outputs, False)
+            layer.qweight, layer.qzeros, layer.scales = part.values()
+            weight = layer(torch.eye(inputs))
+        back[f"{module}.weight"] = weight.float().T.contiguous()
+    return back
+
+
+#: One module in 8 bits, one plain.
+APART = {r".*self_attn\.o_proj": dict(bits=8, group_size=64), "model.layers.0.mlp.up_proj": dict(bits=16)}
+row("auto-round-int4")(by_auto_round("auto_round", scheme="W4A16", group_size=32, layer_config=APART))
+row("auto-round-int2-zero-points")(
+    by_auto_round("auto_round:gptqmodel", scheme="W2A16", group_size=32, sym=False)
+)
+row("auto-round-int5-zero-points")(
+    by_auto_round("auto_round", scheme="W4A16", bits=5, group_size=32, sym=False)
+)
+row("auto-round-awq")(by_auto_round("auto_round:auto_awq", scheme="W4A16", group_size=32, sym=False))
+row("auto-round-gptq")(by_auto_round("auto_gptq", scheme="W4A16", group_size=32))
+
+
+@row("auto-round-mxfp4")
+def mxfp4_of_auto_round(weights, folder):
+    """The parts are those of compressed-tensors, whose class dequantizes them."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    config, tensors, _ = by_auto_round("auto_round", scheme="MXFP4")(weights, folder)
+    args = float_args(4, "group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8")
+    form = "mxfp4-pack-quantized"
+    scheme = QuantizationScheme(targets=["Linear"], weights=args, format=form)
+    kind = BaseCompressor.get_value_from_registry(form)
+    back = {name: tensor for name, tensor in tensors.items() if "_proj." not in name}
+    for module in projections(weights):
+        parts = {name: tensors[f"{module}.{name}"] for name in ("weight_packed", "weight_scale")}
+        back[f"{module}.weight"] = kind.decompress(parts, scheme)["weight"].float()
+    return config, tensors, back
+
+
 # -- MLX ----------------------------------------------------------------------------------------------------
 
 
@@ -422,9 +511,94 @@ for bits, group in [(2, 32), (3, 64), (4, 64), (5, 32), (6, 32), (8, 64)]:
 row("mlx-mxfp4")(
     by_mlx(lambda _: dict(bits=4, group_size=32, mode="mxfp4"), group_size=32, bits=4, mode="mxfp4")
 )
+row("mlx-mxfp8")(
+    by_mlx(lambda _: dict(bits=8, group_size=32, mode="mxfp8"), group_size=32, bits=8, mode="mxfp8")
+)
 row("mlx-nvfp4")(
     by_mlx(lambda _: dict(bits=4, group_size=16, mode="nvfp4"), group_size=16, bits=4, mode="nvfp4")
 )
+
+
+def stacked(config, **how):
+    """Experts as mlx-lm stacks and quantizes them, each kind as one tensor."""
+
+    def make(_, folder):
+        import mlx.core as mx
+        import mlx_lm
+
+        # Their configurations on the hub are of before transformers 5.
+        file = folder / "config.json"
+        older = dict(rope_theta=config.rope_parameters["rope_theta"])
+        if config.model_type == "qwen3_moe":
+            older |= dict(num_experts=config.num_experts)
+        file.write_text(json.dumps(json.loads(file.read_text()) | older))
+        if config.model_type == "gpt_oss":
+            apart(folder / "model.safetensors")
+        saved = folder.parent / "quantized"
+        mlx_lm.convert(str(folder), mlx_path=str(saved), quantize=True, **how)
+        whole = json.loads((saved / "config.json").read_text())
+        parts = mx.load(str(saved / "model.safetensors"))
+        said, back = whole.pop("quantization"), {}
+        whole.pop("quantization_config", None)
+        usual = {key: said[key] for key in ("group_size", "bits", "mode") if key in said}
+        for name in [n for n in parts if not n.endswith((".scales", ".biases"))]:
+            module, part = name.removesuffix(".weight"), parts[name]
+            if f"{module}.scales" in parts:
+                own = said.get(module) or usual
+                wide = [parts[f"{module}.{n}"] for n in ("scales", "biases") if f"{module}.{n}" in parts]
+                if len(wide) == 2:
+                    wide = [part.astype(mx.float32) for part in wide]
+                part = mx.dequantize(part, *wide, **own)
+            back[name] = torch.from_numpy(np.array(part.astype(mx.float32)))
+        tensors = {name: of_mlx(part) for name, part in parts.items()}
+        return dict(mlx=said, config=whole), tensors, joined(back)
+
+    return make
+
+
+def apart(file):
+    """gpt-oss's experts in BF16 as mlx-lm has them after reading MXFP4: it reads no others."""
+    tensors = load_file(file)
+    for name in [name for name in tensors if ".experts." in name]:
+        weight, end = tensors.pop(name), ".bias" if name.endswith("_bias") else ".weight"
+        name, weight = name.removesuffix("_bias"), weight if end == ".bias" else weight.transpose(1, 2)
+        if name.endswith("down_proj"):
+            tensors[name + end] = weight
+            continue
+        for at, other in enumerate(("gate_proj", "up_proj")):
+            tensors[name.replace("gate_up_proj", other) + end] = weight[:, at::2]
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+
+
+def joined(weights):
+    """mlx-lm's names and forms of experts as transformers has them."""
+    ours = {name: weight for name, weight in weights.items() if "switch_mlp" not in name}
+    for name, gate in weights.items():
+        if not re.search(r"(switch_mlp|experts)\.gate_proj\.", name):
+            continue
+        up, down = (weights[name.replace("gate_proj", other)] for other in ("up_proj", "down_proj"))
+        at = name.rsplit(".", 3)[0] + ".experts."
+        for other in ("gate_proj", "up_proj", "down_proj"):
+            ours.pop(name.replace("gate_proj", other), None)
+        if "switch_mlp" in name:
+            ours |= {f"{at}gate_up_proj": torch.cat([gate, up], 1), f"{at}down_proj": down}
+            continue
+        # gpt-oss: gate and up in turns, and inputs before outputs.
+        both, end = torch.stack([gate, up], 2).flatten(1, 2), "_bias" if name.endswith("bias") else ""
+        turned = (both, down) if end else (both.transpose(1, 2), down.transpose(1, 2))
+        ours |= {f"{at}gate_up_proj{end}": turned[0], f"{at}down_proj{end}": turned[1]}
+    return ours
+
+
+SMALL = dict(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             head_dim=16, max_position_embeddings=128, bos_token_id=None, eos_token_id=2, pad_token_id=1,
+             num_experts_per_tok=2, tie_word_embeddings=False,
+             rope_parameters=dict(rope_type="default", rope_theta=10000.0))  # fmt: skip
+QWEN3 = transformers.Qwen3MoeConfig(**SMALL, intermediate_size=64, moe_intermediate_size=32, num_experts=4)
+GPT_OSS = transformers.GptOssConfig(**SMALL, intermediate_size=64, num_local_experts=4, sliding_window=16)
+MODELS = {"mlx-experts": QWEN3, "mlx-experts-mxfp4": GPT_OSS}
+row("mlx-experts")(stacked(QWEN3, q_bits=4, q_group_size=32))
+row("mlx-experts-mxfp4")(stacked(GPT_OSS, q_mode="mxfp4", q_bits=4, q_group_size=32))
 
 
 def mixed(module):
@@ -481,6 +655,52 @@ def eight_bits(weights):
 
     tensors, back = each(weights, projections(weights), quantize)
     return dict(quant_method="bitsandbytes", load_in_4bit=False, load_in_8bit=True), tensors, back
+
+
+# -- torchao ------------------------------------------------------------------------------------------------
+
+
+def by_torchao(settings):
+    """As transformers saves it with torchao, whose tensors dequantize themselves. `settings(torchao.quantization)`."""
+
+    def make(weights, folder):
+        import torchao.quantization
+        from safetensors import safe_open
+
+        how = transformers.TorchAoConfig(settings(torchao.quantization))
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model = load(folder, quantization_config=how, dtype=torch.bfloat16, device_map="cpu")
+        saved = folder.parent / "quantized"
+        model.save_pretrained(saved)
+        config = json.loads((saved / "config.json").read_text())["quantization_config"]
+        with safe_open(saved / "model.safetensors", "pt") as file:
+            said = file.metadata()
+        back = {}
+        for name, weight in model.state_dict().items():
+            if hasattr(weight, "qdata"):
+                weight = in_float32(weight)
+            back[name] = weight.detach().float()
+        return dict(said=said, **config), load_file(saved / "model.safetensors"), back
+
+    return make
+
+
+def in_float32(weight):
+    """As its class dequantizes it, with scales in float32."""
+    from torchao.quantization.quant_primitives import dequantize_affine
+
+    if type(weight).__name__ == "IntxUnpackedToInt8Tensor":
+        parts = (weight.qdata, weight.block_size, weight.scale.float(), weight.zero_point, torch.int8)
+        return dequantize_affine(*parts, output_dtype=torch.float32)
+    return weight.dequantize(torch.float32)
+
+
+row("torchao-int8")(by_torchao(lambda ao: ao.Int8WeightOnlyConfig(version=2)))
+row("torchao-float8")(by_torchao(lambda ao: ao.Float8WeightOnlyConfig()))
+row("torchao-int4")(by_torchao(lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32),
+    mapping_type=ao.quant_primitives.MappingType.ASYMMETRIC)))  # fmt: skip
+row("torchao-int3")(by_torchao(lambda ao: ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int3,
+    weight_granularity=ao.PerGroup(64))))  # fmt: skip
 
 
 # -- FP8 and FP4 by hand: the formulas of their makers ------------------------------------------------------
@@ -568,7 +788,8 @@ def tokenizer(folder):
 
 def written(name):
     function, inner, tied = ROWS[name]
-    model = base(inner, tied, 2 if name in TWO_LAYERS else 1)
+    config = MODELS.get(name)
+    model = experts(config) if config else base(inner, tied, 2 if name in TWO_LAYERS else 1)
     weights = {n: w.detach().clone() for n, w in model.named_parameters()}
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "plain"
@@ -582,7 +803,7 @@ def written(name):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = {key: value for key, value in model.config.to_dict().items() if value is not None}
-    config = {key: config[key] for key in KEYS if key in config}
+    config = said.pop("config", None) or {key: config[key] for key in KEYS if key in config}
     if "beside" in said:
         beside, said = said["beside"]
         (folder / beside).write_text(json.dumps(said, indent=1) + "\n")
@@ -590,12 +811,10 @@ def written(name):
         config |= dict(quantization=said["mlx"], quantization_config=said["mlx"])
     else:
         config["quantization_config"] = said
+    header = config.get("quantization_config", {}).pop("said", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / "model.safetensors", header)
     return logits(model, back), logits(model, weights)
 
 

@@ -129,6 +129,7 @@ pub fn open_weights(path: &Path, said: Option<Quantization>) -> Result<Weights> 
     if let Some(how) = &how {
         weights.join(how)?;
     }
+    weights.name_stacks()?;
     Ok(weights)
 }
 

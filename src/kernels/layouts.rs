@@ -34,9 +34,10 @@ use self::grid::Grid;
 
 /// Weights of a sub-block, and groups of four in it.
 pub(super) const SUB: usize = 32;
+pub(super) const GROUPS: usize = 8;
+
 /// How far ahead packed weights are prefetched, in bytes: more than memory delivers within its latency.
 pub(super) const AHEAD: usize = 2048;
-pub(super) const GROUPS: usize = 8;
 
 /// The levels of a format as unsigned bytes: plus `zero`.
 const fn shifted(levels: &[i8; 16], zero: i16) -> [u8; 16] {

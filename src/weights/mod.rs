@@ -168,6 +168,8 @@ pub struct Weights {
     source: PathBuf,
     files: Vec<(PathBuf, Bytes)>,
     tensors: BTreeMap<String, Entry>,
+    /// What headers say of tensors beside their types, by their names, as JSON (torchao).
+    said: BTreeMap<String, String>,
     /// How the tensors were taken together that are one matrix.
     quantization: Option<Quantization>,
     /// Where the tensors that were taken together begin and end, by file.
@@ -210,6 +212,7 @@ impl Weights {
             source: source.to_path_buf(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            said: BTreeMap::new(),
             quantization: None,
             joined_borders: Vec::new(),
         }
@@ -267,7 +270,10 @@ impl Weights {
                 (WeightType::F32, Bytes::from_vec(narrowed))
             }
             Stored::Other(stored) => return Err(self.unsupported(name, stored).context(path.display())),
-            Stored::Joined(matrix) => return matrix.tensor().context(path.display()),
+            Stored::Joined(matrix) => {
+                let tensor = matrix.tensor().context(path.display())?;
+                return Ok(WeightTensor { shape: entry.shape.clone(), ..tensor });
+            }
         };
         Ok(WeightTensor { name: name.to_owned(), dtype, shape: entry.shape.clone(), data })
     }

@@ -49,8 +49,9 @@ pub fn from_bytes(bytes: Bytes, path: &Path) -> Result<Weights> {
     let mut weights = Weights::new(path);
     match sniff(&bytes).context(path.display())? {
         Content::Safetensors => {
-            let header = read_header(&bytes).context(path.display())?;
-            add_file(&mut weights, path, bytes, header.into_iter())?;
+            let (tensors, said) = read_header(&bytes).context(path.display())?;
+            add_file(&mut weights, path, bytes, tensors.into_iter())?;
+            weights.said.extend(said);
         }
         Content::Index => add_shards(&mut weights, path, &bytes)?,
         Content::Gguf => {
@@ -109,8 +110,11 @@ struct Tensor {
     range: std::ops::Range<usize>,
 }
 
+/// What a header says of tensors beside their types, by their names, as JSON.
+type Said = HashMap<String, String>;
+
 /// Reads the header and checks it against the file.
-fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
+fn read_header(bytes: &[u8]) -> Result<(Vec<Tensor>, Said)> {
     let len = bytes.first_chunk().map(|len| u64::from_le_bytes(*len));
     let len = len.ok_or_else(|| Error::model_file("the file has no room for a safetensors header"))?;
     if len > MAX_HEADER {
@@ -150,7 +154,10 @@ fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
         let range = start + from.min(data_len)..start + to.min(data_len);
         Ok(Tensor { name, stored: stored(info.dtype), shape: info.shape.clone(), range })
     };
-    header.tensors().into_iter().map(place).collect()
+    let said = header.metadata().iter().flatten().filter(|(_, text)| text.starts_with('{'));
+    let said = said.map(|(name, text)| (name.clone(), text.clone())).collect();
+    let tensors: Result<_> = header.tensors().into_iter().map(place).collect();
+    Ok((tensors?, said))
 }
 
 /// The header as the crate checks it, and no name in it twice: the crate takes the last one of a name, and of
@@ -258,7 +265,8 @@ fn add_shards(weights: &mut Weights, path: &Path, bytes: &[u8]) -> Result<()> {
     for (shard, names) in shards {
         let shard = path.with_file_name(shard);
         let bytes = Bytes::map_file(&shard).context("a shard of the model is missing or unreadable")?;
-        let found = read_shard(&bytes).context(shard.display())?;
+        let (found, said) = read_shard(&bytes).context(shard.display())?;
+        weights.said.extend(said);
         let mut found: BTreeMap<_, _> =
             found.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
         let mut wanted = Vec::with_capacity(names.len());
@@ -276,7 +284,7 @@ fn add_shards(weights: &mut Weights, path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn read_shard(bytes: &[u8]) -> Result<Vec<Tensor>> {
+fn read_shard(bytes: &[u8]) -> Result<(Vec<Tensor>, Said)> {
     match sniff(bytes)? {
         Content::Safetensors => read_header(bytes),
         Content::Index | Content::Gguf => Err(Error::model_file("this shard is not a safetensors file")),

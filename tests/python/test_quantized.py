@@ -27,6 +27,12 @@ COARSE = 0.6
 
 #: What each row is kept as, besides the BF16 of what is plain.
 KEPT: dict[str, list[str]] = {
+    "auto-round-awq": ["Q4_ZERO"],
+    "auto-round-gptq": ["Q4_0"],
+    "auto-round-int2-zero-points": ["Q4_0"],
+    "auto-round-int4": ["Q4_0", "Q8_0"],
+    "auto-round-int5-zero-points": ["Q8_0"],
+    "auto-round-mxfp4": ["MXFP4"],
     "awq-int4": ["Q4_ZERO"],
     "awq-int4-symmetric": ["Q4_0"],
     "bnb-fp4": ["BNB_FP4"],
@@ -77,11 +83,18 @@ KEPT: dict[str, list[str]] = {
     "mlx-5": ["Q5_1"],
     "mlx-6": ["Q8_MIN"],
     "mlx-8": ["Q8_MIN"],
+    "mlx-experts": ["Q4_1", "Q8_MIN"],
+    "mlx-experts-mxfp4": ["MXFP4", "Q8_MIN"],
     "mlx-mixed": ["Q4_1", "Q8_MIN"],
     "mlx-mxfp4": ["MXFP4"],
+    "mlx-mxfp8": ["FP8"],
     "mlx-nvfp4": ["FP4_F32"],
     "modelopt-fp8": ["FP8"],
     "modelopt-nvfp4": ["FP4_F32"],
+    "torchao-float8": ["FP8"],
+    "torchao-int3": ["Q4_0"],
+    "torchao-int4": ["Q4_ZERO"],
+    "torchao-int8": ["Q8_F32"],
 }
 
 
@@ -114,28 +127,34 @@ def test_a_format_agrees_with_its_own_package(tmp_path: Path, name: str) -> None
 
 Q = "model.layers.0.self_attn.q_proj."
 Tensors = dict[str, tuple[str, list[int], bytes]]
+#: What the header says of a tensor, as if it were one, is under its name behind this.
+SAID = "said of "
 
 
 def read(path: Path) -> Tensors:
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    header.pop("__metadata__", None)
+    said = header.pop("__metadata__", {})
     at = {name: info["data_offsets"] for name, info in header.items()}
-    return {
+    tensors: Tensors = {
         name: (info["dtype"], info["shape"], data[8 + size + at[name][0] : 8 + size + at[name][1]])
         for name, info in header.items()
     }
+    return tensors | {SAID + name: ("", [], text.encode()) for name, text in said.items()}
 
 
 def write(path: Path, tensors: Tensors) -> None:
-    header, at = {}, 0
-    for name, (dtype, shape, data) in tensors.items():
+    said = {n.removeprefix(SAID): data.decode() for n, (_, _, data) in tensors.items() if n.startswith(SAID)}
+    header: dict[str, Any] = {"__metadata__": said}
+    stored = {name: tensor for name, tensor in tensors.items() if not name.startswith(SAID)}
+    at = 0
+    for name, (dtype, shape, data) in stored.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
         at += len(data)
     text = json.dumps(header).encode()
     path.write_bytes(
-        len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values())
+        len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in stored.values())
     )
 
 
@@ -152,6 +171,13 @@ def cut(tensors: Tensors, name: str, shape: list[int]) -> None:
 
 def retyped(tensors: Tensors, name: str, dtype: str) -> None:
     tensors[Q + name] = (dtype, *tensors[Q + name][1:])
+
+
+def said(tensors: Tensors, old: str, new: str) -> None:
+    """Of the module's weight, in the file's header."""
+    text = tensors[SAID + Q + "weight"][2].decode()
+    assert old in text
+    tensors[SAID + Q + "weight"] = ("", [], text.replace(old, new).encode())
 
 
 F16_NAN, BF16_INFINITY, F32_NAN = b"\x00\x7e", b"\x80\x7f", b"\x00\x00\xc0\x7f"
@@ -201,6 +227,43 @@ BAD: list[tuple[str, Any, dict[str, Any], str]] = [
     ("awq-int4", lambda t: t.pop(Q + "qzeros"), {}, "there is no qzeros"),
     ("awq-int4", None, {KIB + "group_size": 16}, "scales has the shape [4, 64]"),
     ("awq-int4", None, {KIB + "version": "gemv"}, "gemv"),
+    (
+        "auto-round-int4",
+        None,
+        {KIB + "packing_format": "auto_round:other"},
+        'packing_format: "auto_round:other"',
+    ),
+    ("auto-round-int4", None, {KIB + "extra_config": {}}, "o_proj|has the shape"),
+    ("auto-round-int4", None, {KIB + "act_bits": 8}, "is not run yet"),
+    ("auto-round-int4", None, {KIB + "rotation_config": {"size": 32}}, "is not run yet"),
+    ("auto-round-int4", None, {KIB + "super_bits": 6}, "super_bits: 6"),
+    ("auto-round-int4", lambda t: t.pop(Q + "qzeros"), {}, "there is no qzeros"),
+    ("auto-round-awq", None, {KIB + "bits": 2}, "bits: 2"),
+    ("auto-round-mxfp4", None, {KIB + "group_size": 16}, "is not run yet"),
+    (
+        "auto-round-mxfp4",
+        lambda t: put(t, "weight_scale", 2, b"\xff"),
+        {},
+        "scale 2 is NaN",
+    ),
+    ("torchao-int8", lambda t: t.pop(SAID + Q + "weight"), {}, "does not say which class"),
+    ("torchao-int8", lambda t: said(t, "Int8Tensor", "Int4Tensor"), {}, 'torchao\'s "Int4Tensor"'),
+    ("torchao-int8", lambda t: said(t, "reduce_range", "wings"), {}, '"wings": false of it'),
+    ("torchao-int8", lambda t: said(t, '"scale"', '"pre_scale"'), {}, 'keeps "pre_scale" of it'),
+    ("torchao-int8", lambda t: said(t, "[1, 64]", "[1]"), {}, "block_size must be two"),
+    ("torchao-int8", lambda t: said(t, '"_type"', '"_type'), {}, "is malformed"),
+    ("torchao-int8", lambda t: t.pop(Q + "_weight_scale"), {}, "there is no _weight_scale"),
+    (
+        "torchao-int4",
+        lambda t: put(t, "_weight_qdata", 65, b"\x08"),
+        {},
+        "the number 8, which has more than 4",
+    ),
+    ("torchao-int4", lambda t: said(t, "int4", "uint4"), {}, "target_dtype"),
+    ("torchao-int4", lambda t: cut(t, "_weight_zero_point", [64, 1]), {}, "a zero point for each group"),
+    ("torchao-float8", lambda t: put(t, "_weight_qdata", 3, b"\x7f"), {}, "row 0 holds the byte 0x7f"),
+    ("mlx-mxfp8", lambda t: put(t, "scales", 1, b"\xff"), {}, "scale 1 is NaN"),
+    ("mlx-mxfp8", lambda t: put(t, "weight", 66, b"\x7f"), {}, "row 1 holds the byte 0x7f"),
     ("mlx-4", lambda t: t.pop(Q + "biases"), {}, "there is no biases"),
     ("mlx-4", None, {"quantization.bits": 8, "quantization_config.bits": 8}, "scales has the shape"),
     ("mlx-4", None, {"quantization.bits": 8}, "only one is run at a time"),
@@ -254,6 +317,55 @@ def test_what_claims_to_be_quantized_and_is_not_is_refused(tmp_path: Path) -> No
     write(folder / "model.safetensors", plain)
     with pytest.raises(tallow.ModelFileError, match="and no tensor of it is"):
         load(folder)
+
+
+def test_stacks_of_experts_are_held_against_each_other(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER / "mlx-experts", tmp_path / "stacks")
+    tensors = read(folder / "model.safetensors")
+    name = "model.layers.0.mlp.switch_mlp.up_proj."
+    for part, shape, words in [
+        ("scales", [3, 32, 2], "a stack of as many experts as its weight"),
+        ("scales", [4, 31, 2], "scales has the shape"),
+        ("weight", [4, 32, 7], "scales has the shape"),
+        ("weight", [0, 32, 8], "stack of as many experts"),
+    ]:
+        dtype, old, data = tensors[name + part]
+        cut_data = data[: len(data) * int(np.prod(shape)) // int(np.prod(old))]
+        write(folder / "model.safetensors", tensors | {name + part: (dtype, shape, cut_data)})
+        with pytest.raises(tallow.ModelFileError) as caught:
+            load(folder)
+        assert words in str(caught.value) and "switch_mlp.up_proj" in str(caught.value), str(caught.value)
+    other = name.replace("switch_mlp", "other_mlp")
+    moved = {n.replace(name, other): tensor for n, tensor in tensors.items()}
+    write(folder / "model.safetensors", moved)
+    with pytest.raises(tallow.UnsupportedModelError, match="only experts of MLX"):
+        load(folder)
+
+
+def test_plain_stacks_of_mlx_load(tmp_path: Path) -> None:
+    """mlx-lm stacks experts also where it quantizes nothing."""
+    folder = shutil.copytree(FOLDER / "mlx-experts", tmp_path / "plain")
+    root = json.loads((folder / "config.json").read_text())
+    own = root.pop("quantization")
+    root.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(root))
+    tensors = read(folder / "model.safetensors")
+    for name in [name.removesuffix("scales") for name in tensors if name.endswith(".scales")]:
+        bits = (own.get(name[:-1]) or own)["bits"]
+        codes, scales, biases = (tensors.pop(name + part) for part in ("weight", "scales", "biases"))
+        words = np.frombuffer(codes[2], "<u4").reshape(codes[1])
+        q = (words[..., None] >> np.arange(0, 32, bits, dtype=np.uint32) & (1 << bits) - 1).reshape(
+            *scales[1], -1
+        )
+        scale, bias = (
+            (np.frombuffer(part[2], "<u2").astype("<u4") << 16).view("<f4").reshape(*part[1], 1)
+            for part in (scales, biases)
+        )
+        weight = (q * scale + bias).reshape(*scales[1][:-1], -1).astype("<f4")
+        tensors[name + "weight"] = ("F32", list(weight.shape), weight.tobytes())
+    write(folder / "model.safetensors", tensors)
+    got = load(folder, dtype="float32").logits(prompt())[-len(LOGITS["mlx-experts"]) :]
+    assert np.abs(got - LOGITS["mlx-experts"]).max() <= EXACT
 
 
 def test_a_second_rounding_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 //! Every key of a configuration is used, known to change nothing of the weights, or refused by name: what
 //! its tensors mean may hang on any of them. Activations stay exact whatever a file says of quantizing them.
 
+mod auto_round;
+
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
@@ -33,6 +35,22 @@ pub(super) fn rules(method: &str, config: &Object) -> Result<Run> {
         "fbgemm-fp8" => {
             known(config, &["quant_method", "modules_to_not_convert", "activation_scale_ub"])?;
             all(Scheme::Fp8 { scales: &["weight_scale"], groups: vec![Group::Row] })
+        }
+        "auto-round" | "intel/auto-round" | "autoround" | "inc" => {
+            Ok(auto_round::rules(config)?.map(|rules| (rules, false)))
+        }
+        "torchao" => {
+            // What each tensor is stands in the header of the file.
+            let keys = [
+                "quant_method",
+                "quant_type",
+                "quant_type_kwargs",
+                "modules_to_not_convert",
+                "include_input_output_embeddings",
+                "untie_embedding_weights",
+            ];
+            known(config, &keys)?;
+            all(Scheme::Torchao)
         }
         "modelopt" | "modelopt-fp4" => Ok(modelopt(config)?.map(|rules| (rules, false))),
         _ => Ok(None),
@@ -174,7 +192,7 @@ const GPTQ_KEYS: &[&str] = &[
 
 /// GPTQ of AutoGPTQ and gptqmodel.
 fn gptq(config: &Object) -> Result<Vec<Rule>> {
-    known(config, GPTQ_KEYS)?;
+    known(config, &[GPTQ_KEYS, auto_round::TUNING_KEYS].concat())?;
     must_be(config, "pack_dtype", &"int32".into())?;
     must_be(config, "is_marlin_format", &false.into())?;
     must_be(config, "rotation", &"".into())?;
@@ -219,7 +237,7 @@ fn gptq(config: &Object) -> Result<Vec<Rule>> {
 fn awq(config: &Object) -> Result<Vec<Rule>> {
     let own = ["w_bit", "q_group_size", "version", "zero_point", "modules_to_not_convert"];
     let fused = ["do_fuse", "fuse_max_seq_len", "modules_to_fuse"];
-    known(config, &[GPTQ_KEYS, &own, &fused].concat())?;
+    known(config, &[GPTQ_KEYS, auto_round::TUNING_KEYS, &own, &fused].concat())?;
     for key in ["version", "format", "checkpoint_format"] {
         one_of(config, key, &["gemm"])?;
     }
@@ -254,7 +272,12 @@ fn mlx(config: &Object) -> Result<Vec<Rule>> {
 /// Defaults are those of `mlx.nn.quantize`.
 fn mlx_scheme(own: &Object) -> Result<Scheme> {
     let fp4 = |group, powers| Scheme::Fp4 { weight: "weight", scale: "scales", group, outer: None, powers };
-    Ok(match one_of(own, "mode", &["affine", "mxfp4", "nvfp4"])? {
+    Ok(match one_of(own, "mode", &["affine", "mxfp4", "nvfp4", "mxfp8"])? {
+        "mxfp8" => {
+            must_be(own, "group_size", &32.into())?;
+            must_be(own, "bits", &8.into())?;
+            Scheme::Fp8 { scales: &["scales"], groups: vec![Group::Of(32)] }
+        }
         "mxfp4" => {
             must_be(own, "group_size", &32.into())?;
             must_be(own, "bits", &4.into())?;

@@ -31,6 +31,9 @@ pub(super) enum Packing {
     HighFirst,
     /// A byte each; the highest bit is turned over if they have a sign, so that -128 is 0.
     Bytes { signed: bool },
+    /// Numbers with a sign, a byte each though they have fewer bits: the code is greater by half of their
+    /// range. One beyond it is a code that there is not.
+    Small { bits: u32 },
 }
 
 impl Codes {
@@ -62,6 +65,10 @@ impl Codes {
                 let turned = if signed { 0x80 } else { 0 };
                 let bytes = &self.data[rows.start * columns..rows.end * columns];
                 out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = byte ^ turned);
+            }
+            Packing::Small { bits } => {
+                let bytes = &self.data[rows.start * columns..rows.end * columns];
+                out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = byte.wrapping_add(1 << (bits - 1)));
             }
         }
     }
@@ -226,5 +233,9 @@ mod tests {
         let bytes = Codes { data: Bytes::from_vec(vec![0x80, 0, 0x7f]), packing: signed, columns: 3 };
         bytes.fill(0..1, &mut out[..3]);
         assert_eq!(out[..3], [0, 128, 255]);
+        let small =
+            Codes { packing: Packing::Small { bits: 4 }, data: Bytes::from_vec(vec![0xf8, 7, 8]), ..bytes };
+        small.fill(0..1, &mut out[..3]);
+        assert_eq!(out[..3], [0, 15, 16]);
     }
 }

@@ -123,6 +123,9 @@ pub(super) fn make(matrix: &Matrix, dtype: WeightType) -> Result<Vec<u8>> {
         let rows = first..n.min(first + STRIP);
         let codes = &mut codes[..rows.len() * k];
         matrix.codes.fill(rows.clone(), codes);
+        if let Packing::Small { bits } = matrix.codes.packing {
+            check_range(bits, rows.start, codes)?;
+        }
         for (row, codes) in rows.zip(codes.chunks_exact(k.max(1))) {
             match dtype.block_len() {
                 1 => floats(matrix, dtype, row, codes, &mut out)?,
@@ -215,6 +218,18 @@ fn blocks(matrix: &Matrix, dtype: WeightType, row: usize, codes: &[u8], out: &mu
     Ok(())
 }
 
+/// That numbers of a byte each are of the bits that they are said to be; `codes` of the rows from `first` on.
+fn check_range(bits: u32, first: usize, codes: &[u8]) -> Result<()> {
+    let most = (1u32 << bits) as usize;
+    match codes.iter().find(|code| usize::from(**code) >= most) {
+        None => Ok(()),
+        Some(code) => Err(Error::model_file(format!(
+            "from row {first} on there is the number {}, which has more than {bits} bits; the file is damaged",
+            code.wrapping_sub(1 << (bits - 1)) as i8
+        ))),
+    }
+}
+
 fn no_number(row: usize, code: u8) -> Error {
     Error::model_file(format!(
         "row {row} holds the byte {code:#04x}, which is no number; the file is damaged"
@@ -263,9 +278,10 @@ impl Packing {
     /// How many codes there can be.
     fn values(self) -> usize {
         match self {
-            Packing::Rows { bits, .. } | Packing::Words { bits, .. } | Packing::Down { bits, .. } => {
-                1 << bits
-            }
+            Packing::Rows { bits, .. }
+            | Packing::Words { bits, .. }
+            | Packing::Down { bits, .. }
+            | Packing::Small { bits } => 1 << bits,
             Packing::Awq { .. } | Packing::HighFirst => 16,
             Packing::Bytes { .. } => 256,
         }

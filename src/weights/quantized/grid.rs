@@ -224,8 +224,8 @@ pub(super) enum ZeroPacking {
     Across { bits: u32, row_bytes: usize, plus: i32 },
     /// As AWQ has its codes.
     Awq { lines: usize },
-    /// Bytes with a sign, of codes whose sign bit is turned over.
-    Bytes,
+    /// Bytes with a sign, of codes that are greater by so many.
+    Bytes { middle: i32 },
 }
 
 impl Zeros {
@@ -258,7 +258,7 @@ impl Zeros {
                 let row = data.get(group * lines / 2..(group + 1) * lines / 2);
                 row.map_or(0, |row| i32::from(awq_nibble(row, line)))
             }
-            ZeroPacking::Bytes => 128 + i32::from(byte(line * groups + group) as i8),
+            ZeroPacking::Bytes { middle } => middle + i32::from(byte(line * groups + group) as i8),
         }
     }
 

@@ -17,6 +17,7 @@
 //! | bitsandbytes, 8 bits | `weight`, `SCB`, `weight_format` | SCB q / 127 |
 //! | FP8, MXFP8 | `weight`, `weight_scale` or `weight_scale_inv` | scale e4m3(q) |
 //! | MXFP4, NVFP4 | `weight_packed` or `weight`, `weight_scale`, … | scale e2m1(q) |
+//! | torchao | `_weight_qdata`, `_weight_scale`, `_weight_zero_point` | as the header says |
 //!
 //! [`parts`] reads each into one form, [`Matrix`]; the layouts are described there.
 
@@ -24,6 +25,7 @@ mod codes;
 mod convert;
 mod grid;
 mod parts;
+mod stacks;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -115,6 +117,8 @@ pub enum Scheme {
         outer: Option<Outer>,
         powers: bool,
     },
+    /// torchao: the file's header says what each is.
+    Torchao,
 }
 
 /// One more scale for a whole matrix.
@@ -196,12 +200,20 @@ struct Part {
 }
 
 /// Endings of tensors that only quantized modules have.
-const MARKS: [&str; 7] =
-    [".weight_packed", ".weight_scale", ".weight_scale_inv", ".qweight", ".scales", ".weight.absmax", ".SCB"];
+const MARKS: [&str; 8] = [
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".qweight",
+    ".scales",
+    ".weight.absmax",
+    ".SCB",
+    "._weight_qdata",
+];
 
 /// All that may belong to a quantized module, behind its name; those of bitsandbytes' state have endings of
 /// their own.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 19] = [
     "weight",
     "weight_packed",
     "weight_scale",
@@ -218,6 +230,9 @@ const PARTS: [&str; 16] = [
     "SCB",
     "weight_format",
     "weight_g_idx",
+    "_weight_qdata",
+    "_weight_scale",
+    "_weight_zero_point",
 ];
 const STATE: &str = "weight.";
 
@@ -264,8 +279,11 @@ impl Weights {
         names.extend(PARTS.iter().map(|part| format!("{module}.{part}")));
         names.retain(|name| self.tensors.contains_key(name));
         let file = names.first().and_then(|name| self.tensors.get(name)).map_or(0, |entry| entry.file);
-        let parts = names.into_iter().map(|name| self.part(module, name)).collect::<Result<Vec<_>>>()?;
-        let matrix = parts::read(&name, scheme, parts).map_err(|error| {
+        let mut parts = names.into_iter().map(|name| self.part(module, name)).collect::<Result<Vec<_>>>()?;
+        let stack = stacks::flatten(module, scheme, &mut parts)?;
+        let name = stack.and_then(|_| stacks::module_name(module)).unwrap_or(name);
+        let stated = self.said.get(&name).map(String::as_str);
+        let matrix = parts::read(&name, scheme, parts, stated).map_err(|error| {
             let said = format!("the configuration says {}", how.title);
             error.context(said)
         })?;
@@ -274,8 +292,22 @@ impl Weights {
                 self.joined_borders.push((entry.file, [entry.range.start, entry.range.end]));
             }
         }
-        let entry = Entry::new(Stored::Joined(Arc::new(matrix.0)), matrix.2.to_vec(), file, 0..0);
+        let shape = match (stack, matrix.2) {
+            (Some(count), [rows, columns]) => vec![count, rows / count, columns],
+            (None, shape) => shape.to_vec(),
+        };
+        let entry = Entry::new(Stored::Joined(Arc::new(matrix.0)), shape, file, 0..0);
         self.insert(name, entry)
+    }
+
+    /// Gives stacks of experts that MLX has names for the names of transformers; of those that are quantized
+    /// [`Weights::join`] did so.
+    ///
+    /// # Errors
+    /// `ModelFile` when a name is there then twice.
+    pub fn name_stacks(&mut self) -> Result<()> {
+        let source = self.source.display().to_string();
+        stacks::rename(self).context(source)
     }
 
     fn part(&self, module: &str, name: String) -> Result<Part> {

@@ -1,6 +1,8 @@
 //! The tensors of a module, checked against each other and against what the configuration says, as a
 //! [`Matrix`]. The layouts are those of the packages that write them: compressed-tensors 0.20, gptqmodel 7.7,
-//! bitsandbytes 0.50, mlx-lm 0.32 and ModelOpt 0.47.
+//! bitsandbytes 0.50, mlx-lm 0.32, ModelOpt 0.47 and torchao 0.18.
+
+mod torchao;
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -18,11 +20,11 @@ use crate::weights::{Bytes, Stored, WeightType};
 /// What a scheme makes of the parts of a module: the matrix, the parts that it took, and its shape.
 type Made = (Matrix, Vec<String>, [usize; 2]);
 
-/// Takes the parts that a scheme has.
+/// Takes the parts that a scheme has. `stated`: what the file's header says of the matrix.
 ///
 /// # Errors
 /// `ModelFile` where one is missing, or of another type or shape than the scheme and the others say.
-pub(super) fn read(name: &str, scheme: &Scheme, parts: Vec<Part>) -> Result<Made> {
+pub(super) fn read(name: &str, scheme: &Scheme, parts: Vec<Part>, stated: Option<&str>) -> Result<Made> {
     let parts = Parts { parts, taken: RefCell::default() };
     let found = match scheme {
         Scheme::Packed { bits, group, symmetric } => parts.packed(*bits, *group, *symmetric),
@@ -39,6 +41,7 @@ pub(super) fn read(name: &str, scheme: &Scheme, parts: Vec<Part>) -> Result<Made
         Scheme::Fp4 { weight, scale, group, outer, powers } => {
             parts.fp4(weight, scale, *group, *outer, *powers)
         }
+        Scheme::Torchao => parts.torchao(stated),
     }?;
     let Found { shape, codes, levels, scales, groups } = found;
     if shape.contains(&0) {
@@ -134,7 +137,7 @@ impl Parts {
                 let height =
                     if whole { size[0].div_ceil(per_word) } else { (size[0] * bits as usize).div_ceil(32) };
                 let (wanted, packing) = match part.dtype() {
-                    "I8" => (size, ZeroPacking::Bytes),
+                    "I8" => (size, ZeroPacking::Bytes { middle: 128 }),
                     _ => ([height, size[1]], ZeroPacking::Down { bits, words: whole }),
                 };
                 part.shaped(&wanted, shape)?;
@@ -158,7 +161,7 @@ impl Parts {
                     return Err(part.misfit(&size, shape));
                 }
                 let data = part.data.clone();
-                Zeros::Stored(StoredZeros { data, packing: ZeroPacking::Bytes, size })
+                Zeros::Stored(StoredZeros { data, packing: ZeroPacking::Bytes { middle: 128 }, size })
             }
         };
         Ok(Found { shape, codes: weight.bytes(true, shape), levels: Levels::Integers(zeros), scales, groups })
@@ -316,8 +319,10 @@ impl Parts {
     }
 
     fn fp8(&self, names: &[&str], groups: &[Group]) -> Result<Found> {
-        let weight = self.typed("weight", &["F8_E4M3"])?;
-        let shape = weight.matrix()?;
+        // MLX has four bytes in a word.
+        let weight = self.typed("weight", &["F8_E4M3", "U32"])?;
+        let [n, width] = weight.matrix()?;
+        let shape = [n, if weight.dtype() == "U32" { width.checked_mul(4).unwrap_or(0) } else { width }];
         let there = names.iter().find(|name| self.parts.iter().any(|part| part.name == **name));
         let name = there.or(names.first()).copied().unwrap_or_default();
         let mut grids = groups.iter().map(|group| self.grid(name, *group, shape));
@@ -403,7 +408,7 @@ impl Part {
         self.misfit_of(wanted, &format!("a matrix {matrix:?} in these groups"))
     }
 
-    fn misfit_of(&self, wanted: &[usize], what: &str) -> Error {
+    pub(super) fn misfit_of(&self, wanted: &[usize], what: &str) -> Error {
         Error::model_file(format!(
             "{} has the shape {:?}, and {what} has {wanted:?}; the configuration and the tensors do not belong \
              together",
