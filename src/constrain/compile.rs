@@ -181,8 +181,8 @@ impl Inner {
         let mut parser = parser.map_err(|error| Error::constraint(tidy(&error)))?;
         parser.start_without_prompt();
         let grammar = Grammar::new(parser, self.vocabulary.clone(), constraint.literals())?;
-        // Who asks for an answer looks for the shortest one first, and has no limit: of
-        // `a.{0,20}\p{Greek}([^\d]*w)*` it takes a second.
+        // Who asks for an answer looks for the shortest one first, and has no limit: of some expressions it
+        // takes a second.
         if grammar.search_shortest(&until) { Ok(grammar) } else { Err(too_long(constraint, &self.limits)) }
     }
 

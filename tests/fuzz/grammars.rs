@@ -48,7 +48,7 @@ fn answer(input: &[u8], constraint: Constraint) -> Outcome {
 
 /// The limit of time is an argument, and 2 s unless told otherwise.
 fn compiler() -> GrammarCompiler {
-    let limits = Limits { compile_time: Duration::from_millis(800), ..Limits::default() };
+    let limits = Limits { compile_time: Duration::from_millis(400), ..Limits::default() };
     let tokenizer = small::tokenizer();
     let (end, size) = (tokenizer.id(small::END).unwrap(), tokenizer.vocab_size());
     GrammarCompiler::new(Vocabulary::new(tokenizer, &[end], size).unwrap(), limits).unwrap()
