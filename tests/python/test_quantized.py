@@ -27,11 +27,11 @@ COARSE = 0.6
 
 #: What each row is kept as, besides the BF16 of what is plain.
 KEPT: dict[str, list[str]] = {
-    "auto-round-awq": ["Q4_ZERO"],
-    "auto-round-gptq": ["Q4_0"],
-    "auto-round-int2-zero-points": ["Q4_0"],
+    "auto-round-awq": ["F32", "Q4_ZERO"],
+    "auto-round-gptq": ["F32", "Q4_0"],
+    "auto-round-int2-zero-points": ["F32", "Q4_0"],
     "auto-round-int4": ["Q4_0", "Q8_0"],
-    "auto-round-int5-zero-points": ["Q8_0"],
+    "auto-round-int5-zero-points": ["Q8_0", "F32"],
     "auto-round-mxfp4": ["MXFP4"],
     "awq-int4": ["Q4_ZERO"],
     "awq-int4-symmetric": ["Q4_0"],
@@ -94,7 +94,7 @@ KEPT: dict[str, list[str]] = {
     "torchao-float8": ["FP8"],
     "torchao-int3": ["Q4_0"],
     "torchao-int4": ["Q4_ZERO"],
-    "torchao-int8": ["Q8_F32"],
+    "torchao-int8": ["Q8_0"],
 }
 
 
@@ -326,7 +326,7 @@ def test_stacks_of_experts_are_held_against_each_other(tmp_path: Path) -> None:
     for part, shape, words in [
         ("scales", [3, 32, 2], "a stack of as many experts as its weight"),
         ("scales", [4, 31, 2], "scales has the shape"),
-        ("weight", [4, 32, 7], "scales has the shape"),
+        ("weight", [4, 32, 7], "has shape [4, 32, 56]"),
         ("weight", [0, 32, 8], "stack of as many experts"),
     ]:
         dtype, old, data = tensors[name + part]
@@ -334,7 +334,7 @@ def test_stacks_of_experts_are_held_against_each_other(tmp_path: Path) -> None:
         write(folder / "model.safetensors", tensors | {name + part: (dtype, shape, cut_data)})
         with pytest.raises(tallow.ModelFileError) as caught:
             load(folder)
-        assert words in str(caught.value) and "switch_mlp.up_proj" in str(caught.value), str(caught.value)
+        assert words in str(caught.value) and "up_proj" in str(caught.value), str(caught.value)
     other = name.replace("switch_mlp", "other_mlp")
     moved = {n.replace(name, other): tensor for n, tensor in tensors.items()}
     write(folder / "model.safetensors", moved)
