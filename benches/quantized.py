@@ -247,9 +247,10 @@ def greedy(model, ids):
     return list(model.generate(ids, **options).tokens)
 
 
-def same_start(ours, ids, drawn):
+def same_start(other, ids, drawn, never):
     """How many of our tokens another runtime draws, and how much less it gives to ours where it differs."""
-    logits = ours(ids + drawn)
+    logits = other(ids + drawn)
+    logits[:, list(never)] = -np.inf
     for at, token in enumerate(drawn):
         row = logits[len(ids) + at - 1]
         if row.argmax() != token:
@@ -263,10 +264,10 @@ def agree(folder, name):
     ours, theirs = (math.exp(nats(each, ids)) for each in (model, wide))
     prompts = [model.tokenize(prompt) for prompt in PROMPTS]
     drawn = [greedy(model, prompt) for prompt in prompts]
-    kept = " ".join(model.weight_types)
+    kept, never = " ".join(model.weight_types), model.eos_ids
     del model, wide
     other = runtime(name, folder / name)
-    starts = [same_start(other, prompt, tokens) for prompt, tokens in zip(prompts, drawn, strict=True)]
+    starts = [same_start(other, prompt, tokens, never) for prompt, tokens in zip(prompts, drawn, strict=True)]
     same = " ".join(str(count) if not apart else f"{count} ({apart:.2f})" for count, apart in starts)
     print(
         f"| {name} | {kept} | {ours:.3f} | {theirs:.3f} | {100 * (ours / theirs - 1):+.2f} % | {same} |",

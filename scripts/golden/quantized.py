@@ -436,7 +436,10 @@ def of_words(config, tensors, plain):
 
 
 #: One module in 8 bits, one plain. (By name: of a pattern auto-round 0.16.1 writes the settings and not the weights.)
-APART = {"model.layers.0.self_attn.o_proj": dict(bits=8, group_size=64), "model.layers.0.mlp.up_proj": dict(bits=16)}
+APART = {
+    "model.layers.0.self_attn.o_proj": dict(bits=8, group_size=64),
+    "model.layers.0.mlp.up_proj": dict(bits=16),
+}
 row("auto-round-int4")(by_auto_round("auto_round", scheme="W4A16", group_size=32, layer_config=APART))
 row("auto-round-int2-zero-points")(
     by_auto_round("auto_round:gptqmodel", scheme="W2A16", group_size=32, sym=False)
