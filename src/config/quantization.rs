@@ -40,7 +40,7 @@ use serde_json::{Map, Value};
 
 use super::family::Family;
 use super::json::{read_object, shown};
-use crate::error::{Context, Error, Result, quoted, shortened};
+use crate::error::{Context, Error, PARAGRAPH, Result, quoted, shortened};
 use crate::weights::quantized::Quantization;
 use crate::weights::{Weights, safetensors};
 
@@ -159,10 +159,13 @@ fn describe(value: &Value, method: Option<&str>) -> Option<String> {
     let plain = plain_name(config, method).unwrap_or_default();
     match METHODS.iter().find(|method| method.names.contains(&plain.as_str())) {
         None => Some(format!("the method {}", quoted(&name))),
-        Some(method) => match method.words {
-            Words::Numbers(numbers) => Some(listed(method.title, numbers.iter().map(|n| n.of(config)))),
-            Words::Own(words) => words(config).map(|own| listed(method.title, own.into_iter().map(Some))),
-        },
+        Some(method) => {
+            let words = match method.words {
+                Words::Numbers(numbers) => listed(method.title, numbers.iter().map(|n| n.of(config))),
+                Words::Own(words) => listed(method.title, words(config)?.into_iter().map(Some)),
+            };
+            Some(shortened(words, PARAGRAPH))
+        }
     }
 }
 
@@ -610,7 +613,8 @@ mod tests {
             (r#""quant_method": "gptq", "bits": 4, "wings": 2"#.into(), Some("\"wings\": 2")),
             (r#""quant_method": "awq", "bits": 4, "version": "gemv_fast""#.into(), Some("\"gemv_fast\"")),
             (r#""quant_method": "awq", "bits": 8"#.into(), Some("bits: 8")),
-            (r#""bits": 4, "group_size": 64, "mode": "mxfp8""#.into(), Some("mode: \"mxfp8\"")),
+            (r#""bits": 8, "group_size": 64, "mode": "mxfp8""#.into(), Some("group_size: 64; 32 alone")),
+            (r#""bits": 4, "group_size": 64, "mode": "mxfp6""#.into(), Some("mode: \"mxfp6\"")),
             (r#""bits": 4, "group_size": 64, "lm_head": 5"#.into(), Some("lm_head: 5")),
             (r#""bits": 7, "group_size": 64"#.into(), Some("bits: 7")),
             (r#""load_in_4bit": true, "extra": 1"#.into(), Some("\"extra\": 1")),

@@ -59,7 +59,7 @@ impl Grammar {
     /// Begins an answer.
     ///
     /// # Errors
-    /// Internal on a defect of the library.
+    /// Constraint on a defect of the library.
     pub fn matcher(&self) -> Result<Matcher> {
         let inner = guard("beginning an answer", || Ok(self.0.start.clone()))?;
         let (taken, ended, is_alone, until) = (Vec::new(), false, false, None);

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::exact::Exact;
 use super::references::{Place, References};
 use super::{formats, integers, lengths};
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, PARAGRAPH, Result, quoted, shortened};
 
 /// Where a keyword holds schemas.
 pub(super) enum Children {
@@ -275,7 +275,8 @@ impl<'a> Rewriter<'a, '_> {
 
     fn reference(&mut self, place: Place<'a>, reference: &Value) -> Result<Value> {
         let Some(text) = reference.as_str() else {
-            return Err(Error::constraint(format!("a $ref is {reference}; it must be a text")));
+            let shown = shortened(reference, PARAGRAPH);
+            return Err(Error::constraint(format!("a $ref is {shown}; it must be a text")));
         };
         let target = self.references.target(place, text)?;
         let key = (std::ptr::from_ref(target.schema), std::ptr::from_ref(self.references.start().schema));

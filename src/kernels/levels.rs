@@ -134,6 +134,7 @@ unsafe fn tile_body<S: Simd, L: Levels, const M: usize>(
             eights!(0 1 2 3);
             let scale = S::mul(L::scale::<S>(unit), S::splat(1.0 / L::PARTS as f32));
             for i in 0..M {
+                // (`sums` are negative.)
                 let zero = S::splat_i(*at.sums.add(i * at.blocks * SUMS) * L::PARTS);
                 let dot = S::add_i(S::add_i(S::shl_32(high[i], 7), low[i]), zero);
                 let value = S::mul(S::to_f(dot), scale);

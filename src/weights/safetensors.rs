@@ -266,7 +266,12 @@ fn add_shards(weights: &mut Weights, path: &Path, bytes: &[u8]) -> Result<()> {
         let shard = path.with_file_name(shard);
         let bytes = Bytes::map_file(&shard).context("a shard of the model is missing or unreadable")?;
         let (found, said) = read_shard(&bytes).context(shard.display())?;
-        weights.said.extend(said);
+        for (name, text) in said {
+            if weights.said.insert(name.clone(), text.clone()).is_some_and(|other| other != text) {
+                let message = format!("another shard says something else of {}", quoted(&name));
+                return Err(Error::model_file(message).context(shard.display()));
+            }
+        }
         let mut found: BTreeMap<_, _> =
             found.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
         let mut wanted = Vec::with_capacity(names.len());

@@ -14,9 +14,11 @@ pub const FUEL: u64 = 1_500_000;
 pub const SOURCE_BYTES: usize = 1 << 20;
 /// Bytes of the rendered prompt.
 pub const OUTPUT_BYTES: usize = 16 << 20;
-/// Bytes of all that a render makes on its way, and of its output; what a growing text takes beside them is
-/// as much again.
-pub const WORK_BYTES: usize = 32 << 20;
+/// Bytes of all that a render makes on its way, and of its output. A text that is built up piece by piece is
+/// charged whole with each piece, so that long conversations need it.
+pub const WORK_BYTES: usize = 64 << 20;
+/// Bytes of what is made at once: no more than may be its output. (One text of 40 MB took 80 to be written.)
+const ONE_PIECE: usize = OUTPUT_BYTES;
 /// Nested calls of macros. Small, because a caller's thread may have a small stack.
 pub const RECURSION: usize = 64;
 /// Lists in lists in lists.
@@ -37,12 +39,15 @@ pub fn begin(marks: Option<[char; 2]>) {
 
 /// Takes `bytes` from the account, or fails.
 pub fn charge(bytes: usize) -> Result<(), Error> {
+    if bytes > ONE_PIECE {
+        return Err(fail("the template makes a text or list of more than 16 MB"));
+    }
     match LEFT.get().checked_sub(bytes) {
         Some(left) => {
             LEFT.set(left);
             Ok(())
         }
-        None => Err(fail("the template makes more than 32 MB of text and lists")),
+        None => Err(fail("the template makes more than 64 MB of text and lists")),
     }
 }
 

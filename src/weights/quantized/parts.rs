@@ -320,7 +320,7 @@ impl Parts {
 
     fn fp8(&self, names: &[&str], groups: &[Group]) -> Result<Found> {
         // MLX has four bytes in a word.
-        let weight = self.typed("weight", &["F8_E4M3", "U32"])?;
+        let weight = self.typed("weight", &[if names == ["scales"] { "U32" } else { "F8_E4M3" }])?;
         let [n, width] = weight.matrix()?;
         let shape = [n, if weight.dtype() == "U32" { width.checked_mul(4).unwrap_or(0) } else { width }];
         let there = names.iter().find(|name| self.parts.iter().any(|part| part.name == **name));

@@ -54,7 +54,8 @@ pub(super) fn flatten(module: &str, scheme: &Scheme, parts: &mut [Part]) -> Resu
     Ok(Some(count))
 }
 
-/// Gives stacks that are no quantized matrices, and all biases of stacks, the names of transformers.
+/// Gives stacks that are no quantized matrices, and all biases of stacks, the names of transformers; by the
+/// names alone, for no other module is called so.
 ///
 /// # Errors
 /// `ModelFile` when a name is there then twice.

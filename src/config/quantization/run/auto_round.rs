@@ -109,15 +109,14 @@ fn packing(config: &Object) -> Result<Option<Packing>> {
     let older = text(config, "backend").filter(|backend| backend.starts_with("auto_round"));
     // Where nothing is said transformers assumes this.
     let said = text(config, "packing_format").or(older).unwrap_or("auto_round:auto_gptq");
-    let part = said.strip_prefix("auto_round").map(|rest| rest.strip_prefix(':').unwrap_or(rest));
-    let first = part.and_then(|part| part.split(':').next());
-    Ok(match first {
+    let rest = said.strip_prefix("auto_round");
+    let part = rest.and_then(|rest| if rest.is_empty() { Some("") } else { rest.strip_prefix(':') });
+    Ok(match part {
         // Without zero points that are less by one: only files with `sym` false have it by default.
-        Some("" | "gptqmodel" | "exllamav2" | "triton") => Some(Packing::Gptq { minus_one: false }),
-        Some("auto_gptq" | "gptq") => Some(Packing::Gptq { minus_one: true }),
+        Some("" | "gptqmodel") => Some(Packing::Gptq { minus_one: false }),
+        Some("auto_gptq" | "gptq" | "gptq:exllamav2") => Some(Packing::Gptq { minus_one: true }),
         Some("auto_awq" | "awq") => Some(Packing::Awq),
         Some("llm_compressor") => Some(Packing::Floats),
-        _ if said == "auto" => Some(Packing::Gptq { minus_one: true }),
         _ => {
             let read = "auto_round, auto_round:gptqmodel, auto_round:auto_gptq, auto_round:auto_awq or \
                         auto_round:llm_compressor";

@@ -4,7 +4,6 @@
 use serde_json::{Map, Value};
 
 use super::{Found, Part, Parts, e4m3};
-use crate::config::json::shown;
 use crate::error::{Error, PARAGRAPH, Result, quoted, shortened};
 use crate::weights::quantized::codes::{Codes, Packing};
 use crate::weights::quantized::grid::{Groups, StoredZeros, ZeroPacking, Zeros};
@@ -20,6 +19,7 @@ struct Stated {
     block: [usize; 2],
     /// Of a number in a byte.
     bits: u32,
+    has_zeros: bool,
 }
 
 impl Parts {
@@ -47,6 +47,9 @@ impl Parts {
         let (scales, groups) = self.grid(SCALES, stated.group(shape), shape)?;
         let size = Groups::of(stated.group(shape), shape).1;
         let zeros = match self.find(ZEROS) {
+            None if stated.has_zeros => {
+                return Err(Error::model_file("its header names a zero point, and the file has none"));
+            }
             None => Zeros::All(middle),
             Some(part)
                 if part.dtype() == "I8" && part.shape.iter().product::<usize>() == size[0] * size[1] =>
@@ -99,16 +102,17 @@ impl Stated {
             return Err(Error::unsupported(format!(
                 "torchao says {}: {} of it, which is not understood",
                 quoted(key),
-                shown(value)
+                shortened(value, PARAGRAPH)
             )));
         }
         let names = object.get("_tensor_data_names").and_then(Value::as_array);
+        let has_zeros = names.into_iter().flatten().any(|name| name == "zero_point");
         let named =
             |name: &Value| name.as_str().is_some_and(|name| ["qdata", "scale", "zero_point"].contains(&name));
         if let Some(name) = names.into_iter().flatten().find(|name| !named(name)) {
             return Err(Error::unsupported(format!(
                 "torchao keeps {} of it, which is not read",
-                shown(name)
+                shortened(name, PARAGRAPH)
             )));
         }
         let side =
@@ -118,7 +122,8 @@ impl Stated {
         let [Some(rows), Some(columns)] = sides[..] else {
             return Err(malformed("block_size must be two positive numbers".into()));
         };
-        Ok(Stated { class: class.to_owned(), block: [rows, columns], bits: bits(inner.get("target_dtype"))? })
+        let bits = bits(inner.get("target_dtype"))?;
+        Ok(Stated { class: class.to_owned(), block: [rows, columns], bits, has_zeros })
     }
 
     fn group(&self, [rows, columns]: [usize; 2]) -> Group {
@@ -137,6 +142,9 @@ fn bits(target: Option<&Value>) -> Result<u32> {
     let name = target.get("_data").and_then(Value::as_str).unwrap_or_default();
     let bits = name.strip_prefix("int").and_then(|bits| bits.parse().ok());
     bits.filter(|bits| (1..=8).contains(bits)).ok_or_else(|| {
-        Error::unsupported(format!("torchao says target_dtype: {}; int1 to int8 are read", shown(target)))
+        Error::unsupported(format!(
+            "torchao says target_dtype: {}; int1 to int8 are read",
+            shortened(target, PARAGRAPH)
+        ))
     })
 }
