@@ -145,8 +145,8 @@ fn check_declared(tokenizer: &tokenizers::Tokenizer, declared: &Declared) -> Res
     Ok(())
 }
 
-/// A `precompiled_charsmap` begins with the length of its trie. The crate takes memory for as much before it
-/// looks how much there is: twelve characters of a file took 6.7 GB.
+/// A `precompiled_charsmap` begins with the length of its trie. The crate believes it and takes memory for as
+/// much, so it is held against the text first.
 fn check_charsmaps(normalizer: &Value) -> Result<()> {
     match normalizer {
         Value::Array(items) => items.iter().try_for_each(check_charsmaps),
