@@ -132,7 +132,8 @@ fn input(target: &Target, seeds: &[Vec<u8>], round: u64) -> Vec<u8> {
 /// The rules see what they are for.
 #[test]
 fn rules_are_broken_by_what_breaks_them() {
-    fn target(run: fn(&[u8]) -> fuzz::Outcome) -> Target {
+    type Run = fn(&[u8]) -> fuzz::Outcome;
+    fn target(run: Run) -> Target {
         Target { name: "rules", parts: &[], seeds: Vec::new, run }
     }
     let long = |_: &[u8]| {
@@ -146,7 +147,7 @@ fn rules_are_broken_by_what_breaks_them() {
         Ok(true)
     };
     let of_another_kind = |_: &[u8]| rules::taken::<()>(&Err(tallow::Error::internal("oh")), rules::OF_FILES);
-    let rows: [(fn(&[u8]) -> fuzz::Outcome, &str); 5] = [
+    let rows: [(Run, &str); 5] = [
         (|_| panic!("at the disco"), "a panic: at the disco"),
         (held, "bytes of memory"),
         (works, "of work"),

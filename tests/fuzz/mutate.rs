@@ -111,7 +111,7 @@ fn somewhere<'a>(value: &'a mut Value, random: &mut Random) -> &'a mut Value {
     }
     let at = random.below(count);
     let child = match value {
-        Value::Array(items) => items.iter_mut().nth(at),
+        Value::Array(items) => items.get_mut(at),
         Value::Object(members) => members.values_mut().nth(at),
         _ => None,
     };

@@ -45,7 +45,7 @@ pub(super) fn flatten(module: &str, scheme: &Scheme, parts: &mut [Part]) -> Resu
     for part in parts.iter_mut() {
         match part.shape[..] {
             [stacked, rows, columns] if stacked == count => {
-                let rows = rows.checked_mul(count).unwrap_or(usize::MAX);
+                let rows = rows.saturating_mul(count);
                 part.shape = vec![rows, columns];
             }
             _ => return Err(part.misfit_of(&[count], "a stack of as many experts as its weight")),
