@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from pathlib import Path
@@ -59,6 +60,14 @@ def _lies_about_its_header(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + data[8:])
 
 
+def _charsmap_cut_short(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    # It says that 64 bytes of a trie follow, and 8 do.
+    charsmap = base64.b64encode(struct.pack("<I", 64) + bytes(range(1, 9))).decode()
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
+
+
 def _remove(name: str):
     return lambda folder: (folder / name).unlink()
 
@@ -99,6 +108,7 @@ CASES = [
     ("size a text", _config(vocab_size="many"), tallow.ModelFileError, ["vocab_size"]),
     ("scaling unknown", _config(rope_scaling={"rope_type": "warp"}), tallow.UnsupportedModelError, ["warp"]),
     ("tokenizer no JSON", _cut("tokenizer.json", 0.5), tallow.ModelFileError, ["tokenizer.json"]),
+    ("charsmap cut short", _charsmap_cut_short, tallow.ModelFileError, ["precompiled_charsmap is cut short"]),
     ("no tokenizer", _remove("tokenizer.json"), tallow.ModelFileError, ["tokenizer"]),
     ("GGUF cut", _gguf(b"GGUF\x03\x00\x00\x00"), tallow.ModelFileError, ["model.gguf"]),
     ("GGUF counts", _gguf(b"GGUF\x03\0\0\0" + b"\xff" * 16), tallow.ModelFileError, ["model.gguf"]),
